@@ -1,0 +1,139 @@
+"""The CPU backend: linalg on tensors to shared objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import sympy
+
+from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
+from llmos.compiler.codegen.link import link_shared
+from llmos.compiler.codegen.llvm import lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.codegen.packing import pack_panels, packed_shape
+from llmos.compiler.compiled import CompiledModel, CompileObserver
+from llmos.compiler.emit import emitter
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir import ir
+from llmos.compiler.options import CompileOptions
+from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
+from llmos.compiler.target import Target
+from llmos.compiler.weights import Weight
+from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
+from llmos.passes.expand_math import ExpandMath
+from llmos.passes.form_dispatches import FormDispatches
+from llmos.passes.pack_weights import PackWeights
+from llmos.passes.plan_memory import PlanMemory
+from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
+
+PIPELINE: tuple[Pass, ...] = (
+    Upstream("canonicalize"),
+    Upstream("cse"),
+    Upstream("convert-elementwise-to-linalg", anchor="func.func"),
+    Upstream("linalg-generalize-named-ops", anchor="func.func"),
+    Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
+    Upstream("cse"),
+    RecogniseAttention(),
+    FormDispatches(),
+    PackWeights(),
+    PlanMemory(),
+)
+
+
+def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
+    """All of a model for all targets. Raises UnsupportedError for a model that has no kernels, PassError for an error of the compiler."""
+    module = imported.module
+    weights = dict(imported.weights)
+    if options.from_stage != "fused.mlir":
+        run_pipeline(module, PIPELINE, options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
+        observer.stage_finished("fused.mlir", module, weights=weights)
+    with module.context, ir.Location.unknown():
+        program = Program.of(module)
+        record = _describe(program, weights, PIPELINE)
+    observer.described(record)
+    texts: list[tuple[Target, str]] = []
+    for target in targets:
+        kernels = emit_kernels(program, target)
+        run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
+        observer.stage_finished("kernels.mlir", kernels, target.name)
+        lower_to_llvm_dialect(kernels)
+        texts.append((target, to_llvm_ir(kernels)))
+        observer.stage_finished("ll", texts[-1][1], target.name)
+    objects = emitter(options).objects(texts, observer.code_progress)
+    code: dict[str, bytes] = {}
+    for target, data in zip(targets, objects, strict=True):
+        observer.stage_finished("o", data, target.name)
+        code[target.name] = link_shared([data])
+        observer.stage_finished("so", code[target.name], target.name)
+    return replace(record, code=code)
+
+
+def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence[Pass]) -> CompiledModel:
+    """The manifest's part of a compiled model; no code yet."""
+    shapes = Shapes.of(program.main, program.table)
+    arguments = argument_attributes(program.main)
+    results = result_attributes(program.main)
+    inputs = [a for a in arguments if ir.StringAttr(a["llmos.kind"]).value == "input"]
+    returned = list(list(program.main.regions[0].blocks[0].operations)[-1].operands)
+    name = ir.StringAttr(program.main.attributes["sym_name"]).value
+    outputs = tuple(
+        TensorSpec(_text(a, "llmos.name", f"output{i}"), _text(a, "llmos.dtype", "float32"), tuple(manifest_dim(d) for d in shapes.shape(value)))
+        for i, (a, value) in enumerate(zip(results, returned, strict=True))
+    )
+    entry = EntrySpec(
+        name,
+        f"__tvm_ffi_{name}",
+        f"__llmos_shapes_{name}",
+        tuple(TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs),
+        outputs,
+    )
+    slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
+    return CompiledModel(
+        entries=(entry,),
+        symbols=tuple(Symbol(s.name, s.min, s.max) for s in program.table.symbols),
+        weights=_bound_weights(arguments, weights),
+        kernels=tuple(_kernel_specs(program)),
+        plan={"slots": slots},
+        passes=tuple(str(step) for step in pipeline),
+    )
+
+
+def _text(attributes: Mapping[str, ir.Attribute], key: str, default: str) -> str:
+    return ir.StringAttr(attributes[key]).value if key in attributes else default
+
+
+def manifest_dim(dim: sympy.Expr) -> int | str:
+    """A size as the manifest writes it: a number, or an expression of symbols with // for floor."""
+    if dim.is_Integer:
+        return int(dim)
+    floors = {f: sympy.Symbol(f"({manifest_dim(sympy.fraction(sympy.together(f.args[0]))[0])})//{sympy.fraction(sympy.together(f.args[0]))[1]}") for f in dim.atoms(sympy.floor)}
+    return str(dim.subs(floors)).replace("Min(", "min(").replace("Max(", "max(")
+
+
+def _kernel_specs(program: Program) -> list[KernelSpec]:
+    specs = []
+    for dispatch in program.calls:
+        work = describe_work(dispatch)
+        specs.append(KernelSpec(dispatch.name, dispatch.kind, {"flops": str(work.flops), "bytes": str(work.num_bytes)}))
+    return specs
+
+
+def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights of the code, in the order of its arguments, packed where a kernel wants that."""
+    bound: dict[str, Weight] = {}
+    for attributes in arguments:
+        if ir.StringAttr(attributes["llmos.kind"]).value != "weight":
+            continue
+        name = ir.StringAttr(attributes["llmos.name"]).value
+        weight = weights[name]
+        if "llmos.packed" in attributes:
+            n_axes, k_axes = (list(ir.DenseI64ArrayAttr(axes)) for axes in ir.ArrayAttr(attributes["llmos.packed"]))
+            bound[f"{name}#packed{n_axes}{k_axes}".replace(" ", "")] = _packed(weight, n_axes, k_axes)
+        else:
+            bound[name] = weight
+    return bound
+
+
+def _packed(weight: Weight, n_axes: list[int], k_axes: list[int]) -> Weight:
+    return Weight(weight.dtype, packed_shape(weight.shape, n_axes, k_axes), lambda: pack_panels(weight.array, n_axes, k_axes))

@@ -1,0 +1,83 @@
+"""`llmos compile`: a model to one artifact."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import click
+
+from llmos.compiler.driver.progress import progress_for_terminal
+from llmos.compiler.options import PRECISIONS, STAGES, CompileOptions
+from llmos.runtime.errors import UserError
+
+
+@click.command("compile")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact to write; default NAME.llmos here.")
+@click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
+@click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
+@click.option("--dynamic", default="", metavar="NAME,NAME", help="Names for the dimensions that stay symbolic, such as batch,tokens.")
+@click.option("--name", default="", help="The model's name in the artifact; default from SOURCE.")
+@click.option("--from", "from_stage", default="", metavar="STAGE", help=f"SOURCE is a saved stage: {', '.join(STAGES[:-1])}.")
+@click.option("--stop-after", default="", metavar="STAGE", help="Save that stage beside OUTPUT and stop.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights (safetensors) for a saved stage, instead of those beside it.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for a numbered dump after each pass, and for every stage.")
+@click.option("--jobs", default=0, help="Processes that compile at the same time; default one per core.")
+@click.option("--cache/--no-cache", default=True, help="Keep compiled code for later runs.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def command(
+    source: Path,
+    output: Path | None,
+    target: str,
+    precision: str,
+    dynamic: str,
+    name: str,
+    from_stage: str,
+    stop_after: str,
+    weights: Path | None,
+    dump_ir: Path | None,
+    jobs: int,
+    cache: bool,
+    quiet: bool,
+) -> None:
+    """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
+    options = CompileOptions(
+        precision=precision,
+        target=target,
+        dynamic=tuple(filter(None, (part.strip() for part in dynamic.split(",")))),
+        name=name,
+        from_stage=from_stage,
+        stop_after=stop_after,
+        dump_ir=dump_ir,
+        jobs=jobs,
+        cache=cache,
+    )
+    _run(source, output or default_output(source, name), options, weights, quiet)
+
+
+def _run(source: Path, output: Path, options: CompileOptions, weights: Path | None, quiet: bool) -> None:
+    from llmos.compiler.driver import ModelWarning, compile_to_file
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ModelWarning)
+        result = compile_to_file(source, output, options, progress_for_terminal(quiet), weights)
+    for warning in caught:
+        if issubclass(warning.category, ModelWarning):
+            click.echo(f"warning: {warning.message}", err=True)
+    for path in result.written:
+        click.echo(f"{path} ({_size(path.stat().st_size)})")
+
+
+def default_output(source: Path, name: str) -> Path:
+    """<name or source>.llmos in the working directory. Raises UserError where neither gives a name."""
+    stem = name or source.resolve().name.split(".")[0]
+    if not stem:
+        raise UserError("give the artifact's name with -o")
+    return Path(f"{stem}.llmos")
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 1 << 20:
+        return f"{num_bytes / 1024:.1f} KiB"
+    return f"{num_bytes / (1 << 20):.1f} MiB"

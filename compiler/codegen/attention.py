@@ -1,0 +1,293 @@
+"""Attention with streaming softmax: no score matrix in memory.
+
+Lanes run over query rows, so scores are computed transposed, S^T[j, i] = sum_d K[j, d] Q^T[d, i]: keys and values are read where they are, as broadcast
+scalars, only a block of queries is transposed, and the softmax over j needs no step across lanes. The running maximum and sum are those of
+"Online normalizer calculation for softmax" (Milakov and Gimelshein, 2018); blocks of j start at multiples of 64, so what else is in a batch, and how far
+it is padded with masked keys, changes no bit of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sympy
+
+from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.evaluate import Coord, Lane
+from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Contraction, Form, Generic, contraction_of, is_fill, pure_source, reaches
+from llmos.compiler.patterns import AttentionParts, describe
+from llmos.compiler.symbolic import Expr
+
+BLOCK = 64  # keys of one step of the streaming softmax
+
+
+def attention_in(dispatch: Dispatch) -> AttentionParts:
+    """Read an `attention` dispatch back."""
+    found = [c for c in (contraction_of(op.operation) for op in dispatch.block.operations) if c is not None]
+    scores, values = found[0], found[-1]
+    ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    maximum = next(Generic(op) for op in ops if Generic(op).reduction_dims and contraction_of(op) is None)
+    logits = next(i for i in maximum.inputs if isinstance(i.type, ir.RankedTensorType))
+    weights = next(i for i, operand in enumerate(values.generic.inputs) if reaches(operand, scores.generic.op.results[0]))
+    return describe(scores, values, logits, weights)
+
+
+class AttentionEmitter:
+    """Emits one attention dispatch."""
+
+    def __init__(self, dispatch: Dispatch, tile: TileShape) -> None:
+        self.dispatch, self.parts = dispatch, attention_in(dispatch)
+        self.shape = TileShape(tile.rows, 2, tile.lanes)
+        self.block_rows = self.shape.columns
+        scores, values = self.parts.scores, self.parts.values
+        shapes = dispatch.shapes
+        self.score_sizes, self.value_sizes = scores.generic.loop_sizes(shapes), values.generic.loop_sizes(shapes)
+        self.score_shape = shapes.shape(scores.generic.op.results[0])
+        self.num_queries = self.score_shape[self.parts.query_axis]
+        self.num_keys = self.score_shape[self.parts.key_axis]
+        self.batch_axes = [axis for axis in range(len(self.score_shape)) if axis not in (self.parts.query_axis, self.parts.key_axis)]
+        self.depth = product([self.score_sizes[d] for d in scores.k])
+        self.value_dims = values.n if self.parts.weights == 0 else values.m
+        self.width = product([self.value_sizes[d] for d in self.value_dims])
+
+    # -- scratch, in f32 elements
+    def _offsets(self) -> dict[str, Expr]:
+        rows = self.block_rows
+        sizes = {"query": self.depth * rows, "scores": sympy.Integer(BLOCK * rows), "output": self.width * rows, "max": rows, "sum": rows, "scale": rows}
+        offsets: dict[str, Expr] = {}
+        position: Expr = sympy.Integer(0)
+        for name, size in sizes.items():
+            offsets[name] = sympy.expand(position)
+            position = position + size
+        return {**offsets, "end": sympy.expand(position)}
+
+    def _at(self, name: str) -> Value:
+        return self.frame.b.address(self.frame.scratch, self.frame.evaluator.sizes(self.offsets[name]), self.frame.b.f32)
+
+    def emit(self, module: ir.Module) -> Launch:
+        self.offsets = self._offsets()
+        batch = [self.score_shape[axis] for axis in self.batch_axes]
+        blocks = ceil_div(self.num_queries, self.block_rows)
+        with kernel(module, self.dispatch, lanes=self.shape.lanes) as frame, frame.tiles() as tile:
+            self.frame, b, sizes = frame, frame.b, frame.evaluator.sizes
+            flat, block = split_index(b, sizes, tile, [product(batch), blocks])
+            self.batch = split_index(b, sizes, flat, batch)
+            self.first = b.mul(block, b.index(self.block_rows))
+            self.count = b.minimum(b.index(self.block_rows), b.sub(sizes(self.num_queries), self.first))
+            self._load_queries()
+            self._start()
+            with b.loop(b.index(0), sizes(self.num_keys), b.index(BLOCK)) as loop, frame.evaluator.scope():
+                self._keys(loop.iv, b.minimum(b.index(BLOCK), b.sub(sizes(self.num_keys), loop.iv)))
+            self._finish()
+        return Launch(sympy.expand(product(batch) * blocks), sympy.expand(self.offsets["end"] * 4))
+
+    # -- coordinates
+    def _score_coords(self, i: Coord, j: Coord) -> list[Coord]:
+        coords: list[Coord] = [self.frame.b.index(0)] * len(self.score_shape)
+        for axis, coord in zip(self.batch_axes, self.batch, strict=True):
+            coords[axis] = coord
+        coords[self.parts.query_axis], coords[self.parts.key_axis] = i, j
+        return coords
+
+    def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
+        """Loop point of Q K^T."""
+        generic = self.parts.scores.generic
+        loop = self.frame.evaluator.invert(generic.maps[2], self._score_coords(i, j))
+        for dim in self.parts.scores.k:
+            if self.score_sizes[dim] != 1:
+                loop[dim] = d
+        return loop
+
+    def _value_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
+        """Loop point of P V."""
+        generic = self.parts.values.generic
+        loop = self.frame.evaluator.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
+        for dim in self.value_dims:
+            if self.value_sizes[dim] != 1:
+                loop[dim] = d
+        return loop
+
+    def _strided(self, contraction: Contraction, operand: int, loop: Sequence[Coord], row_dims: Sequence[int], k_dims: Sequence[int], sizes: Sequence[Expr]) -> Strided:
+        """An operand read in place: its address at `loop`, and the strides of its row and k dims."""
+        ev, b = self.frame.evaluator, self.frame.b
+        generic = contraction.generic
+        forms: list[Form] = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in generic.maps[operand].results]
+        source = pure_source(generic.inputs[operand], forms)
+        assert source is not None, "the pass that forms attention keeps K and V as plain rearrangements"
+        buffer = ev.buffers[source[0]]
+        offset: Coord = b.index(0)
+        strides: dict[int, Expr] = {}
+        for form, stride in zip(source[1], buffer.strides, strict=True):
+            for dim, coefficient in (form or {}).items():
+                offset = ev.coord_add(offset, ev.coord_scale(loop[dim], sympy.expand(stride * coefficient)))
+                strides[dim] = sympy.expand(strides.get(dim, 0) + stride * coefficient)
+        row = sum((strides.get(d, sympy.Integer(0)) for d in row_dims if sizes[d] != 1), sympy.Integer(0))
+        k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
+        return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))  # type: ignore[arg-type]
+
+    # -- steps
+    def _load_queries(self) -> None:
+        """Q^T of the block into scratch: [d][i]."""
+        b, ev = self.frame.b, self.frame.evaluator
+        generic = self.parts.scores.generic
+        target = self._at("query")
+        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope(), b.loop(b.index(0), ev.sizes(self.depth), b.index(1)) as loop, ev.scope():
+            point = self._score_loop(b.add(self.first, rows.iv), b.index(0), loop.iv)
+            value = ev.value(generic.inputs[self.parts.query], ev.apply(generic.maps[self.parts.query], point))
+            b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.block_rows)), rows.iv), b.f32), 4)
+
+    def _vectors(self) -> range:
+        return range(self.shape.vectors)
+
+    def _slot(self, name: str, row: Value | None, vector: int) -> Value:
+        b = self.frame.b
+        offset = b.index(vector * self.shape.lanes)
+        return b.address(self._at(name), offset if row is None else b.add(b.mul(row, b.index(self.block_rows)), offset), b.f32)
+
+    def _get(self, name: str, row: Value | None, vector: int) -> Value:
+        return self.frame.b.load(self._slot(name, row, vector), self.frame.b.vec(self.frame.b.f32), self.shape.lanes * 4)
+
+    def _put(self, value: Value, name: str, row: Value | None, vector: int) -> None:
+        self.frame.b.store(value, self._slot(name, row, vector), self.shape.lanes * 4)
+
+    def _start(self) -> None:
+        b = self.frame.b
+        for v in self._vectors():
+            self._put(b.neutral(b.f32, float("-inf")), "max", None, v)
+            self._put(b.neutral(b.f32, 0.0), "sum", None, v)
+        with b.loop(b.index(0), self.frame.evaluator.sizes(self.width), b.index(1)) as loop:
+            for v in self._vectors():
+                self._put(b.neutral(b.f32, 0.0), "output", loop.iv, v)
+
+    def _keys(self, first: Value, count: Value) -> None:
+        """One block of keys: scores, running maximum and sum, then the weighted values."""
+        self._scores(first, count)
+        self._rescale(self._logits(first, count))
+        self._exponentials(count)
+        self._weigh(first, count)
+
+    def _scores(self, first: Value, count: Value) -> None:
+        b, ev, scores = self.frame.b, self.frame.evaluator, self.parts.scores
+        key = 1 - self.parts.query
+        key_dims = scores.n if self.parts.query == 0 else scores.m
+        panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
+
+        def block(row: Value, rows: int) -> None:
+            part = TileShape(rows, self.shape.vectors, self.shape.lanes)
+            with ev.scope():
+                loop = self._score_loop(b.index(0), b.add(first, row), b.index(0))
+                keys = self._strided(scores, key, loop, key_dims, scores.k, self.score_sizes)
+                made = accumulate(b, part, keys, panel, ev.sizes(self.depth), zeros(b, part))
+                store_tile(b, part, made, self._slot("scores", row, 0), self.block_rows)
+
+        for_row_blocks(b, b.index(0), count, self.shape.rows, block)
+
+    def _logits(self, first: Value, count: Value) -> list[Value]:
+        """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
+        b, ev = self.frame.b, self.frame.evaluator
+        root = self.parts.scores.generic.op.results[0]
+        start = [b.neutral(b.f32, float("-inf")) for _ in self._vectors()]
+        with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
+            made: list[Value] = []
+            for v in self._vectors():
+                i = b.add(self.first, b.index(v * self.shape.lanes))
+                score = self._get("scores", loop.iv, v)
+                mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
+                with ev.masked(mask), ev.scope():
+                    ev.bound[root] = lambda _, score=score: score
+                    logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
+                    del ev.bound[root]
+                self._put(logit, "scores", loop.iv, v)
+                made.append(b.binary("arith.maximumf", loop.args[v], logit))
+            loop.yield_(made)
+        return loop.results
+
+    def _rescale(self, block_max: Sequence[Value]) -> None:
+        """The new maximum, and the factor exp(old - new) for what was summed under the old one. A row with no key yet (-inf) is held at 0."""
+        b = self.frame.b
+        for v in self._vectors():
+            old = self._get("max", None, v)
+            new = b.binary("arith.maximumf", old, block_max[v])
+            nothing = b.op(
+                "arith.cmpf", [new, b.neutral(b.f32, float("-inf"))], b.vec(b.i1), predicate=ir.IntegerAttr.get(b.i64, 1)
+            )
+            safe = b.select(nothing, b.neutral(b.f32, 0.0), new)
+            scale = b.op("math.exp", [b.binary("arith.subf", old, safe)], b.vec(b.f32))
+            self._put(new, "max", None, v)
+            self._put(scale, "scale", None, v)
+            self._put(b.binary("arith.mulf", self._get("sum", None, v), scale), "sum", None, v)
+
+    def _exponentials(self, count: Value) -> None:
+        b = self.frame.b
+        highest = []
+        for v in self._vectors():
+            top = self._get("max", None, v)
+            nothing = b.op("arith.cmpf", [top, b.neutral(b.f32, float("-inf"))], b.vec(b.i1), predicate=ir.IntegerAttr.get(b.i64, 1))
+            highest.append(b.select(nothing, b.neutral(b.f32, 0.0), top))
+        start = [self._get("sum", None, v) for v in self._vectors()]
+        with b.loop(b.index(0), count, b.index(1), start) as loop:
+            made = []
+            for v in self._vectors():
+                weight = b.op("math.exp", [b.binary("arith.subf", self._get("scores", loop.iv, v), highest[v])], b.vec(b.f32))
+                self._put(weight, "scores", loop.iv, v)
+                made.append(b.binary("arith.addf", loop.args[v], weight))
+            loop.yield_(made)
+        for v in self._vectors():
+            self._put(loop.results[v], "sum", None, v)
+
+    def _weigh(self, first: Value, count: Value) -> None:
+        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        panel = Panel(self._at("scores"), b.index(self.block_rows), self.shape.lanes * 4)
+        scale = [self._get("scale", None, v) for v in self._vectors()]
+
+        def block(row: Value, rows: int) -> None:
+            part = TileShape(rows, self.shape.vectors, self.shape.lanes)
+            with ev.scope():
+                loop = self._value_loop(b.index(0), first, row)
+                source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
+                start = [
+                    b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v]) for r in range(rows) for v in self._vectors()
+                ]
+                made = accumulate(b, part, source, panel, count, start)
+                store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)
+
+        for_row_blocks(b, b.index(0), ev.sizes(self.width), self.shape.rows, block)
+
+    def _finish(self) -> None:
+        """Divide by the sums and write rows: lanes change from queries to the head's width."""
+        b, ev = self.frame.b, self.frame.evaluator
+        totals = [self._get("sum", None, v) for v in self._vectors()]
+        width = ev.sizes(self.width)
+        with b.loop(b.index(0), width, b.index(1)) as loop:
+            for v in self._vectors():
+                self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
+        step = b.index(b.lanes)
+        whole = b.mul(b.div(width, step), step)
+        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
+            with b.loop(b.index(0), whole, step) as loop, ev.scope():
+                self._write(rows.iv, loop.iv)
+            if not (self.width.is_Integer and int(self.width) % b.lanes == 0):
+                with b.loop(whole, width, step) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(width, loop.iv))):
+                    self._write(rows.iv, loop.iv)
+
+    def _write(self, row: Value, column: Value) -> None:
+        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
+        total = b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
+        root = values.generic.op.results[0]
+        loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
+        coords = ev.apply(values.generic.maps[2], loop)
+        ev.bound[root] = lambda _: total
+        for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
+            at = ev.result_coords(value, root, coords)
+            ev.store(ev.value(value, at), buffer, at)
+        del ev.bound[root]
+
+
+def emit_attention(module: ir.Module, dispatch: Dispatch, tile: TileShape) -> Launch:
+    """Append the kernel of an `attention` dispatch."""
+    return AttentionEmitter(dispatch, tile).emit(module)

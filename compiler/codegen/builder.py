@@ -1,0 +1,321 @@
+"""A small SSA builder for kernels: scalars and 1-D vectors, i64 index arithmetic, raw pointers.
+
+Kernels use no memrefs: a buffer is a pointer, an address is linear arithmetic that the emitter knows. Constants live in the entry
+block, so that loops stay clean and each exists once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import sympy
+
+from llmos.compiler.ir import ir
+
+Value = ir.Value
+LOOP_DYNAMIC = -(2**31)  # "take this index from the operands" in llvm.getelementptr
+
+
+def is_vector(value: Value) -> bool:
+    return isinstance(value.type, ir.VectorType)
+
+
+def element_type(kind: ir.Type) -> ir.Type:
+    return ir.VectorType(kind).element_type if isinstance(kind, ir.VectorType) else kind
+
+
+def byte_width(kind: ir.Type) -> int:
+    """Bytes of one element in memory; bool is one byte."""
+    if isinstance(kind, ir.IntegerType):
+        return max(1, kind.width // 8)
+    widths = {ir.F64Type: 8, ir.F32Type: 4, ir.F16Type: 2, ir.BF16Type: 2, ir.IndexType: 8}
+    return widths[type(kind)]
+
+
+def is_float(kind: ir.Type) -> bool:
+    return isinstance(kind, (ir.F16Type, ir.BF16Type, ir.F32Type, ir.F64Type))
+
+
+@dataclass
+class Loop:
+    """An open `scf.for`: its induction variable, the carried values, and what `yield_` gave."""
+
+    iv: Value
+    args: list[Value]
+    op: ir.Operation
+    yielded: bool = False
+
+    @property
+    def results(self) -> list[Value]:
+        return list(self.op.results)
+
+    def yield_(self, values: Sequence[Value] = ()) -> None:
+        ir.Operation.create("scf.yield", operands=list(values))
+        self.yielded = True
+
+
+@dataclass
+class Builder:
+    """Builds ops at the current insertion point of the enclosing `with ir.InsertionPoint`."""
+
+    entry: ir.Block
+    lanes: int
+    _constants: dict[tuple[str, object], Value] = field(default_factory=dict)
+    _anchor: ir.Operation | None = None
+
+    # -- types
+    @property
+    def i64(self) -> ir.Type:
+        return ir.IntegerType.get_signless(64)
+
+    @property
+    def i1(self) -> ir.Type:
+        return ir.IntegerType.get_signless(1)
+
+    @property
+    def i8(self) -> ir.Type:
+        return ir.IntegerType.get_signless(8)
+
+    @property
+    def i32(self) -> ir.Type:
+        return ir.IntegerType.get_signless(32)
+
+    @property
+    def f32(self) -> ir.Type:
+        return ir.F32Type.get()
+
+    @property
+    def ptr(self) -> ir.Type:
+        return ir.Type.parse("!llvm.ptr")
+
+    def vec(self, kind: ir.Type, lanes: int | None = None) -> ir.Type:
+        return ir.VectorType.get([lanes or self.lanes], kind)
+
+    # -- ops
+    def op(self, name: str, operands: Sequence[Value], result: ir.Type | None = None, **attributes: ir.Attribute) -> Value:
+        """One op; its result, or nothing that may be used when it has none."""
+        made = ir.Operation.create(name, results=[] if result is None else [result], operands=list(operands), attributes=attributes)
+        return made.results[0] if result is not None else made  # type: ignore[return-value]
+
+    @contextmanager
+    def at_entry(self) -> Iterator[None]:
+        """Insert before the first op that is not a constant or an argument load: such values dominate every use."""
+        point = ir.InsertionPoint(self._anchor) if self._anchor is not None else ir.InsertionPoint.at_block_begin(self.entry)
+        with point:
+            yield
+
+    def set_anchor(self, op: ir.Operation) -> None:
+        """The op that entry values go in front of."""
+        self._anchor = op
+
+    def const(self, kind: ir.Type, number: float | int) -> Value:
+        key = (str(kind), number if number != 0 else str(number))  # 0.0 and -0.0 compare equal
+        if key not in self._constants:
+            with self.at_entry():
+                attribute = ir.FloatAttr.get(kind, float(number)) if is_float(kind) else ir.IntegerAttr.get(kind, int(number))
+                self._constants[key] = self.op("arith.constant", [], kind, value=attribute)
+        return self._constants[key]
+
+    def index(self, number: int) -> Value:
+        return self.const(self.i64, number)
+
+    def splat(self, value: Value, lanes: int | None = None) -> Value:
+        return value if is_vector(value) else self.op("vector.broadcast", [value], self.vec(value.type, lanes))
+
+    def dense(self, kind: ir.Type, numbers: Sequence[int]) -> Value:
+        """A constant integer vector."""
+        key = (str(kind), tuple(numbers))
+        if key not in self._constants:
+            with self.at_entry():
+                attribute = ir.DenseElementsAttr.get([ir.IntegerAttr.get(kind, n) for n in numbers], self.vec(kind, len(numbers)))
+                self._constants[key] = self.op("arith.constant", [], self.vec(kind, len(numbers)), value=attribute)
+        return self._constants[key]
+
+    def neutral(self, kind: ir.Type, number: float | int, lanes: int | None = None) -> Value:
+        """A vector of one constant."""
+        key = (f"splat{lanes or self.lanes}{kind}", number if number != 0 else str(number))
+        if key not in self._constants:
+            scalar = self.const(kind, number)
+            with self.at_entry():
+                self._constants[key] = self.splat(scalar, lanes)
+        return self._constants[key]
+
+    def binary(self, name: str, a: Value, b: Value) -> Value:
+        if is_vector(a) != is_vector(b):
+            lanes = (a if is_vector(a) else b).type.shape[0]
+            a, b = self.splat(a, lanes), self.splat(b, lanes)
+        return self.op(name, [a, b], a.type)
+
+    def add(self, a: Value, b: Value) -> Value:
+        if (known := self._fold(a)) == 0:
+            return b
+        if (other := self._fold(b)) == 0:
+            return a
+        if known is not None and other is not None:
+            return self.index(known + other)
+        return self.binary("arith.addi", a, b)
+
+    def sub(self, a: Value, b: Value) -> Value:
+        return a if self._fold(b) == 0 else self.binary("arith.subi", a, b)
+
+    def mul(self, a: Value, b: Value) -> Value:
+        for x, y in ((a, b), (b, a)):
+            if self._fold(x) == 1:
+                return y
+            if self._fold(x) == 0:
+                return x
+        return self.binary("arith.muli", a, b)
+
+    def div(self, a: Value, b: Value) -> Value:
+        return a if self._fold(b) == 1 else self.binary("arith.divsi", a, b)
+
+    def rem(self, a: Value, b: Value) -> Value:
+        return self.index(0) if self._fold(b) == 1 else self.binary("arith.remsi", a, b)
+
+    def minimum(self, a: Value, b: Value) -> Value:
+        return self.binary("arith.minsi", a, b)
+
+    def _fold(self, value: Value) -> int | None:
+        """The number of an i64 constant."""
+        owner = value.owner
+        if isinstance(owner, ir.Block) or owner.name != "arith.constant" or value.type != self.i64:
+            return None
+        return ir.IntegerAttr(owner.attributes["value"]).value
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        return self.op("math.fma", [a, b, c], c.type)
+
+    def compare(self, predicate: str, a: Value, b: Value) -> Value:
+        """An i1 (or a vector of them): eq ne slt sle sgt sge ult ule ugt uge."""
+        order = ("eq", "ne", "slt", "sle", "sgt", "sge", "ult", "ule", "ugt", "uge")
+        if is_vector(a) != is_vector(b):
+            lanes = (a if is_vector(a) else b).type.shape[0]
+            a, b = self.splat(a, lanes), self.splat(b, lanes)
+        kind = self.vec(self.i1, a.type.shape[0]) if is_vector(a) else self.i1
+        return self.op("arith.cmpi", [a, b], kind, predicate=ir.IntegerAttr.get(self.i64, order.index(predicate)))
+
+    def select(self, condition: Value, yes: Value, no: Value) -> Value:
+        if is_vector(condition) or is_vector(yes) or is_vector(no):
+            lanes = next(v.type.shape[0] for v in (condition, yes, no) if is_vector(v))
+            yes, no = self.splat(yes, lanes), self.splat(no, lanes)
+        return self.op("arith.select", [condition, yes, no], yes.type)
+
+    # -- memory
+    def address(self, base: Value, offset: Value, kind: ir.Type) -> Value:
+        """base + offset elements of `kind`."""
+        return self.op(
+            "llvm.getelementptr",
+            [base, offset],
+            self.ptr,
+            elem_type=ir.TypeAttr.get(kind),
+            rawConstantIndices=ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC]),
+        )
+
+    def load(self, address: Value, kind: ir.Type, align: int) -> Value:
+        return self.op("llvm.load", [address], kind, alignment=ir.IntegerAttr.get(self.i64, align))
+
+    def store(self, value: Value, address: Value, align: int) -> None:
+        self.op("llvm.store", [value, address], None, alignment=ir.IntegerAttr.get(self.i64, align))
+
+    def masked_load(self, address: Value, mask: Value, kind: ir.Type, align: int) -> Value:
+        lanes = mask.type.shape[0]
+        passthru = self.neutral(kind, 0, lanes)
+        return self.op("llvm.intr.masked.load", [address, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, align))
+
+    def masked_store(self, value: Value, address: Value, mask: Value, align: int) -> None:
+        self.op("llvm.intr.masked.store", [value, address, mask], None, alignment=ir.IntegerAttr.get(self.i32, align))
+
+    def gather(self, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> Value:
+        """Elements base[offsets]; lanes outside the mask are 0 and not read."""
+        lanes = offsets.type.shape[0]
+        addresses = self.op(
+            "llvm.getelementptr",
+            [base, offsets],
+            ir.Type.parse(f"vector<{lanes}x!llvm.ptr>"),
+            elem_type=ir.TypeAttr.get(kind),
+            rawConstantIndices=ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC]),
+        )
+        mask = mask if mask is not None else self.neutral(self.i1, 1, lanes)
+        passthru = self.neutral(kind, 0, lanes)
+        return self.op("llvm.intr.masked.gather", [addresses, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
+
+    def scatter(self, value: Value, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> None:
+        lanes = offsets.type.shape[0]
+        addresses = self.op(
+            "llvm.getelementptr",
+            [base, offsets],
+            ir.Type.parse(f"vector<{lanes}x!llvm.ptr>"),
+            elem_type=ir.TypeAttr.get(kind),
+            rawConstantIndices=ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC]),
+        )
+        mask = mask if mask is not None else self.neutral(self.i1, 1, lanes)
+        self.op("llvm.intr.masked.scatter", [value, addresses, mask], None, alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
+
+    def iota(self, lanes: int | None = None) -> Value:
+        return self.dense(self.i64, range(lanes or self.lanes))  # type: ignore[arg-type]
+
+    def tail_mask(self, remaining: Value, lanes: int | None = None) -> Value:
+        """Lanes below `remaining`."""
+        return self.compare("slt", self.iota(lanes), self.splat(remaining, lanes))
+
+    # -- control
+    @contextmanager
+    def loop(self, low: Value, high: Value, step: Value, init: Sequence[Value] = ()) -> Iterator[Loop]:
+        op = ir.Operation.create("scf.for", results=[v.type for v in init], operands=[low, high, step, *init], regions=1)
+        block = op.regions[0].blocks.append(low.type, *[v.type for v in init])
+        loop = Loop(block.arguments[0], list(block.arguments)[1:], op)
+        with ir.InsertionPoint(block):
+            yield loop
+            if not loop.yielded:
+                loop.yield_()
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """An `scf.if` without results."""
+        op = ir.Operation.create("scf.if", results=[], operands=[condition], regions=2)
+        block = op.regions[0].blocks.append()
+        with ir.InsertionPoint(block):
+            yield
+            ir.Operation.create("scf.yield")
+
+
+class Sizes:
+    """Symbolic expressions as i64 values, each computed once in the entry block."""
+
+    def __init__(self, builder: Builder, symbols: dict[sympy.Expr, Value]) -> None:
+        self._builder = builder
+        self._values: dict[sympy.Expr, Value] = dict(symbols)
+
+    def __call__(self, expr: sympy.Expr) -> Value:
+        if expr.is_Integer:
+            return self._builder.index(int(expr))
+        if expr not in self._values:
+            with self._builder.at_entry():
+                self._values[expr] = self._emit(expr)
+        return self._values[expr]
+
+    def _emit(self, expr: sympy.Expr) -> Value:
+        b = self._builder
+        if isinstance(expr, sympy.floor):
+            numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
+            return b.binary("arith.floordivsi", self(sympy.expand(numerator)), self(denominator))
+        if isinstance(expr, sympy.Mod):
+            return b.binary("arith.remsi", self(expr.args[0]), self(expr.args[1]))
+        if isinstance(expr, sympy.Pow):
+            return self(sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)) if expr.exp == 1 else self._power(expr)
+        names = {sympy.Add: "arith.addi", sympy.Mul: "arith.muli", sympy.Min: "arith.minsi", sympy.Max: "arith.maxsi"}
+        if type(expr) is sympy.Mul and any(arg.is_Rational and not arg.is_Integer for arg in expr.args):
+            numerator, denominator = sympy.fraction(sympy.together(expr))
+            return b.binary("arith.divsi", self(sympy.expand(numerator)), self(denominator))
+        value = self(expr.args[0])
+        for arg in expr.args[1:]:
+            value = b.binary(names[type(expr)], value, self(arg))
+        return value
+
+    def _power(self, expr: sympy.Expr) -> Value:
+        value = base = self(expr.base)
+        for _ in range(int(expr.exp) - 1):
+            value = self._builder.binary("arith.muli", value, base)
+        return value

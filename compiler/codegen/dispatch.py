@@ -1,0 +1,49 @@
+"""A dispatch function read back: its operands, its ops as stages, and where values live.
+
+A dispatch is `func.func private @name(tensors, index sizes) -> tensors` with linalg.generic ops, fills, constants and slices inside
+(docs/architecture.md, "The dispatch stage").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import Shapes, SymbolTable
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A dispatch function."""
+
+    func: ir.Operation
+    table: SymbolTable
+
+    @cached_property
+    def name(self) -> str:
+        return ir.StringAttr(self.func.attributes["sym_name"]).value
+
+    @cached_property
+    def kind(self) -> str:
+        return ir.StringAttr(self.func.attributes["llmos.dispatch"]).value
+
+    @property
+    def block(self) -> ir.Block:
+        return self.func.regions[0].blocks[0]
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return Shapes.of(self.func, self.table)
+
+    @property
+    def tensors(self) -> list[ir.Value]:
+        """Tensor arguments, in the order of the kernel's buffers; the results follow them."""
+        return [argument for argument in self.block.arguments if isinstance(argument.type, ir.RankedTensorType)]
+
+    @property
+    def results(self) -> list[ir.Value]:
+        return list(list(self.block.operations)[-1].operands)
+
+    def is_argument(self, value: ir.Value) -> bool:
+        return isinstance(value.owner, ir.Block)

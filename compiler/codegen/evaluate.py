@@ -1,0 +1,465 @@
+"""Evaluation on demand: the value of any tensor of a dispatch at given coordinates, as scalars or vectors.
+
+An elementwise producer costs nothing until a root asks for it at a point: its body is then emitted there, in registers. So fusion needs no
+rewriting of loops; a prologue, an epilogue and a chain are the same mechanism. Along one loop dim (the lanes) coordinates advance by one
+per lane; everything that doesn't depend on the lanes stays scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import sympy
+
+from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width, element_type, is_float, is_vector
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
+from llmos.compiler.symbolic import Expr, kept_dims, slice_parameters
+from llmos.runtime.errors import UnsupportedError
+
+NEUTRAL = {
+    "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
+    "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1, "arith.maxui": 0, "arith.minui": -1,
+}  # fmt: skip
+
+
+def neutral_element(combiner: str, kind: ir.Type) -> float | int:
+    if combiner in NEUTRAL:
+        return NEUTRAL[combiner]
+    width = ir.IntegerType(kind).width
+    if width == 1:  # signed order of one bit: true is -1
+        return {"arith.maxsi": -1, "arith.minsi": 0}[combiner]
+    return {"arith.maxsi": -(2 ** (width - 1)), "arith.minsi": 2 ** (width - 1) - 1}[combiner]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A coordinate that advances with the lanes: base + stride * lane."""
+
+    base: Value
+    stride: Expr = sympy.Integer(1)
+
+
+Coord = Value | Lane  # a uniform i64, an advancing one, or a vector of i64
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Where a tensor lies in memory: dense, row-major."""
+
+    pointer: Value
+    kind: ir.Type  # element type in memory: i1 is held as i8
+    shape: tuple[Expr, ...]
+    strides: tuple[Expr, ...]
+
+    @classmethod
+    def dense(cls, pointer: Value, kind: ir.Type, shape: Sequence[Expr]) -> Buffer:
+        strides: list[Expr] = []
+        step: Expr = sympy.Integer(1)
+        for size in reversed(shape):
+            strides.insert(0, step)
+            step = sympy.expand(step * size)
+        return cls(pointer, kind, tuple(shape), tuple(strides))
+
+
+@dataclass
+class Evaluator:
+    """Emits the values of one dispatch into one kernel."""
+
+    b: Builder
+    dispatch: Dispatch
+    sizes: Sizes
+    buffers: dict[Value, Buffer]
+    error: Value | None = None  # address of the kernel's i32 error code
+    mask: Value | None = None  # lanes that exist, in a tail
+    bound: dict[Value, Callable[[Sequence[Coord]], Value]] = field(default_factory=dict)
+    _memo: list[dict[tuple[object, ...], Value]] = field(default_factory=lambda: [{}])
+
+    # -- scopes
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Values made inside a loop body are forgotten at its end."""
+        self._memo.append({})
+        yield
+        self._memo.pop()
+
+    @contextmanager
+    def masked(self, mask: Value | None) -> Iterator[None]:
+        before, self.mask = self.mask, mask
+        yield
+        self.mask = before
+
+    # -- values
+    def value(self, tensor: Value, coords: Sequence[Coord]) -> Value:
+        """The element (or one element a lane) of `tensor` at `coords`."""
+        if tensor in self.bound:
+            return self.bound[tensor](coords)
+        key = (tensor, self.mask, *coords)
+        for memo in reversed(self._memo):
+            if key in memo:
+                return memo[key]
+        made = self._produce(tensor, coords)
+        self._memo[-1][key] = made
+        return made
+
+    def _produce(self, tensor: Value, coords: Sequence[Coord]) -> Value:
+        if tensor in self.buffers:
+            return self.load(self.buffers[tensor], coords)
+        op = tensor.owner
+        if isinstance(op, ir.Block):
+            raise UnsupportedError("a dispatch reads a value that has no buffer")
+        if op.name in ("tensor.extract_slice",):
+            return self._slice(op.operation, coords)
+        if op.name == "tensor.cast":
+            return self.value(op.operands[0], coords)
+        if op.name == "tensor.splat":
+            return self.scalar(op.operands[0])
+        if op.name == "arith.constant":
+            return self._constant(op.operation, coords)
+        if op.name == "tensor.empty":
+            kind = tensor.type.element_type
+            return self.b.const(kind, 0)
+        if is_fill(op.operation):
+            return self.scalar(fill_value(op.operation))
+        if op.name != "linalg.generic":
+            raise UnsupportedError(f"no kernel evaluates {op.name}")
+        generic = Generic(op.operation)
+        if generic.is_elementwise:
+            return self._elementwise(generic, tensor, coords)
+        return self.reduce(generic, coords)[ir.OpResult(tensor).result_number]
+
+    def scalar(self, value: Value | None) -> Value:
+        """A scalar defined outside the loops: a constant, or arithmetic on sizes."""
+        assert value is not None
+        if self.dispatch.shapes.has_index(value):
+            made = self.sizes(self.dispatch.shapes.index(value))
+            return self._to_kind(made, value.type)
+        owner = value.owner
+        if isinstance(owner, ir.Block):
+            raise UnsupportedError("a scalar argument that is not a size")
+        if owner.name == "arith.constant":
+            attribute = owner.attributes["value"]
+            number = ir.FloatAttr(attribute).value if is_float(value.type) else ir.IntegerAttr(attribute).value
+            return self.b.const(value.type, number)
+        return self._clone(owner.operation, [self.scalar(operand) for operand in owner.operands])
+
+    def _to_kind(self, made: Value, kind: ir.Type) -> Value:
+        if isinstance(kind, ir.IndexType) or made.type == kind:
+            return made
+        return self.b.op("arith.trunci" if ir.IntegerType(kind).width < 64 else "arith.extsi", [made], kind)
+
+    def _constant(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
+        elements = ir.DenseElementsAttr(op.attributes["value"])
+        if not elements.is_splat:
+            raise UnsupportedError("a dense constant that was not made a weight")
+        kind = op.results[0].type.element_type
+        attribute = elements.get_splat_value()
+        return self.b.const(kind, ir.FloatAttr(attribute).value if is_float(kind) else ir.IntegerAttr(attribute).value)
+
+    # -- coordinates
+    def shift(self, coord: Coord, offset: Value, stride: Expr) -> Coord:
+        return self.coord_add(self.coord_scale(coord, stride), offset)
+
+    def coord_add(self, a: Coord, b: Coord) -> Coord:
+        if isinstance(a, Lane) and isinstance(b, Lane):
+            return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
+        if isinstance(b, Lane):
+            a, b = b, a
+        if isinstance(a, Lane):
+            return self.coord_add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
+        return self.b.add(a, b)
+
+    def coord_scale(self, coord: Coord, by: Expr) -> Coord:
+        if by == 1:
+            return coord
+        if isinstance(coord, Lane):
+            return Lane(self.b.mul(coord.base, self.sizes(by)), sympy.expand(coord.stride * by))
+        return self.b.mul(coord, self.sizes(by))
+
+    def lanes_of(self, coord: Coord) -> Value:
+        """The coordinate of every lane as a vector, or the uniform scalar as it is."""
+        if not isinstance(coord, Lane):
+            return coord
+        step = self.b.iota() if coord.stride == 1 else self.b.binary("arith.muli", self.b.iota(), self.b.splat(self.sizes(coord.stride)))
+        return self.b.binary("arith.addi", self.b.splat(coord.base), step)
+
+    def apply(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
+        return [self._affine(expr, coords) for expr in affine.results]
+
+    def _affine(self, expr: ir.AffineExpr, coords: Sequence[Coord]) -> Coord:
+        if isinstance(expr, ir.AffineDimExpr):
+            return coords[expr.position]
+        if isinstance(expr, ir.AffineConstantExpr):
+            return self.b.index(expr.value)
+        if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
+            return self.coord_scale(self._affine(expr.lhs, coords), sympy.Integer(expr.rhs.value))
+        a, b = self._affine(expr.lhs, coords), self._affine(expr.rhs, coords)
+        if isinstance(expr, ir.AffineAddExpr):
+            return self.coord_add(a, b)
+        names = {ir.AffineFloorDivExpr: "arith.floordivsi", ir.AffineCeilDivExpr: "arith.ceildivsi", ir.AffineModExpr: "arith.remsi", ir.AffineMulExpr: "arith.muli"}
+        return self.b.binary(names[type(expr)], self.lanes_of(a), self.lanes_of(b))
+
+    def invert(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
+        """Loop coordinates from those of an output; dims of size 1 that the output drops are 0."""
+        loop: list[Coord | None] = [None] * affine.n_dims
+        for expr, coord in zip(affine.results, coords, strict=True):
+            if isinstance(expr, ir.AffineDimExpr):
+                loop[expr.position] = coord
+            elif not isinstance(expr, ir.AffineConstantExpr):
+                raise UnsupportedError(f"an output indexed by {expr}")
+        return [coord if coord is not None else self.b.index(0) for coord in loop]
+
+    def result_coords(self, value: Value, root: Value, root_coords: Sequence[Coord]) -> list[Coord]:
+        """Coordinates of an epilogue's output from those of the root it is computed from, through the maps between."""
+        if value == root:
+            return list(root_coords)
+        generic = Generic(value.owner.operation)
+        for operand, affine in zip(generic.inputs, generic.maps, strict=False):
+            if isinstance(operand.type, ir.RankedTensorType) and reaches(operand, root):
+                loop = self.invert(affine, self.result_coords(operand, root, root_coords))
+                return self.apply(generic.output_map(value), loop)
+        raise AssertionError("an epilogue that doesn't use its root")
+
+    # -- memory
+    def locate(self, buffer: Buffer, coords: Sequence[Coord]) -> Coord:
+        """The element offset of a coordinate."""
+        total: Coord = self.b.index(0)
+        for coord, stride in zip(coords, buffer.strides, strict=True):
+            total = self.coord_add(total, self.coord_scale(coord, stride))
+        return total
+
+    def load(self, buffer: Buffer, coords: Sequence[Coord]) -> Value:
+        loaded = self._load_raw(buffer, self.locate(buffer, coords))
+        return self._narrow(loaded, buffer)
+
+    def _narrow(self, loaded: Value, buffer: Buffer) -> Value:
+        if not isinstance(buffer.kind, ir.IntegerType) or buffer.kind.width != 1:
+            return loaded
+        zero = self.b.splat(self.b.const(self.b.i8, 0), loaded.type.shape[0]) if is_vector(loaded) else self.b.const(self.b.i8, 0)
+        return self.b.compare("ne", loaded, zero)
+
+    def _memory_kind(self, kind: ir.Type) -> ir.Type:
+        return self.b.i8 if isinstance(kind, ir.IntegerType) and kind.width == 1 else kind
+
+    def _load_raw(self, buffer: Buffer, offset: Coord) -> Value:
+        b, kind = self.b, self._memory_kind(buffer.kind)
+        if not isinstance(offset, Lane):
+            if is_vector(offset):
+                return b.gather(buffer.pointer, offset, self.mask, kind)
+            return b.load(b.address(buffer.pointer, offset, kind), kind, byte_width(kind))
+        if offset.stride != 1:
+            return b.gather(buffer.pointer, self.lanes_of(offset), self.mask, kind)
+        address = b.address(buffer.pointer, offset.base, kind)
+        if self.mask is not None:
+            return b.masked_load(address, self.mask, kind, byte_width(kind))
+        return b.load(address, b.vec(kind), byte_width(kind))
+
+    def store(self, value: Value, buffer: Buffer, coords: Sequence[Coord]) -> None:
+        """Write one element, or one a lane, under the mask."""
+        b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
+        if kind != element_type(value.type):
+            value = b.op("arith.extui", [value], b.vec(kind, value.type.shape[0]) if is_vector(value) else kind)
+        if not isinstance(offset, Lane):
+            assert not is_vector(value), "a vector stored to one place"
+            if is_vector(offset):
+                b.scatter(b.splat(value), buffer.pointer, offset, self.mask, kind)
+            else:
+                b.store(value, b.address(buffer.pointer, offset, kind), byte_width(kind))
+            return
+        value = b.splat(value)
+        if offset.stride != 1:
+            b.scatter(value, buffer.pointer, self.lanes_of(offset), self.mask, kind)
+        elif self.mask is not None:
+            b.masked_store(value, b.address(buffer.pointer, offset.base, kind), self.mask, byte_width(kind))
+        else:
+            b.store(value, b.address(buffer.pointer, offset.base, kind), byte_width(kind))
+
+    def _slice(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
+        offsets, _, strides = slice_parameters(self.dispatch.shapes, op, 1)
+        if offsets is None or strides is None:
+            raise UnsupportedError("a slice whose place depends on data")
+        kept = kept_dims(op)
+        by_dim = dict(zip(kept, coords, strict=True))
+        inner = [self.shift(by_dim.get(dim, self.b.index(0)), self.sizes(offsets[dim]), strides[dim]) for dim in range(len(offsets))]
+        return self.value(op.operands[0], inner)
+
+    # -- bodies
+    def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:
+        loop = self.invert(generic.output_map(tensor), coords)
+        arguments = self._arguments(generic, loop, list(range(len(generic.op.operands))))
+        return self.body(generic, arguments, loop)[ir.OpResult(tensor).result_number]
+
+    def _arguments(self, generic: Generic, loop: Sequence[Coord], wanted: Sequence[int]) -> dict[Value, Value]:
+        """Block arguments of the body; those that the body doesn't use are not evaluated."""
+        arguments: dict[Value, Value] = {}
+        for i in wanted:
+            argument, operand = generic.body.arguments[i], generic.op.operands[i]
+            if not any(True for _ in argument.uses):
+                continue
+            if isinstance(operand.type, ir.RankedTensorType):
+                arguments[argument] = self.value(operand, self.apply(generic.maps[i], loop))
+            else:
+                arguments[argument] = self.scalar(operand)
+        return arguments
+
+    def body(self, generic: Generic, arguments: dict[Value, Value], loop: Sequence[Coord]) -> list[Value]:
+        """Emit a body; the yielded values."""
+        values: dict[Value, Coord] = dict(arguments)
+        for op in generic.body.operations:
+            if op.name == "linalg.yield":
+                return [self._plain(self._operand(operand, values)) for operand in op.operands]
+            self._body_op(op.operation, values, loop)
+        raise AssertionError("a body without a yield")
+
+    def _operand(self, operand: Value, values: dict[Value, Coord]) -> Coord:
+        if operand not in values:
+            values[operand] = self.scalar(operand)
+        return values[operand]
+
+    def _plain(self, coord: Coord) -> Value:
+        return self.lanes_of(coord)
+
+    def _body_op(self, op: ir.Operation, values: dict[Value, Coord], loop: Sequence[Coord]) -> None:
+        if op.name == "linalg.index":
+            values[op.results[0]] = loop[ir.IntegerAttr(op.attributes["dim"]).value]
+            return
+        operands = [self._operand(operand, values) for operand in op.operands if not isinstance(operand.type, ir.RankedTensorType)]
+        if op.name == "cf.assert":
+            return
+        if op.name == "tensor.extract":
+            values[op.results[0]] = self._extract(op.operands[0], operands)
+        elif op.name == "affine.apply":
+            values[op.results[0]] = self._affine(ir.AffineMapAttr(op.attributes["map"]).value.results[0], operands)
+        elif op.name == "arith.constant":
+            values[op.results[0]] = self.scalar(op.results[0])
+        elif op.name in ("arith.addi", "arith.subi", "arith.muli") and isinstance(op.results[0].type, ir.IndexType):
+            values[op.results[0]] = self._index_arithmetic(op.name, operands)
+        else:
+            values[op.results[0]] = self._clone(op, [self._plain(operand) for operand in operands])
+
+    def _index_arithmetic(self, name: str, operands: Sequence[Coord]) -> Coord:
+        a, b = operands
+        if name == "arith.addi":
+            return self.coord_add(a, b)
+        return self.b.binary(name, self.lanes_of(a), self.lanes_of(b))
+
+    def _extract(self, tensor: Value, coords: Sequence[Coord]) -> Value:
+        """An indexed read. An index that comes from data is checked: outside, the kernel reports an error and reads element 0."""
+        safe: list[Coord] = []
+        for coord, size in zip(coords, self.dispatch.shapes.shape(tensor), strict=True):
+            safe.append(coord if isinstance(coord, Lane) or self._is_loop_value(coord) else self._checked(coord, size))
+        return self.value(tensor, safe)
+
+    def _is_loop_value(self, coord: Value) -> bool:
+        """Loop counters and sizes need no check."""
+        owner = coord.owner
+        return isinstance(owner, ir.Block) or owner.name == "arith.constant"
+
+    def _checked(self, coord: Value, size: Expr) -> Value:
+        b = self.b
+        inside = b.compare("ult", coord, self.sizes(size))
+        if self.error is not None:
+            outside = b.op("arith.xori", [inside, b.neutral(b.i1, 1) if is_vector(inside) else b.const(b.i1, 1)], inside.type)
+            if is_vector(outside) and self.mask is not None:
+                outside = b.op("arith.andi", [outside, self.mask], outside.type)
+            anywhere = b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
+            with b.when(anywhere):
+                b.store(b.const(b.i32, 1), self.error, 4)
+        return b.select(inside, coord, b.index(0))
+
+    def _clone(self, op: ir.Operation, operands: Sequence[Value]) -> Value:
+        """The op on vectors if any operand is one, with index as i64."""
+        b = self.b
+        if op.regions and len(list(op.regions)):
+            raise UnsupportedError(f"{op.name} inside an elementwise body")
+        if op.name in ("arith.index_cast", "arith.index_castui"):
+            return self._index_cast(op, operands[0])
+        lanes = next((operand.type.shape[0] for operand in operands if is_vector(operand)), None)
+        if lanes is not None:
+            keep_scalar = op.name == "math.fpowi"
+            operands = [operand if keep_scalar and i else b.splat(operand, lanes) for i, operand in enumerate(operands)]
+        kind = b.i64 if isinstance(op.results[0].type, ir.IndexType) else op.results[0].type
+        result = b.vec(kind, lanes) if lanes is not None else kind
+        attributes = {named.name: named.attr for named in (op.attributes[i] for i in range(len(op.attributes)))}
+        return ir.Operation.create(op.name, results=[result], operands=list(operands), attributes=attributes).results[0]
+
+    def _index_cast(self, op: ir.Operation, operand: Value) -> Value:
+        source, target = op.operands[0].type, op.results[0].type
+        from_width = 64 if isinstance(source, ir.IndexType) else ir.IntegerType(source).width
+        to_width = 64 if isinstance(target, ir.IndexType) else ir.IntegerType(target).width
+        if from_width == to_width:
+            return operand
+        kind = ir.IntegerType.get_signless(to_width)
+        extend = "arith.extui" if op.name == "arith.index_castui" else "arith.extsi"
+        return self.b.op("arith.trunci" if to_width < from_width else extend, [operand], self.b.vec(kind, operand.type.shape[0]) if is_vector(operand) else kind)
+
+    # -- reductions asked for at a point
+    def reduce(self, generic: Generic, coords: Sequence[Coord]) -> list[Value]:
+        """Every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
+        out_maps = generic.maps[generic.num_inputs :]
+        loop: list[Coord] = self.invert(out_maps[0], coords)
+        has_lanes = any(isinstance(coord, Lane) or is_vector(coord) for coord in coords)
+        inits = [self.value(init, self.apply(affine, loop)) for init, affine in zip(generic.inits, out_maps, strict=True)]
+        if has_lanes:
+            inits = [self.b.splat(init) for init in inits]
+        sizes = generic.loop_sizes(self.dispatch.shapes)
+        return self._reduce_loops(generic, loop, list(generic.reduction_dims), sizes, inits)
+
+    def _reduce_loops(self, generic: Generic, loop: list[Coord], dims: list[int], sizes: Sequence[Expr], carried: list[Value]) -> list[Value]:
+        if not dims:
+            return self.accumulate(generic, loop, carried)
+        b = self.b
+        with b.loop(b.index(0), self.sizes(sizes[dims[0]]), b.index(1), carried) as opened, self.scope():
+            inner = list(loop)
+            inner[dims[0]] = opened.iv
+            opened.yield_(self._reduce_loops(generic, inner, dims[1:], sizes, opened.args))
+        return opened.results
+
+    def accumulate(self, generic: Generic, loop: Sequence[Coord], carried: Sequence[Value]) -> list[Value]:
+        """One step of a reduction: new accumulators from the old at a loop point."""
+        arguments = self._arguments(generic, loop, range(generic.num_inputs))
+        for i, value in enumerate(carried):
+            arguments[generic.body.arguments[generic.num_inputs + i]] = value
+        made = self.body(generic, arguments, loop)
+        return [self.b.splat(new, old.type.shape[0]) if is_vector(old) else new for new, old in zip(made, carried, strict=True)]
+
+    def contribution(self, generic: Generic, combiner: Combiner, loop: Sequence[Coord]) -> Value:
+        """f(inputs) of a simple reduction at a loop point."""
+        values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
+        return self._plain(self._needed(combiner.value, generic, values, loop))
+
+    def _needed(self, value: Value, generic: Generic, values: dict[Value, Coord], loop: Sequence[Coord]) -> Coord:
+        if value in values:
+            return values[value]
+        owner = value.owner
+        if isinstance(owner, ir.Block) or owner.operation.block != generic.body:
+            return self._operand(value, values)
+        for operand in owner.operands:
+            if not isinstance(operand.type, ir.RankedTensorType):
+                self._needed(operand, generic, values, loop)
+        self._body_op(owner.operation, values, loop)
+        return values[value]
+
+    def combine(self, name: str, a: Value, b: Value) -> Value:
+        return self.b.op(name, [a, b], a.type)
+
+    def horizontal(self, name: str, vector: Value) -> Value:
+        """All lanes of a vector combined by halves, in an order that depends on nothing."""
+        b, lanes = self.b, vector.type.shape[0]
+        while lanes > 1:
+            half = lanes // 2
+            parts = [
+                b.op("vector.shuffle", [vector, vector], b.vec(element_type(vector.type), half), mask=ir.DenseI64ArrayAttr.get(list(range(start, start + half))))
+                for start in (0, half)
+            ]
+            vector, lanes = self.combine(name, *parts), half
+        return b.op("vector.extract", [vector], element_type(vector.type), static_position=ir.DenseI64ArrayAttr.get([0]))
+
+
+def simple_combiners(generic: Generic) -> list[Combiner] | None:
+    """The combiner of every output, or None if one is not of the simple form."""
+    found = [combiner_of(generic, i) for i in range(len(generic.inits))]
+    return None if any(c is None for c in found) else [c for c in found if c is not None]

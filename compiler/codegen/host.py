@@ -1,0 +1,230 @@
+"""The host function of an entry: reads the arguments' sizes, lays out the arena, launches the dispatches in order, checks each.
+
+Its signature is TVM FFI's (docs/architecture.md, "The ABI between generated code and the C core"); offsets below are those of abi.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.codegen.builder import Builder, Sizes, Value
+from llmos.compiler.codegen.kernel import Launch
+from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import Expr, Shapes, SymbolTable, argument_attributes, read_shape
+
+ANY_BYTES, ANY_VALUE = 16, 8  # TVMFFIAny
+TENSOR_DATA, TENSOR_SHAPE, TENSOR_OFFSET = 0, 24, 40  # DLTensor
+CONTEXT_WEIGHTS, CONTEXT_ARENA, CONTEXT_LAUNCH = 0, 8, 16  # llmos_context
+OUT_OF_MEMORY, BAD_ARGUMENTS = 2, 3
+SLOT_ALIGN = 64
+VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel function in the module, and how to start it."""
+
+    name: str
+    launch: Launch
+
+
+@dataclass
+class HostEmitter:
+    """Emits `__tvm_ffi_<entry>` and `__llmos_shapes_<entry>` for a planned main function."""
+
+    module: ir.Module
+    main: ir.Operation
+    table: SymbolTable
+    kernels: Mapping[str, Kernel]  # by dispatch function
+
+    def emit(self) -> None:
+        self.shapes = Shapes.of(self.main, self.table)
+        name = ir.StringAttr(self.main.attributes["sym_name"]).value
+        self._emit_entry(f"__tvm_ffi_{name}")
+        self._emit_shapes(f"__llmos_shapes_{name}")
+
+    # -- pieces of the module
+    def _function(self, name: str, kinds: Sequence[ir.Type], results: Sequence[ir.Type]) -> ir.Block:
+        with ir.InsertionPoint(self.module.body):
+            func = ir.Operation.create(
+                "func.func",
+                regions=1,
+                attributes={"sym_name": ir.StringAttr.get(name), "function_type": ir.TypeAttr.get(ir.FunctionType.get(list(kinds), list(results)))},
+            )
+        return func.regions[0].blocks.append(*kinds)
+
+    def _emit_shapes(self, name: str) -> None:
+        ptr = ir.Type.parse("!llvm.ptr")
+        block = self._function(name, [ptr, ptr], [])
+        symbols_pointer, out = block.arguments
+        with ir.InsertionPoint(block):
+            b = Builder(block, 1)
+            b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
+            with b.at_entry():
+                symbols = {
+                    symbol.expr: b.load(b.address(symbols_pointer, b.index(i), b.i64), b.i64, 8) for i, symbol in enumerate(self.table.symbols)
+                }
+            sizes = Sizes(b, symbols)
+            dims = [dim for value in self._terminator().operands for dim in self.shapes.shape(value)]
+            for i, dim in enumerate(dims):
+                b.store(sizes(dim), b.address(out, b.index(i), b.i64), 8)
+            ir.Operation.create("func.return")
+
+    def _terminator(self) -> ir.Operation:
+        return list(self.main.regions[0].blocks[0].operations)[-1].operation
+
+    # -- the entry
+    def _emit_entry(self, name: str) -> None:
+        ptr, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(32)
+        block = self._function(name, [ptr, ptr, i32, ptr], [i32])
+        self.context, self.args, count, _ = block.arguments
+        checked = block.create_after()
+        failed = checked.create_after(i32)
+        with ir.InsertionPoint(block):
+            expected = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, self._num_arguments())}).results[0]
+            bad = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, BAD_ARGUMENTS)}).results[0]
+            same = ir.Operation.create(
+                "arith.cmpi", results=[ir.IntegerType.get_signless(1)], operands=[count, expected], attributes={"predicate": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0)}
+            ).results[0]
+            self._branch(same, checked, [], failed, [bad])
+        with ir.InsertionPoint(failed):
+            ir.Operation.create("func.return", operands=[failed.arguments[0]])
+        self._emit_calls(checked, failed)
+
+    def _num_arguments(self) -> int:
+        inputs = [a for a in argument_attributes(self.main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
+        return len(inputs) + len(self._terminator().operands)
+
+    def _branch(self, condition: Value, yes: ir.Block, yes_args: Sequence[Value], no: ir.Block, no_args: Sequence[Value]) -> None:
+        ir.Operation.create(
+            "cf.cond_br",
+            operands=[condition, *yes_args, *no_args],
+            successors=[yes, no],
+            attributes={"operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, len(yes_args), len(no_args)])},
+        )
+
+    def _emit_calls(self, block: ir.Block, failed: ir.Block) -> None:
+        with ir.InsertionPoint(block):
+            b = Builder(block, 1)
+            b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
+            self.b = b
+            self._read_arguments()
+        current = block
+        with ir.InsertionPoint(block):
+            current = self._reserve(block, failed)
+        number = 0
+        for op in self.main.regions[0].blocks[0].operations:
+            operation = op.operation
+            if operation.name in VIEWS:
+                if operation.operands[0] in self.pointers:
+                    self.pointers[operation.results[0]] = self.pointers[operation.operands[0]]
+            elif operation.name == "func.call":
+                with ir.InsertionPoint(current):
+                    current = self._launch(operation, number, current, failed)
+                number += 1
+        with ir.InsertionPoint(current):
+            ir.Operation.create("func.return", operands=[b.const(b.i32, 0)])
+
+    def _read_arguments(self) -> None:
+        """Data pointers of inputs, outputs and weights; the symbols, from the input dims that are one."""
+        b = self.b
+        attributes = argument_attributes(self.main)
+        arguments = list(self.main.regions[0].blocks[0].arguments)
+        inputs = [i for i, a in enumerate(attributes) if ir.StringAttr(a["llmos.kind"]).value == "input"]
+        weights = [i for i in range(len(attributes)) if i not in inputs]
+        self.pointers: dict[ir.Value, Value] = {}
+        with b.at_entry():
+            tensors = [self._field(self.args, i * ANY_BYTES + ANY_VALUE, b.ptr) for i in range(self._num_arguments())]
+            data = [b.address(self._field(t, TENSOR_DATA, b.ptr), self._field(t, TENSOR_OFFSET, b.i64), b.i8) for t in tensors]
+            found: dict[sympy.Expr, Value] = {}
+            for position, tensor in zip(inputs, tensors, strict=False):
+                for axis, dim in enumerate(read_shape(attributes[position]["llmos.shape"])):
+                    expr = self.table.parse(dim)
+                    if expr.is_Symbol and expr not in found:
+                        found[expr] = b.load(b.address(self._field(tensor, TENSOR_SHAPE, b.ptr), b.index(axis), b.i64), b.i64, 8)
+            self.pointers.update({arguments[position]: pointer for position, pointer in zip(inputs, data, strict=False)})
+            self.outputs = data[len(inputs) :]
+            if weights:
+                table = self._field(self.context, CONTEXT_WEIGHTS, b.ptr)
+                self.pointers.update({arguments[p]: b.load(b.address(table, b.index(i), b.ptr), b.ptr, 8) for i, p in enumerate(weights)})
+            self.dims = self._stack(max(1, len(self.table.symbols)))
+            self.buffers = self._stack(self._most_buffers())
+            for i, symbol in enumerate(self.table.symbols):
+                value = found.get(symbol.expr, b.index(symbol.min))
+                b.store(value, b.address(self.dims, b.index(i), b.i64), 8)
+            self.sizes = Sizes(b, found)
+
+    def _most_buffers(self) -> int:
+        calls = [op.operation for op in self.main.regions[0].blocks[0].operations if op.operation.name == "func.call"]
+        return max((len(call.operands) + len(call.results) for call in calls), default=1)
+
+    def _stack(self, count: int) -> Value:
+        b = self.b
+        return b.op("llvm.alloca", [b.index(count)], b.ptr, elem_type=ir.TypeAttr.get(b.i64), alignment=ir.IntegerAttr.get(b.i64, 8))
+
+    def _field(self, base: Value, offset: int, kind: ir.Type) -> Value:
+        return self.b.load(self.b.address(base, self.b.index(offset), self.b.i8), kind, 8)
+
+    def _reserve(self, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """Ask for the arena, and place the slots in it one after the other."""
+        b = self.b
+        slots: list[Expr] = [self.table.parse(ir.StringAttr(size).value) for size in ir.ArrayAttr(self.main.attributes["llmos.slots"])]
+        self.slots: list[Value] = []
+        if not slots:
+            return block
+        offset, offsets = b.index(0), []
+        for size in slots:
+            offsets.append(offset)
+            rounded = b.binary("arith.andi", b.add(self.sizes(size), b.index(SLOT_ALIGN - 1)), b.index(-SLOT_ALIGN))
+            offset = b.add(offset, rounded)
+        arena = self._call(self._field(self.context, CONTEXT_ARENA, b.ptr), [self.context, offset], b.ptr)
+        null = b.op("llvm.mlir.zero", [], b.ptr)
+        present = b.op("llvm.icmp", [arena, null], b.i1, predicate=ir.IntegerAttr.get(b.i64, 1))
+        self.slots = [b.address(arena, at, b.i8) for at in offsets]
+        following = self._next(block)
+        self._branch(present, following, [], failed, [b.const(b.i32, OUT_OF_MEMORY)])
+        return following
+
+    def _next(self, block: ir.Block) -> ir.Block:
+        return block.create_after()
+
+    def _call(self, function: Value, arguments: Sequence[Value], result: ir.Type) -> Value:
+        """An indirect call."""
+        b = self.b
+        return b.op(
+            "llvm.call",
+            [function, *arguments],
+            result,
+            operandSegmentSizes=ir.DenseI32ArrayAttr.get([1 + len(arguments), 0]),
+            op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
+        )
+
+    def _launch(self, call: ir.Operation, number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """One dispatch; `number` is its place in the manifest's kernels."""
+        b = self.b
+        dispatch = ir.FlatSymbolRefAttr(call.attributes["callee"]).value
+        target = self.kernels[dispatch]
+        places = list(ir.DenseI64ArrayAttr(call.attributes["llmos.buffers"]))
+        results = [self.slots[place] if place >= 0 else self.outputs[-1 - place] for place in places]
+        self.pointers.update(zip(call.results, results, strict=True))
+        tensors = [self.pointers[operand] for operand in call.operands if isinstance(operand.type, ir.RankedTensorType)]
+        for i, pointer in enumerate([*tensors, *results]):
+            b.store(pointer, b.address(self.buffers, b.index(i), b.ptr), 8)
+        kernel = self._address_of(target.name)
+        function = self._field(self.context, CONTEXT_LAUNCH, b.ptr)
+        launch = target.launch
+        arguments = [self.context, kernel, self.buffers, self.dims, self.sizes(launch.num_tiles), self.sizes(launch.scratch_bytes), b.const(b.i32, number)]
+        code = self._call(function, arguments, b.i32)
+        fine = b.compare("eq", code, b.const(b.i32, 0))
+        following = self._next(block)
+        self._branch(fine, following, [], failed, [code])
+        return following
+
+    def _address_of(self, kernel: str) -> Value:
+        b = self.b
+        kind = ir.FunctionType.get([b.ptr, b.ptr, b.i64, b.i64, b.ptr], [b.i32])
+        constant = b.op("func.constant", [], kind, value=ir.FlatSymbolRefAttr.get(kernel))
+        return b.op("builtin.unrealized_conversion_cast", [constant], b.ptr)

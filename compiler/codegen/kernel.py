@@ -1,0 +1,100 @@
+"""The frame of a kernel: one function with the ABI of docs/architecture.md, and what the host must know to launch it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.codegen.builder import Builder, Sizes, Value
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.evaluate import Buffer, Evaluator
+from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import Expr
+
+LANES = 16  # of row kernels on every target: the order of additions, and so the bits, don't depend on the machine
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the host starts a kernel: the grid is one-dimensional, its size and the scratch a thread needs are expressions over the symbols."""
+
+    num_tiles: Expr
+    scratch_bytes: Expr = sympy.Integer(0)
+
+
+@dataclass
+class Frame:
+    """An open kernel function."""
+
+    b: Builder
+    evaluator: Evaluator
+    outputs: list[Buffer]
+    begin: Value
+    end: Value
+    scratch: Value
+
+    @contextmanager
+    def tiles(self) -> Iterator[Value]:
+        """A loop over the tiles of this call."""
+        with self.b.loop(self.begin, self.end, self.b.index(1)) as loop, self.evaluator.scope():
+            yield loop.iv
+
+
+@contextmanager
+def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterator[Frame]:
+    """Append `func @<dispatch name>(buffers, dims, begin, end, scratch) -> i32` to a module; the body is emitted inside the `with`."""
+    ptr, i64, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(64), ir.IntegerType.get_signless(32)
+    kind = ir.FunctionType.get([ptr, ptr, i64, i64, ptr], [i32])
+    with ir.InsertionPoint(module.body):
+        func = ir.Operation.create(
+            "func.func", regions=1, attributes={"sym_name": ir.StringAttr.get(dispatch.name), "function_type": ir.TypeAttr.get(kind)}
+        )
+    block = func.regions[0].blocks.append(*kind.inputs)
+    buffers_pointer, dims_pointer, begin, end, scratch = block.arguments
+    with ir.InsertionPoint(block):
+        b = Builder(block, lanes)
+        anchor = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, 0)})
+        b.set_anchor(anchor)
+        sizes, buffers, outputs, error = _enter(b, dispatch, buffers_pointer, dims_pointer)
+        b.store(anchor.results[0], error, 4)
+        yield Frame(b, Evaluator(b, dispatch, sizes, buffers, error), outputs, begin, end, scratch)
+        ir.Operation.create("func.return", operands=[b.load(error, i32, 4)])
+
+
+def _enter(b: Builder, dispatch: Dispatch, buffers_pointer: Value, dims_pointer: Value) -> tuple[Sizes, dict[Value, Buffer], list[Buffer], Value]:
+    """Load the symbols and the buffer pointers."""
+    with b.at_entry():
+        symbols: dict[sympy.Expr, Value] = {}
+        for i, symbol in enumerate(dispatch.table.symbols):
+            symbols[symbol.expr] = b.load(b.address(dims_pointer, b.index(i), b.i64), b.i64, 8)
+        pointers = [
+            b.load(b.address(buffers_pointer, b.index(i), b.ptr), b.ptr, 8) for i in range(len(dispatch.tensors) + len(dispatch.results))
+        ]
+        one = b.const(b.i64, 1)
+        error = b.op("llvm.alloca", [one], b.ptr, elem_type=ir.TypeAttr.get(b.i32), alignment=ir.IntegerAttr.get(b.i64, 4))
+    shapes = dispatch.shapes
+    values = [*dispatch.tensors, *dispatch.results]
+    made = [Buffer.dense(pointer, value.type.element_type, shapes.shape(value)) for pointer, value in zip(pointers, values, strict=True)]
+    count = len(dispatch.tensors)
+    return Sizes(b, symbols), dict(zip(values[:count], made[:count], strict=True)), made[count:], error
+
+
+def split_index(b: Builder, sizes: Sizes, flat: Value, extents: Sequence[Expr]) -> list[Value]:
+    """Row-major coordinates of a flat index."""
+    coords: list[Value] = []
+    for extent in reversed(extents[1:]):
+        size = sizes(extent)
+        coords.insert(0, b.rem(flat, size))
+        flat = b.div(flat, size)
+    return [flat, *coords] if extents else []
+
+
+def product(sizes: Sequence[Expr]) -> Expr:
+    return sympy.expand(sympy.Mul(*sizes)) if sizes else sympy.Integer(1)
+
+
+def ceil_div(size: Expr, by: int) -> Expr:
+    return sympy.Integer(-(-int(size) // by)) if size.is_Integer else sympy.floor((size + by - 1) / by)

@@ -1,0 +1,153 @@
+"""The LLVM back half: MLIR in the `kernels` stage -> LLVM dialect -> LLVM IR text -> an object file, for any processor that llvmlite knows.
+
+Numbers: no fast-math flag is set anywhere, and LLVM neither reassociates nor fuses a multiply with an add unless the IR says `fma`. The same
+operations therefore give the same bits in every variant of a kernel.
+
+Symbols: only `__tvm_ffi_*` and `__llmos_*` are visible outside of the shared object. Objects may use the few memory functions of the C library in
+`LIBC_SYMBOLS` (a fallback kernel's `memref.alloc`, a copy loop that LLVM turns into memcpy), which are in every process. Nothing may use libm or a
+compiler runtime: `expand-math` removes what would, and `compile_object` refuses the rest.
+"""
+
+from typing import Protocol
+
+import llvmlite.binding as llvmlite
+
+from llmos.compiler.codegen import elf
+from llmos.compiler.codegen.llvm_text import for_llvm_22
+from llmos.compiler.ir import PassManager, ir, translate_module_to_llvmir
+from llmos.runtime.errors import PassError
+
+__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "lower_to_llvm_dialect", "to_llvm_ir"]
+
+EXPORTED_PREFIXES = ("__tvm_ffi_", "__llmos_")
+LIBC_SYMBOLS = frozenset({"malloc", "calloc", "free", "aligned_alloc", "memcpy", "memmove", "memset", "memcmp", "bcmp"})
+
+LOWERING = (
+    # A copy between strided buffers would call a function of MLIR's runtime; as loops it needs none.
+    "func.func(refback-munge-memref-copy)",
+    "convert-linalg-to-loops",
+    "convert-vector-to-scf",
+    "lower-affine",
+    "convert-scf-to-cf",
+    "expand-strided-metadata",
+    "lower-affine",  # again: expand-strided-metadata computes offsets with affine.apply
+    "convert-vector-to-llvm{enable-x86=true}",
+    "convert-math-to-llvm",  # what expand-math leaves to the processor: sqrt, fma, floor, ctlz, ...
+    "convert-complex-to-llvm",
+    "convert-arith-to-llvm",
+    "finalize-memref-to-llvm",
+    "convert-index-to-llvm",
+    "convert-func-to-llvm",
+    "convert-cf-to-llvm",
+    "convert-ub-to-llvm",
+    "reconcile-unrealized-casts",
+)
+
+
+class CodeTarget(Protocol):
+    """What the back half reads of a `compiler.target` record."""
+
+    @property
+    def triple(self) -> str: ...
+
+    @property
+    def cpu(self) -> str: ...
+
+    @property
+    def features(self) -> str:
+        """LLVM's feature string, such as "+avx512f,-prefer-256-bit"."""
+        ...
+
+
+def lower_to_llvm_dialect(module: ir.Module) -> None:
+    """Rewrite a `kernels` stage module (func, arith, scf, cf, vector, math, memref, affine, index, llvm) in place to the LLVM dialect.
+
+    Raises PassError if an operation is left that has no lowering.
+    """
+    with module.context:
+        try:
+            PassManager.parse(f"builtin.module({','.join(LOWERING)})").run(module.operation)
+        except ir.MLIRError as error:
+            raise PassError(f"the lowering to LLVM failed: {error}") from error
+    left = sorted({op.name for op in _foreign_operations(module.operation)})
+    if left:
+        raise PassError(f"no lowering to LLVM for {', '.join(left)}; expand or replace it before the LLVM stage")
+
+
+def _foreign_operations(root: ir.Operation) -> list[ir.Operation]:
+    found: list[ir.Operation] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if not op.name.startswith(("llvm.", "builtin.module")):
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    root.walk(visit)
+    return found
+
+
+def to_llvm_ir(module: ir.Module) -> str:
+    """LLVM IR text that llvmlite reads, from a module in the LLVM dialect."""
+    return for_llvm_22(translate_module_to_llvmir(module.operation))
+
+
+def compile_object(ll_text: str, target: CodeTarget) -> bytes:
+    """Optimize LLVM IR text and return a relocatable object (position independent); the same input gives the same bytes.
+
+    Raises PassError if the text is invalid or if the code would call a function that no llmos object defines, such as `expf`.
+    """
+    machine = _target_machine(target)
+    declared = {function.name for function in _parse(ll_text, target, machine).functions}
+    data: bytes = machine.emit_object(_optimize(ll_text, target, machine))
+    if data.startswith(elf.MAGIC):
+        # A name that the code generator made up (exp of a vector becomes calls of expf) is in no declaration of the input.
+        invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
+        if invented:
+            raise PassError(f"the generated code calls {', '.join(sorted(invented))}; run expand-math before the LLVM stage")
+    return data
+
+
+def emit_assembly(ll_text: str, target: CodeTarget) -> str:
+    """The assembly (or PTX) of what `compile_object` would emit, for people and for tests."""
+    machine = _target_machine(target)
+    text: str = machine.emit_assembly(_optimize(ll_text, target, machine))
+    return text
+
+
+def _target_machine(target: CodeTarget) -> llvmlite.TargetMachine:
+    # Cheap and idempotent; done here so that a worker process needs no set-up of its own.
+    llvmlite.initialize_all_targets()
+    llvmlite.initialize_all_asmprinters()
+    return llvmlite.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="default"
+    )
+
+
+def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) -> llvmlite.ModuleRef:
+    try:
+        module = llvmlite.parse_assembly(ll_text)
+        module.triple = target.triple
+        module.data_layout = str(machine.target_data)
+        module.verify()
+    except RuntimeError as error:
+        raise PassError(f"LLVM refuses the generated code: {error}") from error
+    return module
+
+
+def _optimize(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) -> llvmlite.ModuleRef:
+    module = _parse(ll_text, target, machine)
+    _hide_symbols(module)
+    tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
+    tuning.loop_vectorization = True
+    tuning.slp_vectorization = True
+    builder = llvmlite.create_pass_builder(machine, tuning)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
+def _hide_symbols(module: llvmlite.ModuleRef) -> None:
+    """Hidden symbols are called directly, without a table that the dynamic linker fills, and can't clash with another artifact's."""
+    for value in [*module.functions, *module.global_variables]:
+        external = value.name.startswith(("llvm.", *EXPORTED_PREFIXES)) or value.name in LIBC_SYMBOLS
+        if not external and value.linkage not in (llvmlite.Linkage.internal, llvmlite.Linkage.private):
+            value.visibility = "hidden"

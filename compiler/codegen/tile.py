@@ -1,0 +1,89 @@
+"""The register tile: out[rows, columns] (+)= A[rows, k] * B[k, columns], the inner loop of contractions and attention.
+
+Each output element is one chain of fused multiply-adds over k in order, whatever the tile, so every variant gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmos.compiler.codegen.builder import Builder, Value
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Rows and vectors of a register tile; `lanes` f32 a vector."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def register_tile(vector_bits: int) -> TileShape:
+    """The tile that fills the register file: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256."""
+    return {512: TileShape(8, 3, 16), 256: TileShape(4, 3, 8), 128: TileShape(8, 3, 4)}[vector_bits]
+
+
+@dataclass(frozen=True)
+class Strided:
+    """A scalar operand: element (row, k) at base + row * row_stride + k * k_stride elements."""
+
+    base: Value
+    row_stride: Value
+    k_stride: Value
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A vector operand: row k starts at base + k * stride elements; `align` in bytes."""
+
+    base: Value
+    stride: Value
+    align: int
+
+
+def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
+    """The k loop. `start`: rows * vectors accumulators, row by row."""
+    f32 = b.f32
+    lane_type = b.vec(f32, shape.lanes)
+    rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), f32) if r else a.base for r in range(shape.rows)]
+    with b.loop(b.index(0), depth, b.index(1), list(start)) as loop:
+        at = b.address(panel.base, b.mul(loop.iv, panel.stride), f32)
+        vectors = [b.load(b.address(at, b.index(v * shape.lanes), f32) if v else at, lane_type, panel.align) for v in range(shape.vectors)]
+        k = b.mul(loop.iv, a.k_stride)
+        made: list[Value] = []
+        for r in range(shape.rows):
+            scalar = b.splat(b.load(b.address(rows[r], k, f32), f32, 4), shape.lanes)
+            made += [b.fma(scalar, vectors[v], loop.args[r * shape.vectors + v]) for v in range(shape.vectors)]
+        loop.yield_(made)
+    return loop.results
+
+
+def zeros(b: Builder, shape: TileShape) -> list[Value]:
+    return [b.neutral(b.f32, 0.0, shape.lanes)] * (shape.rows * shape.vectors)
+
+
+def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Value, row_stride: int) -> None:
+    """Write accumulators row by row at base, `row_stride` elements between rows, 64-byte aligned."""
+    for r in range(shape.rows):
+        for v in range(shape.vectors):
+            offset = b.index(r * row_stride + v * shape.lanes)
+            b.store(values[r * shape.vectors + v], b.address(base, offset, b.f32), shape.lanes * 4)
+
+
+def for_row_blocks(b: Builder, low: Value, high: Value, rows: int, body: Callable[[Value, int], None]) -> None:
+    """Cover rows [low, high) by blocks of `rows`, then of its halves: body(first row, static number of rows)."""
+    position = low
+    while rows >= 1:
+        step = b.index(rows)
+        end = b.add(position, b.mul(b.div(b.sub(high, position), step), step))
+        with b.loop(position, end, step) as loop:
+            body(loop.iv, rows)
+        position, rows = end, rows // 2
+
+

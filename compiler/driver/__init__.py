@@ -1,0 +1,5 @@
+"""From a model to an artifact: `compile` in memory, `compile_to_file` on disk."""
+
+from llmos.compiler.driver.compile import Artifact, CompileResult, ModelWarning, compile, compile_to_file
+
+__all__ = ["Artifact", "CompileResult", "ModelWarning", "compile", "compile_to_file"]

@@ -1,0 +1,166 @@
+"""The driver: from a source, or a saved stage, through the stages of options.STAGES to an artifact."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmos.compiler.compiled import CompiledModel, StageReached
+from llmos.compiler.driver.packaging import contents, weights_with_nan
+from llmos.compiler.driver.progress import Progress
+from llmos.compiler.driver.resume import resume
+from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, read_imported, read_sidecar
+from llmos.compiler.driver.sources import import_source
+from llmos.compiler.driver.watcher import Watcher, module_text
+from llmos.compiler.emit import emitter
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.options import CompileOptions
+from llmos.runtime.artifact.manifest import Manifest
+from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
+from llmos.runtime.errors import UserError
+
+
+class ModelWarning(UserWarning):
+    """Something about a model that compiles and is probably not meant."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model in memory."""
+
+    contents: ArtifactContents
+
+    def save(self, path: str | Path) -> Manifest:
+        """Writes `path`, signed with the user's own key; the file appears when it is whole. Raises ArtifactError."""
+        return write_artifact(path, self.contents)
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What a run of the driver left on disk: the artifact, or the files of the stage it stopped after."""
+
+    written: tuple[Path, ...]
+    manifest: Manifest | None
+
+
+def compile(
+    source: Any,
+    example_args: Sequence[Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    precision: str = "fp32",
+    target: str = "portable",
+    name: str = "",
+    options: CompileOptions | None = None,
+) -> Artifact:
+    """Compiles a model to an artifact.
+
+    source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory.
+    dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
+    options: takes the place of precision, target and name.
+    Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
+    """
+    chosen = options or CompileOptions(precision=precision, target=target, name=name)
+    with Progress() as progress:
+        job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
+        return Artifact(job.artifact_contents())
+
+
+def compile_to_file(
+    source: str | Path, out: Path, options: CompileOptions, progress: Progress, weights: Path | None = None
+) -> CompileResult:
+    """Compiles a file or directory to `out`, or with options.stop_after saves that stage beside where `out` would be.
+
+    `weights`: a safetensors file for a saved stage, instead of the one beside it. After an error nothing half-written stays behind.
+    """
+    _check_folder(out)
+    with progress:
+        job = _Job(source, options, progress, out.with_suffix("") if out.suffix else out, weights=weights)
+        if options.stop_after in ("", "llmos"):
+            artifact = job.artifact_contents()
+            progress.phase("write")
+            return CompileResult((out,), write_artifact(out, artifact))
+        return CompileResult(tuple(job.saved_stage()), None)
+
+
+@dataclass
+class _Job:
+    """One run: its input, and the stages it goes through."""
+
+    source: Any
+    options: CompileOptions
+    progress: Progress
+    stem: Path
+    example_args: Sequence[Any] | None = None
+    dynamic_shapes: Any = None
+    weights: Path | None = None
+    watcher: Watcher | None = None
+
+    def artifact_contents(self) -> ArtifactContents:
+        sidecar, compiled = self._run()
+        return contents(sidecar, compiled)
+
+    def saved_stage(self) -> list[Path]:
+        """Runs until the stage of options.stop_after is saved."""
+        try:
+            self._run()
+        except StageReached:
+            assert self.watcher
+            return self.watcher.written
+        except BaseException:
+            self._remove_written()
+            raise
+        raise UserError(f"the backend has no stage {self.options.stop_after} after this input: choose another for --stop-after")
+
+    def _run(self) -> tuple[Sidecar, CompiledModel]:
+        saved = self._saved_input()
+        if saved and saved.stage not in MODULE_STAGES:
+            sidecar = read_sidecar(saved, self.weights)
+            watcher = self._watch(sidecar)
+            return sidecar, resume(saved, sidecar, self.options.targets(), emitter(self.options), watcher)
+        self.progress.phase("import")
+        imported = read_imported(saved, self.weights) if saved else self._import()
+        sidecar = Sidecar(self.options.name or imported.name, imported.weights, imported.metadata, imported.assets)
+        return sidecar, self._compile(imported, sidecar, saved.stage if saved else "")
+
+    def _saved_input(self) -> SavedStage | None:
+        if not isinstance(self.source, (str, Path)):
+            return None
+        return SavedStage.of(Path(self.source), self.options.from_stage)
+
+    def _import(self) -> ImportedModel:
+        imported = import_source(self.source, self.example_args, self.dynamic_shapes, self.options)
+        with_nan = weights_with_nan(imported.weights)
+        if with_nan:
+            more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
+            warnings.warn(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?", ModelWarning, 4)
+        return imported
+
+    def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel:
+        from llmos.compiler.backends.cpu import compile_module
+
+        watcher = self._watch(sidecar)
+        if not stage:
+            watcher.stage_finished("linalg.mlir", module_text(imported.module))
+        self.progress.phase("passes")
+        return compile_module(imported, self.options.targets(), replace(self.options, from_stage=stage), watcher)
+
+    def _watch(self, sidecar: Sidecar) -> Watcher:
+        options = self.options
+        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir, len(options.targets()))
+        return self.watcher
+
+    def _remove_written(self) -> None:
+        for path in self.watcher.written if self.watcher else []:
+            path.unlink(missing_ok=True)
+
+
+def _check_folder(out: Path) -> None:
+    """Said before minutes of work, not after them."""
+    if out.is_dir():
+        raise UserError(f"{out} is a directory: name the file to write")
+    if not out.parent.is_dir():
+        raise UserError(f"no such directory: {out.parent}")

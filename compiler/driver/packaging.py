@@ -1,0 +1,62 @@
+"""From what the backend gives to the contents of an artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+
+import numpy as np
+
+from llmos.compiler.compiled import CompiledModel
+from llmos.compiler.driver.saved import Sidecar
+from llmos.compiler.target import Target
+from llmos.compiler.weights import Weight
+from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant
+
+_PRODUCERS = ("llmos", "torch", "torch-mlir", "llvmlite")
+
+
+def contents(model: Sidecar, compiled: CompiledModel) -> ArtifactContents:
+    """Everything that goes into the file; nothing of this machine, so that the same input gives the same bytes."""
+    return ArtifactContents(
+        name=model.name,
+        entries=compiled.entries,
+        symbols=compiled.symbols,
+        weights=compiled.weights,
+        code=[_variant(Target.parse(name), data) for name, data in compiled.code.items()],
+        kernels=compiled.kernels,
+        producer=_producer(),
+        plan=compiled.plan,
+        passes=compiled.passes,
+        metadata=model.metadata,
+        assets=model.assets,
+    )
+
+
+def weights_with_nan(weights: Mapping[str, Weight]) -> list[str]:
+    """Names of the weights that hold a NaN."""
+    return [name for name, weight in weights.items() if _has_nan(weight)]
+
+
+def _has_nan(weight: Weight) -> bool:
+    array = weight.load()
+    if array.size == 0:
+        return False
+    if weight.dtype == "bfloat16":
+        return bool(((array & 0x7FFF) > 0x7F80).any())
+    # The minimum of values with a NaN among them is NaN: one pass and no temporary.
+    return array.dtype.kind == "f" and bool(np.isnan(array.min()))
+
+
+def _variant(target: Target, data: bytes) -> CodeVariant:
+    return CodeVariant(target.name, target.arch, target.required, data)
+
+
+def _producer() -> dict[str, str]:
+    found = {}
+    for package in _PRODUCERS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,363 @@
+"""Builds the linalg stage: tensors with symbolic sizes, and the few structured ops that everything else is made of.
+
+Transposes, broadcasts, squeezes and unsqueezes are views: they change how a `Tensor` reads its value and emit nothing. The next op reads
+through its indexing map. So a linear layer on [batch, tokens, K] is one contraction over (batch, tokens, n, k) with no reshape around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmos.compiler.frontend.dims import Dim, IndexValues, Shape, Sizes
+from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, constant, element_type
+from llmos.compiler.ir import ir, linalg, tensor
+
+DYNAMIC = ir.ShapedType.get_dynamic_size()
+
+
+@dataclass(frozen=True)
+class Splat:
+    """Every element is this number."""
+
+    value: Number
+
+
+@dataclass(frozen=True)
+class Iota:
+    """Element i along `axis` is `start + i * step`, whatever the other coordinates."""
+
+    axis: int
+    start: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the program: an SSA value read through a view.
+
+    `axes[j]` is the dimension of `shape` that dimension j of the value runs along; None where the value has a dimension of size 1 that no
+    dimension of `shape` stands for. A dimension of `shape` that is in no axis is a broadcast one (or of size 1).
+    `fact` is what is known of the elements at compile time.
+    """
+
+    value: ir.Value
+    shape: Shape
+    dtype: torch.dtype
+    axes: tuple[int | None, ...]
+    fact: Splat | Iota | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.axes == tuple(range(self.rank))
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Shape and dtype of a result, from torch's metadata."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+
+Body = Callable[..., Scalar]
+
+
+def affine_dim(position: int) -> ir.AffineExpr:
+    return ir.AffineExpr.get_dim(position)
+
+
+class Builder:
+    """Emits ops at the current insertion point of one function."""
+
+    def __init__(self, sizes: Sizes, indices: IndexValues) -> None:
+        self.sizes = sizes
+        self._indices = indices
+
+    # Types and sizes
+
+    def type(self, shape: Shape, dtype: torch.dtype) -> ir.RankedTensorType:
+        return ir.RankedTensorType.get([dim if isinstance(dim, int) else DYNAMIC for dim in shape], element_type(dtype))
+
+    def index(self, dim: Dim) -> ir.Value:
+        """A size as an index value."""
+        return self._indices.value(dim)
+
+    def dynamic(self, shape: Shape) -> list[ir.Value]:
+        """The index values of the dynamic sizes of a shape."""
+        return [self.index(dim) for dim in shape if not isinstance(dim, int)]
+
+    def same(self, a: Shape, b: Shape) -> bool:
+        return len(a) == len(b) and all(self.sizes.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    def dense_tensor(self, value: ir.Value, shape: Shape, dtype: torch.dtype) -> Tensor:
+        return Tensor(value, shape, dtype, tuple(range(len(shape))))
+
+    # Structured ops
+
+    def empty(self, shape: Shape, dtype: torch.dtype) -> ir.Value:
+        return tensor.EmptyOp([dim if isinstance(dim, int) else self.index(dim) for dim in shape], element_type(dtype)).result
+
+    def fill(self, shape: Shape, dtype: torch.dtype, value: Number) -> ir.Value:
+        return self._fill(constant(value, dtype), self.empty(shape, dtype))
+
+    def _fill(self, scalar: Scalar, into: ir.Value) -> ir.Value:
+        op = linalg.FillOp([into.type], [scalar.value], [into])
+        block = op.regions[0].blocks.append(scalar.value.type, scalar.value.type)
+        with ir.InsertionPoint(block):
+            linalg.YieldOp([block.arguments[0]])
+        return op.results[0]
+
+    def generic(
+        self,
+        inputs: Sequence[tuple[Tensor, Sequence[ir.AffineExpr]]],
+        outputs: Sequence[tuple[ir.Value, torch.dtype, Sequence[ir.AffineExpr]]],
+        iterators: Sequence[str],
+        body: Callable[..., Sequence[Scalar]],
+    ) -> list[ir.Value]:
+        """A linalg.generic. Each operand comes with its index expressions over the loops; `body` gets a Scalar per operand."""
+        loops = len(iterators)
+        maps = [ir.AffineMap.get(loops, 0, list(exprs)) for _, exprs in inputs]
+        maps += [ir.AffineMap.get(loops, 0, list(exprs)) for _, _, exprs in outputs]
+        op = linalg.GenericOp(
+            [value.type for value, _, _ in outputs],
+            [source.value for source, _ in inputs],
+            [value for value, _, _ in outputs],
+            ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in maps]),
+            ir.ArrayAttr.get([ir.Attribute.parse(f"#linalg.iterator_type<{kind}>") for kind in iterators]),
+        )
+        dtypes = [source.dtype for source, _ in inputs] + [dtype for _, dtype, _ in outputs]
+        block = op.regions[0].blocks.append(*[element_type(dtype) for dtype in dtypes])
+        with ir.InsertionPoint(block):
+            results = body(*[Scalar(value, dtype) for value, dtype in zip(block.arguments, dtypes, strict=True)])
+            linalg.YieldOp([result.value for result in results])
+        return list(op.results)
+
+    def reads(self, x: Tensor, shape: Shape, loops: Sequence[ir.AffineExpr] | None = None) -> list[ir.AffineExpr]:
+        """Index expressions that read `x`, broadcast to `shape`, at the loop expressions `loops` (one a dimension of `shape`)."""
+        loops = loops if loops is not None else [affine_dim(i) for i in range(len(shape))]
+        offset = len(shape) - x.rank
+        exprs = []
+        for axis in x.axes:
+            broadcast = axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1)
+            exprs.append(ir.AffineExpr.get_constant(0) if broadcast else loops[axis + offset])
+        return exprs
+
+    def elementwise(self, body: Body, inputs: Sequence[Tensor], dtype: torch.dtype, shape: Shape | None = None) -> Tensor:
+        """One parallel op over the broadcast shape of its inputs. `body` computes in the inputs' own types; its result is cast to `dtype`."""
+        shape = shape if shape is not None else self.broadcast_shape([x.shape for x in inputs])
+        identity = [affine_dim(i) for i in range(len(shape))]
+        (value,) = self.generic(
+            [(x, self.reads(x, shape)) for x in inputs],
+            [(self.empty(shape, dtype), dtype, identity)],
+            ["parallel"] * len(shape),
+            lambda *scalars: [body(*scalars[:-1]).to(dtype)],
+        )
+        return self.dense_tensor(value, shape, dtype)
+
+    def broadcast_shape(self, shapes: Sequence[Shape]) -> Shape:
+        rank = max((len(shape) for shape in shapes), default=0)
+        padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+        return tuple(self._broadcast_dim([shape[i] for shape in padded]) for i in range(rank))
+
+    @staticmethod
+    def _broadcast_dim(dims: Sequence[Dim]) -> Dim:
+        wide = [dim for dim in dims if dim != 1]
+        static = [dim for dim in wide if isinstance(dim, int)]
+        return static[0] if static else wide[0] if wide else 1
+
+    def _reduce_units(
+        self, x: Tensor, dims: Sequence[int], init: Number | None, combine: Body, dtype: torch.dtype, keepdim: bool
+    ) -> Tensor:
+        """The reduction over dimensions of size 1: each element combined with `init`, and the dimensions dropped."""
+        if init is not None:
+            x = self.elementwise(lambda s: combine(s.to(dtype), constant(init, dtype)), [x], dtype)
+        if not keepdim:
+            for position in sorted(dims, reverse=True):
+                x = self.squeeze(x, position)
+        return x
+
+    def reduce(self, x: Tensor, dims: Sequence[int], init: Number, combine: Body, dtype: torch.dtype, keepdim: bool) -> Tensor:
+        """Reduction over `dims`: `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension of size 1 is a view, not stored."""
+        wide = [i for i in dims if x.shape[i] != 1]
+        if not wide:
+            return self._reduce_units(x, dims, init, combine, dtype, keepdim)
+        if len(wide) < len(dims):
+            return self._reduce_units(self.reduce(x, wide, init, combine, dtype, True), dims, None, combine, dtype, keepdim)
+        kept = [i for i in range(x.rank) if i not in dims]
+        shape = tuple(x.shape[i] for i in kept)
+        (value,) = self.generic(
+            [(x, self.reads(x, x.shape))] + self._loop_bounds(x, dims),
+            [(self.fill(shape, dtype, init), dtype, [affine_dim(i) for i in kept])],
+            ["reduction" if i in dims else "parallel" for i in range(x.rank)],
+            lambda *scalars: [combine(scalars[0].to(dtype), scalars[-1])],
+        )
+        if not keepdim:
+            return self.dense_tensor(value, shape, dtype)
+        return Tensor(value, tuple(1 if i in dims else x.shape[i] for i in range(x.rank)), dtype, tuple(kept))
+
+    def _loop_bounds(self, x: Tensor, dims: Sequence[int]) -> list[tuple[Tensor, list[ir.AffineExpr]]]:
+        """A shape-only operand for reduced dimensions that `x` itself doesn't store (broadcast ones), so that every loop has a bound."""
+        hidden = [i for i in dims if i not in x.axes or self._stored_as_one(x, i)]
+        if not hidden:
+            return []
+        shape = tuple(x.shape[i] for i in hidden)
+        return [(self.dense_tensor(self.empty(shape, x.dtype), shape, x.dtype), [affine_dim(i) for i in hidden])]
+
+    @staticmethod
+    def _stored_as_one(x: Tensor, dim: int) -> bool:
+        return x.shape[dim] != 1 and x.value.type.shape[x.axes.index(dim)] == 1
+
+    # Values
+
+    def full(self, shape: Shape, dtype: torch.dtype, value: Number) -> Tensor:
+        """A constant tensor: one stored element, broadcast."""
+        held = bool(value) if dtype == torch.bool else float(value) if dtype.is_floating_point else int(value)
+        return Tensor(self.fill((), dtype, held), shape, dtype, (), Splat(held))
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The same tensor stored row-major, with every dimension in place."""
+        if x.is_dense:
+            return x
+        stored_in_order = [axis for axis in x.axes if axis is not None]
+        missing_are_one = all(x.shape[i] == 1 for i in range(x.rank) if i not in stored_in_order)
+        if missing_are_one and stored_in_order == sorted(stored_in_order):
+            return replace(self.reshape_value(x.value, self._stored_shape(x), x.shape, x.dtype), fact=x.fact)
+        return replace(self.copy(x), fact=x.fact)
+
+    def copy(self, x: Tensor) -> Tensor:
+        return self.elementwise(lambda s: s, [x], x.dtype, x.shape)
+
+    def _stored_shape(self, x: Tensor) -> Shape:
+        return tuple(1 if axis is None else x.shape[axis] for axis in x.axes)
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`x` converted to another dtype, through the same view."""
+        if x.dtype == dtype:
+            return x
+        stored = self.dense_tensor(x.value, self._stored_shape(x), x.dtype)
+        value = self.elementwise(lambda s: s.to(dtype), [stored], dtype, stored.shape).value
+        return Tensor(value, x.shape, dtype, x.axes, _cast_fact(x.fact, dtype))
+
+    # Views
+
+    def permute(self, x: Tensor, order: Sequence[int]) -> Tensor:
+        """Dimension i of the result is dimension order[i] of `x`."""
+        new = {old: position for position, old in enumerate(order)}
+        axes = tuple(None if axis is None else new[axis] for axis in x.axes)
+        fact = replace(x.fact, axis=new[x.fact.axis]) if isinstance(x.fact, Iota) else x.fact
+        return Tensor(x.value, tuple(x.shape[i] for i in order), x.dtype, axes, fact)
+
+    def unsqueeze(self, x: Tensor, position: int) -> Tensor:
+        moved = [axis if axis is None or axis < position else axis + 1 for axis in x.axes]
+        fact = x.fact
+        if isinstance(fact, Iota) and fact.axis >= position:
+            fact = replace(fact, axis=fact.axis + 1)
+        return Tensor(x.value, x.shape[:position] + (1,) + x.shape[position:], x.dtype, tuple(moved), fact)
+
+    def squeeze(self, x: Tensor, position: int) -> Tensor:
+        """`x` without dimension `position`, which has size 1."""
+        axes = tuple(None if a is None or a == position else a - (a > position) for a in x.axes)
+        fact = x.fact
+        if isinstance(fact, Iota):
+            fact = Splat(fact.start) if fact.axis == position else replace(fact, axis=fact.axis - (fact.axis > position))
+        return Tensor(x.value, x.shape[:position] + x.shape[position + 1 :], x.dtype, axes, fact)
+
+    def expand(self, x: Tensor, shape: Shape) -> Tensor:
+        """`x` broadcast to `shape`."""
+        offset = len(shape) - x.rank
+        axes: list[int | None] = []
+        for axis in x.axes:
+            widened = axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1)
+            axes.append(None if widened else axis + offset)  # type: ignore[operator]
+        fact = replace(x.fact, axis=x.fact.axis + offset) if isinstance(x.fact, Iota) else x.fact
+        return Tensor(x.value, shape, x.dtype, tuple(axes), fact)
+
+    # Reshapes
+
+    def reshape(self, x: Tensor, shape: Shape) -> Tensor:
+        """`x` in another shape of as many elements, row-major order kept. A symbolic size is exact: it comes from the inputs' dimensions."""
+        if self.same(x.shape, shape):
+            return replace(x, shape=shape)
+        if isinstance(x.fact, Splat):
+            return replace(self.full(shape, x.dtype, x.fact.value), value=self._splat_value(x))
+        if (view := self._as_unit_dims(x, shape)) is not None:
+            return view
+        dense = self.dense(x)
+        return self.reshape_value(dense.value, x.shape, shape, x.dtype)
+
+    def _splat_value(self, x: Tensor) -> ir.Value:
+        assert isinstance(x.fact, Splat)
+        return x.value if not x.axes else self.fill((), x.dtype, x.fact.value)
+
+    def _as_unit_dims(self, x: Tensor, shape: Shape) -> Tensor | None:
+        """A reshape that only adds and drops dimensions of size 1 is a view."""
+        if not self.same(tuple(d for d in x.shape if d != 1), tuple(d for d in shape if d != 1)):
+            return None
+        for position in reversed(range(x.rank)):
+            if x.shape[position] == 1:
+                x = self.squeeze(x, position)
+        for position, dim in enumerate(shape):
+            if dim == 1:
+                x = self.unsqueeze(x, position)
+        return replace(x, shape=shape)
+
+    def reshape_value(self, value: ir.Value, old: Shape, new: Shape, dtype: torch.dtype) -> Tensor:
+        """Collapse to the coarsest common shape of both, then expand."""
+        if self.sizes.product(new) == 0:
+            return self.dense_tensor(self.empty(new, dtype), new, dtype)
+        groups = self._common_groups(old, new)
+        middle = tuple(self.sizes.product([old[i] for i in source]) for source, _ in groups)
+        collapsed = self._collapse(value, old, [source for source, _ in groups], middle, dtype)
+        return self.dense_tensor(self._expand_groups(collapsed, [target for _, target in groups], middle, new, dtype), new, dtype)
+
+    def _collapse(self, value: ir.Value, old: Shape, groups: list[list[int]], middle: Shape, dtype: torch.dtype) -> ir.Value:
+        if len(old) == len(middle):
+            return value
+        return tensor.CollapseShapeOp(self.type(middle, dtype), value, _reassociation(groups)).result
+
+    def _expand_groups(self, value: ir.Value, groups: list[list[int]], middle: Shape, new: Shape, dtype: torch.dtype) -> ir.Value:
+        if len(new) == len(middle):
+            return value
+        static = [dim if isinstance(dim, int) else DYNAMIC for dim in new]
+        return tensor.ExpandShapeOp(self.type(new, dtype), value, _reassociation(groups), self.dynamic(new), static).result
+
+    def _common_groups(self, old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
+        """Runs of dimensions of both shapes with the same product, as fine as possible. No groups where one shape has rank 0."""
+        if not old or not new:
+            return []
+        cuts = self._cuts(old, new)
+        pairs = zip([(0, 0), *cuts[:-1]], cuts, strict=True)
+        return [(list(range(i0, i1)), list(range(j0, j1))) for (i0, j0), (i1, j1) in pairs]
+
+    def _cuts(self, old: Shape, new: Shape) -> list[tuple[int, int]]:
+        products = [self.sizes.product(new[:j]) for j in range(len(new) + 1)]
+        cuts: list[tuple[int, int]] = []
+        j = 1
+        for i in range(1, len(old)):
+            reached = self.sizes.product(old[:i])
+            found = next((k for k in range(j, len(new)) if self.sizes.equal(products[k], reached)), None)
+            if found is not None:
+                cuts.append((i, found))
+                j = found + 1
+        return [*cuts, (len(old), len(new))]
+
+
+def _reassociation(groups: Sequence[Sequence[int]]) -> ir.ArrayAttr:
+    i64 = ir.IntegerType.get_signless(64)
+    return ir.ArrayAttr.get([ir.ArrayAttr.get([ir.IntegerAttr.get(i64, i) for i in group]) for group in groups])
+
+
+def _cast_fact(fact: Splat | Iota | None, dtype: torch.dtype) -> Splat | Iota | None:
+    if isinstance(fact, Splat):
+        return Splat(bool(fact.value) if dtype == torch.bool else float(fact.value) if dtype.is_floating_point else int(fact.value))
+    return fact if dtype in (torch.int64, torch.int32) else None
+
+
+__all__ = ["Builder", "Iota", "Meta", "Splat", "Tensor", "affine_dim", "compute_dtype"]

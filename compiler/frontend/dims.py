@@ -1,0 +1,148 @@
+"""Symbolic sizes of the program being imported: torch's size expressions in the user's names, and as index arithmetic.
+
+A size is an `int` or a sympy expression over the program's symbols.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch.utils._sympy import functions as torch_sympy
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from llmos.compiler.ir import arith, ir
+from llmos.runtime.errors import UnsupportedError
+
+Dim = int | sympy.Expr
+Shape = tuple[Dim, ...]
+
+MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A named dynamic dimension: `min <= value <= max`, read from dimension `axis` of input number `argument`."""
+
+    name: str
+    min: int
+    max: int
+    argument: int
+    axis: int
+
+    @property
+    def expr(self) -> sympy.Symbol:
+        return sympy.Symbol(self.name, integer=True, positive=True)
+
+
+class Sizes:
+    """The program's symbols, and what can be proved about sizes."""
+
+    def __init__(self, symbols: Sequence[Symbol], torch_names: Mapping[sympy.Symbol, Symbol]) -> None:
+        self.symbols = tuple(symbols)
+        self._names = {torch_symbol: symbol.expr for torch_symbol, symbol in torch_names.items()}
+        self._ranges = {symbol.expr: ValueRanges(symbol.min, symbol.max) for symbol in symbols}
+
+    def dim(self, size: int | torch.SymInt | sympy.Expr) -> Dim:
+        """A size as torch's metadata has it, in our symbols and simplified by their ranges."""
+        if isinstance(size, int):
+            return size
+        expr = size.node.expr if isinstance(size, torch.SymInt) else size
+        expr = sympy.sympify(expr).xreplace(self._names)
+        unknown = expr.free_symbols - set(self._ranges)
+        if unknown:
+            raise UnsupportedError(f"a tensor size depends on data ({expr}): only sizes that follow from input sizes can be compiled")
+        return self.simplify(expr)
+
+    def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
+        return tuple(self.dim(size) for size in sizes)
+
+    def bounds(self, dim: Dim) -> tuple[int | float, int | float]:
+        """Lower and upper bound of a size; infinities where nothing is known."""
+        if isinstance(dim, int):
+            return dim, dim
+        found = bound_sympy(dim, self._ranges)
+        return _bound(found.lower), _bound(found.upper)
+
+    def simplify(self, dim: Dim) -> Dim:
+        """The expression without the branches that the symbols' ranges rule out; an `int` where it is one."""
+        if isinstance(dim, int):
+            return dim
+        chosen = dim.replace(lambda e: isinstance(e, _CHOICES), self._choose) if dim.has(*_CHOICES) else dim
+        expr = sympy.expand(chosen)
+        return int(expr) if expr.is_Integer else expr
+
+    def _choose(self, choice: sympy.Expr) -> sympy.Expr:
+        smallest = isinstance(choice, (sympy.Min, torch_sympy.Min))
+        kept = list(choice.args)
+        for a in choice.args:
+            for b in list(kept):
+                low, high = self.bounds(sympy.expand(b - a)) if a != b else (-1, 1)
+                if a in kept and (low >= 0 if smallest else high <= 0):
+                    kept.remove(b)
+        return choice.func(*kept) if len(kept) > 1 else kept[0]
+
+    def equal(self, a: Dim, b: Dim) -> bool:
+        """Whether two sizes are the same for every value of the symbols."""
+        return a == b or sympy.expand(sympy.sympify(a) - sympy.sympify(b)) == 0
+
+    def at_least(self, dim: Dim, least: int) -> bool:
+        return self.bounds(dim)[0] >= least
+
+    def product(self, dims: Sequence[Dim]) -> Dim:
+        return self.simplify(sympy.expand(sympy.Mul(*dims)))
+
+
+_CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
+
+
+def _bound(value: object) -> int | float:
+    number = sympy.sympify(value)
+    if number.is_Integer:
+        return int(number)
+    return math.inf if str(number) in ("oo", "int_oo") else -math.inf if str(number) in ("-oo", "-int_oo") else float(number)
+
+
+class IndexValues:
+    """Sizes as index values of the function being built, each computed once, at the function's start, from the inputs' dimensions."""
+
+    def __init__(self, anchor: ir.Operation, symbols: Mapping[sympy.Symbol, ir.Value]) -> None:
+        self._anchor = anchor
+        self._values: dict[Dim, ir.Value] = dict(symbols)
+        self._index = ir.IndexType.get()
+
+    def value(self, dim: Dim) -> ir.Value:
+        """The SSA index value of a size."""
+        if dim not in self._values:
+            with ir.InsertionPoint(self._anchor):
+                self._values[dim] = self._build(dim)
+        return self._values[dim]
+
+    def _build(self, dim: Dim) -> ir.Value:
+        if isinstance(dim, int) or dim.is_Integer:
+            return arith.ConstantOp(self._index, int(dim)).result
+        if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
+            return self._fold(arith.muli, [dim.base] * int(dim.exp))
+        for kinds, build in _INDEX_OPS:
+            if isinstance(dim, kinds):
+                return self._fold(build, dim.args)
+        raise UnsupportedError(f"the size expression {dim} ({type(dim).__name__}) isn't supported")
+
+    def _fold(self, build: object, args: Sequence[Dim]) -> ir.Value:
+        assert callable(build)
+        return functools.reduce(lambda a, b: build(a, b), [self.value(arg) for arg in args])
+
+
+_INDEX_OPS = (
+    (sympy.Add, arith.addi),
+    (sympy.Mul, arith.muli),
+    ((sympy.Min, torch_sympy.Min), arith.minsi),
+    ((sympy.Max, torch_sympy.Max), arith.maxsi),
+    (torch_sympy.CeilDiv, arith.ceildivsi),
+    ((torch_sympy.FloorDiv, torch_sympy.CleanDiv), arith.floordivsi),
+    ((torch_sympy.Mod, torch_sympy.PythonMod, sympy.Mod), arith.remsi),
+)

@@ -1,0 +1,27 @@
+"""What every front end gives (docs/architecture.md, "The linalg stage")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmos.compiler.ir import ir
+from llmos.compiler.weights import Weight
+
+Reference = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model as linalg on tensors, its weights beside it."""
+
+    name: str
+    module: ir.Module
+    weights: Mapping[str, Weight]
+    reference: Reference | None = None
+    examples: tuple[tuple[np.ndarray, ...], ...] = ()
+    assets: Mapping[str, bytes] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)

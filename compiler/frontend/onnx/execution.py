@@ -1,0 +1,191 @@
+"""Running a graph node by node: each function gets its inputs in the form that its signature asks for."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
+from llmos.compiler.frontend.onnx.graph import Graph, Node
+from llmos.compiler.frontend.onnx.registry import Kind, OpFunction
+from llmos.compiler.frontend.onnx.values import Host, Value, host, scalar_of
+from llmos.runtime.errors import UnsupportedError
+
+Environment = MutableMapping[str, Value]
+
+MAX_FOLDED_ELEMENTS = 65536
+# Integer weights stay integers for the quantization passes; random numbers are drawn at each run.
+NEVER_FOLDED = frozenset(
+    {"DequantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Runs graphs; `buffer` gives the tensor of a constant that the module holds."""
+
+    buffer: Callable[[str], torch.Tensor | None] = lambda key: None
+
+    def run(self, graph: Graph, inputs: Mapping[str, Value], outer: Mapping[str, Value] | None = None) -> list[Value]:
+        """The values of the graph's outputs. A subgraph sees the names of `outer` behind its own."""
+        scopes: list[Any] = [{}, inputs, graph.constants] + ([outer] if outer is not None else [])
+        env: Environment = ChainMap(*scopes)
+        for node in graph.nodes:
+            self.run_node(node, env)
+        return [env[name] for name in graph.outputs]
+
+    def run_node(self, node: Node, env: Environment) -> None:
+        """Compute one node and put its outputs into `env`."""
+        values = [env[name] if name else None for name in node.inputs]
+        folded = fold_node(node, values)
+        if folded is not None:
+            env.update((name, value) for name, value in zip(node.outputs, folded, strict=False) if name)
+            return
+        on_host = node.on_host is not None and any(isinstance(v, Host) for v in values) and not any(_on_device(v) for v in values)
+        function = node.on_host if on_host and node.on_host is not None else node.function
+        try:
+            results = self._call(function, node, values, env)
+        except Exception as error:
+            error.add_note(f"in ONNX node {node}")
+            raise
+        for name, result in zip(node.outputs, results, strict=False):
+            if name:
+                env[name] = result
+
+    def tensor(self, value: Value) -> torch.Tensor:
+        """The tensor of a value: a buffer of the module, a filled tensor, or sizes written out."""
+        if isinstance(value, torch.Tensor):
+            return value
+        if not isinstance(value, Host):
+            raise UnsupportedError("a sequence or an empty optional stands where a tensor is needed.")
+        held = self.buffer(value.key) if value.key is not None else None
+        if held is not None:
+            return held
+        return _symbols_to_tensor(value) if value.is_symbolic else _constant_to_tensor(value.array)
+
+    def _call(self, function: OpFunction, node: Node, values: Sequence[Value], env: Environment) -> Sequence[Value]:
+        rank = max((_rank(value) for value in values if not isinstance(value, Host) or value.array.size != 1), default=-1)
+        args = [self._convert(function.kind_of(i), value, node, i, rank) for i, value in enumerate(values)]
+        if function.variadic is None:
+            args += [None] * (function.num_required - len(args))
+        attributes = {name: self._bind(value, env) for name, value in node.attributes.items() if name in function.attributes}
+        if function.wants_num_outputs:
+            attributes["num_outputs_"] = len(node.outputs)
+        if function.variadic is None:
+            while args and args[-1] is None and len(args) > function.num_required:
+                args.pop()
+        result = function.call(*args, **attributes)
+        return result if isinstance(result, tuple) else (result,)
+
+    def _bind(self, attribute: Any, env: Environment) -> Any:
+        return partial(self._run_subgraph, attribute, env) if isinstance(attribute, Graph) else attribute
+
+    def _run_subgraph(self, graph: Graph, env: Environment, *inputs: Value) -> list[Value]:
+        return self.run(graph, dict(zip(graph.inputs, inputs, strict=True)), outer=env)
+
+    def _convert(self, kind: Kind | None, value: Value, node: Node, index: int, rank: int) -> Any:
+        if value is None or kind is Kind.VALUE:
+            return value
+        if kind is Kind.TENSOR:
+            return self.tensor(value)
+        if kind is Kind.OPERAND:
+            return self._operand(value, rank)
+        if not isinstance(value, Host):
+            raise UnsupportedError(
+                f"node {node}: input '{node.inputs[index]}' is computed from the data of the model's inputs, and this op needs it as a constant; "
+                "bind the input it comes from to a constant, or simplify the model before the export."
+            )
+        if kind is Kind.ARRAY:
+            return value
+        items = tuple(item.item() if isinstance(item, np.generic) else item for item in value.array.reshape(-1))
+        return items if kind is Kind.INTS else tuple(float(item) for item in items)
+
+    def _operand(self, value: Value, rank: int) -> Any:
+        """A one-element constant as a Python number, so that it stays visible in the graph; else a tensor.
+
+        `rank` is the largest among the node's other inputs: a constant of a higher rank would add dims to the result.
+        """
+        if isinstance(value, Host) and value.array.size == 1 and value.array.ndim <= rank and value.dtype.kind in "fiu" and not value.is_symbolic:
+            return scalar_of(value)
+        return self.tensor(value)
+
+
+def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
+    """The outputs of a node whose inputs are all known numbers, computed now, outside of any tracing; None if it isn't one.
+
+    Work on whole weights stays in the graph: the passes do it with the weights' names and bytes at hand.
+    """
+    known = [value for value in values if isinstance(value, Host) and not value.is_symbolic]
+    has_body = any(isinstance(attribute, Graph) for attribute in node.attributes.values())
+    if len(known) != sum(value is not None for value in values) or has_body or node.op in NEVER_FOLDED:
+        return None
+    if sum(value.array.size for value in known) > MAX_FOLDED_ELEMENTS:
+        return None
+    bare = replace(node, on_host=None)
+    env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
+    with _disable_current_modes(), torch.no_grad():
+        results = Executor()._call(bare.function, bare, [value and Host(value.array, value.dtype) for value in values], env)  # type: ignore[union-attr]
+    if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
+        return None
+    return [host(to_numpy(result)) if isinstance(result, torch.Tensor) else result for result in results]
+
+
+def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
+    """The graph with every foldable node made a constant; the same in subgraphs."""
+    known = dict(outer or {}) | dict(graph.constants)
+    constants = dict(graph.constants)
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        values = [known.get(name) if name else None for name in node.inputs]
+        is_known = all(value is not None or not name for value, name in zip(values, node.inputs, strict=True))
+        results = fold_node(node, list(values)) if is_known else None
+        if results is None:
+            nodes.append(_fold_bodies(node, known))
+            continue
+        made = {name: value for name, value in zip(node.outputs, results, strict=False) if name and isinstance(value, Host)}
+        known |= made
+        constants |= made
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _fold_bodies(node: Node, known: Mapping[str, Host]) -> Node:
+    attributes = {name: fold_graph(a, known) if isinstance(a, Graph) else a for name, a in node.attributes.items()}
+    return replace(node, attributes=attributes)
+
+
+def is_fill(array: np.ndarray) -> bool:
+    """Whether a constant is better written as a fill than held as a buffer: one number, or a small array of equal ones."""
+    if array.dtype.kind not in "fiub" or array.size == 0 or array.size > 4096:
+        return False
+    return array.size == 1 or (array.dtype.kind != "f" and bool((array == array.flat[0]).all()))
+
+
+def _rank(value: Value) -> int:
+    if isinstance(value, Host):
+        return value.array.ndim
+    return value.ndim if isinstance(value, torch.Tensor) else -1
+
+
+def _on_device(value: Value) -> bool:
+    return value is not None and not isinstance(value, Host)
+
+
+def _constant_to_tensor(array: np.ndarray) -> torch.Tensor:
+    if is_fill(array):
+        return torch.full(array.shape, array.flat[0].item(), dtype=to_torch(array[:0] if array.ndim else array.reshape(1)).dtype)
+    return to_torch(array)
+
+
+def _symbols_to_tensor(value: Host) -> torch.Tensor:
+    dtype = to_torch(np.empty(0, value.dtype)).dtype
+    items = [torch.scalar_tensor(item, dtype=dtype) for item in value.array.reshape(-1)]
+    if value.array.ndim == 0:
+        return items[0]
+    return torch.stack(items).reshape(value.array.shape) if items else torch.empty(value.array.shape, dtype=dtype)

@@ -1,0 +1,94 @@
+"""An ONNX graph as an nn.Module whose forward runs it node by node as torch functions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from llmos.compiler.frontend.onnx.dtypes import to_torch
+from llmos.compiler.frontend.onnx.execution import Executor, is_fill
+from llmos.compiler.frontend.onnx.graph import Graph
+from llmos.compiler.frontend.onnx.registry import Kind
+from llmos.compiler.frontend.onnx.values import Host
+from llmos.runtime.errors import UnsupportedError
+
+
+class OnnxModule(nn.Module):
+    """`graph` as a module: constants that its ops take as tensors are buffers under their ONNX names.
+
+    forward takes the graph's inputs in order and gives its outputs in order, each a tensor.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._locations: dict[str, tuple[nn.Module, str]] = {}
+        self.graph = self._hold_constants(graph)
+        self._executor = Executor(self._buffer)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        values = self._executor.run(self.graph, dict(zip(self.graph.inputs, inputs, strict=True)))
+        return tuple(self._output(name, self._executor.tensor(value)) for name, value in zip(self.graph.outputs, values, strict=True))
+
+    def _output(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def _buffer(self, key: str) -> torch.Tensor | None:
+        location = self._locations.get(key)
+        return None if location is None else getattr(*location)  # type: ignore[no-any-return]
+
+    def _hold_constants(self, graph: Graph) -> Graph:
+        """The graph with each constant that is used as a tensor put into a buffer; same for its subgraphs."""
+        used = tensor_names(graph)
+        constants: dict[str, Host] = {}
+        for name, value in graph.constants.items():
+            constants[name] = self._hold(name, value) if name in used and not is_fill(value.array) else value
+        nodes = tuple(replace(node, attributes={k: self._hold_attribute(v) for k, v in node.attributes.items()}) for node in graph.nodes)
+        return replace(graph, constants=constants, nodes=nodes)
+
+    def _hold_attribute(self, attribute: object) -> object:
+        return self._hold_constants(attribute) if isinstance(attribute, Graph) else attribute
+
+    def _hold(self, name: str, value: Host) -> Host:
+        key = name
+        while key in self._locations:
+            key += "_"
+        try:
+            tensor = to_torch(value.array)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"constant '{name}': {error}") from error
+        self._locations[key] = self._register(key, tensor)
+        return replace(value, key=key)
+
+    def _register(self, name: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:
+        """A buffer in nested modules along the dots of its name, so that the state dict has the ONNX name."""
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            child = getattr(owner, part, None) if part else None
+            if not part or (child is not None and not isinstance(child, nn.Module)):
+                return self._register(name.replace(".", "_"), tensor)
+            if child is None:
+                child = nn.Module()
+                owner.add_module(part, child)
+            owner = child
+        if not leaf or hasattr(owner, leaf):
+            return self._register(f"{name.replace('.', '_')}_onnx", tensor)
+        owner.register_buffer(leaf, tensor)
+        return owner, leaf
+
+
+def tensor_names(graph: Graph) -> frozenset[str]:
+    """Names that some op of the graph or of its subgraphs takes as a tensor, or that leave the graph."""
+    found = set(graph.outputs)
+    for node in graph.nodes:
+        for index, name in enumerate(node.inputs):
+            if node.function.kind_of(index) in (Kind.TENSOR, Kind.OPERAND, Kind.VALUE):
+                found.add(name)
+        for attribute in node.attributes.values():
+            if isinstance(attribute, Graph):
+                found |= tensor_names(attribute)
+    return frozenset(found)
+
+

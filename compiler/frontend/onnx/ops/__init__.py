@@ -1,0 +1,1 @@
+"""ONNX ops as torch functions, in files by theme; `llmos.compiler.frontend.onnx.registry` collects them."""

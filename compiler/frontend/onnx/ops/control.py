@@ -1,0 +1,108 @@
+"""If, Loop and Scan: a branch chosen by a known condition, a loop of a known length written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llmos.compiler.frontend.onnx.registry import Subgraph, Value, op
+from llmos.compiler.frontend.onnx.values import Host, host, scalar_of
+from llmos.runtime.errors import UnsupportedError
+
+# A written-out loop above this many turns would make a program too large to compile.
+MAX_TURNS = 256
+
+
+@op("If")
+def if_(condition: Value, *, then_branch: Subgraph, else_branch: Subgraph) -> tuple[Any, ...]:
+    """The branch of a known condition; else both, and a choice between their results (ONNX ops have no side effects)."""
+    if isinstance(condition, Host):
+        return tuple(then_branch() if bool(scalar_of(condition)) else else_branch())
+    if not isinstance(condition, torch.Tensor):
+        raise UnsupportedError("If needs a boolean tensor as its condition.")
+    pairs = list(zip(then_branch(), else_branch(), strict=True))
+    return tuple(_choose(condition, a, b) for a, b in pairs)
+
+
+def _choose(condition: torch.Tensor, a: Value, b: Value) -> torch.Tensor:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+        raise UnsupportedError(
+            "an If whose condition is computed from data has branches of different shapes; bind the input that decides it to a constant."
+        )
+    return torch.where(condition.reshape(()), a, b)
+
+
+@op("Loop")
+def loop(trips: Value, condition: Value, *state: Value, body: Subgraph) -> tuple[Any, ...]:
+    """Written out: the number of turns, or the condition after each, must be known."""
+    limit = int(_known(trips, "its trip count")) if trips is not None else None
+    going = bool(_known(condition, "its condition")) if condition is not None else True
+    values, scans, turn = list(state), None, 0
+    while going and (limit is None or turn < limit):
+        if turn == MAX_TURNS:
+            raise UnsupportedError(f"a Loop of more than {MAX_TURNS} turns isn't supported.")
+        results = body(host(turn, "int64"), host(going, "bool"), *values)
+        going = bool(_known(results[0], "its condition"))
+        values = results[1 : 1 + len(state)]
+        rows = results[1 + len(state) :]
+        scans = [[row] for row in rows] if scans is None else [[*column, row] for column, row in zip(scans, rows, strict=True)]
+        turn += 1
+    if scans is None:
+        raise UnsupportedError("a Loop without a turn isn't supported.")
+    return (*values, *(_stack(column, 0) for column in scans))
+
+
+@op("Scan", since=9)
+def scan(
+    *items: Value,
+    body: Subgraph,
+    num_scan_inputs: int,
+    scan_input_axes: tuple[int, ...] | None = None,
+    scan_input_directions: tuple[int, ...] | None = None,
+    scan_output_axes: tuple[int, ...] | None = None,
+    scan_output_directions: tuple[int, ...] | None = None,
+) -> tuple[Any, ...]:
+    """Written out over a static length."""
+    count = len(items) - num_scan_inputs
+    state, sequences = list(items[:count]), items[count:]
+    axes = scan_input_axes or (0,) * num_scan_inputs
+    reverse = scan_input_directions or (0,) * num_scan_inputs
+    columns: list[list[Value]] = []
+    for turn in range(_scan_length(sequences, axes)):
+        rows = [_row(x, axis, turn, bool(back)) for x, axis, back in zip(sequences, axes, reverse, strict=True)]
+        results = body(*state, *rows)
+        state = results[:count]
+        columns = columns or [[] for _ in results[count:]]
+        for column, value in zip(columns, results[count:], strict=True):
+            column.append(value)
+    directions = scan_output_directions or (0,) * len(columns)
+    ordered = [column[::-1] if back else column for column, back in zip(columns, directions, strict=True)]
+    return (*state, *(_stack(c, axis) for c, axis in zip(ordered, scan_output_axes or (0,) * len(columns), strict=True)))
+
+
+def _scan_length(sequences: tuple[Value, ...], axes: tuple[int, ...]) -> int:
+    first = sequences[0]
+    length = first.shape[axes[0]] if isinstance(first, torch.Tensor) else None
+    if not isinstance(length, int) or not 0 < length <= MAX_TURNS:
+        raise UnsupportedError(f"Scan needs a static length of 1 to {MAX_TURNS}.")
+    return length
+
+
+def _row(x: Value, axis: int, turn: int, reverse: bool) -> torch.Tensor:
+    if not isinstance(x, torch.Tensor):
+        raise UnsupportedError("Scan over a constant isn't supported.")
+    return x.select(axis, x.shape[axis] - 1 - turn if reverse else turn)
+
+
+def _stack(values: list[Any], axis: int) -> torch.Tensor:
+    tensors = [torch.as_tensor(v.array) if isinstance(v, Host) and not v.is_symbolic else v for v in values]
+    if not all(isinstance(item, torch.Tensor) for item in tensors):
+        raise UnsupportedError("a loop that collects sizes or sequences isn't supported.")
+    return torch.stack(tensors, axis)
+
+
+def _known(value: Value, what: str) -> Any:
+    if not isinstance(value, Host):
+        raise UnsupportedError(f"a Loop is supported where {what} is known before any data is; here it is computed from data.")
+    return scalar_of(value)

@@ -1,0 +1,305 @@
+"""Elementwise ops: arithmetic, comparison, logic, activations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE
+from llmos.compiler.frontend.onnx.registry import Operand, op, unary
+from llmos.compiler.frontend.onnx.values import Host
+from llmos.runtime.errors import UnsupportedError
+
+UNARY = (
+    unary("Abs", torch.abs),
+    unary("Acos", torch.acos),
+    unary("Acosh", torch.acosh),
+    unary("Asin", torch.asin),
+    unary("Asinh", torch.asinh),
+    unary("Atan", torch.atan),
+    unary("Atanh", torch.atanh),
+    unary("BitwiseNot", torch.bitwise_not),
+    unary("Ceil", torch.ceil),
+    unary("Cos", torch.cos),
+    unary("Cosh", torch.cosh),
+    unary("Erf", torch.erf),
+    unary("Exp", torch.exp),
+    unary("Floor", torch.floor),
+    unary("HardSwish", F.hardswish),
+    unary("IsNaN", torch.isnan),
+    unary("Log", torch.log),
+    unary("Mish", F.mish),
+    unary("Neg", torch.neg),
+    unary("Not", torch.logical_not),
+    unary("Reciprocal", torch.reciprocal),
+    unary("Relu", torch.relu),
+    unary("Round", torch.round),
+    unary("Sigmoid", torch.sigmoid),
+    unary("Sign", torch.sign),
+    unary("Sin", torch.sin),
+    unary("Sinh", torch.sinh),
+    unary("Softsign", F.softsign),
+    unary("Sqrt", torch.sqrt),
+    unary("Tan", torch.tan),
+    unary("Tanh", torch.tanh),
+)
+
+
+@op("Add")
+def add(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x + y)
+
+
+@op("Sub")
+def sub(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x - y)
+
+
+@op("Mul")
+def mul(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x * y)
+
+
+@op("Div")
+def div(a: Operand, b: Operand) -> torch.Tensor:
+    """Integers divide towards zero."""
+    if _is_floating(a, b):
+        return a / b  # type: ignore[no-any-return]
+    tensor = a if isinstance(a, torch.Tensor) else torch.full((), a, dtype=b.dtype)
+    return _wide(tensor, b, lambda x, y: torch.div(x, y, rounding_mode="trunc"))
+
+
+@op("Mod", since=10)
+def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
+    if fmod:
+        return torch.fmod(a, b)
+    if a.is_floating_point():
+        raise UnsupportedError("Mod of floating-point numbers needs fmod=1 (ONNX specification).")
+    return _wide(a, b, torch.remainder)
+
+
+@op("Pow")
+def power(base: torch.Tensor, exponent: Operand) -> torch.Tensor:
+    """The result has the base's type, whatever the exponent's is."""
+    if isinstance(exponent, torch.Tensor) and exponent.dtype != base.dtype:
+        wide = torch.promote_types(base.dtype, exponent.dtype)
+        return torch.pow(base.to(wide), exponent.to(wide)).to(base.dtype)
+    return torch.pow(base, exponent).to(base.dtype)
+
+
+@op("Max")
+def maximum(*items: torch.Tensor) -> torch.Tensor:
+    result = items[0]
+    for item in items[1:]:
+        result = _wide(result, item, torch.maximum)
+    return result
+
+
+@op("Min")
+def minimum(*items: torch.Tensor) -> torch.Tensor:
+    result = items[0]
+    for item in items[1:]:
+        result = _wide(result, item, torch.minimum)
+    return result
+
+
+@op("Sum")
+def total(*items: torch.Tensor) -> torch.Tensor:
+    result = items[0]
+    for item in items[1:]:
+        result = result + item
+    return result
+
+
+@op("Mean")
+def mean(*items: torch.Tensor) -> torch.Tensor:
+    return total(*items) / len(items)
+
+
+@op("And")
+def logical_and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.logical_and(a, b)
+
+
+@op("Or")
+def logical_or(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.logical_or(a, b)
+
+
+@op("Xor")
+def logical_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.logical_xor(a, b)
+
+
+@op("BitwiseAnd")
+def bitwise_and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.bitwise_and(a, b)
+
+
+@op("BitwiseOr")
+def bitwise_or(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.bitwise_or(a, b)
+
+
+@op("BitwiseXor")
+def bitwise_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.bitwise_xor(a, b)
+
+
+@op("BitShift")
+def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tensor:
+    if a.dtype == torch.uint64:
+        raise UnsupportedError("BitShift of uint64 isn't supported; use a narrower type.")
+    wide, count = a.to(torch.int64), b.to(torch.int64)
+    shifted = torch.bitwise_left_shift(wide, count) if direction == "LEFT" else torch.bitwise_right_shift(wide, count)
+    return (shifted & INTEGER_RANGE[a.dtype][1]).to(a.dtype)
+
+
+@op("Equal")
+def equal(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x == y, keep=False)
+
+
+@op("Greater")
+def greater(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x > y, keep=False)
+
+
+@op("GreaterOrEqual")
+def greater_or_equal(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x >= y, keep=False)
+
+
+@op("Less")
+def less(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x < y, keep=False)
+
+
+@op("LessOrEqual")
+def less_or_equal(a: Operand, b: Operand) -> torch.Tensor:
+    return _wide(a, b, lambda x, y: x <= y, keep=False)
+
+
+@op("Where")
+def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.where(condition, a, b)
+
+
+@op("IsInf")
+def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> torch.Tensor:
+    if detect_negative and detect_positive:
+        return torch.isinf(x)
+    if not detect_negative and not detect_positive:
+        return torch.zeros_like(x, dtype=torch.bool)
+    return x == (math.inf if detect_positive else -math.inf)
+
+
+@op("Clip", since=11)
+def clip(x: torch.Tensor, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> torch.Tensor:
+    """`high` wins where the bounds cross (ONNX specification: min(max(x, low), high))."""
+    if low is not None:
+        x = _wide(x, low, torch.maximum)
+    return x if high is None else _wide(x, high, torch.minimum)
+
+
+@op("Clip", since=6)
+def clip_by_attributes(x: torch.Tensor, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38) -> torch.Tensor:
+    return torch.clamp(x, min, max)
+
+
+@op("Elu")
+def elu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    return F.elu(x, alpha)
+
+
+@op("Celu")
+def celu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    return F.relu(x) + torch.clamp(alpha * (torch.exp(x / alpha) - 1), max=0)
+
+
+@op("Selu")
+def selu(x: torch.Tensor, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> torch.Tensor:
+    return gamma * torch.where(x > 0, x, alpha * (torch.exp(x) - 1))
+
+
+@op("LeakyRelu")
+def leaky_relu(x: torch.Tensor, *, alpha: float = 0.01) -> torch.Tensor:
+    return F.leaky_relu(x, alpha)
+
+
+@op("PRelu")
+def prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return torch.where(x < 0, x * slope, x)
+
+
+@op("ThresholdedRelu")
+def thresholded_relu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    return torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+@op("HardSigmoid")
+def hard_sigmoid(x: torch.Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> torch.Tensor:
+    return torch.clamp(alpha * x + beta, 0, 1)
+
+
+@op("Softplus")
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp(x)) without overflow, and without torch's switch to x above a threshold."""
+    return torch.clamp(x, min=0) + torch.log1p(torch.exp(-torch.abs(x)))
+
+
+@op("Gelu", since=20)
+def gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    return F.gelu(x, approximate=approximate)
+
+
+@op("Swish", since=24)
+def swish(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    return x * torch.sigmoid(alpha * x)
+
+
+@op("Shrink")
+def shrink(x: torch.Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> torch.Tensor:
+    inside = torch.where(x > lambd, x - bias, torch.zeros_like(x))
+    return torch.where(x < -lambd, x + bias, inside).to(x.dtype)
+
+
+@op("Identity")
+def identity(x: Any) -> Any:
+    return x
+
+
+@op("Dropout", since=7)
+def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+@op("Dropout", since=12)
+def dropout_with_inputs(
+    x: torch.Tensor, ratio: Host | torch.Tensor | None = None, training: torch.Tensor | None = None, *, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if training is not None and bool(training):
+        raise UnsupportedError("Dropout in training mode isn't supported; export the model for inference.")
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+# torch computes few ops on unsigned integers above 8 bits: they go through a signed type that holds them.
+_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+
+
+def _wide(a: Any, b: Any, function: Any, keep: bool = True) -> torch.Tensor:
+    dtype = next(item.dtype for item in (a, b) if isinstance(item, torch.Tensor))
+    if dtype == torch.uint64:
+        raise UnsupportedError("arithmetic on uint64 isn't supported; use int64.")
+    if dtype not in _WIDER:
+        return function(a, b)  # type: ignore[no-any-return]
+    wide = [item.to(_WIDER[dtype]) if isinstance(item, torch.Tensor) else item for item in (a, b)]
+    result = function(*wide)
+    return (result & INTEGER_RANGE[dtype][1]).to(dtype) if keep else result
+
+
+def _is_floating(*items: Any) -> bool:
+    return any(item.is_floating_point() for item in items if isinstance(item, torch.Tensor))

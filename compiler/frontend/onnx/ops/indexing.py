@@ -1,0 +1,135 @@
+"""Gather, scatter, one-hot and their kin. Negative indices count from the end, as ONNX says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from llmos.compiler.frontend.onnx.dtypes import to_torch
+from llmos.compiler.frontend.onnx.registry import Ints, Value, op
+from llmos.compiler.frontend.onnx.values import Host, scalar_of
+from llmos.runtime.errors import UnsupportedError
+
+
+def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
+    """Indices as int64 from 0 on."""
+    if indices.dtype in (torch.uint8, torch.bool):
+        return indices.to(torch.int64)
+    indices = indices.to(torch.int64)
+    return torch.where(indices < 0, indices + size, indices)
+
+
+@op("Gather")
+def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
+    axis = axis % x.ndim
+    if isinstance(indices, Host):
+        return _gather_constant(x, indices, axis)
+    if not isinstance(indices, torch.Tensor):
+        raise UnsupportedError("Gather needs a tensor of indices.")
+    index = wrapped(indices, x.shape[axis])
+    if axis == 0 and x.ndim == 2 and x.is_floating_point():
+        return F.embedding(index, x)
+    if index.ndim == 0:
+        return x.index_select(axis, index.reshape(1)).squeeze(axis)
+    if index.ndim == 1:
+        return x.index_select(axis, index)
+    return x.index_select(axis, index.flatten()).unflatten(axis, tuple(index.shape))
+
+
+def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
+    """One known index is a select, which costs nothing."""
+    if indices.array.size == 1 and not indices.is_symbolic:
+        place = scalar_of(indices)
+        picked = x.narrow(axis, place, 1) if place >= 0 else x.narrow(axis, x.shape[axis] + place, 1)
+        return picked.reshape((*x.shape[:axis], *indices.array.shape, *x.shape[axis + 1 :]))
+    if indices.is_symbolic:
+        items = [torch.scalar_tensor(item, dtype=torch.int64) for item in indices.array.reshape(-1)]
+        return gather(x, torch.stack(items).reshape(indices.array.shape), axis=axis)
+    if isinstance(x.shape[axis], int):
+        resolved = indices.array.astype("int64") % x.shape[axis]
+        flat = x.index_select(axis, to_torch(resolved.reshape(-1)))
+        return flat.reshape((*x.shape[:axis], *resolved.shape, *x.shape[axis + 1 :]))
+    return gather(x, to_torch(indices.array), axis=axis)
+
+
+@op("GatherElements")
+def gather_elements(x: torch.Tensor, indices: torch.Tensor, *, axis: int = 0) -> torch.Tensor:
+    return torch.gather(x, axis, wrapped(indices, x.shape[axis]))
+
+
+@op("GatherND")
+def gather_nd(x: torch.Tensor, indices: torch.Tensor, *, batch_dims: int = 0) -> torch.Tensor:
+    depth = indices.shape[-1]
+    index: list[torch.Tensor] = []
+    for dim in range(batch_dims):
+        index.append(torch.arange(x.shape[dim]).reshape([-1] + [1] * (indices.ndim - 2 - dim)))
+    index += [wrapped(indices[..., i], x.shape[batch_dims + i]) for i in range(depth)]
+    return x[tuple(index)]
+
+
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+@op("ScatterElements", "Scatter")
+def scatter_elements(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none") -> torch.Tensor:
+    index = wrapped(indices, x.shape[axis])
+    if reduction == "none":
+        return torch.scatter(x, axis, index, updates)
+    return torch.scatter_reduce(x, axis, index, updates, _REDUCTIONS[reduction], include_self=True)
+
+
+@op("ScatterND")
+def scatter_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, reduction: str = "none") -> torch.Tensor:
+    """Slices of `x` named by the last dim of `indices`, written (or reduced) in one flat scatter."""
+    depth = indices.shape[-1]
+    inner = tuple(x.shape[depth:])
+    place = torch.zeros(tuple(indices.shape[:-1]), dtype=torch.int64)
+    for dim in range(depth):
+        place = place * x.shape[dim] + wrapped(indices[..., dim], x.shape[dim])
+    width = math.prod(inner)
+    flat = x.reshape(-1, width)
+    rows = place.reshape(-1, 1).expand(-1, width)
+    source = updates.reshape(-1, width)
+    if reduction == "none":
+        return torch.scatter(flat, 0, rows, source).reshape(x.shape)
+    return torch.scatter_reduce(flat, 0, rows, source, _REDUCTIONS[reduction], include_self=True).reshape(x.shape)
+
+
+@op("OneHot")
+def one_hot(indices: torch.Tensor, depth: Ints, values: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    """Indices outside [-depth, depth) give a row of the off value."""
+    count = int(depth[0])
+    place = axis % (indices.ndim + 1)
+    index = indices.to(torch.int64)
+    index = torch.where(index < 0, index + count, index).unsqueeze(place)
+    classes = torch.arange(count).reshape([-1] + [1] * (indices.ndim - place))
+    return torch.where(index == classes, values[1], values[0])
+
+
+@op("ReverseSequence", since=10)
+def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> torch.Tensor:
+    """Along time, the first `lengths[b]` elements of each batch row turned round."""
+    moved = x.movedim((batch_axis, time_axis), (0, 1))
+    steps = torch.arange(moved.shape[1]).unsqueeze(0)
+    ends = lengths.to(torch.int64).unsqueeze(1)
+    index = torch.where(steps < ends, ends - 1 - steps, steps)
+    index = index.reshape(*index.shape, *([1] * (moved.ndim - 2))).expand(moved.shape)
+    return torch.gather(moved, 1, index).movedim((0, 1), (batch_axis, time_axis))
+
+
+@op("TensorScatter", since=24)
+def tensor_scatter(
+    cache: torch.Tensor, update: torch.Tensor, write: torch.Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+) -> torch.Tensor:
+    """`update` written into `cache` along `axis` from `write[b]` on; "circular" wraps round the end."""
+    axis = axis % cache.ndim
+    start = write if write is not None else torch.zeros(cache.shape[0], dtype=torch.int64)
+    shape = [1] * cache.ndim
+    shape[axis] = -1
+    index = start.to(torch.int64).reshape([-1] + [1] * (cache.ndim - 1)) + torch.arange(update.shape[axis]).reshape(shape)
+    if mode == "circular":
+        index = torch.remainder(index, cache.shape[axis])
+    return torch.scatter(cache, axis, index.expand(update.shape), update)

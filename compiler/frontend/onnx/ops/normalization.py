@@ -1,0 +1,120 @@
+"""Normalizations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from llmos.compiler.frontend.onnx.dtypes import torch_dtype
+from llmos.compiler.frontend.onnx.registry import NumOutputs, op
+from llmos.runtime.errors import UnsupportedError
+
+
+@op("BatchNormalization", since=7)
+def batch_normalization(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    *,
+    num_outputs_: NumOutputs,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    spatial: int = 1,
+    training_mode: int = 0,
+) -> torch.Tensor:
+    if training_mode or not spatial or num_outputs_ > 1:
+        raise UnsupportedError("BatchNormalization in training mode isn't supported; export the model for inference.")
+    if scale.dtype == x.dtype and mean.dtype == x.dtype:
+        return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    factor = scale.to(mean.dtype) * torch.rsqrt(variance + epsilon)
+    return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)).to(x.dtype)
+
+
+@op("InstanceNormalization", since=6)
+def instance_normalization(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    normal = _standardized(x, tuple(range(2, x.ndim)), epsilon)
+    return normal * scale.reshape(shape) + bias.reshape(shape)
+
+
+@op("GroupNormalization", since=18)
+def group_normalization_by_group(
+    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5
+) -> torch.Tensor:
+    """Version 18: one scale and bias per group."""
+    repeats = x.shape[1] // num_groups
+    return group_normalization(x, scale.repeat_interleave(repeats), bias.repeat_interleave(repeats), num_groups=num_groups, epsilon=epsilon)
+
+
+@op("GroupNormalization", since=21)
+def group_normalization(
+    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> torch.Tensor:
+    grouped = x.to(torch_dtype(stash_type)).unflatten(1, (num_groups, -1))
+    normal = _standardized(grouped, tuple(range(2, grouped.ndim)), epsilon).flatten(1, 2).to(x.dtype)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    return normal * scale.reshape(shape) + bias.reshape(shape)
+
+
+@op("LayerNormalization", since=17)
+def layer_normalization(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    num_outputs_: NumOutputs,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+) -> tuple[torch.Tensor, ...] | torch.Tensor:
+    """Mean and 1/deviation come as further outputs where the node asks for them."""
+    shape = tuple(x.shape[axis % x.ndim :])
+    if num_outputs_ == 1 and tuple(scale.shape) == shape:
+        return F.layer_norm(x, shape, scale, bias, epsilon)
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    wide = x.to(torch_dtype(stash_type))
+    mean = wide.mean(axes, keepdim=True)
+    centered = wide - mean
+    inverse = torch.rsqrt((centered * centered).mean(axes, keepdim=True) + epsilon)
+    normal = (centered * inverse).to(x.dtype) * scale
+    return (normal if bias is None else normal + bias), mean, inverse
+
+
+@op("RMSNormalization", since=23)
+def rms_normalization(x: torch.Tensor, scale: torch.Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> torch.Tensor:
+    wide = x.to(torch_dtype(stash_type))
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    return (wide * torch.rsqrt((wide * wide).mean(axes, keepdim=True) + epsilon)).to(x.dtype) * scale
+
+
+@op("LpNormalization")
+def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Tensor:
+    """A row of zeros stays zero."""
+    norm = torch.abs(x).sum(axis, keepdim=True) if p == 1 else torch.sqrt((x * x).sum(axis, keepdim=True))
+    return torch.where(norm == 0, torch.zeros_like(x), x / norm)
+
+
+@op("MeanVarianceNormalization")
+def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> torch.Tensor:
+    mean = x.mean(axes, keepdim=True)
+    deviation = torch.sqrt((x * x).mean(axes, keepdim=True) - mean * mean)
+    return (x - mean) / (deviation + 1e-9)
+
+
+@op("LRN")
+def local_response_normalization(x: torch.Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> torch.Tensor:
+    """Sums of squares over `size` channels around each one."""
+    before = (size - 1) // 2
+    padded = F.pad(x * x, [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
+    total = padded.narrow(1, 0, x.shape[1])
+    for offset in range(1, size):
+        total = total + padded.narrow(1, offset, x.shape[1])
+    return x / (bias + alpha / size * total) ** beta
+
+
+def _standardized(x: torch.Tensor, axes: tuple[int, ...], epsilon: float) -> torch.Tensor:
+    centered = x - x.mean(axes, keepdim=True)
+    return centered * torch.rsqrt((centered * centered).mean(axes, keepdim=True) + epsilon)

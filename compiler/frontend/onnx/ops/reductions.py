@@ -1,0 +1,189 @@
+"""Reductions, argument reductions, running sums, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llmos.compiler.frontend.onnx.registry import Ints, op
+from llmos.runtime.errors import UnsupportedError
+
+Reduction = Callable[[torch.Tensor, tuple[int, ...], bool], torch.Tensor]
+
+
+def _wide_sum(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    return torch.sum(x, axes, keepdim=keep, dtype=x.dtype)
+
+
+def _product(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    for axis in sorted(axes, reverse=True):
+        x = torch.prod(x, axis, keepdim=keep, dtype=x.dtype)
+    return x
+
+
+def _mean(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    if x.is_floating_point():
+        return torch.mean(x, axes, keepdim=keep)
+    raise UnsupportedError("ReduceMean of integers isn't supported; cast to float first.")
+
+
+def _extreme(function: Any) -> Reduction:
+    def reduce(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+        if any(x.shape[axis] == 0 for axis in axes):
+            return _empty_extreme(x, axes, keep, function is torch.amin)
+        if x.dtype == torch.bool:
+            return function(x.to(torch.uint8), axes, keepdim=keep).to(torch.bool)  # type: ignore[no-any-return]
+        return function(x, axes, keepdim=keep)  # type: ignore[no-any-return]
+
+    return reduce
+
+
+def _empty_extreme(x: torch.Tensor, axes: tuple[int, ...], keep: bool, of_minimum: bool) -> torch.Tensor:
+    """The identity of min or max: what ONNX wants of an empty set."""
+    shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keep or i not in axes]
+    if x.is_floating_point():
+        return torch.full(shape, float("inf") if of_minimum else float("-inf"), dtype=x.dtype)
+    if x.dtype == torch.bool:
+        return torch.full(shape, of_minimum, dtype=x.dtype)
+    info = torch.iinfo(x.dtype)
+    return torch.full(shape, info.max if of_minimum else info.min, dtype=x.dtype)
+
+
+def _log_sum_exp(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    return torch.logsumexp(_floating(x), axes, keepdim=keep).to(x.dtype)
+
+
+def _l2(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    wide = _floating(x)
+    return torch.sqrt(torch.sum(wide * wide, axes, keepdim=keep)).to(x.dtype)
+
+
+REDUCTIONS: tuple[tuple[str, Reduction], ...] = (
+    ("ReduceSum", _wide_sum),
+    ("ReduceProd", _product),
+    ("ReduceMean", _mean),
+    ("ReduceMax", _extreme(torch.amax)),
+    ("ReduceMin", _extreme(torch.amin)),
+    ("ReduceL1", lambda x, axes, keep: _wide_sum(torch.abs(x), axes, keep)),
+    ("ReduceL2", _l2),
+    ("ReduceLogSum", lambda x, axes, keep: torch.log(_floating(_wide_sum(x, axes, keep))).to(x.dtype)),
+    ("ReduceLogSumExp", _log_sum_exp),
+    ("ReduceSumSquare", lambda x, axes, keep: _wide_sum(x * x, axes, keep)),
+)
+
+
+def _by_attribute(name: str, reduction: Reduction) -> Callable[..., torch.Tensor]:
+    @op(name)
+    def reduce(x: torch.Tensor, *, axes: tuple[int, ...] = (), keepdims: int = 1) -> torch.Tensor:
+        return _reduce(reduction, x, axes, keepdims, False)
+
+    return reduce
+
+
+def _by_input(name: str, reduction: Reduction) -> Callable[..., torch.Tensor]:
+    @op(name, since=13 if name == "ReduceSum" else 18)
+    def reduce(x: torch.Tensor, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> torch.Tensor:
+        return _reduce(reduction, x, axes or (), keepdims, bool(noop_with_empty_axes))
+
+    return reduce
+
+
+BY_ATTRIBUTE = tuple(_by_attribute(name, reduction) for name, reduction in REDUCTIONS)
+BY_INPUT = tuple(_by_input(name, reduction) for name, reduction in REDUCTIONS)
+
+
+def _reduce(reduction: Reduction, x: torch.Tensor, axes: tuple[int, ...], keepdims: int, is_noop: bool) -> torch.Tensor:
+    if not axes and is_noop:
+        return reduction(x.unsqueeze(0), (0,), False)
+    if x.ndim == 0:
+        return reduction(x.reshape(1), (0,), False)
+    dims = tuple(sorted(axis % x.ndim for axis in axes)) or tuple(range(x.ndim))
+    return reduction(x, dims, bool(keepdims))
+
+
+def _floating(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_floating_point() else x.to(torch.float64)
+
+
+def _argument(x: torch.Tensor, axis: int, keepdims: int, select_last: int, function: Any) -> torch.Tensor:
+    if not select_last:
+        return function(x, axis, keepdim=bool(keepdims))  # type: ignore[no-any-return]
+    return x.shape[axis] - 1 - function(torch.flip(x, (axis,)), axis, keepdim=bool(keepdims))  # type: ignore[no-any-return]
+
+
+@op("ArgMax")
+def arg_max(x: torch.Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> torch.Tensor:
+    return _argument(x, axis, keepdims, select_last_index, torch.argmax)
+
+
+@op("ArgMin")
+def arg_min(x: torch.Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> torch.Tensor:
+    return _argument(x, axis, keepdims, select_last_index, torch.argmin)
+
+
+def _running(x: torch.Tensor, axes: tuple[int, ...], exclusive: int, reverse: int, function: Any, unit: int) -> torch.Tensor:
+    axis = axes[0] % x.ndim
+    turned = torch.flip(x, (axis,)) if reverse else x
+    result = function(turned, axis, dtype=x.dtype)
+    if exclusive:
+        first = torch.full_like(turned.narrow(axis, 0, 1), unit)
+        result = torch.cat((first, result.narrow(axis, 0, x.shape[axis] - 1)), axis)
+    return torch.flip(result, (axis,)) if reverse else result
+
+
+@op("CumSum")
+def cum_sum(x: torch.Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> torch.Tensor:
+    return _running(x, axis, exclusive, reverse, torch.cumsum, 0)
+
+
+@op("CumProd")
+def cum_prod(x: torch.Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> torch.Tensor:
+    return _running(x, axis, exclusive, reverse, torch.cumprod, 1)
+
+
+@op("Softmax", since=13)
+def softmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    return torch.softmax(x, axis)
+
+
+@op("LogSoftmax", since=13)
+def log_softmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    return torch.log_softmax(x, axis)
+
+
+@op("Hardmax", since=13)
+def hardmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    """1 at the first of the largest."""
+    positions = torch.arange(x.shape[axis]).reshape([-1] + [1] * (x.ndim - 1 - axis % x.ndim))
+    return (positions == torch.argmax(x, axis, keepdim=True)).to(x.dtype)
+
+
+def _flattened(x: torch.Tensor, axis: int, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Before opset 13 the dims from `axis` on counted as one."""
+    if axis % x.ndim == x.ndim - 1:
+        return function(x)
+    return function(x.flatten(axis)).reshape(x.shape)
+
+
+@op("Softmax")
+def softmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    return _flattened(x, axis, lambda rows: torch.softmax(rows, -1))
+
+
+@op("LogSoftmax")
+def log_softmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    return _flattened(x, axis, lambda rows: torch.log_softmax(rows, -1))
+
+
+@op("Hardmax")
+def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    return _flattened(x, axis, hardmax)
+
+
+@op("TopK", since=10)
+def top_k(x: torch.Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of equal elements the one with the lower index comes first, which only a stable sort promises."""
+    values, indices = torch.sort(x, axis, descending=bool(largest), stable=True)
+    return values.narrow(axis, 0, k[0]), indices.narrow(axis, 0, k[0])

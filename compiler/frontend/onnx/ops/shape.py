@@ -1,0 +1,288 @@
+"""Shapes and layout: reshape, transpose, slice, concat, pad, expand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from llmos.compiler.frontend.onnx.dtypes import to_torch, torch_dtype
+from llmos.compiler.frontend.onnx.registry import Floats, Ints, NumOutputs, Value, op
+from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
+from llmos.runtime.errors import UnsupportedError
+
+# A host value above this many elements is better a tensor.
+HOST_ELEMENTS = 64
+# No dim is as large: the end of a slice from here on means the end of the axis.
+END = 10**9
+
+
+@op("Shape")
+def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> Host:
+    return sizes(tuple(x.shape)[start:end])
+
+
+@op("Size")
+def size(x: torch.Tensor) -> Host:
+    return host(math.prod(x.shape), np.int64)
+
+
+@op("Reshape", since=5)
+def reshape(x: torch.Tensor, shape: Ints, *, allowzero: int = 0) -> torch.Tensor:
+    """0 copies the dim of the input at that place, -1 is what is left."""
+    dims = list(shape) if allowzero else [x.shape[i] if _is_zero(dim) else dim for i, dim in enumerate(shape)]
+    return x if same_dims(x.shape, dims) else x.reshape(_known(x, dims))
+
+
+def same_dims(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are equal for every size of the inputs; asks without adding a condition on the sizes."""
+    return len(a) == len(b) and all(x is y or statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+
+
+def _known(x: torch.Tensor, dims: list[Any]) -> list[Any]:
+    """The dims with -1 worked out where all sizes are static, so that zero-size tensors reshape too."""
+    known = [dim for dim in dims if not (isinstance(dim, int) and dim == -1)]
+    if len(known) == len(dims) or not all(isinstance(d, int) for d in (*known, *x.shape)):
+        return dims
+    rest = math.prod(known)
+    return [math.prod(x.shape) // rest if isinstance(d, int) and d == -1 and rest else d for d in dims]
+
+
+def _is_zero(dim: Any) -> bool:
+    return isinstance(dim, int) and dim == 0
+
+
+@op("Flatten")
+def flatten(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    """To rank 2: the dims before `axis`, and those from it on."""
+    if x.ndim == 0:
+        return x.reshape(1, 1)
+    axis = axis + x.ndim if axis < 0 else axis
+    rows = x.unsqueeze(0) if axis == 0 else x.flatten(0, axis - 1)
+    return rows.unsqueeze(1) if axis == x.ndim else rows.flatten(1)
+
+
+@op("Transpose")
+def transpose(x: torch.Tensor, *, perm: tuple[int, ...] | None = None) -> torch.Tensor:
+    return x.permute(perm if perm is not None else tuple(reversed(range(x.ndim))))
+
+
+@op("Squeeze", since=13)
+def squeeze(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
+    dims = axes if axes is not None else tuple(i for i, dim in enumerate(x.shape) if isinstance(dim, int) and dim == 1)
+    return torch.squeeze(x, dims) if dims else x
+
+
+@op("Squeeze")
+def squeeze_by_attribute(x: torch.Tensor, *, axes: tuple[int, ...] | None = None) -> torch.Tensor:
+    return squeeze(x, axes)
+
+
+@op("Unsqueeze", since=13)
+def unsqueeze(x: torch.Tensor, axes: Ints) -> torch.Tensor:
+    rank = x.ndim + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@op("Unsqueeze")
+def unsqueeze_by_attribute(x: torch.Tensor, *, axes: tuple[int, ...]) -> torch.Tensor:
+    return unsqueeze(x, axes)
+
+
+@op("Concat", since=4)
+def concat(*items: torch.Tensor, axis: int) -> torch.Tensor:
+    return torch.cat(items, axis)
+
+
+@op("Split")
+def split(x: torch.Tensor, *, num_outputs_: NumOutputs, axis: int = 0, split: tuple[int, ...] | None = None) -> tuple[torch.Tensor, ...]:
+    return _split(x, axis, split, num_outputs_)
+
+
+@op("Split", since=13)
+def split_by_input(
+    x: torch.Tensor, split: Ints | None = None, *, num_outputs_: NumOutputs, axis: int = 0, num_outputs: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    return _split(x, axis, split, num_outputs_)
+
+
+def _split(x: torch.Tensor, axis: int, lengths: tuple[Any, ...] | None, count: int) -> tuple[torch.Tensor, ...]:
+    if lengths is None:
+        each = -(-x.shape[axis] // count)
+        lengths = (each,) * (count - 1) + (x.shape[axis] - each * (count - 1),)
+    return torch.split(x, list(lengths), axis)
+
+
+@op("Slice", since=10)
+def slice_by_inputs(x: torch.Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> torch.Tensor:
+    for axis, start, end, step in zip(
+        axes if axes is not None else range(len(starts)), starts, ends, steps if steps is not None else [1] * len(starts), strict=True
+    ):
+        x = _slice_axis(x, axis, start, end, step)
+    return x
+
+
+@op("Slice")
+def slice_by_attributes(x: torch.Tensor, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> torch.Tensor:
+    return slice_by_inputs(x, starts, ends, axes)
+
+
+def _slice_axis(x: torch.Tensor, axis: int, start: Any, end: Any, step: Any) -> torch.Tensor:
+    if not isinstance(step, int):
+        raise UnsupportedError("Slice with a step that depends on the sizes of the inputs isn't supported.")
+    if step > 0:
+        # Exporters write "to the end" as some huge number; compared with a symbolic size it would bound the size.
+        to_end = isinstance(end, int) and end >= END
+        if _is_zero(start) and to_end and step == 1:
+            return x
+        index = [slice(None)] * x.ndim
+        index[axis] = slice(None if _is_zero(start) else start, None if to_end else end, step)
+        return x[tuple(index)]
+    if not isinstance(start, int) or not isinstance(end, int):
+        raise UnsupportedError("Slice backwards with bounds that depend on the sizes of the inputs isn't supported.")
+    return _slice_backwards(x, axis, start, end, -step)
+
+
+def _slice_backwards(x: torch.Tensor, axis: int, start: int, end: int, step: int) -> torch.Tensor:
+    """x[start:end:-step] as a slice of the flipped axis; element i stands there at n - 1 - i."""
+    n = x.shape[axis]
+    first = 0 if start >= n - 1 else (n - 1 - start if start >= 0 else -1 - start)
+    last = n if end < -n else (n - 1 - end if end >= 0 else -1 - end)
+    index = [slice(None)] * x.ndim
+    index[axis] = slice(first, max(last, first), step)
+    return torch.flip(x, (axis,))[tuple(index)]
+
+
+@op("Expand")
+def expand(x: torch.Tensor, shape: Ints) -> torch.Tensor:
+    """Broadcasts both ways: a 1 in `shape` keeps the input's dim."""
+    rank = max(x.ndim, len(shape))
+    own = (1,) * (rank - x.ndim) + tuple(x.shape)
+    wanted = (1,) * (rank - len(shape)) + tuple(shape)
+    dims = [mine if isinstance(want, int) and want == 1 else want for mine, want in zip(own, wanted, strict=True)]
+    return x if same_dims(x.shape, dims) else x.expand(dims)
+
+
+@op("Tile", since=6)
+def tile(x: torch.Tensor, repeats: Ints) -> torch.Tensor:
+    return x.repeat(repeats)
+
+
+@op("ConstantOfShape")
+def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
+    fill = scalar_of(value) if value is not None else 0.0
+    dtype = value.dtype if value is not None else np.dtype(np.float32)
+    if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
+        return Host(np.full(shape, fill, dtype), dtype)
+    return torch.full(shape, fill, dtype=to_torch(np.empty(0, dtype)).dtype)
+
+
+@op("Range")
+def arange(start: Value, limit: Value, delta: Value) -> Any:
+    if not all(isinstance(item, Host) for item in (start, limit, delta)):
+        raise UnsupportedError("Range with bounds computed from data isn't supported: its length would depend on the data.")
+    first, last, step = (scalar_of(item) for item in (start, limit, delta) if isinstance(item, Host))
+    dtype = start.dtype if isinstance(start, Host) else np.dtype(np.int64)
+    if all(isinstance(item, (int, float)) for item in (first, last, step)):
+        count = max(math.ceil((last - first) / step), 0)
+        array = (first + np.arange(count) * step).astype(dtype)
+        return Host(array, dtype) if count <= HOST_ELEMENTS else to_torch(array)
+    return torch.arange(first, last, step, dtype=to_torch(np.empty(0, dtype)).dtype)
+
+
+@op("EyeLike")
+def eye_like(x: torch.Tensor, *, dtype: int | None = None, k: int = 0) -> torch.Tensor:
+    rows, columns = torch.arange(x.shape[0]).unsqueeze(1), torch.arange(x.shape[1]).unsqueeze(0)
+    return (columns - rows == k).to(torch_dtype(dtype) if dtype is not None else x.dtype)
+
+
+@op("Trilu", since=14)
+def trilu(x: torch.Tensor, k: Ints | None = None, *, upper: int = 1) -> torch.Tensor:
+    diagonal = k[0] if k else 0
+    return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
+
+
+@op("Pad", since=2)
+def pad_by_attributes(x: torch.Tensor, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> torch.Tensor:
+    return _pad(x, pads, mode, value)
+
+
+@op("Pad", since=11)
+def pad(x: torch.Tensor, pads: Ints, value: Floats | None = None, axes: Ints | None = None, *, mode: str = "constant") -> torch.Tensor:
+    chosen = [axis % x.ndim for axis in axes] if axes is not None else list(range(x.ndim))
+    full: list[Any] = [0] * (2 * x.ndim)
+    for place, axis in enumerate(chosen):
+        full[axis], full[axis + x.ndim] = pads[place], pads[place + len(chosen)]
+    return _pad(x, tuple(full), mode, value[0] if value else 0.0)
+
+
+def _pad(x: torch.Tensor, pads: tuple[Any, ...], mode: str, value: float) -> torch.Tensor:
+    pairs = [(pads[axis], pads[axis + x.ndim]) for axis in range(x.ndim)]
+    if mode == "constant":
+        return _pad_constant(x, pairs, value)
+    for axis, (before, after) in enumerate(pairs):
+        if not (_is_zero(before) and _is_zero(after)):
+            x = _pad_by_index(x, axis, before, after, mode)
+    return x
+
+
+def _pad_constant(x: torch.Tensor, pairs: list[tuple[Any, Any]], value: float) -> torch.Tensor:
+    if all(_is_zero(item) for pair in pairs for item in pair):
+        return x
+    flat = [item for pair in reversed(pairs) for item in pair]
+    if x.dtype == torch.bool:
+        return F.pad(x.to(torch.uint8), flat, value=int(value)).to(torch.bool)
+    return F.pad(x, flat, value=value if x.is_floating_point() else int(value))
+
+
+def _pad_by_index(x: torch.Tensor, axis: int, before: Any, after: Any, mode: str) -> torch.Tensor:
+    """Reflect, edge and wrap, each as a gather along one axis."""
+    n = x.shape[axis]
+    places = torch.arange(-before, n + after)
+    if mode == "edge":
+        index = places.clamp(min=0).clamp(max=n - 1)
+    elif mode == "wrap":
+        index = torch.remainder(places, n)
+    elif mode == "reflect":
+        period = 2 * (n - 1)
+        folded = torch.remainder(places, period)
+        index = torch.minimum(folded, period - folded)
+    else:
+        raise UnsupportedError(f"Pad with mode '{mode}' isn't supported.")
+    return x.index_select(axis, index)
+
+
+@op("DepthToSpace")
+def depth_to_space(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> torch.Tensor:
+    n, c, h, w = x.shape
+    b = blocksize
+    if mode == "CRD":
+        return x.reshape(n, c // (b * b), b, b, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // (b * b), h * b, w * b)
+    return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
+
+
+@op("SpaceToDepth")
+def space_to_depth(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> torch.Tensor:
+    n, c, h, w = x.shape
+    b = blocksize
+    blocks = x.reshape(n, c, h // b, b, w // b, b)
+    order = (0, 1, 3, 5, 2, 4) if mode == "CRD" else (0, 3, 5, 1, 2, 4)
+    return blocks.permute(order).reshape(n, c * b * b, h // b, w // b)
+
+
+@op("CenterCropPad", since=18)
+def center_crop_pad(x: torch.Tensor, shape: Ints, *, axes: tuple[int, ...] | None = None) -> torch.Tensor:
+    pairs: list[tuple[Any, Any]] = [(0, 0)] * x.ndim
+    for axis, wanted in zip(axes if axes is not None else range(x.ndim), shape, strict=True):
+        missing = wanted - x.shape[axis]
+        before = missing // 2 if missing >= 0 else -((-missing) // 2)
+        pairs[axis % x.ndim] = (before, missing - before)
+    return _pad_constant(x, pairs, 0.0)
+

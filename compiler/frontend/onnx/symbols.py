@@ -1,0 +1,120 @@
+"""Names and sizes of the dynamic dimensions of an ONNX model's inputs."""
+
+from __future__ import annotations
+
+import itertools
+import keyword
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch.export import Dim
+
+from llmos.compiler.frontend.onnx.dtypes import torch_dtype
+from llmos.runtime.errors import UnsupportedError, UserError
+
+Range = tuple[int, int]
+
+# Inputs to trace with stay small: the model is run on them to find sizes that it takes.
+MAX_EXAMPLE_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input: a dim is its size, or the name of a dynamic dimension."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
+    """The model's inputs in order, without the initializers that old files list among them."""
+    constants = {tensor.name for tensor in graph.initializer}
+    fresh = (f"d{i}" for i in itertools.count())
+    return tuple(_spec(value, fresh) for value in graph.input if value.name not in constants)
+
+
+def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
+    if not value.type.HasField("tensor_type"):
+        raise UnsupportedError(f"input '{value.name}' is a {value.type.WhichOneof('value')}, not a tensor; export the model with plain tensors.")
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise UnsupportedError(f"input '{value.name}' has no declared rank; export the model with the shapes of its inputs.")
+    return InputSpec(value.name, torch_dtype(tensor.elem_type), tuple(_dim(dim, fresh) for dim in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: Iterator[str]) -> int | str:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    return symbol_name(dim.dim_param) if dim.dim_param else next(fresh)
+
+
+def symbol_name(text: str) -> str:
+    """A dim_param as an identifier."""
+    name = re.sub(r"\W+", "_", text).strip("_") or "d"
+    return f"d_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
+
+
+def symbols_of(specs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """Names of the dynamic dimensions, in the order of their first use."""
+    return tuple(dict.fromkeys(dim for spec in specs for dim in spec.shape if isinstance(dim, str)))
+
+
+def with_static(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> tuple[InputSpec, ...]:
+    """The specs with some dynamic dimensions fixed."""
+    return tuple(InputSpec(s.name, s.dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)) for s in specs)
+
+
+def check_names(dynamic: Mapping[str, object], specs: Sequence[InputSpec]) -> None:
+    """UserError if a name isn't that of a dynamic dimension."""
+    known = symbols_of(specs)
+    for name in dynamic:
+        if name not in known:
+            raise UserError(f"the model has no dynamic dimension '{name}'; it has: {', '.join(known) or 'none'}.")
+
+
+def dynamic_shapes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> tuple[dict[int, Dim] | None, ...] | None:
+    """torch.export's dynamic shapes, one entry per input; None if all is static."""
+    names = symbols_of(specs)
+    if not names:
+        return None
+    dims = {name: Dim(name, min=ranges[name][0], max=ranges[name][1]) if name in ranges else Dim(name, min=1) for name in names}
+    return tuple({axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} or None for spec in specs)
+
+
+def candidate_sizes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
+    """Sizes to trace the model at, the most telling first: distinct primes, then what strided and framed models need."""
+    for sizes in _candidates(symbols_of(specs), ranges):
+        if all(math.prod(sizes[d] if isinstance(d, str) else d for d in spec.shape) <= MAX_EXAMPLE_ELEMENTS for spec in specs):
+            yield sizes
+
+
+def _candidates(names: Sequence[str], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
+    primes = (3, 5, 7, 11, 13, 17, 19, 23)
+    yield _within({name: primes[i % len(primes)] for i, name in enumerate(names)}, ranges)
+    for step in (32, 64, 128, 512):
+        # The first is most often a batch.
+        for first in (3, step):
+            sizes = {name: step * (i + 1) for i, name in enumerate(names)}
+            yield _within(sizes | ({names[0]: first} if names else {}), ranges)
+
+
+def _within(sizes: dict[str, int], ranges: Mapping[str, Range]) -> dict[str, int]:
+    return {name: min(max(size, ranges[name][0]), ranges[name][1]) if name in ranges else size for name, size in sizes.items()}
+
+
+def example_inputs(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with: standard normal floats, integers 0 and 1 (legal as masks, as tokens and as indices)."""
+    generator = np.random.default_rng(seed)
+    return tuple(_example(spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator) for spec in specs)
+
+
+def _example(spec: InputSpec, shape: list[int], generator: np.random.Generator) -> torch.Tensor:
+    if spec.dtype.is_floating_point:
+        return torch.from_numpy(np.asarray(generator.standard_normal(shape))).to(spec.dtype)
+    return torch.from_numpy(np.asarray(generator.integers(0, 2, shape))).to(spec.dtype)

@@ -1,0 +1,54 @@
+"""What flows along an edge of an ONNX graph while it runs: a tensor, a host value, or a sequence of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A value known before any kernel runs: a constant, or integers computed from the sizes of the inputs.
+
+    `array` holds numbers, or (dtype object) Python ints mixed with torch.SymInt, SymFloat and SymBool; `dtype` is what ONNX
+    calls its elements. `key` names the buffer of the module that holds the same constant, if there is one.
+    """
+
+    array: np.ndarray
+    dtype: np.dtype
+    key: str | None = None
+
+    @property
+    def is_symbolic(self) -> bool:
+        return self.array.dtype == object
+
+
+Value: TypeAlias = "torch.Tensor | Host | list[Any] | None"
+
+
+def host(array: Any, dtype: Any = None) -> Host:
+    """A host value of what numpy makes of `array`; objects that are all plain numbers become a numeric array again."""
+    array = np.asarray(array)
+    wanted = np.dtype(dtype) if dtype is not None else (np.dtype(np.int64) if array.dtype == object else array.dtype)
+    if array.dtype == object and all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat):
+        array = array.astype(wanted)
+    elif array.dtype != object and array.dtype != wanted:
+        array = array.astype(wanted)
+    return Host(array, wanted)
+
+
+def sizes(values: Any) -> Host:
+    """A rank-1 int64 host value of dims, which may be symbolic."""
+    values = list(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return host(array, np.int64)
+
+
+def scalar_of(value: Host) -> Any:
+    """The only element of a host value, as a Python number or a symbol."""
+    item = value.array.reshape(-1)[0]
+    return item.item() if isinstance(item, np.generic) else item

@@ -1,0 +1,122 @@
+"""Scaled dot-product attention as contraction, scale, mask, softmax, contraction: the shape that a later pass recognises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.ops.contractions import contract
+from llmos.compiler.frontend.ops.reductions import softmax_over
+from llmos.compiler.frontend.scalars import Scalar, select
+from llmos.compiler.ir import ir, linalg
+
+_BATCH = "abcd"
+
+
+def scaled_dot_product_attention(
+    b: Builder,
+    result: Meta,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """query [..., i, k], key [..., j, k], value [..., j, d] give [..., i, d].
+
+    The result is stored with its heads inside its rows ([batch, i, heads, d]), which is what every model makes of it next.
+    """
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        return _grouped(b, result, query, key, value, attn_mask, is_causal, scale)
+    batch = _BATCH[: query.rank - 2]
+    rows = (batch[:-1] + "i" + batch[-1:] + "v") if batch else "iv"
+    return _attend(b, result, (query, batch + "ik"), (key, batch + "jk"), (value, batch + "jv"), attn_mask, is_causal, scale, rows)
+
+
+def _grouped(
+    b: Builder, result: Meta, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> Tensor:
+    """Each key-value head serves a group of query heads: the group is one more batch dimension that keys and values lack."""
+    heads, shared = query.shape[-3], key.shape[-3]
+    assert isinstance(heads, int) and isinstance(shared, int)
+    lead, tail = query.shape[:-3], query.shape[-2:]
+    grouped = b.reshape(query, (*lead, shared, heads // shared, *tail))
+    if mask is not None and mask.rank >= 3:
+        mask = _group_mask(b, mask, shared, heads // shared)
+    letters = "a"[: len(lead)]
+    meta = Meta((*grouped.shape[:-1], value.shape[-1]), result.dtype)
+    answer = _attend(
+        b, meta, (grouped, letters + "hgik"), (key, letters + "hjk"), (value, letters + "hjv"), mask, is_causal, scale, letters + "ihgv"
+    )
+    return b.reshape(answer, result.shape)
+
+
+def _group_mask(b: Builder, mask: Tensor, shared: int, group: int) -> Tensor:
+    axis = mask.rank - 3
+    if mask.shape[axis] == 1:
+        return b.unsqueeze(mask, axis)
+    return b.reshape(mask, (*mask.shape[:axis], shared, group, *mask.shape[axis + 1 :]))
+
+
+def _attend(
+    b: Builder,
+    result: Meta,
+    query: tuple[Tensor, str],
+    key: tuple[Tensor, str],
+    value: tuple[Tensor, str],
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    rows: str,
+) -> Tensor:
+    width = query[0].shape[-1]
+    factor = scale if scale is not None else 1.0 / math.sqrt(float(width))  # type: ignore[arg-type]
+    scores = contract(b, [query, key], query[1][:-1] + "j")
+    scores = b.elementwise(lambda v: v * factor, [scores], scores.dtype)
+    if is_causal:
+        scores = _causal(b, scores)
+    if mask is not None:
+        scores = _masked(b, scores, mask)
+    weights = softmax_over(b, scores, scores.rank - 1, fully_masked_rows=mask is not None)
+    if result.dtype != weights.dtype:  # the second product takes its operands in the model's own type
+        weights = b.cast(weights, result.dtype)
+    answer = contract(b, [(weights, query[1][:-1] + "j"), value], query[1][:-1] + "v", stored=rows)
+    return b.cast(answer, result.dtype)
+
+
+def _masked(b: Builder, scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return b.elementwise(lambda v, m: select(m, v, -math.inf), [scores, mask], scores.dtype, scores.shape)
+    return b.elementwise(lambda v, m: v + m.to(v.dtype), [scores, mask], scores.dtype, scores.shape)
+
+
+def _causal(b: Builder, scores: Tensor) -> Tensor:
+    """-inf where the key comes after the query, by comparing loop indices: no mask tensor."""
+
+    def body(v: Scalar) -> Scalar:
+        row, column = (s.from_index(_loop(scores.rank - back), torch.int64) for back in (2, 1))
+        return select(column <= row, v, -math.inf)
+
+    return b.elementwise(body, [scores], scores.dtype)
+
+
+def _loop(dim: int) -> ir.Value:
+    return linalg.IndexOp(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), dim)).result
+
+
+def attention_with_statistics(b: Builder, result: Sequence[Meta], *args: Any, **kwargs: Any) -> list[Tensor]:
+    """aten._scaled_dot_product_flash_attention_for_cpu and its kind: (output, log-sum-exp); the second is for training only."""
+    query, key, value, *rest = args
+    dropout, causal = (*rest, 0.0, False)[:2] if len(rest) < 2 else rest[:2]
+    mask, scale = kwargs.get("attn_mask"), kwargs.get("scale")
+    output = scaled_dot_product_attention(b, result[0], query, key, value, mask, dropout, causal, scale=scale)
+    return [output, *(b.full(meta.shape, meta.dtype, 0) for meta in result[1:])]

@@ -1,0 +1,315 @@
+"""Ops that compute each element by itself: arithmetic, comparison, activation, selection, conversion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
+from torch._prims_common import elementwise_dtypes
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
+from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, select
+from llmos.runtime.errors import UnsupportedError
+
+Operand = Tensor | Number
+Lowering = Callable[..., Any]
+
+
+def promoted(operands: Sequence[Operand], kind: KIND) -> torch.dtype:
+    """The type torch computes in, by its promotion rules (tensors over rank-0 tensors over numbers)."""
+    samples = [torch.empty((1,) * x.rank, dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x for x in operands]
+    return elementwise_dtypes(*samples, type_promotion_kind=kind)[0]
+
+
+def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Sequence[Operand], dtype: torch.dtype) -> Tensor:
+    """`body` over the operands in `dtype` (half floats in float32); numbers become constants in the body."""
+    kind = compute_dtype(dtype)
+    tensors = [x for x in operands if isinstance(x, Tensor)]
+
+    def compute(*loaded: Scalar) -> Scalar:
+        queue = iter(loaded)
+        # A half float is rounded to its own type before it is widened: that is what eager computes with.
+        return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else s.constant(x, dtype).to(kind) for x in operands])
+
+    return b.elementwise(compute, tensors, result.dtype, result.shape)
+
+
+def unary(body: Callable[..., Scalar], kind: KIND = KIND.INT_TO_FLOAT) -> Lowering:
+    """An op of one tensor; further arguments are numbers handed to the body."""
+
+    def lower(b: Builder, result: Meta, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("inplace", None)
+        return apply(b, result, lambda v: body(v, *args, **kwargs), [x], promoted([x], kind))
+
+    return lower
+
+
+def binary(body: Callable[[Scalar, Scalar], Scalar], kind: KIND = KIND.DEFAULT) -> Lowering:
+    def lower(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
+        return apply(b, result, body, [x, y], promoted([x, y], kind))
+
+    return lower
+
+
+def add(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
+    if isinstance(y, int) and isinstance(x, Tensor) and isinstance(x.fact, Iota) and result.dtype == x.dtype:
+        return _shifted(b, x, x.fact, y * int(alpha))
+    if (alone := _added_zero(x, y, result)) is not None:
+        return alone
+    return apply(b, result, lambda v, w: v + _scaled(w, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
+
+
+def _shifted(b: Builder, x: Tensor, fact: Iota, offset: int) -> Tensor:
+    if offset == 0:
+        return x
+    moved = b.elementwise(lambda v: v + offset, [x], x.dtype)
+    return Tensor(moved.value, x.shape, x.dtype, moved.axes, Iota(fact.axis, fact.start + offset, fact.step))
+
+
+def _added_zero(x: Operand, y: Operand, result: Meta) -> Tensor | None:
+    zero = isinstance(y, int | float) and y == 0
+    return x if zero and isinstance(x, Tensor) and x.dtype == result.dtype else None
+
+
+def _scaled(v: Scalar, alpha: Number) -> Scalar:
+    return v if alpha == 1 else v * alpha
+
+
+def sub(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
+    return apply(b, result, lambda v, w: v - _scaled(w, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
+
+
+def rsub(b: Builder, result: Meta, x: Operand, y: Operand, alpha: Number = 1) -> Tensor:
+    return apply(b, result, lambda v, w: w - _scaled(v, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
+
+
+def div(b: Builder, result: Meta, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Tensor:
+    kind = KIND.INT_TO_FLOAT if rounding_mode is None else KIND.DEFAULT
+    body = {None: lambda v, w: v / w, "floor": floor_quotient, "trunc": trunc_quotient}[rounding_mode]
+    return apply(b, result, body, [x, y], promoted([x, y], kind))
+
+
+def trunc_quotient(v: Scalar, w: Scalar) -> Scalar:
+    return s.trunc(v / w) if v.is_float else v / w
+
+
+def floor_quotient(v: Scalar, w: Scalar) -> Scalar:
+    if v.is_unsigned:
+        return v / w
+    return (v - modulo(v, w)) / w if not v.is_float else s.floor(v / w)
+
+
+def fmod(v: Scalar, w: Scalar) -> Scalar:
+    """The remainder with the dividend's sign (C's fmod and %)."""
+    from llmos.compiler.ir import arith
+
+    build = arith.remf if v.is_float else arith.remui if v.is_unsigned else arith.remsi
+    return Scalar(build(v.value, w.value), v.dtype)
+
+
+def modulo(v: Scalar, w: Scalar) -> Scalar:
+    """The remainder with the divisor's sign (Python's %)."""
+    r = fmod(v, w)
+    if v.is_unsigned:
+        return r
+    return select(r.differs(0) & ((r < 0) ^ (w < 0)), r + w, r)
+
+
+def power(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
+    dtype = promoted([x, y], KIND.BOOL_TO_LONG)
+    small = {0.5: s.sqrt, -0.5: s.rsqrt, 1: lambda v: v, 2: lambda v: v * v, 3: lambda v: v * v * v, -1: lambda v: 1.0 / v}
+    if isinstance(x, Tensor) and isinstance(y, int | float) and y in small and (dtype.is_floating_point or y > 0):
+        return apply(b, result, small[y], [x], dtype)
+    return apply(b, result, s.power, [x, y], dtype)
+
+
+def comparison(relation: str) -> Lowering:
+    def lower(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
+        known = _known_comparison(b, relation, x, y)
+        if known is not None:
+            return b.full(result.shape, torch.bool, known)
+        return apply(b, result, lambda v, w: s.compare(relation, v, w), [x, y], promoted([x, y], KIND.DEFAULT))
+
+    return lower
+
+
+def _known_comparison(b: Builder, relation: str, x: Operand, y: Operand) -> bool | None:
+    """A comparison of indices with a number that the symbols' ranges decide."""
+    if not (isinstance(x, Tensor) and isinstance(x.fact, Iota) and isinstance(y, int)):
+        return None
+    ends = [x.fact.start, x.fact.start + x.fact.step * (b.sizes.bounds(x.shape[x.fact.axis])[1] - 1)]
+    low, high = min(ends), max(ends)
+    always = {"ge": low >= y, "gt": low > y, "le": high <= y, "lt": high < y, "ne": not low <= y <= high, "eq": False}
+    never = {"ge": high < y, "gt": high <= y, "le": low > y, "lt": low >= y, "ne": False, "eq": not low <= y <= high}
+    return True if always[relation] else False if never[relation] else None
+
+
+def logical(body: Callable[[Scalar, Scalar], Scalar]) -> Lowering:
+    return lambda b, result, x, y: apply(b, result, body, [x, y], torch.bool)
+
+
+def both(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
+    """Bitwise and; a mask that is known to be all true vanishes."""
+    for known, other in ((x, y), (y, x)):
+        if isinstance(other, Tensor) and other.dtype == torch.bool and _is_splat(known, True):
+            return b.expand(other, result.shape)
+    return apply(b, result, lambda v, w: v & w, [x, y], promoted([x, y], KIND.DEFAULT))
+
+
+def _is_splat(x: Operand, value: Number) -> bool:
+    return x is value or (isinstance(x, Tensor) and isinstance(x.fact, Splat) and x.fact.value == value)
+
+
+def where(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand) -> Tensor:
+    if isinstance(condition.fact, Splat):
+        chosen = x if condition.fact.value else y
+        if isinstance(chosen, Tensor):
+            return b.expand(b.cast(chosen, result.dtype), result.shape)
+    return _select(b, result, condition, x, y)
+
+
+def _select(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand) -> Tensor:
+    def compute(*loaded: Scalar) -> Scalar:
+        queue = iter(loaded)
+        flag = next(queue).to(torch.bool)
+        a, c = (next(queue).to(result.dtype) if isinstance(v, Tensor) else s.constant(v, result.dtype) for v in (x, y))
+        return select(flag, a, c)
+
+    return b.elementwise(compute, [v for v in (condition, x, y) if isinstance(v, Tensor)], result.dtype, result.shape)
+
+
+def masked_fill(b: Builder, result: Meta, x: Tensor, mask: Tensor, value: Operand) -> Tensor:
+    return where(b, result, mask, value, x) if isinstance(value, Tensor) else _select(b, result, mask, value, x)
+
+
+def clamp(b: Builder, result: Meta, x: Tensor, low: Operand | None = None, high: Operand | None = None) -> Tensor:
+    given = [v for v in (low, high) if v is not None]
+
+    def body(v: Scalar, *limits: Scalar) -> Scalar:
+        queue = iter(limits)
+        v = v.max(next(queue)) if low is not None else v
+        return v.min(next(queue)) if high is not None else v
+
+    return apply(b, result, body, [x, *given], promoted([x, *given], KIND.DEFAULT))
+
+
+def convert(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Every overload of `Tensor.to`: the result's metadata says the type."""
+    return b.cast(x, result.dtype)
+
+
+def identity(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+def dropout(b: Builder, result: Meta, x: Tensor, p: float, train: bool) -> Tensor:
+    if train and p > 0:
+        raise UnsupportedError("dropout in training mode: call model.eval() before compiling")
+    return x
+
+
+# Activations, with the formulas of torch's documentation
+
+
+def relu(v: Scalar) -> Scalar:
+    return v.max(0)
+
+
+def gelu(v: Scalar, approximate: str = "none") -> Scalar:
+    if approximate == "tanh":
+        return 0.5 * v * (1.0 + s.tanh(math.sqrt(2.0 / math.pi) * (v + 0.044715 * (v * v * v))))
+    return 0.5 * v * (1.0 + s.erf(v * math.sqrt(0.5)))
+
+
+def silu(v: Scalar) -> Scalar:
+    return v / (1.0 + s.exp(-v))
+
+
+def softplus(v: Scalar, beta: Number = 1, threshold: Number = 20) -> Scalar:
+    scaled = v * beta
+    return select(scaled > threshold, v, s.log1p(s.exp(scaled)) / beta)
+
+
+def mish(v: Scalar) -> Scalar:
+    return v * s.tanh(softplus(v))
+
+
+def elu(v: Scalar, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Scalar:
+    return select(v > 0, v * scale, s.expm1(v * input_scale) * (alpha * scale))
+
+
+def selu(v: Scalar) -> Scalar:
+    return elu(v, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def celu(v: Scalar, alpha: Number = 1.0) -> Scalar:
+    return select(v > 0, v, s.expm1(v / alpha) * alpha)
+
+
+def leaky_relu(v: Scalar, slope: Number = 0.01) -> Scalar:
+    return select(v > 0, v, v * slope)
+
+
+def hardtanh(v: Scalar, low: Number = -1, high: Number = 1) -> Scalar:
+    return v.max(low).min(high)
+
+
+def hardsigmoid(v: Scalar) -> Scalar:
+    return (v + 3.0).max(0.0).min(6.0) / 6.0
+
+
+def hardswish(v: Scalar) -> Scalar:
+    return v * (v + 3.0).max(0.0).min(6.0) / 6.0
+
+
+def log_sigmoid(v: Scalar) -> Scalar:
+    return v.min(0.0) - s.log1p(s.exp(-s.absolute(v)))
+
+
+def threshold(v: Scalar, limit: Number, value: Number) -> Scalar:
+    return select(v <= limit, v.like(value), v)
+
+
+def softshrink(v: Scalar, lambd: Number = 0.5) -> Scalar:
+    return select(v > lambd, v - lambd, select(v < -lambd, v + lambd, v * 0.0))
+
+
+def hardshrink(v: Scalar, lambd: Number = 0.5) -> Scalar:
+    return select((v >= -lambd) & (v <= lambd), v.like(0), v)
+
+
+def sign(v: Scalar) -> Scalar:
+    if v.dtype == torch.bool:
+        return v
+    return (v > 0).to(v.dtype) - (v < 0).to(v.dtype)
+
+
+def isinf(v: Scalar) -> Scalar:
+    return s.absolute(v).equals(math.inf) if v.is_float else s.constant(False, torch.bool)
+
+
+def isnan(v: Scalar) -> Scalar:
+    return v.differs(v)
+
+
+def prelu(b: Builder, result: Meta, x: Tensor, weight: Tensor) -> Tensor:
+    if weight.rank == 1 and x.rank > 1:
+        for _ in range(x.rank - 2):
+            weight = b.unsqueeze(weight, weight.rank)
+    return apply(b, result, lambda v, w: select(v > 0, v, v * w), [x, weight], x.dtype)
+
+
+def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Tensor:
+    return apply(b, result, lambda v, w, t: v + t * (w - v), [x, y, weight], result.dtype)
+
+
+def addcmul(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
+    return apply(b, result, lambda v, w, t: v + _scaled(w * t, value), [x, y, z], result.dtype)
+
+
+def addcdiv(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
+    return apply(b, result, lambda v, w, t: v + _scaled(w, value) / t, [x, y, z], result.dtype)

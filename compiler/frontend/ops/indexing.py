@@ -1,0 +1,112 @@
+"""Reads at positions that data gives: embedding, gather, advanced indexing. The table is read by tensor.extract in the body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor, affine_dim
+from llmos.compiler.frontend.dims import Dim
+from llmos.compiler.frontend.ops.shapes import element, loop
+from llmos.compiler.frontend.scalars import Scalar, select, to_index
+from llmos.compiler.ir import ir
+from llmos.runtime.errors import UnsupportedError
+
+
+def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
+    """Rows of `table` [rows, width] for ids of any shape."""
+    return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0)
+
+
+def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> Tensor:
+    return gathered(b, result, x, {dim % x.rank: ids}, lead=ids.rank, position=dim % x.rank)
+
+
+def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    """x[indices]: the index tensors broadcast together; their dimensions stand where they stood if adjacent, else first."""
+    chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
+    if any(ids.dtype.itemsize == 1 for ids in chosen.values()):
+        raise UnsupportedError("indexing by a boolean mask gives a size that depends on data; use torch.where or multiply by the mask")
+    lead = max(ids.rank for ids in chosen.values())
+    adjacent = max(chosen) - min(chosen) + 1 == len(chosen)
+    position = min(chosen) if adjacent else 0
+    straight = _as_view(b, result, x, chosen, lead, position)
+    return straight if straight is not None else gathered(b, result, x, chosen, lead, position)
+
+
+def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int) -> Tensor | None:
+    """Indexing by whole ranges (arange over the full dimension) or by zero in a dimension of size 1 is a transpose: no gather."""
+    source: dict[int, int] = {}  # dimension of the result -> dimension of x
+    squeezed = []
+    for dim, ids in chosen.items():
+        if ids.fact == Splat(0) and x.shape[dim] == 1:
+            squeezed.append(dim)
+        elif isinstance(ids.fact, Iota) and (ids.fact.start, ids.fact.step) == (0, 1) and b.sizes.equal(ids.shape[ids.fact.axis], x.shape[dim]):
+            at = position + lead - ids.rank + ids.fact.axis
+            if at in source:
+                return None
+            source[at] = dim
+        else:
+            return None
+    rest = [dim for dim in range(x.rank) if dim not in chosen]
+    free = [at for at in range(len(result.shape)) if not position <= at < position + lead]
+    source.update(zip(free, rest, strict=True))
+    view = b.permute(x, squeezed + [source[at] for at in sorted(source)])
+    for _ in squeezed:
+        view = b.squeeze(view, 0)
+    for at in range(len(result.shape)):
+        if at not in source:
+            view = b.unsqueeze(view, at)
+    return b.expand(view, result.shape)
+
+
+def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int) -> Tensor:
+    """A tensor of x's elements: dimensions in `chosen` are read where their index tensors say, the rest run along."""
+    dense, rank = b.dense(x), len(result.shape)
+    block = [affine_dim(position + i) for i in range(lead)]
+    shape = result.shape[position : position + lead]
+    free = [at for at in range(rank) if not position <= at < position + lead]
+
+    def body(*loaded: Scalar) -> list[Scalar]:
+        ids = dict(zip(chosen, loaded, strict=False))
+        along = iter(free)
+        place = [wrapped(b, ids[dim], x.shape[dim]) if dim in ids else loop(next(along)) for dim in range(x.rank)]
+        return [element(dense, place)]
+
+    (value,) = b.generic(
+        [(ids, b.reads(ids, shape, block)) for ids in chosen.values()],
+        [(b.empty(result.shape, x.dtype), x.dtype, [affine_dim(i) for i in range(rank)])],
+        ["parallel"] * rank,
+        body,
+    )
+    return b.cast(b.dense_tensor(value, result.shape, x.dtype), result.dtype)
+
+
+def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
+    """An index as torch takes it: negative counts from the end."""
+    from llmos.compiler.frontend.ops.reductions import number
+
+    if at.is_unsigned:
+        return to_index(at)
+    return to_index(select(at < 0, at + number(b, size, at.dtype), at))
+
+
+def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, **_: Any) -> Tensor:
+    """out[i, j] = x[ids[i, j], j] for dim 0."""
+    if x.rank == 0:
+        return b.expand(x, result.shape)
+    if all(axis is None for axis in x.axes):  # every element is the same one
+        return b.expand(Tensor(x.value, (1,) * x.rank, x.dtype, x.axes, x.fact), result.shape)
+    dim %= x.rank
+    dense = b.dense(x)
+
+    def body(at: Scalar, _: Scalar) -> list[Scalar]:
+        return [element(dense, [wrapped(b, at, x.shape[i]) if i == dim else loop(i) for i in range(x.rank)])]
+
+    (value,) = b.generic(
+        [(ids, b.reads(ids, result.shape))],
+        [(b.empty(result.shape, x.dtype), x.dtype, [affine_dim(i) for i in range(x.rank)])],
+        ["parallel"] * x.rank,
+        body,
+    )
+    return b.dense_tensor(value, result.shape, x.dtype)

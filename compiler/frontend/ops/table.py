@@ -1,0 +1,274 @@
+"""The table of aten ops that are lowered directly: overload -> function `(builder, result, *args, **kwargs)`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.ops import attention, contractions, elementwise, indexing, reductions, scans, shapes, windows
+
+Lowering = Callable[..., Any]
+
+# Ops without effect on the numbers: checks of shapes and metadata that export has already done.
+IGNORED = frozenset(
+    {
+        "aten._assert_tensor_metadata.default",
+        "aten._assert_scalar.default",
+        "aten._assert_async.msg",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+
+
+@functools.cache
+def table() -> Mapping[str, Lowering]:
+    """Lowerings by the overload's name ("aten.add.Tensor")."""
+    groups = (_arithmetic(), _comparisons(), _activations(), _conversions(), _views(), _creation(), _moves(), _indexing(), _reductions(), _norms(), _products(), _windows())
+    return {f"aten.{name}": lowering for group in groups for names, lowering in group.items() for name in names.split()}
+
+
+def _arithmetic() -> dict[str, Lowering]:
+    e, unary, binary = elementwise, elementwise.unary, elementwise.binary
+    same, to_float = KIND.DEFAULT, KIND.INT_TO_FLOAT
+    floats = {
+        "exp": s.exp, "exp2": s.exp2, "expm1": s.expm1, "log": s.log, "log2": s.log2, "log10": s.log10, "log1p": s.log1p,
+        "sqrt": s.sqrt, "rsqrt": s.rsqrt, "sin": s.sin, "cos": s.cos, "tan": s.tan, "asin": s.asin, "acos": s.acos, "atan": s.atan,
+        "sinh": s.sinh, "cosh": s.cosh, "tanh": s.tanh, "asinh": s.asinh, "acosh": s.acosh, "atanh": s.atanh, "erf": s.erf, "erfc": s.erfc,
+        "sigmoid": s.sigmoid, "reciprocal": lambda v: 1.0 / v,
+    }  # fmt: skip
+    kept = {
+        "neg": lambda v: -v, "abs": s.absolute, "square": lambda v: v * v, "sign": e.sign, "sgn": e.sign,
+        "floor": lambda v: s.floor(v) if v.is_float else v, "ceil": lambda v: s.ceil(v) if v.is_float else v,
+        "trunc": lambda v: s.trunc(v) if v.is_float else v, "round": lambda v: s.round_even(v) if v.is_float else v,
+        "bitwise_not": lambda v: ~v,
+    }  # fmt: skip
+    return {
+        **{f"{name}.default": unary(body, to_float) for name, body in floats.items()},
+        **{f"{name}.default": unary(body, same) for name, body in kept.items()},
+        "add.Tensor add.Scalar": e.add,
+        "sub.Tensor sub.Scalar": e.sub,
+        "rsub.Tensor rsub.Scalar": e.rsub,
+        "mul.Tensor mul.Scalar": binary(lambda v, w: v * w),
+        "div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode true_divide.Tensor divide.Tensor": e.div,
+        "floor_divide.default floor_divide.Scalar": binary(e.floor_quotient),
+        "remainder.Tensor remainder.Scalar remainder.Scalar_Tensor": binary(e.modulo),
+        "fmod.Tensor fmod.Scalar": binary(e.fmod),
+        "pow.Tensor_Tensor pow.Tensor_Scalar pow.Scalar": e.power,
+        "maximum.default max.other": binary(lambda v, w: v.max(w)),
+        "minimum.default min.other": binary(lambda v, w: v.min(w)),
+        "atan2.default": binary(s.arctan2, to_float),
+        "copysign.Tensor copysign.Scalar": binary(s.copysign, to_float),
+        "bitwise_and.Tensor bitwise_and.Scalar __and__.Tensor __and__.Scalar": e.both,
+        "bitwise_or.Tensor bitwise_or.Scalar __or__.Tensor __or__.Scalar": binary(lambda v, w: v | w),
+        "bitwise_xor.Tensor bitwise_xor.Scalar __xor__.Tensor __xor__.Scalar": binary(lambda v, w: v ^ w),
+        "bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar __lshift__.Tensor __lshift__.Scalar": binary(lambda v, w: v << w),
+        "bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar __rshift__.Tensor __rshift__.Scalar": binary(lambda v, w: v >> w),
+        "lerp.Tensor lerp.Scalar": e.lerp,
+        "addcmul.default": e.addcmul,
+        "addcdiv.default": e.addcdiv,
+    }
+
+
+def _comparisons() -> dict[str, Lowering]:
+    e = elementwise
+    return {
+        **{f"{name}.Tensor {name}.Scalar": e.comparison(name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+        "logical_and.default": e.logical(lambda v, w: v & w),
+        "logical_or.default": e.logical(lambda v, w: v | w),
+        "logical_xor.default": e.logical(lambda v, w: v ^ w),
+        "logical_not.default": lambda b, result, x: e.apply(b, result, lambda v: ~v, [x], torch.bool),
+        "isnan.default": e.unary(e.isnan, KIND.DEFAULT),
+        "isinf.default": e.unary(e.isinf, KIND.DEFAULT),
+        "isfinite.default": e.unary(lambda v: ~(e.isinf(v) | e.isnan(v)), KIND.DEFAULT),
+        "where.self where.ScalarSelf where.ScalarOther where.Scalar": e.where,
+        "masked_fill.Scalar masked_fill.Tensor": e.masked_fill,
+        "clamp.default clamp.Tensor clip.default clip.Tensor": e.clamp,
+        "clamp_min.default clamp_min.Tensor": e.clamp,
+        "clamp_max.default clamp_max.Tensor": lambda b, result, x, high: e.clamp(b, result, x, None, high),
+    }
+
+
+def _activations() -> dict[str, Lowering]:
+    e, unary = elementwise, elementwise.unary
+    bodies = {
+        "relu": e.relu, "relu6": lambda v: e.hardtanh(v, 0, 6), "gelu": e.gelu, "silu": e.silu, "mish": e.mish, "elu": e.elu, "selu": e.selu,
+        "celu": e.celu, "leaky_relu": e.leaky_relu, "hardtanh": e.hardtanh, "hardsigmoid": e.hardsigmoid, "hardswish": e.hardswish,
+        "softplus": e.softplus, "log_sigmoid": e.log_sigmoid, "threshold": e.threshold, "softshrink": e.softshrink, "hardshrink": e.hardshrink,
+    }  # fmt: skip
+    return {**{f"{name}.default": unary(body, KIND.DEFAULT) for name, body in bodies.items()}, "prelu.default _prelu_kernel.default": e.prelu}
+
+
+def _conversions() -> dict[str, Lowering]:
+    return {
+        "to.dtype to.device to.dtype_layout to.other to.prim_Device type_as.default _to_copy.default": elementwise.convert,
+        "clone.default contiguous.default detach.default detach_.default alias.default lift_fresh_copy.default positive.default": elementwise.identity,
+        "dropout.default feature_dropout.default alpha_dropout.default": elementwise.dropout,
+    }
+
+
+def _views() -> dict[str, Lowering]:
+    return {
+        "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int view_as.default reshape_as.default": shapes.reshape,
+        "view_copy.default _reshape_alias.default ravel.default": shapes.reshape,
+        "expand.default expand_as.default broadcast_to.default expand_copy.default": shapes.expand,
+        "permute.default permute_copy.default": shapes.permute,
+        "transpose.int swapaxes.default swapdims.default t.default transpose_copy.int t_copy.default mT.default": shapes.transpose,
+        "numpy_T.default": shapes.reverse_dims,
+        "movedim.int movedim.intlist moveaxis.int moveaxis.intlist": shapes.movedim,
+        "unsqueeze.default unsqueeze_copy.default": shapes.unsqueeze,
+        "squeeze.default squeeze.dim squeeze.dims squeeze_copy.default squeeze_copy.dim squeeze_copy.dims": shapes.squeeze,
+    }
+
+
+def _creation() -> dict[str, Lowering]:
+    zeros, ones = shapes.constant_filled(0), shapes.constant_filled(1)
+    return {
+        "zeros.default zeros_like.default new_zeros.default empty.memory_format empty_like.default new_empty.default": zeros,
+        "ones.default ones_like.default new_ones.default": ones,
+        "full.default": shapes.full,
+        "full_like.default fill.Scalar fill.Tensor": shapes.fill_like,
+        "new_full.default": shapes.new_full,
+        "scalar_tensor.default": shapes.scalar_tensor,
+        "arange.default arange.start arange.start_step": shapes.arange,
+        "linspace.default": shapes.linspace,
+        "tril.default": shapes.triangle(True),
+        "triu.default": shapes.triangle(False),
+    }
+
+
+def _moves() -> dict[str, Lowering]:
+    return {
+        "slice.Tensor slice_copy.Tensor": shapes.slice_tensor,
+        "select.int select_copy.int": shapes.select_index,
+        "narrow.default narrow_copy.default": shapes.narrow,
+        "split.Tensor split.sizes split_with_sizes.default chunk.default split_copy.Tensor split_with_sizes_copy.default": shapes.split,
+        "unsafe_split.Tensor unsafe_chunk.default unsafe_split_with_sizes.default": shapes.split,
+        "unbind.int unbind_copy.int": shapes.unbind,
+        "cat.default concat.default concatenate.default": shapes.cat,
+        "stack.default": shapes.stack,
+        "repeat.default tile.default": _repeat,
+        "repeat_interleave.self_int": shapes.repeat_interleave,
+        "flip.default": shapes.flip,
+        "roll.default": shapes.roll,
+        "pad.default": shapes.pad,
+        "constant_pad_nd.default": lambda b, result, x, padding, value=0: shapes.pad(b, result, x, padding, "constant", value),
+        "reflection_pad1d.default reflection_pad2d.default reflection_pad3d.default": shapes.padding_of("reflect"),
+        "replication_pad1d.default replication_pad2d.default replication_pad3d.default": shapes.padding_of("replicate"),
+    }
+
+
+def _repeat(b: Builder, result: Meta, x: Tensor, repeats: Sequence[Any]) -> Tensor:
+    return shapes.repeat(b, result, x, [*[1] * (x.rank - len(repeats)), *repeats])
+
+
+def _indexing() -> dict[str, Lowering]:
+    return {
+        "embedding.default": indexing.embedding,
+        "index_select.default": indexing.index_select,
+        "index.Tensor _unsafe_index.Tensor": indexing.index,
+        "gather.default": indexing.gather,
+    }
+
+
+def _reductions() -> dict[str, Lowering]:
+    r = reductions
+    return {
+        "sum.default sum.dim_IntList": r.total,
+        "prod.default prod.dim_int": r.product,
+        "mean.default mean.dim": r.mean,
+        "amax.default max.default": r.largest,
+        "amin.default min.default": r.smallest,
+        "all.default all.dim all.dims": r.every,
+        "any.default any.dim any.dims": r.some,
+        "argmax.default": r.arg_reduction("gt"),
+        "argmin.default": r.arg_reduction("lt"),
+        "max.dim": r.with_indices("gt"),
+        "min.dim": r.with_indices("lt"),
+        "var.default var.dim var.correction": r.variance,
+        "std.default std.dim std.correction": r.deviation,
+        "var_mean.default var_mean.dim var_mean.correction": r.var_mean,
+        "linalg_vector_norm.default": r.vector_norm,
+        "norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dtype norm.ScalarOpt_dim_dtype": r.norm,
+        "logsumexp.default": r.logsumexp,
+        "cumsum.default": scans.cumsum,
+        "cumprod.default": scans.cumprod,
+    }
+
+
+def _norms() -> dict[str, Lowering]:
+    r = reductions
+    return {
+        "softmax.int _softmax.default _safe_softmax.default": r.softmax,
+        "log_softmax.int _log_softmax.default": r.log_softmax,
+        "layer_norm.default": r.layer_norm,
+        "native_layer_norm.default": lambda b, result, *args: [r.layer_norm(b, result[0], *args), None, None],
+        "rms_norm.default": r.rms_norm,
+        "group_norm.default": r.group_norm,
+        "native_group_norm.default": _native_group_norm,
+        "instance_norm.default": _instance_norm,
+        "batch_norm.default": _batch_norm,
+        "_native_batch_norm_legit_no_training.default": _native_batch_norm,
+    }
+
+
+def _native_group_norm(b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, eps: float) -> list[Any]:
+    return [reductions.group_norm(b, result[0], x, groups, weight, bias, eps), None, None]
+
+
+def _instance_norm(
+    b: Builder, result: Meta, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, use_input: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    if not use_input:
+        return reductions.batch_norm(b, x, weight, bias, mean, var, eps, result.dtype)
+    channels = x.shape[1]
+    assert isinstance(channels, int)
+    return reductions.group_norm(b, result, x, channels, weight, bias, eps)
+
+
+def _batch_norm(
+    b: Builder, result: Meta, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
+) -> Tensor:
+    if training:
+        from llmos.runtime.errors import UnsupportedError
+
+        raise UnsupportedError("batch normalisation in training mode: call model.eval() before compiling")
+    return reductions.batch_norm(b, x, weight, bias, mean, var, eps, result.dtype)
+
+
+def _native_batch_norm(b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> list[Any]:
+    return [reductions.batch_norm(b, x, weight, bias, mean, var, eps, result[0].dtype), None, None]
+
+
+def _products() -> dict[str, Lowering]:
+    c = contractions
+    return {
+        "linear.default": c.linear,
+        "matmul.default mm.default bmm.default mv.default dot.default": c.matmul,
+        "addmm.default baddbmm.default addmv.default": c.addmm,
+        "einsum.default": c.einsum,
+        "scaled_dot_product_attention.default": attention.scaled_dot_product_attention,
+        "_scaled_dot_product_flash_attention_for_cpu.default": attention.attention_with_statistics,
+    }
+
+
+def _windows() -> dict[str, Lowering]:
+    w = windows
+    return {
+        "convolution.default": w.convolution,
+        "conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding": w.conv,
+        **{f"max_pool{n}d.default": w.max_pool(n) for n in (1, 2, 3)},
+        **{f"max_pool{n}d_with_indices.default": w.max_pool_with_indices(n) for n in (2, 3)},
+        **{f"avg_pool{n}d.default": w.average_pool(n) for n in (1, 2, 3)},
+        **{f"adaptive_avg_pool{n}d.default _adaptive_avg_pool{n}d.default": w.adaptive_average_pool(n) for n in (1, 2, 3)},
+        "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default": w.upsample_nearest,
+        "upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec": w.upsample_nearest,
+        "pixel_shuffle.default": w.pixel_shuffle,
+        "pixel_unshuffle.default": w.pixel_unshuffle,
+    }

@@ -1,0 +1,58 @@
+"""MLIR's Python bindings: the only module that imports torch_mlir, so that a change of wheel touches one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch_mlir import ir
+from torch_mlir._mlir_libs._mlirDialectsLLVM import translate_module_to_llvmir
+from torch_mlir.dialects import arith, cf, func, linalg, math, scf, tensor
+from torch_mlir.dialects import torch as torch_dialect
+from torch_mlir.passmanager import PassManager
+
+__all__ = [
+    "PassManager",
+    "arith",
+    "cf",
+    "context",
+    "execution_engine",
+    "func",
+    "fx_importer",
+    "ir",
+    "linalg",
+    "math",
+    "scf",
+    "tensor",
+    "torch_decompositions",
+    "torch_dialect",
+    "translate_module_to_llvmir",
+]
+
+
+def context() -> ir.Context:
+    """A fresh context with every upstream dialect and torch-mlir's registered."""
+    fresh = ir.Context()
+    torch_dialect.register_dialect(fresh)
+    fresh.allow_unregistered_dialects = False
+    return fresh
+
+
+def fx_importer(context: ir.Context) -> Any:
+    """torch-mlir's importer of FX graphs; it imports torch, so it is loaded when first needed."""
+    from torch_mlir.extras.fx_importer import FxImporter
+
+    return FxImporter(context=context)
+
+
+def torch_decompositions() -> dict[Any, Any]:
+    """The decompositions of aten ops that torch-mlir's lowering expects."""
+    from torch_mlir.extras.fx_decomp_util import get_decomposition_table
+
+    return dict(get_decomposition_table())
+
+
+def execution_engine(module: ir.Module, opt_level: int) -> Any:
+    """MLIR's just-in-time engine for a module in the LLVM dialect (tests' reference executor)."""
+    from torch_mlir.execution_engine import ExecutionEngine
+
+    return ExecutionEngine(module, opt_level=opt_level)

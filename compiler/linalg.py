@@ -1,0 +1,272 @@
+"""Reading linalg.generic ops: roles of dims, reductions, contractions, and how values are reached through them. Nothing here changes IR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy
+
+from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import Shape, Shapes
+
+Value = ir.Value
+
+COMBINERS = frozenset(
+    f"arith.{name}"
+    for name in (
+        "addf",
+        "mulf",
+        "maximumf",
+        "maxnumf",
+        "minimumf",
+        "minnumf",
+        "addi",
+        "muli",
+        "maxsi",
+        "minsi",
+        "maxui",
+        "minui",
+        "andi",
+        "ori",
+        "xori",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Generic:
+    """One linalg.generic."""
+
+    op: ir.Operation
+
+    @cached_property
+    def maps(self) -> list[ir.AffineMap]:
+        return [ir.AffineMapAttr(attr).value for attr in ir.ArrayAttr(self.op.attributes["indexing_maps"])]
+
+    @cached_property
+    def iterators(self) -> list[str]:
+        return ["reduction" if "reduction" in str(attr) else "parallel" for attr in ir.ArrayAttr(self.op.attributes["iterator_types"])]
+
+    @cached_property
+    def num_inputs(self) -> int:
+        return ir.DenseI32ArrayAttr(self.op.attributes["operandSegmentSizes"])[0]
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        return list(self.op.operands)[: self.num_inputs]
+
+    @property
+    def inits(self) -> list[ir.Value]:
+        return list(self.op.operands)[self.num_inputs :]
+
+    @property
+    def body(self) -> ir.Block:
+        return self.op.regions[0].blocks[0]
+
+    @property
+    def rank(self) -> int:
+        return len(self.iterators)
+
+    @property
+    def reduction_dims(self) -> list[int]:
+        return [dim for dim, kind in enumerate(self.iterators) if kind == "reduction"]
+
+    @property
+    def parallel_dims(self) -> list[int]:
+        return [dim for dim, kind in enumerate(self.iterators) if kind == "parallel"]
+
+    @property
+    def is_elementwise(self) -> bool:
+        return not self.reduction_dims
+
+    def output_map(self, result: ir.Value) -> ir.AffineMap:
+        return self.maps[self.num_inputs + ir.OpResult(result).result_number]
+
+    def loop_sizes(self, shapes: Shapes) -> Shape:
+        """The size of each iteration dim, from the operands that index it directly."""
+        sizes: list[sympy.Expr | None] = [None] * self.rank
+        for operand, affine in zip(self.op.operands, self.maps, strict=True):
+            if not isinstance(operand.type, ir.RankedTensorType):
+                continue
+            for axis, expr in enumerate(affine.results):
+                if isinstance(expr, ir.AffineDimExpr) and sizes[expr.position] is None:
+                    sizes[expr.position] = shapes.shape(operand)[axis]
+        assert all(size is not None for size in sizes), f"a loop dim without a direct access: {self.op}"
+        return tuple(size for size in sizes if size is not None)
+
+
+def dim_positions(affine: ir.AffineMap) -> list[int | None]:
+    """Per result: the dim it is, or None for anything else (a constant, a sum)."""
+    return [expr.position if isinstance(expr, ir.AffineDimExpr) else None for expr in affine.results]
+
+
+def is_identity(affine: ir.AffineMap) -> bool:
+    return dim_positions(affine) == list(range(affine.n_dims))
+
+
+def is_fill(op: ir.Operation) -> bool:
+    """A generic that only yields a scalar from outside: what linalg.fill generalises to."""
+    if op.name == "linalg.fill":
+        return True
+    if op.name != "linalg.generic":
+        return False
+    generic = Generic(op)
+    ops = list(generic.body.operations)
+    if len(ops) != 1 or generic.reduction_dims or len(op.results) != 1:
+        return False
+    return fill_value(op) is not None
+
+
+def fill_value(op: ir.Operation) -> ir.Value | None:
+    """The scalar that a fill writes, as a value outside the op."""
+    if op.name == "linalg.fill":
+        return op.operands[0]
+    generic = Generic(op)
+    yielded = list(generic.body.operations)[-1].operands[0]
+    for argument, operand in zip(generic.body.arguments, op.operands, strict=True):
+        if yielded == argument:
+            return operand if not isinstance(operand.type, ir.RankedTensorType) else None
+    return yielded if yielded.owner != generic.body else None
+
+
+@dataclass(frozen=True)
+class Combiner:
+    """A reduction whose body is acc' = op(acc, f(inputs)): lanes may be reduced apart and then together."""
+
+    name: str
+    accumulator_index: int
+    value: ir.Value  # f(inputs), inside the body
+
+
+def combiner_of(generic: Generic, result: int) -> Combiner | None:
+    """How output `result` accumulates; None when the body is something else (an arg max)."""
+    yielded = list(generic.body.operations)[-1].operands[result]
+    accumulator = generic.body.arguments[generic.num_inputs + result]
+    owner = yielded.owner
+    if isinstance(owner, ir.Block) or owner.name not in COMBINERS:
+        return None
+    a, b = owner.operands
+    if (a == accumulator) == (b == accumulator):
+        return None
+    if sum(1 for _ in accumulator.uses) != 1:
+        return None
+    others = [generic.body.arguments[generic.num_inputs + i] for i in range(len(generic.inits)) if i != result]
+    value = b if a == accumulator else a
+    if any(_depends(value, other, generic.body) for other in others):
+        return None
+    return Combiner(owner.name, 0 if a == accumulator else 1, value)
+
+
+def _depends(value: ir.Value, on: ir.Value, body: ir.Block) -> bool:
+    if value == on:
+        return True
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.operation.block != body:
+        return False
+    return any(_depends(operand, on, body) for operand in owner.operands)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A generic that is sum over k of a*b: the role of each loop dim."""
+
+    generic: Generic
+    batch: tuple[int, ...]
+    m: tuple[int, ...]
+    n: tuple[int, ...]
+    k: tuple[int, ...]
+
+    @property
+    def lhs(self) -> ir.Value:
+        return self.generic.inputs[0]
+
+    @property
+    def rhs(self) -> ir.Value:
+        return self.generic.inputs[1]
+
+
+def contraction_of(op: ir.Operation) -> Contraction | None:
+    """The contraction that an op is, or None. Operands may be transposed or broadcast along any dim."""
+    if op.name != "linalg.generic":
+        return None
+    generic = Generic(op)
+    if generic.num_inputs != 2 or len(op.results) != 1 or not generic.reduction_dims:
+        return None
+    found = [dim_positions(affine) for affine in generic.maps]
+    constant = [
+        all(p is not None or isinstance(e, ir.AffineConstantExpr) for p, e in zip(ps, a.results, strict=True))
+        for ps, a in zip(found, generic.maps, strict=True)
+    ]
+    if not all(constant) or not _is_multiply_add(generic):
+        return None
+    lhs, rhs, out = ({p for p in positions if p is not None} for positions in found)
+    dims = range(generic.rank)
+    batch = tuple(d for d in dims if d in out and d in lhs and d in rhs)
+    m = tuple(d for d in dims if d in out and d in lhs and d not in rhs)
+    n = tuple(d for d in dims if d in out and d in rhs and d not in lhs)
+    k = tuple(generic.reduction_dims)
+    if any(d not in lhs or d not in rhs for d in k) or any(d not in lhs | rhs for d in out) or not n:
+        return None
+    return Contraction(generic, batch, m, n, k)
+
+
+def _is_multiply_add(generic: Generic) -> bool:
+    combiner = combiner_of(generic, 0)
+    if combiner is None or combiner.name != "arith.addf":
+        return False
+    product = combiner.value.owner
+    if isinstance(product, ir.Block) or product.name != "arith.mulf":
+        return False
+    sources = {argument: i for i, argument in enumerate(generic.body.arguments)}
+    return sorted(sources.get(operand, -1) for operand in product.operands) == [0, 1] and len(list(generic.body.operations)) == 3
+
+
+Form = dict[int, int] | None  # coefficient of each loop dim; None: something that isn't linear
+
+
+def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
+    if isinstance(expr, ir.AffineDimExpr):
+        return loop[expr.position]
+    if isinstance(expr, ir.AffineConstantExpr):
+        return {}
+    a, b = apply_form(expr.lhs, loop), apply_form(expr.rhs, loop)
+    if a is None or b is None:
+        return None
+    if isinstance(expr, ir.AffineAddExpr):
+        return {dim: a.get(dim, 0) + b.get(dim, 0) for dim in a.keys() | b.keys()}
+    if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
+        return {dim: coefficient * expr.rhs.value for dim, coefficient in a.items()}
+    return None
+
+
+def reaches(value: Value, target: Value) -> bool:
+    """Whether `value` is computed from `target` inside a dispatch."""
+    if value == target:
+        return True
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.name != "linalg.generic":
+        return False
+    return any(reaches(operand, target) for operand in owner.operands)
+
+
+def pure_source(value: Value, forms: Sequence[Form]) -> tuple[Value, list[Form]] | None:
+    """The buffer that `value` only rearranges, with the index form of each of its axes; None when anything is computed on the way."""
+    owner = value.owner
+    if isinstance(owner, ir.Block):
+        return value, list(forms)
+    if owner.name != "linalg.generic" or is_fill(owner.operation):
+        return None
+    generic = Generic(owner.operation)
+    ops = list(generic.body.operations)
+    if not generic.is_elementwise or len(ops) != 1:
+        return None
+    source = next((i for i, argument in enumerate(generic.body.arguments) if argument == ops[0].operands[0]), None)
+    if source is None or source >= generic.num_inputs:
+        return None
+    loop: list[Form] = [{}] * generic.rank
+    for expr, form in zip(generic.output_map(value).results, forms, strict=True):
+        if isinstance(expr, ir.AffineDimExpr):
+            loop[expr.position] = form
+    return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results])

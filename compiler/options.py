@@ -1,0 +1,72 @@
+"""What a user asks of a compile, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos.compiler.target import Target, resolve
+from llmos.runtime.errors import UserError
+
+PRECISIONS = ("fp32", "bf16")
+
+# Extensions of what a compile passes through, in order (docs/passes.md); any can be saved, and be the input of a later run.
+STAGES = ("linalg.mlir", "fused.mlir", "kernels.mlir", "ll", "o", "so", "llmos")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of one compile.
+
+    precision: arithmetic of contractions, "fp32" or "bf16".
+    target: "portable", "native" or names of targets (compiler/target.py).
+    dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
+    name: name of the model in the artifact; "" takes it from the source.
+    from_stage, stop_after: extensions of STAGES; "" for the whole way.
+    dump_ir: folder for numbered dumps of the IR after every pass that changed it.
+    repro: folder for what reproduces a compiler error; None writes nothing.
+    jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
+    cache: whether compiled code is kept for later runs (LLMOS_CACHE).
+    """
+
+    precision: str = "fp32"
+    target: str = "portable"
+    dynamic: tuple[str, ...] = ()
+    name: str = ""
+    from_stage: str = ""
+    stop_after: str = ""
+    dump_ir: Path | None = None
+    repro: Path | None = Path("repro")
+    jobs: int = 0
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        resolve(self.target)
+        for name in self.dynamic:
+            if not name.isidentifier():
+                raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
+        if len(set(self.dynamic)) != len(self.dynamic):
+            raise UserError(f"dynamic dimensions are named twice: {', '.join(self.dynamic)}")
+        for option, stage in (("--from", self.from_stage), ("--stop-after", self.stop_after)):
+            if stage:
+                _one_of(option, stage, STAGES)
+        if self.from_stage and self.stop_after and STAGES.index(self.stop_after) <= STAGES.index(self.from_stage):
+            raise UserError(f"--stop-after {self.stop_after} comes before what --from {self.from_stage} makes")
+        if self.jobs < 0:
+            raise UserError(f"jobs must be 0 or more, not {self.jobs}")
+
+    def targets(self) -> list[Target]:
+        """Best first."""
+        return resolve(self.target)
+
+
+def _one_of(option: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value in choices:
+        return
+    close = difflib.get_close_matches(value, choices, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+    raise UserError(f"{option} has no {value!r}; {hint}")

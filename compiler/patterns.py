@@ -1,0 +1,37 @@
+"""Shapes of computation that have a kernel of their own, found in linalg.generic ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Contraction
+
+Value = ir.Value
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """The pieces of softmax(f(Q K^T)) V. Loop dims of each contraction by their role."""
+
+    scores: Contraction  # Q K^T
+    values: Contraction  # P V
+    logits: Value  # f(Q K^T): what the softmax reads
+    probabilities: Value
+    query: int  # operand index of Q in `scores`; K is the other
+    weights: int  # operand index of P in `values`; V is the other
+    query_axis: int  # axis of i in the score tensor
+    key_axis: int  # axis of j
+
+
+def describe(scores: Contraction, values: Contraction, logits: Value, weights: int) -> AttentionParts:
+    """Roles of the dims, from which operand of P V the probabilities are."""
+    probabilities = values.generic.inputs[weights]
+    positions = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in values.generic.maps[weights].results]
+    key_axis = positions.index(values.k[0])
+    rows = values.m if weights == 0 else values.n
+    query_axis = positions.index(rows[0])
+    out = scores.generic.maps[2].results
+    i_dim = ir.AffineDimExpr(out[query_axis]).position
+    query = 0 if i_dim in scores.m else 1
+    return AttentionParts(scores, values, logits, probabilities, query, weights, query_axis, key_axis)

@@ -1,0 +1,413 @@
+"""Symbolic sizes: every dimension of every tensor as an expression over the program's named symbols.
+
+Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min`, `Max` and `Mod`; as text they are what `llmos.shape`
+attributes and the manifest hold ("batch*tokens", "floor(tokens/2)").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from llmos.compiler.ir import ir
+from llmos.runtime.errors import UnsupportedError
+
+Expr = sympy.Expr
+Shape = tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A named dynamic dimension, `min <= value <= max`."""
+
+    name: str
+    min: int
+    max: int
+
+    @property
+    def expr(self) -> Expr:
+        return sympy.Symbol(self.name, integer=True, positive=True)
+
+
+@dataclass(frozen=True)
+class SymbolTable:
+    """The program's symbols, in manifest order."""
+
+    symbols: tuple[Symbol, ...]
+
+    @classmethod
+    def of(cls, module: ir.Module) -> SymbolTable:
+        if "llmos.symbols" not in module.operation.attributes:
+            return cls(())
+        table = ir.DictAttr(module.operation.attributes["llmos.symbols"])
+        ranges = {named.name: [int(bound) for bound in ir.DenseI64ArrayAttr(named.attr)] for named in (table[i] for i in range(len(table)))}
+        return cls(tuple(Symbol(name, low, high) for name, (low, high) in ranges.items()))
+
+    def parse(self, dim: str | int) -> Expr:
+        """The expression of one entry of `llmos.shape`."""
+        if isinstance(dim, int):
+            return sympy.Integer(dim)
+        names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.symbols}
+        return self.simplify(sympy.sympify(dim, locals=names))
+
+    def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
+        """Lower and upper bound of an expression, by interval arithmetic."""
+        ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.symbols}
+        return _interval(expr, ranges)
+
+    def simplify(self, expr: Expr) -> Expr:
+        """The expression without the branches that the ranges of its symbols rule out."""
+        expr = sympy.expand(expr)
+        if not expr.has(sympy.Min, sympy.Max, sympy.floor):
+            return expr
+        return expr.replace(lambda e: isinstance(e, (sympy.Min, sympy.Max)), self._resolve)
+
+    def _resolve(self, choice: Expr) -> Expr:
+        kept = list(choice.args)
+        wins = (lambda a, b: self.bounds(b - a)[0] >= 0) if isinstance(choice, sympy.Min) else (lambda a, b: self.bounds(a - b)[0] >= 0)
+        for a in choice.args:
+            kept = [b for b in kept if b == a or a not in kept or not wins(a, b)]
+        return choice.func(*kept)
+
+
+def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+    if expr in ranges:
+        return ranges[expr]
+    if not expr.args:
+        return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
+    parts = [_interval(arg, ranges) for arg in expr.args]
+    if isinstance(expr, sympy.Add):
+        return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])
+    if isinstance(expr, (sympy.Min, sympy.Max, sympy.floor)):
+        return expr.func(*[low for low, _ in parts]), expr.func(*[high for _, high in parts])
+    if isinstance(expr, sympy.Mul):
+        low, high = parts[0]
+        for other in parts[1:]:
+            ends = [a * b for a in (low, high) for b in other]
+            low, high = sympy.Min(*ends), sympy.Max(*ends)
+        return low, high
+    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0 and parts[0][0] >= 0:
+        return parts[0][0] ** expr.exp, parts[0][1] ** expr.exp
+    return -sympy.oo, sympy.oo
+
+
+@dataclass
+class Shapes:
+    """Sizes of the values of one function; `shape` for tensors, `index` for index and integer scalars. Filled in program order."""
+
+    table: SymbolTable
+    _shapes: dict[ir.Value, Shape] = field(default_factory=dict)
+    _scalars: dict[ir.Value, Expr | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, func: ir.Operation, table: SymbolTable) -> Shapes:
+        shapes = cls(table)
+        for argument, attributes in zip(func.regions[0].blocks[0].arguments, argument_attributes(func), strict=True):
+            shapes._enter(argument, attributes)
+        for op in func.regions[0].blocks[0].operations:
+            shapes.visit(op.operation)
+        return shapes
+
+    def shape(self, value: ir.Value) -> Shape:
+        found = self._shapes.get(value)
+        if found is None:
+            raise UnsupportedError(f"the size of a value depends on data: {_short(value)}")
+        return found
+
+    def index(self, value: ir.Value) -> Expr:
+        found = self._scalars.get(value)
+        if found is None:
+            raise UnsupportedError(f"a size depends on data: {_short(value)}")
+        return found
+
+    def has_index(self, value: ir.Value) -> bool:
+        return self._scalars.get(value) is not None
+
+    def _enter(self, argument: ir.Value, attributes: Mapping[str, ir.Attribute]) -> None:
+        if "llmos.expr" in attributes:
+            self._scalars[argument] = self.table.parse(ir.StringAttr(attributes["llmos.expr"]).value)
+        elif isinstance(argument.type, ir.RankedTensorType):
+            dims = read_shape(attributes["llmos.shape"]) if "llmos.shape" in attributes else list(argument.type.shape)
+            self._shapes[argument] = tuple(self.table.parse(dim) for dim in dims)
+
+    def visit(self, op: ir.Operation) -> None:
+        """Record the sizes of one op's results."""
+        rule = _RULES.get(op.name)
+        if rule is not None:
+            rule(self, op)
+        for result in op.results:
+            if isinstance(result.type, ir.RankedTensorType) and result not in self._shapes:
+                self._default(op, result)
+
+    def _default(self, op: ir.Operation, result: ir.OpResult) -> None:
+        if result.type.has_static_shape:
+            self._shapes[result] = tuple(sympy.Integer(size) for size in result.type.shape)
+        elif (init := _destination(op, result)) is not None and init in self._shapes:
+            self._shapes[result] = self._shapes[init]
+
+    def mixed(self, static: Sequence[int], dynamic: Iterator[ir.Value]) -> Shape | None:
+        """A list of sizes as MLIR keeps it: static numbers, and operands where the number is the dynamic sentinel."""
+        sizes: list[Expr] = []
+        for size in static:
+            value = self._scalars.get(next(dynamic)) if size == DYNAMIC else sympy.Integer(size)
+            if value is None:
+                return None
+            sizes.append(value)
+        return tuple(sizes)
+
+
+DYNAMIC = -(2**63)
+
+
+def argument_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
+    """`arg_attrs` of a function, one dict an argument."""
+    count = len(func.regions[0].blocks[0].arguments)
+    if "arg_attrs" not in func.attributes:
+        return [{} for _ in range(count)]
+    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["arg_attrs"])]
+
+
+def result_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
+    """`res_attrs` of a function, one dict a result."""
+    count = len(ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value).results)
+    if "res_attrs" not in func.attributes:
+        return [{} for _ in range(count)]
+    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["res_attrs"])]
+
+
+def _items(attr: ir.DictAttr) -> list[ir.NamedAttribute]:
+    return [attr[i] for i in range(len(attr))]
+
+
+def read_shape(attr: ir.Attribute) -> list[str | int]:
+    """The entries of an `llmos.shape` attribute."""
+    return [ir.StringAttr(dim).value if isinstance(dim, ir.StringAttr) else ir.IntegerAttr(dim).value for dim in ir.ArrayAttr(attr)]
+
+
+def shape_attribute(shape: Sequence[Expr]) -> ir.Attribute:
+    """`llmos.shape` of symbolic sizes."""
+    i64 = ir.IntegerType.get_signless(64)
+    return ir.ArrayAttr.get([ir.IntegerAttr.get(i64, int(dim)) if dim.is_Integer else ir.StringAttr.get(str(dim)) for dim in shape])
+
+
+def _short(value: ir.Value) -> str:
+    text = str(value.owner) if not isinstance(value.owner, ir.Block) else str(value)
+    return text.strip().splitlines()[0][:120]
+
+
+def _destination(op: ir.Operation, result: ir.OpResult) -> ir.Value | None:
+    """The `outs` operand that a result of a destination-style op (linalg, tm_tensor) shares its shape with."""
+    if "operandSegmentSizes" in op.attributes:
+        sizes = list(ir.DenseI32ArrayAttr(op.attributes["operandSegmentSizes"]))
+        if len(sizes) == 2 and sizes[1] == len(op.results):
+            return op.operands[sizes[0] + result.result_number]
+    if op.name in ("scf.for",):
+        return op.operands[3 + result.result_number]
+    return None
+
+
+def _binary(combine: Callable[[Expr, Expr], Expr]) -> Callable[[Shapes, ir.Operation], None]:
+    def rule(shapes: Shapes, op: ir.Operation) -> None:
+        a, b = (shapes._scalars.get(operand) for operand in op.operands)
+        if a is not None and b is not None:
+            shapes._scalars[op.results[0]] = shapes.table.simplify(combine(a, b))
+
+    return rule
+
+
+def _constant(shapes: Shapes, op: ir.Operation) -> None:
+    if isinstance(op.attributes["value"], ir.IntegerAttr):
+        shapes._scalars[op.results[0]] = sympy.Integer(ir.IntegerAttr(op.attributes["value"]).value)
+
+
+def _same_scalar(shapes: Shapes, op: ir.Operation) -> None:
+    if (known := shapes._scalars.get(op.operands[0])) is not None:
+        shapes._scalars[op.results[0]] = known
+
+
+def _same_shape(shapes: Shapes, op: ir.Operation) -> None:
+    if (known := shapes._shapes.get(op.operands[0])) is not None:
+        shapes._shapes[op.results[0]] = known
+
+
+def _dim(shapes: Shapes, op: ir.Operation) -> None:
+    source, axis = shapes._shapes.get(op.operands[0]), shapes._scalars.get(op.operands[1])
+    if source is not None and axis is not None:
+        shapes._scalars[op.results[0]] = source[int(axis)]
+
+
+def _empty(shapes: Shapes, op: ir.Operation) -> None:
+    _set_mixed(shapes, op, op.results[0].type.shape, iter(op.operands))
+
+
+def _set_mixed(shapes: Shapes, op: ir.Operation, static: Sequence[int], dynamic: Iterator[ir.Value]) -> None:
+    known = shapes.mixed(list(static), dynamic)
+    if known is not None:
+        shapes._shapes[op.results[0]] = known
+
+
+def _expand(shapes: Shapes, op: ir.Operation) -> None:
+    _set_mixed(shapes, op, ir.DenseI64ArrayAttr(op.attributes["static_output_shape"]), iter(list(op.operands)[1:]))
+
+
+def reassociation(op: ir.Operation) -> list[list[int]]:
+    """The groups of dims of an expand_shape or collapse_shape."""
+    return [[ir.IntegerAttr(i).value for i in ir.ArrayAttr(group)] for group in ir.ArrayAttr(op.attributes["reassociation"])]
+
+
+def _collapse(shapes: Shapes, op: ir.Operation) -> None:
+    if (source := shapes._shapes.get(op.operands[0])) is not None:
+        shapes._shapes[op.results[0]] = tuple(sympy.expand(sympy.Mul(*[source[i] for i in group])) for group in reassociation(op))
+
+
+def slice_parameters(shapes: Shapes, op: ir.Operation, first: int) -> tuple[Shape | None, Shape | None, Shape | None]:
+    """(offsets, sizes, strides) of an extract_slice (`first`=1) or insert_slice (`first`=2)."""
+    operands = iter(list(op.operands)[first:])
+    parts = [
+        shapes.mixed(list(ir.DenseI64ArrayAttr(op.attributes[name])), operands)
+        for name in ("static_offsets", "static_sizes", "static_strides")
+    ]
+    return parts[0], parts[1], parts[2]
+
+
+def kept_dims(op: ir.Operation) -> list[int]:
+    """The source dims that survive a rank-reducing extract_slice, in order."""
+    static = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
+    target = list(op.results[0].type.shape)
+    kept: list[int] = []
+    for dim, size in enumerate(static):
+        wanted = target[len(kept)] if len(kept) < len(target) else None
+        remaining, needed = len(static) - dim, len(target) - len(kept)
+        matches = wanted is not None and (wanted == size or (size == DYNAMIC and wanted < 0))
+        if matches and (size != 1 or remaining == needed or wanted == 1):
+            kept.append(dim)
+    return kept
+
+
+def _extract_slice(shapes: Shapes, op: ir.Operation) -> None:
+    sizes = slice_parameters(shapes, op, 1)[1]
+    if sizes is not None:
+        shapes._shapes[op.results[0]] = tuple(sizes[dim] for dim in kept_dims(op))
+
+
+def _insert_slice(shapes: Shapes, op: ir.Operation) -> None:
+    if (known := shapes._shapes.get(op.operands[1])) is not None:
+        shapes._shapes[op.results[0]] = known
+
+
+def _pad(shapes: Shapes, op: ir.Operation) -> None:
+    source = shapes._shapes.get(op.operands[0])
+    operands = iter(list(op.operands)[1:])
+    low, high = (shapes.mixed(list(ir.DenseI64ArrayAttr(op.attributes[name])), operands) for name in ("static_low", "static_high"))
+    if source is not None and low is not None and high is not None:
+        shapes._shapes[op.results[0]] = tuple(sympy.expand(a + b + c) for a, b, c in zip(source, low, high, strict=True))
+
+
+def _concat(shapes: Shapes, op: ir.Operation) -> None:
+    axis = ir.IntegerAttr(op.attributes["dim"]).value
+    sources = [shapes._shapes.get(operand) for operand in op.operands]
+    if all(source is not None for source in sources):
+        known = list(sources[0] or ())
+        known[axis] = sympy.expand(sympy.Add(*[source[axis] for source in sources if source]))
+        shapes._shapes[op.results[0]] = tuple(known)
+
+
+def _apply(shapes: Shapes, op: ir.Operation) -> None:
+    operands = [shapes._scalars.get(operand) for operand in op.operands]
+    if all(operand is not None for operand in operands):
+        affine = ir.AffineMapAttr(op.attributes["map"]).value if hasattr(ir.AffineMapAttr(op.attributes["map"]), "value") else None
+        if affine is not None:
+            shapes._scalars[op.results[0]] = affine_to_expr(affine.results[0], operands, affine.n_dims)
+
+
+def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) -> Expr:
+    """An affine expression over sympy operands."""
+    if isinstance(expr, ir.AffineConstantExpr):
+        return sympy.Integer(expr.value)
+    if isinstance(expr, ir.AffineDimExpr):
+        return operands[expr.position]
+    if isinstance(expr, ir.AffineSymbolExpr):
+        return operands[num_dims + expr.position]
+    a, b = (affine_to_expr(side, operands, num_dims) for side in (expr.lhs, expr.rhs))
+    if isinstance(expr, ir.AffineAddExpr):
+        return a + b
+    if isinstance(expr, ir.AffineMulExpr):
+        return a * b
+    if isinstance(expr, ir.AffineFloorDivExpr):
+        return sympy.floor(a / b)
+    if isinstance(expr, ir.AffineCeilDivExpr):
+        return -sympy.floor(-a / b)
+    return sympy.Mod(a, b)
+
+
+def _call(shapes: Shapes, op: ir.Operation) -> None:
+    if "llmos.shapes" in op.attributes:
+        for result, attr in zip(op.results, ir.ArrayAttr(op.attributes["llmos.shapes"]), strict=True):
+            shapes._shapes[result] = tuple(shapes.table.parse(dim) for dim in read_shape(attr))
+
+
+def _select(shapes: Shapes, op: ir.Operation) -> None:
+    """A select of two sizes whose comparison the ranges decide."""
+    condition = op.operands[0].owner
+    if isinstance(condition, ir.Block) or condition.name != "arith.cmpi":
+        return
+    a, b = (shapes._scalars.get(operand) for operand in condition.operands)
+    yes, no = shapes._scalars.get(op.operands[1]), shapes._scalars.get(op.operands[2])
+    if a is None or b is None or yes is None or no is None:
+        return
+    verdict = decide(shapes.table, ir.IntegerAttr(condition.attributes["predicate"]).value, a - b)
+    if verdict is not None:
+        shapes._scalars[op.results[0]] = yes if verdict else no
+
+
+def decide(table: SymbolTable, predicate: int, difference: Expr) -> bool | None:
+    """Whether `a <predicate> b` holds for every value of the symbols, from a - b; None if it depends. Predicates as arith.cmpi numbers them."""
+    low, high = table.bounds(table.simplify(difference))
+    holds: dict[int, tuple[bool, bool]] = {  # predicate: (always, never)
+        0: (low == 0 and high == 0, low > 0 or high < 0),
+        1: (low > 0 or high < 0, low == 0 and high == 0),
+        2: (high < 0, low >= 0),
+        3: (high <= 0, low > 0),
+        4: (low > 0, high <= 0),
+        5: (low >= 0, high < 0),
+    }
+    always, never = holds.get(predicate if predicate < 6 else predicate - 4, (False, False))
+    return True if always else False if never else None
+
+
+_RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
+    "arith.constant": _constant,
+    "arith.index_cast": _same_scalar,
+    "arith.extsi": _same_scalar,
+    "arith.trunci": _same_scalar,
+    "arith.addi": _binary(lambda a, b: a + b),
+    "arith.subi": _binary(lambda a, b: a - b),
+    "arith.muli": _binary(lambda a, b: a * b),
+    "arith.divsi": _binary(lambda a, b: sympy.floor(a / b)),  # sizes are not negative
+    "arith.divui": _binary(lambda a, b: sympy.floor(a / b)),
+    "arith.floordivsi": _binary(lambda a, b: sympy.floor(a / b)),
+    "arith.ceildivsi": _binary(lambda a, b: -sympy.floor(-a / b)),
+    "arith.ceildivui": _binary(lambda a, b: -sympy.floor(-a / b)),
+    "arith.remsi": _binary(lambda a, b: sympy.Mod(a, b)),
+    "arith.minsi": _binary(sympy.Min),
+    "arith.maxsi": _binary(sympy.Max),
+    "arith.minui": _binary(sympy.Min),
+    "arith.maxui": _binary(sympy.Max),
+    "arith.select": _select,
+    "affine.apply": _apply,
+    "tensor.dim": _dim,
+    "tensor.empty": _empty,
+    "tensor.cast": _same_shape,
+    "tensor.expand_shape": _expand,
+    "tensor.collapse_shape": _collapse,
+    "tensor.extract_slice": _extract_slice,
+    "tensor.insert_slice": _insert_slice,
+    "tensor.pad": _pad,
+    "tensor.concat": _concat,
+    "tensor.generate": _empty,
+    "tensor.splat": lambda shapes, op: _set_mixed(shapes, op, op.results[0].type.shape, iter(list(op.operands)[1:])),
+    "func.call": _call,
+}

@@ -1,0 +1,143 @@
+"""The processors that code is made for."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from dataclasses import dataclass
+
+from llmos.runtime.errors import UserError
+
+_X86_64_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
+_X86_64_V4 = (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_BF16 = ("avx512vnni", "avx512bf16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One code variant of an artifact.
+
+    `cpu` and `features` go to LLVM's code generator; `required` are the features, in LLVM's names, that a machine must have to run the
+    code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are.
+    """
+
+    name: str
+    arch: str
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+    num_registers: int
+    required: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def has(self, feature: str) -> bool:
+        """Whether generated code may use a feature, by LLVM's name for it."""
+        return feature in self.required
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The target of that name. Raises ValueError, with the names there are."""
+        for target in TARGETS:
+            if target.name == text:
+                return target
+        raise ValueError(f"{text!r} is no target; there are {', '.join(target.name for target in TARGETS)}")
+
+
+# LLVM prefers 256-bit vectors on x86 by default: right for the frequency limits of the first AVX-512 chips, half the speed on today's.
+_FULL_WIDTH = "-prefer-256-bit"
+
+# Best first within an architecture: that is the order in which a machine picks among the variants of an artifact.
+TARGETS: tuple[Target, ...] = (
+    Target(
+        name="x86-64-v4-bf16",
+        arch="x86_64",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v4",
+        features=f"+avx512vnni,+avx512bf16,{_FULL_WIDTH}",
+        vector_bits=512,
+        num_registers=32,
+        required=(*_X86_64_V4, *_BF16),
+    ),
+    Target(
+        name="x86-64-v4",
+        arch="x86_64",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v4",
+        features=_FULL_WIDTH,
+        vector_bits=512,
+        num_registers=32,
+        required=_X86_64_V4,
+    ),
+    Target(
+        name="x86-64-v3",
+        arch="x86_64",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v3",
+        features="",
+        vector_bits=256,
+        num_registers=16,
+        required=_X86_64_V3,
+    ),
+    Target(
+        name="aarch64",
+        arch="aarch64",
+        triple="aarch64-unknown-linux-gnu",
+        cpu="generic",
+        features="+neon",
+        vector_bits=128,
+        num_registers=32,
+        required=("neon",),
+    ),
+)
+
+
+def resolve(name: str) -> list[Target]:
+    """The targets that `--target NAME` stands for, best first.
+
+    "portable": all of this machine's architecture. "native": the best that this machine runs. Otherwise one or more names, separated by
+    commas. Raises UserError for an unknown name or a machine that no target fits.
+    """
+    if name == "portable":
+        return _of_this_architecture()
+    if name == "native":
+        return [_native()]
+    chosen = {_named(part.strip()) for part in name.split(",")}
+    return [target for target in TARGETS if target in chosen]
+
+
+def _named(name: str) -> Target:
+    try:
+        return Target.parse(name)
+    except ValueError as error:
+        names = [target.name for target in TARGETS]
+        close = difflib.get_close_matches(name, [*names, "portable", "native"], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ", portable and native"
+        raise UserError(f"{error}{hint}") from None
+
+
+def _of_this_architecture() -> list[Target]:
+    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    found = [target for target in TARGETS if target.arch == arch]
+    if not found:
+        raise UserError(f"no target for this machine's architecture, {arch}; name one with --target")
+    return found
+
+
+def _native() -> Target:
+    candidates = _of_this_architecture()
+    features = _host_features()
+    for target in candidates:
+        if all(feature in features for feature in target.required):
+            return target
+    missing = sorted(set(candidates[-1].required) - features)
+    raise UserError(f"this machine runs no target: {candidates[-1].name} needs {', '.join(missing)}; name another with --target")
+
+
+def _host_features() -> frozenset[str]:
+    # LLVM also asks whether the operating system saves the wide registers, which a list of flags doesn't say.
+    from llvmlite import binding
+
+    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)

@@ -1,0 +1,308 @@
+"""Which ops become one dispatch: roots with their epilogues, rows of reductions, chains of elementwise ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity
+from llmos.passes._graph import Cluster, Graph, among, is_evaluable, is_tensor, owner_of
+
+
+def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[Cluster]:
+    """Every cluster of a function. Order matters: what is dearest chooses its company first."""
+    clusters = [_seed(graph, "attention", group) for group in attention_groups]
+    clusters += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
+    for cluster in clusters:
+        absorb_epilogue(graph, cluster, cluster.ops[-1].results[0], keep_last=True)
+    clusters += _rows(graph)
+    clusters += _columns(graph)
+    clusters += _elementwise(graph)
+    clusters += _fallbacks(graph)
+    clusters += _materialised(graph)
+    return clusters
+
+
+def _seed(graph: Graph, kind: str, ops: Sequence[ir.Operation]) -> Cluster:
+    cluster = Cluster(kind, [])
+    graph.assign(cluster, ops)
+    return cluster
+
+
+def _contractions(graph: Graph) -> list[Contraction]:
+    found = [contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
+    return [c for c in found if c is not None and _is_f32(c)]
+
+
+def _is_f32(contraction: Contraction) -> bool:
+    return all(isinstance(value.type.element_type, ir.F32Type) for value in contraction.generic.op.operands)
+
+
+# -- epilogues
+def absorb_epilogue(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: bool) -> None:
+    """Add the elementwise ops that follow a root and can run while its result is in registers.
+
+    All that could follow is taken first; then whatever follows a value that is needed outside anyway is given back, so that a dispatch writes
+    each value once and the ops behind it go where they save a pass over memory.
+    """
+    taken: list[ir.Operation] = []
+    for op in graph.ops[graph.position[cluster.ops[0]] :]:
+        if _follows(graph, op, cluster, root, taken, keep_last):
+            taken.append(op)
+    while True:
+        leaking = [op for op in [owner_of(root), *taken] if op is not None and _leaks(graph, op, cluster, taken)]
+        behind = [op for op in taken if any(_is_behind(op, leak, taken) for leak in leaking)]
+        if not behind:
+            break
+        taken = [op for op in taken if op not in behind]
+    graph.assign(cluster, taken)
+
+
+def _leaks(graph: Graph, op: ir.Operation, cluster: Cluster, taken: Sequence[ir.Operation]) -> bool:
+    return any(user not in taken and user not in cluster.ops for result in op.results for user in graph.users(result))
+
+
+def _is_behind(op: ir.Operation, leak: ir.Operation, taken: Sequence[ir.Operation]) -> bool:
+    owners = [owner_of(operand) for operand in op.operands]
+    return any((owner is not None and owner == leak) or (among(owner, taken) and _is_behind(owner, leak, taken)) for owner in owners)
+
+
+def _follows(graph: Graph, op: ir.Operation, cluster: Cluster, root: ir.Value, taken: Sequence[ir.Operation], keep_last: bool) -> bool:
+    if op in graph.clusters or op.name != "linalg.generic" or is_fill(op) or len(op.results) != 1:
+        return False
+    generic = Generic(op)
+    if not generic.is_elementwise or not is_evaluable(generic) or not is_identity(generic.output_map(op.results[0])):
+        return False
+    inside = [(operand, affine) for operand, affine in zip(generic.inputs, generic.maps, strict=False) if operand == root or among(owner_of(operand), taken)]
+    if not inside or not all(_rearranges(graph, generic, operand, affine, keep_last) for operand, affine in inside):
+        return False
+    if any(operand == root or among(owner_of(operand), taken) for operand in generic.inits):
+        return False
+    trial = Cluster(cluster.kind, [*cluster.ops, *taken])
+    return all(among(owner_of(v), trial.ops) or not _depends_on_trial(graph, v, trial) for v in op.operands)
+
+
+def _depends_on_trial(graph: Graph, value: ir.Value, trial: Cluster) -> bool:
+    """`Graph.depends` for a cluster that is not assigned yet."""
+    before = {op: graph.clusters.get(op) for op in trial.ops}
+    for op in trial.ops:
+        graph.clusters[op] = trial
+    try:
+        return graph.depends(value, trial)
+    finally:
+        for op, cluster in before.items():
+            if cluster is None:
+                del graph.clusters[op]
+            else:
+                graph.clusters[op] = cluster
+
+
+def _rearranges(graph: Graph, generic: Generic, operand: ir.Value, affine: ir.AffineMap, keep_last: bool) -> bool:
+    """Whether a map reads each element of `operand` exactly once: a permutation, up to dims of size 1."""
+    sizes = generic.loop_sizes(graph.shapes)
+    shape = graph.shapes.shape(operand)
+    positions = dim_positions(affine)
+    if any(p is None and size != 1 for p, size in zip(positions, shape, strict=True)):
+        return False
+    read = [p for p, size in zip(positions, shape, strict=True) if p is not None and size != 1]
+    if sorted(read) != [dim for dim, size in enumerate(sizes) if size != 1]:
+        return False
+    return not keep_last or not read or read[-1] == max(read)
+
+
+# -- rows
+def _rows(graph: Graph) -> list[Cluster]:
+    clusters: list[Cluster] = []
+    for generic in graph.generics():
+        if generic.op in graph.clusters or not is_evaluable(generic):
+            continue
+        joined = next((c for c in _producer_clusters(graph, generic.op, "row") if _joins_row(graph, generic, c)), None)
+        if joined is not None:
+            graph.assign(joined, [generic.op])
+            _pull(graph, joined, generic)
+        elif (num_outer := _row_form(generic)) is not None:
+            cluster = Cluster("row", [], num_outer, generic.loop_sizes(graph.shapes))
+            graph.assign(cluster, [generic.op])
+            _pull(graph, cluster, generic)
+            clusters.append(cluster)
+    return clusters
+
+
+def _row_form(generic: Generic) -> int | None:
+    """The number of outer dims of a reduction over inner dims that reads some tensor in order."""
+    if generic.is_elementwise:
+        return None
+    num_outer = generic.rank - len(generic.reduction_dims)
+    if generic.reduction_dims != list(range(num_outer, generic.rank)) or not _keeps_order(generic, num_outer):
+        return None
+    in_order = [is_tensor(operand) and is_identity(affine) for operand, affine in zip(generic.inputs, generic.maps, strict=False)]
+    return num_outer if any(in_order) else None
+
+
+def _keeps_order(generic: Generic, num_outer: int) -> bool:
+    """Whether each output is [outer dims in order], with or without trailing dims of size 1."""
+    for affine in generic.maps[generic.num_inputs :]:
+        positions = [p for p in dim_positions(affine) if p is not None]
+        if positions != list(range(num_outer)) or dim_positions(affine)[:num_outer] != positions:
+            return False
+        if len(affine.results) not in (num_outer, generic.rank):
+            return False
+    return True
+
+
+def _producer_clusters(graph: Graph, op: ir.Operation, kind: str) -> list[Cluster]:
+    owners = [owner_of(operand) for operand in op.operands]
+    found = [graph.clusters[owner] for owner in owners if owner is not None and owner in graph.clusters]
+    return [cluster for cluster in dict.fromkeys(found) if cluster.kind == kind]
+
+
+def _joins_row(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
+    if not graph.may_join(generic.op, cluster):
+        return False
+    num_outer, rank = cluster.num_outer, len(cluster.sizes)
+    sizes = generic.loop_sizes(graph.shapes)
+    if generic.is_elementwise:
+        if not all(is_identity(generic.output_map(result)) for result in generic.op.results):
+            return False
+        full = sizes == cluster.sizes
+        outer = sizes == cluster.sizes[:num_outer] or (len(sizes) == rank and sizes[:num_outer] == cluster.sizes[:num_outer] and all(s == 1 for s in sizes[num_outer:]))
+    else:
+        full = sizes == cluster.sizes and generic.reduction_dims == list(range(num_outer, rank)) and _keeps_order(generic, num_outer)
+        outer = False
+    if not full and not outer:
+        return False
+    return all(
+        _aligned(graph, operand, affine, cluster, full)
+        for operand, affine in zip(generic.op.operands, generic.maps, strict=True)
+        if among(owner_of(operand), cluster.ops)
+    )
+
+
+def _aligned(graph: Graph, operand: ir.Value, affine: ir.AffineMap, cluster: Cluster, full: bool) -> bool:
+    """Whether a member's value is read at the row (and column) that the loops are at."""
+    shape = graph.shapes.shape(operand)
+    per_row = len(shape) == cluster.num_outer or (all(size == 1 for size in shape[cluster.num_outer :]) and len(shape) == len(cluster.sizes))
+    positions = dim_positions(affine)
+    if not per_row:
+        return full and positions == list(range(len(cluster.sizes)))
+    return all(p == axis or (p is None and size == 1) for axis, (p, size) in enumerate(zip(positions, shape, strict=True)) if axis < cluster.num_outer)
+
+
+def _pull(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+    """Bring elementwise producers over the same full space into a row cluster."""
+    for operand, affine in zip(generic.inputs, generic.maps, strict=False):
+        owner = owner_of(operand)
+        if owner is None or owner in graph.clusters or owner.name != "linalg.generic" or is_fill(owner) or graph.is_lazy(owner):
+            continue
+        producer = Generic(owner)
+        if not producer.is_elementwise or not is_evaluable(producer) or not is_identity(affine):
+            continue
+        if producer.loop_sizes(graph.shapes) != cluster.sizes or not is_identity(producer.output_map(operand)):
+            continue
+        if graph.may_join(owner, cluster) and _joins_row(graph, producer, cluster):
+            graph.assign(cluster, [owner])
+            _pull(graph, cluster, producer)
+
+
+# -- the rest
+def _columns(graph: Graph) -> list[Cluster]:
+    """Other reductions: lanes run along the output's last dim. Their elementwise producers with no other use are evaluated inside."""
+    clusters: list[Cluster] = []
+    for generic in graph.generics():
+        if generic.op in graph.clusters or generic.is_elementwise or not is_evaluable(generic):
+            continue
+        cluster = _seed(graph, "elementwise", [generic.op])
+        _inline_producers(graph, cluster, generic)
+        if len(generic.op.results) == 1:
+            absorb_epilogue(graph, cluster, generic.op.results[0], keep_last=False)
+        clusters.append(cluster)
+    return clusters
+
+
+def _inline_producers(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+    if sum(1 for kind in generic.iterators if kind == "parallel") == 0 or _is_product(generic):
+        return
+    for operand in generic.inputs:
+        owner = owner_of(operand)
+        if owner is None or owner in graph.clusters or owner.name != "linalg.generic" or is_fill(owner) or graph.is_lazy(owner):
+            continue
+        producer = Generic(owner)
+        alone = all(user == generic.op for result in owner.results for user in graph.users(result))
+        if alone and producer.is_elementwise and is_evaluable(producer) and graph.may_join(owner, cluster):
+            graph.assign(cluster, [owner])
+
+
+def _is_product(generic: Generic) -> bool:
+    """Whether each input element is read many times (a convolution): a producer inside would be evaluated as often."""
+    return generic.num_inputs > 1 and all(not is_identity(affine) for affine in generic.maps[: generic.num_inputs])
+
+
+def _elementwise(graph: Graph) -> list[Cluster]:
+    clusters: list[Cluster] = []
+    for generic in graph.generics():
+        op = generic.op
+        if op in graph.clusters or not is_evaluable(generic) or not generic.is_elementwise or graph.is_lazy(op):
+            continue
+        joined = next((c for c in _producer_clusters(graph, op, "elementwise") if _joins_elementwise(graph, generic, c)), None)
+        if joined is not None:
+            graph.assign(joined, [op])
+        else:
+            clusters.append(_seed(graph, "elementwise", [op]))
+    for cluster in [*clusters, *{c: None for c in graph.clusters.values() if c.kind == "row"}]:
+        for op in list(cluster.ops):
+            if len(op.results) == 1 and Generic(op).is_elementwise and _same_space(graph, op, cluster):
+                _absorb_lazy(graph, cluster, op)
+    return clusters
+
+
+def _same_space(graph: Graph, op: ir.Operation, cluster: Cluster) -> bool:
+    return cluster.kind != "row" or Generic(op).loop_sizes(graph.shapes) == cluster.sizes
+
+
+def _absorb_lazy(graph: Graph, cluster: Cluster, op: ir.Operation) -> None:
+    """A cheap op that is the only user of a result runs before the result is written."""
+    users = graph.users(op.results[0])
+    if len(users) != 1 or not graph.is_lazy(users[0]) or users[0].name != "linalg.generic":
+        return
+    generic = Generic(users[0])
+    if is_identity(generic.output_map(users[0].results[0])) and generic.loop_sizes(graph.shapes) == Generic(op).loop_sizes(graph.shapes):
+        reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if operand == op.results[0]]
+        if all(is_identity(affine) for affine in reads) and graph.may_join(users[0], cluster):
+            graph.assign(cluster, [users[0]])
+            _absorb_lazy(graph, cluster, users[0])
+
+
+def _joins_elementwise(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
+    last = Generic(cluster.ops[-1]) if cluster.ops[-1].name == "linalg.generic" else None
+    if last is None or not last.is_elementwise or len(cluster.ops) >= 24 or not graph.may_join(generic.op, cluster):
+        return False
+    space = graph.shapes.shape(cluster.ops[-1].results[0])
+    if generic.loop_sizes(graph.shapes) != space or not all(is_identity(generic.output_map(result)) for result in generic.op.results):
+        return False
+    reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(operand), cluster.ops)]
+    return all(is_identity(affine) for affine in reads)
+
+
+def _fallbacks(graph: Graph) -> list[Cluster]:
+    """One dispatch for each op that no kernel evaluates point by point."""
+    left = [op for op in graph.ops if op not in graph.clusters and not graph.is_free(op) and not graph.is_host(op) and not graph.is_lazy(op)]
+    return [_seed(graph, "fallback", [op]) for op in left]
+
+
+def _materialised(graph: Graph) -> list[Cluster]:
+    """Dispatches for free and lazy values that somebody needs in memory: the return, a view, a fallback."""
+    clusters: list[Cluster] = []
+    for op in reversed(graph.ops):
+        needs_memory = op.name in ("func.return", *_memory_readers()) or (op in graph.clusters and graph.clusters[op].kind == "fallback")
+        if not needs_memory:
+            continue
+        for operand in op.operands:
+            owner = owner_of(operand)
+            if not is_tensor(operand) or owner is None or owner in graph.clusters or owner.name in _memory_readers() or owner.name == "tensor.empty":
+                continue
+            clusters.append(_seed(graph, "elementwise", [owner]))
+    return clusters
+
+
+def _memory_readers() -> tuple[str, ...]:
+    return ("tensor.expand_shape", "tensor.collapse_shape", "tensor.cast")

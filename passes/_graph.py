@@ -1,0 +1,180 @@
+"""The ops of a function as the dispatch passes see them: what is free, what is a view, what runs on the host, what needs a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Generic, is_fill
+from llmos.compiler.symbolic import Shapes
+
+VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
+FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
+HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")
+BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
+
+
+@dataclass
+class Cluster:
+    """Ops that will be one dispatch."""
+
+    kind: str  # attention, contraction, row, elementwise, fallback
+    ops: list[ir.Operation]
+    num_outer: int = -1  # of a row cluster: loop dims before the reduced ones
+    sizes: tuple[object, ...] = ()  # of a row cluster: the full loop space
+
+    def __contains__(self, op: ir.Operation) -> bool:
+        return op in self.ops
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def is_tensor(value: ir.Value) -> bool:
+    return isinstance(value.type, (ir.RankedTensorType, ir.UnrankedTensorType))
+
+
+def owner_of(value: ir.Value) -> ir.Operation | None:
+    return None if isinstance(value.owner, ir.Block) else value.owner.operation
+
+
+def among(op: ir.Operation | None, ops: Sequence[ir.Operation]) -> bool:
+    """Membership that takes the owner of an argument (none) for what it is."""
+    return op is not None and op in ops
+
+
+def captured(op: ir.Operation) -> Iterator[ir.Value]:
+    """Operands of an op and of everything in its regions that are defined outside it."""
+    yield from op.operands
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                for value in captured(inner.operation):
+                    if not _defined_inside(value, op):
+                        yield value
+
+
+def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
+    parent = value.owner.owner if isinstance(value.owner, ir.Block) else value.owner.operation.parent
+    while parent is not None:
+        current = parent.operation
+        if current == op:
+            return True
+        parent = current.parent
+    return False
+
+
+def is_evaluable(generic: Generic) -> bool:
+    """Whether kernels can evaluate a generic point by point."""
+    outputs = generic.maps[generic.num_inputs :]
+    for affine in outputs:
+        dims = [e.position for e in affine.results if isinstance(e, ir.AffineDimExpr)]
+        others = [e for e in affine.results if not isinstance(e, ir.AffineDimExpr)]
+        if len(set(dims)) != len(dims) or any(not isinstance(e, ir.AffineConstantExpr) or e.value != 0 for e in others):
+            return False
+    body = list(generic.body.operations)
+    if any(not op.name.startswith(BODY_DIALECTS) or len(list(op.operation.regions)) for op in body):
+        return False
+    indexed = {e.position for affine in generic.maps for e in affine.results if isinstance(e, ir.AffineDimExpr)}
+    if indexed != set(range(generic.rank)):
+        return False
+    kinds = [value.type.element_type if is_tensor(value) else value.type for value in generic.op.operands]
+    return not any(isinstance(kind, ir.ComplexType) for kind in kinds)
+
+
+@dataclass
+class Graph:
+    """One public function under dispatch formation."""
+
+    func: ir.Operation
+    shapes: Shapes
+    clusters: dict[ir.Operation, Cluster] = field(default_factory=dict)
+
+    @property
+    def block(self) -> ir.Block:
+        return self.func.regions[0].blocks[0]
+
+    @cached_property
+    def ops(self) -> list[ir.Operation]:
+        return [op.operation for op in self.block.operations]
+
+    @cached_property
+    def position(self) -> dict[ir.Operation, int]:
+        return {op: i for i, op in enumerate(self.ops)}
+
+    def generics(self) -> Iterator[Generic]:
+        """Generics that are not fills, in program order."""
+        for op in self.ops:
+            if op.name == "linalg.generic" and not is_fill(op):
+                yield Generic(op)
+
+    def is_free(self, op: ir.Operation) -> bool:
+        """Cloned into whatever uses it: constants, fills, empty destinations, scalars."""
+        return op.name in FREE or is_fill(op) or not any(is_tensor(result) for result in op.results)
+
+    def is_host(self, op: ir.Operation) -> bool:
+        """Stays in the host function: views, size arithmetic, the return."""
+        return op.name in VIEWS or not any(is_tensor(result) for result in op.results)
+
+    def is_lazy(self, op: ir.Operation) -> bool:
+        """Cheap to evaluate at each use: a slice, or a short elementwise body over one tensor at most."""
+        if op in self.clusters:
+            return False
+        if op.name == "tensor.extract_slice":
+            return self.shapes_known(op)
+        if op.name != "linalg.generic" or is_fill(op):
+            return False
+        generic = Generic(op)
+        if not generic.is_elementwise or len(op.results) != 1 or not is_evaluable(generic):
+            return False
+        body = list(generic.body.operations)
+        tensors = {operand for operand, argument in zip(generic.inputs, generic.body.arguments, strict=False) if is_tensor(operand) and any(True for _ in argument.uses)}
+        return len(body) <= 5 and len(tensors) <= 1 and not any(inner.name.startswith(HEAVY) for inner in body)
+
+    def shapes_known(self, op: ir.Operation) -> bool:
+        return all(self.shapes.has_index(operand) for operand in list(op.operands)[1:])
+
+    def users(self, value: ir.Value) -> list[ir.Operation]:
+        """Ops of the block that use a value, directly or from a region."""
+        found: list[ir.Operation] = []
+        for use in value.uses:
+            owner = use.owner.operation
+            while owner.parent is not None and owner.parent.operation != self.func:
+                owner = owner.parent.operation
+            found.append(owner)
+        return found
+
+    def assign(self, cluster: Cluster, ops: Iterable[ir.Operation]) -> None:
+        for op in ops:
+            self.clusters[op] = cluster
+            if op not in cluster.ops:
+                cluster.ops.append(op)
+        cluster.ops.sort(key=lambda op: self.position[op])
+
+    def depends(self, value: ir.Value, cluster: Cluster) -> bool:
+        """Whether `value`, made outside a cluster, needs a result of the cluster first (then joining its user would close a cycle)."""
+        stop = min(self.position[op] for op in cluster.ops)
+        seen: set[ir.Operation] = set()
+        pending = [value]
+        while pending:
+            op = owner_of(pending.pop())
+            if op is None or op in seen or op not in self.position:
+                continue
+            seen.add(op)
+            unit = self.clusters.get(op)
+            if unit is cluster:
+                return True
+            members = unit.ops if unit is not None else [op]
+            if all(self.position[member] < stop for member in members):
+                continue
+            pending += [operand for member in members for operand in captured(member)]
+        return False
+
+    def may_join(self, op: ir.Operation, cluster: Cluster) -> bool:
+        """Whether every operand of `op` is in the cluster or independent of it."""
+        return all(among(owner_of(v), cluster.ops) or not self.depends(v, cluster) for v in captured(op))

@@ -1,0 +1,242 @@
+"""Expressions over IR values: `fma(x, y, 1.0) * x` writes the operations at the current insertion point."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmos.compiler.ir import ir
+
+Number = int | float
+
+# Predicates of arith.cmpf (ordered: false for NaN, except `une`) and arith.cmpi (signed).
+_CMPF = {"eq": 1, "gt": 2, "ge": 3, "lt": 4, "le": 5, "ne": 13}
+_CMPI = {"eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5}
+
+
+@dataclass(frozen=True, eq=False)
+class Expr:
+    """A value of a float or signless integer type, or a vector of them. A Python number as the other operand becomes a constant of the same type."""
+
+    value: ir.Value
+
+    @property
+    def type(self) -> ir.Type:
+        return self.value.type
+
+    @property
+    def element(self) -> ir.Type:
+        """The type of one lane."""
+        return self.type.element_type if isinstance(self.type, ir.VectorType) else self.type
+
+    @property
+    def is_float(self) -> bool:
+        return isinstance(self.element, ir.FloatType)
+
+    @property
+    def bit_width(self) -> int:
+        return int(self.element.width)
+
+    def __add__(self, other: Expr | Number) -> Expr:
+        return self._binary("arith.addf", "arith.addi", other)
+
+    def __sub__(self, other: Expr | Number) -> Expr:
+        return self._binary("arith.subf", "arith.subi", other)
+
+    def __mul__(self, other: Expr | Number) -> Expr:
+        return self._binary("arith.mulf", "arith.muli", other)
+
+    def __truediv__(self, other: Expr | Number) -> Expr:
+        return self._binary("arith.divf", None, other)
+
+    def __radd__(self, other: Number) -> Expr:
+        return self.constant(other) + self
+
+    def __rsub__(self, other: Number) -> Expr:
+        return self.constant(other) - self
+
+    def __rmul__(self, other: Number) -> Expr:
+        return self.constant(other) * self
+
+    def __rtruediv__(self, other: Number) -> Expr:
+        return self.constant(other) / self
+
+    def __neg__(self) -> Expr:
+        return operation("arith.negf", self.type, self) if self.is_float else 0 - self
+
+    def __abs__(self) -> Expr:
+        return operation("math.absf" if self.is_float else "math.absi", self.type, self)
+
+    def __and__(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.andi", other)
+
+    def __or__(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.ori", other)
+
+    def __xor__(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.xori", other)
+
+    def __invert__(self) -> Expr:
+        return self ^ -1
+
+    def __lshift__(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.shli", other)
+
+    def __rshift__(self, other: Expr | int) -> Expr:
+        """Arithmetic shift: the sign fills."""
+        return self._binary(None, "arith.shrsi", other)
+
+    def logical_shift_right(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.shrui", other)
+
+    def divide_unsigned(self, other: Expr | int) -> Expr:
+        return self._binary(None, "arith.divui", other)
+
+    def __lt__(self, other: Expr | Number) -> Expr:
+        return self._compare("lt", other)
+
+    def __le__(self, other: Expr | Number) -> Expr:
+        return self._compare("le", other)
+
+    def __gt__(self, other: Expr | Number) -> Expr:
+        return self._compare("gt", other)
+
+    def __ge__(self, other: Expr | Number) -> Expr:
+        return self._compare("ge", other)
+
+    def equals(self, other: Expr | Number) -> Expr:
+        """False for NaN."""
+        return self._compare("eq", other)
+
+    def differs(self, other: Expr | Number) -> Expr:
+        """True for NaN."""
+        return self._compare("ne", other)
+
+    def constant(self, number: Number) -> Expr:
+        """`number` in every lane of this type."""
+        return constant(number, self.type)
+
+    def with_element(self, element: ir.Type) -> ir.Type:
+        """The type with this shape and other lanes."""
+        return ir.VectorType.get(self.type.shape, element) if isinstance(self.type, ir.VectorType) else element
+
+    def _binary(self, float_op: str | None, int_op: str | None, other: Expr | Number) -> Expr:
+        name = float_op if self.is_float else int_op
+        assert name is not None, f"no such operation on {self.type}"
+        return operation(name, self.type, self, self._operand(other))
+
+    def _compare(self, predicate: str, other: Expr | Number) -> Expr:
+        name, number = ("arith.cmpf", _CMPF[predicate]) if self.is_float else ("arith.cmpi", _CMPI[predicate])
+        attribute = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
+        return operation(name, self.with_element(ir.IntegerType.get_signless(1)), self, self._operand(other), predicate=attribute)
+
+    def _operand(self, other: Expr | Number) -> Expr:
+        return other if isinstance(other, Expr) else self.constant(other)
+
+
+def operation(name: str, result: ir.Type, *operands: Expr, **attributes: ir.Attribute) -> Expr:
+    return Expr(ir.Operation.create(name, results=[result], operands=[o.value for o in operands], attributes=attributes).result)
+
+
+def constant(number: Number, kind: ir.Type) -> Expr:
+    element = kind.element_type if isinstance(kind, ir.VectorType) else kind
+    if isinstance(element, ir.FloatType):
+        attribute: ir.Attribute = ir.FloatAttr.get(element, float(number))
+    else:
+        attribute = ir.IntegerAttr.get(element, _signed(int(number), element.width))
+    if isinstance(kind, ir.VectorType):
+        attribute = ir.DenseElementsAttr.get_splat(kind, attribute)
+    return operation("arith.constant", kind, value=attribute)
+
+
+def _signed(number: int, width: int) -> int:
+    """The signed number of the same bits: 0x80000000 is -2**31 in 32 bits."""
+    wrapped = number & ((1 << width) - 1)
+    return wrapped - (1 << width) if wrapped >> (width - 1) else wrapped
+
+
+def fma(a: Expr, b: Expr | Number, c: Expr | Number) -> Expr:
+    """a * b + c with one rounding."""
+    return operation("math.fma", a.type, a, a._operand(b), a._operand(c))
+
+
+def select(condition: Expr, yes: Expr | Number, no: Expr | Number) -> Expr:
+    """`yes` where the condition holds; at least one of both is an expression."""
+    like = yes if isinstance(yes, Expr) else no
+    assert isinstance(like, Expr)
+    return operation("arith.select", like.type, condition, like._operand(yes), like._operand(no))
+
+
+def clamp_below(x: Expr, low: Expr | Number) -> Expr:
+    """max(x, low) as one instruction; NaN stays NaN."""
+    return select(x < low, low, x)
+
+
+def clamp_above(x: Expr, high: Expr | Number) -> Expr:
+    """min(x, high) as one instruction; NaN stays NaN."""
+    return select(x > high, high, x)
+
+
+def bits(x: Expr) -> Expr:
+    """The bit pattern of a float as an integer."""
+    return operation("arith.bitcast", x.with_element(ir.IntegerType.get_signless(x.bit_width)), x)
+
+
+def float_of_bits(x: Expr) -> Expr:
+    """The float32 or float64 of a bit pattern."""
+    return operation("arith.bitcast", x.with_element(ir.F32Type.get() if x.bit_width == 32 else ir.F64Type.get()), x)
+
+
+def convert(x: Expr, element: ir.Type) -> Expr:
+    """Lanes converted to another width or kind; a float becomes a signed integer by cutting its fraction."""
+    if x.element == element:
+        return x
+    if isinstance(element, ir.FloatType):
+        name = ("arith.extf" if element.width > x.bit_width else "arith.truncf") if x.is_float else "arith.sitofp"
+    else:
+        name = "arith.fptosi" if x.is_float else ("arith.extsi" if element.width > x.bit_width else "arith.trunci")
+    return operation(name, x.with_element(element), x)
+
+
+def sqrt(x: Expr) -> Expr:
+    return operation("math.sqrt", x.type, x)
+
+
+def floor(x: Expr) -> Expr:
+    return operation("math.floor", x.type, x)
+
+
+def truncate(x: Expr) -> Expr:
+    """Towards zero, as a float."""
+    return operation("math.trunc", x.type, x)
+
+
+def copy_sign(magnitude: Expr, sign: Expr) -> Expr:
+    return operation("math.copysign", magnitude.type, magnitude, sign)
+
+
+def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
+    """A polynomial, highest power first: one fused multiply-add for each coefficient after the first."""
+    total = fma(x, coefficients[0], coefficients[1])
+    for coefficient in coefficients[2:]:
+        total = fma(total, x, coefficient)
+    return total
+
+
+def float32(pattern: int) -> float:
+    """The float32 with these bits."""
+    [value] = struct.unpack("<f", struct.pack("<I", pattern))
+    return float(value)
+
+
+def f32() -> ir.Type:
+    return ir.F32Type.get()
+
+
+def f64() -> ir.Type:
+    return ir.F64Type.get()
+
+
+def i32() -> ir.Type:
+    return ir.IntegerType.get_signless(32)

@@ -1,0 +1,32 @@
+"""Conversions to the 16-bit float types, without the compiler runtime that LLVM would call."""
+
+from __future__ import annotations
+
+from llmos.compiler.ir import ir
+from llmos.passes._math.expr import Expr, operation, bits, convert, f32, f64, float_of_bits, select
+
+
+def truncate_float(x: Expr, element: ir.Type) -> Expr:
+    """To float32, float16 or bfloat16, to nearest, ties to even, with one rounding; NaN stays NaN."""
+    if element == f32():
+        return convert(x, element)
+    single = _round_to_odd(x) if x.element == f64() else x
+    return _to_bfloat16(single) if isinstance(element, ir.BF16Type) else convert(single, element)
+
+
+def _round_to_odd(x: Expr) -> Expr:
+    """float64 -> float32 such that a second rounding to fewer bits gives what one rounding would (Boldo and Melquiond)."""
+    nearest = convert(x, f32())
+    back = convert(nearest, f64())
+    pattern = bits(nearest)
+    inward = select(abs(back) > abs(x), pattern - 1, pattern)  # towards zero
+    return float_of_bits(select(back.equals(x) | x.differs(x), pattern, inward | 1))
+
+
+def _to_bfloat16(x: Expr) -> Expr:
+    pattern = bits(x)
+    odd = pattern.logical_shift_right(16) & 1
+    rounded = (pattern + 0x7FFF + odd).logical_shift_right(16)
+    quiet = pattern.logical_shift_right(16) | 0x40
+    half = convert(select(x.differs(x), quiet, rounded), ir.IntegerType.get_signless(16))
+    return operation("arith.bitcast", x.with_element(ir.BF16Type.get()), half)

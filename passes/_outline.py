@@ -1,0 +1,226 @@
+"""Moving clusters into dispatch functions, and the host function into the order in which they run."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import Expr, shape_attribute
+from llmos.passes._graph import Cluster, Graph, captured, is_tensor, owner_of
+
+
+@dataclass
+class Outliner:
+    """Builds one dispatch function from one cluster."""
+
+    graph: Graph
+    cluster: Cluster
+    order: list[ir.Operation] = field(default_factory=list)
+    tensors: dict[ir.Value, None] = field(default_factory=dict)
+    sizes: dict[Expr, ir.Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for op in self.cluster.ops:
+            self._need(op)
+
+    def _need(self, op: ir.Operation) -> None:
+        """Put an op and what is cloned along with it in order."""
+        if op in self.order:
+            return
+        for value in captured(op):
+            self._need_value(value)
+        self.order.append(op)
+
+    def _need_value(self, value: ir.Value) -> None:
+        graph = self.graph
+        owner = owner_of(value)
+        if not is_tensor(value) and graph.shapes.has_index(value) and not _is_constant(owner):
+            self.sizes.setdefault(graph.shapes.index(value), value)
+        elif owner is None or owner.parent.operation != graph.func:
+            if is_tensor(value) and owner is None and value.owner == graph.block:
+                self.tensors.setdefault(value)
+        elif owner in self.cluster.ops or graph.is_free(owner) or (owner not in graph.clusters and graph.is_lazy(owner)):
+            self._need(owner)
+        else:
+            self.tensors.setdefault(value)
+
+    @property
+    def results(self) -> list[ir.Value]:
+        members = set(self.cluster.ops)
+        found: list[ir.Value] = []
+        for op in self.cluster.ops:
+            for result in op.results:
+                if any(user not in members for user in self.graph.users(result)):
+                    found.append(result)
+        return found
+
+    def build(self, name: str, module: ir.Module) -> ir.Operation:
+        """Append `func.func private @name` to the module."""
+        graph, results = self.graph, self.results
+        index = ir.IndexType.get()
+        kinds = [*[t.type for t in self.tensors], *[index] * len(self.sizes)]
+        attributes = [ir.DictAttr.get({"llmos.shape": shape_attribute(graph.shapes.shape(t))}) for t in self.tensors]
+        attributes += [ir.DictAttr.get({"llmos.expr": ir.StringAttr.get(str(expr))}) for expr in self.sizes]
+        function_type = ir.FunctionType.get(kinds, [r.type for r in results])
+        extra: dict[str, ir.Attribute] = {}
+        if self.cluster.kind == "row":
+            extra["llmos.outer"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), self.cluster.num_outer)
+        with ir.InsertionPoint(module.body):
+            func = ir.Operation.create(
+                "func.func",
+                regions=1,
+                attributes={
+                    "sym_name": ir.StringAttr.get(name),
+                    "sym_visibility": ir.StringAttr.get("private"),
+                    "function_type": ir.TypeAttr.get(function_type),
+                    "arg_attrs": ir.ArrayAttr.get(attributes),
+                    "llmos.dispatch": ir.StringAttr.get(self.cluster.kind),
+                    **extra,
+                },
+            )
+        block = func.regions[0].blocks.append(*kinds)
+        mapping: dict[ir.Value, ir.Value] = dict(zip(self.tensors, list(block.arguments)[: len(self.tensors)], strict=True))
+        by_expr = dict(zip(self.sizes, list(block.arguments)[len(self.tensors) :], strict=True))
+        with ir.InsertionPoint(block):
+            for op in self.order:
+                copy = op.clone()
+                for key in [a for a in _names(copy) if a.startswith("llmos.")]:
+                    del copy.attributes[key]
+                self._remap(copy, mapping, by_expr)
+                mapping.update(zip(op.results, copy.results, strict=True))
+            ir.Operation.create("func.return", operands=[mapping[r] for r in results])
+        return func
+
+    def _remap(self, op: ir.Operation, mapping: dict[ir.Value, ir.Value], by_expr: dict[Expr, ir.Value]) -> None:
+        """Point the operands of a clone, and of what is inside it, at the dispatch's own values."""
+        for i, operand in enumerate(op.operands):
+            if operand in mapping:
+                op.operands[i] = mapping[operand]
+            elif not is_tensor(operand) and self.graph.shapes.has_index(operand) and not _is_constant(owner_of(operand)):
+                op.operands[i] = self._as_type(by_expr[self.graph.shapes.index(operand)], operand.type, op)
+        for region in op.regions:
+            for block in region.blocks:
+                for inner in block.operations:
+                    self._remap(inner.operation, mapping, by_expr)
+
+    def _as_type(self, value: ir.Value, kind: ir.Type, before: ir.Operation) -> ir.Value:
+        if value.type == kind:
+            return value
+        with ir.InsertionPoint(before):
+            return ir.Operation.create("arith.index_cast", results=[kind], operands=[value]).results[0]
+
+
+def _names(op: ir.Operation) -> list[str]:
+    return [op.attributes[i].name for i in range(len(op.attributes))]
+
+
+def _is_constant(owner: ir.Operation | None) -> bool:
+    return owner is not None and owner.name == "arith.constant"
+
+
+def schedule(graph: Graph) -> list[ir.Operation | Cluster]:
+    """Host ops and clusters in an order that respects every dependence, as near to the program's own as that allows."""
+    units: dict[ir.Operation, ir.Operation | Cluster] = {}
+    for op in graph.ops[:-1]:
+        if op in graph.clusters:
+            units[op] = graph.clusters[op]
+        elif graph.is_host(op):
+            units[op] = op
+    needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]] = {unit: set() for unit in units.values()}
+    for unit in needs:
+        for op in unit.ops if isinstance(unit, Cluster) else [unit]:
+            _collect(graph, op, units, unit, needs[unit], set())
+    rank = {unit: max(graph.position[op] for op in (unit.ops if isinstance(unit, Cluster) else [unit])) for unit in needs}
+    return _topological(needs, rank)
+
+
+def _collect(
+    graph: Graph,
+    op: ir.Operation,
+    units: dict[ir.Operation, ir.Operation | Cluster],
+    unit: ir.Operation | Cluster,
+    found: set[ir.Operation | Cluster],
+    seen: set[ir.Operation],
+) -> None:
+    """Units that an op needs, through lazy and free ops."""
+    for value in captured(op):
+        owner = owner_of(value)
+        if owner is None or owner in seen or owner not in graph.position:
+            continue
+        seen.add(owner)
+        if owner in units and units[owner] is not unit:
+            found.add(units[owner])
+        elif owner not in units:
+            _collect(graph, owner, units, unit, found, seen)
+
+
+def _topological(needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]], rank: dict[ir.Operation | Cluster, int]) -> list[ir.Operation | Cluster]:
+    users: dict[ir.Operation | Cluster, list[ir.Operation | Cluster]] = {unit: [] for unit in needs}
+    waiting = {unit: len(before) for unit, before in needs.items()}
+    for unit, before in needs.items():
+        for needed in before:
+            users[needed].append(unit)
+    heap = [(rank[unit], i, unit) for i, unit in enumerate(needs) if waiting[unit] == 0]
+    numbers = {unit: i for i, unit in enumerate(needs)}
+    heapq.heapify(heap)
+    order: list[ir.Operation | Cluster] = []
+    while heap:
+        _, _, unit = heapq.heappop(heap)
+        order.append(unit)
+        for user in users[unit]:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heapq.heappush(heap, (rank[user], numbers[user], user))
+    assert len(order) == len(needs), "dispatch formation made a cycle"
+    return order
+
+
+def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Cluster], prefix: str) -> None:
+    """Replace clusters by calls, in order, and drop what they cloned."""
+    terminator = graph.ops[-1]
+    outliners = {unit: Outliner(graph, unit) for unit in order if isinstance(unit, Cluster)}
+    funcs = {unit: outliner.build(f"{prefix}{i}_{unit.kind}", module) for i, (unit, outliner) in enumerate(outliners.items()) if isinstance(unit, Cluster)}
+    # results are asked for before any use is rewritten
+    outputs = {unit: outliner.results for unit, outliner in outliners.items()}
+    for unit in order:
+        if not isinstance(unit, Cluster):
+            unit.move_before(terminator)
+            continue
+        outliner, results = outliners[unit], outputs[unit]
+        sizes = {expr: value for expr, value in outliner.sizes.items()}
+        with ir.InsertionPoint(terminator):
+            operands = [*outliner.tensors, *[_index(graph, value) for value in sizes.values()]]
+            call = ir.Operation.create(
+                "func.call",
+                results=[r.type for r in results],
+                operands=operands,
+                attributes={
+                    "callee": ir.FlatSymbolRefAttr.get(ir.StringAttr(funcs[unit].attributes["sym_name"]).value),
+                    "llmos.shapes": ir.ArrayAttr.get([shape_attribute(graph.shapes.shape(r)) for r in results]),
+                },
+            )
+        for other in outliners.values():  # operands of later clusters follow the rewrite
+            for old, new in zip(results, call.results, strict=True):
+                if old in other.tensors:
+                    other.tensors = {(new if t == old else t): None for t in other.tensors}
+        for old, new in zip(results, call.results, strict=True):
+            graph.shapes._shapes[new] = graph.shapes.shape(old)
+            old.replace_all_uses_with(new)
+    _erase_dead(graph, terminator)
+
+
+def _index(graph: Graph, value: ir.Value) -> ir.Value:
+    if isinstance(value.type, ir.IndexType):
+        return value
+    return ir.Operation.create("arith.index_cast", results=[ir.IndexType.get()], operands=[value]).results[0]
+
+
+def _erase_dead(graph: Graph, terminator: ir.Operation) -> None:
+    for op in reversed([op.operation for op in graph.block.operations]):
+        if op != terminator and not any(True for result in op.results for _ in result.uses) and op.name != "func.call":
+            op.erase()
+
+

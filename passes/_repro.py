@@ -1,0 +1,57 @@
+"""The `repro` folder of a failed pass: the IR before it, the rest of the pipeline, the versions and one command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmos.compiler.ir import ir
+from llmos.passes._pass import Pass
+from llmos.passes._pipeline import pipeline_text
+
+_PACKAGES = ("llmos", "torch-mlir", "llvmlite", "torch", "onnx", "numpy")
+
+
+def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], message: str) -> str | None:
+    """Writes before.mlir, pipeline.txt, versions.json and error.txt to a new folder beside any earlier one.
+
+    Gives the command that reproduces the failure, or None where the folder can't be written: the failure itself matters more.
+    """
+    target = _unused(folder)
+    pipeline = pipeline_text(remaining[:1])
+    command = f"llmos opt {shlex.quote(str(target / 'before.mlir'))} -p {shlex.quote(pipeline)}"
+    files = {
+        "before.mlir": str(before),
+        "pipeline.txt": pipeline_text(remaining) + "\n",
+        "versions.json": json.dumps(versions(), indent=2) + "\n",
+        "error.txt": f"{message}\n\n{command}\n",
+    }
+    try:
+        target.mkdir(parents=True)
+        for name, text in files.items():
+            (target / name).write_text(text)
+    except OSError:
+        return None
+    return command
+
+
+def versions() -> dict[str, str]:
+    """Versions of python and of the packages that take part in a compile and are installed."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _unused(folder: Path) -> Path:
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate

@@ -1,0 +1,110 @@
+"""pack-weights: mark constant right sides of contractions, whose bytes are then written in panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, pure_source
+from llmos.compiler.symbolic import argument_attributes
+from llmos.passes._pass import Pass
+
+PACKED = "llmos.packed"
+
+
+@dataclass(frozen=True)
+class PackWeights(Pass):
+    """A weight that a contraction reads as its right side is kept as panels [n/48][k][48]: the kernel streams it, one vector load after the other.
+
+    Before:
+        func.func @main(%w: tensor<256x1024xf32> {llmos.kind = "weight", ...})
+        call @d0_contraction(%x, %w)
+    After:
+        func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
+        call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
+
+    A weight that is also read in another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
+    """
+
+    def run(self, module: ir.Module) -> None:
+        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        for func in functions.values():
+            if "sym_visibility" not in func.attributes:
+                _pack_calls(func, functions)
+
+
+def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
+    arguments: dict[tuple[int, str], ir.Value] = {}
+    block = main.regions[0].blocks[0]
+    attributes = argument_attributes(main)
+    for op in block.operations:
+        if op.operation.name != "func.call":
+            continue
+        dispatch = functions[ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value]
+        found = _constant_side(dispatch)
+        if found is None:
+            continue
+        position, spec = found
+        operand = op.operands[position]
+        if not isinstance(operand.owner, ir.Block) or not _is_weight(attributes[operand.arg_number]):
+            continue
+        key = (operand.arg_number, str(spec))
+        if key not in arguments:
+            arguments[key] = _add_argument(main, operand, attributes[operand.arg_number], spec)
+        op.operands[position] = arguments[key]
+        _mark(dispatch, position, spec)
+    drop_unused_weights(main)
+
+
+def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
+    return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
+
+
+def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
+    """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
+    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value != "contraction":
+        return None
+    block = dispatch.regions[0].blocks[0]
+    root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
+    if root.batch and any(d in dim_positions(root.generic.maps[1]) for d in root.batch):
+        return None
+    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.generic.maps[1])])
+    if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
+        return None
+    return _axes(root, list(block.arguments).index(source[0]), source[1])
+
+
+def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) -> tuple[int, ir.Attribute] | None:
+    where = {dim: axis for axis, form in enumerate(forms) if form is not None and len(form) == 1 for dim in form}
+    if any(form is None or len(form) > 1 for form in forms) or any(dim not in where for dim in (*root.n, *root.k)):
+        return None
+    axes = [[where[dim] for dim in dims] for dims in (root.n, root.k)]
+    return argument, ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in axes])
+
+
+def _add_argument(main: ir.Operation, weight: ir.Value, attributes: dict[str, ir.Attribute], spec: ir.Attribute) -> ir.Value:
+    block = main.regions[0].blocks[0]
+    added = block.add_argument(weight.type, ir.Location.unknown())
+    kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
+    main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([*kind.inputs, weight.type], kind.results))
+    main.attributes["arg_attrs"] = ir.ArrayAttr.get([*ir.ArrayAttr(main.attributes["arg_attrs"]), ir.DictAttr.get({**attributes, PACKED: spec})])
+    return added
+
+
+def _mark(dispatch: ir.Operation, position: int, spec: ir.Attribute) -> None:
+    attributes = argument_attributes(dispatch)
+    attributes[position][PACKED] = spec
+    dispatch.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(a) for a in attributes])
+
+
+def drop_unused_weights(main: ir.Operation) -> None:
+    """Remove weight arguments that nothing reads any more."""
+    block = main.regions[0].blocks[0]
+    attributes = argument_attributes(main)
+    unused = [i for i, argument in enumerate(block.arguments) if _is_weight(attributes[i]) and not any(True for _ in argument.uses)]
+    for position in reversed(unused):
+        block.erase_argument(position)
+    kept = [i for i in range(len(attributes)) if i not in unused]
+    kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
+    main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([kind.inputs[i] for i in kept], kind.results))
+    main.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(attributes[i]) for i in kept])

@@ -1,0 +1,292 @@
+"""The records of `manifest.json` (docs/architecture.md, "The artifact"): what an artifact holds, and how to run it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.fields import Fields, fail, parse_json
+
+FORMAT = 1
+OLDEST_FORMAT = 1
+ALIGNMENT = 64
+CHUNK_BYTES = 1 << 20
+MAX_NDIM = 16
+MAX_SYMBOLS = 64
+INT64_MAX = 2**63 - 1
+
+MANIFEST_MEMBER = "manifest.json"
+WEIGHTS_MEMBER = "weights.safetensors"
+SIGNATURE_MEMBER = "signature"
+
+Dim = int | str
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A named dynamic dimension and the sizes it may take, both ends included."""
+
+    name: str
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class EntrySpec:
+    """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it."""
+
+    name: str
+    symbol: str
+    shapes: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """One constant tensor; `offset` is in bytes from the start of the data of weights.safetensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """One code variant: the machine it is for (LLVM's feature names) and the member that holds it."""
+
+    target: str
+    arch: str
+    features: tuple[str, ...]
+    member: str
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One dispatch, for profiles and `inspect`; `details` are further JSON fields of the compiler's choice."""
+
+    name: str
+    kind: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """Size of a member and the SHA-256 (hex) of each of its 1 MiB chunks."""
+
+    num_bytes: int
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of manifest.json. `to_json` and `parse` are each other's inverse."""
+
+    name: str
+    entries: tuple[EntrySpec, ...]
+    symbols: tuple[Symbol, ...] = ()
+    weights: tuple[WeightSpec, ...] = ()
+    code: tuple[CodeSpec, ...] = ()
+    kernels: tuple[KernelSpec, ...] = ()
+    producer: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    passes: tuple[Any, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    assets: tuple[str, ...] = ()
+    members: Mapping[str, MemberSpec] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def with_members(self, members: Mapping[str, MemberSpec]) -> Manifest:
+        return replace(self, members=members)
+
+    def to_json(self) -> bytes:
+        """Compact UTF-8 JSON in a fixed order. Raises ValueError where metadata is no JSON (a NaN, an object)."""
+        return json.dumps(_to_dict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest:
+        """The record of a manifest's bytes. Raises ArtifactError that names the field at fault."""
+        fields = Fields("manifest", parse_json(data, "manifest"))
+        check_format(fields.integer("format"))
+        manifest = _parse_fields(fields)
+        validate(manifest)
+        return manifest
+
+
+def check_format(version: int) -> None:
+    if version > FORMAT:
+        raise fail(f"it has format {version} and this llmos reads up to {FORMAT}: install a newer llmos")
+    if version < OLDEST_FORMAT:
+        raise fail(f"it has format {version} and this llmos reads from {OLDEST_FORMAT} on: compile the model again")
+
+
+def validate(manifest: Manifest) -> None:
+    """Raises ArtifactError where the parts of a manifest contradict each other."""
+    _unique("symbols", [symbol.name for symbol in manifest.symbols])
+    _unique("entries", [entry.name for entry in manifest.entries])
+    _unique("weights", [weight.name for weight in manifest.weights])
+    _unique("code members", [code.member for code in manifest.code])
+    if not manifest.entries:
+        raise fail("manifest: entries: there must be at least one")
+    if len(manifest.symbols) > MAX_SYMBOLS:
+        raise fail(f"manifest: symbols: {len(manifest.symbols)} are more than the {MAX_SYMBOLS} allowed")
+    for symbol in manifest.symbols:
+        _check_symbol(symbol)
+    for entry in manifest.entries:
+        _check_entry(entry, {symbol.name for symbol in manifest.symbols})
+    for weight in manifest.weights:
+        _check_weight(weight)
+    _check_members(manifest)
+
+
+def _check_symbol(symbol: Symbol) -> None:
+    if not _IDENTIFIER.fullmatch(symbol.name) or symbol.name in ("min", "max"):
+        raise fail(f"manifest: symbol {symbol.name!r}: not an identifier")
+    if not 0 <= symbol.min <= symbol.max <= INT64_MAX:
+        raise fail(f"manifest: symbol {symbol.name!r}: {symbol.min} to {symbol.max} is no range of sizes")
+
+
+def _check_entry(entry: EntrySpec, symbols: set[str]) -> None:
+    _unique(f"inputs of entry {entry.name!r}", [tensor.name for tensor in entry.inputs])
+    _unique(f"outputs of entry {entry.name!r}", [tensor.name for tensor in entry.outputs])
+    for tensor in (*entry.inputs, *entry.outputs):
+        _check_tensor(tensor, symbols)
+
+
+def _check_tensor(tensor: TensorSpec, symbols: set[str]) -> None:
+    where = f"manifest: tensor {tensor.name!r}"
+    if tensor.dtype not in DTYPES:
+        raise fail(f"{where}: unknown dtype {tensor.dtype!r}")
+    if len(tensor.shape) > MAX_NDIM:
+        raise fail(f"{where}: {len(tensor.shape)} dims are more than the {MAX_NDIM} allowed")
+    for dim in tensor.shape:
+        if isinstance(dim, int) and not 0 <= dim <= INT64_MAX:
+            raise fail(f"{where}: {dim} is no size")
+        unknown = set(_IDENTIFIER.findall(dim)) - symbols - {"min", "max"} if isinstance(dim, str) else set()
+        if unknown:
+            raise fail(f"{where}: dim {dim!r} names {sorted(unknown)[0]!r}, which is no symbol of the manifest")
+
+
+def _check_weight(weight: WeightSpec) -> None:
+    where = f"manifest: weight {weight.name!r}"
+    if weight.dtype not in DTYPES:
+        raise fail(f"{where}: unknown dtype {weight.dtype!r}")
+    if weight.offset % ALIGNMENT or weight.offset < 0:
+        raise fail(f"{where}: its offset is not a multiple of {ALIGNMENT}")
+    if any(dim < 0 for dim in weight.shape) or weight.num_bytes != math.prod(weight.shape) * DTYPES[weight.dtype].num_bytes:
+        raise fail(f"{where}: num_bytes is not what its shape takes")
+
+
+def _check_members(manifest: Manifest) -> None:
+    listed = [code.member for code in manifest.code] + list(manifest.assets) + ([WEIGHTS_MEMBER] if manifest.weights else [])
+    for name in listed:
+        if name not in manifest.members:
+            raise fail(f"manifest: members: {name!r} is missing")
+    for name, member in manifest.members.items():
+        if len(member.sha256) != -(-member.num_bytes // CHUNK_BYTES) or not all(map(_SHA256.fullmatch, member.sha256)):
+            raise fail(f"manifest: member {name!r}: there must be one sha256 per MiB")
+
+
+def _unique(what: str, names: list[str]) -> None:
+    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    if repeated:
+        raise fail(f"manifest: {what}: {sorted(repeated)[0]!r} appears twice")
+
+
+def _to_dict(manifest: Manifest) -> dict[str, Any]:
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+    return {
+        "format": manifest.format,
+        "name": manifest.name,
+        "producer": dict(manifest.producer),
+        "symbols": [{"name": symbol.name, "min": symbol.min, "max": symbol.max} for symbol in manifest.symbols],
+        "entries": [
+            {
+                "name": entry.name,
+                "symbol": entry.symbol,
+                "shapes": entry.shapes,
+                "inputs": [tensor(spec) for spec in entry.inputs],
+                "outputs": [tensor(spec) for spec in entry.outputs],
+            }
+            for entry in manifest.entries
+        ],
+        "weights": [
+            {
+                "name": weight.name,
+                "dtype": weight.dtype,
+                "shape": list(weight.shape),
+                "offset": weight.offset,
+                "num_bytes": weight.num_bytes,
+            }
+            for weight in manifest.weights
+        ],
+        "code": [
+            {"target": code.target, "arch": code.arch, "features": list(code.features), "member": code.member} for code in manifest.code
+        ],
+        "kernels": [{"name": kernel.name, "kind": kernel.kind, **kernel.details} for kernel in manifest.kernels],
+        "plan": dict(manifest.plan),
+        "passes": list(manifest.passes),
+        "metadata": dict(manifest.metadata),
+        "assets": list(manifest.assets),
+        "members": {
+            name: {"num_bytes": member.num_bytes, "sha256": list(member.sha256)} for name, member in manifest.members.items()
+        },
+    }
+
+
+def _parse_fields(fields: Fields) -> Manifest:
+    return Manifest(
+        format=fields.integer("format"),
+        name=fields.string("name"),
+        producer=fields.mapping("producer"),
+        symbols=tuple(Symbol(item.string("name"), item.integer("min"), item.integer("max")) for item in fields.records("symbols")),
+        entries=tuple(_parse_entry(item) for item in fields.records("entries")),
+        weights=tuple(_parse_weight(item) for item in fields.records("weights")),
+        code=tuple(
+            CodeSpec(item.string("target"), item.string("arch"), item.strings("features"), item.string("member"))
+            for item in fields.records("code")
+        ),
+        kernels=tuple(
+            KernelSpec(item.string("name"), item.string("kind"), item.rest("name", "kind")) for item in fields.records("kernels")
+        ),
+        plan=fields.mapping("plan"),
+        passes=tuple(fields.array("passes")),
+        metadata=fields.mapping("metadata"),
+        assets=fields.strings("assets"),
+        members={
+            name: MemberSpec(item.integer("num_bytes"), item.strings("sha256")) for name, item in fields.named_records("members").items()
+        },
+    )
+
+
+def _parse_entry(item: Fields) -> EntrySpec:
+    def tensors(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(spec.string("name"), spec.string("dtype"), spec.dims("shape")) for spec in item.records(key))
+
+    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"))
+
+
+def _parse_weight(item: Fields) -> WeightSpec:
+    return WeightSpec(
+        item.string("name"), item.string("dtype"), item.integers("shape"), item.integer("offset"), item.integer("num_bytes")
+    )

@@ -1,0 +1,104 @@
+"""An open artifact: what it holds, checked, without copies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.manifest import SIGNATURE_MEMBER, Manifest
+from llmos.runtime.artifact.signature import is_trusted, signer_of
+from llmos.runtime.errors import ArtifactError
+from llmos.runtime.native.binding import Handle, core
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Artifact:
+    """A whole, unchanged artifact. Opening it runs none of its code and asks nobody's trust; `require_trust` does the latter.
+
+    Views of members and weights stay valid for as long as they are referred to, also after the Artifact is gone.
+    """
+
+    def __init__(self, path: Path, handle: Handle, manifest_bytes: bytes, manifest: Manifest) -> None:
+        self.path = path
+        self.handle = handle
+        self.manifest_bytes = manifest_bytes
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Artifact:
+        """Maps and checks a file. Raises ArtifactError, in one line, for anything that is not exactly what a writer made."""
+        handle = core().open_artifact(path)
+        manifest_bytes = bytes(core().manifest(handle))
+        try:
+            return cls(Path(path), handle, manifest_bytes, Manifest.parse(manifest_bytes))
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    def member(self, name: str) -> memoryview:
+        """The bytes of a member, where they lie in the mapped file. Raises ArtifactError when there is none of that name."""
+        view = core().member(self.handle, name)
+        if view is None:
+            raise ArtifactError(f"{self.path}: there is no member {name!r}")
+        return view
+
+    def asset(self, name: str) -> bytes:
+        """A copy of an asset, by the name it was given ("tokenizer.json")."""
+        return bytes(self.member(f"assets/{name}"))
+
+    @cached_property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Read-only arrays over the mapped file, in manifest order; bfloat16 as uint16."""
+        import numpy as np
+
+        arrays = {}
+        for index, spec in enumerate(self.manifest.weights):
+            data = core().weight(self.handle, index)
+            arrays[spec.name] = np.frombuffer(data, dtype=DTYPES[spec.dtype].storage).reshape(spec.shape)
+        return arrays
+
+    @cached_property
+    def signer(self) -> str | None:
+        """The public key (hex) whose valid signature this artifact bears; None without a signature. ArtifactError for a wrong one."""
+        signature = core().member(self.handle, SIGNATURE_MEMBER)
+        if signature is None:
+            return None
+        try:
+            return signer_of(self.manifest_bytes, bytes(signature))
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+
+    def require_trust(self) -> None:
+        """Raises ArtifactError unless a key that the user trusts has signed this artifact."""
+        signer = self.signer
+        if signer is None:
+            raise ArtifactError(f"{self.path}: it is not signed, so its code is not run; compile it with llmos, which signs it")
+        if not is_trusted(signer):
+            raise ArtifactError(
+                f"{self.path}: it is signed by a key you do not trust, so its code is not run; "
+                f"if you trust its maker, first run: llmos trust add {signer}"
+            )
+
+    def verify(self) -> None:
+        """Hashes every member again. Raises ArtifactError when the file or its memory changed since it was opened."""
+        core().verify_artifact(self.handle)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Copies the file: whole under the new name, or not at all (ArtifactError)."""
+        from llmos.runtime.artifact.files import atomic_file
+
+        target = Path(path)
+        if target.exists() and self.path.exists() and target.samefile(self.path):
+            return target
+        try:
+            with self.path.open("rb") as source, atomic_file(target) as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except OSError as error:
+            raise ArtifactError(f"can't copy {self.path}: {error.strerror or error}") from error
+        return target

@@ -1,0 +1,206 @@
+"""Writing an artifact: deterministic, streamed, and whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from llmos.runtime.artifact import safetensors
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.files import atomic_file
+from llmos.runtime.artifact.manifest import (
+    CHUNK_BYTES,
+    MANIFEST_MEMBER,
+    SIGNATURE_MEMBER,
+    WEIGHTS_MEMBER,
+    CodeSpec,
+    EntrySpec,
+    KernelSpec,
+    Manifest,
+    MemberSpec,
+    Symbol,
+    WeightSpec,
+    validate,
+)
+from llmos.runtime.artifact.signature import SigningKey, signature_member, user_key
+from llmos.runtime.artifact.zipformat import ZipMember, central_header, end_records, local_header
+from llmos.runtime.errors import ArtifactError
+
+
+class WeightSource(Protocol):
+    """A named constant that is read when it is written; compiler.weights.Weight is one."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def load(self) -> Callable[[], np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class CodeVariant:
+    """A shared object for one kind of machine. `arch` as in platform.machine(), `features` in LLVM's names."""
+
+    target: str
+    arch: str
+    features: tuple[str, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ArtifactContents:
+    """All that goes into an artifact. Weights in the order of context.weights; code best first; asset names without a folder."""
+
+    name: str
+    entries: Sequence[EntrySpec]
+    symbols: Sequence[Symbol] = ()
+    weights: Mapping[str, WeightSource] = field(default_factory=dict)
+    code: Sequence[CodeVariant] = ()
+    kernels: Sequence[KernelSpec] = ()
+    producer: Mapping[str, str] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    passes: Sequence[Any] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    assets: Mapping[str, bytes] = field(default_factory=dict)
+    extras: Mapping[str, bytes] = field(default_factory=dict)  # further members by their full name, e.g. certificate.json
+
+
+def write_artifact(path: str | os.PathLike[str], contents: ArtifactContents, key: SigningKey | None = None) -> Manifest:
+    """Writes and signs `path` (with the user's own key unless another is given) and returns its manifest.
+
+    The same contents and key give the same bytes. Weights are loaded one at a time. The file appears under its name only when it is
+    complete; after an error (ArtifactError, also for a full disk) nothing is left.
+    """
+    signer = user_key() if key is None else key
+    with atomic_file(Path(path)) as file:
+        return _write(file, contents, signer)
+
+
+def _write(file: BinaryIO, contents: ArtifactContents, signer: SigningKey) -> Manifest:
+    draft, parts = _plan_members(contents)
+    # Hashes have a fixed width, so the manifest's size is known before they are: its place is left free and filled in last.
+    place = ZipMember(MANIFEST_MEMBER, 0, len(draft.to_json()))
+    file.write(bytes(place.end))
+    members, hashes = [], {}
+    end = place.end
+    for name, num_bytes, chunks in parts:
+        member, digest = _write_member(file, ZipMember(name, end, num_bytes), chunks)
+        members.append(member)
+        hashes[name] = digest
+        end = member.end
+    manifest = draft.with_members(hashes)
+    validate(manifest)
+    manifest_bytes = manifest.to_json()
+    signature = signature_member(signer, manifest_bytes)
+    signature_place, _ = _write_member(file, ZipMember(SIGNATURE_MEMBER, end, len(signature)), [signature])
+    manifest_place = replace(place, crc=zlib.crc32(manifest_bytes))
+    directory = b"".join(map(central_header, (manifest_place, *members, signature_place)))
+    file.write(directory + end_records(len(members) + 2, signature_place.end, len(directory)))
+    file.seek(0)
+    file.write(local_header(manifest_place) + manifest_bytes)
+    return manifest
+
+
+_Part = tuple[str, int, Iterable[bytes | memoryview]]
+
+
+def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
+    """The manifest with hashes of zeros, and all members but manifest and signature in file order."""
+    weights = safetensors.layout((name, weight.dtype, tuple(weight.shape)) for name, weight in contents.weights.items())
+    files = {f"code/{variant.target}.so": variant.data for variant in contents.code}
+    assets = {f"assets/{name}": data for name, data in sorted(contents.assets.items())}
+    parts: list[_Part] = [(name, len(data), [data]) for name, data in {**files, **assets, **dict(sorted(contents.extras.items()))}.items()]
+    if len(parts) != len(files) + len(assets) + len(contents.extras) or len(files) != len(contents.code):
+        raise ArtifactError("two members of the artifact have the same name")
+    if weights:
+        head = safetensors.header(weights)
+        parts.append((WEIGHTS_MEMBER, len(head) + safetensors.data_bytes(weights), _weight_chunks(head, weights, contents.weights)))
+    manifest = Manifest(
+        name=contents.name,
+        entries=tuple(contents.entries),
+        symbols=tuple(contents.symbols),
+        weights=weights,
+        code=tuple(CodeSpec(code.target, code.arch, tuple(code.features), f"code/{code.target}.so") for code in contents.code),
+        kernels=tuple(contents.kernels),
+        producer=contents.producer,
+        plan=contents.plan,
+        passes=tuple(contents.passes),
+        metadata=contents.metadata,
+        assets=tuple(assets),
+        members={name: MemberSpec(num_bytes, ("0" * 64,) * -(-num_bytes // CHUNK_BYTES)) for name, num_bytes, _ in parts},
+    )
+    _check_names(manifest)
+    validate(manifest)
+    return manifest, parts
+
+
+def _check_names(manifest: Manifest) -> None:
+    for name in manifest.members:
+        if name in (MANIFEST_MEMBER, SIGNATURE_MEMBER) or not name or name.startswith("/") or ".." in name.split("/"):
+            raise ArtifactError(f"{name!r} can't be the name of a member")
+
+
+def _weight_chunks(
+    head: bytes, specs: tuple[WeightSpec, ...], sources: Mapping[str, WeightSource]
+) -> Iterator[bytes | memoryview]:
+    yield head
+    for spec in specs:
+        yield _dense_bytes(spec, sources[spec.name].load())
+        yield bytes(safetensors.aligned(spec.num_bytes) - spec.num_bytes)
+
+
+def _dense_bytes(spec: WeightSpec, array: np.ndarray) -> memoryview:
+    expected = DTYPES[spec.dtype]
+    if tuple(array.shape) != spec.shape or array.dtype.name not in (expected.name, expected.storage):
+        raise ArtifactError(
+            f"weight {spec.name!r}: declared {spec.dtype} {list(spec.shape)}, loaded {array.dtype.name} {list(array.shape)}"
+        )
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _write_member(file: BinaryIO, member: ZipMember, chunks: Iterable[bytes | memoryview]) -> tuple[ZipMember, MemberSpec]:
+    """Streams the data, then writes the header before it, which holds the data's CRC."""
+    digest = _ChunkDigest()
+    file.write(local_header(member))
+    for chunk in chunks:
+        file.write(chunk)
+        digest.update(memoryview(chunk))
+    if digest.num_bytes != member.num_bytes:
+        raise ArtifactError(f"member {member.name!r}: {digest.num_bytes} bytes came where {member.num_bytes} were declared")
+    written = replace(member, crc=digest.crc)
+    file.seek(member.offset)
+    file.write(local_header(written))
+    file.seek(written.end)
+    return written, MemberSpec(member.num_bytes, digest.sha256())
+
+
+class _ChunkDigest:
+    """CRC-32 of a stream, and the SHA-256 of each of its 1 MiB chunks."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+        self.num_bytes = 0
+        self._hashes: list[Any] = []
+
+    def update(self, data: memoryview) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+        while len(data):
+            room = CHUNK_BYTES - self.num_bytes % CHUNK_BYTES
+            if room == CHUNK_BYTES:
+                self._hashes.append(hashlib.sha256())
+            self._hashes[-1].update(data[:room])
+            self.num_bytes += min(room, len(data))
+            data = data[room:]
+
+    def sha256(self) -> tuple[str, ...]:
+        return tuple(digest.hexdigest() for digest in self._hashes)

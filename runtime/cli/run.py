@@ -1,0 +1,176 @@
+"""`llmos run`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmos.runtime.cli.tables import table
+from llmos.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llmos.runtime.artifact.manifest import TensorSpec
+    from llmos.runtime.program import Entry, Program
+
+    Array = np.ndarray[Any, Any]
+
+
+@click.command(name="run")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; once for each.")
+@click.option("--text", "texts", multiple=True, help="A text for a sentence encoder; may be given several times.")
+@click.option(
+    "--output", "outputs", multiple=True, metavar="DIR|NAME=FILE.npy", help="Where to save outputs: all into a folder, or one by one."
+)
+@click.option("--entry", default="main", show_default=True, help="Entry to call.")
+def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], outputs: tuple[str, ...], entry: str) -> None:
+    """Run ARTIFACT once and show its outputs; with no inputs, say what it takes."""
+    if inputs and texts:
+        raise UserError("--input and --text don't go together: give one kind of input")
+    from llmos.runtime.program import load
+
+    program = load(artifact)
+    called = program[entry]
+    targets = _targets(outputs, [spec.name for spec in called.outputs])
+    if texts:
+        results = [_embed(program, texts, entry)]
+    elif inputs:
+        results = _call(called, inputs)
+    else:
+        click.echo(_wanted(called))
+        return
+    _save(dict(zip((spec.name for spec in called.outputs), results, strict=False)), targets)
+
+
+def _wanted(entry: Entry) -> str:
+    rows = [(spec.name, spec.dtype, _shape(spec)) for spec in entry.inputs]
+    return f"entry {entry.spec.name} takes\n{table(rows)}\ngive each with --input NAME=FILE.npy"
+
+
+def _shape(spec: TensorSpec) -> str:
+    return "[" + ", ".join(map(str, spec.shape)) + "]"
+
+
+def _call(entry: Entry, inputs: Sequence[str]) -> list[Array]:
+    named: dict[str, Array] = {}
+    for text in inputs:
+        name, path = _pair(text, "--input")
+        if name in named:
+            raise UserError(f"--input {name} is given twice")
+        named[name] = _read(Path(path), name)
+    result = entry(**named)
+    results = list(result) if isinstance(result, tuple) else [result]
+    click.echo(
+        table(
+            [(spec.name, spec.dtype, list(array.shape), _summary(spec, array)) for spec, array in zip(entry.outputs, results, strict=True)]
+        )
+    )
+    return results
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UserError(f"{option} {text}: write it as NAME=FILE.npy")
+    return name, value
+
+
+def _read(path: Path, name: str) -> Array:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no .npy file with plain numbers in it"
+        raise UserError(f"--input {name}: can't read {path}: {reason}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"--input {name}: {path} holds several arrays: save one with numpy.save")
+    return array
+
+
+def _summary(spec: TensorSpec, array: Array) -> str:
+    """Range, mean and the first values."""
+    import numpy as np
+
+    from llmos.runtime.engine.bfloat16 import bfloat16_values
+
+    values = bfloat16_values(array) if spec.dtype == "bfloat16" else array
+    if values.size == 0:
+        return "empty"
+    first = np.array2string(values.reshape(-1)[:6], precision=4, separator=" ", threshold=6).strip("[]")
+    if values.dtype.kind not in "iuf":
+        return f"first: {first}"
+    return f"min {values.min():.6g}  max {values.max():.6g}  mean {values.mean(dtype=np.float64):.6g}  first: {first}"
+
+
+def _embed(program: Program, texts: Sequence[str], entry: str) -> Array:
+    """Embeddings [texts, width], printed with their cosine similarities."""
+    import numpy as np
+
+    from llmos.runtime.engine.model import ProgramModel
+    from llmos.runtime.engine.text import TextEncoder
+
+    model = ProgramModel(program, entry=entry)
+    encoder = TextEncoder(model)
+    tokens = encoder.encode(texts)
+    named = [encoder.inputs(ids) for ids in tokens]
+    vectors: Array = np.concatenate([model([one[spec.name] for spec in model.signature.inputs])[0] for one in named])
+    rows = []
+    for index, (text, ids, vector) in enumerate(zip(texts, tokens, vectors, strict=True)):
+        first = " ".join(f"{value:.4f}" for value in vector[:4])
+        rows.append(
+            (f"[{index}]", _short(text), f"{len(ids)} tokens", f"{vector.size} dims", f"norm {np.linalg.norm(vector):.4f}", f"{first} ...")
+        )
+    click.echo(table(rows, indent=0))
+    if len(texts) > 1:
+        click.echo("\ncosine similarity\n" + _similarities(vectors))
+    return vectors
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= 50 else f'"{line[:47]}..."'
+
+
+def _similarities(vectors: Array) -> str:
+    import numpy as np
+
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    names = [f"[{index}]" for index in range(len(vectors))]
+    rows = [(name, *(f"{value:.3f}" for value in row)) for name, row in zip(names, unit @ unit.T, strict=True)]
+    return table(rows, header=("", *names), indent=0)
+
+
+def _targets(outputs: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """The file of each output that is to be saved. Raises UserError before anything runs."""
+    targets: dict[str, Path] = {}
+    for text in outputs:
+        name, equals, path = text.partition("=")
+        if not equals:
+            targets |= {known: Path(text) / f"{known}.npy" for known in names}
+        elif name not in names:
+            raise UserError(f"--output {text}: there is no output '{name}', only {', '.join(names)}")
+        else:
+            targets[name] = Path(path)
+    return targets
+
+
+def _save(results: dict[str, Array], targets: dict[str, Path]) -> None:
+    import numpy as np
+
+    for name, path in targets.items():
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.save(file, results[name], allow_pickle=False)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"can't write {path}: {error.strerror or error}") from error
+        click.echo(f"saved {name} to {path}")

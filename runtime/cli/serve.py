@@ -1,0 +1,76 @@
+"""`llmos serve`"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from llmos.runtime.errors import UserError
+
+_STARTED_S = time.monotonic()
+
+
+@click.command(name="serve")
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 for any free one.")
+@click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows of one batch.")
+@click.option("--max-batch-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Padded tokens of one batch.")
+@click.option("--max-queue", default=256, show_default=True, type=click.IntRange(1), help="Requests of a model before clients get 429.")
+@click.option("--max-delay-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="How long a batch waits to grow.")
+@click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one request.")
+@click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
+@click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
+@click.option("--api-key", multiple=True, help="Key that clients must send; several may be given. [env: LLMOS_API_KEYS, comma-separated]")
+@click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
+def command(
+    artifacts: tuple[str, ...],
+    host: str,
+    port: int,
+    max_batch_size: int,
+    max_batch_tokens: int,
+    max_queue: int,
+    max_delay_ms: float,
+    timeout_s: float,
+    grace_s: float,
+    max_body_mib: int,
+    api_key: tuple[str, ...],
+    access_log: bool,
+) -> int:
+    """Serve artifacts over HTTP: the Open Inference Protocol v2 and OpenAI embeddings.
+
+    ARTIFACT is a path, or name=path to serve it under another name.
+    """
+    from llmos.runtime.engine import Limits, load_model
+    from llmos.runtime.server.serve import serve
+    from llmos.runtime.server.settings import MIB, ServerSettings
+
+    settings = ServerSettings(
+        limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),
+        max_queue=max_queue,
+        timeout_s=timeout_s,
+        max_body_bytes=max_body_mib * MIB,
+        grace_s=grace_s,
+        api_keys=frozenset(api_key or _keys_of_environment()),
+        access_log=access_log,
+    )
+    models = [load_model(path, name) for name, path in map(_parse_artifact, artifacts)]
+    return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
+
+
+def _keys_of_environment() -> list[str]:
+    import os
+
+    return [key.strip() for key in os.environ.get("LLMOS_API_KEYS", "").split(",") if key.strip()]
+
+
+def _parse_artifact(text: str) -> tuple[str | None, Path]:
+    """ "name=path" or "path"; a path that exists is never taken for the first form."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not name or not path:
+        raise UserError(f"'{text}' is neither a path nor name=path")
+    return name, Path(path)

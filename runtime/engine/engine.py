@@ -1,0 +1,282 @@
+"""The batching engine of one model: a bounded queue in front of one worker thread.
+
+Batching is natural: while a batch runs, requests queue; when it ends, the policy takes what fits. An idle engine runs a request at once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmos.runtime.engine.assemble import join, split
+from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError
+from llmos.runtime.engine.job import Item, Job, Outputs
+from llmos.runtime.engine.model import Array, Batching, Model
+from llmos.runtime.engine.observer import BatchReport, JobReport, NullObserver, Observer
+from llmos.runtime.engine.policy import Decision, Limits, Pending, next_batch
+from llmos.runtime.engine.validate import check_inputs
+from llmos.runtime.errors import InputError
+
+Clock = Callable[[], float]
+Ended = tuple[Job, BaseException | None]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """limits: of one batch. max_queue: requests waiting or running at most; more are refused. timeout_s: of a request that names none."""
+
+    limits: Limits = field(default_factory=Limits)
+    max_queue: int = 256
+    timeout_s: float = math.inf
+
+
+class Engine:
+    """Runs requests to one model in batches. Safe to use from any thread."""
+
+    def __init__(
+        self, model: Model, options: EngineOptions | None = None, *, observer: Observer | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self.model = model
+        self.options = options or EngineOptions()
+        self.batching = Batching.of(model)
+        self._limits = _within_symbols(self.options.limits, model, self.batching)
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._waiting: dict[int, Item] = {}  # in order of arrival
+        self._running: list[Item] = []
+        self._jobs: set[Job] = set()  # submitted and not ended
+        self._next_id = 0
+        self._num_submitted = 0
+        self._num_ended = 0
+        self._batch_s = 0.0  # of the latest batch, for Retry-After
+        self._accepting = True
+        self._stopping = False
+        self._worker = threading.Thread(target=self._work, name=f"llmos-engine-{model.name}", daemon=True)
+        self._worker.start()
+
+    # What callers use.
+
+    def submit(self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None) -> Job:
+        """Queue one client's request of one or more calls.
+
+        Raises InputError (an array doesn't fit the model), QueueFullError or ClosedError; never blocks on the model.
+        """
+        if not requests:
+            raise InputError("the request holds no inputs")
+        arrays = [check_inputs(self.model.signature, request) for request in requests]
+        now = self._clock()
+        job = Job(len(arrays), now, now + (self.options.timeout_s if timeout_s is None else timeout_s))
+        with self._changed:
+            self._admit()
+            for index, item in enumerate(arrays):
+                self._waiting[self._next_id] = Item(job, index, item, self._describe(item, job))
+                self._next_id += 1
+            self._jobs.add(job)
+            self._num_submitted += 1
+            self._changed.notify_all()
+        return job
+
+    def cancel(self, job: Job) -> bool:
+        """End a job that has not ended; a batch that is running goes on, without it. False: it had ended already."""
+        return self._end_one(job, "abort", CancelledError("the request was cancelled"))
+
+    def expire(self, job: Job) -> bool:
+        """End a job as timed out, for callers that keep the deadline themselves. False: it had ended already."""
+        return self._end_one(job, "timeout", DeadlineError("the request timed out"))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their first batch."""
+        with self._changed:
+            return sum(job.started_s is None for job in self._jobs)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have begun to run."""
+        with self._changed:
+            return sum(job.started_s is not None for job in self._jobs)
+
+    def stop_accepting(self) -> None:
+        """From now on submit raises ClosedError; what is queued still runs."""
+        with self._changed:
+            self._accepting = False
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Stop accepting and wait until everything queued has run. False: time ran out first."""
+        self.stop_accepting()
+        with self._changed:
+            return self._changed.wait_for(self._is_idle, timeout_s)
+
+    def abort(self) -> None:
+        """Stop accepting and end what is left with ClosedError; a call that is running goes on, without its results being used."""
+        error = ClosedError("the server is shutting down: send the request to another one")
+        with self._changed:
+            self._accepting = False
+            ended: list[Ended] = [(job, error) for job in list(self._jobs) if self._end(job, "abort")]
+        self._announce(ended)
+
+    def close(self) -> None:
+        """Abort and stop the worker; a call that is running is waited for, but not longer than 5 s."""
+        self.abort()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._worker:
+            self._worker.join(5)
+
+    def is_idle(self) -> bool:
+        with self._changed:
+            return self._is_idle()
+
+    def check_integrity(self) -> None:
+        """When idle, nothing may be left over. Raises IntegrityError."""
+        with self._changed:
+            if not self._is_idle():
+                return
+            if self._jobs or self._num_submitted != self._num_ended:
+                raise IntegrityError(
+                    f"idle with {len(self._jobs)} unfinished jobs: {self._num_submitted} submitted, {self._num_ended} ended"
+                )
+
+    # What follows runs under the lock unless it says otherwise.
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._running
+
+    def _admit(self) -> None:
+        if not self._accepting:
+            raise ClosedError("the server is shutting down: send the request to another one")
+        if len(self._jobs) < self.options.max_queue:
+            return
+        batches_ahead = math.ceil(len(self._waiting) / self._limits.max_rows)
+        retry_s = max(1.0, self._batch_s * batches_ahead)
+        raise QueueFullError(f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", retry_s)
+
+    def _describe(self, arrays: Sequence[Array], job: Job) -> Pending:
+        if self.batching.batch_symbol is None:
+            return Pending(self._next_id, 1, 1, None, job.arrival_s, job.deadline_s)
+        rows = len(arrays[0])
+        if self.batching.length_symbol is not None:
+            return Pending(self._next_id, rows, arrays[0].shape[1], "padded", job.arrival_s, job.deadline_s)
+        return Pending(self._next_id, rows, 1, tuple(array.shape[1:] for array in arrays), job.arrival_s, job.deadline_s)
+
+    def _end(self, job: Job, reason: str) -> bool:
+        """Take a job out of every account, once. The caller completes its future after the lock is released."""
+        if job.reason is not None:
+            return False
+        job.reason = reason
+        self._jobs.discard(job)
+        self._num_ended += 1
+        if job.pending_items:
+            for number in [number for number, item in self._waiting.items() if item.job is job]:
+                del self._waiting[number]
+        self._changed.notify_all()
+        return True
+
+    def _end_one(self, job: Job, reason: str, error: BaseException) -> bool:
+        """Without the lock held."""
+        with self._changed:
+            ended = self._end(job, reason)
+        if ended:
+            self._announce([(job, error)])
+        return ended
+
+    def _announce(self, ended: Sequence[Ended]) -> None:
+        """Complete the futures of ended jobs; without the lock held, since callbacks run here."""
+        now = self._clock()
+        for job, error in ended:
+            queue_s = None if job.started_s is None else job.started_s - job.arrival_s
+            self._observer.on_job(JobReport(job.reason or "error", now - job.arrival_s, queue_s))
+            if error is not None:
+                job.future.set_exception(error)
+            else:
+                job.future.set_result([outputs for outputs in job.results if outputs is not None])
+
+    # The worker's thread.
+
+    def _work(self) -> None:
+        while (batch := self._take()) is not None:
+            self._run(batch)
+
+    def _take(self) -> list[Item] | None:
+        """Wait for the next batch. None: the engine is closed."""
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return None
+                decision = self._decide()
+                late = {self._waiting[number].job for number in decision.expired}
+                error = DeadlineError("the request timed out in the queue")
+                ended: list[Ended] = [(job, error) for job in late if self._end(job, "timeout")]
+                batch = self._start(decision)
+                if not batch and not ended:
+                    self._changed.wait(None if decision.wake_s is None else max(0.0, decision.wake_s - self._clock()))
+            self._announce(ended)
+            if batch:
+                return batch
+
+    def _decide(self) -> Decision:
+        return next_batch([item.pending for item in self._waiting.values()], self._limits, self._clock())
+
+    def _start(self, decision: Decision) -> list[Item]:
+        now = self._clock()
+        batch = [self._waiting.pop(number) for number in decision.batch if number in self._waiting]
+        for item in batch:
+            if item.job.started_s is None:
+                item.job.started_s = now
+        self._running = batch
+        return batch
+
+    def _run(self, batch: list[Item]) -> None:
+        """Run a batch and hand out its results. One bad request among several must not fail the others: then each runs alone."""
+        start = self._clock()
+        outcome = self._call(batch)
+        if isinstance(outcome, BaseException) and len(batch) > 1:
+            outcomes: list[Outputs | BaseException] = []
+            for item in batch:
+                alone = self._call([item])
+                outcomes.append(alone if isinstance(alone, BaseException) else alone[0])
+        else:
+            outcomes = [outcome] if isinstance(outcome, BaseException) else list(outcome)
+        run_s = self._clock() - start
+        rows = sum(item.pending.rows for item in batch)
+        longest = max(item.pending.length for item in batch)
+        self._observer.on_batch(BatchReport(len(batch), rows, rows * longest, run_s))
+        self._finish(batch, outcomes, run_s)
+
+    def _call(self, batch: Sequence[Item]) -> list[Outputs] | BaseException:
+        try:
+            outputs = self.model(join(self.model.signature, self.batching, [item.arrays for item in batch]))
+            return split(outputs, [item.pending.rows for item in batch])
+        except Exception as error:  # whatever a model raises belongs to its request, never to the worker
+            return error
+
+    def _finish(self, batch: Sequence[Item], outcomes: Sequence[Outputs | BaseException], run_s: float) -> None:
+        ended: list[Ended] = []
+        with self._changed:
+            self._running = []
+            self._batch_s = run_s
+            for item, outcome in zip(batch, outcomes, strict=True):
+                job = item.job
+                if isinstance(outcome, BaseException):
+                    if self._end(job, "error"):
+                        ended.append((job, outcome))
+                    continue
+                job.results[item.index] = outcome
+                job.pending_items -= 1
+                if job.pending_items == 0 and self._end(job, "stop"):
+                    ended.append((job, None))
+            self._changed.notify_all()
+        self._announce(ended)
+
+
+def _within_symbols(limits: Limits, model: Model, batching: Batching) -> Limits:
+    """The limits, cut to what the model's batch symbol allows."""
+    if batching.batch_symbol is None:
+        return limits
+    _, most = model.signature.symbols.get(batching.batch_symbol, (1, limits.max_rows))
+    return Limits(min(limits.max_rows, most), limits.max_padded_tokens, limits.max_padding, limits.max_delay_s, limits.window)

@@ -1,0 +1,131 @@
+"""What the engine needs of a model, and how a loaded program gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from llmos.runtime.program import Program
+
+Array = np.ndarray[Any, Any]
+
+# First dimensions of these names are batches: rows are independent, so requests may be joined along them.
+BATCH_SYMBOLS = frozenset({"batch", "batch_size", "n", "N", "B"})
+SENTENCE_EMBEDDING = "sentence-embedding"
+
+
+def storage_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """The numpy dtype that carries a tensor: its own, or uint16 bits for bfloat16."""
+    return np.dtype(DTYPES[spec.dtype].storage)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of an entry, and the range [min, max] of each symbol."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def input(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+
+class Model(Protocol):
+    """A model that the engine can run: one call at a time, from one thread."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def signature(self) -> Signature: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    def asset(self, name: str) -> bytes | None: ...
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]: ...
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How requests to a model may be joined.
+
+    batch_symbol: the symbol of every tensor's first dimension; None: requests run one by one.
+    length_symbol: the symbol that is padded to the longest of a batch; None: requests of different sizes are not joined.
+    pad_values: what each input is padded with.
+    """
+
+    batch_symbol: str | None = None
+    length_symbol: str | None = None
+    pad_values: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model) -> Batching:
+        batch = _batch_symbol(model)
+        if batch is None:
+            return cls()
+        length = _length_symbol(model)
+        pads = {spec.name: 0 for spec in model.signature.inputs}
+        if "input_ids" in pads:
+            pads["input_ids"] = int(model.metadata.get("pad_token_id") or 0)
+        return cls(batch, length, pads)
+
+
+def _batch_symbol(model: Model) -> str | None:
+    """The symbol that stands first, and only first, in every input and output."""
+    signature = model.signature
+    tensors = (*signature.inputs, *signature.outputs)
+    if not signature.inputs or any(not spec.shape for spec in tensors):
+        return None
+    symbol = signature.inputs[0].shape[0]
+    if not isinstance(symbol, str) or symbol not in BATCH_SYMBOLS | {model.metadata.get("batch_symbol")}:
+        return None
+    if any(spec.shape[0] != symbol or symbol in spec.shape[1:] for spec in tensors):
+        return None
+    return symbol
+
+
+def _length_symbol(model: Model) -> str | None:
+    """The token symbol of a sentence encoder: its attention mask hides the padding, and its outputs don't have the symbol."""
+    signature = model.signature
+    mask = signature.input("attention_mask")
+    if model.metadata.get("task") != SENTENCE_EMBEDDING or mask is None or len(mask.shape) != 2:
+        return None
+    symbol = mask.shape[1]
+    if not isinstance(symbol, str) or any(spec.shape != mask.shape for spec in signature.inputs):
+        return None
+    return None if any(symbol in str(dim) for spec in signature.outputs for dim in spec.shape) else symbol
+
+
+class ProgramModel:
+    """A program's entry as a `Model`. Raises InputError where there is no such entry."""
+
+    def __init__(self, program: Program, *, name: str | None = None, entry: str = "main") -> None:
+        manifest = program.manifest
+        self._program = program
+        self._entry = program[entry]
+        self.name: str = name or manifest.name
+        self.metadata: Mapping[str, Any] = manifest.metadata
+        symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}
+        self.signature = Signature(self._entry.inputs, self._entry.outputs, symbols)
+
+    def asset(self, name: str) -> bytes | None:
+        artifact = self._program.artifact
+        return artifact.asset(name) if f"assets/{name}" in artifact.manifest.assets else None
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        result = self._entry(*arrays)
+        return list(result) if isinstance(result, tuple) else [result]
+
+
+def load_model(path: Path, name: str | None = None) -> ProgramModel:
+    """Load an artifact as a model. Raises ArtifactError."""
+    from llmos.runtime.program import load
+
+    return ProgramModel(load(path), name=name)

@@ -1,0 +1,98 @@
+"""Which queued requests run next: pure policy, with no clock, no threads and no arrays.
+
+The rule, in order:
+1. A request whose deadline has passed never runs.
+2. The oldest live request is always in the next batch, so nothing starves.
+3. It is joined by requests of the same group, nearest in length first (FIFO among equals), while the limits hold.
+4. The batch runs at once, unless a delay was asked for and the batch could still grow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from llmos.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one batch may hold.
+
+    max_rows: rows along the batch dimension.
+    max_padded_tokens: rows times the longest length, for models whose inputs are padded to a common length.
+    max_padding: padded tokens that may be added for each real one (0.5: a third of the batch may be padding).
+    max_delay_s: how long a batch that could still grow waits for more; 0 never waits.
+    window: how many of the oldest requests are looked at, which bounds both the work and the reordering.
+    """
+
+    max_rows: int = 32
+    max_padded_tokens: int = 2048
+    max_padding: float = 0.5
+    max_delay_s: float = 0.0
+    window: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1 or self.max_padded_tokens < 1 or self.window < 1:
+            raise UserError("batch limits: max_rows, max_padded_tokens and window must be 1 or more")
+        if not (self.max_padding >= 0 and self.max_delay_s >= 0):
+            raise UserError("batch limits: max_padding and max_delay_s can't be negative")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A queued request as the policy sees it.
+
+    length: size of the padded dimension, 1 where nothing is padded. group: only requests of an equal group may share a batch;
+    None means that the request runs alone. Times are seconds on the caller's clock.
+    """
+
+    id: int
+    rows: int
+    length: int
+    group: Hashable
+    arrival_s: float
+    deadline_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now: ids to run together, ids whose deadline has passed, and when to ask again (None: when something arrives)."""
+
+    batch: tuple[int, ...] = ()
+    expired: tuple[int, ...] = ()
+    wake_s: float | None = None
+
+
+def next_batch(pending: Sequence[Pending], limits: Limits, now_s: float) -> Decision:
+    """The next batch out of `pending`, oldest first."""
+    expired = tuple(request.id for request in pending if request.deadline_s <= now_s)
+    live = [request for request in pending if request.deadline_s > now_s][: limits.window]
+    if not live:
+        return Decision(expired=expired)
+    batch, can_grow = _fill(live, limits)
+    ids = tuple(request.id for request in batch)
+    release_s = live[0].arrival_s + limits.max_delay_s
+    if not can_grow or now_s >= release_s or any(request.deadline_s <= release_s for request in batch):
+        return Decision(ids, expired)
+    return Decision(expired=expired, wake_s=release_s)
+
+
+def _fill(live: Sequence[Pending], limits: Limits) -> tuple[list[Pending], bool]:
+    """The batch around the oldest request, in order of arrival, and whether a later arrival could still join it."""
+    head = live[0]
+    if head.group is None:
+        return [head], False
+    batch, rows, longest, tokens = [head], head.rows, head.length, head.rows * head.length
+    others = [request for request in live[1:] if request.group == head.group]
+    for request in sorted(others, key=lambda other: abs(other.length - head.length)):
+        padded = (rows + request.rows) * max(longest, request.length)
+        real = tokens + request.rows * request.length
+        if rows + request.rows > limits.max_rows or padded > limits.max_padded_tokens or padded > real * (1 + limits.max_padding):
+            continue
+        batch.append(request)
+        rows, longest, tokens = rows + request.rows, max(longest, request.length), real
+    chosen = {request.id for request in batch}
+    can_grow = rows < limits.max_rows and (rows + 1) * longest <= limits.max_padded_tokens
+    return [request for request in live if request.id in chosen], can_grow

@@ -1,0 +1,76 @@
+"""Texts to the token inputs of a sentence encoder, by the artifact's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmos.runtime.engine.model import SENTENCE_EMBEDDING, Array, Model, storage_dtype
+from llmos.runtime.errors import ArtifactError, UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+
+
+class TextEncoder:
+    """Tokenizes for one model; safe to use from several threads.
+
+    max_tokens: texts are cut there (the metadata's max_length, within what the compiled model takes).
+    width: size of an embedding.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._specs = model.signature.inputs
+        tokens = _token_symbol(model)
+        _, most = model.signature.symbols.get(tokens, (1, 512))
+        self.max_tokens = min(int(model.metadata.get("max_length") or most), most)
+        width = model.signature.outputs[0].shape[-1]
+        if not isinstance(width, int):
+            raise ArtifactError(f"'{model.name}': the size of its embeddings is not fixed, so it can't be served as a sentence encoder")
+        self.width = width
+        self._tokenizer = _load_tokenizer(model)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+        self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, at most max_tokens of them."""
+        if len(texts) == 1:
+            return [self._tokenizer.encode(texts[0]).ids]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def inputs(self, ids: Sequence[int]) -> dict[str, Array]:
+        """The model's inputs for one text: each [1, tokens]."""
+        values = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        zeros = [0] * len(ids)
+        return {spec.name: np.array([values.get(spec.name, zeros)], dtype=storage_dtype(spec)) for spec in self._specs}
+
+
+def is_sentence_encoder(model: Model) -> bool:
+    """Whether a model declares itself one and brings its tokenizer."""
+    return model.metadata.get("task") == SENTENCE_EMBEDDING and model.asset(TOKENIZER) is not None
+
+
+def _token_symbol(model: Model) -> str:
+    ids = model.signature.input("input_ids")
+    if ids is None or len(ids.shape) != 2 or not isinstance(ids.shape[1], str):
+        raise UserError(f"'{model.name}' is no sentence encoder: it has no input 'input_ids' of shape [batch, tokens]")
+    return ids.shape[1]
+
+
+def _load_tokenizer(model: Model) -> Tokenizer:
+    data = model.asset(TOKENIZER)
+    if data is None:
+        raise UserError(f"'{model.name}' holds no {TOKENIZER}: compile it from a model directory that has one, or give token ids")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UserError("text needs the tokenizers package: pip install llmos[serve]") from error
+    try:
+        return Tokenizer.from_str(bytes(data).decode())
+    except Exception as error:  # the package raises plain Exception
+        raise ArtifactError(f"'{model.name}': its {TOKENIZER} can't be read ({error})") from error

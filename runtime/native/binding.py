@@ -1,0 +1,174 @@
+"""ctypes binding of the C core: one function for each of llmos.h that Python needs, errors as exceptions."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from collections.abc import Callable
+from ctypes import c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from pathlib import Path
+from typing import Any
+
+from llmos.runtime.errors import ArtifactError, ExecutionError, InputError, LlmosError
+
+ERROR_ARTIFACT = 16
+ERROR_INPUT = 17
+ERROR_STRIDES = 18
+TRUST_ALWAYS = 1
+POISON_ARENA = 1
+
+_EXCEPTIONS: dict[int, type[LlmosError]] = {
+    ERROR_ARTIFACT: ArtifactError,
+    ERROR_INPUT: InputError,
+    ERROR_STRIDES: InputError,
+    3: InputError,
+}
+
+
+class ProfileRecord(ctypes.Structure):
+    """llmos_profile_record."""
+
+    _fields_ = [
+        ("dispatch", c_int32),
+        ("reserved", c_int32),
+        ("num_tiles", c_int64),
+        ("start_ns", c_int64),
+        ("duration_ns", c_int64),
+    ]
+
+
+class ProfileBuffer(ctypes.Structure):
+    """llmos_profile."""
+
+    _fields_ = [("records", c_void_p), ("capacity", c_int64), ("num_records", c_int64), ("total_ns", c_int64)]
+
+
+class Core:
+    """The functions of the loaded library. `shapes` keeps the GIL (it takes under a microsecond); `run` and all that is slow release it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        library = ctypes.CDLL(os.fspath(path))
+        with_gil = ctypes.PyDLL(os.fspath(path))
+        self.shapes = _function(with_gil, "llmos_program_shapes", c_int32, c_void_p, c_int32, c_void_p, c_int32, c_void_p)
+        self.run = _function(
+            library, "llmos_program_run", c_int32, c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_int32, c_uint32, c_void_p
+        )
+        self._last_error = _function(with_gil, "llmos_last_error", c_char_p)
+        self._artifact_open = _function(library, "llmos_artifact_open", c_int32, c_char_p, c_void_p)
+        self._artifact_verify = _function(library, "llmos_artifact_verify", c_int32, c_void_p)
+        self._artifact_close = _function(library, "llmos_artifact_close", None, c_void_p)
+        self._manifest = _function(with_gil, "llmos_artifact_manifest", c_void_p, c_void_p, c_void_p)
+        self._member = _function(with_gil, "llmos_artifact_member", c_void_p, c_void_p, c_char_p, c_void_p)
+        self._weight = _function(with_gil, "llmos_artifact_weight", c_void_p, c_void_p, c_int32, c_void_p)
+        self._program_open = _function(library, "llmos_program_open", c_int32, c_void_p, c_int32, c_uint32, c_void_p)
+        self._program_check = _function(library, "llmos_program_check", c_int32, c_void_p)
+        self._program_close = _function(library, "llmos_program_close", None, c_void_p)
+        self._set_num_threads = _function(library, "llmos_set_num_threads", c_int32, c_int32)
+        self.num_threads = _function(library, "llmos_num_threads", c_int32)
+        self._host_arch = _function(with_gil, "llmos_host_arch", c_char_p)
+        self._host_features = _function(with_gil, "llmos_host_features", c_char_p)
+
+    def error(self, code: int) -> LlmosError:
+        """The exception for the last error of this thread."""
+        message: bytes = self._last_error()
+        return _EXCEPTIONS.get(code, ExecutionError)(message.decode(errors="replace"))
+
+    def check(self, code: int) -> None:
+        if code:
+            raise self.error(code)
+
+    def open_artifact(self, path: str | os.PathLike[str]) -> Handle:
+        """Raises ArtifactError for anything but a whole and unchanged artifact."""
+        pointer = c_void_p()
+        self.check(self._artifact_open(os.fsencode(path), ctypes.byref(pointer)))
+        return Handle(pointer.value, self._artifact_close)
+
+    def verify_artifact(self, artifact: Handle) -> None:
+        self.check(self._artifact_verify(artifact.value))
+
+    def manifest(self, artifact: Handle) -> memoryview:
+        return self._view(artifact, self._manifest)
+
+    def member(self, artifact: Handle, name: str) -> memoryview | None:
+        size = c_size_t()
+        address = self._member(artifact.value, name.encode(), ctypes.byref(size))
+        return None if address is None else _read_only(address, size.value, artifact)
+
+    def weight(self, artifact: Handle, index: int) -> memoryview:
+        return self._view(artifact, self._weight, index)
+
+    def open_program(self, artifact: Handle, code: int) -> Handle:
+        """Loads code that the caller vouches for, that is, whose signature was checked. Raises ArtifactError."""
+        pointer = c_void_p()
+        self.check(self._program_open(artifact.value, code, TRUST_ALWAYS, ctypes.byref(pointer)))
+        return Handle(pointer.value, self._program_close)
+
+    def check_program(self, program: Handle) -> None:
+        self.check(self._program_check(program.value))
+
+    def set_num_threads(self, num_threads: int) -> None:
+        self.check(self._set_num_threads(num_threads))
+
+    def host_arch(self) -> str:
+        return str(self._host_arch().decode())
+
+    def host_features(self) -> tuple[str, ...]:
+        return tuple(self._host_features().decode().split())
+
+    def _view(self, artifact: Handle, function: Callable[..., Any], *arguments: Any) -> memoryview:
+        size = c_size_t()
+        address = function(artifact.value, *arguments, ctypes.byref(size))
+        return _read_only(address, size.value, artifact)
+
+
+class Handle:
+    """An object of the core; it is closed when nothing refers to it any more, a running call included."""
+
+    __slots__ = ("_close", "value")
+
+    def __init__(self, value: int | None, close: Callable[[int | None], None]) -> None:
+        self.value = value
+        self._close = close
+
+    def __del__(self) -> None:
+        self._close(self.value)
+
+
+@functools.cache
+def core() -> Core:
+    """The core, loaded on first use. Raises LlmosError where it was not built."""
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"_core{suffix}"
+        if path.exists():
+            return Core(path)
+    raise LlmosError(f"the native core of llmos is not built: there is no _core*.so in {folder}; install llmos with pip where there is a C compiler")
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that share the work of a call, the calling one included. Raises InputError beyond 1 to 1024."""
+    core().set_num_threads(num_threads)
+
+
+def num_threads() -> int:
+    """LLMOS_NUM_THREADS, else the physical cores that this process may use."""
+    return int(core().num_threads())
+
+
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+def _read_only(address: int | None, num_bytes: int, owner: Handle) -> memoryview:
+    """A view of the core's memory that keeps `owner` open."""
+    if not num_bytes or address is None:
+        return memoryview(b"")
+    buffer = (ctypes.c_uint8 * num_bytes).from_address(address)
+    buffer.owner = owner  # type: ignore[attr-defined]
+    return memoryview(buffer).cast("B").toreadonly()

@@ -1,0 +1,161 @@
+/* What the files of the core share. Nothing here is visible outside the library (-fvisibility=hidden). */
+#ifndef LLMOS_CORE_H_
+#define LLMOS_CORE_H_
+
+/* Before any header: memfd_create, affinity, thread names. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <llmos/llmos.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64, MAX_NDIM = 16, MAX_SYMBOLS = 64, FORMAT = 1, OLDEST_FORMAT = 1, CHUNK_BYTES = 1 << 20 };
+
+/* ---- error.c: messages, per thread ---- */
+int32_t fail(int32_t code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+void prefix_error(const char* prefix);
+
+/* ---- memory.c: zones (freed all at once) and arenas (reused call after call) ---- */
+typedef struct zone {
+  struct zone_block* blocks;
+} zone;
+void* zone_alloc(zone* zone, size_t count, size_t size); /* zeroed, 16-byte aligned; NULL: out of memory */
+char* zone_string(zone* zone, const char* text, size_t size);
+void zone_free(zone* zone);
+
+typedef struct arena {
+  struct arena_block* blocks; /* the newest first; a call that needed several leaves one that holds them all */
+  int64_t wanted;             /* bytes the present call has asked for */
+} arena;
+void* arena_alloc(arena* arena, int64_t num_bytes);
+void arena_reset(arena* arena);
+bool arena_intact(const arena* arena);
+int64_t arena_bytes(const arena* arena);
+void arena_free(arena* arena);
+
+/* ---- sha256.c ---- */
+void sha256(const void* data, size_t size, uint8_t digest[32]);
+uint32_t crc32_of(const void* data, size_t size);
+
+/* ---- json.c: a document as a flat array of nodes in document order ---- */
+typedef enum { JSON_NULL, JSON_BOOL, JSON_INTEGER, JSON_REAL, JSON_STRING, JSON_ARRAY, JSON_OBJECT } json_type;
+typedef struct {
+  json_type type;
+  uint32_t count; /* children of an array; pairs of an object */
+  uint32_t next;  /* the index of the node after this one and all it holds */
+  int64_t integer;
+  const char* string; /* NUL-terminated UTF-8 without NULs inside */
+} json_node;
+typedef struct {
+  json_node* nodes;
+  size_t num_nodes;
+  char* strings;
+} json;
+int32_t json_parse(const char* text, size_t size, json* document);
+void json_free(json* document);
+
+/* ---- expression.c: integer expressions of symbols in dims ---- */
+typedef struct {
+  const char* name;
+  int64_t min, max;
+} symbol;
+bool evaluate(const char* text, const symbol* symbols, int32_t num_symbols, const int64_t* values, int64_t* result);
+
+/* ---- manifest.c ---- */
+typedef struct {
+  int64_t size;           /* -1 where it is not fixed */
+  int32_t symbol;         /* or -1 */
+  const char* expression; /* the text of a dim that is no number, or NULL */
+} dim;
+
+typedef struct {
+  const char* name;
+  DLDataType dtype;
+  int32_t ndim;
+  const dim* dims;
+  const int64_t* shape;
+} tensor;
+
+typedef struct {
+  const char *name, *symbol, *shapes;
+  int32_t num_inputs, num_outputs;
+  const tensor *inputs, *outputs;
+} entry;
+
+typedef struct {
+  const char* name;
+  uint64_t offset, num_bytes;
+} weight;
+
+typedef struct {
+  const char *target, *arch, *member;
+  const char* const* features;
+  int32_t num_features;
+} code;
+
+typedef struct {
+  const char* name;
+  uint64_t num_bytes;
+  size_t num_chunks;
+  const uint8_t (*sha256)[32];
+} listed_member;
+
+typedef struct {
+  const char* name;
+  int32_t num_symbols, num_entries, num_weights, num_code, num_kernels, num_members;
+  const symbol* symbols;
+  const entry* entries;
+  const weight* weights;
+  const code* code;
+  const char* const* kernels;
+  const listed_member* members;
+} manifest;
+int32_t manifest_parse(const char* text, size_t size, zone* zone, manifest* result);
+
+const char* dtype_name(DLDataType dtype, char buffer[32]);
+bool dtype_parse(const char* name, DLDataType* dtype);
+
+/* ---- zip.c ---- */
+typedef struct {
+  const char* name;
+  const uint8_t* data;
+  uint64_t num_bytes;
+  uint32_t crc;
+} zip_member;
+int32_t zip_parse(const uint8_t* file, uint64_t size, zone* zone, zip_member** members, int32_t* num_members);
+
+/* ---- artifact.c ---- */
+struct llmos_artifact {
+  atomic_int references;
+  zone zone;
+  const uint8_t* file;
+  size_t file_bytes;
+  const char* manifest_text; /* a private copy: what was checked is what is used */
+  size_t manifest_bytes;
+  manifest manifest;
+  const zip_member* members;
+  int32_t num_members;
+  const uint8_t* weights; /* the data of weights.safetensors */
+  uint64_t weights_bytes;
+};
+const zip_member* artifact_member(const llmos_artifact* artifact, const char* name);
+const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
+
+/* ---- cpu.c ---- */
+bool host_has(const char* feature);
+bool host_runs(const code* code, const char** missing); /* missing: the first feature it lacks, or the arch */
+int32_t host_num_cores(void);
+
+/* ---- pool.c ---- */
+int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes);
+int64_t now_ns(void);
+
+/* ---- check.c: tensors of a call against their specification ---- */
+int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs,
+                     int64_t* symbols);
+int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
+int32_t check_dims(const entry* entry, const int64_t* dims);
+
+#endif

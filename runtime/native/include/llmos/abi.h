@@ -1,0 +1,100 @@
+/* The ABI between generated code and the llmos C core: what the shared object inside an artifact relies on.
+ *
+ * It never changes within an artifact format version. The object has no undefined symbols: everything it needs reaches it
+ * through the llmos_context. Guarantees of the core to generated code:
+ *   - weights: one pointer per manifest weight, in manifest order, 64-byte aligned, read-only;
+ *   - arena: every block is 64-byte aligned, distinct from the other blocks of the call, valid until the entry returns, and
+ *     not cleared; calls run at the same time never share one;
+ *   - launch: returns after every tile has run (or, after an error, once no thread is in a kernel any more); the tiles reach
+ *     the kernel as disjoint ranges [begin, end) that cover [0, num_tiles), in any order and on any thread; scratch is at least
+ *     scratch_bytes long, 64-byte aligned, private to the thread, not cleared, and never NULL when scratch_bytes > 0;
+ *   - inputs and outputs of an entry: dense, row-major, on the CPU, aligned to their element only; dtypes, ranks, static dims
+ *     and symbol ranges have been checked against the manifest; byte_offset is 0; data may be NULL only where a dim is 0;
+ *     strides may be NULL; the core never gives overlapping outputs unless its caller did.
+ * Calls of one entry may run at the same time on several threads: generated code keeps no state of its own.
+ */
+#ifndef LLMOS_ABI_H_
+#define LLMOS_ABI_H_
+
+#include <stdint.h>
+
+/* DLPack's DLTensor and TVM FFI's TVMFFIAny, copied from their specifications; the real headers win where they are there. */
+#if !defined(DLPACK_DLPACK_H_) && defined(__has_include)
+#if __has_include(<dlpack/dlpack.h>)
+#include <dlpack/dlpack.h>
+#endif
+#endif
+#ifndef DLPACK_DLPACK_H_
+typedef struct {
+  int32_t device_type; /* 1: CPU */
+  int32_t device_id;
+} DLDevice;
+
+typedef struct {
+  uint8_t code; /* 0 int, 1 uint, 2 float, 4 bfloat, 5 complex, 6 bool */
+  uint8_t bits;
+  uint16_t lanes;
+} DLDataType;
+
+typedef struct {
+  void* data;
+  DLDevice device;
+  int32_t ndim;
+  DLDataType dtype;
+  int64_t* shape;
+  int64_t* strides; /* in elements; NULL: dense row-major */
+  uint64_t byte_offset;
+} DLTensor;
+#endif
+
+#ifndef TVM_FFI_C_API_H_
+typedef struct {
+  int32_t type_index;
+  uint32_t zero_padding;
+  union {
+    int64_t v_int64;
+    double v_float64;
+    void* v_ptr;
+  };
+} TVMFFIAny;
+#endif
+
+#define LLMOS_TYPE_NONE 0          /* kTVMFFINone */
+#define LLMOS_TYPE_DLTENSOR_PTR 7  /* kTVMFFIDLTensorPtr */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a kernel, a launch and an entry return. */
+enum {
+  LLMOS_OK = 0,
+  LLMOS_INDEX_OUT_OF_RANGE = 1,
+  LLMOS_OUT_OF_MEMORY = 2,
+  LLMOS_BAD_ARGUMENTS = 3,
+  LLMOS_INTERNAL = 4
+};
+
+/* One dispatch: runs tiles [begin, end). buffers: pointers to dense row-major data. scratch: this thread's. */
+typedef int32_t (*llmos_kernel)(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch);
+
+typedef struct llmos_context {
+  const void* const* weights;
+  /* Temporaries of this call. NULL: out of memory. */
+  void* (*arena)(struct llmos_context* context, int64_t num_bytes);
+  /* Fork-join over the pool; the first non-zero code of a kernel, or 0. dispatch: index into the manifest's kernels. */
+  int32_t (*launch)(struct llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims,
+                    int64_t num_tiles, int64_t scratch_bytes, int32_t dispatch);
+} llmos_context;
+
+/* An entry, exported as the manifest's "symbol" (TVMFFISafeCallType). args: the inputs, then the outputs, each
+ * LLMOS_TYPE_DLTENSOR_PTR. handle: the llmos_context. */
+typedef int (*llmos_entry)(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result);
+
+/* Exported as the manifest's "shapes": all dims of all outputs, one after the other, from the symbols in manifest order. */
+typedef void (*llmos_shapes)(const int64_t* symbols, int64_t* dims);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,387 @@
+/* A program: an artifact's code, loaded for this machine, and its weights, bound to the mapped file. */
+#include "core.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x0010U
+#endif
+
+enum { NUM_SLOTS = 64 };
+
+typedef struct {
+  llmos_entry run;
+  llmos_shapes shapes;
+  int32_t num_dims; /* of all outputs */
+} functions;
+
+/* All that one call needs and no other call may touch; kept for the next call. */
+typedef struct {
+  llmos_context abi; /* first: generated code gets this address */
+  const llmos_program* program;
+  arena arena;
+  bool poison;
+  int32_t failed_dispatch;
+  llmos_profile* profile;
+  int64_t start_ns;
+  int64_t* dims;
+  DLTensor* tensors;
+  TVMFFIAny* arguments;
+} call;
+
+struct llmos_program {
+  llmos_artifact* artifact;
+  const code* code;
+  void* library;
+  functions* functions; /* per entry */
+  const void** weights;
+  int32_t max_tensors, max_dims;
+  atomic_int running;
+  _Atomic(call*) idle[NUM_SLOTS]; /* no lock, so that a fork can't leave one held */
+};
+
+/* ---- What generated code calls ---- */
+
+static void* call_arena(llmos_context* context, int64_t num_bytes) {
+  call* self = (call*)context;
+  void* memory = arena_alloc(&self->arena, num_bytes);
+  if (memory && self->poison) memset(memory, 0xFF, (size_t)num_bytes);
+  return memory;
+}
+
+static void record(llmos_profile* profile, llmos_profile_record record) {
+  if (profile->num_records < profile->capacity) profile->records[profile->num_records] = record;
+  ++profile->num_records;
+}
+
+static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles,
+                           int64_t scratch_bytes, int32_t dispatch) {
+  call* self = (call*)context;
+  int64_t begin = self->profile ? now_ns() : 0;
+  int32_t code = pool_launch(kernel, buffers, dims, num_tiles, scratch_bytes);
+  if (code) self->failed_dispatch = dispatch;
+  if (self->profile) record(self->profile, (llmos_profile_record){dispatch, 0, num_tiles, begin - self->start_ns, now_ns() - begin});
+  return code;
+}
+
+/* ---- Calls ---- */
+
+static void call_free(call* self) {
+  arena_free(&self->arena);
+  free(self->dims);
+  free(self->tensors);
+  free(self->arguments);
+  free(self);
+}
+
+static call* call_new(const llmos_program* program) {
+  call* self = calloc(1, sizeof *self);
+  if (!self) return NULL;
+  size_t num_tensors = (size_t)program->max_tensors + 1, num_dims = (size_t)program->max_dims + 1;
+  self->abi = (llmos_context){program->weights, call_arena, call_launch};
+  self->program = program;
+  self->dims = calloc(num_dims, sizeof *self->dims);
+  self->tensors = calloc(num_tensors, sizeof *self->tensors);
+  self->arguments = calloc(num_tensors, sizeof *self->arguments);
+  if (self->dims && self->tensors && self->arguments) return self;
+  call_free(self);
+  return NULL;
+}
+
+static call* take_call(llmos_program* program) {
+  for (int i = 0; i < NUM_SLOTS; ++i) {
+    call* found = atomic_load_explicit(&program->idle[i], memory_order_relaxed) ? atomic_exchange(&program->idle[i], NULL) : NULL;
+    if (found) return found;
+  }
+  return call_new(program);
+}
+
+static void give_back(llmos_program* program, call* self) {
+  for (int i = 0; i < NUM_SLOTS; ++i) {
+    call* none = NULL;
+    if (atomic_compare_exchange_strong(&program->idle[i], &none, self)) return;
+  }
+  call_free(self);
+}
+
+/* ---- Loading code ---- */
+
+static int32_t make_memfd(const char* name) {
+  int descriptor = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
+  return descriptor < 0 && errno == EINVAL ? memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING) : descriptor;
+}
+
+static bool write_all(int descriptor, const uint8_t* data, size_t size) {
+  while (size) {
+    ssize_t written = write(descriptor, data, size);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return false;
+    data += written;
+    size -= (size_t)written;
+  }
+  return true;
+}
+
+/* Copies the member and hashes the sealed copy: a file that changes under us can't slip other code in. */
+static int32_t copy_code(const llmos_artifact* artifact, const code* code, int* descriptor) {
+  char name[64];
+  const zip_member* member = artifact_member(artifact, code->member);
+  const listed_member* listed = artifact_listed(artifact, code->member);
+  snprintf(name, sizeof name, "llmos:%.20s:%.20s", artifact->manifest.name, code->target);
+  *descriptor = make_memfd(name);
+  if (*descriptor < 0) return fail(LLMOS_ERROR_ARTIFACT, "can't make memory for its code: %s", strerror(errno));
+  if (!write_all(*descriptor, member->data, member->num_bytes) ||
+      fcntl(*descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
+    return fail(LLMOS_OUT_OF_MEMORY, "can't copy its code: %s", strerror(errno));
+  }
+  if (!member->num_bytes) return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" is empty", code->member);
+  const uint8_t* copy = mmap(NULL, member->num_bytes, PROT_READ, MAP_PRIVATE, *descriptor, 0);
+  if (copy == MAP_FAILED) return fail(LLMOS_OUT_OF_MEMORY, "can't map its code: %s", strerror(errno));
+  bool same = true;
+  for (size_t i = 0; i < listed->num_chunks && same; ++i) {
+    uint8_t digest[32];
+    uint64_t offset = (uint64_t)i * CHUNK_BYTES, rest = member->num_bytes - offset;
+    sha256(copy + offset, rest < CHUNK_BYTES ? rest : CHUNK_BYTES, digest);
+    same = memcmp(digest, listed->sha256[i], sizeof digest) == 0;
+  }
+  munmap((void*)copy, member->num_bytes);
+  return same ? LLMOS_OK : fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" changed while it was loaded", code->member);
+}
+
+static int32_t load_code(llmos_program* program) {
+  char path[64];
+  int descriptor = -1;
+  int32_t code = copy_code(program->artifact, program->code, &descriptor);
+  if (!code) {
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    program->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!program->library) code = fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" can't be loaded: %s", program->code->member, dlerror());
+  }
+  if (descriptor >= 0) close(descriptor);
+  return code;
+}
+
+static int32_t bind_entry(llmos_program* program, const entry* entry, functions* result) {
+  void* run = dlsym(program->library, entry->symbol);
+  void* shapes = dlsym(program->library, entry->shapes);
+  if (!run || !shapes) {
+    return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" has no function \"%s\"", program->code->member, run ? entry->shapes : entry->symbol);
+  }
+  memcpy(&result->run, &run, sizeof run); /* ISO C knows no cast from an object pointer to a function pointer */
+  memcpy(&result->shapes, &shapes, sizeof shapes);
+  int32_t num_tensors = entry->num_inputs + entry->num_outputs;
+  for (int32_t i = 0; i < entry->num_outputs; ++i) result->num_dims += entry->outputs[i].ndim;
+  if (num_tensors > program->max_tensors) program->max_tensors = num_tensors;
+  if (result->num_dims > program->max_dims) program->max_dims = result->num_dims;
+  return LLMOS_OK;
+}
+
+static int32_t bind(llmos_program* program) {
+  const manifest* manifest = &program->artifact->manifest;
+  program->functions = calloc((size_t)manifest->num_entries + 1, sizeof *program->functions);
+  program->weights = calloc((size_t)manifest->num_weights + 1, sizeof *program->weights);
+  if (!program->functions || !program->weights) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  for (int32_t i = 0; i < manifest->num_weights; ++i) program->weights[i] = program->artifact->weights + manifest->weights[i].offset;
+  int32_t code = LLMOS_OK;
+  for (int32_t i = 0; i < manifest->num_entries && !code; ++i) code = bind_entry(program, manifest->entries + i, program->functions + i);
+  return code;
+}
+
+static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const code** result) {
+  const char* missing;
+  if (index == -1) index = llmos_artifact_choose(artifact);
+  if (index == -1) return fail(LLMOS_ERROR_ARTIFACT, "it has no code for this machine (%s); compile it again with --target native on it", llmos_host_arch());
+  if (index < 0 || index >= artifact->manifest.num_code) return fail(LLMOS_BAD_ARGUMENTS, "there is no code member %d", index);
+  *result = artifact->manifest.code + index;
+  if (host_runs(*result, &missing)) return LLMOS_OK;
+  return fail(LLMOS_ERROR_ARTIFACT, "code \"%s\" is not for this machine: it needs %s", (*result)->target, missing);
+}
+
+int32_t llmos_program_open(llmos_artifact* artifact, int32_t index, uint32_t flags, llmos_program** result) {
+  *result = NULL;
+  if (!(flags & LLMOS_TRUST_ALWAYS)) return fail(LLMOS_ERROR_ARTIFACT, "its code is not vouched for: check the signature, then pass LLMOS_TRUST_ALWAYS");
+  llmos_program* program = calloc(1, sizeof *program);
+  if (!program) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  atomic_fetch_add(&artifact->references, 1);
+  program->artifact = artifact;
+  int32_t code = choose_code(artifact, index, &program->code);
+  if (!code) code = load_code(program);
+  if (!code) code = bind(program);
+  if (code) {
+    llmos_program_close(program);
+    return code;
+  }
+  *result = program;
+  return LLMOS_OK;
+}
+
+void llmos_program_close(llmos_program* program) {
+  if (!program) return;
+  for (int i = 0; i < NUM_SLOTS; ++i) {
+    call* idle = atomic_exchange(&program->idle[i], NULL);
+    if (idle) call_free(idle);
+  }
+  if (program->library) dlclose(program->library);
+  free(program->functions);
+  free(program->weights);
+  llmos_artifact_close(program->artifact);
+  free(program);
+}
+
+/* ---- What there is to call ---- */
+
+static const entry* entry_at(const llmos_program* program, int32_t index) {
+  const manifest* manifest = &program->artifact->manifest;
+  return index >= 0 && index < manifest->num_entries ? manifest->entries + index : NULL;
+}
+
+int32_t llmos_program_entry(const llmos_program* program, const char* name) {
+  const manifest* manifest = &program->artifact->manifest;
+  for (int32_t i = 0; i < manifest->num_entries; ++i) {
+    if (strcmp(manifest->entries[i].name, name) == 0) return i;
+  }
+  return -1;
+}
+
+int32_t llmos_program_num_inputs(const llmos_program* program, int32_t index) {
+  const entry* entry = entry_at(program, index);
+  return entry ? entry->num_inputs : 0;
+}
+
+int32_t llmos_program_num_outputs(const llmos_program* program, int32_t index) {
+  const entry* entry = entry_at(program, index);
+  return entry ? entry->num_outputs : 0;
+}
+
+static int32_t tensor_info(const tensor* tensors, int32_t count, int32_t index, llmos_tensor_info* info) {
+  if (index < 0 || index >= count) return fail(LLMOS_BAD_ARGUMENTS, "there is no tensor %d", index);
+  const tensor* tensor = tensors + index;
+  *info = (llmos_tensor_info){tensor->name, tensor->dtype, tensor->ndim, tensor->shape};
+  return LLMOS_OK;
+}
+
+int32_t llmos_program_input(const llmos_program* program, int32_t index, int32_t input, llmos_tensor_info* info) {
+  const entry* entry = entry_at(program, index);
+  return entry ? tensor_info(entry->inputs, entry->num_inputs, input, info) : fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+}
+
+int32_t llmos_program_output(const llmos_program* program, int32_t index, int32_t output, llmos_tensor_info* info) {
+  const entry* entry = entry_at(program, index);
+  return entry ? tensor_info(entry->outputs, entry->num_outputs, output, info) : fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+}
+
+/* ---- Running ---- */
+
+int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,
+                             int64_t* dims) {
+  int64_t symbols[MAX_SYMBOLS];
+  const entry* entry = entry_at(program, index);
+  if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+  int32_t code = check_inputs(&program->artifact->manifest, entry, inputs, num_inputs, symbols);
+  if (code) return code;
+  program->functions[index].shapes(symbols, dims);
+  return check_dims(entry, dims);
+}
+
+/* Copies, because the caller's byte_offset must reach generated code as part of data. */
+static void set_argument(call* self, int32_t index, const DLTensor* source) {
+  self->tensors[index] = *source;
+  self->tensors[index].data = (char*)source->data + source->byte_offset;
+  self->tensors[index].byte_offset = 0;
+  self->arguments[index] = (TVMFFIAny){.type_index = LLMOS_TYPE_DLTENSOR_PTR, .v_ptr = self->tensors + index};
+}
+
+static int32_t run_error(const call* self, const entry* entry, int32_t code) {
+  static const char* const meaning[] = {"", "an index in the data is out of range", "out of memory", "it was given bad arguments",
+                                        "an internal error"};
+  const manifest* manifest = &self->program->artifact->manifest;
+  bool known = code > 0 && code <= LLMOS_INTERNAL;
+  const char* where = self->failed_dispatch >= 0 && self->failed_dispatch < manifest->num_kernels ? manifest->kernels[self->failed_dispatch] : NULL;
+  return fail(known ? code : LLMOS_INTERNAL, "entry \"%s\": %s (code %d%s%s)", entry->name, known ? meaning[code] : "its code failed", code,
+              where ? ", in dispatch " : "", where ? where : "");
+}
+
+#if defined(__x86_64__)
+/* The caller's rounding and denormal modes must not reach results, nor must ours reach the caller. */
+static uint32_t default_float_mode(void) {
+  uint32_t before = __builtin_ia32_stmxcsr();
+  if (before != 0x1F80) __builtin_ia32_ldmxcsr(0x1F80);
+  return before;
+}
+static void restore_float_mode(uint32_t before) { __builtin_ia32_ldmxcsr(before); }
+#else
+static uint32_t default_float_mode(void) { return 0; }
+static void restore_float_mode(uint32_t before) { (void)before; }
+#endif
+
+static int32_t run_entry(call* self, const entry* entry, const functions* functions) {
+  TVMFFIAny result = {.type_index = LLMOS_TYPE_NONE};
+  self->start_ns = self->profile ? now_ns() : 0;
+  uint32_t mode = default_float_mode();
+  int32_t code = functions->run(&self->abi, self->arguments, entry->num_inputs + entry->num_outputs, &result);
+  restore_float_mode(mode);
+  if (self->profile) self->profile->total_ns = now_ns() - self->start_ns;
+  return code ? run_error(self, entry, code) : LLMOS_OK;
+}
+
+static int32_t run_call(call* self, int32_t index, const DLTensor* const* inputs, const DLTensor* const* outputs, int32_t num_outputs) {
+  const entry* entry = entry_at(self->program, index);
+  int32_t code = llmos_program_shapes(self->program, index, inputs, entry->num_inputs, self->dims);
+  if (!code) code = check_outputs(entry, outputs, num_outputs, self->dims);
+  if (code) return code;
+  for (int32_t i = 0; i < entry->num_inputs; ++i) set_argument(self, i, inputs[i]);
+  for (int32_t i = 0; i < num_outputs; ++i) set_argument(self, entry->num_inputs + i, outputs[i]);
+  return run_entry(self, entry, self->program->functions + index);
+}
+
+int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,
+                          const DLTensor* const* outputs, int32_t num_outputs, uint32_t flags, llmos_profile* profile) {
+  const entry* entry = entry_at(program, index);
+  if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+  if (num_inputs != entry->num_inputs) {
+    return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
+  }
+  call* self = take_call(program);
+  if (!self) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  atomic_fetch_add(&program->running, 1);
+  self->poison = flags & LLMOS_POISON_ARENA;
+  self->failed_dispatch = -1;
+  self->profile = profile;
+  if (profile) profile->num_records = profile->total_ns = 0;
+  int32_t code = run_call(self, index, inputs, outputs, num_outputs);
+  arena_reset(&self->arena);
+  atomic_fetch_sub(&program->running, 1);
+  give_back(program, self);
+  return code;
+}
+
+int32_t llmos_program_check(llmos_program* program) {
+  if (atomic_load(&program->running)) return fail(LLMOS_INTERNAL, "a run is under way");
+  for (int i = 0; i < NUM_SLOTS; ++i) {
+    call* idle = atomic_exchange(&program->idle[i], NULL);
+    if (!idle) continue;
+    bool intact = arena_intact(&idle->arena);
+    give_back(program, idle);
+    if (!intact) return fail(LLMOS_INTERNAL, "a run wrote past the end of its arena");
+  }
+  return LLMOS_OK;
+}
+
+int64_t llmos_program_arena_bytes(llmos_program* program) {
+  int64_t total = 0;
+  for (int i = 0; i < NUM_SLOTS; ++i) {
+    call* idle = atomic_exchange(&program->idle[i], NULL);
+    if (!idle) continue;
+    total += arena_bytes(&idle->arena);
+    if (atomic_exchange(&program->idle[i], idle)) {
+      /* somebody put another there meanwhile: can't happen between runs, and then only memory is lost */
+    }
+  }
+  return total;
+}

@@ -1,0 +1,281 @@
+"""Loading an artifact and calling it: numpy or DLPack in, numpy out."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from ctypes import c_char_p, c_int64, c_void_p, py_object
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
+from llmos.runtime.artifact.reader import Artifact
+from llmos.runtime.device import cpu
+from llmos.runtime.errors import ArtifactError, ExecutionError, InputError
+from llmos.runtime.native.binding import ERROR_STRIDES, POISON_ARENA, Handle, ProfileBuffer, ProfileRecord, core
+
+Outputs = np.ndarray | tuple[np.ndarray, ...]
+
+# A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has 32 bytes before it.
+_CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
+_pointer_of = ctypes.PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+
+
+def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False) -> Program:
+    """Opens an artifact, checks it and its signature, and loads the code for this machine.
+
+    `target` asks for one code variant by name instead of the best; `poison_arena` (for tests) fills temporaries with NaN before each call.
+    Raises ArtifactError when the file is not whole, not trusted, or not for this machine.
+    """
+    artifact = Artifact.open(path)
+    artifact.require_trust()
+    try:
+        code = cpu.choose(artifact.manifest, cpu.host(), target)
+        handle = core().open_program(artifact.handle, code)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return Program(artifact, handle, artifact.manifest.code[code].target, POISON_ARENA if poison_arena else 0)
+
+
+class Program:
+    """A loaded artifact. May be called from many threads at once.
+
+    `program(x)` calls the entry `main` (or the only one); `program["name"](x)` another. After `close()` calls raise ExecutionError;
+    calls under way end well.
+    """
+
+    def __init__(self, artifact: Artifact, handle: Handle, target: str, flags: int) -> None:
+        self._artifact = artifact
+        self.target = target
+        specs = artifact.manifest.entries
+        self.entries: Mapping[str, Entry] = MappingProxyType(
+            {spec.name: Entry(artifact.manifest, index, handle, flags) for index, spec in enumerate(specs)}
+        )
+        self._default = self.entries.get("main") or self.entries[specs[0].name]
+
+    @property
+    def artifact(self) -> Artifact:
+        return self._artifact
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._artifact.manifest
+
+    def __call__(self, *inputs: Any, **named: Any) -> Outputs:
+        """Runs the default entry; see Entry.__call__."""
+        return self._default(*inputs, **named)
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self.entries:
+            raise InputError(f"there is no entry {name!r}; there are: {', '.join(self.entries)}")
+        return self.entries[name]
+
+    def check_integrity(self) -> None:
+        """When idle: the file is unchanged, no run is under way and none wrote past its memory. Raises ArtifactError or ExecutionError."""
+        handle = self._default.handle
+        if handle is None:
+            raise ExecutionError("the program is closed")
+        core().check_program(handle)
+        self._artifact.verify()
+
+    def close(self) -> None:
+        for entry in self.entries.values():
+            entry.handle = None
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class DispatchTime:
+    """One launch of a profiled run; times in seconds, the start from the start of the run."""
+
+    name: str
+    kind: str
+    num_tiles: int
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profiled run: its outputs, how long the artifact's code took, and each launch in order."""
+
+    outputs: Outputs
+    total_s: float
+    dispatches: tuple[DispatchTime, ...]
+
+
+class Entry:
+    """One function of a program."""
+
+    def __init__(self, manifest: Manifest, index: int, handle: Handle, flags: int) -> None:
+        self.spec: EntrySpec = manifest.entries[index]
+        self.handle: Handle | None = handle
+        self._kernels = manifest.kernels
+        self._index = index
+        self._flags = flags
+        self._core = core()
+        self._num_inputs = len(self.spec.inputs)
+        self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
+        # Argument buffers that no call uses now; list.append and list.pop are atomic, so that threads (and reentrant calls) share it.
+        self._idle: list[_Buffers] = []
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.spec.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.spec.outputs
+
+    def __call__(self, *inputs: Any, **named: Any) -> Outputs:
+        """Runs the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory.
+
+        Returns one numpy array, or a tuple where the entry has several outputs; bfloat16 comes as uint16. What is not contiguous is
+        copied first. Raises InputError that names the input at fault, ExecutionError when the run itself fails.
+        """
+        if named or len(inputs) != self._num_inputs:
+            inputs = self._in_order(inputs, named)
+        return self._run(inputs, None)
+
+    def profile(self, *inputs: Any, **named: Any) -> Profile:
+        """Runs the entry once and times each launch."""
+        inputs = self._in_order(inputs, named)
+        capacity = max(4096, 4 * len(self._kernels))
+        records = (ProfileRecord * capacity)()
+        buffer = ProfileBuffer(ctypes.addressof(records), capacity, 0, 0)
+        outputs = self._run(inputs, ctypes.addressof(buffer))
+        times = tuple(self._time(record) for record in records[: min(buffer.num_records, capacity)])
+        return Profile(outputs, buffer.total_ns * 1e-9, times)
+
+    def _run(self, inputs: tuple[Any, ...], profile: int | None) -> Outputs:
+        try:
+            buffers = self._idle.pop()
+        except IndexError:
+            buffers = _Buffers(self._num_inputs, self.spec.outputs)
+        try:
+            return self._run_with(buffers, inputs, profile)
+        finally:
+            self._idle.append(buffers)
+
+    def _run_with(self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None) -> Outputs:
+        handle = self.handle  # keeps the program open until this call ends
+        if handle is None:
+            raise ExecutionError("the program is closed; load it again")
+        num_inputs = self._num_inputs
+        capsules = self._export(inputs, buffers.inputs)
+        code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
+        if code == ERROR_STRIDES:
+            inputs = tuple(_copied(value) for value in inputs)
+            capsules = self._export(inputs, buffers.inputs)
+            code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
+        if code:
+            raise self._core.error(code)
+        arrays, dims = [], buffers.dims
+        for position, (part, dtype) in enumerate(self._outputs):
+            array = np.empty(dims[part], dtype)
+            capsule = array.__dlpack__()
+            buffers.outputs[position] = _pointer_of(capsule, _CAPSULE)
+            capsules.append(capsule)
+            arrays.append(array)
+        code = self._core.run(
+            handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile
+        )
+        if code:
+            raise self._core.error(code)
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def _export(self, inputs: tuple[Any, ...], pointers: Any) -> list[Any]:
+        """Writes the address of each input's DLTensor; the result keeps them alive."""
+        capsules = []
+        for position, value in enumerate(inputs):
+            try:
+                capsule = value.__dlpack__()
+                pointers[position] = _pointer_of(capsule, _CAPSULE)
+            except (AttributeError, BufferError, TypeError, ValueError, RuntimeError):
+                capsule = self._export_slowly(position, value)
+                name = _name_of(capsule)
+                pointers[position] = _pointer_of(capsule, name) + (_VERSIONED_OFFSET if name == _VERSIONED_CAPSULE else 0)
+            capsules.append(capsule)
+        return capsules
+
+    def _export_slowly(self, position: int, value: Any) -> Any:
+        """What plain __dlpack__ refuses: read-only arrays, bfloat16 of ml_dtypes; anything else is an InputError."""
+        name = self.spec.inputs[position].name
+        if not hasattr(value, "__dlpack__"):
+            raise InputError(f'input "{name}": expected a numpy array or something with __dlpack__, got {type(value).__name__}')
+        if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":
+            value = value.view(np.uint16)
+        if isinstance(value, np.ndarray) and not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
+        try:
+            if isinstance(value, np.ndarray) and not value.flags.writeable:
+                value = _writable_alias(value)
+            return value.__dlpack__()
+        except (BufferError, TypeError, ValueError, RuntimeError) as error:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise InputError(f'input "{name}": {kind} data can\'t be passed ({error})') from error
+
+    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        names = [spec.name for spec in self.spec.inputs]
+        listed = ", ".join(names) or "none"
+        if len(inputs) > len(names):
+            raise InputError(f'entry "{self.spec.name}": expected {len(names)} inputs ({listed}), got {len(inputs)}')
+        values = dict(zip(names, inputs, strict=False))
+        for name, value in named.items():
+            if name not in names:
+                raise InputError(f'entry "{self.spec.name}" has no input "{name}"; its inputs are: {listed}')
+            if name in values:
+                raise InputError(f'input "{name}": given twice, in order and by name')
+            values[name] = value
+        for name in names:
+            if name not in values:
+                raise InputError(f'input "{name}": missing; entry "{self.spec.name}" takes: {listed}')
+        return tuple(values[name] for name in names)
+
+    def _time(self, record: Any) -> DispatchTime:
+        known = 0 <= record.dispatch < len(self._kernels)
+        name, kind = (self._kernels[record.dispatch].name, self._kernels[record.dispatch].kind) if known else (str(record.dispatch), "?")
+        return DispatchTime(name, kind, record.num_tiles, record.start_ns * 1e-9, record.duration_ns * 1e-9)
+
+
+class _Buffers:
+    """The C arrays of one call: tensor addresses and output dims."""
+
+    def __init__(self, num_inputs: int, outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = (c_void_p * max(1, num_inputs))()
+        self.outputs = (c_void_p * max(1, len(outputs)))()
+        self.dims = (c_int64 * max(1, sum(len(spec.shape) for spec in outputs)))()
+
+
+def _output_slice(outputs: tuple[TensorSpec, ...], position: int) -> tuple[slice, np.dtype[Any]]:
+    begin = sum(len(spec.shape) for spec in outputs[:position])
+    spec = outputs[position]
+    return slice(begin, begin + len(spec.shape)), np.dtype(DTYPES[spec.dtype].storage)
+
+
+def _copied(value: Any) -> np.ndarray:
+    """A contiguous, aligned copy; bfloat16 as uint16."""
+    array = value if isinstance(value, np.ndarray) else _from_dlpack(value)
+    return np.array(array, order="C", copy=True)
+
+
+def _from_dlpack(value: Any) -> np.ndarray:
+    return np.from_dlpack(value)
+
+
+def _writable_alias(array: np.ndarray) -> np.ndarray:
+    """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
+    buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
+    alias: np.ndarray = np.ndarray(array.shape, array.dtype, buffer, strides=array.strides)
+    return alias

@@ -1,0 +1,141 @@
+"""The app: routes, their order, and what happens around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.engine import Model
+from llmos.runtime.server.errors import HttpError, error_reply
+from llmos.runtime.server.gateway import Gateway
+from llmos.runtime.server.http import Reply
+from llmos.runtime.server.routes import Endpoint, HotRoutes
+from llmos.runtime.server.settings import ServerSettings
+from llmos.runtime.server.state import VERSION, ServedModel, ServerState
+from llmos.runtime.server.tensors import DATATYPES
+
+_MODEL = "/v2/models/{model}"
+_MODEL_VERSION = "/v2/models/{model}/versions/{version}"
+
+
+def create_app(models: Sequence[Model], settings: ServerSettings | None = None) -> FastAPI:
+    """An app that serves models. Its `state.server` is the ServerState; its lifespan's end closes the engines.
+
+    Raises UserError: no models, equal names, a name that no URL can hold, or a dtype that the protocol lacks.
+    """
+    state = ServerState(models, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        state.close()
+
+    app = FastAPI(title="llmos", version=version("llmos"), lifespan=lifespan)
+    app.state.server = state
+    _add_hot_routes(app, HotRoutes(state))
+    _add_health(app, state)
+    _add_metadata(app, state)
+    _add_openai_models(app, state)
+    _add_error_handlers(app)
+    app.add_middleware(Gateway, state=state)
+    return app
+
+
+def _add_hot_routes(app: FastAPI, routes: HotRoutes) -> None:
+    """First in the router, so that they are found first; plain ASGI, so that nothing is built around them."""
+    infer, embeddings = Endpoint(routes.infer), Endpoint(routes.embeddings)
+    app.router.routes[:0] = [
+        Route(f"{_MODEL}/infer", infer, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route(f"{_MODEL_VERSION}/infer", infer, methods=["POST"]),
+    ]
+
+
+def _add_health(app: FastAPI, state: ServerState) -> None:
+    @app.get("/v2/health/live", tags=["health"])
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["health"])
+    async def ready(response: Response) -> dict[str, bool]:
+        response.status_code = 503 if state.draining else 200
+        return {"ready": not state.draining}
+
+    @app.get("/metrics", tags=["metrics"])
+    async def metrics() -> Response:
+        return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_metadata(app: FastAPI, state: ServerState) -> None:
+    @app.get("/v2", tags=["open inference protocol"])
+    async def server() -> dict[str, Any]:
+        return {"name": "llmos", "version": version("llmos"), "extensions": ["binary_tensor_data"]}
+
+    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+        return _metadata(state.find(model, version))
+
+    async def ready(response: Response, model: str, version: str | None = None) -> dict[str, Any]:
+        name = state.find(model, version).name
+        response.status_code = 503 if state.draining else 200
+        return {"name": name, "ready": not state.draining}
+
+    for path in (_MODEL, _MODEL_VERSION):
+        app.get(path, tags=["open inference protocol"])(metadata)
+        app.get(f"{path}/ready", tags=["open inference protocol"])(ready)
+
+
+def _metadata(served: ServedModel) -> dict[str, Any]:
+    signature = served.model.signature
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        shape = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
+        return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}
+
+    return {
+        "name": served.name,
+        "versions": [VERSION],
+        "platform": "llmos",
+        "inputs": [tensor(spec) for spec in signature.inputs],
+        "outputs": [tensor(spec) for spec in signature.outputs],
+    }
+
+
+def _add_openai_models(app: FastAPI, state: ServerState) -> None:
+    def card(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "llmos"}
+
+    @app.get("/v1/models", tags=["openai"])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(name) for name in state.models]}
+
+    @app.get("/v1/models/{model}", tags=["openai"])
+    async def model(model: str) -> dict[str, Any]:
+        return card(state.find(model).name)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HttpError)
+        return _response(error_reply(error, request.url.path))
+
+    def from_framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        message = f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
+        return _response(error_reply(HttpError(error.status_code, message, headers=headers), request.url.path))
+
+    app.add_exception_handler(HttpError, known)
+    app.add_exception_handler(HTTPException, from_framework)
+
+
+def _response(reply: Reply) -> Response:
+    headers = {name.decode(): value.decode() for name, value in (*reply.headers, (b"content-type", reply.content_type))}
+    return Response(reply.body, reply.status, headers)

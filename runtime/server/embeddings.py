@@ -1,0 +1,121 @@
+"""OpenAI's embeddings call, parsed and written by hand. https://platform.openai.com/docs/api-reference/embeddings"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.engine.model import Array
+from llmos.runtime.engine.text import TextEncoder
+from llmos.runtime.server.errors import HttpError
+from llmos.runtime.server.http import Reply
+
+MAX_INPUTS = 2048
+_FORMS = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """texts or tokens: one of them holds the inputs. dimensions: None for all of them."""
+
+    texts: list[str] | None
+    tokens: list[list[int]] | None
+    base64: bool
+    dimensions: int | None
+
+    @property
+    def num_chars(self) -> int:
+        return sum(map(len, self.texts or ()))
+
+
+def _invalid(message: str, param: str) -> HttpError:
+    return HttpError(400, message, param=param)
+
+
+def model_name(document: Mapping[str, Any]) -> str:
+    """Raises HttpError 400."""
+    name = document.get("model")
+    if not isinstance(name, str):
+        raise _invalid("'model' must be a string", "model")
+    return name
+
+
+def parse_embedding(document: Mapping[str, Any], encoder: TextEncoder, *, matryoshka: bool) -> EmbeddingRequest:
+    """Read a request's JSON. matryoshka: the model was trained so that its embeddings may be cut. Raises HttpError 400."""
+    encoding = document.get("encoding_format")
+    encoding = "float" if encoding is None else encoding
+    if encoding not in ("float", "base64"):
+        raise _invalid("'encoding_format' must be 'float' or 'base64'", "encoding_format")
+    dimensions = _dimensions(document.get("dimensions"), encoder.width, matryoshka=matryoshka)
+    texts, tokens = _inputs(document.get("input"))
+    _check_tokens(tokens or [], encoder)
+    return EmbeddingRequest(texts, tokens, encoding == "base64", dimensions)
+
+
+def _inputs(value: object) -> tuple[list[str] | None, list[list[int]] | None]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items:
+        raise _invalid(f"'input' must be {_FORMS}, and can't be empty", "input")
+    if type(items[0]) is int:
+        items = [items]
+    if len(items) > MAX_INPUTS:
+        raise _invalid(f"'input' holds {len(items)} inputs, at most {MAX_INPUTS} are allowed in a request", "input")
+    if not all(items):
+        raise _invalid("'input' holds an empty string or array", "input")
+    if all(isinstance(item, str) for item in items):
+        _check_unicode(items)
+        return items, None
+    if all(isinstance(item, list) and all(type(token) is int for token in item) for item in items):
+        return None, items
+    raise _invalid(f"'input' must be {_FORMS}", "input")
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    """JSON may hold half of a surrogate pair, which is no text."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise _invalid("'input' holds an incomplete surrogate pair", "input") from None
+
+
+def _check_tokens(tokens: Sequence[Sequence[int]], encoder: TextEncoder) -> None:
+    for ids in tokens:
+        if len(ids) > encoder.max_tokens:
+            raise _invalid(f"an input has {len(ids)} tokens, the model takes at most {encoder.max_tokens}", "input")
+        if min(ids) < 0 or max(ids) >= encoder.vocabulary_size:
+            raise _invalid(f"a token id is outside the vocabulary of {encoder.vocabulary_size}", "input")
+
+
+def _dimensions(value: object, width: int, *, matryoshka: bool) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= width:
+        raise _invalid(f"'dimensions' must be an integer from 1 to {width}", "dimensions")
+    if value != width and not matryoshka:
+        raise _invalid(f"this model's embeddings can't be shortened: leave 'dimensions' out, or ask for {width}", "dimensions")
+    return None if value == width else value
+
+
+def embedding_reply(request: EmbeddingRequest, model: str, rows: Sequence[Array], num_tokens: int) -> Reply:
+    """rows: one embedding [1, width] per input, in order."""
+    vectors = np.concatenate(rows).astype("<f4", copy=False)
+    if request.dimensions is not None:
+        vectors = vectors[:, : request.dimensions]
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12, dtype="<f4")
+    encoded = _encode(vectors, as_base64=request.base64)
+    data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(encoded)]
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return Reply.json({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _encode(vectors: Array, *, as_base64: bool) -> list[Any]:
+    if as_base64:
+        return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors]
+    if not bool(np.isfinite(vectors).all()):
+        raise HttpError(500, "the model gave values that are not finite, which JSON has no form for", code="model_error")
+    return list(vectors.tolist())

@@ -1,0 +1,94 @@
+"""What every request passes first: its id, the API key, and one line of access log at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+
+from llmos.runtime.server.errors import HttpError, as_http_error, error_reply
+from llmos.runtime.server.http import INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send
+from llmos.runtime.server.state import ServerState
+
+ACCESS_LOG = "llmos.access"
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Gateway:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: App, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+        self._log = logging.getLogger(ACCESS_LOG) if state.settings.access_log else None
+        self._errors = logging.getLogger("llmos.server")
+        self._keys = [_digest(key.encode()) for key in state.settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        info = scope[INFO] = RequestInfo(_request_id(headers), time.perf_counter())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                info.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", info.request_id.encode())]
+            await send(message)
+
+        self._state.num_active += 1
+        try:
+            if self._keys and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+                await _unauthorized(scope["path"]).send(send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            self._errors.exception("request %s failed", info.request_id)
+            if not info.status:
+                await error_reply(as_http_error(error), scope["path"]).send(send_with_id)
+        finally:
+            self._state.num_active -= 1
+            if self._log is not None:
+                self._log.info(_line(scope, info))
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        """Compares with every key, in the same time wherever the first difference is."""
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
+        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _unauthorized(path: str) -> Reply:
+    message = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
+    return error_reply(HttpError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")]), path)
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _line(scope: Scope, info: RequestInfo) -> str:
+    client = scope.get("client")
+    fields = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "request_id": info.request_id,
+        "client": client[0] if client else None,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": info.status,
+        "duration_ms": round((time.perf_counter() - info.start_s) * 1e3, 3),
+        "model": info.model,
+        "num_items": info.num_items,
+    }
+    return json.dumps({key: value for key, value in fields.items() if value is not None}, separators=(",", ":"))

@@ -1,0 +1,76 @@
+"""Requests and replies as the hot routes see them: plain ASGI, without a framework's per-request objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+RawHeaders = list[tuple[bytes, bytes]]
+
+INFO = "llmos.info"  # where the gateway keeps a request's RequestInfo in its scope
+
+
+@dataclass
+class RequestInfo:
+    """What is known of a request, for the access log; handlers fill in model and num_items."""
+
+    request_id: str
+    start_s: float
+    model: str | None = None
+    num_items: int | None = None
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole response."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: RawHeaders = field(default_factory=list)
+
+    @classmethod
+    def json(cls, value: object, status: int = 200, headers: RawHeaders | None = None) -> Reply:
+        return cls(status, json.dumps(value, separators=(",", ":")).encode(), headers=headers or [])
+
+    async def send(self, send: Send) -> None:
+        length = (b"content-length", str(len(self.body)).encode())
+        headers = [(b"content-type", self.content_type), length, *self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request inside a handler. params: parts of the path. receive: for the body, and for the news that the client has gone."""
+
+    scope: Scope
+    receive: Receive
+
+    @property
+    def params(self) -> dict[str, str]:
+        found: dict[str, str] = self.scope["path_params"]
+        return found
+
+    @property
+    def info(self) -> RequestInfo:
+        found: RequestInfo = self.scope[INFO]
+        return found
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of a lower-case name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value, "latin-1")
+        return None
+
+
+Handler = Callable[[Exchange], Awaitable[Reply]]

@@ -1,0 +1,66 @@
+"""Prometheus metrics of one app, under the names that vLLM made common; each app has its own registry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from llmos.runtime.engine import Engine
+from llmos.runtime.engine.observer import BatchReport, JobReport
+
+_TIME_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_MODEL = ["model_name"]
+REASONS = ("stop", "abort", "timeout", "error")
+
+
+class Metrics:
+    """All metrics of an app, labelled by model."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.running = Gauge("llmos_num_requests_running", "Requests that have begun to run.", _MODEL, registry=registry)
+        self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
+        self.success = Counter("llmos_request_success", "Ended requests by reason.", [*_MODEL, "finished_reason"], registry=registry)
+        self.rejected = Counter("llmos_request_rejected", "Requests refused with a full queue.", _MODEL, registry=registry)
+        self.prompt_tokens = Counter("llmos_prompt_tokens", "Tokens of embedded texts.", _MODEL, registry=registry)
+        self.e2e = self._times("llmos_e2e_request_latency_seconds", "From submission to the end of a request.")
+        self.queue = self._times("llmos_request_queue_time_seconds", "From submission to the first batch of a request.")
+        self.run = self._times("llmos_batch_run_time_seconds", "Run time of one batch.")
+        self.batch_size = Histogram("llmos_batch_size", "Rows of one batch.", _MODEL, registry=registry, buckets=_SIZE_BUCKETS)
+
+    def _times(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, _MODEL, registry=self.registry, buckets=_TIME_BUCKETS_S)
+
+    def watch(self, engine: Engine) -> None:
+        """Read an engine's counts whenever the metrics are scraped."""
+        self.running.labels(engine.model.name).set_function(lambda: float(engine.num_running))
+        self.waiting.labels(engine.model.name).set_function(lambda: float(engine.num_waiting))
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """An engine's observer: the metrics of one model, with their labels looked up once."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self._ended = {reason: metrics.success.labels(model_name, reason) for reason in REASONS}
+        self._e2e = metrics.e2e.labels(model_name)
+        self._queue = metrics.queue.labels(model_name)
+        self._run = metrics.run.labels(model_name)
+        self._batch_size = metrics.batch_size.labels(model_name)
+        self.rejected = metrics.rejected.labels(model_name)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model_name)
+
+    def on_batch(self, report: BatchReport) -> None:
+        self._batch_size.observe(report.rows)
+        self._run.observe(report.run_s)
+
+    def on_job(self, report: JobReport) -> None:
+        self._ended[report.reason].inc()
+        self._e2e.observe(report.e2e_s)
+        if report.queue_s is not None:
+            self._queue.observe(report.queue_s)

@@ -1,0 +1,184 @@
+"""The Open Inference Protocol's infer call: JSON and the binary tensor extension, parsed and written by hand.
+
+https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.engine.model import Array, Signature
+from llmos.runtime.server.errors import HttpError
+from llmos.runtime.server.http import RawHeaders, Reply
+from llmos.runtime.server.tensors import DATATYPES, check_shape, from_binary, from_json, to_binary, to_json
+
+HEADER_LENGTH = b"inference-header-content-length"
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A parsed request. outputs: index of each wanted output and whether it goes as binary data. timeout_s: what the client asked for."""
+
+    inputs: dict[str, Array]
+    outputs: list[tuple[int, bool]]
+    id: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass
+class _Tail:
+    """The binary data behind the JSON, taken piece by piece in the order of the inputs."""
+
+    data: memoryview
+    offset: int = field(default=0)
+
+    def take(self, name: str, num_bytes: object) -> memoryview:
+        if type(num_bytes) is not int or num_bytes < 0:
+            raise HttpError(400, f"input '{name}': 'binary_data_size' must be an integer that is not negative")
+        if self.offset + num_bytes > len(self.data):
+            left = len(self.data) - self.offset
+            raise HttpError(400, f"input '{name}': {num_bytes} bytes of binary data were announced, {left} are there")
+        piece = self.data[self.offset : self.offset + num_bytes]
+        self.offset += num_bytes
+        return piece
+
+
+def parse_infer(body: bytes, header_length: str | None, signature: Signature) -> InferRequest:
+    """Read a request's body. Raises HttpError 400 with what is wrong."""
+    size = len(body) if header_length is None else _header_size(header_length, len(body))
+    document = parse_object(body if size == len(body) else body[:size])
+    parameters = _object(document, "parameters", "the request")
+    tail = _Tail(memoryview(body)[size:])
+    inputs = _parse_inputs(document, signature, tail)
+    if tail.offset != len(tail.data):
+        raise HttpError(400, f"{len(tail.data) - tail.offset} bytes of binary data belong to no input")
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise HttpError(400, "'id' must be a string")
+    return InferRequest(inputs, _parse_outputs(document, parameters, signature), request_id, _timeout(parameters))
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises HttpError 400."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"the request's body is not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise HttpError(400, "the request's body must be a JSON object")
+    return document
+
+
+def _header_size(value: str, num_bytes: int) -> int:
+    if not value.isascii() or not value.isdecimal() or len(value) > 12 or int(value) > num_bytes:
+        raise HttpError(400, "Inference-Header-Content-Length must be the size in bytes of the JSON at the start of the body")
+    return int(value)
+
+
+def _object(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise HttpError(400, f"{where}: '{key}' must be an object")
+    return value
+
+
+def _records(document: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The named objects of an array, each name once."""
+    items = document.get(key)
+    if not isinstance(items, list):
+        raise HttpError(400, f"'{key}' must be an array of objects")
+    found: dict[str, dict[str, Any]] = {}
+    for item in items:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            raise HttpError(400, f"'{key}' must be an array of objects, each with a 'name'")
+        if name in found:
+            raise HttpError(400, f"'{key}' holds '{name}' twice")
+        found[name] = item
+    return list(found.items())
+
+
+def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: _Tail) -> dict[str, Array]:
+    inputs = {}
+    for name, item in _records(document, "inputs"):
+        spec = signature.input(name)
+        if spec is None:
+            raise HttpError(400, f"unknown input '{name}': the model takes {', '.join(known.name for known in signature.inputs)}")
+        inputs[name] = _parse_tensor(spec, item, tail)
+    return inputs
+
+
+def _parse_tensor(spec: TensorSpec, item: dict[str, Any], tail: _Tail) -> Array:
+    name, datatype = spec.name, DATATYPES[spec.dtype]
+    if item.get("datatype") != datatype:
+        raise HttpError(400, f"input '{name}' has datatype {json.dumps(item.get('datatype'))[:40]}, the model takes {datatype}")
+    shape = check_shape(name, item.get("shape"))
+    parameters = _object(item, "parameters", f"input '{name}'")
+    if "shared_memory_region" in parameters:
+        raise HttpError(400, f"input '{name}': shared memory isn't supported: send the data with the request")
+    if "binary_data_size" in parameters:
+        return from_binary(name, datatype, shape, tail.take(name, parameters["binary_data_size"]))
+    if "data" not in item:
+        raise HttpError(400, f"input '{name}' has neither 'data' nor 'binary_data_size'")
+    return from_json(name, datatype, shape, item["data"])
+
+
+def _parse_outputs(document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature) -> list[tuple[int, bool]]:
+    default = _flag(parameters, "binary_data_output", False)
+    if document.get("outputs") is None:
+        return [(index, default) for index in range(len(signature.outputs))]
+    names = [spec.name for spec in signature.outputs]
+    wanted = []
+    for name, item in _records(document, "outputs"):
+        if name not in names:
+            raise HttpError(400, f"unknown output '{name}': the model gives {', '.join(names)}")
+        options = _object(item, "parameters", f"output '{name}'")
+        refused = next((key for key in ("classification", "shared_memory_region") if key in options), None)
+        if refused is not None:
+            raise HttpError(400, f"output '{name}': '{refused}' isn't supported")
+        wanted.append((names.index(name), _flag(options, "binary_data", default)))
+    return wanted
+
+
+def _flag(parameters: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise HttpError(400, f"'{key}' must be true or false")
+    return value
+
+
+def _timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Triton's `timeout` parameter, in microseconds; 0 is none."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or not 0 <= value <= 1 << 53:
+        raise HttpError(400, "'timeout' must be a number of microseconds")
+    return value / 1e6 if value else None
+
+
+def infer_reply(request: InferRequest, model_name: str, version: str, signature: Signature, arrays: list[Array]) -> Reply:
+    """The response to a request. Raises HttpError 400 where a value has no JSON form."""
+    outputs: list[dict[str, Any]] = []
+    pieces: list[bytes] = []
+    for index, binary in request.outputs:
+        spec, array = signature.outputs[index], arrays[index]
+        output: dict[str, Any] = {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": list(array.shape)}
+        if binary:
+            pieces.append(to_binary(array))
+            output["parameters"] = {"binary_data_size": len(pieces[-1])}
+        else:
+            output["data"] = to_json(spec, array)
+        outputs.append(output)
+    document: dict[str, Any] = {"model_name": model_name, "model_version": version, "outputs": outputs}
+    if request.id is not None:
+        document["id"] = request.id
+    if not pieces:
+        return Reply.json(document)
+    header = json.dumps(document, separators=(",", ":")).encode()
+    headers: RawHeaders = [(HEADER_LENGTH, str(len(header)).encode())]
+    return Reply(200, b"".join((header, *pieces)), b"application/octet-stream", headers)

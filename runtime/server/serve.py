@@ -1,0 +1,128 @@
+"""Running an app: the socket, uvicorn, and a shutdown that finishes what runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from llmos.runtime.engine import Model
+from llmos.runtime.errors import UserError
+from llmos.runtime.server.app import create_app
+from llmos.runtime.server.gateway import ACCESS_LOG
+from llmos.runtime.server.settings import ServerSettings
+from llmos.runtime.server.state import ServerState
+
+_LOG = logging.getLogger("llmos.server")
+_CLOSE_S = 5  # for connections to close after the drain
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# The model's thread comes back from C needing the interpreter; the default of 5 ms would let the event loop keep it waiting that long.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn whose first signal drains and whose second one quits. exit_code: 0 after a complete drain, else 1."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._state = state
+        self._on_started = on_started
+        self._drain: asyncio.Task[None] | None = None
+        self.exit_code = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._shut_down())
+            return
+        self.exit_code = 1
+        self.force_exit = self.should_exit = True
+
+    async def _shut_down(self) -> None:
+        """The socket stays open meanwhile, so that probes see `ready` go to 503 and new work gets a clear refusal."""
+        grace_s = self._state.settings.grace_s
+        _LOG.info("draining: waiting up to %g s for running requests", grace_s)
+        self._state.begin_drain()
+        if not await self._state.drained(grace_s):
+            self.exit_code = 1
+            _LOG.warning("the grace period of %g s is over: giving up on running requests", grace_s)
+            await self._state.abort()
+            self.force_exit = True
+        self.should_exit = True
+
+
+def serve(models: Sequence[Model], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
+    """Serve until a signal; gives the exit code. port 0: any free one. started_s: time.monotonic() of the process's start, for the log.
+
+    Raises UserError where the address can't be used.
+    """
+    listener = _listen(host, port)
+    _configure_logging()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    app = create_app(models, settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+    server = DrainingServer(config, app.state.server, lambda: _announce(listener, [model.name for model in models], started_s))
+    server.run(sockets=[listener])
+    if server.exit_code:
+        os._exit(server.exit_code)  # a model that still runs can't be interrupted, and must not keep the process alive
+    return server.exit_code
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket: from here on clients connect, and wait the moment until the app is up."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another --host or --port") from error
+    return listener
+
+
+def _configure_logging() -> None:
+    """Access lines, JSON, to stdout; everything else to stderr."""
+    access = logging.getLogger(ACCESS_LOG)
+    access.addHandler(logging.StreamHandler(sys.stdout))
+    access.setLevel(logging.INFO)
+    access.propagate = False
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def _announce(listener: socket.socket, names: Sequence[str], started_s: float | None) -> None:
+    host, port = listener.getsockname()[:2]
+    took = "" if started_s is None else f" after {time.monotonic() - started_s:.2f} s"
+    _LOG.info("serving %s on http://%s:%d%s", ", ".join(names), f"[{host}]" if ":" in host else host, port, took)

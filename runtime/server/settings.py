@@ -1,0 +1,34 @@
+"""Options of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llmos.runtime.engine import Limits
+from llmos.runtime.errors import UserError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """limits: of one batch. max_queue: requests of a model that wait or run at most; more get 429. timeout_s: of a request, its upload
+    included; a client may ask for less, never for more. grace_s: how long a shutdown waits for running requests. api_keys: when there
+    are any, every route but health needs one.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    max_queue: int = 256
+    timeout_s: float = 60.0
+    max_body_bytes: int = 64 * MIB
+    grace_s: float = 30.0
+    api_keys: frozenset[str] = field(default=frozenset(), repr=False)
+    access_log: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_queue < 1 or self.max_body_bytes < 1:
+            raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
+        if not (self.timeout_s > 0 and self.grace_s >= 0):
+            raise UserError("server settings: timeout_s must be above 0 and grace_s can't be negative")
+        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
+            raise UserError("server settings: an API key must be printable ASCII and can't be empty")

@@ -1,0 +1,118 @@
+"""Tensors of the Open Inference Protocol: datatypes, JSON data and binary data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.engine.bfloat16 import bfloat16_bits, bfloat16_values
+from llmos.runtime.engine.model import Array
+from llmos.runtime.server.errors import HttpError
+
+DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+_NUMPY_NAMES = {datatype: name for name, datatype in DATATYPES.items()}
+MAX_NDIM = 16
+MAX_ELEMENTS = 1 << 40
+
+
+def wire_dtype(datatype: str) -> np.dtype[Any]:
+    """The little-endian numpy dtype of a datatype; BF16 travels as uint16 bits. Raises HttpError 400."""
+    name = _NUMPY_NAMES.get(datatype)
+    if name is None:
+        raise HttpError(400, f"datatype '{datatype}' isn't supported: use one of {', '.join(_NUMPY_NAMES)}")
+    return np.dtype(DTYPES[name].storage).newbyteorder("<")
+
+
+def check_shape(name: str, shape: object) -> tuple[int, ...]:
+    """A tensor's shape out of JSON. Raises HttpError 400."""
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise HttpError(400, f"input '{name}': 'shape' must be an array of integers that are not negative")
+    if len(shape) > MAX_NDIM or math.prod(shape) > MAX_ELEMENTS:
+        raise HttpError(400, f"input '{name}': its shape is too large")
+    return tuple(shape)
+
+
+def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
+    """A copy of a tensor's bytes, since they may lie anywhere in the body.
+
+    Raises HttpError 400 where their number is wrong, or a BOOL is neither 0 nor 1.
+    """
+    dtype = wire_dtype(datatype)
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(data) != wanted:
+        raise HttpError(400, f"input '{name}': shape {list(shape)} of {datatype} takes {wanted} bytes, got {len(data)}")
+    if datatype == "BOOL" and len(data) and max(data) > 1:
+        raise HttpError(400, f"input '{name}': a BOOL byte must be 0 or 1")
+    return np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("=")).reshape(shape)
+
+
+def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Array:
+    """A tensor from flat or nested JSON arrays. Raises HttpError 400 where the elements don't fit the datatype or the shape."""
+    if not isinstance(data, list):
+        raise HttpError(400, f"input '{name}': 'data' must be an array")
+    dtype = wire_dtype(datatype)
+    flat, found = _flatten(name, data)
+    if len(flat) != math.prod(shape) or (len(found) != 1 and found != shape):
+        raise HttpError(400, f"input '{name}': shape {list(shape)} takes {math.prod(shape)} elements, got {list(found)}")
+    # Types first: numpy would take strings, and make an array as wide as the longest of them.
+    if not set(map(type, flat)) <= _ELEMENT_TYPES.get(datatype, {int}):
+        raise HttpError(400, f"input '{name}': an element of 'data' is no {datatype}")
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if datatype == "BF16":
+                return bfloat16_bits(np.array(flat, np.float64).astype(np.float32)).reshape(shape)
+            if datatype == "BOOL" and not set(flat) <= {0, 1}:
+                raise OverflowError
+            return np.array(flat, dtype).reshape(shape)
+    except OverflowError as error:
+        raise HttpError(400, f"input '{name}': an element of 'data' is out of range for {datatype}") from error
+
+
+_ELEMENT_TYPES: dict[str, set[type]] = {name: {int, float} for name in ("FP16", "BF16", "FP32", "FP64")} | {"BOOL": {bool, int}}
+
+
+def _flatten(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """The elements of nested lists in row-major order, and the lists' shape."""
+    shape = [len(data)]
+    while data and type(data[0]) is list:
+        size = len(data[0])
+        if len(shape) == MAX_NDIM or any(type(row) is not list or len(row) != size for row in data):
+            raise HttpError(400, f"input '{name}': the arrays in 'data' must be nested evenly, {MAX_NDIM} levels at most")
+        data = list(itertools.chain.from_iterable(data))
+        shape.append(size)
+    return data, tuple(shape)
+
+
+def to_json(spec: TensorSpec, array: Array) -> list[Any]:
+    """Flat elements for JSON. NaN becomes null, which clients read back as NaN; infinities have no JSON form: HttpError 400."""
+    values = bfloat16_values(array) if spec.dtype == "bfloat16" else array
+    flat = values.reshape(-1)
+    if flat.dtype.kind != "f" or bool(np.isfinite(flat).all()):
+        return list(flat.tolist())
+    if bool(np.isinf(flat).any()):
+        raise HttpError(400, f"output '{spec.name}' holds Infinity, which JSON has no form for: ask for binary data ('binary_data': true)")
+    return [None if math.isnan(value) else value for value in flat.tolist()]
+
+
+def to_binary(array: Array) -> bytes:
+    """Row-major little-endian bytes."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

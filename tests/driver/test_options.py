@@ -1,0 +1,80 @@
+"""Options, targets and environment: what is refused, and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmos.compiler.environment import read_environment
+from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import TARGETS, Target, resolve
+from llmos.runtime.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "precision has no 'fp16'; did you mean"),
+        ({"target": "x86-64-v5"}, "'x86-64-v5' is no target; .*did you mean x86-64-v4"),
+        ({"target": "x86-64-v3,toaster"}, "'toaster' is no target; there are"),
+        ({"dynamic": ("batch", "2x")}, "dynamic dimension '2x' is not a name"),
+        ({"dynamic": ("batch", "batch")}, "named twice"),
+        ({"stop_after": "fused"}, "--stop-after has no 'fused'; did you mean fused.mlir"),
+        ({"from_stage": "o", "stop_after": "ll"}, "--stop-after ll comes before"),
+        ({"jobs": -1}, "jobs must be 0 or more"),
+    ],
+)
+def test_wrong_options_are_refused_when_they_are_made(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CompileOptions(**options)  # type: ignore[arg-type]
+
+
+def test_portable_holds_all_variants_of_one_architecture_best_first() -> None:
+    found = resolve("portable")
+    assert len({target.arch for target in found}) == 1
+    assert found == [target for target in TARGETS if target.arch == found[0].arch]
+
+
+def test_native_is_one_of_the_portable_ones() -> None:
+    assert resolve("native")[0] in resolve("portable")
+
+
+def test_named_targets_come_best_first_whatever_their_order() -> None:
+    assert [target.name for target in resolve("x86-64-v3, x86-64-v4")] == ["x86-64-v4", "x86-64-v3"]
+
+
+def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use() -> None:
+    from llmos.compiler.codegen.llvm import compile_object
+
+    for target in TARGETS:
+        assert compile_object("define i32 @__llmos_f() {\n ret i32 0\n}", target).startswith(b"\x7fELF")
+    v3, v4, bf16 = (Target.parse(name) for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"))
+    assert set(v3.required) < set(v4.required) < set(bf16.required)
+    assert bf16.has("avx512bf16") and not v4.has("avx512bf16")
+
+
+def test_full_width_vectors_are_kept() -> None:
+    from llmos.compiler.codegen.llvm import emit_assembly
+
+    add = """define void @__llmos_f(ptr %p) {
+      %a = load <16 x float>, ptr %p
+      %b = fadd <16 x float> %a, %a
+      store <16 x float> %b, ptr %p
+      ret void
+    }"""
+    assert "zmm" in emit_assembly(add, Target.parse("x86-64-v4"))
+    assert "zmm" not in emit_assembly(add, Target.parse("x86-64-v3"))
+
+
+def test_the_environment_is_typed() -> None:
+    environment = read_environment({"LLMOS_CACHE": "/some/where", "LLMOS_JOBS": "3"})
+    assert (environment.cache, environment.jobs) == (Path("/some/where"), 3)
+    assert read_environment({"XDG_CACHE_HOME": "/x"}).cache == Path("/x/llmos")
+    assert read_environment({}).jobs >= 1
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-2"])
+def test_a_bad_variable_is_named(value: str) -> None:
+    with pytest.raises(UserError, match=f"LLMOS_JOBS={value}: expected an integer"):
+        read_environment({"LLMOS_JOBS": value})

@@ -1,0 +1,36 @@
+"""A server process for tests: numpy models instead of artifacts, options as one JSON argument, everything else as in `llmos serve`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+
+from numpy_models import Affine, Echo, Encoder, NotFinite  # type: ignore[import-not-found]
+
+from llmos.runtime.server.serve import serve
+from llmos.runtime.server.settings import ServerSettings
+
+STARTED_S = time.monotonic()
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    delay_s = options.pop("delay_s", 0.0)
+    tokenizer = Path(__file__).with_name("tokenizer.json").read_bytes()
+    models = [
+        Encoder(name="encoder", assets={"tokenizer.json": tokenizer}),
+        Encoder(name="nested", assets={"tokenizer.json": tokenizer}, metadata={"matryoshka": True, "max_length": 8}),
+        Affine(name="affine", delay_s=delay_s),
+        Echo(name="echo"),
+        NotFinite(name="not-finite"),
+    ]
+    options["api_keys"] = frozenset(options.pop("api_keys", []))
+    return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
