@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction
+from llmos.compiler.linalg import Contraction, Generic
 
 Value = ir.Value
 
@@ -22,6 +22,7 @@ class AttentionParts:
     weights: int  # operand index of P in `values`; V is the other
     query_axis: int  # axis of i in the score tensor
     key_axis: int  # axis of j
+    floored: bool  # whether the sum of exponentials is held at 1 or more
 
 
 def describe(scores: Contraction, values: Contraction, logits: Value, weights: int) -> AttentionParts:
@@ -34,4 +35,5 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
     out = scores.generic.maps[2].results
     i_dim = ir.AffineDimExpr(out[query_axis]).position
     query = 0 if i_dim in scores.m else 1
-    return AttentionParts(scores, values, logits, probabilities, query, weights, query_axis, key_axis)
+    quotient = list(Generic(probabilities.owner.operation).body.operations)
+    return AttentionParts(scores, values, logits, probabilities, query, weights, query_axis, key_axis, quotient[0].name == "arith.maximumf")

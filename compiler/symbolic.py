@@ -298,11 +298,19 @@ def _insert_slice(shapes: Shapes, op: ir.Operation) -> None:
         shapes._shapes[op.results[0]] = known
 
 
-def _pad(shapes: Shapes, op: ir.Operation) -> None:
-    source = shapes._shapes.get(op.operands[0])
+def pad_parameters(shapes: Shapes, op: ir.Operation) -> tuple[Shape, Shape]:
+    """(low, high) padding of a tensor.pad, one size a dim."""
     operands = iter(list(op.operands)[1:])
     low, high = (shapes.mixed(list(ir.DenseI64ArrayAttr(op.attributes[name])), operands) for name in ("static_low", "static_high"))
-    if source is not None and low is not None and high is not None:
+    if low is None or high is None:
+        raise UnsupportedError("a padding whose size depends on data")
+    return low, high
+
+
+def _pad(shapes: Shapes, op: ir.Operation) -> None:
+    source = shapes._shapes.get(op.operands[0])
+    if source is not None and all(shapes.has_index(operand) for operand in list(op.operands)[1:]):
+        low, high = pad_parameters(shapes, op)
         shapes._shapes[op.results[0]] = tuple(sympy.expand(a + b + c) for a, b, c in zip(source, low, high, strict=True))
 
 

@@ -8,6 +8,8 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity
 from llmos.passes._graph import Cluster, Graph, among, is_evaluable, is_tensor, owner_of
 
+MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
+
 
 def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[Cluster]:
     """Every cluster of a function. Order matters: what is dearest chooses its company first."""
@@ -286,7 +288,7 @@ def _joins_elementwise(graph: Graph, generic: Generic, cluster: Cluster) -> bool
 def _fallbacks(graph: Graph) -> list[Cluster]:
     """One dispatch for each op that no kernel evaluates point by point."""
     left = [op for op in graph.ops if op not in graph.clusters and not graph.is_free(op) and not graph.is_host(op) and not graph.is_lazy(op)]
-    return [_seed(graph, "fallback", [op]) for op in left]
+    return [_seed(graph, "elementwise" if op.name in MOVES else "fallback", [op]) for op in left]
 
 
 def _materialised(graph: Graph) -> list[Cluster]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
-from llmos.passes._math import error_function, exponential, logarithm, narrow, power, remainder, trigonometric
-from llmos.passes._math.expr import Expr, convert, f32, operation, select, sqrt
+from llmos.passes._math import double, error_function, exponential, logarithm, narrow, power, remainder, trigonometric
+from llmos.passes._math.expr import Expr, f32, operation, select, sqrt
 from llmos.passes._pass import Pass
 from llmos.runtime.errors import UnsupportedError
 
@@ -44,7 +44,27 @@ FLOAT32: Mapping[str, Function] = {
 }
 
 FLOAT64: Mapping[str, Function] = {
+    "math.exp": double.exp,
+    "math.exp2": double.exp2,
+    "math.expm1": double.expm1,
+    "math.sinh": double.sinh,
+    "math.cosh": double.cosh,
+    "math.tanh": double.tanh,
+    "math.log": double.log,
+    "math.log2": double.log2,
+    "math.log10": double.log10,
+    "math.log1p": double.log1p,
+    "math.sin": double.sin,
+    "math.cos": double.cos,
+    "math.tan": double.tan,
+    "math.asin": double.asin,
+    "math.acos": double.acos,
+    "math.atan": double.atan,
+    "math.atan2": double.atan2,
+    "math.erf": double.erf,
+    "math.powf": double.pow,
     "math.rsqrt": power.rsqrt,
+    "arith.remf": double.remainder,
 }
 
 # Left to the processor in float32 and float64; computed in float32 for the 16-bit types.
@@ -55,12 +75,20 @@ NATIVE = frozenset(
     }
 )
 # Bit operations on any float type and integer operations, which have instructions.
-UNTOUCHED = frozenset(
-    {
-        *("math.absf", "math.copysign", "math.isfinite", "math.isinf", "math.isnan", "math.isnormal"),
-        *("math.absi", "math.ctlz", "math.cttz", "math.ctpop"),
-    }
-)
+UNTOUCHED = frozenset({"math.absf", "math.copysign", "math.isfinite", "math.isnan", "math.absi", "math.ctlz", "math.cttz", "math.ctpop"})
+
+# For these LLVM makes calls in the 16-bit types.
+FLOAT16: Mapping[str, Function] = {"arith.maxnumf": narrow.larger_number, "arith.minnumf": narrow.smaller_number}
+
+# Questions about a value of any float type: the answer is an i1.
+PREDICATES: Mapping[str, Function] = {
+    "math.isinf": lambda x: abs(x).equals(math.inf),
+    "math.isnormal": lambda x: (abs(x) >= _SMALLEST_NORMALS[str(x.element)]) & (abs(x) < math.inf),
+}
+_SMALLEST_NORMALS = {"f16": 2.0**-14, "bf16": 2.0**-126, "f32": 2.0**-126, "f64": 2.0**-1022}
+
+# Conversions that LLVM makes calls of a runtime library, at least for some of our processors.
+CONVERSIONS = frozenset({"arith.truncf", "arith.extf", "arith.sitofp", "arith.uitofp", "arith.fptosi", "arith.fptoui"})
 
 # Exact or better than the general power, and faster.
 POWERS: Mapping[float, Function] = {
@@ -93,9 +121,10 @@ class ExpandMath(Pass):
         ...
         %y = arith.mulf %polynomial, %scale : vector<16xf32>
 
-    The operations don't depend on the vector's shape, and no fast-math flag is set, so each value has the same bits in a scalar and in every vector. The
-    functions in passes/_math state their error bounds. float16 and bfloat16 are computed in float32 and rounded once. Conversions to the 16-bit types,
-    arith.remf and whole powers of integers, for which LLVM would call a runtime library, are rewritten as well.
+    The operations don't depend on the vector's shape, and no fast-math flag is set, so each value has the same bits in a scalar and in
+    every vector. The functions in passes/_math state their error bounds. float16 and bfloat16 are computed in float32 and rounded once.
+    Conversions to the 16-bit types, arith.remf and whole powers of integers, for which LLVM would call a runtime library, are rewritten
+    as well.
 
     Raises UnsupportedError for a function that has no expansion in its type.
     """
@@ -110,7 +139,7 @@ def _operations(module: ir.Module) -> list[ir.Operation]:
     found: list[ir.Operation] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name.startswith("math.") or op.name in NATIVE or op.name in _CONVERSIONS or op.name == "arith.remf":
+        if op.name.startswith("math.") or op.name in NATIVE or op.name in CONVERSIONS or op.name == "arith.remf":
             found.append(op)
         return ir.WalkResult.ADVANCE
 
@@ -132,13 +161,15 @@ def _expand(op: ir.Operation) -> None:
 
 def _replacement(op: ir.Operation, operands: list[Expr]) -> list[Expr] | None:
     """The values that take the place of the operation's results, or None where it stays."""
-    if op.name in _CONVERSIONS:
+    if op.name in CONVERSIONS:
         return _converted(op, operands[0])
     if op.name in ("math.ipowi", "math.fpowi", "math.sincos"):
         return _special(op, operands)
+    if op.name in PREDICATES:
+        return [PREDICATES[op.name](*operands)]
     if _is_16_bit(operands[0].element):
-        wide = [convert(operand, f32()) for operand in operands]
-        return [narrow.truncate_float(_compute(op, wide) or _same_operation(op, wide), operands[0].element)]
+        wide = [narrow.extend_float(operand) for operand in operands]
+        return [narrow.truncate_float(_compute_wide(op, wide), operands[0].element)]
     result = _compute(op, operands)
     return None if result is None else [result]
 
@@ -152,28 +183,30 @@ def _compute(op: ir.Operation, operands: list[Expr]) -> Expr | None:
     table = FLOAT32 if operands[0].element == f32() else FLOAT64
     function = table.get(op.name)
     if function is None:
-        raise UnsupportedError(f"{op.name} on {operands[0].type} can't be compiled; compute it in float32 or express it with other functions")
+        raise UnsupportedError(
+            f"{op.name} on {operands[0].type} can't be compiled; compute it in float32 or express it with other functions"
+        )
     return function(*operands)
+
+
+def _compute_wide(op: ir.Operation, operands: list[Expr]) -> Expr:
+    """An operation of a 16-bit type on its operands in float32."""
+    if function := FLOAT16.get(op.name):
+        return function(*operands)
+    result = _compute(op, operands)
+    return operation(op.name, operands[0].type, *operands) if result is None else result
 
 
 def _special(op: ir.Operation, operands: list[Expr]) -> list[Expr]:
     if op.name == "math.ipowi":
         return [power.ipow(*operands)]
     kind = operands[0].element
-    wide = convert(operands[0], f32()) if _is_16_bit(kind) else operands[0]
+    wide = narrow.extend_float(operands[0]) if _is_16_bit(kind) else operands[0]
     if wide.element != f32():
         raise UnsupportedError(f"{op.name} on {operands[0].type} can't be compiled; compute it in float32")
     if op.name == "math.sincos":
         return [narrow.truncate_float(value, kind) for value in trigonometric.sincos(wide)]
     return [narrow.truncate_float(power.integer_exponent_pow(wide, operands[1]), kind)]
-
-
-def _same_operation(op: ir.Operation, operands: list[Expr]) -> Expr:
-    return operation(op.name, operands[0].type, *operands)
-
-
-# Conversions that LLVM makes calls of a runtime library, at least for some of our processors.
-_CONVERSIONS = frozenset({"arith.truncf", "arith.extf", "arith.sitofp", "arith.uitofp", "arith.fptosi", "arith.fptoui"})
 
 
 def _converted(op: ir.Operation, operand: Expr) -> list[Expr] | None:
@@ -183,9 +216,9 @@ def _converted(op: ir.Operation, operand: Expr) -> list[Expr] | None:
     if op.name == "arith.truncf":
         needs_help = isinstance(target, ir.BF16Type) or (isinstance(target, ir.F16Type) and operand.element != f32())
         return [narrow.truncate_float(operand, target)] if needs_help else None
-    if _is_16_bit(operand.element) and target != f32():
-        wide = convert(operand, f32())
-        return [operation(op.name, result, wide)]
+    if _is_16_bit(operand.element):
+        wide = narrow.extend_float(operand)
+        return [wide if target == f32() else operation(op.name, result, wide)]
     if _is_16_bit(target):
         return [narrow.truncate_float(operation(op.name, operand.with_element(ir.F64Type.get()), operand), target)]
     return None

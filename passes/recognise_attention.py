@@ -27,7 +27,7 @@ class RecogniseAttention(Pass):
         %o = linalg.generic {P V} ins(%p, %v)
     After: the same ops, each with {llmos.attention = 0}
 
-    Only where no value inside is used elsewhere, everything is f32, and each role has one loop dim.
+    The sum may be held at 1 or more (as torch does it, so that a row with every key masked gives 0). Only where no value inside is used elsewhere, everything is f32, and each role has one loop dim.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -95,9 +95,13 @@ def _match_softmax(values: Contraction, weights: int) -> _Softmax | None:
         return None
     axis = positions.index(values.k[0])
     quotient = _elementwise(values.generic.inputs[weights])
-    if quotient is None or [op.name for op in quotient.body.operations] != ["arith.divf", "linalg.yield"]:
+    if quotient is None:
         return None
-    exponential, total = (_operand_of(quotient, 0, i) for i in (0, 1))
+    names = [op.name for op in quotient.body.operations]
+    if names not in (["arith.divf", "linalg.yield"], ["arith.maximumf", "arith.divf", "linalg.yield"]):
+        return None
+    floored = len(names) == 3 and _is_one(list(quotient.body.operations)[0].operands[1])
+    exponential, total = _operand_of(quotient, len(names) - 2, 0), _operand_of(quotient, 0, 0 if floored else 1)
     if exponential is None or total is None:
         return None
     summed = _reduction(total, "arith.addf", axis)
@@ -108,6 +112,11 @@ def _match_softmax(values: Contraction, weights: int) -> _Softmax | None:
         return None
     logits, ops = found
     return _Softmax(logits, [*ops, summed.op, quotient.op])
+
+
+def _is_one(value: ir.Value) -> bool:
+    owner = value.owner
+    return not isinstance(owner, ir.Block) and owner.name == "arith.constant" and ir.FloatAttr(owner.attributes["value"]).value == 1.0
 
 
 def _operand_of(generic: Generic, op_index: int, operand_index: int) -> ir.Value | None:

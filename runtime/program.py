@@ -188,9 +188,7 @@ class Entry:
             buffers.outputs[position] = _pointer_of(capsule, _CAPSULE)
             capsules.append(capsule)
             arrays.append(array)
-        code = self._core.run(
-            handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile
-        )
+        code = self._core.run(handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
         if code:
             raise self._core.error(code)
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
@@ -277,5 +275,6 @@ def _from_dlpack(value: Any) -> np.ndarray:
 def _writable_alias(array: np.ndarray) -> np.ndarray:
     """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
     buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
+    buffer.owner = array  # type: ignore[attr-defined]
     alias: np.ndarray = np.ndarray(array.shape, array.dtype, buffer, strides=array.strides)
     return alias

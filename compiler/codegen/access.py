@@ -37,6 +37,8 @@ class Accesses:
             self._slice(owner.operation, forms)
         elif owner.name == "tensor.cast":
             self.trace(owner.operands[0], forms)
+        elif owner.name in ("tensor.pad", "tensor.concat"):
+            self._shifted(owner.operation, forms)
         elif owner.name == "linalg.generic" and not is_fill(owner.operation):
             self._generic(Generic(owner.operation), value, forms)
 
@@ -64,6 +66,17 @@ class Accesses:
         for dim, form in zip(kept_dims(op), forms, strict=True):
             inner[dim] = form if strides is not None and strides[dim] == 1 else None
         self.trace(op.operands[0], inner)
+
+    def _shifted(self, op: ir.Operation, forms: Sequence[Form]) -> None:
+        """Pads and concatenations: axes whose size changes can't be walked together with others."""
+        whole = self.dispatch.shapes.shape(op.results[0])
+        tensors = [operand for operand in op.operands if isinstance(operand.type, ir.RankedTensorType)]
+        for tensor in tensors:
+            shape = self.dispatch.shapes.shape(tensor)
+            for form, size, outer in zip(forms, shape, whole, strict=True):
+                if size != outer:
+                    self._pin(form)
+            self.trace(tensor, [form if size == outer else None for form, size, outer in zip(forms, shape, whole, strict=True)])
 
     def _pin(self, form: Form) -> None:
         self.pinned |= set(form or ())

@@ -23,6 +23,7 @@ from llmos.compiler.patterns import AttentionParts, describe
 from llmos.compiler.symbolic import Expr
 
 BLOCK = 64  # keys of one step of the streaming softmax
+LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)
 
 
 def attention_in(dispatch: Dispatch) -> AttentionParts:
@@ -157,7 +158,7 @@ class AttentionEmitter:
     def _start(self) -> None:
         b = self.frame.b
         for v in self._vectors():
-            self._put(b.neutral(b.f32, float("-inf")), "max", None, v)
+            self._put(b.neutral(b.f32, LOWEST), "max", None, v)
             self._put(b.neutral(b.f32, 0.0), "sum", None, v)
         with b.loop(b.index(0), self.frame.evaluator.sizes(self.width), b.index(1)) as loop:
             for v in self._vectors():
@@ -190,7 +191,7 @@ class AttentionEmitter:
         """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
         b, ev = self.frame.b, self.frame.evaluator
         root = self.parts.scores.generic.op.results[0]
-        start = [b.neutral(b.f32, float("-inf")) for _ in self._vectors()]
+        start = [b.neutral(b.f32, LOWEST) for _ in self._vectors()]
         with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
             made: list[Value] = []
             for v in self._vectors():
@@ -207,27 +208,19 @@ class AttentionEmitter:
         return loop.results
 
     def _rescale(self, block_max: Sequence[Value]) -> None:
-        """The new maximum, and the factor exp(old - new) for what was summed under the old one. A row with no key yet (-inf) is held at 0."""
+        """The new maximum, and the factor exp(old - new) for what was summed under the old one."""
         b = self.frame.b
         for v in self._vectors():
             old = self._get("max", None, v)
             new = b.binary("arith.maximumf", old, block_max[v])
-            nothing = b.op(
-                "arith.cmpf", [new, b.neutral(b.f32, float("-inf"))], b.vec(b.i1), predicate=ir.IntegerAttr.get(b.i64, 1)
-            )
-            safe = b.select(nothing, b.neutral(b.f32, 0.0), new)
-            scale = b.op("math.exp", [b.binary("arith.subf", old, safe)], b.vec(b.f32))
+            scale = b.op("math.exp", [b.binary("arith.subf", old, new)], b.vec(b.f32))
             self._put(new, "max", None, v)
             self._put(scale, "scale", None, v)
             self._put(b.binary("arith.mulf", self._get("sum", None, v), scale), "sum", None, v)
 
     def _exponentials(self, count: Value) -> None:
         b = self.frame.b
-        highest = []
-        for v in self._vectors():
-            top = self._get("max", None, v)
-            nothing = b.op("arith.cmpf", [top, b.neutral(b.f32, float("-inf"))], b.vec(b.i1), predicate=ir.IntegerAttr.get(b.i64, 1))
-            highest.append(b.select(nothing, b.neutral(b.f32, 0.0), top))
+        highest = [self._get("max", None, v) for v in self._vectors()]
         start = [self._get("sum", None, v) for v in self._vectors()]
         with b.loop(b.index(0), count, b.index(1), start) as loop:
             made = []
@@ -261,6 +254,8 @@ class AttentionEmitter:
         """Divide by the sums and write rows: lanes change from queries to the head's width."""
         b, ev = self.frame.b, self.frame.evaluator
         totals = [self._get("sum", None, v) for v in self._vectors()]
+        if self.parts.floored:
+            totals = [b.binary("arith.maximumf", total, b.neutral(b.f32, 1.0)) for total in totals]
         width = ev.sizes(self.width)
         with b.loop(b.index(0), width, b.index(1)) as loop:
             for v in self._vectors():

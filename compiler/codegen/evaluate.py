@@ -17,7 +17,7 @@ from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width, el
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
-from llmos.compiler.symbolic import Expr, kept_dims, slice_parameters
+from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
 from llmos.runtime.errors import UnsupportedError
 
 NEUTRAL = {
@@ -40,7 +40,7 @@ class Lane:
     """A coordinate that advances with the lanes: base + stride * lane."""
 
     base: Value
-    stride: Expr = sympy.Integer(1)
+    stride: Expr = sympy.S.One
 
 
 Coord = Value | Lane  # a uniform i64, an advancing one, or a vector of i64
@@ -115,6 +115,10 @@ class Evaluator:
             return self._slice(op.operation, coords)
         if op.name == "tensor.cast":
             return self.value(op.operands[0], coords)
+        if op.name == "tensor.pad":
+            return self._pad(op.operation, coords)
+        if op.name == "tensor.concat":
+            return self._concat(op.operation, coords)
         if op.name == "tensor.splat":
             return self.scalar(op.operands[0])
         if op.name == "arith.constant":
@@ -285,6 +289,59 @@ class Evaluator:
         by_dim = dict(zip(kept, coords, strict=True))
         inner = [self.shift(by_dim.get(dim, self.b.index(0)), self.sizes(offsets[dim]), strides[dim]) for dim in range(len(offsets))]
         return self.value(op.operands[0], inner)
+
+    def _pad(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
+        """The source where it lies, the padding value around it."""
+        shapes, b = self.dispatch.shapes, self.b
+        low, _ = pad_parameters(shapes, op)
+        source = shapes.shape(op.operands[0])
+        outer = shapes.shape(op.results[0])
+        inner: list[Coord] = []
+        inside: list[Value] = []
+        for coord, before, size, whole in zip(coords, low, source, outer, strict=True):
+            if size == whole:
+                inner.append(coord)
+                continue
+            at, within = self._within(self.coord_add(coord, self.sizes(-before)), size)
+            inner.append(at)
+            inside.append(within)
+        padding = self.scalar(list(op.regions[0].blocks[0].operations)[-1].operands[0])
+        return self._choose(inside, lambda: self.value(op.operands[0], inner), padding) if inside else self.value(op.operands[0], inner)
+
+    def _concat(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
+        """Of the pieces along the axis, the one that the coordinate falls into."""
+        axis = ir.IntegerAttr(op.attributes["dim"]).value
+        chosen: Value | None = None
+        offset: Expr = sympy.Integer(0)
+        for piece in op.operands:
+            size = self.dispatch.shapes.shape(piece)[axis]
+            at, within = self._within(self.coord_add(coords[axis], self.sizes(sympy.expand(-offset))), size)
+            inner = [at if i == axis else coord for i, coord in enumerate(coords)]
+            otherwise = chosen if chosen is not None else self.b.const(piece.type.element_type, 0)
+            chosen = self._choose([within], lambda piece=piece, inner=inner: self.value(piece, inner), otherwise)  # type: ignore[misc]
+            offset = sympy.expand(offset + size)
+        assert chosen is not None
+        return chosen
+
+    def _within(self, coord: Coord, size: Expr) -> tuple[Coord, Value]:
+        """A coordinate that is safe to read at, and whether (on which lanes) the given one is in [0, size)."""
+        b = self.b
+        within = b.compare("ult", self.lanes_of(coord), self.sizes(size))
+        if isinstance(coord, Lane):
+            return coord, within  # lanes outside are masked
+        return b.select(within, coord, b.index(0)), within
+
+    def _choose(self, conditions: Sequence[Value], read: Callable[[], Value], otherwise: Value) -> Value:
+        """read() where every condition holds; lanes where one doesn't are not read."""
+        b = self.b
+        condition = conditions[0]
+        for more in conditions[1:]:
+            condition = b.binary("arith.andi", condition, more)
+        lanes = condition if is_vector(condition) else None
+        mask = self.mask if lanes is None else lanes if self.mask is None else b.binary("arith.andi", self.mask, lanes)
+        with self.masked(mask):
+            value = read()
+        return b.select(condition, value, otherwise)
 
     # -- bodies
     def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:

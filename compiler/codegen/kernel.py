@@ -22,7 +22,7 @@ class Launch:
     """How the host starts a kernel: the grid is one-dimensional, its size and the scratch a thread needs are expressions over the symbols."""
 
     num_tiles: Expr
-    scratch_bytes: Expr = sympy.Integer(0)
+    scratch_bytes: Expr = sympy.S.Zero
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Objects -> one shared object, with the system's C compiler as linker driver. Only the machine that compiles needs one.
 
-The shared object has no dependency (`-nostdlib`): its only undefined symbols are memory functions of the C library, which every process has. The same
-objects give the same bytes: fixed file names, no build id, no symbol table.
+The shared object has no dependency (`-nostdlib`): its only undefined symbols are memory functions of the C library, which every process
+has. The same objects give the same bytes: fixed file names, no build id, no symbol table.
 """
 
 import shutil
@@ -40,8 +40,8 @@ _FLAGS = (
 def link_shared(objects: Sequence[bytes], compiler: str | None = None) -> bytes:
     """Link objects of one machine into the bytes of a shared object that exports `__tvm_ffi_*` and `__llmos_*` only.
 
-    `compiler` is the C compiler to link with (default: `find_linker`). Raises UserError if there is none or if it fails, PassError if an object needs
-    a symbol that neither another object nor the C library has.
+    `compiler` is the C compiler to link with (default: `find_linker`). Raises UserError if there is none or if it fails, PassError if an
+    object needs a symbol that neither another object nor the C library has.
     """
     if not objects:
         raise PassError("nothing to link: the module gave no object")

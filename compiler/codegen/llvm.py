@@ -1,11 +1,11 @@
 """The LLVM back half: MLIR in the `kernels` stage -> LLVM dialect -> LLVM IR text -> an object file, for any processor that llvmlite knows.
 
-Numbers: no fast-math flag is set anywhere, and LLVM neither reassociates nor fuses a multiply with an add unless the IR says `fma`. The same
-operations therefore give the same bits in every variant of a kernel.
+Numbers: no fast-math flag is set anywhere, and LLVM neither reassociates nor fuses a multiply with an add unless the IR says `fma`. The
+same operations therefore give the same bits in every variant of a kernel.
 
-Symbols: only `__tvm_ffi_*` and `__llmos_*` are visible outside of the shared object. Objects may use the few memory functions of the C library in
-`LIBC_SYMBOLS` (a fallback kernel's `memref.alloc`, a copy loop that LLVM turns into memcpy), which are in every process. Nothing may use libm or a
-compiler runtime: `expand-math` removes what would, and `compile_object` refuses the rest.
+Symbols: only `__tvm_ffi_*` and `__llmos_*` are visible outside of the shared object. Objects may use the few memory functions of the C
+library in `LIBC_SYMBOLS` (a fallback kernel's `memref.alloc`, a copy loop that LLVM turns into memcpy), which are in every process.
+Nothing may use libm or a compiler runtime: `expand-math` removes what would, and `compile_object` refuses the rest.
 """
 
 from typing import Protocol

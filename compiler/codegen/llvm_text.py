@@ -1,8 +1,9 @@
 """LLVM IR text from the newer LLVM of the MLIR wheel, rewritten for the older LLVM inside llvmlite.
 
-LLVM 24 prints floating-point literals in a syntax that LLVM 22 can't read: `float 1.000000e-01` (rounded to the type), `float f0x4B800000` (bits),
-`+inf`, `-qnan`, `+nan(0x1)`, `+snan(0x1)`. LLVM 22 wants decimals that are exact, or bits: `0x` and 16 digits of a double for float and double,
-`0xH` and 4 digits for half, `0xR` and 4 digits for bfloat. Everything is written as bits here, so no digit is lost.
+LLVM 24 prints floating-point literals in a syntax that LLVM 22 can't read: `float 1.000000e-01` (rounded to the type), `float
+f0x4B800000` (bits), `+inf`, `-qnan`, `+nan(0x1)`, `+snan(0x1)`. LLVM 22 wants decimals that are exact, or bits: `0x` and 16 digits of a
+double for float and double, `0xH` and 4 digits for half, `0xR` and 4 digits for bfloat. Everything is written as bits here, so no digit
+is lost.
 """
 
 import re
@@ -39,7 +40,7 @@ class _Format:
 _DOUBLE = _Format(64, 53, "0x")
 _FORMATS = {"half": _Format(16, 11, "0xH"), "bfloat": _Format(16, 8, "0xR"), "float": _Format(32, 24, "0x"), "double": _DOUBLE}
 
-# Names and strings come first, so that `%float` or a constant string is never taken for a type or a number. A decimal literal always has a point.
+# Names and strings come first, so that `%float` or a constant string is never taken for a type or a number. A decimal has a point.
 _TOKEN = re.compile(
     r'(?P<skip>[%@!#$][-\w.$]+|[%@]?"[^"]*")'
     r"|\b(?P<type>half|bfloat|float|double)\b"
@@ -104,7 +105,7 @@ def _nearest(value: Fraction, fmt: _Format) -> int:
         exponent -= 1
     exponent = max(exponent, 1 - fmt.bias)
     mantissa = round(value / Fraction(2) ** (exponent - fmt.mantissa_bits))
-    # The hidden bit adds one to the exponent field; a subnormal has none, and a mantissa rounded up to the next power of two carries by itself.
+    # The hidden bit adds one to the exponent field; a subnormal has none, and a mantissa rounded up to a power of two carries by itself.
     return ((exponent + fmt.bias - 1) << fmt.mantissa_bits) + mantissa
 
 

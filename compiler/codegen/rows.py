@@ -18,7 +18,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, neutral_element, simple_combiners
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, is_fill
+from llmos.compiler.linalg import Form, Generic, is_fill
 from llmos.compiler.symbolic import Expr
 
 CHUNK = 4096  # elements of one tile of a long elementwise loop
@@ -144,6 +144,13 @@ def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
 
 def _accesses(plan: RowPlan) -> Accesses:
     accesses = Accesses(plan.dispatch)
+    made = {value for generic in plan.generics for value in generic.op.results}
+    for value in plan.dispatch.results:
+        if value not in made:  # a slice, a pad, a concatenation
+            shape = plan.dispatch.shapes.shape(value)
+            forms: list[Form] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
+            accesses.trace(value, forms)
+            accesses.leaves.append((shape, forms))
     for generic in plan.generics:
         for value in generic.op.results:
             if plan.is_row_reduction(generic.op):

@@ -14,7 +14,7 @@ from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.resume import resume
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, read_imported, read_sidecar
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.driver.watcher import Watcher, module_text
+from llmos.compiler.driver.watcher import Watcher
 from llmos.compiler.emit import emitter
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.options import CompileOptions
@@ -144,7 +144,7 @@ class _Job:
 
         watcher = self._watch(sidecar)
         if not stage:
-            watcher.stage_finished("linalg.mlir", module_text(imported.module))
+            watcher.stage_finished("linalg.mlir", imported.module)
         self.progress.phase("passes")
         return compile_module(imported, self.options.targets(), replace(self.options, from_stage=stage), watcher)
 

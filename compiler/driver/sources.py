@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmos.compiler.driver.renaming import rename_symbols
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import UserError
@@ -25,15 +26,18 @@ _ADVICE: Mapping[str, str] = {
 
 def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
     """Brings `source` in through its front end. Raises UserError for what can't be read, UnsupportedError for unknown ops."""
-    if isinstance(source, (str, Path)):
-        return _import_path(Path(source), options)
-    return _import_torch(source, example_args, dynamic_shapes, options)
+    is_path = isinstance(source, (str, Path))
+    imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
+    if options.dynamic:
+        rename_symbols(imported.module, options.dynamic)
+    return imported
 
 
 def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
     from llmos.compiler.frontend.torch import import_torch
 
-    return import_torch(source, example_args, dynamic_shapes=dynamic_shapes, names=options.dynamic, name=options.name)
+    name = options.name or (source.stem if isinstance(source, Path) else "model")
+    return import_torch(source, example_args, dynamic_shapes, name=name)
 
 
 def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
@@ -48,11 +52,11 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
     if path.suffix == ".onnx":
         from llmos.compiler.frontend.onnx import import_onnx
 
-        return import_onnx(path, names=options.dynamic, name=options.name)
+        return import_onnx(path, name=options.name or path.stem)
     if path.suffix == ".mlir":
         from llmos.compiler.frontend.mlir import import_mlir
 
-        return import_mlir(path, name=options.name)
+        return import_mlir(path, name=options.name or path.stem)
     advice = _ADVICE.get(path.suffix)
     raise UserError(f"{path} {advice}" if advice else f"{path} is not a model that llmos knows; it takes {ACCEPTED}")
 
@@ -62,4 +66,4 @@ def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
 
     if not is_huggingface_directory(path):
         raise UserError(f"{path} is not a model directory: it needs config.json and *.safetensors")
-    return import_encoder(path, name=options.name)
+    return import_encoder(path, name=options.name or path.resolve().name)

@@ -8,7 +8,6 @@ from pathlib import Path
 from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
 from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, write_sidecar, write_stage
-from llmos.compiler.ir import ir
 from llmos.compiler.weights import Weight
 from llmos.passes import Pass
 
@@ -60,8 +59,3 @@ class Watcher(CompileObserver):
         record = None if stage in MODULE_STAGES else self._record
         current = record.weights if record else weights if weights is not None else own.weights
         return Sidecar(own.name, current, own.metadata, own.assets, record)
-
-
-def module_text(module: ir.Module) -> str:
-    """The text of a module that a later run can read back."""
-    return str(module.operation.get_asm())

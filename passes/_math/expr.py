@@ -17,7 +17,7 @@ _CMPI = {"eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5}
 
 @dataclass(frozen=True, eq=False)
 class Expr:
-    """A value of a float or signless integer type, or a vector of them. A Python number as the other operand becomes a constant of the same type."""
+    """A float or signless integer, or a vector of them. A Python number as the other operand becomes a constant of the same type."""
 
     value: ir.Value
 

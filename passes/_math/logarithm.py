@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from llmos.passes._math.expr import Expr, bits, convert, copy_sign, float_of_bits, fma, horner, i32, select, sqrt
+from llmos.passes._math.expr import Expr, bits, convert, copy_sign, float_of_bits, fma, horner, select, sqrt
 
 LN2 = 0.6931471805599453
 # Constants as sums of two floats.
@@ -49,7 +49,7 @@ class Split(NamedTuple):
 
 
 def split(x: Expr, lowest_mantissa: int) -> Split:
-    """Mantissa and exponent of a positive number, subnormal ones too; the mantissa is in [m, 2m) for the float m whose bits are `lowest_mantissa`."""
+    """Mantissa and exponent of a positive number; the mantissa is in [m, 2m) for the float m whose bits are `lowest_mantissa`."""
     is_subnormal = x < SMALLEST_NORMAL
     pattern = bits(select(is_subnormal, x * 2.0**23, x))
     e = (pattern - lowest_mantissa) >> 23
@@ -103,7 +103,8 @@ def asinh(x: Expr) -> Expr:
 def acosh(x: Expr) -> Expr:
     """At most 3 ulp; NaN below 1."""
     t = x - 1.0
-    return select(x > 4096.0, log(x) + LN2, log1p(t + sqrt(fma(t, t, t + t))))
+    result = select(x > 4096.0, log(x) + LN2, log1p(t + sqrt(fma(t, t, t + t))))
+    return select(x < 1.0, math.nan, result)
 
 
 def atanh(x: Expr) -> Expr:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from llmos.compiler.ir import ir
-from llmos.passes._math.expr import Expr, operation, bits, convert, f32, f64, float_of_bits, select
+from llmos.passes._math.expr import Expr, bits, convert, f32, f64, float_of_bits, i32, operation, select
+
+
+def extend_float(x: Expr) -> Expr:
+    """float16 or bfloat16 to float32, exact.
+
+    bfloat16 goes by way of integers: LLVM would narrow floor(extend(x)) to a bfloat16 operation again, and make that a call.
+    """
+    if not isinstance(x.element, ir.BF16Type):
+        return convert(x, f32())
+    pattern = operation("arith.bitcast", x.with_element(ir.IntegerType.get_signless(16)), x)
+    return float_of_bits(operation("arith.extui", x.with_element(i32()), pattern) << 16)
 
 
 def truncate_float(x: Expr, element: ir.Type) -> Expr:
@@ -12,6 +23,16 @@ def truncate_float(x: Expr, element: ir.Type) -> Expr:
         return convert(x, element)
     single = _round_to_odd(x) if x.element == f64() else x
     return _to_bfloat16(single) if isinstance(element, ir.BF16Type) else convert(single, element)
+
+
+def larger_number(a: Expr, b: Expr) -> Expr:
+    """IEEE 754-2008 maxNum: the other operand where one is NaN."""
+    return select(b.differs(b), a, select(a > b, a, b))
+
+
+def smaller_number(a: Expr, b: Expr) -> Expr:
+    """IEEE 754-2008 minNum."""
+    return select(b.differs(b), a, select(a < b, a, b))
 
 
 def _round_to_odd(x: Expr) -> Expr:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from llmos.passes._math.exponential import scaled_exp
@@ -13,6 +14,9 @@ LN2_HIGH, LN2_LOW = 0.6931471824645996, -1.904654299957768e-09
 ATANH = (0.12138418108224869, 0.14249418675899506, 0.20000486075878143, 0.3333333134651184)  # (atanh(q) / q - 1) / q^2
 
 
+Magnitude = Callable[[Expr, Expr], Expr]
+
+
 class DoubleFloat(NamedTuple):
     """An unevaluated sum of two floats: about 48 bits."""
 
@@ -20,25 +24,28 @@ class DoubleFloat(NamedTuple):
     low: Expr
 
 
-def pow(x: Expr, y: Expr) -> Expr:
-    """At most 2 ulp, subnormal results included; zeros, infinities, NaN and negative bases as in C (IEEE 754 pow)."""
+def pow(x: Expr, y: Expr, magnitude: Magnitude | None = None) -> Expr:
+    """At most 2 ulp, subnormal results included; zeros, infinities, NaN and negative bases as in C (IEEE 754 pow).
+
+    `magnitude` is the function that computes a^y for 0 < a < infinity, by default that of float32.
+    """
     is_integer = truncate(y).equals(y)
     half = y * 0.5
     is_odd = is_integer & truncate(half).differs(half)
-    result = signed_pow(x, y, is_odd)
+    result = signed_pow(x, y, is_odd, magnitude or float32_magnitude)
     finite_negative = (x < 0.0) & (x > -math.inf)
     return select(finite_negative & ~is_integer & (abs(y) < math.inf), math.nan, result)
 
 
 def integer_exponent_pow(x: Expr, n: Expr) -> Expr:
     """x^n for a signed integer n, as `pow`; n beyond 2^24 is rounded to a float."""
-    return signed_pow(x, convert(n, f32()), (n & 1).differs(0))
+    return signed_pow(x, convert(n, f32()), (n & 1).differs(0), float32_magnitude)
 
 
-def signed_pow(x: Expr, y: Expr, is_odd: Expr) -> Expr:
+def signed_pow(x: Expr, y: Expr, is_odd: Expr, power_of: Magnitude) -> Expr:
     """pow where y is an integer if x is negative, and `is_odd` says whether it is odd."""
     a = abs(x)
-    magnitude = _magnitude(a, y)
+    magnitude = power_of(a, y)
     at_edge = select(a.equals(0.0) ^ (y < 0.0), 0.0, a.constant(math.inf))
     magnitude = select(a.equals(0.0) | a.equals(math.inf), at_edge, magnitude)
     magnitude = select(a.equals(1.0), 1.0, magnitude)
@@ -69,7 +76,7 @@ def cbrt(x: Expr) -> Expr:
 
 
 def ipow(base: Expr, exponent: Expr) -> Expr:
-    """base^exponent in integers, modulo 2^bits, by squaring; negative exponents give the quotient 1 / base^-exponent cut to an integer, 0 for base 0."""
+    """base^exponent modulo 2^bits, by squaring; a negative exponent gives 1 / base^-exponent cut to an integer, and 0 for base 0."""
     result, square = base.constant(1), base
     for bit in range(base.bit_width):
         result = select(((exponent >> bit) & 1).differs(0), result * square, result)
@@ -79,7 +86,7 @@ def ipow(base: Expr, exponent: Expr) -> Expr:
     return select(exponent < 0, inverse, result)
 
 
-def _magnitude(a: Expr, y: Expr) -> Expr:
+def float32_magnitude(a: Expr, y: Expr) -> Expr:
     """exp(y log a) for 0 < a < infinity, with the logarithm and the product as double floats."""
     logarithm = _log(a)
     high = logarithm.high * y

@@ -10,8 +10,8 @@ from llmos.passes._math.expr import Expr, convert, copy_sign, f32, f64, fma, sel
 def remainder(x: Expr, y: Expr) -> Expr:
     """x - trunc(x / y) y in float32, exact, with the sign of x; NaN for y = 0 or an infinite x.
 
-    In float64, each step takes off the whole multiples of y 2^k: their number is below 2^50, so the product and the difference are exact. The quotient
-    of two floats is below 2^277: six steps.
+    In float64, each step takes off the whole multiples of y 2^k: their number is below 2^50, so the product and the difference are exact.
+    The quotient of two floats is below 2^277: six steps.
     """
     rest, divisor = convert(abs(x), f64()), convert(abs(y), f64())
     for k in (250, 200, 150, 100, 50, 0):

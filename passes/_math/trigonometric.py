@@ -1,7 +1,8 @@
 """sin, cos, tan and their inverses, in float32.
 
-The argument is reduced by multiples of pi/2 in float64, where two fused multiply-adds leave an error of 1e-16 up to |x| = 2^50; float32 lanes convert
-exactly, so no slow path is needed. Beyond 2^50, where neighbouring floats are many periods apart, the argument is limited to 2^50.
+The argument is reduced by multiples of pi/2 in float64, where two fused multiply-adds leave an error of 1e-16 up to |x| = 2^50; float32
+lanes convert exactly, so no slow path is needed. Beyond 2^50, where neighbouring floats are many periods apart, the argument is limited
+to 2^50.
 """
 
 from __future__ import annotations

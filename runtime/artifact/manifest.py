@@ -248,9 +248,7 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
         "passes": list(manifest.passes),
         "metadata": dict(manifest.metadata),
         "assets": list(manifest.assets),
-        "members": {
-            name: {"num_bytes": member.num_bytes, "sha256": list(member.sha256)} for name, member in manifest.members.items()
-        },
+        "members": {name: {"num_bytes": member.num_bytes, "sha256": list(member.sha256)} for name, member in manifest.members.items()},
     }
 
 
@@ -287,6 +285,4 @@ def _parse_entry(item: Fields) -> EntrySpec:
 
 
 def _parse_weight(item: Fields) -> WeightSpec:
-    return WeightSpec(
-        item.string("name"), item.string("dtype"), item.integers("shape"), item.integer("offset"), item.integer("num_bytes")
-    )
+    return WeightSpec(item.string("name"), item.string("dtype"), item.integers("shape"), item.integer("offset"), item.integer("num_bytes"))

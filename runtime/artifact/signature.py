@@ -18,7 +18,7 @@ from llmos.runtime.artifact.fields import Fields, parse_json
 from llmos.runtime.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ALGORITHM = "ed25519"
 _KEY_HEX = re.compile(r"[0-9a-f]{64}")

@@ -148,9 +148,7 @@ def _check_names(manifest: Manifest) -> None:
             raise ArtifactError(f"{name!r} can't be the name of a member")
 
 
-def _weight_chunks(
-    head: bytes, specs: tuple[WeightSpec, ...], sources: Mapping[str, WeightSource]
-) -> Iterator[bytes | memoryview]:
+def _weight_chunks(head: bytes, specs: tuple[WeightSpec, ...], sources: Mapping[str, WeightSource]) -> Iterator[bytes | memoryview]:
     yield head
     for spec in specs:
         yield _dense_bytes(spec, sources[spec.name].load())

@@ -43,9 +43,7 @@ def local_header(member: ZipMember) -> bytes:
     fixed = 30 + len(name) + len(zip64) + 6
     padding = -(member.offset + fixed) % ALIGNMENT
     extra = zip64 + struct.pack("<HHH", 0xD935, 2 + padding, ALIGNMENT) + bytes(padding)
-    head = struct.pack(
-        "<IHHHHHIIIHH", 0x04034B50, _VERSION, _UTF8, 0, 0, _DATE, member.crc, _IN_ZIP64, _IN_ZIP64, len(name), len(extra)
-    )
+    head = struct.pack("<IHHHHHIIIHH", 0x04034B50, _VERSION, _UTF8, 0, 0, _DATE, member.crc, _IN_ZIP64, _IN_ZIP64, len(name), len(extra))
     return head + name + extra
 
 

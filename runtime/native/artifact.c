@@ -12,71 +12,47 @@ enum { MAX_MANIFEST_BYTES = 1 << 26 };
 
 /* ---- Hashes, on the pool: a tile is a chunk of 1 MiB ---- */
 
-typedef struct {
-  const listed_member* listed;
-  const uint8_t* data;
-  size_t first_tile;
-} hashed_member;
-
-typedef struct {
-  const hashed_member* members;
-  size_t num_members;
-  _Atomic(const char*) wrong; /* a member whose hash does not match */
-} hash_job;
-
-static const hashed_member* member_of_tile(const hash_job* job, size_t tile) {
-  size_t low = 0, high = job->num_members;
-  while (high - low > 1) {
-    size_t middle = low + (high - low) / 2;
-    *(job->members[middle].first_tile <= tile ? &low : &high) = middle;
-  }
-  return job->members + low;
+bool chunk_matches(const listed_member* member, const uint8_t* data, int64_t chunk) {
+  uint8_t digest[32];
+  uint64_t offset = (uint64_t)chunk * CHUNK_BYTES, rest = member->num_bytes - offset;
+  sha256(data + offset, rest < CHUNK_BYTES ? rest : CHUNK_BYTES, digest);
+  return memcmp(digest, member->sha256[chunk], sizeof digest) == 0;
 }
 
-static int32_t hash_tiles(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch) {
-  hash_job* job = buffers[0];
+/* The last member that begins at this chunk or before it. */
+static const listed_member* member_of_chunk(const manifest* manifest, int64_t chunk) {
+  int32_t low = 0, high = manifest->num_members;
+  while (high - low > 1) {
+    int32_t middle = low + (high - low) / 2;
+    *(manifest->members[middle].first_chunk <= chunk ? &low : &high) = middle;
+  }
+  return manifest->members + low;
+}
+
+static int32_t hash_chunks(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch) {
+  const manifest* manifest = buffers[0];
+  _Atomic(const char*)* wrong = buffers[1];
   (void)dims, (void)scratch;
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const hashed_member* member = member_of_tile(job, (size_t)tile);
-    size_t chunk = (size_t)tile - member->first_tile;
-    uint64_t offset = (uint64_t)chunk * CHUNK_BYTES, rest = member->listed->num_bytes - offset;
-    uint8_t digest[32];
-    sha256(member->data + offset, rest < CHUNK_BYTES ? rest : CHUNK_BYTES, digest);
-    if (memcmp(digest, member->listed->sha256[chunk], sizeof digest) != 0) {
-      atomic_store(&job->wrong, member->listed->name);
-      return LLMOS_INTERNAL;
-    }
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const listed_member* member = member_of_chunk(manifest, chunk);
+    if (chunk_matches(member, member->data, chunk - member->first_chunk)) continue;
+    atomic_store(wrong, member->name);
+    return LLMOS_INTERNAL;
   }
   return LLMOS_OK;
 }
 
 int32_t llmos_artifact_verify(const llmos_artifact* artifact) {
   const manifest* manifest = &artifact->manifest;
-  hashed_member* members = calloc((size_t)manifest->num_members + 1, sizeof *members);
-  if (!members) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
-  hash_job job = {.members = members};
-  size_t num_tiles = 0;
-  for (int32_t i = 0; i < manifest->num_members; ++i) {
-    const listed_member* listed = manifest->members + i;
-    if (listed->num_chunks) members[job.num_members++] = (hashed_member){listed, artifact_member(artifact, listed->name)->data, num_tiles};
-    num_tiles += listed->num_chunks;
-  }
-  void* buffers[] = {&job};
-  int32_t code = pool_launch(hash_tiles, buffers, NULL, (int64_t)num_tiles, 0);
-  free(members);
+  const listed_member* last = manifest->members + manifest->num_members - 1;
+  _Atomic(const char*) wrong = "?";
+  void* buffers[] = {(void*)manifest, &wrong};
+  int32_t code = manifest->num_members ? pool_launch(hash_chunks, buffers, NULL, last->first_chunk + last->num_chunks, 0) : LLMOS_OK;
   if (!code) return LLMOS_OK;
-  const char* name = atomic_load(&job.wrong);
-  return fail(LLMOS_ERROR_ARTIFACT, "changed: member \"%s\" does not have the hash that the manifest gives", name ? name : "?");
+  return fail(LLMOS_ERROR_ARTIFACT, "changed: member \"%s\" does not have the hash that the manifest gives", atomic_load(&wrong));
 }
 
 /* ---- Members ---- */
-
-const zip_member* artifact_member(const llmos_artifact* artifact, const char* name) {
-  for (int32_t i = 0; i < artifact->num_members; ++i) {
-    if (strcmp(artifact->members[i].name, name) == 0) return artifact->members + i;
-  }
-  return NULL;
-}
 
 const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name) {
   for (int32_t i = 0; i < artifact->manifest.num_members; ++i) {
@@ -85,22 +61,27 @@ const listed_member* artifact_listed(const llmos_artifact* artifact, const char*
   return NULL;
 }
 
-/* The manifest comes first, the signature, if any, last; the rest is what the manifest lists, in its order. */
-static int32_t check_listed(const llmos_artifact* artifact) {
-  const manifest* manifest = &artifact->manifest;
-  int32_t last = artifact->num_members - 1, found = 0;
-  for (int32_t i = 1; i < artifact->num_members; ++i) {
-    const zip_member* member = artifact->members + i;
-    if (i == last && strcmp(member->name, "signature") == 0) continue;
-    const listed_member* listed = found < manifest->num_members ? manifest->members + found : NULL;
-    if (!listed || strcmp(listed->name, member->name) != 0) {
-      return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is not what the manifest lists in its place", member->name);
+static const zip_member* signature_of(const llmos_artifact* artifact) {
+  const zip_member* last = artifact->members + artifact->num_members - 1;
+  return strcmp(last->name, "signature") == 0 ? last : NULL;
+}
+
+/* The manifest comes first, then what it lists, in its order, then the signature, if any. */
+static int32_t find_members(llmos_artifact* artifact) {
+  manifest* manifest = &artifact->manifest;
+  int32_t end = artifact->num_members - (signature_of(artifact) ? 1 : 0);
+  for (int32_t i = 0; i < manifest->num_members; ++i) {
+    listed_member* listed = manifest->members + i;
+    if (i + 1 >= end) return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is missing", listed->name);
+    const zip_member* member = artifact->members + i + 1;
+    if (strcmp(listed->name, member->name) != 0 || listed->num_bytes != member->num_bytes) {
+      return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is not what the manifest lists in its place: \"%s\" of %llu bytes", member->name,
+                  listed->name, (unsigned long long)listed->num_bytes);
     }
-    if (listed->num_bytes != member->num_bytes) return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" has another size than the manifest says", member->name);
-    ++found;
+    listed->data = member->data;
   }
-  if (found < manifest->num_members) return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is missing", manifest->members[found].name);
-  return LLMOS_OK;
+  if (manifest->num_members + 1 == end) return LLMOS_OK;
+  return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is not listed in the manifest", artifact->members[manifest->num_members + 1].name);
 }
 
 static int32_t check_code(const llmos_artifact* artifact) {
@@ -114,19 +95,19 @@ static int32_t check_code(const llmos_artifact* artifact) {
 /* Finds the data of weights.safetensors (behind an 8-byte length and a header) and that every weight lies in it. */
 static int32_t find_weights(llmos_artifact* artifact) {
   const manifest* manifest = &artifact->manifest;
-  const zip_member* member = artifact_member(artifact, "weights.safetensors");
+  const listed_member* member = artifact_listed(artifact, "weights.safetensors");
   if (!manifest->num_weights) return LLMOS_OK;
-  if (!member || !artifact_listed(artifact, member->name)) return fail(LLMOS_ERROR_ARTIFACT, "member \"weights.safetensors\" is missing");
+  if (!member) return fail(LLMOS_ERROR_ARTIFACT, "member \"weights.safetensors\" is missing");
   uint64_t header = 0;
   for (int i = 7; i >= 0 && member->num_bytes >= 8; --i) header = header << 8 | member->data[i];
   if (member->num_bytes < 8 || header > member->num_bytes - 8 || (header + 8) % ALIGNMENT) {
     return fail(LLMOS_ERROR_ARTIFACT, "weights.safetensors: its header is not valid");
   }
   artifact->weights = member->data + 8 + header;
-  artifact->weights_bytes = member->num_bytes - 8 - header;
   for (int32_t i = 0; i < manifest->num_weights; ++i) {
     const weight* weight = manifest->weights + i;
-    if (weight->offset > artifact->weights_bytes || weight->num_bytes > artifact->weights_bytes - weight->offset) {
+    uint64_t data_bytes = member->num_bytes - 8 - header;
+    if (weight->offset > data_bytes || weight->num_bytes > data_bytes - weight->offset) {
       return fail(LLMOS_ERROR_ARTIFACT, "weight \"%s\" reaches beyond weights.safetensors", weight->name);
     }
   }
@@ -146,18 +127,16 @@ static int32_t read_manifest(llmos_artifact* artifact) {
 }
 
 static int32_t check_signature_checksum(const llmos_artifact* artifact) {
-  const zip_member* last = artifact->members + artifact->num_members - 1;
-  if (strcmp(last->name, "signature") != 0 || crc32_of(last->data, last->num_bytes) == last->crc) return LLMOS_OK;
+  const zip_member* member = signature_of(artifact);
+  if (!member || crc32_of(member->data, member->num_bytes) == member->crc) return LLMOS_OK;
   return fail(LLMOS_ERROR_ARTIFACT, "changed: signature does not have its checksum");
 }
 
 static int32_t check_all(llmos_artifact* artifact) {
-  zip_member* members;
-  int32_t code = zip_parse(artifact->file, artifact->file_bytes, &artifact->zone, &members, &artifact->num_members);
+  int32_t code = zip_parse(artifact->file, artifact->file_bytes, &artifact->zone, &artifact->members, &artifact->num_members);
   if (code) return code;
-  artifact->members = members;
   if ((code = read_manifest(artifact))) return code;
-  if ((code = check_listed(artifact))) return code;
+  if ((code = find_members(artifact))) return code;
   if ((code = check_code(artifact))) return code;
   if ((code = check_signature_checksum(artifact))) return code;
   if ((code = find_weights(artifact))) return code;
@@ -212,9 +191,13 @@ const void* llmos_artifact_manifest(const llmos_artifact* artifact, size_t* num_
 }
 
 const void* llmos_artifact_member(const llmos_artifact* artifact, const char* name, size_t* num_bytes) {
-  const zip_member* member = artifact_member(artifact, name);
-  *num_bytes = member ? member->num_bytes : 0;
-  return member ? member->data : NULL;
+  for (int32_t i = 0; i < artifact->num_members; ++i) {
+    const zip_member* member = artifact->members + i;
+    *num_bytes = member->num_bytes;
+    if (strcmp(member->name, name) == 0) return member->data;
+  }
+  *num_bytes = 0;
+  return NULL;
 }
 
 const void* llmos_artifact_weight(const llmos_artifact* artifact, int32_t index, size_t* num_bytes) {

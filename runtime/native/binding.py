@@ -145,7 +145,9 @@ def core() -> Core:
         path = folder / f"_core{suffix}"
         if path.exists():
             return Core(path)
-    raise LlmosError(f"the native core of llmos is not built: there is no _core*.so in {folder}; install llmos with pip where there is a C compiler")
+    raise LlmosError(
+        f"the native core of llmos is not built: there is no _core*.so in {folder}; install llmos with pip where there is a C compiler"
+    )
 
 
 def set_num_threads(num_threads: int) -> None:

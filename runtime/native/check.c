@@ -5,35 +5,21 @@
 
 enum { CPU = 1, UINT = 1, BFLOAT = 4 };
 
-static void append(char* text, size_t size, const char* piece) {
+static void append(char text[256], const char* piece) {
   size_t used = strlen(text);
-  snprintf(text + used, size - used, "%s", piece);
+  snprintf(text + used, 256 - used, "%s", piece);
 }
 
-static const char* sizes_text(const int64_t* dims, int32_t ndim, char text[256]) {
-  char piece[32];
+/* "[batch, 384]": sizes, or where these are NULL what the manifest says. */
+static const char* shape_text(const int64_t* sizes, const dim* dims, int32_t ndim, char text[256]) {
+  char number[32];
   strcpy(text, "[");
   for (int32_t i = 0; i < ndim; ++i) {
-    snprintf(piece, sizeof piece, "%s%lld", i ? ", " : "", (long long)dims[i]);
-    append(text, 256, piece);
+    snprintf(number, sizeof number, "%lld", (long long)(sizes ? sizes[i] : dims[i].size));
+    append(text, i ? ", " : "");
+    append(text, !sizes && dims[i].expression ? dims[i].expression : number);
   }
-  append(text, 256, "]");
-  return text;
-}
-
-static const char* expected_text(const tensor* tensor, char text[256]) {
-  char piece[64];
-  strcpy(text, "[");
-  for (int32_t i = 0; i < tensor->ndim; ++i) {
-    const dim* dim = tensor->dims + i;
-    if (dim->expression) {
-      snprintf(piece, sizeof piece, "%s%.50s", i ? ", " : "", dim->expression);
-    } else {
-      snprintf(piece, sizeof piece, "%s%lld", i ? ", " : "", (long long)dim->size);
-    }
-    append(text, 256, piece);
-  }
-  append(text, 256, "]");
+  append(text, "]");
   return text;
 }
 
@@ -57,41 +43,41 @@ static bool is_dense(const DLTensor* tensor) {
 /* Dtype, rank and device: what must hold before the sizes can be looked at. */
 static int32_t check_kind(const char* role, const tensor* want, const DLTensor* have) {
   char expected[256], got[256], name[2][32];
-  if (!have) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is NULL", role, want->name);
-  if (have->device.device_type != CPU) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is not in CPU memory; move it there first", role, want->name);
-  if (!same_dtype(want->dtype, have->dtype)) {
-    return fail(LLMOS_ERROR_INPUT, "%s \"%s\": expected dtype %s, got %s", role, want->name, dtype_name(want->dtype, name[0]),
+  if (!have) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is NULL", role, want->info.name);
+  if (have->device.device_type != CPU) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is not in CPU memory; move it there first", role, want->info.name);
+  if (!same_dtype(want->info.dtype, have->dtype)) {
+    return fail(LLMOS_ERROR_INPUT, "%s \"%s\": expected dtype %s, got %s", role, want->info.name, dtype_name(want->info.dtype, name[0]),
                 dtype_name(have->dtype, name[1]));
   }
-  if (have->ndim != want->ndim || (have->ndim > 0 && !have->shape)) {
+  if (have->ndim != want->info.ndim || (have->ndim > 0 && !have->shape)) {
     int32_t shown = have->ndim > 0 && have->ndim <= MAX_NDIM && have->shape ? have->ndim : 0;
-    return fail(LLMOS_ERROR_INPUT, "%s \"%s\": expected %d dims %s, got %d %s", role, want->name, want->ndim,
-                expected_text(want, expected), have->ndim, sizes_text(have->shape, shown, got));
+    return fail(LLMOS_ERROR_INPUT, "%s \"%s\": expected %d dims %s, got %d %s", role, want->info.name, want->info.ndim,
+                shape_text(NULL, want->dims, want->info.ndim, expected), have->ndim, shape_text(have->shape, NULL, shown, got));
   }
   return LLMOS_OK;
 }
 
 /* Dense, and aligned to its element (for complex numbers, to their parts). */
 static int32_t check_memory(const char* role, const tensor* want, const DLTensor* have) {
-  int64_t elements = 1, bytes, size = have->dtype.bits / 8, unit = want->dtype.code == 5 ? size / 2 : size;
+  int64_t elements = 1, bytes, size = have->dtype.bits / 8, unit = want->info.dtype.code == 5 ? size / 2 : size;
   for (int32_t i = 0; i < have->ndim; ++i) {
     if (have->shape[i] < 0 || __builtin_mul_overflow(elements, have->shape[i], &elements)) {
-      return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its size is out of bounds", role, want->name);
+      return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its size is out of bounds", role, want->info.name);
     }
   }
-  if (__builtin_mul_overflow(elements, size, &bytes)) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its size is out of bounds", role, want->name);
-  if (!have->data && elements) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its data is NULL", role, want->name);
-  if (!is_dense(have)) return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": it is not contiguous (row-major); copy it first", role, want->name);
+  if (__builtin_mul_overflow(elements, size, &bytes)) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its size is out of bounds", role, want->info.name);
+  if (!have->data && elements) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its data is NULL", role, want->info.name);
+  if (!is_dense(have)) return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": it is not contiguous (row-major); copy it first", role, want->info.name);
   if (((uintptr_t)have->data + have->byte_offset) % (uintptr_t)unit) {
-    return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": its data is not aligned to its element; copy it first", role, want->name);
+    return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": its data is not aligned to its element; copy it first", role, want->info.name);
   }
   return LLMOS_OK;
 }
 
 static int32_t wrong_size(const tensor* want, int32_t d, int64_t expected, const DLTensor* have) {
   char text[256];
-  return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d must be %lld, got %lld (shape %s)", want->name, d, (long long)expected,
-              (long long)have->shape[d], sizes_text(have->shape, have->ndim, text));
+  return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d must be %lld, got %lld (shape %s)", want->info.name, d, (long long)expected,
+              (long long)have->shape[d], shape_text(have->shape, NULL, have->ndim, text));
 }
 
 typedef struct {
@@ -108,11 +94,11 @@ static int32_t bind_symbol(binding* in, int32_t input, int32_t d) {
   const symbol* symbol = in->manifest->symbols + index;
   int64_t size = in->inputs[input]->shape[d], bound = in->symbols[index];
   if (bound >= 0 && bound != size) {
-    return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) is %lld, but input \"%s\" has %s = %lld", want->name, d, symbol->name,
-                (long long)size, in->entry->inputs[in->bound_by[index]].name, symbol->name, (long long)bound);
+    return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) is %lld, but input \"%s\" has %s = %lld", want->info.name, d, symbol->name,
+                (long long)size, in->entry->inputs[in->bound_by[index]].info.name, symbol->name, (long long)bound);
   }
   if (size < symbol->min || size > symbol->max) {
-    return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) is %lld, outside its range of %lld to %lld", want->name, d, symbol->name,
+    return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) is %lld, outside its range of %lld to %lld", want->info.name, d, symbol->name,
                 (long long)size, (long long)symbol->min, (long long)symbol->max);
   }
   if (bound < 0) in->bound_by[index] = (int16_t)input;
@@ -124,7 +110,7 @@ static int32_t bind_input(binding* in, int32_t input) {
   const tensor* want = in->entry->inputs + input;
   const DLTensor* have = in->inputs[input];
   int32_t code = check_kind("input", want, have);
-  for (int32_t d = 0; d < want->ndim && !code; ++d) {
+  for (int32_t d = 0; d < want->info.ndim && !code; ++d) {
     if (want->dims[d].symbol >= 0) {
       code = bind_symbol(in, input, d);
     } else if (want->dims[d].size >= 0 && want->dims[d].size != have->shape[d]) {
@@ -137,19 +123,18 @@ static int32_t bind_input(binding* in, int32_t input) {
 /* Dims that are expressions, once all symbols have their sizes. */
 static int32_t check_expressions(const binding* in, int32_t input) {
   const tensor* want = in->entry->inputs + input;
-  for (int32_t d = 0; d < want->ndim; ++d) {
+  for (int32_t d = 0; d < want->info.ndim; ++d) {
     int64_t expected;
     if (!want->dims[d].expression || want->dims[d].symbol >= 0) continue;
     if (!evaluate(want->dims[d].expression, in->manifest->symbols, in->manifest->num_symbols, in->symbols, &expected)) {
-      return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) has no value for these sizes", want->name, d, want->dims[d].expression);
+      return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) has no value for these sizes", want->info.name, d, want->dims[d].expression);
     }
     if (expected != in->inputs[input]->shape[d]) return wrong_size(want, d, expected, in->inputs[input]);
   }
   return LLMOS_OK;
 }
 
-int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs,
-                     int64_t* symbols) {
+int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols) {
   binding in = {.manifest = manifest, .entry = entry, .inputs = inputs, .symbols = symbols};
   int32_t code = LLMOS_OK;
   if (num_inputs != entry->num_inputs) {
@@ -168,10 +153,10 @@ int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTenso
 int32_t check_dims(const entry* entry, const int64_t* dims) {
   for (int32_t i = 0; i < entry->num_outputs; ++i) {
     const tensor* want = entry->outputs + i;
-    int64_t bytes = want->dtype.bits / 8;
-    for (int32_t d = 0; d < want->ndim; ++d, ++dims) {
+    int64_t bytes = want->info.dtype.bits / 8;
+    for (int32_t d = 0; d < want->info.ndim; ++d, ++dims) {
       if (*dims < 0 || (want->dims[d].size >= 0 && want->dims[d].size != *dims) || __builtin_mul_overflow(bytes, *dims, &bytes)) {
-        return fail(LLMOS_INTERNAL, "output \"%s\": the artifact's code gives size %lld for dim %d", want->name, (long long)*dims, d);
+        return fail(LLMOS_INTERNAL, "output \"%s\": the artifact's code gives size %lld for dim %d", want->info.name, (long long)*dims, d);
       }
     }
   }
@@ -183,12 +168,12 @@ int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_
   if (num_outputs != entry->num_outputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d outputs, got %d", entry->name, entry->num_outputs, num_outputs);
   }
-  for (int32_t i = 0; i < num_outputs; dims += entry->outputs[i].ndim, ++i) {
+  for (int32_t i = 0; i < num_outputs; dims += entry->outputs[i].info.ndim, ++i) {
     const tensor* want = entry->outputs + i;
     int32_t code = check_kind("output", want, outputs[i]);
-    if (!code && want->ndim && memcmp(outputs[i]->shape, dims, (size_t)want->ndim * sizeof *dims) != 0) {
-      return fail(LLMOS_ERROR_INPUT, "output \"%s\": expected shape %s, got %s", want->name, sizes_text(dims, want->ndim, expected),
-                  sizes_text(outputs[i]->shape, want->ndim, got));
+    if (!code && want->info.ndim && memcmp(outputs[i]->shape, dims, (size_t)want->info.ndim * sizeof *dims) != 0) {
+      return fail(LLMOS_ERROR_INPUT, "output \"%s\": expected shape %s, got %s", want->info.name, shape_text(dims, NULL, want->info.ndim, expected),
+                  shape_text(outputs[i]->shape, NULL, want->info.ndim, got));
     }
     if (!code) code = check_memory("output", want, outputs[i]);
     if (code) return code;

@@ -32,7 +32,6 @@ typedef struct arena {
 void* arena_alloc(arena* arena, int64_t num_bytes);
 void arena_reset(arena* arena);
 bool arena_intact(const arena* arena);
-int64_t arena_bytes(const arena* arena);
 void arena_free(arena* arena);
 
 /* ---- sha256.c ---- */
@@ -71,11 +70,8 @@ typedef struct {
 } dim;
 
 typedef struct {
-  const char* name;
-  DLDataType dtype;
-  int32_t ndim;
+  llmos_tensor_info info;
   const dim* dims;
-  const int64_t* shape;
 } tensor;
 
 typedef struct {
@@ -98,8 +94,9 @@ typedef struct {
 typedef struct {
   const char* name;
   uint64_t num_bytes;
-  size_t num_chunks;
+  int64_t first_chunk, num_chunks; /* chunks are counted through all members */
   const uint8_t (*sha256)[32];
+  const uint8_t* data; /* set by artifact.c */
 } listed_member;
 
 typedef struct {
@@ -110,7 +107,7 @@ typedef struct {
   const weight* weights;
   const code* code;
   const char* const* kernels;
-  const listed_member* members;
+  listed_member* members;
 } manifest;
 int32_t manifest_parse(const char* text, size_t size, zone* zone, manifest* result);
 
@@ -135,13 +132,12 @@ struct llmos_artifact {
   const char* manifest_text; /* a private copy: what was checked is what is used */
   size_t manifest_bytes;
   manifest manifest;
-  const zip_member* members;
+  zip_member* members; /* the manifest, what it lists in its order, and perhaps the signature */
   int32_t num_members;
   const uint8_t* weights; /* the data of weights.safetensors */
-  uint64_t weights_bytes;
 };
-const zip_member* artifact_member(const llmos_artifact* artifact, const char* name);
 const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
+bool chunk_matches(const listed_member* member, const uint8_t* data, int64_t chunk);
 
 /* ---- cpu.c ---- */
 bool host_has(const char* feature);
@@ -151,10 +147,10 @@ int32_t host_num_cores(void);
 /* ---- pool.c ---- */
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes);
 int64_t now_ns(void);
+uint32_t set_float_mode(uint32_t mode); /* gives the one before; 0x1F80 is the default */
 
 /* ---- check.c: tensors of a call against their specification ---- */
-int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs,
-                     int64_t* symbols);
+int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols);
 int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
 int32_t check_dims(const entry* entry, const int64_t* dims);
 

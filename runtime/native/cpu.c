@@ -20,26 +20,22 @@ enum { NO_STATE, AVX_STATE, AVX512_STATE };
 enum { L1C, L1D, L7B, L7C, L7D, L71A, L71D, X1C, X1D, LDA, NUM_WORDS };
 /* AMX is left out: a process must ask the system for it first, and nothing here does. */
 static const feature FEATURES[] = {
-    {"cmov", L1D, 15, NO_STATE},         {"cx8", L1D, 8, NO_STATE},           {"fxsr", L1D, 24, NO_STATE},
-    {"mmx", L1D, 23, NO_STATE},          {"sse", L1D, 25, NO_STATE},          {"sse2", L1D, 26, NO_STATE},
-    {"sse3", L1C, 0, NO_STATE},          {"pclmul", L1C, 1, NO_STATE},        {"ssse3", L1C, 9, NO_STATE},
-    {"cx16", L1C, 13, NO_STATE},         {"sse4.1", L1C, 19, NO_STATE},       {"sse4.2", L1C, 20, NO_STATE},
-    {"movbe", L1C, 22, NO_STATE},        {"popcnt", L1C, 23, NO_STATE},       {"aes", L1C, 25, NO_STATE},
-    {"xsave", L1C, 26, NO_STATE},        {"crc32", L1C, 20, NO_STATE},        {"sahf", X1C, 0, NO_STATE},
-    {"lzcnt", X1C, 5, NO_STATE},         {"prfchw", X1C, 8, NO_STATE},        {"64bit", X1D, 29, NO_STATE},
-    {"fsgsbase", L7B, 0, NO_STATE},      {"bmi", L7B, 3, NO_STATE},           {"bmi2", L7B, 8, NO_STATE},
-    {"adx", L7B, 19, NO_STATE},          {"clflushopt", L7B, 23, NO_STATE},   {"clwb", L7B, 24, NO_STATE},
-    {"sha", L7B, 29, NO_STATE},          {"gfni", L7C, 8, NO_STATE},          {"xsavec", LDA, 1, NO_STATE},
-    {"xsaveopt", LDA, 0, NO_STATE},      {"avx", L1C, 28, AVX_STATE},         {"f16c", L1C, 29, AVX_STATE},
-    {"fma", L1C, 12, AVX_STATE},         {"avx2", L7B, 5, AVX_STATE},         {"vaes", L7C, 9, AVX_STATE},
-    {"vpclmulqdq", L7C, 10, AVX_STATE},  {"avxvnni", L71A, 4, AVX_STATE},     {"avxifma", L71A, 23, AVX_STATE},
+    {"cmov", L1D, 15, NO_STATE}, {"cx8", L1D, 8, NO_STATE}, {"fxsr", L1D, 24, NO_STATE}, {"mmx", L1D, 23, NO_STATE},
+    {"sse", L1D, 25, NO_STATE}, {"sse2", L1D, 26, NO_STATE}, {"sse3", L1C, 0, NO_STATE}, {"pclmul", L1C, 1, NO_STATE},
+    {"ssse3", L1C, 9, NO_STATE}, {"cx16", L1C, 13, NO_STATE}, {"sse4.1", L1C, 19, NO_STATE}, {"sse4.2", L1C, 20, NO_STATE},
+    {"movbe", L1C, 22, NO_STATE}, {"popcnt", L1C, 23, NO_STATE}, {"aes", L1C, 25, NO_STATE}, {"xsave", L1C, 26, NO_STATE},
+    {"crc32", L1C, 20, NO_STATE}, {"sahf", X1C, 0, NO_STATE}, {"lzcnt", X1C, 5, NO_STATE}, {"prfchw", X1C, 8, NO_STATE},
+    {"64bit", X1D, 29, NO_STATE}, {"fsgsbase", L7B, 0, NO_STATE}, {"bmi", L7B, 3, NO_STATE}, {"bmi2", L7B, 8, NO_STATE},
+    {"adx", L7B, 19, NO_STATE}, {"clflushopt", L7B, 23, NO_STATE}, {"clwb", L7B, 24, NO_STATE}, {"sha", L7B, 29, NO_STATE},
+    {"gfni", L7C, 8, NO_STATE}, {"xsavec", LDA, 1, NO_STATE}, {"xsaveopt", LDA, 0, NO_STATE}, {"avx", L1C, 28, AVX_STATE},
+    {"f16c", L1C, 29, AVX_STATE}, {"fma", L1C, 12, AVX_STATE}, {"avx2", L7B, 5, AVX_STATE}, {"vaes", L7C, 9, AVX_STATE},
+    {"vpclmulqdq", L7C, 10, AVX_STATE}, {"avxvnni", L71A, 4, AVX_STATE}, {"avxifma", L71A, 23, AVX_STATE},
     {"avxvnniint8", L71D, 4, AVX_STATE}, {"avxneconvert", L71D, 5, AVX_STATE}, {"avxvnniint16", L71D, 10, AVX_STATE},
-    {"avx512f", L7B, 16, AVX512_STATE},  {"avx512dq", L7B, 17, AVX512_STATE}, {"avx512ifma", L7B, 21, AVX512_STATE},
+    {"avx512f", L7B, 16, AVX512_STATE}, {"avx512dq", L7B, 17, AVX512_STATE}, {"avx512ifma", L7B, 21, AVX512_STATE},
     {"avx512cd", L7B, 28, AVX512_STATE}, {"avx512bw", L7B, 30, AVX512_STATE}, {"avx512vl", L7B, 31, AVX512_STATE},
-    {"avx512vbmi", L7C, 1, AVX512_STATE},     {"avx512vbmi2", L7C, 6, AVX512_STATE},
-    {"avx512vnni", L7C, 11, AVX512_STATE},    {"avx512bitalg", L7C, 12, AVX512_STATE},
-    {"avx512vpopcntdq", L7C, 14, AVX512_STATE}, {"avx512vp2intersect", L7D, 8, AVX512_STATE},
-    {"avx512fp16", L7D, 23, AVX512_STATE},    {"avx512bf16", L71A, 5, AVX512_STATE},
+    {"avx512vbmi", L7C, 1, AVX512_STATE}, {"avx512vbmi2", L7C, 6, AVX512_STATE}, {"avx512vnni", L7C, 11, AVX512_STATE},
+    {"avx512bitalg", L7C, 12, AVX512_STATE}, {"avx512vpopcntdq", L7C, 14, AVX512_STATE}, {"avx512vp2intersect", L7D, 8, AVX512_STATE},
+    {"avx512fp16", L7D, 23, AVX512_STATE}, {"avx512bf16", L71A, 5, AVX512_STATE},
 };
 static const char ARCH[] = "x86_64";
 
@@ -67,10 +63,10 @@ static uint32_t read_words(uint32_t words[NUM_WORDS]) {
 
 enum { HWCAP, HWCAP2, NUM_WORDS = 2 };
 static const feature FEATURES[] = {
-    {"fp-armv8", HWCAP, 0, NO_STATE}, {"neon", HWCAP, 1, NO_STATE},      {"aes", HWCAP, 3, NO_STATE},   {"sha2", HWCAP, 6, NO_STATE},
-    {"crc", HWCAP, 7, NO_STATE},      {"lse", HWCAP, 8, NO_STATE},       {"fullfp16", HWCAP, 10, NO_STATE}, {"rdm", HWCAP, 12, NO_STATE},
-    {"dotprod", HWCAP, 20, NO_STATE}, {"fp16fml", HWCAP, 23, NO_STATE},  {"sve", HWCAP, 22, NO_STATE},  {"sve2", HWCAP2, 1, NO_STATE},
-    {"i8mm", HWCAP2, 13, NO_STATE},   {"bf16", HWCAP2, 14, NO_STATE},
+    {"fp-armv8", HWCAP, 0, NO_STATE}, {"neon", HWCAP, 1, NO_STATE}, {"aes", HWCAP, 3, NO_STATE}, {"sha2", HWCAP, 6, NO_STATE},
+    {"crc", HWCAP, 7, NO_STATE}, {"lse", HWCAP, 8, NO_STATE}, {"fullfp16", HWCAP, 10, NO_STATE}, {"rdm", HWCAP, 12, NO_STATE},
+    {"dotprod", HWCAP, 20, NO_STATE}, {"fp16fml", HWCAP, 23, NO_STATE}, {"sve", HWCAP, 22, NO_STATE}, {"sve2", HWCAP2, 1, NO_STATE},
+    {"i8mm", HWCAP2, 13, NO_STATE}, {"bf16", HWCAP2, 14, NO_STATE},
 };
 static const char ARCH[] = "aarch64";
 

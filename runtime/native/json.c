@@ -1,4 +1,4 @@
-/* A strict JSON reader (RFC 8259) for untrusted bytes: UTF-8 is checked, nesting is limited, strings hold no NUL. */
+/* A strict JSON reader (RFC 8259) for untrusted bytes: nesting is limited, strings hold no NUL. Bytes beyond ASCII are passed on. */
 #include "core.h"
 
 #include <stdlib.h>
@@ -96,24 +96,6 @@ static bool escape(reader* in) {
   return true;
 }
 
-/* One character of several bytes, in its shortest form, no surrogate, at most U+10FFFF. */
-static bool multibyte(reader* in) {
-  static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
-  uint8_t first = (uint8_t)*in->at;
-  int length = first >= 0xC2 && first < 0xE0 ? 2 : first >= 0xE0 && first < 0xF0 ? 3 : first >= 0xF0 && first < 0xF5 ? 4 : 0;
-  if (!length || in->end - in->at < length) return false;
-  uint32_t code = first & (0xFFu >> (length + 1));
-  for (int i = 1; i < length; ++i) {
-    uint8_t byte = (uint8_t)in->at[i];
-    if ((byte & 0xC0) != 0x80) return false;
-    code = code << 6 | (byte & 0x3F);
-  }
-  if (code < smallest[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) return false;
-  put_utf8(in, code);
-  in->at += length;
-  return true;
-}
-
 static bool string(reader* in) {
   size_t index;
   if (!accept(in, '"') || !new_node(in, JSON_STRING, &index)) return false;
@@ -124,10 +106,8 @@ static bool string(reader* in) {
     if (c == '\\') {
       ++in->at;
       if (!escape(in)) return false;
-    } else if (c < 0x80) {
+    } else {
       *in->strings++ = *in->at++;
-    } else if (!multibyte(in)) {
-      return false;
     }
   }
   *in->strings++ = 0;

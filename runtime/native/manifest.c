@@ -111,13 +111,14 @@ static void parse_dim(reader* in, const json_node* item, void* out) {
 
 static void parse_tensor(reader* in, const json_node* item, void* out) {
   tensor* result = out;
-  result->name = string(in, item, "name");
+  llmos_tensor_info* info = &result->info;
+  info->name = string(in, item, "name");
   const char* dtype = string(in, item, "dtype");
-  if (!in->failed && !dtype_parse(dtype, &result->dtype)) refuse(in, dtype, "unknown dtype");
-  result->dims = records(in, item, "shape", sizeof(dim), MAX_NDIM, &result->ndim, parse_dim);
-  int64_t* shape = allocate(in, (size_t)result->ndim, sizeof *shape);
-  for (int32_t i = 0; i < result->ndim && shape; ++i) shape[i] = result->dims[i].size;
-  result->shape = shape;
+  if (!in->failed && !dtype_parse(dtype, &info->dtype)) refuse(in, dtype, "unknown dtype");
+  result->dims = records(in, item, "shape", sizeof(dim), MAX_NDIM, &info->ndim, parse_dim);
+  int64_t* shape = allocate(in, (size_t)info->ndim, sizeof *shape);
+  for (int32_t i = 0; i < info->ndim && shape; ++i) shape[i] = result->dims[i].size;
+  info->shape = shape;
 }
 
 enum { MAX_TENSORS = 1 << 16, MAX_COUNT = 1 << 22 };
@@ -171,12 +172,16 @@ static void parse_members(reader* in, const json_node* root, manifest* result) {
     const json_node* value = node_at(in, at + 1);
     int32_t num_chunks;
     int64_t num_bytes = integer(in, value, "num_bytes");
+    members[i].first_chunk = i ? members[i - 1].first_chunk + members[i - 1].num_chunks : 0;
     parse_string(in, node_at(in, at), (void*)&members[i].name);
     members[i].sha256 = records(in, value, "sha256", 32, MAX_COUNT, &num_chunks, parse_digest);
     members[i].num_bytes = (uint64_t)num_bytes;
-    members[i].num_chunks = (size_t)num_chunks;
+    members[i].num_chunks = num_chunks;
     if (!in->failed && (num_bytes < 0 || num_bytes / CHUNK_BYTES + (num_bytes % CHUNK_BYTES != 0) != num_chunks)) {
       refuse(in, members[i].name, "there must be one sha256 per MiB");
+    }
+    for (uint32_t j = 0; j < i && !in->failed; ++j) {
+      if (strcmp(members[i].name, members[j].name) == 0) refuse(in, members[i].name, "it is listed twice");
     }
     at = value->next;
   }
@@ -206,7 +211,7 @@ static void resolve_entries(reader* in, const manifest* manifest) {
   for (int32_t e = 0; e < manifest->num_entries; ++e) {
     const entry* entry = manifest->entries + e;
     for (int32_t i = 0; i < entry->num_inputs; ++i) {
-      for (int32_t d = 0; d < entry->inputs[i].ndim; ++d) resolve_dim(in, manifest, (dim*)entry->inputs[i].dims + d);
+      for (int32_t d = 0; d < entry->inputs[i].info.ndim; ++d) resolve_dim(in, manifest, (dim*)entry->inputs[i].dims + d);
     }
   }
 }

@@ -122,12 +122,6 @@ bool arena_intact(const arena* arena) {
   return true;
 }
 
-int64_t arena_bytes(const arena* arena) {
-  int64_t total = 0;
-  for (const struct arena_block* block = arena->blocks; block; block = block->next) total += block->size;
-  return total;
-}
-
 void arena_free(arena* arena) {
   blocks_free(arena->blocks);
   arena->blocks = NULL;

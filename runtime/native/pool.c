@@ -121,10 +121,13 @@ static uint32_t wait_for_job(uint32_t seen) {
   }
 }
 
-/* Rounding and denormal modes of the thread that happened to start the pool must not reach results. */
-static void default_float_mode(void) {
+uint32_t set_float_mode(uint32_t mode) {
 #if defined(__x86_64__)
-  __builtin_ia32_ldmxcsr(0x1F80);
+  uint32_t before = __builtin_ia32_stmxcsr();
+  if (before != mode) __builtin_ia32_ldmxcsr(mode);
+  return before;
+#else
+  return mode;
 #endif
 }
 
@@ -132,7 +135,7 @@ static void* worker(void* argument) {
   char name[16];
   snprintf(name, sizeof name, "llmos-%d", (int)(intptr_t)argument);
   pthread_setname_np(pthread_self(), name);
-  default_float_mode();
+  set_float_mode(0x1F80); /* not what the thread that started this one had set */
   uint32_t seen = 0;
   while ((seen = wait_for_job(seen))) {
     atomic_fetch_add(&pool.inside, 1);

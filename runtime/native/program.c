@@ -131,8 +131,7 @@ static bool write_all(int descriptor, const uint8_t* data, size_t size) {
 /* Copies the member and hashes the sealed copy: a file that changes under us can't slip other code in. */
 static int32_t copy_code(const llmos_artifact* artifact, const code* code, int* descriptor) {
   char name[64];
-  const zip_member* member = artifact_member(artifact, code->member);
-  const listed_member* listed = artifact_listed(artifact, code->member);
+  const listed_member* member = artifact_listed(artifact, code->member);
   snprintf(name, sizeof name, "llmos:%.20s:%.20s", artifact->manifest.name, code->target);
   *descriptor = make_memfd(name);
   if (*descriptor < 0) return fail(LLMOS_ERROR_ARTIFACT, "can't make memory for its code: %s", strerror(errno));
@@ -144,12 +143,7 @@ static int32_t copy_code(const llmos_artifact* artifact, const code* code, int* 
   const uint8_t* copy = mmap(NULL, member->num_bytes, PROT_READ, MAP_PRIVATE, *descriptor, 0);
   if (copy == MAP_FAILED) return fail(LLMOS_OUT_OF_MEMORY, "can't map its code: %s", strerror(errno));
   bool same = true;
-  for (size_t i = 0; i < listed->num_chunks && same; ++i) {
-    uint8_t digest[32];
-    uint64_t offset = (uint64_t)i * CHUNK_BYTES, rest = member->num_bytes - offset;
-    sha256(copy + offset, rest < CHUNK_BYTES ? rest : CHUNK_BYTES, digest);
-    same = memcmp(digest, listed->sha256[i], sizeof digest) == 0;
-  }
+  for (int64_t i = 0; i < member->num_chunks && same; ++i) same = chunk_matches(member, copy, i);
   munmap((void*)copy, member->num_bytes);
   return same ? LLMOS_OK : fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" changed while it was loaded", code->member);
 }
@@ -176,7 +170,7 @@ static int32_t bind_entry(llmos_program* program, const entry* entry, functions*
   memcpy(&result->run, &run, sizeof run); /* ISO C knows no cast from an object pointer to a function pointer */
   memcpy(&result->shapes, &shapes, sizeof shapes);
   int32_t num_tensors = entry->num_inputs + entry->num_outputs;
-  for (int32_t i = 0; i < entry->num_outputs; ++i) result->num_dims += entry->outputs[i].ndim;
+  for (int32_t i = 0; i < entry->num_outputs; ++i) result->num_dims += entry->outputs[i].info.ndim;
   if (num_tensors > program->max_tensors) program->max_tensors = num_tensors;
   if (result->num_dims > program->max_dims) program->max_dims = result->num_dims;
   return LLMOS_OK;
@@ -249,31 +243,21 @@ int32_t llmos_program_entry(const llmos_program* program, const char* name) {
   return -1;
 }
 
-int32_t llmos_program_num_inputs(const llmos_program* program, int32_t index) {
+int32_t llmos_program_info(const llmos_program* program, int32_t index, llmos_entry_info* info) {
   const entry* entry = entry_at(program, index);
-  return entry ? entry->num_inputs : 0;
-}
-
-int32_t llmos_program_num_outputs(const llmos_program* program, int32_t index) {
-  const entry* entry = entry_at(program, index);
-  return entry ? entry->num_outputs : 0;
-}
-
-static int32_t tensor_info(const tensor* tensors, int32_t count, int32_t index, llmos_tensor_info* info) {
-  if (index < 0 || index >= count) return fail(LLMOS_BAD_ARGUMENTS, "there is no tensor %d", index);
-  const tensor* tensor = tensors + index;
-  *info = (llmos_tensor_info){tensor->name, tensor->dtype, tensor->ndim, tensor->shape};
+  if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+  *info = (llmos_entry_info){entry->name, entry->num_inputs, entry->num_outputs};
   return LLMOS_OK;
 }
 
-int32_t llmos_program_input(const llmos_program* program, int32_t index, int32_t input, llmos_tensor_info* info) {
+int32_t llmos_program_tensor(const llmos_program* program, int32_t index, int32_t position, llmos_tensor_info* info) {
   const entry* entry = entry_at(program, index);
-  return entry ? tensor_info(entry->inputs, entry->num_inputs, input, info) : fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
-}
-
-int32_t llmos_program_output(const llmos_program* program, int32_t index, int32_t output, llmos_tensor_info* info) {
-  const entry* entry = entry_at(program, index);
-  return entry ? tensor_info(entry->outputs, entry->num_outputs, output, info) : fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
+  if (!entry || position < 0 || position >= entry->num_inputs + entry->num_outputs) {
+    return fail(LLMOS_BAD_ARGUMENTS, "there is no tensor %d of entry %d", position, index);
+  }
+  bool input = position < entry->num_inputs;
+  *info = (input ? entry->inputs + position : entry->outputs + (position - entry->num_inputs))->info;
+  return LLMOS_OK;
 }
 
 /* ---- Running ---- */
@@ -307,25 +291,12 @@ static int32_t run_error(const call* self, const entry* entry, int32_t code) {
               where ? ", in dispatch " : "", where ? where : "");
 }
 
-#if defined(__x86_64__)
-/* The caller's rounding and denormal modes must not reach results, nor must ours reach the caller. */
-static uint32_t default_float_mode(void) {
-  uint32_t before = __builtin_ia32_stmxcsr();
-  if (before != 0x1F80) __builtin_ia32_ldmxcsr(0x1F80);
-  return before;
-}
-static void restore_float_mode(uint32_t before) { __builtin_ia32_ldmxcsr(before); }
-#else
-static uint32_t default_float_mode(void) { return 0; }
-static void restore_float_mode(uint32_t before) { (void)before; }
-#endif
-
 static int32_t run_entry(call* self, const entry* entry, const functions* functions) {
   TVMFFIAny result = {.type_index = LLMOS_TYPE_NONE};
   self->start_ns = self->profile ? now_ns() : 0;
-  uint32_t mode = default_float_mode();
+  uint32_t mode = set_float_mode(0x1F80); /* the caller's must not reach results */
   int32_t code = functions->run(&self->abi, self->arguments, entry->num_inputs + entry->num_outputs, &result);
-  restore_float_mode(mode);
+  set_float_mode(mode);
   if (self->profile) self->profile->total_ns = now_ns() - self->start_ns;
   return code ? run_error(self, entry, code) : LLMOS_OK;
 }
@@ -371,17 +342,4 @@ int32_t llmos_program_check(llmos_program* program) {
     if (!intact) return fail(LLMOS_INTERNAL, "a run wrote past the end of its arena");
   }
   return LLMOS_OK;
-}
-
-int64_t llmos_program_arena_bytes(llmos_program* program) {
-  int64_t total = 0;
-  for (int i = 0; i < NUM_SLOTS; ++i) {
-    call* idle = atomic_exchange(&program->idle[i], NULL);
-    if (!idle) continue;
-    total += arena_bytes(&idle->arena);
-    if (atomic_exchange(&program->idle[i], idle)) {
-      /* somebody put another there meanwhile: can't happen between runs, and then only memory is lost */
-    }
-  }
-  return total;
 }

@@ -132,9 +132,9 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
     env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
     with _disable_current_modes(), torch.no_grad():
         results = Executor()._call(bare.function, bare, [value and Host(value.array, value.dtype) for value in values], env)  # type: ignore[union-attr]
-    if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
-        return None
-    return [host(to_numpy(result)) if isinstance(result, torch.Tensor) else result for result in results]
+        if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
+            return None
+        return [host(to_numpy(result)) if isinstance(result, torch.Tensor) else result for result in results]
 
 
 def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:

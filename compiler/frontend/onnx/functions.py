@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, defs
@@ -20,11 +20,11 @@ def expand_functions(model: LoadedModel) -> LoadedModel:
     """The model with the functions it defines, and the ops that lack a torch function, replaced by their bodies."""
     proto = onnx.inliner.inline_local_functions(model.proto) if model.proto.functions else model.proto
     for depth in range(MAX_DEPTH):
-        current = LoadedModel(proto, model.folder, model.name)
+        current = replace(model, proto=proto)
         if not any(_body_of(node, current.versions, {}) or _is_contextual(node, current.versions) for node in _all_nodes(proto.graph)):
             return current
         proto = _expand_once(current, f"body{depth}")
-    return LoadedModel(proto, model.folder, model.name)
+    return replace(model, proto=proto)
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[NodeProto]:

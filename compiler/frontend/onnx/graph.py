@@ -59,6 +59,30 @@ def parse_graph(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any =
     return Graph(inputs, tuple(value.name for value in proto.output), tuple(nodes), constants)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A node that can't be compiled, and why."""
+
+    op: str
+    node: str
+    reason: str
+
+
+def find_problems(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any = numpy_helper.to_array) -> list[Problem]:
+    """All nodes of a graph and its subgraphs that can't be compiled; empty if there are none."""
+    found: list[Problem] = []
+    for index, node in enumerate(proto.node):
+        inner = [p for a in node.attribute if a.type == AttributeProto.GRAPH for p in find_problems(a.g, versions, load)]
+        found += inner
+        if inner or (node.op_type == "Constant" and node.domain in ("", "ai.onnx")):
+            continue
+        try:
+            _parse_node(node, index, versions, load)
+        except UserError as error:
+            found.append(Problem(f"{node.domain}.{node.op_type}".lstrip("."), node_name(node, index), str(error)))
+    return found
+
+
 def node_name(node: onnx.NodeProto, index: int) -> str:
     """What to call a node in messages: its name, else its first output, else its place."""
     return node.name or next((output for output in node.output if output), f"#{index}")

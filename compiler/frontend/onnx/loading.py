@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,15 +25,12 @@ class LoadedModel:
     proto: onnx.ModelProto
     folder: Path
     name: str
+    path: Path | None = None
 
     @property
     def versions(self) -> Mapping[str, int]:
         """Opset version per domain; ai.onnx is ""."""
         return {("" if item.domain == "ai.onnx" else item.domain): item.version for item in self.proto.opset_import}
-
-    def array(self, tensor: TensorProto) -> np.ndarray:
-        """The data of a TensorProto; external data is mapped, not read."""
-        return read_tensor(self.folder, tensor)
 
     @property
     def reader(self) -> partial[np.ndarray]:
@@ -46,13 +43,13 @@ def load_model(source: Source) -> LoadedModel:
         model = LoadedModel(source, Path(), source.graph.name or "model")
     else:
         path = Path(source)
-        model = LoadedModel(_parse(path), path.parent, path.stem)
+        model = LoadedModel(_parse(path), path.parent, path.stem, path)
     if not model.proto.graph.output:
         raise UserError(f"'{model.name}' isn't an ONNX model, or it is cut short: its graph has no outputs.")
     version = model.versions.get("", 0)
     if 0 < version < 7:
         raise UnsupportedError(f"'{model.name}' uses opset {version}; convert it to 7 or later with onnx.version_converter.")
-    return LoadedModel(_with_shapes(model.proto), model.folder, model.name)
+    return replace(model, proto=_with_shapes(model.proto))
 
 
 def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:

@@ -70,6 +70,17 @@ def with_static(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> tuple[I
     return tuple(InputSpec(s.name, s.dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
 
+def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec, ...]:
+    """The specs with their dynamic dimensions called `names`, in order; names that the file has itself say nothing new."""
+    own = symbols_of(specs)
+    if set(names) <= set(own):
+        return tuple(specs)
+    if len(names) != len(own):
+        raise UserError(f"{len(names)} names for the model's {len(own)} dynamic dimensions ({', '.join(own) or 'none'}): give one for each, in order.")
+    new = {old: symbol_name(name) for old, name in zip(own, names, strict=True)}
+    return tuple(InputSpec(s.name, s.dtype, tuple(new[d] if isinstance(d, str) else d for d in s.shape)) for s in specs)
+
+
 def check_names(dynamic: Mapping[str, object], specs: Sequence[InputSpec]) -> None:
     """UserError if a name isn't that of a dynamic dimension."""
     known = symbols_of(specs)

@@ -7,14 +7,21 @@ from typing import Any
 
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim
-from llmos.compiler.frontend.ops.shapes import element, loop
+from llmos.compiler.frontend.ops.shapes import element, extract, loop
 from llmos.compiler.frontend.scalars import Scalar, select, to_index
 from llmos.compiler.ir import ir
 from llmos.runtime.errors import UnsupportedError
 
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
-    """Rows of `table` [rows, width] for ids of any shape."""
+    """Rows of `table` [rows, width] for ids of any shape. Known ids (one row, or consecutive rows) are a slice."""
+    if isinstance(ids.fact, Splat):
+        return b.expand(extract(b, table, 0, int(ids.fact.value), 1), result.shape)
+    if isinstance(ids.fact, Iota) and ids.fact.step == 1 and ids.fact.start >= 0:
+        rows = extract(b, table, 0, ids.fact.start, ids.shape[ids.fact.axis])
+        for _ in range(ids.rank - 1 - ids.fact.axis):
+            rows = b.unsqueeze(rows, 1)
+        return b.expand(rows, result.shape)
     return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0)
 
 
@@ -95,8 +102,8 @@ def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, **_: Any)
     """out[i, j] = x[ids[i, j], j] for dim 0."""
     if x.rank == 0:
         return b.expand(x, result.shape)
-    if all(axis is None for axis in x.axes):  # every element is the same one
-        return b.expand(Tensor(x.value, (1,) * x.rank, x.dtype, x.axes, x.fact), result.shape)
+    if isinstance(x.fact, Splat):
+        return b.full(result.shape, x.dtype, x.fact.value)
     dim %= x.rank
     dense = b.dense(x)
 

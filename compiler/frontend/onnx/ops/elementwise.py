@@ -21,7 +21,6 @@ UNARY = (
     unary("Asinh", torch.asinh),
     unary("Atan", torch.atan),
     unary("Atanh", torch.atanh),
-    unary("BitwiseNot", torch.bitwise_not),
     unary("Ceil", torch.ceil),
     unary("Cos", torch.cos),
     unary("Cosh", torch.cosh),
@@ -76,8 +75,8 @@ def div(a: Operand, b: Operand) -> torch.Tensor:
 def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
     if fmod:
         return torch.fmod(a, b)
-    if a.is_floating_point():
-        raise UnsupportedError("Mod of floating-point numbers needs fmod=1 (ONNX specification).")
+    if a.is_floating_point() and b.is_floating_point():
+        return torch.remainder(a, b)
     return _wide(a, b, torch.remainder)
 
 
@@ -134,6 +133,11 @@ def logical_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.logical_xor(a, b)
 
 
+@op("BitwiseNot")
+def bitwise_not(x: torch.Tensor) -> torch.Tensor:
+    return torch.bitwise_not(x.to(_WIDER.get(x.dtype, x.dtype))).to(x.dtype)
+
+
 @op("BitwiseAnd")
 def bitwise_and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.bitwise_and(a, b)
@@ -151,11 +155,17 @@ def bitwise_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @op("BitShift")
 def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tensor:
-    if a.dtype == torch.uint64:
+    """A shift by a negative count or by the width of the type leaves what sign extension alone gives."""
+    if a.dtype == torch.uint64 or b.dtype == torch.uint64:
         raise UnsupportedError("BitShift of uint64 isn't supported; use a narrower type.")
+    bits = a.dtype.itemsize * 8
     wide, count = a.to(torch.int64), b.to(torch.int64)
-    shifted = torch.bitwise_left_shift(wide, count) if direction == "LEFT" else torch.bitwise_right_shift(wide, count)
-    return (shifted & INTEGER_RANGE[a.dtype][1]).to(a.dtype)
+    if direction == "RIGHT":
+        # 63 places is all sign bits for every type up to int64.
+        return torch.bitwise_right_shift(wide, torch.where((count < 0) | (count >= bits), 63, count)).to(a.dtype)
+    legal = (count >= 0) & (count < bits)
+    shifted = torch.bitwise_left_shift(wide, torch.where(legal, count, 0))
+    return torch.where(legal, shifted, 0).to(a.dtype)
 
 
 @op("Equal")

@@ -185,5 +185,7 @@ def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
 @op("TopK", since=10)
 def top_k(x: torch.Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Of equal elements the one with the lower index comes first, which only a stable sort promises."""
-    values, indices = torch.sort(x, axis, descending=bool(largest), stable=True)
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        raise UnsupportedError(f"TopK of {x.dtype} isn't supported; use a signed type.")
+    values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
     return values.narrow(axis, 0, k[0]), indices.narrow(axis, 0, k[0])

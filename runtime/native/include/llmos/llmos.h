@@ -89,15 +89,19 @@ LLMOS_API int32_t llmos_program_entry(const llmos_program* program, const char* 
 
 typedef struct {
   const char* name;
+  int32_t num_inputs, num_outputs;
+} llmos_entry_info;
+
+typedef struct {
+  const char* name;
   DLDataType dtype;
   int32_t ndim;
   const int64_t* shape; /* -1 where the size is not fixed */
 } llmos_tensor_info;
 
-LLMOS_API int32_t llmos_program_num_inputs(const llmos_program* program, int32_t entry);
-LLMOS_API int32_t llmos_program_num_outputs(const llmos_program* program, int32_t entry);
-LLMOS_API int32_t llmos_program_input(const llmos_program* program, int32_t entry, int32_t index, llmos_tensor_info* info);
-LLMOS_API int32_t llmos_program_output(const llmos_program* program, int32_t entry, int32_t index, llmos_tensor_info* info);
+/* Names live as long as the program. Positions count the inputs, then the outputs. */
+LLMOS_API int32_t llmos_program_info(const llmos_program* program, int32_t entry, llmos_entry_info* info);
+LLMOS_API int32_t llmos_program_tensor(const llmos_program* program, int32_t entry, int32_t position, llmos_tensor_info* info);
 
 /* Checks every input (dtype, rank, sizes, symbols consistent and in range, CPU, dense, aligned to its element) and writes all dims
  * of all outputs, one after the other. A bfloat16 tensor may also come as uint16. */
@@ -131,9 +135,6 @@ LLMOS_API int32_t llmos_program_run(llmos_program* program, int32_t entry, const
 
 /* Between runs: no run is under way, and no run wrote past its arena. LLMOS_INTERNAL tells what is wrong. */
 LLMOS_API int32_t llmos_program_check(llmos_program* program);
-
-/* Bytes of arena memory this program holds for its next runs. */
-LLMOS_API int64_t llmos_program_arena_bytes(llmos_program* program);
 
 #ifdef __cplusplus
 }

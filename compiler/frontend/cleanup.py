@@ -1,0 +1,86 @@
+"""The last step to the linalg stage: checks dropped, sizes from function arguments, weights that nothing reads removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from llmos.compiler.ir import PassManager, func, ir
+from llmos.runtime.errors import UnsupportedError
+
+T = TypeVar("T")
+
+TIDY = "builtin.module(func.func(canonicalize,cse))"
+RESOLVE = "builtin.module(func.func(resolve-ranked-shaped-type-result-dims,canonicalize,cse))"
+ALLOWED = ("linalg", "tensor", "arith", "math", "affine", "func", "scf", "tm_tensor", "builtin", "complex")
+
+
+def clean(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
+    """Tidies `main` in place; returns those of `weights` (its arguments after the inputs) that it still takes."""
+    drop_assertions(module)
+    PassManager.parse(TIDY, module.context).run(module.operation)
+    if _has_inner_dims(module):
+        PassManager.parse(RESOLVE, module.context).run(module.operation)
+    used = drop_unused_arguments(module, num_inputs, weights)
+    check_dialects(module)
+    if not module.operation.verify():
+        raise AssertionError("the imported module doesn't verify")
+    return used
+
+
+def main_function(module: ir.Module) -> func.FuncOp:
+    """The module's public function."""
+    return next(op for op in module.body.operations if isinstance(op, func.FuncOp) and op.name.value == "main")
+
+
+def drop_assertions(module: ir.Module) -> None:
+    """cf.assert guards what export has proved (shapes) or what the kernel checks itself (indices)."""
+    found: list[ir.Operation] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "cf.assert":
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    for op in found:
+        op.erase()
+
+
+def _has_inner_dims(module: ir.Module) -> bool:
+    inner: list[ir.Operation] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "tensor.dim" and not isinstance(op.operands[0].owner, ir.Block):
+            inner.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    return bool(inner)
+
+
+def drop_unused_arguments(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
+    function = main_function(module)
+    block = function.entry_block
+    used = [i for i, argument in enumerate(block.arguments) if i < num_inputs or any(True for _ in argument.uses)]
+    for i in reversed(range(len(block.arguments))):
+        if i not in used:
+            block.erase_argument(i)
+    old = ir.FunctionType(function.type)
+    with module.context:
+        function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([a.type for a in block.arguments], old.results))
+    return [weights[i - num_inputs] for i in used if i >= num_inputs]
+
+
+def check_dialects(module: ir.Module) -> None:
+    """Only what the linalg stage allows may be left."""
+    foreign: set[str] = set()
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name.split(".")[0] not in ALLOWED or op.name in ("func.call",):
+            foreign.add(op.name)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if foreign:
+        raise UnsupportedError(f"these ops are left after lowering: {', '.join(sorted(foreign))}")

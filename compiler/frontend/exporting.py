@@ -1,0 +1,141 @@
+"""Any torch source as one functional ExportedProgram, and what its signature says of each argument."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+
+from llmos.compiler.frontend.graph import op_name
+from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.ir import torch_decompositions
+from llmos.runtime.errors import InputError, UnsupportedError, UserError
+
+Source = torch.nn.Module | ExportedProgram | str | Path
+
+
+def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> ExportedProgram:
+    """The source exported, functional, of ops that can be lowered."""
+    if isinstance(source, ExportedProgram):
+        program = source
+    elif isinstance(source, torch.nn.Module):
+        program = _export_module(source, example_args, dynamic_shapes)
+    else:
+        program = _load(Path(source))
+    return functional(program)
+
+
+def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> ExportedProgram:
+    if example_args is None:
+        raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, tuple(example_args), dynamic_shapes=dynamic_shapes)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(f"torch.export can't trace this module: {_first_line(error)}") from error
+
+
+class _quiet:
+    """torch.export logs its own failures at length; the one line of our error says what the user needs."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger("torch").level
+        logging.getLogger("torch").setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("torch").setLevel(self._level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _load(path: Path) -> ExportedProgram:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable .pt2 file ({_first_line(error)}); write it with torch.export.save") from None
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """Without in-place ops, and with ops that neither we nor torch-mlir know decomposed. Nothing is done where nothing is needed: that costs a second."""
+    nodes = _calls(program)
+    if all(op_name(node) in table() or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
+        return program
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return program.run_decompositions(decompositions(program))
+
+
+def _calls(program: ExportedProgram) -> list[fx.Node]:
+    return [node for node in program.graph.nodes if node.op == "call_function"]
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """getitem and size arithmetic."""
+    return not isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator) or "sym_" in op_name(node)
+
+
+def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """torch-mlir's table less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
+    from torch._export.utils import _get_decomp_for_cia
+
+    kept = table()
+    chosen = {op: body for op, body in torch_decompositions().items() if str(op) not in kept}
+    for node in _calls(program):
+        op = node.target
+        if isinstance(op, torch._ops.OpOverload) and op_name(node) not in kept and op not in chosen and op._can_decompose():
+            chosen[op] = _get_decomp_for_cia(op)
+    return chosen
+
+
+@dataclass(frozen=True)
+class ProgramInput:
+    """One placeholder of the exported graph."""
+
+    node: fx.Node
+    kind: str  # "input" or "weight"
+    name: str
+    tensor: torch.Tensor | None  # a weight's value
+
+
+def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
+    """The placeholders that are tensors, user inputs first."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs, weights = [], []
+    for spec in program.graph_signature.input_specs:
+        if not isinstance(spec.arg, TensorArgument):
+            continue
+        node = nodes[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(ProgramInput(node, "input", spec.arg.name, None))
+        else:
+            assert spec.target is not None
+            weights.append(ProgramInput(node, "weight", spec.target, _value_of(program, spec.target)))
+    return inputs + weights
+
+
+def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
+    value: Mapping[str, Any] = program.state_dict if name in program.state_dict else program.constants
+    return value[name]  # type: ignore[no-any-return]
+
+
+def check_outputs(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
+            what = "an input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "the buffer"
+            raise UnsupportedError(f"the model changes {what} {spec.target!r} while it runs: call model.eval(), or return the new value as an output")

@@ -1,0 +1,154 @@
+"""An exported FX graph as one linalg function: ops of our own table directly, the rest as calls that torch-mlir fills in (islands.py)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
+from llmos.compiler.frontend.islands import Island, Islands
+from llmos.compiler.frontend.ops.errors import NotLowered
+from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.ir import arith, func, ir, tensor
+from llmos.runtime.errors import LlmosError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One function argument: a user input or a weight, in the order of the function's signature."""
+
+    node: fx.Node | None
+    name: str
+    kind: str
+    meta: Meta
+    fact: Any = None
+
+
+@dataclass
+class GraphLowering:
+    """Lowers one graph into the function body at the current insertion point."""
+
+    builder: Builder
+    sizes: Sizes
+    islands: Islands
+    known: Mapping[str, Callable[..., Any]] = field(default_factory=table)
+    _values: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def bind(self, node: fx.Node, value: Any) -> None:
+        self._values[node] = value
+
+    def run(self, graph: fx.Graph) -> list[Any]:
+        """The values of the graph's outputs, in order."""
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self._lower(node)
+            elif node.op == "output":
+                return [self._argument(each) for each in node.args[0]]  # type: ignore[union-attr]
+        raise AssertionError("a graph without output")
+
+    def _lower(self, node: fx.Node) -> None:
+        try:
+            with ir.Location.name(node.name):
+                self._values[node] = self._value(node)
+        except LlmosError as error:
+            raise type(error)(f"{op_name(node)}: {error}{source_line(node)}") from None
+
+    def _value(self, node: fx.Node) -> Any:
+        if op_name(node) in IGNORED or not _is_wanted(node):
+            return None
+        if isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool):
+            return self._scalar(node.meta["val"])
+        if node.target is operator.getitem:
+            return self._item(node)
+        lowering = self.known.get(op_name(node))
+        if lowering is not None:
+            try:
+                args, kwargs = self._call_arguments(node)
+                return lowering(self.builder, self._meta(node.meta["val"]), *args, **kwargs)
+            except NotLowered:
+                pass
+        return self._island(node)
+
+    def _item(self, node: fx.Node) -> Any:
+        source, index = node.args
+        found = self._values[source][index]  # type: ignore[index]
+        if found is None:
+            raise UnsupportedError(f"result {index} of {op_name(source)} isn't computed by compiled models")  # type: ignore[arg-type]
+        return found
+
+    def _scalar(self, value: Any) -> Any:
+        if isinstance(value, int | float | bool):
+            return value
+        if isinstance(value, torch.SymInt):
+            return self.sizes.dim(value)
+        raise UnsupportedError(f"a {type(value).__name__} that depends on input sizes ({value}) isn't supported")
+
+    def _meta(self, val: Any) -> Any:
+        if isinstance(val, torch.Tensor):
+            return Meta(self.sizes.shape(val.shape), val.dtype)
+        return [self._meta(each) for each in val]
+
+    def _call_arguments(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+        # device, layout and the like say nothing about the numbers.
+        kwargs = {name: self._argument(value) for name, value in node.kwargs.items() if name not in _PLACEMENT}
+        return [self._argument(value) for value in node.args], kwargs
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self._values[value]
+        if isinstance(value, list | tuple):
+            return [self._argument(each) for each in value]
+        return value
+
+    def _island(self, node: fx.Node) -> Any:
+        operands = [self._values[each] for each in node.all_input_nodes]
+        values = [self._island_operand(each) for each in operands]
+        metas = self._meta(node.meta["val"])
+        results = metas if isinstance(metas, list) else [metas]
+        island = self.islands.add(node, values)
+        call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], island.name, [v for each in values for v in each])
+        tensors = [self.builder.dense_tensor(value, m.shape, m.dtype) for value, m in zip(call.results, results, strict=True)]
+        return tensors if isinstance(metas, list) else tensors[0]
+
+    def _island_operand(self, value: Any) -> list[ir.Value]:
+        """What an island takes for one operand: a dense tensor and its dynamic sizes, or an int64."""
+        if isinstance(value, Tensor):
+            dense = self.builder.dense(value)
+            return [dense.value, *self.builder.dynamic(dense.shape)]
+        if isinstance(value, int | sympy.Expr):
+            return [arith.index_cast(ir.IntegerType.get_signless(64), self.builder.index(value))]
+        raise UnsupportedError(f"an operand of kind {type(value).__name__} isn't supported")
+
+
+_PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "copy")
+
+
+def _is_wanted(node: fx.Node) -> bool:
+    return bool(node.users)
+
+
+def op_name(node: fx.Node) -> str:
+    """ "aten.add.Tensor"."""
+    return str(node.target)
+
+
+def source_line(node: fx.Node) -> str:
+    """Where in the model's Python the op stands: " (model.py:12: x = x + y)", or nothing."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    places = [i for i, line in enumerate(lines) if line.startswith('File "')]
+    if not places:
+        return ""
+    place = lines[places[-1]].split('"')
+    number = place[2].split(",")[1].replace(" line ", "") if "line" in place[2] else "?"
+    code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
+    return f" ({place[1]}:{number.strip()}: {code})"
+
+
+__all__ = ["Argument", "Dim", "GraphLowering", "IndexValues", "Island", "op_name", "source_line", "tensor", "Sequence"]

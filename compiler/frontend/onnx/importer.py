@@ -1,0 +1,252 @@
+"""ONNX in: the graph as torch functions, then torch.export, then the one front end."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.export import Dim, ExportedProgram
+
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.onnx.dtypes import to_numpy
+from llmos.compiler.frontend.onnx.execution import fold_graph
+from llmos.compiler.frontend.onnx.functions import expand_functions
+from llmos.compiler.frontend.onnx.graph import Problem, find_problems, parse_graph
+from llmos.compiler.frontend.onnx.loading import LoadedModel, Source, load_model
+from llmos.compiler.frontend.onnx.module import OnnxModule
+from llmos.compiler.frontend.onnx.reference import OnnxReference
+from llmos.compiler.frontend.onnx.symbols import (
+    InputSpec,
+    Range,
+    candidate_sizes,
+    check_names,
+    dynamic_shapes,
+    example_inputs,
+    input_specs,
+    renamed,
+    symbols_of,
+    with_static,
+)
+from llmos.compiler.frontend.onnx.values import Host
+from llmos.runtime.errors import UnsupportedError, UserError
+
+Dynamic = Mapping[str, Range | int] | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class OnnxProgram:
+    """An ONNX model as a module and as an exported program, with the inputs that it was exported at."""
+
+    model: LoadedModel
+    module: OnnxModule
+    program: ExportedProgram
+    inputs: tuple[InputSpec, ...]
+    output_names: tuple[str, ...]
+    examples: tuple[torch.Tensor, ...]
+    bound: Mapping[str, np.ndarray]
+    notes: tuple[str, ...]
+    ranges: Mapping[str, Range]
+
+    @property
+    def dynamic_shapes(self) -> tuple[tuple[dict[int, Dim] | None, ...]] | None:
+        """torch.export's, by the names of the dimensions; the module takes its inputs as *args, which are one entry."""
+        shapes = dynamic_shapes(self.inputs, self.ranges)
+        return (shapes,) if shapes is not None else None
+
+    @property
+    def reference(self) -> OnnxReference:
+        return OnnxReference(self.model, tuple(spec.name for spec in self.inputs), self.bound, self.module)
+
+
+def import_onnx(
+    source: Source,
+    *,
+    dynamic: Dynamic = None,
+    bind: Mapping[str, np.ndarray | int | float] | None = None,
+    example_args: Sequence[np.ndarray] | None = None,
+    name: str | None = None,
+) -> ImportedModel:
+    """An .onnx file (or ModelProto) as linalg on tensors with its weights beside it.
+
+    `dynamic` says what its dynamic dimensions are: None keeps the file's own names; a mapping gives a dimension a range (min, max)
+    or fixes it to a size; a sequence of names renames them in order. `bind` fixes inputs to constants and takes them out of the
+    inputs. `example_args` are inputs to trace with, in order, where random ones don't do.
+
+    Raises UserError for a file that isn't ONNX, UnsupportedError for ops that have no meaning here (all of them at once).
+    """
+    from llmos.compiler.frontend.torch import import_torch
+
+    exported = export_onnx(source, dynamic=dynamic, bind=bind, example_args=example_args)
+    return import_torch(
+        exported.program,
+        exported.examples,
+        exported.dynamic_shapes,
+        input_names=[spec.name for spec in exported.inputs],
+        output_names=list(exported.output_names),
+        name=name or exported.model.name,
+        metadata={"notes": list(exported.notes)} if exported.notes else {},
+        reference=exported.reference,
+    )
+
+
+def export_onnx(
+    source: Source,
+    *,
+    dynamic: Dynamic = None,
+    bind: Mapping[str, np.ndarray | int | float] | None = None,
+    example_args: Sequence[np.ndarray] | None = None,
+) -> OnnxProgram:
+    """The model through torch.export; arguments as for `import_onnx`."""
+    original = load_model(source)
+    bound = _bound_arrays(original, bind or {})
+    module = build_module(original, bound)
+    specs = tuple(spec for spec in input_specs(original.proto.graph) if spec.name not in bound)
+    specs, ranges = _apply_dynamic(specs, dynamic)
+    examples = _examples(module, specs, ranges, example_args)
+    program, specs, notes = _export(module, specs, ranges, examples)
+    return OnnxProgram(original, module, program, specs, module.graph.outputs, examples, bound, notes, ranges)
+
+
+def unsupported_ops(source: Source) -> list[Problem]:
+    """Every node that has no torch function, or has an attribute or input that its function doesn't take."""
+    model = expand_functions(load_model(source))
+    return find_problems(model.proto.graph, model.versions, model.reader)
+
+
+def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> OnnxModule:
+    """A loaded model as a module, with bound inputs as constants. UnsupportedError names every node that can't be compiled."""
+    model = expand_functions(original)
+    problems = find_problems(model.proto.graph, model.versions, model.reader)
+    if problems:
+        raise UnsupportedError(_describe(model.name, problems))
+    parsed = parse_graph(model.proto.graph, model.versions, model.reader)
+    constants = dict(parsed.constants) | {name: Host(array, array.dtype) for name, array in bound.items()}
+    inputs = tuple(name for name in parsed.inputs if name not in bound)
+    return OnnxModule(fold_graph(replace(parsed, inputs=inputs, constants=constants))).eval()
+
+
+def _describe(name: str, problems: Sequence[Problem]) -> str:
+    by_op: dict[str, list[Problem]] = {}
+    for problem in problems:
+        by_op.setdefault(problem.op, []).append(problem)
+    parts = [f"{op} ({len(found)} node{'s' if len(found) > 1 else ''}, e.g. '{found[0].node}')" for op, found in by_op.items()]
+    return f"'{name}' uses ops that can't be compiled yet: {', '.join(parts)}; `llmos check` lists each node. First: {problems[0].reason}"
+
+
+def _bound_arrays(model: LoadedModel, bind: Mapping[str, np.ndarray | int | float]) -> dict[str, np.ndarray]:
+    specs = {spec.name: spec for spec in input_specs(model.proto.graph)}
+    bound = {}
+    for name, value in bind.items():
+        if name not in specs:
+            raise UserError(f"the model has no input '{name}' to bind; it has: {', '.join(specs)}.")
+        bound[name] = to_numpy(torch.as_tensor(value).to(specs[name].dtype))
+    return bound
+
+
+def _apply_dynamic(specs: tuple[InputSpec, ...], dynamic: Dynamic) -> tuple[tuple[InputSpec, ...], dict[str, Range]]:
+    if dynamic is None:
+        return specs, {}
+    if not isinstance(dynamic, Mapping):
+        return renamed(specs, tuple(dynamic)), {}
+    check_names(dynamic, specs)
+    specs = with_static(specs, {name: value for name, value in dynamic.items() if isinstance(value, int)})
+    return specs, {name: value for name, value in dynamic.items() if not isinstance(value, int)}
+
+
+def _examples(
+    module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], given: Sequence[np.ndarray] | None
+) -> tuple[torch.Tensor, ...]:
+    """Inputs that the model runs on: the given ones, or random ones of the first sizes that it takes."""
+    if given is not None:
+        if len(given) != len(specs):
+            raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")
+        return tuple(torch.as_tensor(np.asarray(value)).to(spec.dtype) for value, spec in zip(given, specs, strict=True))
+    failure: Exception | None = None
+    for sizes in candidate_sizes(specs, ranges):
+        inputs = example_inputs(specs, sizes)
+        try:
+            with torch.no_grad():
+                module(*inputs)
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, IndexError, ZeroDivisionError) as error:
+            failure = error
+            continue
+        return inputs
+    place = "; ".join(getattr(failure, "__notes__", []))
+    raise UserError(
+        f"the model runs at none of the sizes that were tried for {', '.join(symbols_of(specs)) or 'its inputs'} ({failure}; {place}): "
+        "give example inputs, or fix dimensions with dynamic={name: size}."
+    )
+
+
+def _export(
+    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> tuple[ExportedProgram, tuple[InputSpec, ...], tuple[str, ...]]:
+    """With every dimension dynamic if the graph allows it; else with those fixed that the graph itself fixes, and a warning."""
+    try:
+        return _export_as(module, specs, ranges, examples), specs, ()
+    except UserError:
+        raise
+    except Exception as error:
+        if not symbols_of(specs):
+            raise
+        reason = _first_line(error)
+    for fixed in _fallbacks(module, specs, examples):
+        static = with_static(specs, _sizes(specs, examples, fixed))
+        try:
+            program = _export_as(module, static, ranges, examples)
+        except Exception:
+            if not symbols_of(static):
+                raise
+            continue
+        note = _note(_sizes(specs, examples, fixed), reason)
+        warnings.warn(note, stacklevel=3)
+        return program, static, (note,)
+    raise AssertionError("the last fallback is fully static and either returns or raises")
+
+
+def _note(sizes: Mapping[str, int], reason: str) -> str:
+    fixed = ", ".join(f"'{name}' at {size}" for name, size in sizes.items())
+    return f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); choose other sizes with dynamic={{name: size}}."
+
+
+def _fallbacks(module: OnnxModule, specs: tuple[InputSpec, ...], examples: tuple[torch.Tensor, ...]) -> list[tuple[str, ...]]:
+    """Sets of dimensions to fix, the smallest first: what export finds fixed, all but the first, all."""
+    names = symbols_of(specs)
+    found = _specialized(module, specs, examples)
+    return [fixed for fixed in dict.fromkeys((found, names[1:], names)) if fixed]
+
+
+def _specialized(module: OnnxModule, specs: Sequence[InputSpec], examples: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+    """Dimensions that come out static when export may choose."""
+    auto = tuple({axis: Dim.AUTO for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} or None for spec in specs)
+    try:
+        program = torch.export.export(module, examples, dynamic_shapes=(auto,), strict=False)
+    except Exception:
+        return ()
+    users = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    fixed = [d for spec, shape in zip(specs, shapes, strict=True) for d, size in zip(spec.shape, shape, strict=True) if isinstance(size, int)]
+    return tuple(dict.fromkeys(dim for dim in fixed if isinstance(dim, str)))
+
+
+def _sizes(specs: Sequence[InputSpec], examples: Sequence[torch.Tensor], names: Sequence[str]) -> dict[str, int]:
+    pairs = [(dim, size) for spec, x in zip(specs, examples, strict=True) for dim, size in zip(spec.shape, x.shape, strict=True)]
+    return {str(dim): size for dim, size in pairs if dim in names}
+
+
+def _export_as(
+    module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> ExportedProgram:
+    shapes = dynamic_shapes(specs, ranges)
+    with torch.no_grad():
+        return torch.export.export(module, examples, dynamic_shapes=(shapes,) if shapes is not None else None, strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip(" -\n") for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "guard" in line or "cannot" in line), lines[0] if lines else type(error).__name__)[:200]

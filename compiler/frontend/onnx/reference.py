@@ -1,0 +1,69 @@
+"""The model's own numbers, for the certificate: onnxruntime where it is installed, else onnx's reference evaluator, else eager torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
+from llmos.compiler.frontend.onnx.loading import LoadedModel
+
+# onnxruntime's own log level for errors; its warnings are about its optimizer.
+_ORT_ERRORS_ONLY = 3
+
+
+@dataclass(frozen=True)
+class OnnxReference:
+    """Runs the unchanged ONNX model: inputs in order in, outputs in order out. `bound` are inputs fixed at the import."""
+
+    model: LoadedModel
+    input_names: tuple[str, ...]
+    bound: Mapping[str, np.ndarray]
+    eager: torch.nn.Module = field(repr=False)
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        feed = dict(zip(self.input_names, inputs, strict=True)) | dict(self.bound)
+        if self._session is not None:
+            return [np.asarray(value) for value in self._session.run(None, feed)]
+        try:
+            return [np.asarray(value) for value in self._evaluator.run(None, feed)]
+        except (NotImplementedError, RuntimeError):
+            return self._run_eager(inputs)
+
+    @property
+    def engine(self) -> str:
+        """What computes the numbers."""
+        return "onnx.reference" if self._session is None else "onnxruntime"
+
+    @cached_property
+    def _session(self) -> Any:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return None
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ORT_ERRORS_ONLY
+        source = self.model.path if self.model.path is not None else self.model.proto.SerializeToString()
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception:
+            # An op or a type that onnxruntime lacks: the next reference has it.
+            return None
+
+    @cached_property
+    def _evaluator(self) -> ReferenceEvaluator:
+        if self.model.path is not None:
+            return ReferenceEvaluator(onnx.load(self.model.path))
+        return ReferenceEvaluator(self.model.proto)
+
+    def _run_eager(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [to_numpy(value) for value in self.eager(*(to_torch(value) for value in inputs))]

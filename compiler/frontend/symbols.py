@@ -1,0 +1,90 @@
+"""The symbols of an exported program: names from the user's `Dim`s, ranges from export's constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from llmos.compiler.frontend.dims import MAX_SIZE, Sizes, Symbol
+from llmos.runtime.errors import UnsupportedError
+
+
+def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_shapes: Any) -> Sizes:
+    """Every symbol of the inputs' shapes, in input order."""
+    named = _dim_names(inputs, dynamic_shapes)
+    found: dict[sympy.Symbol, Symbol] = {}
+    derived: set[sympy.Symbol] = set()
+    for argument, node in enumerate(inputs):
+        for axis, size in enumerate(node.meta["val"].shape):
+            if not isinstance(size, torch.SymInt):
+                continue
+            expr = size.node.expr
+            if expr in found:
+                continue
+            if not isinstance(expr, sympy.Symbol):
+                derived |= expr.free_symbols
+                continue
+            name = _unique(named.get((argument, axis)), [s.name for s in found.values()])
+            found[expr] = Symbol(name, *_range(program, expr), argument, axis)
+    if derived - set(found):
+        raise UnsupportedError("a dimension is given only as part of an expression (such as 2*n); every symbol must stand alone in some input dimension")
+    return Sizes(list(found.values()), found)
+
+
+def _unique(name: str | None, taken: Sequence[str]) -> str:
+    if name is not None and name not in taken:
+        return name
+    number = len(taken)
+    while f"s{number}" in taken:
+        number += 1
+    return f"s{number}"
+
+
+def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int]:
+    known = program.range_constraints.get(symbol)
+    if known is None:
+        return 1, MAX_SIZE
+    low, high = known.lower, known.upper
+    return max(int(low), 1), min(int(high), MAX_SIZE) if sympy.sympify(high).is_Integer else MAX_SIZE
+
+
+def _dim_names(inputs: Sequence[fx.Node], dynamic_shapes: Any) -> dict[tuple[int, int], str]:
+    """(input, axis) -> the name of the Dim the user gave there."""
+    if dynamic_shapes is None:
+        return {}
+    specs = _per_input(dynamic_shapes, len(inputs))
+    names = {}
+    for argument, spec in enumerate(specs):
+        items = spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list | tuple) else ()
+        for axis, dim in items:
+            if hasattr(dim, "__name__") and type(dim).__name__ not in ("_DimHint",):
+                names[argument, axis] = dim.__name__
+    return names
+
+
+def _per_input(dynamic_shapes: Any, count: int) -> list[Any]:
+    """The shape specification of each tensor input, whatever containers it came in."""
+    leaves: list[Any] = []
+
+    def visit(spec: Any) -> None:
+        if spec is None or _is_shape(spec):
+            leaves.append(spec)
+        else:
+            for each in spec.values() if isinstance(spec, dict) else spec:
+                visit(each)
+
+    for each in dynamic_shapes.values() if isinstance(dynamic_shapes, dict) else dynamic_shapes:
+        visit(each)
+    return leaves if len(leaves) == count else []
+
+
+def _is_shape(spec: Any) -> bool:
+    """{axis: Dim} or a list with one entry a dimension, as opposed to a container of those."""
+    if isinstance(spec, dict):
+        return all(isinstance(axis, int) for axis in spec)
+    return isinstance(spec, list | tuple) and all(each is None or isinstance(each, int) or hasattr(each, "__name__") or "Dim" in type(each).__name__ for each in spec)

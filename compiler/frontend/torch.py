@@ -1,0 +1,250 @@
+"""Imports torch models: an nn.Module with example inputs, an ExportedProgram, or a .pt2 file, as the linalg stage (docs/frontend.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
+from llmos.compiler.frontend.cleanup import clean
+from llmos.compiler.frontend.dims import IndexValues, Shape, Sizes
+from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, program_inputs
+from llmos.compiler.frontend.graph import GraphLowering
+from llmos.compiler.frontend.islands import Islands
+from llmos.compiler.frontend.model import ImportedModel, Reference
+from llmos.compiler.frontend.scalars import NUMPY_NAMES
+from llmos.compiler.frontend.symbols import find_symbols
+from llmos.compiler.ir import arith, context, func, ir, tensor
+from llmos.compiler.weights import Weight
+from llmos.runtime.errors import InputError, UnsupportedError
+
+SMALL_BUFFER_BYTES = 1 << 20  # integer buffers up to this size are looked into for ranges and constants
+
+
+def import_torch(
+    source: Source,
+    example_args: Sequence[torch.Tensor] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    name: str = "model",
+    assets: Mapping[str, bytes] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Weight] | None = None,
+    reference: Reference | None = None,
+    ir_context: ir.Context | None = None,
+) -> ImportedModel:
+    """A torch model as linalg on tensors, its weights beside it.
+
+    `dynamic_shapes` is torch.export's; the names of its `Dim`s become the program's symbols, others are called s0, s1, ... in input order.
+    `weights` replaces the values of parameters and buffers by name (for weights that stay mmapped in their file).
+    `reference` stands in for running the module in eager torch. Raises UnsupportedError for what can't be compiled, naming op and line.
+    """
+    program = export(source, example_args, dynamic_shapes)
+    check_outputs(program)
+    arguments = program_inputs(program)
+    inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names")
+    given = dict(weights or {})
+    sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes)
+    lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names)
+    module, used = lowering.build(ir_context or context())
+    return ImportedModel(
+        name=name,
+        module=module,
+        weights={w.name: given.get(w.name) or torch_weight(_tensor_of(w)) for w in used},
+        reference=reference or _reference(source, program, inputs),
+        examples=_examples(example_args, len(inputs)),
+        assets=dict(assets or {}),
+        metadata=dict(metadata or {}),
+    )
+
+
+def torch_weight(value: torch.Tensor) -> Weight:
+    """A Weight that reads a torch tensor when loaded."""
+    return Weight(NUMPY_NAMES[value.dtype], tuple(value.shape), lambda: to_numpy(value))
+
+
+def to_numpy(value: torch.Tensor) -> np.ndarray:
+    """The tensor as a dense array, without a copy where it is dense already; bfloat16 as uint16."""
+    dense = value.detach().cpu().contiguous()
+    return dense.view(torch.uint16).numpy() if dense.dtype == torch.bfloat16 else dense.numpy()
+
+
+def _tensor_of(weight: ProgramInput) -> torch.Tensor:
+    assert weight.tensor is not None
+    return weight.tensor
+
+
+def _renamed(inputs: list[ProgramInput], names: Sequence[str] | None, what: str) -> list[ProgramInput]:
+    if names is None:
+        return inputs
+    if len(names) != len(inputs):
+        raise InputError(f"{what} has {len(names)} names ({', '.join(names)}), the model has {len(inputs)} tensors there")
+    return [ProgramInput(each.node, each.kind, name, None) for each, name in zip(inputs, names, strict=True)]
+
+
+def _examples(args: Sequence[torch.Tensor] | None, count: int) -> tuple[tuple[np.ndarray, ...], ...]:
+    if args is None:
+        return ()
+    tensors = [arg for arg in torch.utils._pytree.tree_leaves(tuple(args)) if isinstance(arg, torch.Tensor)]
+    return (tuple(to_numpy(each).copy() for each in tensors),) if len(tensors) == count and not any(t.is_meta for t in tensors) else ()
+
+
+def _reference(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
+    """Eager torch on numpy inputs."""
+    run: Callable[..., Any] = source if isinstance(source, torch.nn.Module) else program.module()
+    dtypes = [each.node.meta["val"].dtype for each in inputs]
+
+    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        with torch.no_grad():
+            answer = run(*tensors)
+        return [to_numpy(leaf) for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)]
+
+    return reference
+
+
+def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    dense = torch.from_numpy(np.ascontiguousarray(array))
+    return dense.view(torch.bfloat16) if dtype == torch.bfloat16 else dense
+
+
+@dataclass(frozen=True)
+class _Function:
+    """The one public function `main` of a program."""
+
+    program: ExportedProgram
+    inputs: Sequence[ProgramInput]
+    weights: Sequence[ProgramInput]
+    sizes: Sizes
+    output_names: Sequence[str] | None
+
+    def build(self, ctx: ir.Context) -> tuple[ir.Module, list[ProgramInput]]:
+        """The module, and the weights that its function takes, in order."""
+        distinct = _distinct(self.weights)
+        with ctx, ir.Location.unknown():
+            module, islands = ir.Module.create(), Islands()
+            kinds = [Builder(self.sizes, _no_indices()).type(*self._meta(each)) for each in [*self.inputs, *distinct.values()]]
+            with ir.InsertionPoint(module.body):
+                function = func.FuncOp("main", (kinds, []))
+            results = self._fill(function, list(distinct.values()), distinct, islands)
+            function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(kinds, [each.value.type for each in results]))
+            islands.inline_into(module)
+            used = clean(module, len(self.inputs), list(distinct.values()))
+            self._annotate(module, used, results)
+        return module, used
+
+    def _meta(self, each: ProgramInput) -> tuple[Shape, torch.dtype]:
+        value = each.node.meta["val"]
+        return self.sizes.shape(value.shape), value.dtype
+
+    def _fill(
+        self, function: func.FuncOp, weights: Sequence[ProgramInput], distinct: Mapping[str, ProgramInput], islands: Islands
+    ) -> list[Tensor]:
+        block = function.add_entry_block()
+        with ir.InsertionPoint(block):
+            values = dict(zip([each.name for each in self.inputs], block.arguments, strict=False))
+            dims = {s.expr: tensor.dim(block.arguments[s.argument], _index_constant(s.axis)) for s in self.sizes.symbols}
+            anchor = arith.ConstantOp(ir.IndexType.get(), 0)
+            builder = Builder(self.sizes, IndexValues(anchor.operation, dims))
+            lowering = GraphLowering(builder, self.sizes, islands)
+            values |= dict(zip([f"weight {each.name}" for each in weights], list(block.arguments)[len(self.inputs) :], strict=True))
+            for each in self.inputs:
+                lowering.bind(each.node, builder.dense_tensor(values[each.name], *self._meta(each)))
+            for each in self.weights:
+                kept = distinct[each.name]
+                lowering.bind(each.node, self._weight_tensor(builder, kept, values[f"weight {kept.name}"]))
+            results = [self._result(builder, each) for each in lowering.run(self.program.graph)]
+            func.ReturnOp([each.value for each in results])
+        return results
+
+    def _weight_tensor(self, builder: Builder, weight: ProgramInput, value: ir.Value) -> Tensor:
+        shape, dtype = self._meta(weight)
+        tensor_value = _tensor_of(weight)
+        plain = builder.dense_tensor(value, shape, dtype)
+        if dtype not in (torch.int64, torch.int32, torch.bool) or tensor_value.is_meta or tensor_value.nbytes > SMALL_BUFFER_BYTES:
+            return plain
+        return _recognised(builder, plain, tensor_value)
+
+    def _result(self, builder: Builder, value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(f"an output of the model is {value!r}, not a tensor: return tensors only")
+        dense = builder.dense(value)
+        # An input or a weight that is returned as it is gets a buffer of its own.
+        return builder.copy(dense) if isinstance(dense.value.owner, ir.Block) else dense
+
+    def _annotate(self, module: ir.Module, weights: Sequence[ProgramInput], results: Sequence[Tensor]) -> None:
+        function = next(op for op in module.body.operations if isinstance(op, func.FuncOp))
+        arguments = [*self.inputs, *weights]
+        function.arg_attrs = ir.ArrayAttr.get([self._argument_attributes(each) for each in arguments])
+        names = self.output_names or _output_names(self.program, len(results))
+        if len(names) != len(results):
+            raise InputError(f"output_names has {len(names)} names, the model has {len(results)} outputs")
+        function.attributes["res_attrs"] = ir.ArrayAttr.get([_named(name, each.dtype) for name, each in zip(names, results, strict=True)])
+        symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
+        module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
+
+    def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
+        shape, dtype = self._meta(each)
+        attributes = {"llmos.kind": ir.StringAttr.get(each.kind), "llmos.name": ir.StringAttr.get(each.name)}
+        attributes["llmos.dtype"] = ir.StringAttr.get(NUMPY_NAMES[dtype])
+        if each.kind == "input":
+            i64 = ir.IntegerType.get_signless(64)
+            dims = [ir.IntegerAttr.get(i64, d) if isinstance(d, int) else ir.StringAttr.get(str(d)) for d in shape]
+            attributes["llmos.shape"] = ir.ArrayAttr.get(dims)
+        return ir.DictAttr.get(attributes)
+
+
+def _no_indices() -> Any:
+    return None
+
+
+def _index_constant(value: int) -> ir.Value:
+    return arith.ConstantOp(ir.IndexType.get(), value).result
+
+
+def _named(name: str, dtype: torch.dtype) -> ir.DictAttr:
+    return ir.DictAttr.get({"llmos.name": ir.StringAttr.get(name), "llmos.dtype": ir.StringAttr.get(NUMPY_NAMES[dtype])})
+
+
+def _output_names(program: ExportedProgram, count: int) -> list[str]:
+    """Keys of a returned dict, else `output`, or output0, output1, ..."""
+    spec = program.call_spec.out_spec
+    keys = list(spec.context) if spec is not None and spec.type is dict and len(spec.context) == count else []
+    if all(isinstance(key, str) for key in keys) and keys:
+        return [str(key) for key in keys]
+    return ["output"] if count == 1 else [f"output{i}" for i in range(count)]
+
+
+def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:
+    """Each weight's name with the weight that stands for it: tied weights are one argument."""
+    first: dict[Any, ProgramInput] = {}
+    chosen = {}
+    for weight in weights:
+        value = _tensor_of(weight)
+        key = weight.name if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, id(value) if value.numel() == 0 else 0)
+        chosen[weight.name] = first.setdefault(key, weight)
+    return chosen
+
+
+def _recognised(builder: Builder, plain: Tensor, values: torch.Tensor) -> Tensor:
+    """A buffer of indices 0, 1, 2, ... along its last dimension, or of one number, is known for what it is."""
+    if values.numel() == 0 or values.dim() == 0:
+        return plain
+    flat = values.reshape(-1, values.shape[-1])
+    if bool((flat == flat[0, 0]).all()):
+        return builder.full(plain.shape, plain.dtype, flat[0, 0].item())
+    step = int(flat[0, 1] - flat[0, 0]) if flat.shape[1] > 1 and values.dtype != torch.bool else 0
+    expected = flat[0, 0] + step * torch.arange(flat.shape[1], dtype=values.dtype)
+    if step and bool((flat == expected).all()):
+        return Tensor(plain.value, plain.shape, plain.dtype, plain.axes, Iota(values.dim() - 1, int(flat[0, 0]), step))
+    return plain
+
+
+__all__ = ["Meta", "Splat", "import_torch", "to_numpy", "torch_weight"]
