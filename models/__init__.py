@@ -1,0 +1,1 @@
+"""Model directories that llmos takes as they are: Hugging Face encoders."""

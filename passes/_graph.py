@@ -69,6 +69,14 @@ def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
     return False
 
 
+def erase_dead(func: ir.Operation) -> None:
+    """Remove ops of a function's block whose results nothing uses."""
+    ops = [op.operation for op in func.regions[0].blocks[0].operations]
+    for op in reversed(ops[:-1]):
+        if op.name != "func.call" and not any(True for result in op.results for _ in result.uses):
+            op.erase()
+
+
 def is_evaluable(generic: Generic) -> bool:
     """Whether kernels can evaluate a generic point by point."""
     outputs = generic.maps[generic.num_inputs :]

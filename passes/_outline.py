@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Expr, shape_attribute
-from llmos.passes._graph import Cluster, Graph, captured, is_tensor, owner_of
+from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
 
 
 @dataclass
@@ -209,18 +209,10 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
         for old, new in zip(results, call.results, strict=True):
             graph.shapes._shapes[new] = graph.shapes.shape(old)
             old.replace_all_uses_with(new)
-    _erase_dead(graph, terminator)
+    erase_dead(graph.func)
 
 
 def _index(graph: Graph, value: ir.Value) -> ir.Value:
     if isinstance(value.type, ir.IndexType):
         return value
     return ir.Operation.create("arith.index_cast", results=[ir.IndexType.get()], operands=[value]).results[0]
-
-
-def _erase_dead(graph: Graph, terminator: ir.Operation) -> None:
-    for op in reversed([op.operation for op in graph.block.operations]):
-        if op != terminator and not any(True for result in op.results for _ in result.uses) and op.name != "func.call":
-            op.erase()
-
-

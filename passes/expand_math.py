@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
 from llmos.passes._math import double, error_function, exponential, logarithm, narrow, power, remainder, trigonometric
-from llmos.passes._math.expr import Expr, f32, operation, select, sqrt
+from llmos.passes._math.expr import Expr, f32, operation, sqrt
 from llmos.passes._pass import Pass
 from llmos.runtime.errors import UnsupportedError
 
@@ -80,30 +80,25 @@ UNTOUCHED = frozenset({"math.absf", "math.copysign", "math.isfinite", "math.isna
 # For these LLVM makes calls in the 16-bit types.
 FLOAT16: Mapping[str, Function] = {"arith.maxnumf": narrow.larger_number, "arith.minnumf": narrow.smaller_number}
 
+SMALLEST_NORMALS = {"f16": 2.0**-14, "bf16": 2.0**-126, "f32": 2.0**-126, "f64": 2.0**-1022}
 # Questions about a value of any float type: the answer is an i1.
 PREDICATES: Mapping[str, Function] = {
     "math.isinf": lambda x: abs(x).equals(math.inf),
-    "math.isnormal": lambda x: (abs(x) >= _SMALLEST_NORMALS[str(x.element)]) & (abs(x) < math.inf),
+    "math.isnormal": lambda x: (abs(x) >= SMALLEST_NORMALS[str(x.element)]) & (abs(x) < math.inf),
 }
-_SMALLEST_NORMALS = {"f16": 2.0**-14, "bf16": 2.0**-126, "f32": 2.0**-126, "f64": 2.0**-1022}
 
 # Conversions that LLVM makes calls of a runtime library, at least for some of our processors.
 CONVERSIONS = frozenset({"arith.truncf", "arith.extf", "arith.sitofp", "arith.uitofp", "arith.fptosi", "arith.fptoui"})
 
-# Exact or better than the general power, and faster.
+# Exact or better than the general power, and faster. As in torch and numpy, the root of -0 is -0 and that of -infinity NaN.
 POWERS: Mapping[float, Function] = {
     -1.0: lambda x: 1.0 / x,
-    -0.5: lambda x: 1.0 / _square_root_as_power(x),
-    0.5: lambda x: _square_root_as_power(x),
+    -0.5: power.rsqrt,
+    0.5: sqrt,
     1.0: lambda x: x,
     2.0: lambda x: x * x,
     3.0: lambda x: x * x * x,
 }
-
-
-def _square_root_as_power(x: Expr) -> Expr:
-    """sqrt, but +0 at -0 and infinite at -infinity, as pow has it."""
-    return select(x.equals(-math.inf), math.inf, sqrt(x) + 0.0)
 
 
 @dataclass(frozen=True)

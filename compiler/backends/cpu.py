@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import sympy
 
 from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
-from llmos.compiler.codegen.llvm import lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.codegen.llvm import compile_object, lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.codegen.packing import pack_panels, packed_shape
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
+from llmos.compiler.evaluate import call_entry
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
-from llmos.compiler.target import Target
+from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
 from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
 from llmos.passes.expand_math import ExpandMath
+from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
+
+DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FormDispatches(), PackWeights(), PlanMemory())
 
 PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),
@@ -34,10 +40,8 @@ PIPELINE: tuple[Pass, ...] = (
     Upstream("linalg-generalize-named-ops", anchor="func.func"),
     Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
     Upstream("cse"),
-    RecogniseAttention(),
-    FormDispatches(),
-    PackWeights(),
-    PlanMemory(),
+    FoldWeightComputation(),
+    *DISPATCHES,
 )
 
 
@@ -47,6 +51,7 @@ def compile_module(imported: ImportedModel, targets: Sequence[Target], options: 
     weights = dict(imported.weights)
     if options.from_stage != "fused.mlir":
         run_pipeline(module, PIPELINE, options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
+        weights.update(_folded_weights(module, weights, options))
         observer.stage_finished("fused.mlir", module, weights=weights)
     with module.context, ir.Location.unknown():
         program = Program.of(module)
@@ -97,6 +102,55 @@ def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequenc
         plan={"slots": slots},
         passes=tuple(str(step) for step in pipeline),
     )
+
+
+def _folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: CompileOptions) -> dict[str, Weight]:
+    """What fold-weight-computation put aside, compiled for this machine and run when it is first read; the function leaves the module."""
+    with module.context, ir.Location.unknown():
+        fold = next((op.operation for op in module.body.operations if FOLD in op.operation.attributes), None)
+        if fold is None:
+            return {}
+        alone = ir.Module.create()
+        with ir.InsertionPoint(alone.body):
+            main = fold.clone()
+        for key in (FOLD, "sym_visibility"):
+            del main.attributes[key]
+        main.attributes["sym_name"] = ir.StringAttr.get("main")
+        fold.erase()
+    run_pipeline(alone, DISPATCHES, options=PipelineOptions(None, options.repro))
+    with alone.context, ir.Location.unknown():
+        program = Program.of(alone)
+        record = _describe(program, weights, DISPATCHES)
+    return _lazily(program, record, weights)
+
+
+def _lazily(program: Program, record: CompiledModel, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    entry = record.entries[0]
+
+    @functools.cache
+    def outputs() -> list[np.ndarray]:
+        target = resolve("native")[0]
+        code = link_shared([compile_object(_lowered(program, target), target)])
+        arrays = [np.empty([int(d) for d in spec.shape], numpy_dtype(spec.dtype)) for spec in entry.outputs]
+        call_entry(code, entry.symbol, [np.ascontiguousarray(weights[spec.name].array) for spec in entry.inputs], arrays)
+        return arrays
+
+    def load(number: int) -> Callable[[], np.ndarray]:
+        return lambda: outputs()[number]
+
+    return {f"fold.{i}": Weight(spec.dtype, tuple(int(d) for d in spec.shape), load(i)) for i, spec in enumerate(entry.outputs)}
+
+
+def _lowered(program: Program, target: Target) -> str:
+    """LLVM IR of a program's kernels and host function."""
+    kernels = emit_kernels(program, target)
+    run_pipeline(kernels, [ExpandMath()])
+    lower_to_llvm_dialect(kernels)
+    return to_llvm_ir(kernels)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    return np.dtype(np.uint16 if name == "bfloat16" else name)
 
 
 def _text(attributes: Mapping[str, ir.Attribute], key: str, default: str) -> str:

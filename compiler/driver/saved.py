@@ -91,7 +91,7 @@ def write_sidecar(saved: SavedStage, sidecar: Sidecar) -> list[Path]:
     """Writes what goes with the stage."""
     written = [saved.sidecar]
     with atomic_file(saved.sidecar) as file:
-        file.write(json.dumps(_to_json(sidecar), indent=1, sort_keys=True).encode())
+        file.write(json.dumps(_to_json(sidecar), indent=1).encode())
     if sidecar.weights:
         with atomic_file(saved.weights) as file:
             write_weights(file, sidecar.weights)

@@ -62,7 +62,8 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
 
 
 def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
-    from llmos.models import import_encoder, is_huggingface_directory
+    from llmos.models.directory import is_huggingface_directory
+    from llmos.models.encoder import import_encoder
 
     if not is_huggingface_directory(path):
         raise UserError(f"{path} is not a model directory: it needs config.json and *.safetensors")

@@ -10,6 +10,7 @@ from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, write_sidecar, write_stage
 from llmos.compiler.weights import Weight
 from llmos.passes import Pass
+from llmos.runtime.errors import UserError
 
 
 class Watcher(CompileObserver):
@@ -27,6 +28,8 @@ class Watcher(CompileObserver):
         self._dump = dump
         self._missing = num_targets
         self.written: list[Path] = []
+        if dump:
+            _make(dump)
 
     def pass_started(self, index: int, total: int, step: Pass) -> None:
         self._progress.update(index, total, step.name)
@@ -59,3 +62,10 @@ class Watcher(CompileObserver):
         record = None if stage in MODULE_STAGES else self._record
         current = record.weights if record else weights if weights is not None else own.weights
         return Sidecar(own.name, current, own.metadata, own.assets, record)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't dump to {folder}: {error.strerror}; give another folder") from error

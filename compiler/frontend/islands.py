@@ -45,21 +45,23 @@ class Islands:
         return island
 
     def inline_into(self, module: ir.Module) -> None:
-        """Lower every island and inline it at its calls in `module`."""
+        """Lower every island and inline it at its calls in `module`. Public until then: torch-mlir's pipeline drops private functions."""
         if not self._islands:
             return
         lowered = self._lowered(module.context)
         for op in list(lowered.body.operations):
             if isinstance(op, func.FuncOp):
                 _take_sizes_as_arguments(op)
-            module.body.append(op.operation.clone())
+            copy = op.operation.clone()
+            copy.attributes["sym_visibility"] = ir.StringAttr.get("private", module.context)
+            module.body.append(copy)
         PassManager.parse("builtin.module(inline,symbol-dce)", module.context).run(module.operation)
 
     def _lowered(self, context: ir.Context) -> ir.Module:
         importer = fx_importer(context)
         for island in self._islands:
             try:
-                function = importer.import_stateless_graph(_one_op_graph(island.node), func_name=island.name, func_visibility="private")
+                function = importer.import_stateless_graph(_one_op_graph(island.node), func_name=island.name)
             except (NotImplementedError, AssertionError, RuntimeError, TypeError, KeyError) as error:
                 raise _unsupported(island.node, str(error)) from None
             function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)

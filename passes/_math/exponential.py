@@ -35,7 +35,7 @@ EXPM1 = (0.001394064398482442, 0.008366401307284832, 0.04166640341281891, 0.1666
 
 
 def exp(x: Expr) -> Expr:
-    """At most 1.5 ulp; exp(0) is 1. Results below 2^-125.5 are 0 (subnormal ones cost hundreds of cycles); infinite above the largest float."""
+    """At most 1.5 ulp; exp(0) is 1. Results below 2^-125.5 are 0 (subnormals cost hundreds of cycles); too large ones are infinite."""
     x = clamp_above(clamp_below(x, -87.5), 89.0)
     shifted = fma(x, LOG2_E, ROUND + 126)
     n = shifted - (ROUND + 126)

@@ -44,7 +44,11 @@ static bool named(reader* in, int64_t* result) {
 }
 
 static bool factor(reader* in, int64_t* result) {
-  if (accept(in, '(')) return ++in->depth < 64 && sum(in, result) && accept(in, ')') && in->depth--;
+  if (accept(in, '(')) {
+    bool ok = ++in->depth < 64 && sum(in, result) && accept(in, ')');
+    --in->depth;
+    return ok;
+  }
   return is_digit(*in->text) ? number(in, result) : is_letter(*in->text) && named(in, result);
 }
 

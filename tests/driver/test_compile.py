@@ -78,7 +78,7 @@ def test_a_pt2_file_compiles_and_its_dims_get_names(exported: Path, model: Mlp, 
 
 
 def test_more_names_than_dynamic_dimensions(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--dynamic names 2 dimensions .* the model has 1"):
+    with pytest.raises(UserError, match=r"--dynamic names 2 dimensions .* the model has 1"):
         build(exported, tmp_path / "mlp.llmos", dynamic=("batch", "tokens"))
     assert list(tmp_path.iterdir()) == []
 

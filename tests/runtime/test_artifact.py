@@ -143,15 +143,16 @@ def test_a_later_format(artifact_path: Path, tmp_path: Path) -> None:
 
 def test_members_must_be_those_of_the_manifest(artifact_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "members.llmos"
-    assert "not what the manifest lists" in refused(rezip(artifact_path, path, {"extra": b"x"}))
+    names = ["manifest.json", "code/baseline.so", "assets/tokenizer.json", "weights.safetensors", "extra", "signature"]
+    assert "not listed" in refused(rezip(artifact_path, path, {"extra": b"x"}, names))
     assert "not what the manifest lists" in refused(rezip(artifact_path, path, {"assets/tokenizer.json": None}))
     assert "is missing" in refused(rezip(artifact_path, path, {"weights.safetensors": None}))
     assert "does not have the hash" in refused(rezip(artifact_path, path, {"assets/tokenizer.json": b'{"a": 2}'}))
-    assert "another size" in refused(rezip(artifact_path, path, {"assets/tokenizer.json": b"{}"}))
+    assert "not what the manifest lists" in refused(rezip(artifact_path, path, {"assets/tokenizer.json": b"{}"}))
     names = ["code/baseline.so", "manifest.json", "assets/tokenizer.json", "weights.safetensors", "signature"]
     assert "first member is not manifest.json" in refused(rezip(artifact_path, path, {}, names))
     twice = ["manifest.json", "code/baseline.so", "code/baseline.so"]
-    assert "appears twice" in refused(rezip(artifact_path, path, {}, twice))
+    assert "not what the manifest lists" in refused(rezip(artifact_path, path, {}, twice))
 
 
 @pytest.mark.parametrize(
@@ -248,8 +249,8 @@ def test_the_users_key_is_private_and_kept(llmos_home: Path, monkeypatch: pytest
     assert (llmos_home / "signing-key.pem").stat().st_mode & 0o777 == 0o600
     monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "new" / "home"))
     assert signature.trusted_keys() == []
-    assert [key.name for key in signature.trusted_keys() if signature.user_key()] == []
-    assert signature.trusted_keys()[0] == signature.TrustedKey(signature.OWN, signature.user_key().public_hex)
+    own = signature.user_key().public_hex
+    assert signature.trusted_keys() == [signature.TrustedKey(signature.OWN, own)]
 
 
 @pytest.mark.parametrize("key", ["zz", "", "0" * 63, "/nonexistent/key.pem"])
@@ -341,7 +342,7 @@ def test_a_changed_file_fails_the_integrity_check(artifact_path: Path, tmp_path:
     position = path.read_bytes().index(SCALE.tobytes())
     with path.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"\x01", position)
-    with pytest.raises(ArtifactError, match="weights.safetensors"):
+    with pytest.raises(ArtifactError, match="weights"):
         program.check_integrity()
 
 

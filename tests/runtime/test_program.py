@@ -151,7 +151,7 @@ def test_eight_threads_at_once(program: Program) -> None:
 def test_the_gil_is_released_and_close_lets_calls_end(artifact_path: Path) -> None:
     program = load(artifact_path)
     results: list[np.ndarray] = []
-    thread = threading.Thread(target=lambda: results.append(np.asarray(program["slow"](np.array([2000])))))
+    thread = threading.Thread(target=lambda: results.append(np.asarray(program["slow"](np.array([8000])))))
     thread.start()
     time.sleep(0.01)
     assert thread.is_alive()

@@ -30,7 +30,10 @@ class Engine:
         self._outputs = folder / f"{peer}.npz"
         command = [sys.executable, "-m", "llmos.compiler.devtools.bench.worker", peer, str(source), str(num_threads)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        # What libraries say while they load is of use only when they fail.
+        self._log = folder / f"{peer}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:
             self._read()
         except BaseException:
@@ -63,7 +66,8 @@ class Engine:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise UserError(f"{self.peer} ended with code {self._process.wait()}: leave it out of --against")
+            last = self._log.read_text().strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"{self.peer} ended with code {self._process.wait()} ({last[0]}): leave it out of --against")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise UserError(f"{self.peer}: {answer['error']}")

@@ -100,11 +100,23 @@ def torch_module(source: Path) -> tuple[Any, tuple[Any, ...], Any]:
         program = torch.export.load(source)
         return program.module(), program.example_inputs[0], None
     if source.is_dir():
-        from llmos.models import load_encoder
-
-        encoder = load_encoder(source)
-        return encoder.module, encoder.example_args, encoder.dynamic_shapes
+        return _encoder(source)
     raise UserError(f"{source}: the peers take a .pt2 or .onnx file or a Hugging Face directory; give it with --source")
+
+
+def _encoder(source: Path) -> tuple[Any, tuple[Any, ...], Any]:
+    import torch
+
+    from llmos.models.directory import ModelDirectory
+    from llmos.models.encoder import EncoderOptions, _Encoder, _load, _plan
+
+    directory = ModelDirectory.open(source)
+    plan = _plan(directory, EncoderOptions())
+    module = _Encoder(_load(directory, plan.loader), plan.finish).eval()
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=512)}
+    # Two tensors: one tensor given twice would be exported as one input.
+    return module, (ids, ids.clone()), (sizes, dict(sizes))
 
 
 def onnx_file(source: Path) -> Path:

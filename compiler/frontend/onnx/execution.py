@@ -112,7 +112,13 @@ class Executor:
 
         `rank` is the largest among the node's other inputs: a constant of a higher rank would add dims to the result.
         """
-        if isinstance(value, Host) and value.array.size == 1 and value.array.ndim <= rank and value.dtype.kind in "fiu" and not value.is_symbolic:
+        if (
+            isinstance(value, Host)
+            and value.array.size == 1
+            and value.array.ndim <= rank
+            and value.dtype.kind in "fiu"
+            and not value.is_symbolic
+        ):
             return scalar_of(value)
         return self.tensor(value)
 

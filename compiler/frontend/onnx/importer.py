@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,8 +166,8 @@ def _examples(
             raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")
         return tuple(torch.as_tensor(np.asarray(value)).to(spec.dtype) for value, spec in zip(given, specs, strict=True))
     failure: Exception | None = None
-    for sizes in candidate_sizes(specs, ranges):
-        inputs = example_inputs(specs, sizes)
+    for sizes, small in itertools.product(candidate_sizes(specs, ranges), (False, True)):
+        inputs = example_inputs(specs, sizes, small=small)
         try:
             with torch.no_grad():
                 module(*inputs)
@@ -230,7 +231,9 @@ def _specialized(module: OnnxModule, specs: Sequence[InputSpec], examples: tuple
         return ()
     users = set(program.graph_signature.user_inputs)
     shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
-    fixed = [d for spec, shape in zip(specs, shapes, strict=True) for d, size in zip(spec.shape, shape, strict=True) if isinstance(size, int)]
+    fixed = [
+        d for spec, shape in zip(specs, shapes, strict=True) for d, size in zip(spec.shape, shape, strict=True) if isinstance(size, int)
+    ]
     return tuple(dict.fromkeys(dim for dim in fixed if isinstance(dim, str)))
 
 

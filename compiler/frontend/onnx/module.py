@@ -90,5 +90,3 @@ def tensor_names(graph: Graph) -> frozenset[str]:
             if isinstance(attribute, Graph):
                 found |= tensor_names(attribute)
     return frozenset(found)
-
-

@@ -41,7 +41,9 @@ def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
 
 def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
     if not value.type.HasField("tensor_type"):
-        raise UnsupportedError(f"input '{value.name}' is a {value.type.WhichOneof('value')}, not a tensor; export the model with plain tensors.")
+        raise UnsupportedError(
+            f"input '{value.name}' is a {value.type.WhichOneof('value')}, not a tensor; export the model with plain tensors."
+        )
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise UnsupportedError(f"input '{value.name}' has no declared rank; export the model with the shapes of its inputs.")
@@ -76,7 +78,9 @@ def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec
     if set(names) <= set(own):
         return tuple(specs)
     if len(names) != len(own):
-        raise UserError(f"{len(names)} names for the model's {len(own)} dynamic dimensions ({', '.join(own) or 'none'}): give one for each, in order.")
+        raise UserError(
+            f"{len(names)} names for the model's {len(own)} dynamic dimensions ({', '.join(own) or 'none'}): give one for each, in order."
+        )
     new = {old: symbol_name(name) for old, name in zip(own, names, strict=True)}
     return tuple(InputSpec(s.name, s.dtype, tuple(new[d] if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
@@ -119,13 +123,15 @@ def _within(sizes: dict[str, int], ranges: Mapping[str, Range]) -> dict[str, int
     return {name: min(max(size, ranges[name][0]), ranges[name][1]) if name in ranges else size for name, size in sizes.items()}
 
 
-def example_inputs(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: standard normal floats, integers 0 and 1 (legal as masks, as tokens and as indices)."""
+def example_inputs(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0, small: bool = False) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with: standard normal floats; integers as bytes are, or 0 and 1 if `small` and for masks and token types."""
     generator = np.random.default_rng(seed)
-    return tuple(_example(spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator) for spec in specs)
+    return tuple(_example(spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator, small) for spec in specs)
 
 
-def _example(spec: InputSpec, shape: list[int], generator: np.random.Generator) -> torch.Tensor:
+def _example(spec: InputSpec, shape: list[int], generator: np.random.Generator, small: bool) -> torch.Tensor:
     if spec.dtype.is_floating_point:
         return torch.from_numpy(np.asarray(generator.standard_normal(shape))).to(spec.dtype)
-    return torch.from_numpy(np.asarray(generator.integers(0, 2, shape))).to(spec.dtype)
+    is_flag = small or spec.dtype == torch.bool or any(word in spec.name.lower() for word in ("mask", "type", "flag"))
+    high = 2 if is_flag else 128 if spec.dtype == torch.int8 else 256
+    return torch.from_numpy(np.asarray(generator.integers(0, high, shape))).to(spec.dtype)

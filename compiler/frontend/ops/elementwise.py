@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 from torch._prims_common import elementwise_dtypes
@@ -15,14 +16,24 @@ from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, select
 from llmos.runtime.errors import UnsupportedError
 
-Operand = Tensor | Number
+Operand = Tensor | Number | sympy.Expr  # an expression is a size
 Lowering = Callable[..., Any]
 
 
 def promoted(operands: Sequence[Operand], kind: KIND) -> torch.dtype:
     """The type torch computes in, by its promotion rules (tensors over rank-0 tensors over numbers)."""
-    samples = [torch.empty((1,) * x.rank, dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x for x in operands]
-    return elementwise_dtypes(*samples, type_promotion_kind=kind)[0]
+    return elementwise_dtypes(*[_sample(x) for x in operands], type_promotion_kind=kind)[0]
+
+
+def _sample(x: Operand) -> torch.Tensor | Number:
+    """Something that torch's promotion rules treat as they treat `x`."""
+    if isinstance(x, Tensor):
+        return torch.empty((1,) * x.rank, dtype=x.dtype, device="meta")
+    return 1 if isinstance(x, sympy.Expr) else x
+
+
+def _constant(b: Builder, x: Number | sympy.Expr, dtype: torch.dtype) -> Scalar:
+    return s.from_index(b.index(x), dtype) if isinstance(x, sympy.Expr) else s.constant(x, dtype)
 
 
 def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Sequence[Operand], dtype: torch.dtype) -> Tensor:
@@ -33,7 +44,7 @@ def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Seque
     def compute(*loaded: Scalar) -> Scalar:
         queue = iter(loaded)
         # A half float is rounded to its own type before it is widened: that is what eager computes with.
-        return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else s.constant(x, dtype).to(kind) for x in operands])
+        return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else _constant(b, x, dtype).to(kind) for x in operands])
 
     return b.elementwise(compute, tensors, result.dtype, result.shape)
 
@@ -176,7 +187,7 @@ def _select(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand)
     def compute(*loaded: Scalar) -> Scalar:
         queue = iter(loaded)
         flag = next(queue).to(torch.bool)
-        a, c = (next(queue).to(result.dtype) if isinstance(v, Tensor) else s.constant(v, result.dtype) for v in (x, y))
+        a, c = (next(queue).to(result.dtype) if isinstance(v, Tensor) else _constant(b, v, result.dtype) for v in (x, y))
         return select(flag, a, c)
 
     return b.elementwise(compute, [v for v in (condition, x, y) if isinstance(v, Tensor)], result.dtype, result.shape)

@@ -121,7 +121,12 @@ def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Hos
     dtype = helper.tensor_dtype_to_np_dtype(to)
     if not x.is_symbolic:
         return host(x.array.astype(dtype), dtype)
-    converters: dict[str, Callable[[Any], Any]] = {"f": torch.sym_float, "i": torch.sym_int, "u": torch.sym_int, "b": lambda item: item != 0}
+    converters: dict[str, Callable[[Any], Any]] = {
+        "f": torch.sym_float,
+        "i": torch.sym_int,
+        "u": torch.sym_int,
+        "b": lambda item: item != 0,
+    }
     if dtype.kind not in converters:
         raise UnsupportedError(f"Cast of a size to {dtype} isn't supported.")
     return _map(converters[dtype.kind], x, dtype)

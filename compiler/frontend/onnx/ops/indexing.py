@@ -74,7 +74,9 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 @op("ScatterElements", "Scatter")
-def scatter_elements(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none") -> torch.Tensor:
+def scatter_elements(
+    x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none"
+) -> torch.Tensor:
     index = wrapped(indices, x.shape[axis])
     if reduction == "none":
         return torch.scatter(x, axis, index, updates)

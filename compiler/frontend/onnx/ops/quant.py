@@ -66,7 +66,13 @@ def quantize_linear(
     dtype = zero.dtype if zero is not None else (torch_dtype(output_dtype) if output_dtype else torch.uint8)
     if not saturate and dtype in FLOAT8:
         raise UnsupportedError("QuantizeLinear to float8 with saturate=0 isn't supported.")
-    wide = x.to(torch_dtype(precision)) if precision else x.to(torch.promote_types(x.dtype, scale.dtype)) if x.is_floating_point() else x.to(scale.dtype)
+    wide = (
+        x.to(torch_dtype(precision))
+        if precision
+        else x.to(torch.promote_types(x.dtype, scale.dtype))
+        if x.is_floating_point()
+        else x.to(scale.dtype)
+    )
     return quantize(wide, along(scale, x, axis, block_size), None if zero is None else along(zero, x, axis, block_size), dtype)
 
 
@@ -89,7 +95,9 @@ def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 @op("MatMulInteger")
-def matmul_integer(a: torch.Tensor, b: torch.Tensor, a_zero: torch.Tensor | None = None, b_zero: torch.Tensor | None = None) -> torch.Tensor:
+def matmul_integer(
+    a: torch.Tensor, b: torch.Tensor, a_zero: torch.Tensor | None = None, b_zero: torch.Tensor | None = None
+) -> torch.Tensor:
     return torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1))
 
 

@@ -84,9 +84,7 @@ def lstm(
             return hidden, (h, c)
         _require_static(xs)
         options = CellOptions(common.functions(d), clip, bool(input_forget))
-        return cells.unroll(
-            lambda x, s: cells.lstm_step(x, s, r[d], options, None if p is None else p[d]), xs, state, reverse, lengths
-        )
+        return cells.unroll(lambda x, s: cells.lstm_step(x, s, r[d], options, None if p is None else p[d]), xs, state, reverse, lengths)
 
     def inputs(d: int, x: torch.Tensor) -> torch.Tensor:
         size = 4 * common.hidden_size

@@ -151,7 +151,9 @@ def _positions(n: int, length: int, scale: float, bounds: tuple[float, float], h
         return i * (n - 1) / (width - 1) if width > 1 else np.zeros(length)
     if how.coordinates == "tf_crop_and_resize":
         start, end = bounds
-        return start * (n - 1) + i * (end - start) * (n - 1) / (length - 1) if length > 1 else np.full(length, 0.5 * (start + end) * (n - 1))
+        return (
+            start * (n - 1) + i * (end - start) * (n - 1) / (length - 1) if length > 1 else np.full(length, 0.5 * (start + end) * (n - 1))
+        )
     raise UnsupportedError(f"Resize with coordinate_transformation_mode '{how.coordinates}' isn't supported.")
 
 

@@ -130,7 +130,9 @@ def slice_by_inputs(x: torch.Tensor, starts: Ints, ends: Ints, axes: Ints | None
 
 
 @op("Slice")
-def slice_by_attributes(x: torch.Tensor, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> torch.Tensor:
+def slice_by_attributes(
+    x: torch.Tensor, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
+) -> torch.Tensor:
     return slice_by_inputs(x, starts, ends, axes)
 
 
@@ -285,4 +287,3 @@ def center_crop_pad(x: torch.Tensor, shape: Ints, *, axes: tuple[int, ...] | Non
         before = missing // 2 if missing >= 0 else -((-missing) // 2)
         pairs[axis % x.ndim] = (before, missing - before)
     return _pad_constant(x, pairs, 0.0)
-

@@ -54,7 +54,8 @@ def window(
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedError(f"auto_pad={auto_pad} isn't a mode of ONNX.")
     pairs = tuple(
-        _same(size, extent, stride, auto_pad == "SAME_UPPER") for size, extent, stride in zip(sizes, plain.extents, plain.strides, strict=True)
+        _same(size, extent, stride, auto_pad == "SAME_UPPER")
+        for size, extent, stride in zip(sizes, plain.extents, plain.strides, strict=True)
     )
     return Window(plain.kernel, plain.strides, plain.dilations, pairs)
 

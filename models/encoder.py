@@ -1,0 +1,179 @@
+"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalisation inside the graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import Dim
+
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.torch import import_torch
+from llmos.models.directory import ModelDirectory
+from llmos.runtime.errors import InputError, UnsupportedError, UserError
+
+MAX_BATCH = 1024
+_HEADS = {
+    "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
+    "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """`pooling` ("mean", "cls", "max") and `normalize` override what the directory's sentence-transformers files say; None keeps it."""
+
+    pooling: str | None = None
+    normalize: bool | None = None
+    max_batch: int = MAX_BATCH
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in (None, "mean", "cls", "max"):
+            raise InputError(f"pooling={self.pooling!r} isn't known: use mean, cls or max")
+
+
+def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptions(), *, name: str | None = None) -> ImportedModel:
+    """A directory with config.json, *.safetensors and tokenizer.json, as the linalg stage.
+
+    Inputs (input_ids, attention_mask): int64 [batch, tokens]; batch from 1 to `max_batch`, tokens from 1 to as many as the model has positions.
+    Output, by what the directory is: `embeddings` [batch, hidden] for a sentence encoder (modules.json, or `pooling` given); `logits` for a
+    sequence or token classifier; else `last_hidden_state` [batch, tokens, hidden]. Weights stay mmapped in the safetensors file.
+    """
+    source = ModelDirectory.open(directory)
+    plan = _plan(source, options)
+    with _quiet_transformers():
+        model = _load(source, plan.loader)
+    limit = min(options.max_tokens or 2**31 - 1, positions(model))
+    module = _Encoder(model, plan.finish).eval()
+    tokens = Dim("tokens", min=1, max=limit)
+    shape = {0: Dim("batch", min=1, max=options.max_batch), 1: tokens}
+    examples = tuple(_example(rng_seed, batch, min(length, limit), model.config) for rng_seed, (batch, length) in enumerate([(3, 7), (2, 32)]))
+    imported = import_torch(
+        module,
+        tuple(torch.from_numpy(array) for array in examples[0]),
+        (shape, dict(shape)),
+        input_names=("input_ids", "attention_mask"),
+        output_names=(plan.output,),
+        name=name or source.path.resolve().name,
+        assets=source.assets(),
+        metadata={**plan.metadata, "max_length": source.max_length(limit), "model_type": str(source.config["model_type"])},
+    )
+    return replace(imported, examples=examples)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to load and what to make of its output."""
+
+    loader: str
+    finish: Callable[[Any, torch.Tensor], torch.Tensor]
+    output: str
+    metadata: dict[str, Any]
+
+
+def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
+    if source.config.get("is_encoder_decoder") or source.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UnsupportedError(f"{source.path}: {source.architecture or 'this model'} generates text; encoders only are compiled from a directory so far")
+    modules = source.sentence_modules()
+    pooling = options.pooling or (modules.pooling if modules else None)
+    if pooling is not None:
+        configured = modules.normalize if modules else True
+        normalize = configured if options.normalize is None else options.normalize
+        metadata = {"task": "sentence-embedding", "pooling": pooling, "normalize": normalize}
+        return _Plan("AutoModel", _Pool(pooling, normalize), "embeddings", metadata)
+    for ending, (task, loader) in _HEADS.items():
+        if source.architecture.endswith(ending):
+            labels = {str(key): value for key, value in dict(source.config.get("id2label") or {}).items()}
+            return _Plan(loader, lambda output, mask: output.logits, "logits", {"task": task, "labels": labels})
+    return _Plan("AutoModel", lambda output, mask: output.last_hidden_state, "last_hidden_state", {"task": "feature-extraction"})
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Token vectors to one sentence vector, as sentence-transformers defines it."""
+
+    pooling: str
+    normalize: bool
+
+    def __call__(self, output: Any, mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = output.last_hidden_state
+        pooled = self._pool(hidden, mask[..., None].to(hidden.dtype))
+        return nn.functional.normalize(pooled, p=2.0, dim=-1) if self.normalize else pooled
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "max":
+            return hidden.masked_fill(mask == 0, -1e9).amax(1)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+
+
+class _Encoder(nn.Module):
+    """(input_ids, attention_mask) to one tensor."""
+
+    def __init__(self, model: nn.Module, finish: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.finish = finish
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.finish(self.model(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
+
+
+def _load(source: ModelDirectory, loader: str) -> Any:
+    """transformers maps the parameters from the safetensors file; none is copied."""
+    import transformers
+
+    try:
+        return getattr(transformers, loader).from_pretrained(source.path, local_files_only=True, use_safetensors=True, dtype="auto").eval()
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(f"{source.path}: transformers can't load this model ({lines[0].strip()})") from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no advice while loading; the user's settings come back after."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def positions(model: nn.Module) -> int:
+    """How many tokens the model has positions for. RoBERTa's kind starts counting after the padding index."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - first
+    return int(getattr(model.config, "max_position_embeddings", 512))
+
+
+def _example(seed: int, batch: int, length: int, config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the whole vocabulary, and a mask whose last row is padded."""
+    rng = np.random.default_rng(seed)
+    padding = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
+    ids = rng.integers(0, config.vocab_size, (batch, length), dtype=np.int64)
+    ids[ids == padding] = (padding + 1) % config.vocab_size
+    mask = np.ones((batch, length), np.int64)
+    if length > 1:
+        mask[-1, length // 2 :] = 0
+        ids[-1, length // 2 :] = padding
+    return ids, mask

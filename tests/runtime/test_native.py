@@ -1,0 +1,110 @@
+"""The C core by itself: the example program, sanitizer builds, the pool, the build of the headers as C++."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmos.runtime.native.binding import core, num_threads
+
+from .handwritten import NATIVE, SCALE, SHIFT, compile_c
+
+HERE = Path(__file__).parent
+SOURCES = sorted(NATIVE.glob("*.c"))
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def compile_with_core(output: Path, source: str, *options: str) -> Path:
+    return compile_c(output, "-O1", "-g", *options, "-I", NATIVE, HERE / source, *SOURCES, "-lpthread", "-ldl")
+
+
+def has_sanitizer(name: str, folder: Path) -> bool:
+    source = folder / "empty.c"
+    source.write_text("int main(void) { return 0; }\n")
+    done = run("cc", f"-fsanitize={name}", source, "-o", folder / "empty")
+    return done.returncode == 0 and run(folder / "empty").returncode == 0
+
+
+def test_a_c_program_runs_an_artifact(artifact_path: Path, tmp_path: Path) -> None:
+    library = core().path
+    program = compile_c(tmp_path / "run", NATIVE / "examples" / "run.c", library, f"-Wl,-rpath,{library.parent}")
+    done = run(program, artifact_path, "3")
+    assert done.returncode == 0, done.stderr
+    expected = " ".join(f"{value:g}" for value in np.ones(4, np.float32) * SCALE + SHIFT)
+    assert done.stdout == f"y: {expected}\n"
+    refused = run(program, artifact_path, "1001")
+    assert refused.returncode == 2 and 'input "x": dim 0 (batch) is 1001' in refused.stderr
+    assert "No such file" in run(program, tmp_path / "missing.llmos").stderr
+
+
+def test_the_core_needs_nothing_but_libc() -> None:
+    if shutil.which("readelf") is None:
+        pytest.skip("there is no readelf")
+    needed = [line for line in run("readelf", "-d", core().path).stdout.splitlines() if "(NEEDED)" in line]
+    assert needed and all("libc.so" in line or "ld-linux" in line or "pthread" in line or "libdl" in line for line in needed)
+
+
+def test_the_headers_are_cpp_too(tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    source = tmp_path / "t.cc"
+    source.write_text("#include <llmos/llmos.h>\nint main() { return sizeof(DLTensor) != 48 || sizeof(TVMFFIAny) != 16 || !llmos_last_error; }\n")
+    done = run("c++", "-Wall", "-Wextra", "-Werror", "-I", NATIVE / "include", "-c", source, "-o", tmp_path / "t.o")
+    assert done.returncode == 0, done.stderr
+
+
+def test_mutated_artifacts_under_the_address_sanitizer(small_path: Path, tmp_path: Path) -> None:
+    if not has_sanitizer("address,undefined", tmp_path):
+        pytest.skip("this compiler has no address sanitizer")
+    fuzz = compile_with_core(tmp_path / "fuzz", "fuzz_artifact.c", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    done = run(fuzz, small_path, "1", "2000", LLMOS_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    # A mutant whose checksums are wrong is never accepted; a changed manifest with right ones may be, where it changes no meaning.
+    assert done.stdout.startswith("opened 0, zips ") and not done.stdout.endswith("manifests 0\n"), done.stdout
+
+
+def test_pool(tmp_path: Path) -> None:
+    done = run(compile_with_core(tmp_path / "pool", "pool_test.c", "-O2"), LLMOS_NUM_THREADS="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    if (os.cpu_count() or 1) >= 2:
+        assert int(done.stdout) < 3000
+
+
+def test_pool_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    if not has_sanitizer("thread", tmp_path):
+        pytest.skip("this compiler has no thread sanitizer")
+    done = run(compile_with_core(tmp_path / "pool", "pool_test.c", "-fsanitize=thread"), LLMOS_NUM_THREADS="2")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_sha256_with_and_without_its_instructions(tmp_path: Path) -> None:
+    source = tmp_path / "hash.c"
+    source.write_text(
+        '#include "core.h"\n#include <stdio.h>\nint main(void) { static uint8_t data[4096]; uint8_t digest[32];\n'
+        "for (int i = 0; i < 4096; ++i) data[i] = (uint8_t)(i * 7);\n"
+        "for (int size = 0; size < 300; ++size) { sha256(data, (size_t)size, digest);\n"
+        'for (int i = 0; i < 32; ++i) printf("%02x%s", digest[i], i == 31 ? "\\n" : ""); } return 0; }\n'
+    )
+    import hashlib
+
+    data = bytes(i * 7 & 0xFF for i in range(4096))
+    expected = [hashlib.sha256(data[:size]).hexdigest() for size in range(300)]
+    for options in ([], ["-Dhost_has(x)=false"]):
+        sources = [NATIVE / "sha256.c"] if options else SOURCES
+        program = compile_c(tmp_path / "hash", "-I", NATIVE, *options, source, *sources, "-lpthread", "-ldl")
+        assert run(program).stdout.split() == expected
+
+
+def test_num_threads_from_the_environment() -> None:
+    script = "from llmos.runtime.native.binding import num_threads; print(num_threads())"
+    assert run(sys.executable, "-c", script, LLMOS_NUM_THREADS="3").stdout == "3\n"
+    assert run(sys.executable, "-c", script, LLMOS_NUM_THREADS="nonsense").stdout == f"{num_threads()}\n"
