@@ -26,7 +26,8 @@ setup(
             depends=sorted(str(path) for path in Path("runtime/native").rglob("*.h")),
             include_dirs=["runtime/native/include"],
             extra_compile_args=["-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],
-            extra_link_args=["-lpthread", "-ldl"],
+            # Never unloaded: its worker threads run as long as the process.
+            extra_link_args=["-lpthread", "-ldl", "-Wl,-z,nodelete"],
         )
     ],
 )

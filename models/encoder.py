@@ -43,7 +43,7 @@ class EncoderOptions:
 def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptions(), *, name: str | None = None) -> ImportedModel:
     """A directory with config.json, *.safetensors and tokenizer.json, as the linalg stage.
 
-    Inputs (input_ids, attention_mask): int64 [batch, tokens]; batch from 1 to `max_batch`, tokens from 1 to as many as the model has positions.
+    Inputs (input_ids, attention_mask): int64 [batch, tokens]; batch up to `max_batch`, tokens up to the number of the model's positions.
     Output, by what the directory is: `embeddings` [batch, hidden] for a sentence encoder (modules.json, or `pooling` given); `logits` for a
     sequence or token classifier; else `last_hidden_state` [batch, tokens, hidden]. Weights stay mmapped in the safetensors file.
     """
@@ -55,7 +55,9 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
     module = _Encoder(model, plan.finish).eval()
     tokens = Dim("tokens", min=1, max=limit)
     shape = {0: Dim("batch", min=1, max=options.max_batch), 1: tokens}
-    examples = tuple(_example(rng_seed, batch, min(length, limit), model.config) for rng_seed, (batch, length) in enumerate([(3, 7), (2, 32)]))
+    examples = tuple(
+        _example(rng_seed, batch, min(length, limit), model.config) for rng_seed, (batch, length) in enumerate([(3, 7), (2, 32)])
+    )
     imported = import_torch(
         module,
         tuple(torch.from_numpy(array) for array in examples[0]),
@@ -81,7 +83,9 @@ class _Plan:
 
 def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
     if source.config.get("is_encoder_decoder") or source.architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnsupportedError(f"{source.path}: {source.architecture or 'this model'} generates text; encoders only are compiled from a directory so far")
+        raise UnsupportedError(
+            f"{source.path}: {source.architecture or 'this model'} generates text; encoders only are compiled from a directory so far"
+        )
     modules = source.sentence_modules()
     pooling = options.pooling or (modules.pooling if modules else None)
     if pooling is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity
-from llmos.passes._graph import Cluster, Graph, among, is_evaluable, is_tensor, owner_of
+from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 
@@ -201,9 +201,16 @@ def _pull(graph: Graph, cluster: Cluster, generic: Generic) -> None:
             continue
         if producer.loop_sizes(graph.shapes) != cluster.sizes or not is_identity(producer.output_map(operand)):
             continue
-        if graph.may_join(owner, cluster) and _joins_row(graph, producer, cluster):
+        if _joins_row(graph, producer, cluster) and not _needed_between(graph, owner, cluster):
             graph.assign(cluster, [owner])
             _pull(graph, cluster, producer)
+
+
+def _needed_between(graph: Graph, producer: ir.Operation, cluster: Cluster) -> bool:
+    """Whether a cluster reads something outside it that is made from `producer`: with the producer inside, each would wait for the other."""
+    alone = Cluster(cluster.kind, [producer])
+    outside = [v for op in cluster.ops for v in captured(op) if not among(owner_of(v), [producer, *cluster.ops])]
+    return any(_depends_on_trial(graph, v, alone) for v in outside)
 
 
 # -- the rest

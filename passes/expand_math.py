@@ -105,9 +105,11 @@ POWERS: Mapping[float, Function] = {
 class ExpandMath(Pass):
     """Rewrite elementary functions of floats (scalars and vectors) into arith operations, math.fma and a few others that have instructions.
 
+    Before:
+
         %y = math.exp %x : vector<16xf32>
 
-    becomes
+    After:
 
         %low = arith.cmpf olt, %x, %c_87 : vector<16xf32>
         ...

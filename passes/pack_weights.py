@@ -71,6 +71,8 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
     source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.generic.maps[1])])
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
         return None
+    if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):
+        return None
     return _axes(root, list(block.arguments).index(source[0]), source[1])
 
 

@@ -276,5 +276,5 @@ def _writable_alias(array: np.ndarray) -> np.ndarray:
     """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
     buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
     buffer.owner = array  # type: ignore[attr-defined]
-    alias: np.ndarray = np.ndarray(array.shape, array.dtype, buffer, strides=array.strides)
+    alias: np.ndarray = np.ndarray(array.shape, array.dtype, memoryview(buffer), strides=array.strides)
     return alias

@@ -83,14 +83,18 @@ def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequenc
     returned = list(list(program.main.regions[0].blocks[0].operations)[-1].operands)
     name = ir.StringAttr(program.main.attributes["sym_name"]).value
     outputs = tuple(
-        TensorSpec(_text(a, "llmos.name", f"output{i}"), _text(a, "llmos.dtype", "float32"), tuple(manifest_dim(d) for d in shapes.shape(value)))
+        TensorSpec(
+            _text(a, "llmos.name", f"output{i}"), _text(a, "llmos.dtype", "float32"), tuple(manifest_dim(d) for d in shapes.shape(value))
+        )
         for i, (a, value) in enumerate(zip(results, returned, strict=True))
     )
     entry = EntrySpec(
         name,
         f"__tvm_ffi_{name}",
         f"__llmos_shapes_{name}",
-        tuple(TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs),
+        tuple(
+            TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
+        ),
         outputs,
     )
     slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
@@ -161,7 +165,10 @@ def manifest_dim(dim: sympy.Expr) -> int | str:
     """A size as the manifest writes it: a number, or an expression of symbols with // for floor."""
     if dim.is_Integer:
         return int(dim)
-    floors = {f: sympy.Symbol(f"({manifest_dim(sympy.fraction(sympy.together(f.args[0]))[0])})//{sympy.fraction(sympy.together(f.args[0]))[1]}") for f in dim.atoms(sympy.floor)}
+    floors = {
+        f: sympy.Symbol(f"({manifest_dim(sympy.fraction(sympy.together(f.args[0]))[0])})//{sympy.fraction(sympy.together(f.args[0]))[1]}")
+        for f in dim.atoms(sympy.floor)
+    }
     return str(dim.subs(floors)).replace("Min(", "min(").replace("Max(", "max(")
 
 

@@ -15,6 +15,7 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Form, Generic, apply_form, is_fill
 from llmos.compiler.symbolic import Expr, kept_dims, slice_parameters
 
+
 @dataclass
 class Accesses:
     """Every read and write of a dispatch, and the dims whose value itself is used."""

@@ -58,7 +58,14 @@ class AttentionEmitter:
     # -- scratch, in f32 elements
     def _offsets(self) -> dict[str, Expr]:
         rows = self.block_rows
-        sizes = {"query": self.depth * rows, "scores": sympy.Integer(BLOCK * rows), "output": self.width * rows, "max": rows, "sum": rows, "scale": rows}
+        sizes = {
+            "query": self.depth * rows,
+            "scores": sympy.Integer(BLOCK * rows),
+            "output": self.width * rows,
+            "max": rows,
+            "sum": rows,
+            "scale": rows,
+        }
         offsets: dict[str, Expr] = {}
         position: Expr = sympy.Integer(0)
         for name, size in sizes.items():
@@ -112,7 +119,15 @@ class AttentionEmitter:
                 loop[dim] = d
         return loop
 
-    def _strided(self, contraction: Contraction, operand: int, loop: Sequence[Coord], row_dims: Sequence[int], k_dims: Sequence[int], sizes: Sequence[Expr]) -> Strided:
+    def _strided(
+        self,
+        contraction: Contraction,
+        operand: int,
+        loop: Sequence[Coord],
+        row_dims: Sequence[int],
+        k_dims: Sequence[int],
+        sizes: Sequence[Expr],
+    ) -> Strided:
         """An operand read in place: its address at `loop`, and the strides of its row and k dims."""
         ev, b = self.frame.evaluator, self.frame.b
         generic = contraction.generic
@@ -136,7 +151,12 @@ class AttentionEmitter:
         b, ev = self.frame.b, self.frame.evaluator
         generic = self.parts.scores.generic
         target = self._at("query")
-        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope(), b.loop(b.index(0), ev.sizes(self.depth), b.index(1)) as loop, ev.scope():
+        with (
+            b.loop(b.index(0), self.count, b.index(1)) as rows,
+            ev.scope(),
+            b.loop(b.index(0), ev.sizes(self.depth), b.index(1)) as loop,
+            ev.scope(),
+        ):
             point = self._score_loop(b.add(self.first, rows.iv), b.index(0), loop.iv)
             value = ev.value(generic.inputs[self.parts.query], ev.apply(generic.maps[self.parts.query], point))
             b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.block_rows)), rows.iv), b.f32), 4)
@@ -243,7 +263,9 @@ class AttentionEmitter:
                 loop = self._value_loop(b.index(0), first, row)
                 source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
                 start = [
-                    b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v]) for r in range(rows) for v in self._vectors()
+                    b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v])
+                    for r in range(rows)
+                    for v in self._vectors()
                 ]
                 made = accumulate(b, part, source, panel, count, start)
                 store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)

@@ -219,10 +219,24 @@ class Builder:
     def store(self, value: Value, address: Value, align: int) -> None:
         self.op("llvm.store", [value, address], None, alignment=ir.IntegerAttr.get(self.i64, align))
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for a cache line to be read; never faults."""
+        i32 = self.i32
+        self.op(
+            "llvm.intr.prefetch",
+            [address],
+            None,
+            rw=ir.IntegerAttr.get(i32, 0),
+            hint=ir.IntegerAttr.get(i32, 3),
+            cache=ir.IntegerAttr.get(i32, 1),
+        )
+
     def masked_load(self, address: Value, mask: Value, kind: ir.Type, align: int) -> Value:
         lanes = mask.type.shape[0]
         passthru = self.neutral(kind, 0, lanes)
-        return self.op("llvm.intr.masked.load", [address, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, align))
+        return self.op(
+            "llvm.intr.masked.load", [address, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, align)
+        )
 
     def masked_store(self, value: Value, address: Value, mask: Value, align: int) -> None:
         self.op("llvm.intr.masked.store", [value, address, mask], None, alignment=ir.IntegerAttr.get(self.i32, align))
@@ -239,7 +253,12 @@ class Builder:
         )
         mask = mask if mask is not None else self.neutral(self.i1, 1, lanes)
         passthru = self.neutral(kind, 0, lanes)
-        return self.op("llvm.intr.masked.gather", [addresses, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
+        return self.op(
+            "llvm.intr.masked.gather",
+            [addresses, mask, passthru],
+            self.vec(kind, lanes),
+            alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)),
+        )
 
     def scatter(self, value: Value, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> None:
         lanes = offsets.type.shape[0]

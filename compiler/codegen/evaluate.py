@@ -203,7 +203,12 @@ class Evaluator:
         a, b = self._affine(expr.lhs, coords), self._affine(expr.rhs, coords)
         if isinstance(expr, ir.AffineAddExpr):
             return self.coord_add(a, b)
-        names = {ir.AffineFloorDivExpr: "arith.floordivsi", ir.AffineCeilDivExpr: "arith.ceildivsi", ir.AffineModExpr: "arith.remsi", ir.AffineMulExpr: "arith.muli"}
+        names = {
+            ir.AffineFloorDivExpr: "arith.floordivsi",
+            ir.AffineCeilDivExpr: "arith.ceildivsi",
+            ir.AffineModExpr: "arith.remsi",
+            ir.AffineMulExpr: "arith.muli",
+        }
         return self.b.binary(names[type(expr)], self.lanes_of(a), self.lanes_of(b))
 
     def invert(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
@@ -422,7 +427,9 @@ class Evaluator:
             outside = b.op("arith.xori", [inside, b.neutral(b.i1, 1) if is_vector(inside) else b.const(b.i1, 1)], inside.type)
             if is_vector(outside) and self.mask is not None:
                 outside = b.op("arith.andi", [outside, self.mask], outside.type)
-            anywhere = b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
+            anywhere = (
+                b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
+            )
             with b.when(anywhere):
                 b.store(b.const(b.i32, 1), self.error, 4)
         return b.select(inside, coord, b.index(0))
@@ -451,7 +458,11 @@ class Evaluator:
             return operand
         kind = ir.IntegerType.get_signless(to_width)
         extend = "arith.extui" if op.name == "arith.index_castui" else "arith.extsi"
-        return self.b.op("arith.trunci" if to_width < from_width else extend, [operand], self.b.vec(kind, operand.type.shape[0]) if is_vector(operand) else kind)
+        return self.b.op(
+            "arith.trunci" if to_width < from_width else extend,
+            [operand],
+            self.b.vec(kind, operand.type.shape[0]) if is_vector(operand) else kind,
+        )
 
     # -- reductions asked for at a point
     def reduce(self, generic: Generic, coords: Sequence[Coord]) -> list[Value]:
@@ -465,7 +476,9 @@ class Evaluator:
         sizes = generic.loop_sizes(self.dispatch.shapes)
         return self._reduce_loops(generic, loop, list(generic.reduction_dims), sizes, inits)
 
-    def _reduce_loops(self, generic: Generic, loop: list[Coord], dims: list[int], sizes: Sequence[Expr], carried: list[Value]) -> list[Value]:
+    def _reduce_loops(
+        self, generic: Generic, loop: list[Coord], dims: list[int], sizes: Sequence[Expr], carried: list[Value]
+    ) -> list[Value]:
         if not dims:
             return self.accumulate(generic, loop, carried)
         b = self.b
@@ -509,7 +522,12 @@ class Evaluator:
         while lanes > 1:
             half = lanes // 2
             parts = [
-                b.op("vector.shuffle", [vector, vector], b.vec(element_type(vector.type), half), mask=ir.DenseI64ArrayAttr.get(list(range(start, start + half))))
+                b.op(
+                    "vector.shuffle",
+                    [vector, vector],
+                    b.vec(element_type(vector.type), half),
+                    mask=ir.DenseI64ArrayAttr.get(list(range(start, start + half))),
+                )
                 for start in (0, half)
             ]
             vector, lanes = self.combine(name, *parts), half

@@ -39,7 +39,9 @@ def emit_fallback(module: ir.Module, dispatch: Dispatch) -> Launch:
     _append_body(module, dispatch, body)
     with kernel(module, dispatch) as frame:
         operands = [_descriptor(frame.b, frame, frame.evaluator.buffers[value], value.type) for value in dispatch.tensors]
-        sizes = [frame.evaluator.sizes(dispatch.shapes.index(a)) for a in dispatch.block.arguments if not isinstance(a.type, ir.RankedTensorType)]
+        sizes = [
+            frame.evaluator.sizes(dispatch.shapes.index(a)) for a in dispatch.block.arguments if not isinstance(a.type, ir.RankedTensorType)
+        ]
         operands += [frame.b.op("arith.index_cast", [size], ir.IndexType.get()) for size in sizes]
         operands += [_descriptor(frame.b, frame, buffer, value.type) for buffer, value in zip(frame.outputs, dispatch.results, strict=True)]
         ir.Operation.create("func.call", operands=operands, attributes={"callee": ir.FlatSymbolRefAttr.get(body)})
@@ -60,11 +62,21 @@ def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
     except ir.MLIRError as error:
         names = sorted({op.name for op in dispatch.block.operations} - {"func.return", "arith.constant", "tensor.empty"})
         raise UnsupportedError(f"no kernel for {', '.join(names)}: {str(error).splitlines()[0]}") from error
+    _rename_helpers(alone, name)
     with ir.InsertionPoint(module.body):
         for op in alone.body.operations:
             copy = op.operation.clone()
             if copy.name == "func.func":
                 copy.attributes["sym_visibility"] = ir.StringAttr.get("private")
+
+
+def _rename_helpers(alone: ir.Module, prefix: str) -> None:
+    """Functions that bufferization adds have the same name in every dispatch."""
+    for op in alone.body.operations:
+        name = ir.StringAttr(op.attributes["sym_name"]).value if "sym_name" in op.attributes else prefix
+        if name != prefix:
+            ir.SymbolTable.replace_all_symbol_uses(name, f"{prefix}_{name}", alone.operation)
+            ir.SymbolTable.set_symbol_name(op.operation, f"{prefix}_{name}")
 
 
 def _descriptor(b: Builder, frame: Frame, buffer: Buffer, kind: ir.Type) -> Value:

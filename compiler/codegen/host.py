@@ -52,7 +52,10 @@ class HostEmitter:
             func = ir.Operation.create(
                 "func.func",
                 regions=1,
-                attributes={"sym_name": ir.StringAttr.get(name), "function_type": ir.TypeAttr.get(ir.FunctionType.get(list(kinds), list(results)))},
+                attributes={
+                    "sym_name": ir.StringAttr.get(name),
+                    "function_type": ir.TypeAttr.get(ir.FunctionType.get(list(kinds), list(results))),
+                },
             )
         return func.regions[0].blocks.append(*kinds)
 
@@ -65,7 +68,8 @@ class HostEmitter:
             b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
             with b.at_entry():
                 symbols = {
-                    symbol.expr: b.load(b.address(symbols_pointer, b.index(i), b.i64), b.i64, 8) for i, symbol in enumerate(self.table.symbols)
+                    symbol.expr: b.load(b.address(symbols_pointer, b.index(i), b.i64), b.i64, 8)
+                    for i, symbol in enumerate(self.table.symbols)
                 }
             sizes = Sizes(b, symbols)
             dims = [dim for value in self._terminator().operands for dim in self.shapes.shape(value)]
@@ -84,10 +88,17 @@ class HostEmitter:
         checked = block.create_after()
         failed = checked.create_after(i32)
         with ir.InsertionPoint(block):
-            expected = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, self._num_arguments())}).results[0]
-            bad = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, BAD_ARGUMENTS)}).results[0]
+            expected = ir.Operation.create(
+                "arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, self._num_arguments())}
+            ).results[0]
+            bad = ir.Operation.create(
+                "arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, BAD_ARGUMENTS)}
+            ).results[0]
             same = ir.Operation.create(
-                "arith.cmpi", results=[ir.IntegerType.get_signless(1)], operands=[count, expected], attributes={"predicate": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0)}
+                "arith.cmpi",
+                results=[ir.IntegerType.get_signless(1)],
+                operands=[count, expected],
+                attributes={"predicate": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 0)},
             ).results[0]
             self._branch(same, checked, [], failed, [bad])
         with ir.InsertionPoint(failed):
@@ -216,7 +227,15 @@ class HostEmitter:
         kernel = self._address_of(target.name)
         function = self._field(self.context, CONTEXT_LAUNCH, b.ptr)
         launch = target.launch
-        arguments = [self.context, kernel, self.buffers, self.dims, self.sizes(launch.num_tiles), self.sizes(launch.scratch_bytes), b.const(b.i32, number)]
+        arguments = [
+            self.context,
+            kernel,
+            self.buffers,
+            self.dims,
+            self.sizes(launch.num_tiles),
+            self.sizes(launch.scratch_bytes),
+            b.const(b.i32, number),
+        ]
         code = self._call(function, arguments, b.i32)
         fine = b.compare("eq", code, b.const(b.i32, 0))
         following = self._next(block)

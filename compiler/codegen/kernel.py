@@ -64,7 +64,9 @@ def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterato
         ir.Operation.create("func.return", operands=[b.load(error, i32, 4)])
 
 
-def _enter(b: Builder, dispatch: Dispatch, buffers_pointer: Value, dims_pointer: Value) -> tuple[Sizes, dict[Value, Buffer], list[Buffer], Value]:
+def _enter(
+    b: Builder, dispatch: Dispatch, buffers_pointer: Value, dims_pointer: Value
+) -> tuple[Sizes, dict[Value, Buffer], list[Buffer], Value]:
     """Load the symbols and the buffer pointers."""
     with b.at_entry():
         symbols: dict[sympy.Expr, Value] = {}

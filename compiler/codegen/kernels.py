@@ -54,7 +54,9 @@ class Program:
         functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
         main = next(op for op in functions.values() if "sym_visibility" not in op.attributes)
         calls = [op.operation for op in main.regions[0].blocks[0].operations if op.operation.name == "func.call"]
-        return cls(module, table, main, [Dispatch(functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value], table) for call in calls])
+        return cls(
+            module, table, main, [Dispatch(functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value], table) for call in calls]
+        )
 
 
 def emit_kernels(program: Program, target: Target) -> ir.Module:

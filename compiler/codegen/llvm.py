@@ -97,8 +97,10 @@ def compile_object(ll_text: str, target: CodeTarget) -> bytes:
     Raises PassError if the text is invalid or if the code would call a function that no llmos object defines, such as `expf`.
     """
     machine = _target_machine(target)
-    declared = {function.name for function in _parse(ll_text, target, machine).functions}
-    data: bytes = machine.emit_object(_optimize(ll_text, target, machine))
+    module = _parse(ll_text, target, machine)
+    declared = {function.name for function in module.functions}
+    _optimize(module, machine)
+    data: bytes = machine.emit_object(module)
     if data.startswith(elf.MAGIC):
         # A name that the code generator made up (exp of a vector becomes calls of expf) is in no declaration of the input.
         invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
@@ -110,7 +112,9 @@ def compile_object(ll_text: str, target: CodeTarget) -> bytes:
 def emit_assembly(ll_text: str, target: CodeTarget) -> str:
     """The assembly (or PTX) of what `compile_object` would emit, for people and for tests."""
     machine = _target_machine(target)
-    text: str = machine.emit_assembly(_optimize(ll_text, target, machine))
+    module = _parse(ll_text, target, machine)
+    _optimize(module, machine)
+    text: str = machine.emit_assembly(module)
     return text
 
 
@@ -134,15 +138,13 @@ def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) ->
     return module
 
 
-def _optimize(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) -> llvmlite.ModuleRef:
-    module = _parse(ll_text, target, machine)
+def _optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
     _hide_symbols(module)
     tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
     tuning.loop_vectorization = True
     tuning.slp_vectorization = True
     builder = llvmlite.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
-    return module
 
 
 def _hide_symbols(module: llvmlite.ModuleRef) -> None:

@@ -62,7 +62,11 @@ class RowPlan:
         shape = self.dispatch.shapes.shape(value)
         if len(shape) == self.num_outer:
             return True
-        return len(shape) == self.rank and all(size == 1 for size in shape[self.num_outer :]) and any(s != 1 for s in self.sizes[self.num_outer :])
+        return (
+            len(shape) == self.rank
+            and all(size == 1 for size in shape[self.num_outer :])
+            and any(s != 1 for s in self.sizes[self.num_outer :])
+        )
 
     def reductions_at(self, level: int) -> list[Generic]:
         return [g for g in self.generics if self.is_row_reduction(g.op) and self.level(g.op.results[0]) == level + 1]
@@ -76,7 +80,13 @@ class RowPlan:
         kept: list[Value] = []
         for generic in self.generics:
             for value in generic.op.results:
-                if generic.is_elementwise and self.level(value) == level and not self.is_outer(value) and self._used_later(value, level) and self._is_dear(value):
+                if (
+                    generic.is_elementwise
+                    and self.level(value) == level
+                    and not self.is_outer(value)
+                    and self._used_later(value, level)
+                    and self._is_dear(value)
+                ):
                     kept.append(value)
         return kept
 
@@ -359,7 +369,14 @@ class _RowEmitter:
             made.append(b.select(ev.mask, new, accumulator) if ev.mask is not None else new)
         return made
 
-    def _nest(self, depth: int, inner: dict[int, Coord], step: Callable[[dict[int, Coord], Sequence[Value]], list[Value]], carried: list[Value], vectorized: bool) -> list[Value]:
+    def _nest(
+        self,
+        depth: int,
+        inner: dict[int, Coord],
+        step: Callable[[dict[int, Coord], Sequence[Value]], list[Value]],
+        carried: list[Value],
+        vectorized: bool,
+    ) -> list[Value]:
         b, ev = self.frame.b, self.frame.evaluator
         if depth == len(self.inner):
             lane: dict[int, Coord] = inner
@@ -385,5 +402,3 @@ class _RowEmitter:
             if plan.is_outer(value):
                 point = self._row_point(value)
                 ev.store(ev.value(value, point), buffer, point)
-
-

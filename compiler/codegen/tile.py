@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from llmos.compiler.codegen.builder import Builder, Value
 
 
+CACHE_LINE = 64
+
+
 @dataclass(frozen=True)
 class TileShape:
     """Rows and vectors of a register tile; `lanes` f32 a vector."""
@@ -45,6 +48,7 @@ class Panel:
     base: Value
     stride: Value
     align: int
+    prefetch: int = 0  # how many k ahead to ask memory for; 0 where the panel is in a near cache already
 
 
 def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
@@ -55,6 +59,10 @@ def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Va
     with b.loop(b.index(0), depth, b.index(1), list(start)) as loop:
         at = b.address(panel.base, b.mul(loop.iv, panel.stride), f32)
         vectors = [b.load(b.address(at, b.index(v * shape.lanes), f32) if v else at, lane_type, panel.align) for v in range(shape.vectors)]
+        if panel.prefetch:
+            ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), f32)
+            for line in range(0, shape.columns * 4, CACHE_LINE):
+                b.prefetch(b.address(ahead, b.index(line // 4), f32))
         k = b.mul(loop.iv, a.k_stride)
         made: list[Value] = []
         for r in range(shape.rows):
@@ -85,5 +93,3 @@ def for_row_blocks(b: Builder, low: Value, high: Value, rows: int, body: Callabl
         with b.loop(position, end, step) as loop:
             body(loop.iv, rows)
         position, rows = end, rows // 2
-
-

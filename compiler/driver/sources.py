@@ -41,12 +41,11 @@ def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shape
 
 
 def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
-    if not path.exists():
-        raise UserError(f"no such file or directory: {path}")
+    require_model(path)
     if path.is_dir():
-        return _import_directory(path, options)
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: copy it again")
+        from llmos.models.encoder import import_encoder
+
+        return import_encoder(path, name=options.name or path.resolve().name)
     if path.suffix == ".pt2":
         return _import_torch(path, None, None, options)
     if path.suffix == ".onnx":
@@ -57,14 +56,39 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
         from llmos.compiler.frontend.mlir import import_mlir
 
         return import_mlir(path, name=options.name or path.stem)
-    advice = _ADVICE.get(path.suffix)
-    raise UserError(f"{path} {advice}" if advice else f"{path} is not a model that llmos knows; it takes {ACCEPTED}")
+    raise UserError(f"{path} is not a model that llmos knows; it takes {ACCEPTED}")
 
 
-def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
+def require_model(path: Path) -> None:
+    """Raises UserError for a path that no front end can take: nothing there, an empty file, another kind of file or directory."""
+    if not path.exists():
+        raise UserError(f"no such file or directory: {path}")
+    if path.is_dir():
+        _require_huggingface(path)
+    elif path.suffix in _ADVICE:
+        raise UserError(f"{path} {_ADVICE[path.suffix]}")
+    elif path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: copy it again")
+
+
+def _require_huggingface(path: Path) -> None:
     from llmos.models.directory import is_huggingface_directory
-    from llmos.models.encoder import import_encoder
 
     if not is_huggingface_directory(path):
         raise UserError(f"{path} is not a model directory: it needs config.json and *.safetensors")
-    return import_encoder(path, name=options.name or path.resolve().name)
+
+
+def encoder_module(path: Path) -> tuple[Any, tuple[Any, ...], Any]:
+    """The torch module of a Hugging Face encoder directory, example inputs for it, and torch.export's dynamic shapes."""
+    import torch
+
+    from llmos.models.directory import ModelDirectory
+    from llmos.models.encoder import EncoderOptions, _Encoder, _load, _plan, positions
+
+    directory = ModelDirectory.open(path)
+    plan = _plan(directory, EncoderOptions())
+    model = _load(directory, plan.loader)
+    ids = torch.ones((2, 8), dtype=torch.int64)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=positions(model))}
+    # Two tensors: one tensor given twice would be exported as one input.
+    return _Encoder(model, plan.finish).eval(), (ids, ids.clone()), (sizes, dict(sizes))

@@ -145,12 +145,14 @@ class Builder:
         offset = len(shape) - x.rank
         exprs = []
         for axis in x.axes:
-            broadcast = axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1)
-            exprs.append(ir.AffineExpr.get_constant(0) if broadcast else loops[axis + offset])
+            if axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1):
+                exprs.append(ir.AffineExpr.get_constant(0))
+            else:
+                exprs.append(loops[axis + offset])
         return exprs
 
     def elementwise(self, body: Body, inputs: Sequence[Tensor], dtype: torch.dtype, shape: Shape | None = None) -> Tensor:
-        """One parallel op over the broadcast shape of its inputs. `body` computes in the inputs' own types; its result is cast to `dtype`."""
+        """One parallel op over the broadcast shape of its inputs. `body` computes in the inputs' types; its result is cast to `dtype`."""
         shape = shape if shape is not None else self.broadcast_shape([x.shape for x in inputs])
         identity = [affine_dim(i) for i in range(len(shape))]
         (value,) = self.generic(
@@ -184,7 +186,7 @@ class Builder:
         return x
 
     def reduce(self, x: Tensor, dims: Sequence[int], init: Number, combine: Body, dtype: torch.dtype, keepdim: bool) -> Tensor:
-        """Reduction over `dims`: `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension of size 1 is a view, not stored."""
+        """Reduction over `dims`: `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension is a view, not stored."""
         wide = [i for i in dims if x.shape[i] != 1]
         if not wide:
             return self._reduce_units(x, dims, init, combine, dtype, keepdim)
@@ -282,7 +284,7 @@ class Builder:
     # Reshapes
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """`x` in another shape of as many elements, row-major order kept. A symbolic size is exact: it comes from the inputs' dimensions."""
+        """`x` in another shape of as many elements, row-major order kept."""
         if self.same(x.shape, shape):
             return replace(x, shape=shape)
         if isinstance(x.fact, Splat):

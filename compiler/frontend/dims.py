@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 import torch
@@ -18,8 +19,8 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from llmos.compiler.ir import arith, ir
 from llmos.runtime.errors import UnsupportedError
 
-Dim = int | sympy.Expr
-Shape = tuple[Dim, ...]
+Dim: TypeAlias = "int | sympy.Expr"
+Shape: TypeAlias = tuple[Dim, ...]
 
 MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
 

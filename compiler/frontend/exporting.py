@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
 from llmos.compiler.ir import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
@@ -37,7 +39,7 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
     if example_args is None:
         raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        with warnings.catch_warnings(), torch.no_grad(), _quiet(), RecurrentAsScan() if has_recurrent_layers(module) else nullcontext():
             warnings.simplefilter("ignore")
             return torch.export.export(module, tuple(example_args), dynamic_shapes=dynamic_shapes)
     except UserError:
@@ -72,13 +74,14 @@ def _load(path: Path) -> ExportedProgram:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """Without in-place ops, and with ops that neither we nor torch-mlir know decomposed. Nothing is done where nothing is needed: that costs a second."""
+    """Without in-place ops, and with what neither we nor torch-mlir know decomposed. Done only where needed: it costs a second."""
     nodes = _calls(program)
     if all(op_name(node) in table() or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
         return program
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return program.run_decompositions(decompositions(program))
+        decomposed: ExportedProgram = program.run_decompositions(decompositions(program))
+        return decomposed
 
 
 def _calls(program: ExportedProgram) -> list[fx.Node]:
@@ -138,4 +141,6 @@ def check_outputs(program: ExportedProgram) -> None:
     for spec in program.graph_signature.output_specs:
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
             what = "an input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "the buffer"
-            raise UnsupportedError(f"the model changes {what} {spec.target!r} while it runs: call model.eval(), or return the new value as an output")
+            raise UnsupportedError(
+                f"the model changes {what} {spec.target!r} while it runs: call model.eval(), or return the new value as an output"
+            )

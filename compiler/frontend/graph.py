@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,23 +12,12 @@ import torch
 from torch import fx
 
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
-from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
-from llmos.compiler.frontend.islands import Island, Islands
+from llmos.compiler.frontend.dims import Sizes
+from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.ops.errors import NotLowered
 from llmos.compiler.frontend.ops.table import IGNORED, table
-from llmos.compiler.ir import arith, func, ir, tensor
+from llmos.compiler.ir import arith, func, ir
 from llmos.runtime.errors import LlmosError, UnsupportedError
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One function argument: a user input or a weight, in the order of the function's signature."""
-
-    node: fx.Node | None
-    name: str
-    kind: str
-    meta: Meta
-    fact: Any = None
 
 
 @dataclass
@@ -48,17 +37,36 @@ class GraphLowering:
         """The values of the graph's outputs, in order."""
         for node in graph.nodes:
             if node.op == "call_function":
-                self._lower(node)
+                self.lower(node)
             elif node.op == "output":
-                return [self._argument(each) for each in node.args[0]]  # type: ignore[union-attr]
+                return [self._argument(each) for each in node.args[0]]
         raise AssertionError("a graph without output")
 
-    def _lower(self, node: fx.Node) -> None:
+    def stand_in(self, node: fx.Node) -> None:
+        """Bind a tensor of the node's shape and no meaning; a size that can't be expressed becomes 1. For coverage reports."""
+        val = node.meta.get("val")
+        self._values[node] = [self._stand_in(each) for each in val] if isinstance(val, list | tuple) else self._stand_in(val)
+
+    def _stand_in(self, val: Any) -> Any:
+        if not isinstance(val, torch.Tensor):
+            return 1
+        shape = []
+        for size in val.shape:
+            try:
+                shape.append(self.sizes.dim(size))
+            except UnsupportedError:
+                shape.append(1)
+        return self.builder.dense_tensor(self.builder.empty(tuple(shape), val.dtype), tuple(shape), val.dtype)
+
+    def lower(self, node: fx.Node) -> None:
+        """Lower one call and keep its value."""
         try:
             with ir.Location.name(node.name):
                 self._values[node] = self._value(node)
         except LlmosError as error:
-            raise type(error)(f"{op_name(node)}: {error}{source_line(node)}") from None
+            text = str(error) if str(error).startswith(op_name(node)) else f"{op_name(node)}: {error}"
+            line = source_line(node)
+            raise type(error)(text if line and line in text else text + line) from None
 
     def _value(self, node: fx.Node) -> Any:
         if op_name(node) in IGNORED or not _is_wanted(node):
@@ -67,6 +75,9 @@ class GraphLowering:
             return self._scalar(node.meta["val"])
         if node.target is operator.getitem:
             return self._item(node)
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            inner = next((str(each) for each in node.args if isinstance(each, torch._ops.OpOverload)), "")
+            raise UnsupportedError(f"control flow and ops with effects can't be compiled{f' ({inner})' if inner else ''}")
         lowering = self.known.get(op_name(node))
         if lowering is not None:
             try:
@@ -108,22 +119,22 @@ class GraphLowering:
         return value
 
     def _island(self, node: fx.Node) -> Any:
-        operands = [self._values[each] for each in node.all_input_nodes]
-        values = [self._island_operand(each) for each in operands]
+        operands = [self._island_operand(self._values[each]) for each in node.all_input_nodes]
+        values = [value for value, _ in operands] + [size for _, sizes in operands for size in sizes]
         metas = self._meta(node.meta["val"])
         results = metas if isinstance(metas, list) else [metas]
-        island = self.islands.add(node, values)
-        call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], island.name, [v for each in values for v in each])
+        island = self.islands.add(node)
+        call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], island.name, values)
         tensors = [self.builder.dense_tensor(value, m.shape, m.dtype) for value, m in zip(call.results, results, strict=True)]
         return tensors if isinstance(metas, list) else tensors[0]
 
-    def _island_operand(self, value: Any) -> list[ir.Value]:
+    def _island_operand(self, value: Any) -> tuple[ir.Value, list[ir.Value]]:
         """What an island takes for one operand: a dense tensor and its dynamic sizes, or an int64."""
         if isinstance(value, Tensor):
             dense = self.builder.dense(value)
-            return [dense.value, *self.builder.dynamic(dense.shape)]
+            return dense.value, self.builder.dynamic(dense.shape)
         if isinstance(value, int | sympy.Expr):
-            return [arith.index_cast(ir.IntegerType.get_signless(64), self.builder.index(value))]
+            return arith.index_cast(ir.IntegerType.get_signless(64), self.builder.index(value)), []
         raise UnsupportedError(f"an operand of kind {type(value).__name__} isn't supported")
 
 
@@ -149,6 +160,3 @@ def source_line(node: fx.Node) -> str:
     number = place[2].split(",")[1].replace(" line ", "") if "line" in place[2] else "?"
     code = lines[places[-1] + 1] if places[-1] + 1 < len(lines) else ""
     return f" ({place[1]}:{number.strip()}: {code})"
-
-
-__all__ = ["Argument", "Dim", "GraphLowering", "IndexValues", "Island", "op_name", "source_line", "tensor", "Sequence"]

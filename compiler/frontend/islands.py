@@ -1,11 +1,12 @@
 """Ops that our table lacks, lowered by torch-mlir: each is a function of its own, called where the op stands and inlined at the end.
 
-An island sees one op, so what torch-mlir does wrongly with whole programs (views of dynamic dims above all) can't reach it, and the text of the
-islands is all that has to cross into a child process should torch-mlir abort.
+An island sees one op, so what torch-mlir does wrongly with whole programs (views of dynamic dims above all) can't reach it, and the
+text of the islands is all that has to cross into a child process should torch-mlir abort.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "t
 
 @dataclass(frozen=True)
 class Island:
-    """One op as a function `name(operands) -> results`; a tensor operand is followed by its dynamic sizes."""
+    """One op as a function `name(operands, dynamic sizes of the tensor operands) -> results`."""
 
     name: str
     node: fx.Node
@@ -38,62 +39,98 @@ class Islands:
     def __init__(self) -> None:
         self._islands: list[Island] = []
 
-    def add(self, node: fx.Node, operands: Sequence[Sequence[ir.Value]]) -> Island:
+    def add(self, node: fx.Node) -> Island:
         check_shapes(node)
         island = Island(f"island_{len(self._islands)}_{str(node.target).replace('.', '_')}", node)
         self._islands.append(island)
         return island
 
+    @property
+    def count(self) -> int:
+        return len(self._islands)
+
+    def try_last(self, context: ir.Context) -> None:
+        """Lower the newest island alone and throw the result away: raises UnsupportedError if it can't be lowered."""
+        _lowered(self._islands[-1:], context)
+
     def inline_into(self, module: ir.Module) -> None:
-        """Lower every island and inline it at its calls in `module`. Public until then: torch-mlir's pipeline drops private functions."""
+        """Lower every island and put its ops where it is called in `module`."""
         if not self._islands:
             return
-        lowered = self._lowered(module.context)
+        lowered = _lowered(self._islands, module.context)
+        calls = _calls(module)
         for op in list(lowered.body.operations):
             if isinstance(op, func.FuncOp):
                 _take_sizes_as_arguments(op)
-            copy = op.operation.clone()
-            copy.attributes["sym_visibility"] = ir.StringAttr.get("private", module.context)
-            module.body.append(copy)
-        PassManager.parse("builtin.module(inline,symbol-dce)", module.context).run(module.operation)
+                _inline(op, calls[op.name.value])
+            else:
+                raise UnsupportedError(f"torch-mlir keeps state in {op.operation.name}, which compiled models can't")
 
-    def _lowered(self, context: ir.Context) -> ir.Module:
-        importer = fx_importer(context)
-        for island in self._islands:
-            try:
-                function = importer.import_stateless_graph(_one_op_graph(island.node), func_name=island.name)
-            except (NotImplementedError, AssertionError, RuntimeError, TypeError, KeyError) as error:
-                raise _unsupported(island.node, str(error)) from None
-            function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)
-        module: ir.Module = importer.module
-        self._run(module, TO_BACKEND)
-        self._reject_dynamic_views(module)
-        self._run(module, TO_LINALG)
-        return module
 
-    def _run(self, module: ir.Module, pipeline: str) -> None:
-        errors: list[str] = []
+def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
+    importer = fx_importer(context)
+    for island in islands:
         try:
-            handler = module.context.attach_diagnostic_handler(lambda d: errors.append(str(d.message)) is None)
-            PassManager.parse(pipeline, module.context).run(module.operation)
-            handler.detach()
-        except ir.MLIRError as error:
-            detail = (errors or [str(error)])[0].splitlines()[0]
-            names = ", ".join(sorted({str(island.node.target) for island in self._islands}))
-            raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model") from None
+            function = importer.import_stateless_graph(_one_op_graph(island.node), func_name=island.name)
+        except (NotImplementedError, AssertionError, RuntimeError, TypeError, KeyError) as error:
+            raise _unsupported(island.node, str(error)) from None
+        function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)
+    module: ir.Module = importer.module
+    _run(module, TO_BACKEND, islands)
+    _reject_dynamic_views(module)
+    _run(module, TO_LINALG, islands)
+    return module
 
-    def _reject_dynamic_views(self, module: ir.Module) -> None:
-        """torch-mlir lowers a view of two dynamic dims wrongly and in silence, so none may be left for it."""
-        bad: list[str] = []
 
-        def visit(op: ir.Operation) -> ir.WalkResult:
-            if op.name in _VIEWS and any("?" in str(value.type).split("]")[0] for value in (op.operands[0], op.results[0])):
-                bad.append(f"{op.name}: {op.operands[0].type} to {op.results[0].type}")
-            return ir.WalkResult.ADVANCE
+def _run(module: ir.Module, pipeline: str, islands: Sequence[Island]) -> None:
+    try:
+        PassManager.parse(pipeline, module.context).run(module.operation)
+    except ir.MLIRError as error:
+        detail = next((str(each.message) for each in error.error_diagnostics), str(error)).splitlines()[0].split(": %")[0]
+        names = ", ".join(sorted({str(island.node.target) for island in islands}))
+        raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model") from None
 
-        module.operation.walk(visit)
-        if bad:
-            raise UnsupportedError(f"an op decomposes to a reshape of dynamic sizes that can't be lowered safely ({bad[0]}); give it static sizes")
+
+def _reject_dynamic_views(module: ir.Module) -> None:
+    """torch-mlir lowers a view of two dynamic dims wrongly and in silence, so none may be left for it."""
+    bad: list[str] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name in _VIEWS and any("?" in str(value.type).split("]")[0] for value in (op.operands[0], op.results[0])):
+            bad.append(f"{op.name}: {op.operands[0].type} to {op.results[0].type}")
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if bad:
+        raise UnsupportedError(
+            f"an op decomposes to a reshape of dynamic sizes that can't be lowered safely ({bad[0]}); give it static sizes"
+        )
+
+
+def _calls(module: ir.Module) -> dict[str, ir.Operation]:
+    """Each island's name with the one call of it."""
+    found: dict[str, ir.Operation] = {}
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "func.call":
+            found[ir.FlatSymbolRefAttr(op.attributes["callee"]).value] = op
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    return found
+
+
+def _inline(island: func.FuncOp, call: ir.Operation) -> None:
+    """Move the island's ops in front of its call. (MLIR's inliner leaves tm_tensor ops alone; each island is called once, so nothing is copied.)"""
+    block = island.entry_block
+    for argument, operand in zip(block.arguments, list(call.operands), strict=True):
+        argument.replace_all_uses_with(operand)
+    *body, end = list(block.operations)
+    for op in body:
+        op.operation.move_before(call)
+    for result, value in zip(call.results, list(end.operation.operands), strict=True):
+        result.replace_all_uses_with(value)
+    call.erase()
 
 
 def check_shapes(node: fx.Node) -> None:
@@ -117,41 +154,24 @@ def _one_op_graph(node: fx.Node) -> fx.Graph:
         return graph
     items = []
     for index, each in enumerate(val):
-        item = graph.call_function(_getitem(), (copy, index))
+        item = graph.call_function(operator.getitem, (copy, index))
         item.meta["val"] = each
         items.append(item)
     graph.output(tuple(items))
     return graph
 
 
-def _getitem() -> object:
-    import operator
-
-    return operator.getitem
-
-
 def _take_sizes_as_arguments(function: func.FuncOp) -> None:
-    """Give each tensor argument's dynamic sizes as index arguments after it, in place of tensor.dim."""
+    """Append each tensor argument's dynamic sizes as index arguments, in place of tensor.dim."""
     if function.is_external:
         return
-    block, position = function.entry_block, 0
-    index = ir.IndexType.get(function.operation.context)
-    with function.operation.context, ir.Location.unknown():
-        while position < len(block.arguments):
-            argument = block.arguments[position]
-            kind, position = argument.type, position + 1
-            if not isinstance(kind, ir.RankedTensorType):
+    block = function.entry_block
+    with function.operation.context, ir.Location.unknown() as unknown:
+        for argument in list(block.arguments):
+            if not isinstance(argument.type, ir.RankedTensorType):
                 continue
-            for axis in (axis for axis in range(kind.rank) if kind.is_dynamic_dim(axis)):
-                size = block.insert_argument(position, index, ir.Location.unknown())
-                _replace_dim(argument, axis, size)
-                position += 1
-        old = ir.FunctionType(function.type)
-        new = ir.FunctionType.get([argument.type for argument in block.arguments], old.results)
-        function.attributes["function_type"] = ir.TypeAttr.get(new)
-        for name in ("torch.assume_strict_symbolic_shapes",):
-            if name in function.attributes:
-                del function.attributes[name]
+            for axis in (axis for axis in range(argument.type.rank) if argument.type.is_dynamic_dim(axis)):
+                _replace_dim(argument, axis, block.add_argument(ir.IndexType.get(), unknown))
 
 
 def _replace_dim(argument: ir.Value, axis: int, size: ir.Value) -> None:

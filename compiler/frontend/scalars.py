@@ -75,7 +75,8 @@ def constant(value: Number, dtype: torch.dtype) -> Scalar:
 
 def _wrapped(value: int, width: int) -> int:
     """The value modulo 2^width, as a signed number: what a signless attribute holds."""
-    return (value + 2 ** (width - 1)) % 2**width - 2 ** (width - 1)
+    half = 1 << (width - 1)
+    return (value + half) % (2 * half) - half
 
 
 @dataclass(frozen=True)

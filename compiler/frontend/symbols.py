@@ -32,7 +32,9 @@ def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_sh
             name = _unique(named.get((argument, axis)), [s.name for s in found.values()])
             found[expr] = Symbol(name, *_range(program, expr), argument, axis)
     if derived - set(found):
-        raise UnsupportedError("a dimension is given only as part of an expression (such as 2*n); every symbol must stand alone in some input dimension")
+        raise UnsupportedError(
+            "a dimension is given only as part of an expression (such as 2*n); every symbol must stand alone in some input dimension"
+        )
     return Sizes(list(found.values()), found)
 
 
@@ -87,4 +89,6 @@ def _is_shape(spec: Any) -> bool:
     """{axis: Dim} or a list with one entry a dimension, as opposed to a container of those."""
     if isinstance(spec, dict):
         return all(isinstance(axis, int) for axis in spec)
-    return isinstance(spec, list | tuple) and all(each is None or isinstance(each, int) or hasattr(each, "__name__") or "Dim" in type(each).__name__ for each in spec)
+    return isinstance(spec, list | tuple) and all(
+        each is None or isinstance(each, int) or hasattr(each, "__name__") or "Dim" in type(each).__name__ for each in spec
+    )

@@ -228,7 +228,11 @@ def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:
     chosen = {}
     for weight in weights:
         value = _tensor_of(weight)
-        key = weight.name if value.is_meta else (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, id(value) if value.numel() == 0 else 0)
+        key = (
+            weight.name
+            if value.is_meta
+            else (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, id(value) if value.numel() == 0 else 0)
+        )
         chosen[weight.name] = first.setdefault(key, weight)
     return chosen
 

@@ -51,7 +51,7 @@ def exp2(x: Expr) -> Expr:
 
 
 def expm1(x: Expr) -> Expr:
-    """At most 1.5 ulp; keeps the sign of zero."""
+    """At most 2 ulp; keeps the sign of zero."""
     limited = clamp_above(clamp_below(x, -40.0), 89.0)
     shifted = fma(limited, LOG2_E, ROUND + 126)
     r = _minus_ln2_times(limited, shifted - (ROUND + 126))

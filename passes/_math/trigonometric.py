@@ -82,7 +82,7 @@ def sincos(x: Expr) -> SinCos:
 
 
 def tan(x: Expr) -> Expr:
-    """At most 3 ulp for |x| <= 2^50; keeps the sign of zero."""
+    """At most 4 ulp for |x| <= 2^50; keeps the sign of zero."""
     reduced = _reduce(x)
     swap = (reduced.quarters & 1).differs(0)
     over = select(swap, -reduced.cos, reduced.sin)
@@ -91,7 +91,7 @@ def tan(x: Expr) -> Expr:
 
 
 def asin(x: Expr) -> Expr:
-    """At most 2 ulp; NaN beyond 1. asin(x) = pi/2 - 2 asin(sqrt((1 - x) / 2)) above one half."""
+    """At most 2.5 ulp; NaN beyond 1. asin(x) = pi/2 - 2 asin(sqrt((1 - x) / 2)) above one half."""
     magnitude = abs(x)
     is_large = magnitude > 0.5
     p = _asin_of_half(magnitude, is_large)

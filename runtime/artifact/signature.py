@@ -6,6 +6,7 @@ $LLMOS_HOME (default ~/.config/llmos) holds `signing-key.pem`, made on first use
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ALGORITHM = "ed25519"
+# What stands before the 32 bytes of a key in its DER form. Written out, because cryptography's serialization takes long to import.
+_PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
+_PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _KEY_HEX = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE_HEX = re.compile(r"[0-9a-f]{128}")
 _NAME = re.compile(r"[\w][\w.@+-]*")
@@ -127,14 +131,8 @@ def remove_trusted(name: str) -> TrustedKey:
 
 
 def public_pem(public_hex: str) -> bytes:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_hex))
-    except ValueError as error:
-        raise UserError(f"{public_hex} is no Ed25519 public key") from error
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    """The file form of a public key (PEM, RFC 8410), as openssl reads and writes it."""
+    return _pem("PUBLIC KEY", _PUBLIC_PREFIX + bytes.fromhex(public_hex))
 
 
 def new_key() -> SigningKey:
@@ -149,11 +147,8 @@ def _key_path() -> Path:
 
 
 def _make_key(path: Path) -> None:
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    pem = new_key().private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = _write_beside(path, pem, 0o600)
+    temporary = _write_beside(path, _pem("PRIVATE KEY", _PRIVATE_PREFIX + new_key().private.private_bytes_raw()), 0o600)
     try:
         # A link fails where a process made the key a moment ago: then that one counts.
         path.hardlink_to(temporary)
@@ -165,15 +160,11 @@ def _make_key(path: Path) -> None:
 
 def _read_private(path: Path) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no unencrypted private key: move it away and a new one will be made") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{path} is no Ed25519 key: move it away and a new one will be made")
-    return SigningKey(key)
+    seed = _key_of_pem(path.read_bytes(), "PRIVATE KEY", _PRIVATE_PREFIX)
+    if seed is None:
+        raise UserError(f"{path} is no unencrypted Ed25519 private key: move it away and a new one will be made")
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(seed))
 
 
 def _read_key_file(path: str) -> bytes:
@@ -184,17 +175,24 @@ def _read_key_file(path: str) -> bytes:
 
 
 def _read_public(pem: bytes, source: str) -> str:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    key = _key_of_pem(pem, "PUBLIC KEY", _PUBLIC_PREFIX)
+    if key is None:
+        raise UserError(f"{source}: not an Ed25519 public key in PEM form")
+    return key.hex()
 
+
+def _pem(label: str, der: bytes) -> bytes:
+    return f"-----BEGIN {label}-----\n{base64.b64encode(der).decode()}\n-----END {label}-----\n".encode()
+
+
+def _key_of_pem(pem: bytes, label: str, prefix: bytes) -> bytes | None:
+    """The 32 bytes of a key; None for anything else, such as a key of another kind."""
+    match = re.search(rf"-----BEGIN {label}-----\s+([A-Za-z0-9+/=\s]+)-----END {label}-----".encode(), pem)
     try:
-        key = load_pem_public_key(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{source}: not a public key in PEM form") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise UserError(f"{source}: not an Ed25519 public key")
-    return key.public_bytes_raw().hex()
+        der = base64.b64decode(match[1]) if match else b""
+    except ValueError:
+        return None
+    return der[len(prefix) :] if der.startswith(prefix) and len(der) == len(prefix) + 32 else None
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:

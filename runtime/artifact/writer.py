@@ -163,7 +163,7 @@ def _dense_bytes(spec: WeightSpec, array: np.ndarray) -> memoryview:
         )
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _write_member(file: BinaryIO, member: ZipMember, chunks: Iterable[bytes | memoryview]) -> tuple[ZipMember, MemberSpec]:

@@ -1,5 +1,5 @@
 """The `llmos` command line. Importing it imports click and nothing heavier."""
 
-from llmos.runtime.cli.main import main
+from llmos.runtime.cli.command import main
 
 __all__ = ["main"]

@@ -23,6 +23,7 @@ _EXCEPTIONS: dict[int, type[LlmosError]] = {
     ERROR_ARTIFACT: ArtifactError,
     ERROR_INPUT: InputError,
     ERROR_STRIDES: InputError,
+    1: InputError,  # index out of range: an index is data of the caller
     3: InputError,
 }
 

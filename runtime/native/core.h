@@ -35,7 +35,7 @@ bool arena_intact(const arena* arena);
 void arena_free(arena* arena);
 
 /* ---- sha256.c ---- */
-void sha256(const void* data, size_t size, uint8_t digest[32]);
+void sha256(const uint8_t* const* data, size_t size, int lanes, uint8_t (*digests)[32]); /* lanes: 1 or 2 messages of one size */
 uint32_t crc32_of(const void* data, size_t size);
 
 /* ---- json.c: a document as a flat array of nodes in document order ---- */
@@ -137,7 +137,7 @@ struct llmos_artifact {
   const uint8_t* weights; /* the data of weights.safetensors */
 };
 const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
-bool chunk_matches(const listed_member* member, const uint8_t* data, int64_t chunk);
+int64_t matching_chunks(const listed_member* member, const uint8_t* data, int64_t begin, int64_t end);
 
 /* ---- cpu.c ---- */
 bool host_has(const char* feature);

@@ -39,6 +39,7 @@ struct llmos_program {
   llmos_artifact* artifact;
   const code* code;
   void* library;
+  int descriptor; /* of the code's memory; open as long as the library, which dlopen knows by "/proc/self/fd/<descriptor>" */
   functions* functions; /* per entry */
   const void** weights;
   int32_t max_tensors, max_dims;
@@ -142,23 +143,19 @@ static int32_t copy_code(const llmos_artifact* artifact, const code* code, int* 
   if (!member->num_bytes) return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" is empty", code->member);
   const uint8_t* copy = mmap(NULL, member->num_bytes, PROT_READ, MAP_PRIVATE, *descriptor, 0);
   if (copy == MAP_FAILED) return fail(LLMOS_OUT_OF_MEMORY, "can't map its code: %s", strerror(errno));
-  bool same = true;
-  for (int64_t i = 0; i < member->num_chunks && same; ++i) same = chunk_matches(member, copy, i);
+  bool same = matching_chunks(member, copy, 0, member->num_chunks) == member->num_chunks;
   munmap((void*)copy, member->num_bytes);
   return same ? LLMOS_OK : fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" changed while it was loaded", code->member);
 }
 
 static int32_t load_code(llmos_program* program) {
   char path[64];
-  int descriptor = -1;
-  int32_t code = copy_code(program->artifact, program->code, &descriptor);
-  if (!code) {
-    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
-    program->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!program->library) code = fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" can't be loaded: %s", program->code->member, dlerror());
-  }
-  if (descriptor >= 0) close(descriptor);
-  return code;
+  int32_t code = copy_code(program->artifact, program->code, &program->descriptor);
+  if (code) return code;
+  /* A number that was used again would make dlopen return the library that had it before. */
+  snprintf(path, sizeof path, "/proc/self/fd/%d", program->descriptor);
+  program->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  return program->library ? LLMOS_OK : fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" can't be loaded: %s", program->code->member, dlerror());
 }
 
 static int32_t bind_entry(llmos_program* program, const entry* entry, functions* result) {
@@ -204,6 +201,7 @@ int32_t llmos_program_open(llmos_artifact* artifact, int32_t index, uint32_t fla
   if (!program) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
   atomic_fetch_add(&artifact->references, 1);
   program->artifact = artifact;
+  program->descriptor = -1;
   int32_t code = choose_code(artifact, index, &program->code);
   if (!code) code = load_code(program);
   if (!code) code = bind(program);
@@ -222,6 +220,7 @@ void llmos_program_close(llmos_program* program) {
     if (idle) call_free(idle);
   }
   if (program->library) dlclose(program->library);
+  if (program->descriptor >= 0) close(program->descriptor);
   free(program->functions);
   free(program->weights);
   llmos_artifact_close(program->artifact);

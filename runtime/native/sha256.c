@@ -38,60 +38,91 @@ static void blocks_portable(uint32_t state[8], const uint8_t* data, size_t num_b
 
 #include <immintrin.h>
 
-/* The instructions keep the state as ABEF and CDGH; four rounds take one word vector. */
-__attribute__((target("sha,sse4.1,ssse3"))) static void blocks_sha(uint32_t state[8], const uint8_t* data, size_t num_blocks) {
+/* `lanes` messages at a time, because one alone waits for each round to finish: two take little longer than one. The instructions keep
+ * the state as ABEF and CDGH; four rounds take one word vector. */
+__attribute__((target("sha,sse4.1,ssse3"), always_inline)) static inline void blocks_sha(uint32_t (*states)[8], const uint8_t* const* data,
+                                                                                         size_t num_blocks, const int lanes) {
   const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
-  __m128i low = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)state), 0xB1);
-  __m128i high = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)(state + 4)), 0x1B);
-  __m128i abef = _mm_alignr_epi8(low, high, 8), cdgh = _mm_blend_epi16(high, low, 0xF0);
-  for (; num_blocks; --num_blocks, data += 64) {
-    __m128i w[4], abef_before = abef, cdgh_before = cdgh;
-    for (int i = 0; i < 4; ++i) w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(data + 16 * i)), swap);
+  __m128i abef[2], cdgh[2], w[2][4], abef_before[2], cdgh_before[2];
+  for (int l = 0; l < lanes; ++l) {
+    __m128i low = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)states[l]), 0xB1);
+    __m128i high = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i*)(states[l] + 4)), 0x1B);
+    abef[l] = _mm_alignr_epi8(low, high, 8), cdgh[l] = _mm_blend_epi16(high, low, 0xF0);
+  }
+  for (size_t offset = 0; offset < num_blocks * 64; offset += 64) {
+    for (int l = 0; l < lanes; ++l) {
+      abef_before[l] = abef[l], cdgh_before[l] = cdgh[l];
+      for (int i = 0; i < 4; ++i) w[l][i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(data[l] + offset + 16 * i)), swap);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      __m128i sums = _mm_add_epi32(w[i & 3], _mm_loadu_si128((const __m128i*)(K + 4 * i)));
-      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sums);
-      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sums, 0x0E));
-      if (i < 12) {
-        __m128i seventh = _mm_alignr_epi8(w[(i + 3) & 3], w[(i + 2) & 3], 4);
-        __m128i next = _mm_add_epi32(_mm_sha256msg1_epu32(w[i & 3], w[(i + 1) & 3]), seventh);
-        w[i & 3] = _mm_sha256msg2_epu32(next, w[(i + 3) & 3]);
+      for (int l = 0; l < lanes; ++l) {
+        __m128i sums = _mm_add_epi32(w[l][i & 3], _mm_loadu_si128((const __m128i*)(K + 4 * i)));
+        cdgh[l] = _mm_sha256rnds2_epu32(cdgh[l], abef[l], sums);
+        abef[l] = _mm_sha256rnds2_epu32(abef[l], cdgh[l], _mm_shuffle_epi32(sums, 0x0E));
+        if (i >= 12) continue;
+        __m128i seventh = _mm_alignr_epi8(w[l][(i + 3) & 3], w[l][(i + 2) & 3], 4);
+        __m128i next = _mm_add_epi32(_mm_sha256msg1_epu32(w[l][i & 3], w[l][(i + 1) & 3]), seventh);
+        w[l][i & 3] = _mm_sha256msg2_epu32(next, w[l][(i + 3) & 3]);
       }
     }
-    abef = _mm_add_epi32(abef, abef_before);
-    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    for (int l = 0; l < lanes; ++l) {
+      abef[l] = _mm_add_epi32(abef[l], abef_before[l]), cdgh[l] = _mm_add_epi32(cdgh[l], cdgh_before[l]);
+    }
   }
-  low = _mm_shuffle_epi32(abef, 0x1B);
-  high = _mm_shuffle_epi32(cdgh, 0xB1);
-  _mm_storeu_si128((__m128i*)state, _mm_blend_epi16(low, high, 0xF0));
-  _mm_storeu_si128((__m128i*)(state + 4), _mm_alignr_epi8(high, low, 8));
+  for (int l = 0; l < lanes; ++l) {
+    __m128i low = _mm_shuffle_epi32(abef[l], 0x1B), high = _mm_shuffle_epi32(cdgh[l], 0xB1);
+    _mm_storeu_si128((__m128i*)states[l], _mm_blend_epi16(low, high, 0xF0));
+    _mm_storeu_si128((__m128i*)(states[l] + 4), _mm_alignr_epi8(high, low, 8));
+  }
 }
 
-static void hash_blocks(uint32_t state[8], const uint8_t* data, size_t num_blocks) {
-  if (host_has("sha") && host_has("sse4.1")) {
-    blocks_sha(state, data, num_blocks);
+__attribute__((target("sha,sse4.1,ssse3"))) static void one_sha(uint32_t (*states)[8], const uint8_t* const* data, size_t num_blocks) {
+  blocks_sha(states, data, num_blocks, 1);
+}
+__attribute__((target("sha,sse4.1,ssse3"))) static void two_sha(uint32_t (*states)[8], const uint8_t* const* data, size_t num_blocks) {
+  blocks_sha(states, data, num_blocks, 2);
+}
+
+static bool has_instructions(void) { return host_has("sha") && host_has("sse4.1"); }
+#else
+static bool has_instructions(void) { return false; }
+#define one_sha(states, data, num_blocks) ((void)0)
+#define two_sha(states, data, num_blocks) ((void)0)
+#endif
+
+/* `lanes` (1 or 2) messages of the same length. */
+static void hash_blocks(uint32_t (*states)[8], const uint8_t* const* data, size_t num_blocks, int lanes) {
+  if (has_instructions() && lanes == 2) {
+    two_sha(states, data, num_blocks);
+  } else if (has_instructions()) {
+    one_sha(states, data, num_blocks);
   } else {
-    blocks_portable(state, data, num_blocks);
+    for (int l = 0; l < lanes; ++l) blocks_portable(states[l], data[l], num_blocks);
   }
 }
-#else
-static void hash_blocks(uint32_t state[8], const uint8_t* data, size_t num_blocks) { blocks_portable(state, data, num_blocks); }
-#endif
 
 static void put_big_endian(uint8_t* out, uint64_t value, int num_bytes) {
   for (int i = 0; i < num_bytes; ++i) out[i] = (uint8_t)(value >> 8 * (num_bytes - 1 - i));
 }
 
-void sha256(const void* data, size_t size, uint8_t digest[32]) {
-  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  uint8_t tail[128] = {0};
+void sha256(const uint8_t* const* data, size_t size, int lanes, uint8_t (*digests)[32]) {
+  static const uint32_t initial[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  uint32_t states[2][8];
+  uint8_t tails[2][128] = {{0}};
+  const uint8_t* tail_data[] = {tails[0], tails[1]};
   size_t rest = size % 64, tail_bytes = rest < 56 ? 64 : 128;
-  hash_blocks(state, data, size / 64);
-  if (rest) memcpy(tail, (const uint8_t*)data + size - rest, rest);
-  tail[rest] = 0x80;
-  put_big_endian(tail + tail_bytes - 8, (uint64_t)size * 8, 8);
-  hash_blocks(state, tail, tail_bytes / 64);
-  for (int i = 0; i < 8; ++i) put_big_endian(digest + 4 * i, state[i], 4);
+  for (int l = 0; l < lanes; ++l) {
+    memcpy(states[l], initial, sizeof initial);
+    if (rest) memcpy(tails[l], data[l] + size - rest, rest);
+    tails[l][rest] = 0x80;
+    put_big_endian(tails[l] + tail_bytes - 8, (uint64_t)size * 8, 8);
+  }
+  hash_blocks(states, data, size / 64, lanes);
+  hash_blocks(states, tail_data, tail_bytes / 64, lanes);
+  for (int l = 0; l < lanes; ++l) {
+    for (int i = 0; i < 8; ++i) put_big_endian(digests[l] + 4 * i, states[l][i], 4);
+  }
 }
 
 uint32_t crc32_of(const void* data, size_t size) {

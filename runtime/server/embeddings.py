@@ -57,7 +57,7 @@ def parse_embedding(document: Mapping[str, Any], encoder: TextEncoder, *, matryo
 
 
 def _inputs(value: object) -> tuple[list[str] | None, list[list[int]] | None]:
-    items = [value] if isinstance(value, str) else value
+    items: Any = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise _invalid(f"'input' must be {_FORMS}, and can't be empty", "input")
     if type(items[0]) is int:

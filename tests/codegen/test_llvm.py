@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from llmos.compiler.codegen import elf
 from llmos.compiler.codegen.link import find_linker, link_shared
 from llmos.compiler.codegen.llvm import compile_object, emit_assembly, lower_to_llvm_dialect, to_llvm_ir

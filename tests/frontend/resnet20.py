@@ -1,4 +1,4 @@
-"""ResNet-20 for 32x32 images, with the parameter-free shortcut of the original paper (He et al. 2015, option A): slicing and channel padding."""
+"""ResNet-20 for 32x32 images with the parameter-free shortcut (He et al. 2015, option A): slicing and channel padding."""
 
 from __future__ import annotations
 

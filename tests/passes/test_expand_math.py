@@ -457,6 +457,17 @@ def test_constant_exponents_become_products_and_roots(exponent: float, tmp_path:
     assert error[worst] <= 2.0, (x[worst], reference[worst])
 
 
+def test_sincos_shares_one_reduction(library: Library, tmp_path: Path) -> None:
+    source = Kernel("sincos", "SINCOS", ("f32",), "f32", 16).source()
+    body = "arith.subf %s, %c : vector<16xf32>"
+    source = source.replace("%y = SINCOS", f"%s, %c = math.sincos %x0 : vector<16xf32>\n%y = {body}")
+    path = tmp_path / "code.so"
+    path.write_bytes(link_shared([compile_object(llvm_text(source), runnable_targets()[-1])]))
+    x = floats(((-10, 10),), 2000)
+    got = Library(ctypes.CDLL(str(path)), {"sincos": "f32"}).run("sincos", x)
+    np.testing.assert_array_equal(got, library.run("sin", x) - library.run("cos", x))
+
+
 def test_a_function_without_expansion_is_refused() -> None:
     source = "func.func @f(%x: f64) -> f64 {\n%y = math.erfc %x : f64\nreturn %y : f64\n}"
     with context(), ir.Location.unknown(), pytest.raises(UnsupportedError, match=r"math\.erfc on f64"):

@@ -56,6 +56,6 @@ def artifact_path(contents: ArtifactContents, llmos_home: Path, tmp_path_factory
 def small_path(contents: ArtifactContents, llmos_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of a few kilobytes (its code is no code), for tests that try every byte."""
     path = tmp_path_factory.mktemp("artifact") / "small.llmos"
-    small = replace(contents, entries=ENTRIES[:1], code=(CodeVariant("baseline", platform.machine(), (), b"\x7fELF nothing"),))
+    small = replace(contents, code=(CodeVariant("baseline", platform.machine(), (), b"\x7fELF nothing"),))
     write_artifact(path, small)
     return path

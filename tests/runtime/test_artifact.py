@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
+import timeit
 import zipfile
 import zlib
 from dataclasses import replace
@@ -253,6 +253,17 @@ def test_the_users_key_is_private_and_kept(llmos_home: Path, monkeypatch: pytest
     assert signature.trusted_keys() == [signature.TrustedKey(signature.OWN, own)]
 
 
+def test_key_files_are_those_of_other_tools(llmos_home: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    own = signature.user_key()
+    private = serialization.load_pem_private_key((llmos_home / "signing-key.pem").read_bytes(), password=None)
+    raw = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    assert raw.hex() == own.public_hex
+    pem = private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert pem == signature.public_pem(own.public_hex)
+
+
 @pytest.mark.parametrize("key", ["zz", "", "0" * 63, "/nonexistent/key.pem"])
 def test_what_is_no_key(key: str) -> None:
     with pytest.raises(UserError):
@@ -347,12 +358,10 @@ def test_a_changed_file_fails_the_integrity_check(artifact_path: Path, tmp_path:
 
 
 def test_loading_90_mb_takes_less_than_60_ms(contents: ArtifactContents, tmp_path: Path) -> None:
+    """On a busy machine: in proportion to what one thread of OpenSSL takes there for the hashes alone."""
     path = tmp_path / "large.llmos"
-    write_artifact(path, replace(contents, weights={**contents.weights, "large": Constant(np.zeros(90 << 20, np.uint8))}))
-    times = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        load(path)
-        times.append(time.perf_counter() - begin)
-    has_sha = "sha" in host().features and (os.cpu_count() or 1) >= 2
-    assert min(times) < (0.06 if has_sha else 1.0)
+    data = np.zeros(90 << 20, np.uint8)
+    write_artifact(path, replace(contents, weights={**contents.weights, "large": Constant(data)}))
+    loads = min(timeit.repeat(lambda: load(path), number=1, repeat=7))
+    hashes = min(timeit.repeat(lambda: hashlib.sha256(data), number=1, repeat=3))
+    assert loads < max(0.06, 1.5 * hashes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from numpy_models import Affine, Echo, Encoder, NotFinite  # type: ignore[import-not-found]
+from numpy_models import Affine, Echo, Encoder, NotFinite
 
 from llmos.runtime.server.serve import serve
 from llmos.runtime.server.settings import ServerSettings

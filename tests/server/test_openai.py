@@ -35,7 +35,8 @@ def tokenizer() -> Tokenizer:
 
 def reference(ids: list[int]) -> np.ndarray[Any, Any]:
     array = np.array([ids])
-    return Encoder().compute([array, np.ones_like(array)])[0][0]
+    embedding: np.ndarray[Any, Any] = Encoder().compute([array, np.ones_like(array)])[0][0]
+    return embedding
 
 
 def post(server: Server, **fields: Any) -> Any:

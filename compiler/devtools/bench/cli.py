@@ -24,7 +24,7 @@ from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.errors import UserError
 
-_COLUMNS = ("size", "engine", "median ms", "p95", "p99", "llmos is", "GFLOP/s", "of peak", "max error")
+_COLUMNS = ("size", "engine", "median ms", "p95", "p99", "speedup", "GFLOP/s", "of peak", "max error")
 
 
 @click.command("bench")

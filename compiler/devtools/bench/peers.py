@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llmos.compiler.driver.sources import encoder_module
 from llmos.compiler.environment import read_environment
 from llmos.runtime.errors import UserError
 
@@ -40,7 +41,7 @@ def load_eager(source: Path, num_threads: int) -> Runner:
     torch.set_num_threads(num_threads)
     if source.suffix == ".onnx":
         raise UserError("an ONNX file has no eager form: compare it with --against onnxruntime")
-    return _torch_runner(torch_module(source)[0])
+    return _torch_runner(torch_module(source))
 
 
 def load_inductor(source: Path, num_threads: int) -> Runner:
@@ -50,7 +51,7 @@ def load_inductor(source: Path, num_threads: int) -> Runner:
     torch.set_num_threads(num_threads)
     if source.suffix == ".onnx":
         raise UserError("torch.compile takes no ONNX file: compare it with --against onnxruntime")
-    return _torch_runner(torch.compile(torch_module(source)[0], dynamic=True))
+    return _torch_runner(torch.compile(torch_module(source), dynamic=True))
 
 
 def load_onnxruntime(source: Path, num_threads: int) -> Runner:
@@ -92,37 +93,25 @@ PEERS: Mapping[str, Callable[[Path, int], Runner]] = {
 }
 
 
-def torch_module(source: Path) -> tuple[Any, tuple[Any, ...], Any]:
-    """The module of a .pt2 file or a Hugging Face directory, example inputs for it, and torch.export's dynamic shapes (or None)."""
+def torch_module(source: Path) -> Callable[..., Any]:
+    """The module of a .pt2 file or a Hugging Face directory."""
     if source.suffix == ".pt2":
         import torch
 
-        program = torch.export.load(source)
-        return program.module(), program.example_inputs[0], None
+        module: Callable[..., Any] = torch.export.load(source).module()
+        return module
     if source.is_dir():
-        return _encoder(source)
+        encoder: Callable[..., Any] = encoder_module(source)[0]
+        return encoder
     raise UserError(f"{source}: the peers take a .pt2 or .onnx file or a Hugging Face directory; give it with --source")
-
-
-def _encoder(source: Path) -> tuple[Any, tuple[Any, ...], Any]:
-    import torch
-
-    from llmos.models.directory import ModelDirectory
-    from llmos.models.encoder import EncoderOptions, _Encoder, _load, _plan
-
-    directory = ModelDirectory.open(source)
-    plan = _plan(directory, EncoderOptions())
-    module = _Encoder(_load(directory, plan.loader), plan.finish).eval()
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=512)}
-    # Two tensors: one tensor given twice would be exported as one input.
-    return module, (ids, ids.clone()), (sizes, dict(sizes))
 
 
 def onnx_file(source: Path) -> Path:
     """The source as ONNX: itself, or exported once and kept in the compile cache."""
     if source.suffix == ".onnx":
         return source
+    if source.suffix != ".pt2" and not source.is_dir():
+        raise UserError(f"{source}: the peers take a .pt2 or .onnx file or a Hugging Face directory; give it with --source")
     folder = read_environment().cache / "bench"
     path = folder / f"{_fingerprint(source)}.onnx"
     if not path.is_file():
@@ -134,7 +123,8 @@ def onnx_file(source: Path) -> Path:
 def _export_onnx(source: Path, path: Path) -> None:
     import torch
 
-    module, example_args, dynamic_shapes = torch_module(source)
+    # An exported program knows its dynamic shapes itself.
+    module, example_args, dynamic_shapes = encoder_module(source) if source.is_dir() else (torch.export.load(source), (), None)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         program = torch.onnx.export(module, example_args, dynamic_shapes=dynamic_shapes, dynamo=True, opset_version=OPSET, verbose=False)

@@ -99,8 +99,8 @@ class Executor:
             return self._operand(value, rank)
         if not isinstance(value, Host):
             raise UnsupportedError(
-                f"node {node}: input '{node.inputs[index]}' is computed from the data of the model's inputs, and this op needs it as a constant; "
-                "bind the input it comes from to a constant, or simplify the model before the export."
+                f"node {node}: input '{node.inputs[index]}' is computed from the data of the model's inputs, "
+                "and this op needs it as a constant; bind the input it comes from to a constant, or simplify the model before the export."
             )
         if kind is Kind.ARRAY:
             return value
@@ -137,7 +137,8 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
     bare = replace(node, on_host=None)
     env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
     with _disable_current_modes(), torch.no_grad():
-        results = Executor()._call(bare.function, bare, [value and Host(value.array, value.dtype) for value in values], env)  # type: ignore[union-attr]
+        plain = [Host(value.array, value.dtype) if isinstance(value, Host) else None for value in values]
+        results = Executor()._call(bare.function, bare, plain, env)
         if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
             return None
         return [host(to_numpy(result)) if isinstance(result, torch.Tensor) else result for result in results]

@@ -51,7 +51,7 @@ def _expand_graph(graph: onnx.GraphProto, versions: Mapping[str, int], types: Ma
     for index, node in enumerate(graph.node):
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                _expand_graph(attribute.g, versions, types | _types(attribute.g), f"{prefix}_{index}_{attribute.name}")
+                _expand_graph(attribute.g, versions, {**types, **_types(attribute.g)}, f"{prefix}_{index}_{attribute.name}")
         body = _body_of(node, versions, types)
         nodes += _Instance(node, body, f"{prefix}_{index}_{node.op_type}_").nodes() if body is not None else [node]
     del graph.node[:]

@@ -13,7 +13,6 @@ from llmos.compiler.frontend.onnx.registry import OpFunction, find
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError, UserError
 
-
 # Key of a node's metadata: the opset version that it is written in, where that isn't the model's.
 BODY_VERSION = "llmos.opset_version"
 

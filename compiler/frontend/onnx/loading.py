@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from llmos.runtime.errors import UnsupportedError, UserError
 
-Source = str | Path | onnx.ModelProto
+Source: TypeAlias = "str | Path | onnx.ModelProto"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_model(source: Source) -> LoadedModel:
 def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:
     """The array of a TensorProto, mapped copy-on-write if its data stands in another file."""
     if not uses_external_data(tensor):
-        return numpy_helper.to_array(tensor)
+        return np.asarray(numpy_helper.to_array(tensor))
     info = ExternalDataInfo(tensor)
     path = (folder / info.location).resolve()
     if not path.is_relative_to(folder.resolve()):

@@ -29,14 +29,11 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         values = self._executor.run(self.graph, dict(zip(self.graph.inputs, inputs, strict=True)))
-        return tuple(self._output(name, self._executor.tensor(value)) for name, value in zip(self.graph.outputs, values, strict=True))
-
-    def _output(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        return value
+        return tuple(self._executor.tensor(value) for value in values)
 
     def _buffer(self, key: str) -> torch.Tensor | None:
         location = self._locations.get(key)
-        return None if location is None else getattr(*location)  # type: ignore[no-any-return]
+        return None if location is None else getattr(*location)
 
     def _hold_constants(self, graph: Graph) -> Graph:
         """The graph with each constant that is used as a tensor put into a buffer; same for its subgraphs."""

@@ -49,9 +49,6 @@ Value = Annotated[AnyValue, Kind.VALUE]
 NumOutputs = Annotated[int, Kind.NUM_OUTPUTS]
 Subgraph = Annotated[Callable[..., list[AnyValue]], Kind.SUBGRAPH]
 
-# Attributes that every version of some ops carries and that change nothing here.
-IGNORED_ATTRIBUTES = frozenset({"consumed_inputs", "stash_type_unused"})
-
 
 @dataclass(frozen=True)
 class OpKey:

@@ -26,16 +26,15 @@ class Host:
         return self.array.dtype == object
 
 
-Value: TypeAlias = "torch.Tensor | Host | list[Any] | None"
+Value: TypeAlias = torch.Tensor | Host | list[Any] | None
 
 
 def host(array: Any, dtype: Any = None) -> Host:
     """A host value of what numpy makes of `array`; objects that are all plain numbers become a numeric array again."""
     array = np.asarray(array)
-    wanted = np.dtype(dtype) if dtype is not None else (np.dtype(np.int64) if array.dtype == object else array.dtype)
-    if array.dtype == object and all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat):
-        array = array.astype(wanted)
-    elif array.dtype != object and array.dtype != wanted:
+    wanted = np.dtype(dtype) if dtype is not None else np.dtype(np.int64) if array.dtype == object else array.dtype
+    is_plain = array.dtype != object or all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat)
+    if is_plain and array.dtype != wanted:
         array = array.astype(wanted)
     return Host(array, wanted)
 

@@ -79,7 +79,7 @@ def _attend(
     rows: str,
 ) -> Tensor:
     width = query[0].shape[-1]
-    factor = scale if scale is not None else 1.0 / math.sqrt(float(width))  # type: ignore[arg-type]
+    factor = scale if scale is not None else 1.0 / math.sqrt(float(width))
     scores = contract(b, [query, key], query[1][:-1] + "j")
     scores = b.elementwise(lambda v: v * factor, [scores], scores.dtype)
     if is_causal:

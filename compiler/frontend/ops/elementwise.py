@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -16,7 +16,7 @@ from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, select
 from llmos.runtime.errors import UnsupportedError
 
-Operand = Tensor | Number | sympy.Expr  # an expression is a size
+Operand: TypeAlias = "Tensor | Number | sympy.Expr"  # an expression is a size
 Lowering = Callable[..., Any]
 
 

@@ -18,7 +18,8 @@ def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> 
     if isinstance(ids.fact, Splat):
         return b.expand(extract(b, table, 0, int(ids.fact.value), 1), result.shape)
     if isinstance(ids.fact, Iota) and ids.fact.step == 1 and ids.fact.start >= 0:
-        rows = extract(b, table, 0, ids.fact.start, ids.shape[ids.fact.axis])
+        length: Dim = ids.shape[ids.fact.axis]
+        rows = extract(b, table, 0, ids.fact.start, length)
         for _ in range(ids.rank - 1 - ids.fact.axis):
             rows = b.unsqueeze(rows, 1)
         return b.expand(rows, result.shape)
@@ -48,7 +49,11 @@ def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
     for dim, ids in chosen.items():
         if ids.fact == Splat(0) and x.shape[dim] == 1:
             squeezed.append(dim)
-        elif isinstance(ids.fact, Iota) and (ids.fact.start, ids.fact.step) == (0, 1) and b.sizes.equal(ids.shape[ids.fact.axis], x.shape[dim]):
+        elif (
+            isinstance(ids.fact, Iota)
+            and (ids.fact.start, ids.fact.step) == (0, 1)
+            and b.sizes.equal(ids.shape[ids.fact.axis], x.shape[dim])
+        ):
             at = position + lead - ids.rank + ids.fact.axis
             if at in source:
                 return None

@@ -95,11 +95,15 @@ def _drop(b: Builder, x: Tensor, dims: Sequence[int]) -> Tensor:
     return x
 
 
-def variance(b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False) -> Tensor:
+def variance(
+    b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False
+) -> Tensor:
     return b.cast(_spread(b, x, dims, args, correction, keepdim)[0], result.dtype)
 
 
-def deviation(b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False) -> Tensor:
+def deviation(
+    b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False
+) -> Tensor:
     return b.cast(through(b, s.sqrt, _spread(b, x, dims, args, correction, keepdim)[0]), result.dtype)
 
 
@@ -109,9 +113,7 @@ def var_mean(
     return [b.cast(y, meta.dtype) for y, meta in zip(_spread(b, x, dims, args, correction, keepdim), result, strict=True)]
 
 
-def _spread(
-    b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: Number | None, keepdim: bool
-) -> tuple[Tensor, Tensor]:
+def _spread(b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: Number | None, keepdim: bool) -> tuple[Tensor, Tensor]:
     """The `.dim` overload passes (dims, unbiased, keepdim) by position, `.correction` passes them by name."""
     unbiased, kept = (*args, True, keepdim)[0:2] if len(args) < 2 else args[:2]
     if len(args) == 1:
@@ -144,15 +146,15 @@ def softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -
 
 
 def softmax_over(b: Builder, x: Tensor, dim: int, fully_masked_rows: bool = False) -> Tensor:
-    """exp(x - max) / sum. With `fully_masked_rows`, a row of -inf gives zeros and not NaN: the maximum starts at the lowest finite number, and
-    the sum, which is at least 1 in every other row, is taken as at least 1."""
+    """exp(x - max) / sum. With `fully_masked_rows`, a row of -inf gives zeros and not NaN: the maximum starts at the lowest finite number,
+    and the sum, which is at least 1 in every other row, is taken as at least 1.
+    """
     dtype = compute_dtype(x.dtype)
     start = torch.finfo(dtype).min if fully_masked_rows else -math.inf
     top = b.reduce(x, [dim], start, lambda v, acc: acc.max(v), dtype, True)
     weights = b.elementwise(lambda v, m: s.exp(v.to(dtype) - m), [x, top], dtype, x.shape)
     summed = b.reduce(weights, [dim], 0, lambda v, acc: acc + v, dtype, True)
-    bound = (lambda t: t.max(1.0)) if fully_masked_rows else (lambda t: t)
-    return b.elementwise(lambda v, t: v / bound(t), [weights, summed], dtype, x.shape)
+    return b.elementwise(lambda v, t: v / (t.max(1.0) if fully_masked_rows else t), [weights, summed], dtype, x.shape)
 
 
 def log_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
@@ -195,7 +197,14 @@ def _affine(b: Builder, x: Tensor, weight: Tensor | None, bias: Tensor | None, d
 
 
 def layer_norm(
-    b: Builder, result: Meta, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    b: Builder,
+    result: Meta,
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     over = list(range(x.rank - len(shape), x.rank))
     return _affine(b, _normalized(b, x, over, eps), weight, bias, result.dtype)
@@ -229,7 +238,9 @@ def per_channel(b: Builder, parameter: Tensor | None, rank: int) -> Tensor | Non
     return parameter
 
 
-def batch_norm(b: Builder, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def batch_norm(
+    b: Builder, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
     """Inference: one scale and shift per channel, which depend on weights only and are folded at compile time."""
     kind = compute_dtype(x.dtype)
     scale = b.elementwise(lambda v: s.rsqrt(v.to(kind) + eps), [variance], kind)

@@ -70,7 +70,9 @@ def extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int = 
     if b.sizes.equal(size, x.shape[dim]) and step == 1:
         return x
     if isinstance(x.fact, Splat):
-        return replace(x, shape=(*x.shape[:dim], size, *x.shape[dim + 1 :])) if dim not in x.axes else _extract(b, x, dim, start, size, step)
+        return (
+            replace(x, shape=(*x.shape[:dim], size, *x.shape[dim + 1 :])) if dim not in x.axes else _extract(b, x, dim, start, size, step)
+        )
     return _extract(b, x, dim, start, size, step)
 
 
@@ -134,7 +136,9 @@ def _expr(dim: Dim) -> Any:
     return sympy.sympify(dim)
 
 
-def slice_tensor(b: Builder, result: Meta, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> Tensor:
+def slice_tensor(
+    b: Builder, result: Meta, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Tensor:
     dim %= x.rank
     return extract(b, x, dim, bounded(b, start, x.shape[dim], 0), result.shape[dim], step)
 
@@ -367,7 +371,10 @@ def _pad_from_inside(b: Builder, result: Meta, x: Tensor, pairs: Sequence[tuple[
     dense, source = b.dense(x), {"reflect": _reflected, "replicate": _clamped, "circular": _wrapped}[mode]
 
     def body(at: list[ir.Value]) -> Scalar:
-        place = [v if pair == (0, 0) else source(b, arith.subi(v, b.index(pair[0])), x.shape[i]) for i, (v, pair) in enumerate(zip(at, pairs, strict=True))]
+        place = [
+            v if pair == (0, 0) else source(b, arith.subi(v, b.index(pair[0])), x.shape[i])
+            for i, (v, pair) in enumerate(zip(at, pairs, strict=True))
+        ]
         return element(dense, place)
 
     return computed(b, result, body)

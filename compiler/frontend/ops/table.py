@@ -11,7 +11,7 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
-from llmos.compiler.frontend.ops import attention, contractions, elementwise, indexing, reductions, scans, shapes, windows
+from llmos.compiler.frontend.ops import attention, contractions, elementwise, indexing, recurrent, reductions, scans, shapes, windows
 
 Lowering = Callable[..., Any]
 
@@ -30,8 +30,27 @@ IGNORED = frozenset(
 @functools.cache
 def table() -> Mapping[str, Lowering]:
     """Lowerings by the overload's name ("aten.add.Tensor")."""
-    groups = (_arithmetic(), _comparisons(), _activations(), _conversions(), _views(), _creation(), _moves(), _indexing(), _reductions(), _norms(), _products(), _windows())
-    return {f"aten.{name}": lowering for group in groups for names, lowering in group.items() for name in names.split()}
+    groups = (
+        _arithmetic(),
+        _comparisons(),
+        _activations(),
+        _conversions(),
+        _views(),
+        _creation(),
+        _moves(),
+        _indexing(),
+        _reductions(),
+        _norms(),
+        _products(),
+        _windows(),
+    )
+    found = {f"aten.{name}": lowering for group in groups for names, lowering in group.items() for name in names.split()}
+    return {
+        **found,
+        "llmos.lstm_scan.default": recurrent.lstm_scan,
+        "llmos.gru_scan.default": recurrent.gru_scan,
+        "llmos.rnn_scan.default": recurrent.rnn_scan,
+    }
 
 
 def _arithmetic() -> dict[str, Lowering]:
@@ -97,18 +116,22 @@ def _comparisons() -> dict[str, Lowering]:
 
 def _activations() -> dict[str, Lowering]:
     e, unary = elementwise, elementwise.unary
-    bodies = {
+    bodies: dict[str, Callable[..., s.Scalar]] = {
         "relu": e.relu, "relu6": lambda v: e.hardtanh(v, 0, 6), "gelu": e.gelu, "silu": e.silu, "mish": e.mish, "elu": e.elu, "selu": e.selu,
         "celu": e.celu, "leaky_relu": e.leaky_relu, "hardtanh": e.hardtanh, "hardsigmoid": e.hardsigmoid, "hardswish": e.hardswish,
         "softplus": e.softplus, "log_sigmoid": e.log_sigmoid, "threshold": e.threshold, "softshrink": e.softshrink, "hardshrink": e.hardshrink,
     }  # fmt: skip
-    return {**{f"{name}.default": unary(body, KIND.DEFAULT) for name, body in bodies.items()}, "prelu.default _prelu_kernel.default": e.prelu}
+    return {
+        **{f"{name}.default": unary(body, KIND.DEFAULT) for name, body in bodies.items()},
+        "prelu.default _prelu_kernel.default": e.prelu,
+    }
 
 
 def _conversions() -> dict[str, Lowering]:
     return {
         "to.dtype to.device to.dtype_layout to.other to.prim_Device type_as.default _to_copy.default": elementwise.convert,
-        "clone.default contiguous.default detach.default detach_.default alias.default lift_fresh_copy.default positive.default": elementwise.identity,
+        "clone.default contiguous.default detach.default detach_.default alias.default": elementwise.identity,
+        "lift_fresh_copy.default positive.default": elementwise.identity,
         "dropout.default feature_dropout.default alpha_dropout.default": elementwise.dropout,
     }
 
@@ -219,7 +242,9 @@ def _norms() -> dict[str, Lowering]:
     }
 
 
-def _native_group_norm(b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, eps: float) -> list[Any]:
+def _native_group_norm(
+    b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, eps: float
+) -> list[Any]:
     return [reductions.group_norm(b, result[0], x, groups, weight, bias, eps), None, None]
 
 
@@ -243,7 +268,9 @@ def _batch_norm(
     return reductions.batch_norm(b, x, weight, bias, mean, var, eps, result.dtype)
 
 
-def _native_batch_norm(b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> list[Any]:
+def _native_batch_norm(
+    b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
+) -> list[Any]:
     return [reductions.batch_norm(b, x, weight, bias, mean, var, eps, result[0].dtype), None, None]
 
 

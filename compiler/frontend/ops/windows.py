@@ -1,4 +1,4 @@
-"""Convolution and pooling: linalg.generic over output positions, channels and the window, reading x at `out * stride + window * dilation`."""
+"""Convolution and pooling: linalg.generic over output positions, channels and window; x is read at `out * stride + window * dilation`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,17 @@ def convolution(
     return add_bias(b, sums, reductions.per_channel(b, bias, x.rank), result)
 
 
-def conv(b: Builder, result: Meta, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1, groups: int = 1) -> Tensor:
+def conv(
+    b: Builder,
+    result: Meta,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
     """aten.conv1d, conv2d, conv3d and their `.padding` overloads."""
     return convolution(b, result, x, weight, bias, stride, padding, dilation, False, 0, groups)
 
@@ -86,7 +96,8 @@ def _padded(b: Builder, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], value: s.Nu
 def _position(outputs: Sequence[int], windows: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[ir.AffineExpr]:
     """out * stride + window * dilation, one expression a spatial dimension; arguments are loop numbers."""
     return [
-        affine_dim(o) * stride + affine_dim(k) * dilation for o, k, stride, dilation in zip(outputs, windows, strides, dilations, strict=True)
+        affine_dim(o) * stride + affine_dim(k) * dilation
+        for o, k, stride, dilation in zip(outputs, windows, strides, dilations, strict=True)
     ]
 
 
@@ -164,7 +175,13 @@ def _pool(
 
 
 def _reach(
-    b: Builder, x: Tensor, window: Sequence[int], strides: Sequence[int], paddings: Sequence[int], dilations: Sequence[int], shape: tuple[Dim, ...]
+    b: Builder,
+    x: Tensor,
+    window: Sequence[int],
+    strides: Sequence[int],
+    paddings: Sequence[int],
+    dilations: Sequence[int],
+    shape: tuple[Dim, ...],
 ) -> list[tuple[Dim, Dim]]:
     """Padding so that the last window of each dimension fits (ceil_mode may reach past the given padding)."""
     pairs: list[tuple[Dim, Dim]] = []
@@ -177,7 +194,9 @@ def _reach(
 
 
 def max_pool(dimensions: int) -> Callable[..., Tensor]:
-    def lower(b: Builder, result: Meta, x: Tensor, window: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False) -> Tensor:
+    def lower(
+        b: Builder, result: Meta, x: Tensor, window: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
+    ) -> Tensor:
         k, p, d = spread(window, dimensions), spread(padding, dimensions), spread(dilation, dimensions)
         strides = spread(stride, dimensions) if stride != [] and stride != () else k
         low = s.lowest(x.dtype)
@@ -260,7 +279,7 @@ def adaptive_average_pool(dimensions: int) -> Callable[..., Tensor]:
         ins = [x.shape[i] for i in over]
         if not all(isinstance(i, int) and isinstance(o, int) and i % o == 0 for i, o in zip(ins, outs, strict=True)):
             raise NotLowered("adaptive pooling whose windows differ in size")
-        window = [i // o for i, o in zip(ins, outs, strict=True)]  # type: ignore[operator]
+        window = [i // o for i, o in zip(ins, outs, strict=True)]
         return average_pool(dimensions)(b, result, x, window)
 
     return lower
@@ -301,5 +320,3 @@ def pixel_unshuffle(b: Builder, result: Meta, x: Tensor, factor: int) -> Tensor:
     split = b.reshape(x, (*lead, channels, height, factor, width, factor))
     n = len(lead)
     return b.reshape(b.permute(split, [*range(n), n, n + 2, n + 4, n + 1, n + 3]), result.shape)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import warnings
@@ -20,15 +21,15 @@ MODELS = Path(os.environ.get("LLMOS_TEST_MODELS", Path(__file__).parents[4] / "s
 pytestmark = pytest.mark.skipif(not MODELS.is_dir(), reason=f"no models in {MODELS}; set LLMOS_TEST_MODELS")
 
 # File, arguments of the import, largest error relative to the output's scale.
-CASES: list[tuple[str, dict[str, Any], float]] = [
+CASES = [
     ("mnist/microsoft-mnist.onnx", {}, 1e-5),
     ("mnist/tracel-ai-mnist.onnx", {}, 1e-5),
     ("magika/model.onnx", {}, 1e-5),
     ("sbd-lstm/model.onnx", {}, 1e-5),
-    ("super-resolution/super_resolution.onnx", {}, 1e-5),
+    pytest.param("super-resolution/super_resolution.onnx", {}, 1e-5, marks=pytest.mark.slow),
     ("squeezenet-fp16/SqueezeNet_fp16.onnx", {}, 2e-3),
     ("yunet/yunet_n_dynamic.onnx", {"dynamic": {"height": 64, "width": 96}}, 1e-5),
-    ("basic-pitch/nmp.onnx", {}, 1e-5),
+    pytest.param("basic-pitch/nmp.onnx", {}, 1e-5, marks=pytest.mark.slow),
     ("silero-vad/silero_vad_op18_ifless.onnx", {"bind": {"sr": 16000}, "dynamic": {"sequence": 576}}, 1e-4),
     ("silero-vad/silero_vad_16k_op15.onnx", {"bind": {"sr": 16000}, "dynamic": {"sequence": 576}}, 1e-4),
 ]
@@ -48,7 +49,7 @@ def _error(program: OnnxProgram, run: Any, inputs: tuple[torch.Tensor, ...]) -> 
     return max(float(np.abs(g - w).max() / max(1.0, np.abs(w).max())) for g, w in pairs)
 
 
-@pytest.mark.parametrize(("path", "options", "limit"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(("path", "options", "limit"), CASES)
 def test_exported_at_other_sizes(path: str, options: dict[str, Any], limit: float) -> None:
     program = _load(path, **options)
     traced = {
@@ -63,6 +64,21 @@ def test_exported_at_other_sizes(path: str, options: dict[str, Any], limit: floa
     for growth in (1, 4) if traced else (0,):
         inputs = example_inputs(program.inputs, {name: size + growth for name, size in traced.items()}, seed=growth)
         assert _error(program, compiled, inputs) <= limit
+
+
+@pytest.mark.parametrize(
+    ("path", "right"), [("mnist/microsoft-mnist.onnx", 987), ("mnist/tracel-ai-mnist.onnx", 990)], ids=["microsoft", "tracel-ai"]
+)
+def test_mnist_digits(path: str, right: int) -> None:
+    pixels = np.frombuffer(gzip.decompress((MODELS / "mnist/t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, 1000 * 784, 16)
+    labels = np.frombuffer(gzip.decompress((MODELS / "mnist/t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, 1000, 8)
+    digits = pixels.reshape(1000, 1, 1, 28, 28).astype(np.float32)
+    if "tracel" in path:
+        digits = (digits / 255 - 0.1307) / 0.3081
+    program = _load(path).program.module()
+    with torch.no_grad():
+        found = [int(program(torch.from_numpy(digit))[0].argmax()) for digit in digits]
+    assert int((np.array(found) == labels).sum()) == right
 
 
 def test_magika_classifies_every_case() -> None:
@@ -90,6 +106,7 @@ def test_sbd_lstm_golden() -> None:
     assert np.abs(got.numpy() - arrays["f"]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_sizes_that_the_graph_fixes_are_named() -> None:
     with pytest.warns(UserWarning, match=r"'height' at 64, 'width' at 96.*dynamic="):
         program = export_onnx(MODELS / "yunet/yunet_n_dynamic.onnx")

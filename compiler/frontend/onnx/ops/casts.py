@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, torch_dtype
-from llmos.compiler.frontend.onnx.registry import op
+from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, numpy_dtype, torch_dtype
+from llmos.compiler.frontend.onnx.registry import Value, op
+from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError
 
 FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz})
@@ -17,8 +18,13 @@ def cast(x: torch.Tensor, *, to: int, saturate: int = 1, round_mode: str = "up")
 
 
 @op("CastLike", since=15)
-def cast_like(x: torch.Tensor, like: torch.Tensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor:
-    return convert(x, like.dtype, bool(saturate))
+def cast_like(x: Value, like: torch.Tensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Host:
+    """A constant stays one: function bodies write their numbers in the input's type this way."""
+    if isinstance(x, torch.Tensor):
+        return convert(x, like.dtype, bool(saturate))
+    if not isinstance(x, Host) or x.is_symbolic or like.dtype in FLOAT8:
+        raise UnsupportedError("CastLike of a size, of a sequence or of a constant to float8 isn't supported.")
+    return host(x.array.astype(numpy_dtype(like.dtype)))
 
 
 @op("BitCast", since=26)

@@ -208,11 +208,17 @@ def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 
 
 
 @op("Clip", since=11)
-def clip(x: torch.Tensor, low: torch.Tensor | None = None, high: torch.Tensor | None = None) -> torch.Tensor:
+def clip(x: torch.Tensor, low: Operand = None, high: Operand = None) -> torch.Tensor:
     """`high` wins where the bounds cross (ONNX specification: min(max(x, low), high))."""
+    if x.dtype not in _WIDER and not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
+        return x if low is None and high is None else torch.clamp(x, low, high)
     if low is not None:
-        x = _wide(x, low, torch.maximum)
-    return x if high is None else _wide(x, high, torch.minimum)
+        x = _wide(x, _like(low, x), torch.maximum)
+    return x if high is None else _wide(x, _like(high, x), torch.minimum)
+
+
+def _like(value: Any, x: torch.Tensor) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=x.dtype)
 
 
 @op("Clip", since=6)
@@ -307,7 +313,7 @@ def _wide(a: Any, b: Any, function: Any, keep: bool = True) -> torch.Tensor:
     if dtype not in _WIDER:
         return function(a, b)  # type: ignore[no-any-return]
     wide = [item.to(_WIDER[dtype]) if isinstance(item, torch.Tensor) else item for item in (a, b)]
-    result = function(*wide)
+    result: torch.Tensor = function(*wide)
     return (result & INTEGER_RANGE[dtype][1]).to(dtype) if keep else result
 
 

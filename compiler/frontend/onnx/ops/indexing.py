@@ -36,7 +36,7 @@ def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
         return x.index_select(axis, index.reshape(1)).squeeze(axis)
     if index.ndim == 1:
         return x.index_select(axis, index)
-    return x.index_select(axis, index.flatten()).unflatten(axis, tuple(index.shape))
+    return x.index_select(axis, index.flatten()).unflatten(axis, tuple(index.shape))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
@@ -63,9 +63,7 @@ def gather_elements(x: torch.Tensor, indices: torch.Tensor, *, axis: int = 0) ->
 @op("GatherND")
 def gather_nd(x: torch.Tensor, indices: torch.Tensor, *, batch_dims: int = 0) -> torch.Tensor:
     depth = indices.shape[-1]
-    index: list[torch.Tensor] = []
-    for dim in range(batch_dims):
-        index.append(torch.arange(x.shape[dim]).reshape([-1] + [1] * (indices.ndim - 2 - dim)))
+    index = [torch.arange(x.shape[dim]).reshape([-1] + [1] * (indices.ndim - 2 - dim)) for dim in range(batch_dims)]
     index += [wrapped(indices[..., i], x.shape[batch_dims + i]) for i in range(depth)]
     return x[tuple(index)]
 

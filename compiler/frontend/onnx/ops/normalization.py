@@ -53,7 +53,7 @@ def group_normalization_by_group(
 def group_normalization(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> torch.Tensor:
-    grouped = x.to(torch_dtype(stash_type)).unflatten(1, (num_groups, -1))
+    grouped = x.to(torch_dtype(stash_type)).unflatten(1, (num_groups, -1))  # type: ignore[no-untyped-call]
     normal = _standardized(grouped, tuple(range(2, grouped.ndim)), epsilon).flatten(1, 2).to(x.dtype)
     shape = [1, -1] + [1] * (x.ndim - 2)
     return normal * scale.reshape(shape) + bias.reshape(shape)

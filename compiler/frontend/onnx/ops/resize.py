@@ -187,17 +187,17 @@ def _matrix(n: int, length: int, scale: float, bounds: tuple[float, float], how:
 
 def _round(positions: np.ndarray, mode: str) -> np.ndarray:
     if mode == "floor":
-        return np.floor(positions)
+        return np.asarray(np.floor(positions))
     if mode == "ceil":
-        return np.ceil(positions)
-    return np.ceil(positions - 0.5) if mode == "round_prefer_floor" else np.floor(positions + 0.5)
+        return np.asarray(np.ceil(positions))
+    return np.asarray(np.ceil(positions - 0.5) if mode == "round_prefer_floor" else np.floor(positions + 0.5))
 
 
 def _kernel(distance: np.ndarray, how: Resampling) -> np.ndarray:
     """Triangle, or Keys' cubic (Keys 1981, "Cubic convolution interpolation for digital image processing")."""
     d = np.abs(distance)
     if how.mode == "linear":
-        return np.maximum(1 - d, 0)
+        return np.asarray(np.maximum(1 - d, 0))
     if how.mode != "cubic":
         raise UnsupportedError(f"Resize with mode '{how.mode}' isn't supported.")
     a = how.cubic

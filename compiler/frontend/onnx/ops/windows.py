@@ -69,5 +69,7 @@ def pad_spatial(x: torch.Tensor, pads: tuple[tuple[Any, Any], ...], value: float
 
 def _same(size: Any, extent: int, stride: int, at_end: bool) -> tuple[Any, Any]:
     """Pads that give ceil(size / stride) outputs; the odd one goes to the end for SAME_UPPER."""
-    missing = torch.sym_max((-(-size // stride) - 1) * stride + extent - size, 0)
+    missing: Any = torch.sym_max(  # type: ignore[no-untyped-call]
+        (-(-size // stride) - 1) * stride + extent - size, 0
+    )
     return (missing // 2, missing - missing // 2) if at_end else (missing - missing // 2, missing // 2)

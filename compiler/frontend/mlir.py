@@ -1,0 +1,265 @@
+"""Imports MLIR text: linalg, tensor, arith and tosa modules, as the linalg stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmos.compiler.frontend.cleanup import ALLOWED, check_dialects, drop_assertions
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir import PassManager, arith, context, func, ir, linalg, tensor
+from llmos.compiler.weights import Weight
+from llmos.runtime.errors import UnsupportedError, UserError
+
+MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
+
+# Upstream's own order of lowering tosa.
+TOSA_TO_LINALG = (
+    "builtin.module(func.func(tosa-optional-decompositions,canonicalize,tosa-infer-shapes,tosa-make-broadcastable,tosa-to-linalg-named,"
+    "canonicalize,tosa-layerwise-constant-fold,tosa-make-broadcastable,tosa-to-linalg,tosa-to-tensor,tosa-to-arith{include-apply-rescale=true},"
+    "tosa-to-scf,canonicalize,cse))"
+)
+_DTYPES = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16",
+    "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "i1": "bool", "ui8": "uint8",
+}  # fmt: skip
+
+
+def import_mlir(source: str | Path, *, name: str = "model", ir_context: ir.Context | None = None) -> ImportedModel:
+    """A module with one public function on ranked tensors, from a path or from text.
+
+    Arguments without llmos attributes are inputs named arg0, arg1, ..., their dynamic dimensions are symbols d0, d1, ...; tensor
+    constants become weights. Raises UserError for text that isn't a valid module, UnsupportedError for dialects that can't be compiled.
+    """
+    module = parse(_text(source), ir_context or context())
+    with module.context, ir.Location.unknown():
+        function = _entry(module)
+        _lower_tosa(module)
+        drop_assertions(module)
+        _check_types(function)
+        weights = _constants_to_weights(function)
+        _annotate(module, function, weights)
+        check_dialects(module)
+    return ImportedModel(name=name, module=module, weights=weights)
+
+
+def _text(source: str | Path) -> str:
+    if isinstance(source, str) and "\n" in source:
+        return source
+    path = Path(source)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; write MLIR as text (mlir-opt without --emit-bytecode)") from None
+
+
+def parse(text: str, ctx: ir.Context) -> ir.Module:
+    """The text as a verified module; a UserError names the first error."""
+    foreign = sorted(
+        set(re.findall(r"\b(stablehlo|mhlo|chlo|onnx|tf|tfl|torch)\.\w+", text)) - ({"torch"} if "!torch" not in text else set())
+    )
+    unknown = [dialect for dialect in foreign if dialect == "torch" or not _is_registered(ctx, dialect)]
+    if unknown:
+        raise UnsupportedError(
+            f"the dialect {', '.join(unknown)} can't be compiled from text; lower it to linalg or tosa first, or give the original model"
+        )
+    try:
+        return ir.Module.parse(text, ctx)
+    except ir.MLIRError as error:
+        raise UserError(f"not a valid MLIR module: {_first_error(error)}") from None
+
+
+def _is_registered(ctx: ir.Context, dialect: str) -> bool:
+    try:
+        _ = ctx.dialects[dialect]
+    except (IndexError, KeyError):
+        return False
+    return True
+
+
+def _first_error(error: ir.MLIRError) -> str:
+    for diagnostic in error.error_diagnostics:
+        return f"{diagnostic.message} ({diagnostic.location})"
+    return str(error).splitlines()[0]
+
+
+def _entry(module: ir.Module) -> func.FuncOp:
+    """The one public function, called `main` from here on."""
+    functions = [op for op in module.body.operations if isinstance(op, func.FuncOp)]
+    public = [op for op in functions if "sym_visibility" not in op.attributes]
+    chosen = next((op for op in public if op.name.value == "main"), public[0] if len(public) == 1 else None)
+    if chosen is None:
+        names = ", ".join(op.name.value for op in public) or "none"
+        raise UserError(f"the module needs one public function, or one called main; it has {names}")
+    chosen.attributes["sym_name"] = ir.StringAttr.get("main")
+    return chosen
+
+
+def _walk(root: ir.Operation, visit: Callable[[ir.Operation], None]) -> None:
+    def go_on(op: ir.Operation) -> ir.WalkResult:
+        visit(op)
+        return ir.WalkResult.ADVANCE
+
+    root.walk(go_on)
+
+
+def _lower_tosa(module: ir.Module) -> None:
+    names: set[str] = set()
+    _walk(module.operation, lambda op: names.add(op.name))
+    if not any(name.startswith("tosa.") for name in names):
+        return
+    try:
+        PassManager.parse(TOSA_TO_LINALG).run(module.operation)
+    except ir.MLIRError as error:
+        raise UnsupportedError(f"the module's tosa ops can't be lowered: {_first_error(error)}") from None
+
+
+def _check_types(function: func.FuncOp) -> None:
+    kind = ir.FunctionType(function.type)
+    for each in [*kind.inputs, *kind.results]:
+        if not isinstance(each, ir.RankedTensorType) or str(each.element_type) not in _DTYPES:
+            raise UnsupportedError(
+                f"the type {each} of an argument or result isn't supported: use ranked tensors of {', '.join(sorted(_DTYPES))}"
+            )
+
+
+def _constants_to_weights(function: func.FuncOp) -> dict[str, Weight]:
+    """Tensor constants become arguments; a constant of one repeated number becomes a fill."""
+    found: list[ir.Operation] = []
+    _walk(function.operation, lambda op: found.append(op) if _is_tensor_constant(op) else None)
+    weights: dict[str, Weight] = {}
+    for op in found:
+        value, kind = op.attributes["value"], ir.RankedTensorType(op.results[0].type)
+        if isinstance(value, ir.DenseElementsAttr) and value.is_splat:
+            replacement = _fill(op, value, kind)
+        else:
+            name = f"constant{len(weights)}"
+            weights[name] = _weight(value, kind)
+            replacement = function.entry_block.add_argument(kind, ir.Location.unknown())
+        op.results[0].replace_all_uses_with(replacement)
+        op.erase()
+    results = ir.FunctionType(function.type).results
+    inputs = [argument.type for argument in function.entry_block.arguments]
+    function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
+    return weights
+
+
+def _is_tensor_constant(op: ir.Operation) -> bool:
+    return op.name in ("arith.constant", "tosa.const") and isinstance(op.results[0].type, ir.RankedTensorType)
+
+
+def _fill(op: ir.Operation, value: ir.DenseElementsAttr, kind: ir.RankedTensorType) -> ir.Value:
+    with ir.InsertionPoint(op):
+        scalar = arith.ConstantOp(kind.element_type, value.get_splat_value()).result
+        empty = tensor.EmptyOp(list(kind.shape), kind.element_type).result
+        return linalg.fill(scalar, outs=[empty])
+
+
+def _weight(value: ir.Attribute, kind: ir.RankedTensorType) -> Weight:
+    dtype, shape = _DTYPES[str(kind.element_type)], tuple(kind.shape)
+    array = _array(value, dtype, shape)
+    return Weight(dtype, shape, lambda: array)
+
+
+def _array(value: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    if isinstance(value, ir.DenseElementsAttr):
+        return _dense_array(value, stored).reshape(shape)
+    try:  # dense_resource<...>: raw bytes kept beside the text
+        return np.frombuffer(bytes(memoryview(value)), dtype=stored).reshape(shape)
+    except (TypeError, ValueError):
+        raise UnsupportedError(f"a constant kept as {str(value)[:40]}... can't be read; write it as dense<...>") from None
+
+
+def _dense_array(value: Any, stored: np.dtype[Any]) -> np.ndarray:
+    if stored == np.bool_:
+        return np.array([bool(each) for each in value], dtype=np.bool_)
+    try:
+        return np.array(value).astype(stored, copy=False) if stored != np.uint16 else np.frombuffer(memoryview(value), np.uint16)
+    except (TypeError, ValueError, RuntimeError):
+        return np.array([_bits(each) for each in value], dtype=stored)
+
+
+def _bits(value: float) -> int:
+    """A float as its bfloat16 bit pattern (exact: the value came from one)."""
+    return int(np.float32(value).view(np.uint32)) >> 16
+
+
+def _annotate(module: ir.Module, function: func.FuncOp, weights: Mapping[str, Weight]) -> None:
+    """Attributes of docs/architecture.md, where the text has none."""
+    arguments = list(function.entry_block.arguments)
+    given = _given(function, len(arguments) - len(weights))
+    ranges = _given_symbols(module)
+    attributes = []
+    for position, argument in enumerate(arguments[: len(arguments) - len(weights)]):
+        attributes.append(_input_attributes(position, ir.RankedTensorType(argument.type), given[position], ranges))
+    for name, weight in weights.items():
+        attributes.append(_attribute_dict(kind="weight", name=name, dtype=weight.dtype))
+    function.arg_attrs = ir.ArrayAttr.get(attributes)
+    results = ir.FunctionType(function.type).results
+    labels = ["output"] if len(results) == 1 else [f"output{i}" for i in range(len(results))]
+    if "res_attrs" not in function.attributes:
+        named = [_attribute_dict(name=label, dtype=_dtype(kind)) for label, kind in zip(labels, results, strict=True)]
+        function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
+    table = {name: ir.DenseI64ArrayAttr.get(list(bounds)) for name, bounds in ranges.items()}
+    module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(table)
+
+
+def _dtype(kind: Any) -> str:
+    return _DTYPES[str(kind.element_type)]
+
+
+def _given(function: func.FuncOp, count: int) -> list[dict[str, ir.Attribute]]:
+    if "arg_attrs" not in function.attributes:
+        return [{} for _ in range(count)]
+    dicts = [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
+    return [{each[i].name: each[i].attr for i in range(len(each))} for each in dicts]
+
+
+def _given_symbols(module: ir.Module) -> dict[str, tuple[int, int]]:
+    if "llmos.symbols" not in module.operation.attributes:
+        return {}
+    table = ir.DictAttr(module.operation.attributes["llmos.symbols"])
+    return {table[i].name: tuple(ir.DenseI64ArrayAttr(table[i].attr)) for i in range(len(table))}
+
+
+def _input_attributes(
+    position: int, kind: ir.RankedTensorType, given: Mapping[str, ir.Attribute], ranges: dict[str, tuple[int, int]]
+) -> ir.DictAttr:
+    if "llmos.kind" in given:
+        return ir.DictAttr.get(dict(given))
+    dims: list[int | str] = []
+    for axis in range(kind.rank):
+        if not kind.is_dynamic_dim(axis):
+            dims.append(kind.get_dim_size(axis))
+            continue
+        symbol = f"d{len(ranges)}"
+        ranges[symbol] = (1, MAX_SIZE)
+        dims.append(symbol)
+    return _attribute_dict(kind="input", name=f"arg{position}", dtype=_dtype(kind), shape=dims)
+
+
+def _attribute_dict(*, shape: list[int | str] | None = None, **texts: str) -> ir.DictAttr:
+    found: dict[str, ir.Attribute] = {f"llmos.{key}": ir.StringAttr.get(text) for key, text in texts.items()}
+    if shape is not None:
+        i64 = ir.IntegerType.get_signless(64)
+        found["llmos.shape"] = ir.ArrayAttr.get([ir.StringAttr.get(d) if isinstance(d, str) else ir.IntegerAttr.get(i64, d) for d in shape])
+    return ir.DictAttr.get(found)
+
+
+def foreign_ops(module: ir.Module) -> list[tuple[str, str]]:
+    """Ops of dialects that can't be compiled, with their place in the text."""
+    found: list[tuple[str, str]] = []
+
+    def visit(op: ir.Operation) -> None:
+        if op.name.split(".")[0] not in (*ALLOWED, "tosa", "cf"):
+            found.append((op.name, str(op.location).removeprefix("loc(").removesuffix(")")))
+
+    _walk(module.operation, visit)
+    return found

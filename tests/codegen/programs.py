@@ -1,0 +1,137 @@
+"""Compiling small programs and running them against eager torch or numpy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.compiler.backends.cpu import compile_module
+from llmos.compiler.compiled import CompileObserver
+from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.driver.packaging import contents
+from llmos.compiler.driver.saved import Sidecar
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir import context, ir
+from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import Target, resolve
+from llmos.compiler.weights import Weight
+from llmos.runtime.artifact.writer import write_artifact
+from llmos.runtime.errors import UserError
+from llmos.runtime.program import Program
+
+V3, V4 = "x86-64-v3", "x86-64-v4"
+Array = np.ndarray
+
+
+def dim(name: str, low: int = 1, high: int = 2048) -> torch.export.Dim:
+    return torch.export.Dim(name, min=low, max=high)
+
+
+def options(target: str) -> CompileOptions:
+    return CompileOptions(target=target, cache=False, repro=None)
+
+
+def need(target: str) -> None:
+    """Skip where this machine can't run the target's code."""
+    try:
+        best = resolve("native")[0]
+    except UserError as error:
+        pytest.skip(str(error))
+    wanted = Target.parse(target)
+    if wanted.arch != best.arch or not set(wanted.required) <= set(best.required):
+        pytest.skip(f"this machine runs {best}, not {target}")
+
+
+class Returns(torch.nn.Module):
+    """Named outputs, each a function of the inputs: many small programs in one artifact."""
+
+    def __init__(self, **outputs: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self._functions = outputs
+        for name, function in outputs.items():
+            if isinstance(function, torch.nn.Module):
+                self.add_module(f"m_{name}", function)
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: function(*inputs) for name, function in self._functions.items()}
+
+
+def load(artifact: Any) -> Program:
+    """A program of an artifact, whose file is gone when it is loaded. Temporaries hold NaN before each call."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.llmos"
+        artifact.save(path)
+        return llmos.load(path, poison_arena=True)
+
+
+def compile_torch(module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]] | None = None, target: str = V4) -> Program:
+    """A program of a module; `dynamic`: for each input, its dynamic dims."""
+    need(target)
+    shapes: Any = None
+    if dynamic is not None:
+        shapes = {"inputs": tuple(dict(d) for d in dynamic)} if isinstance(module, Returns) else tuple(dict(d) for d in dynamic)
+    return load(compile_model(module.eval(), tuple(example), dynamic_shapes=shapes, options=options(target)))
+
+
+def compile_text(text: str, weights: Mapping[str, Array] | None = None, target: str = V4) -> Program:
+    """A program of linalg text (docs/architecture.md, "The linalg stage")."""
+    need(target)
+    with context(), ir.Location.unknown():
+        module = ir.Module.parse(text)
+    imported = ImportedModel("program", module, {name: Weight.of(array) for name, array in (weights or {}).items()})
+    compiled = compile_module(imported, resolve(target), options(target), CompileObserver())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.llmos"
+        write_artifact(path, contents(Sidecar("program", imported.weights, {}, {}, None), compiled))
+        return llmos.load(path, poison_arena=True)
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """As a program takes and gives it: bfloat16 as uint16."""
+    dense = tensor.detach().contiguous()
+    return dense.view(torch.int16).numpy().view(np.uint16) if dense.dtype == torch.bfloat16 else dense.numpy()
+
+
+def run(program: Program, *inputs: torch.Tensor) -> dict[str, Array]:
+    """Outputs by name."""
+    found = program(*[to_array(each) for each in inputs])
+    arrays = found if isinstance(found, tuple) else (found,)
+    return {spec.name: array for spec, array in zip(program["main"].outputs, arrays, strict=True)}
+
+
+def assert_like_eager(program: Program, module: torch.nn.Module, *inputs: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-5, exact: bool = False) -> None:
+    """Every output close to eager torch's, relative to its own scale; integers and bool, or all with `exact`, equal."""
+    found = run(program, *inputs)
+    with torch.no_grad():
+        expected = module(*inputs)
+    if not isinstance(expected, dict):
+        leaves = torch.utils._pytree.tree_leaves(expected)
+        expected = dict(zip(found, leaves, strict=True))
+    wrong = [message for name in expected if (message := _difference(name, found[name], expected[name], rtol, atol, exact))]
+    assert not wrong, f"inputs {[tuple(each.shape) for each in inputs]}: " + "; ".join(wrong)
+
+
+def _difference(name: str, found: Array, expected: torch.Tensor, rtol: float, atol: float, exact: bool) -> str:
+    if expected.dtype == torch.bfloat16:
+        found, expected = (found.astype(np.uint32) << 16).view(np.float32), expected.float()
+    want = expected.detach().numpy()
+    if found.shape != want.shape or found.dtype != want.dtype:
+        return f"{name}: {found.dtype}{found.shape} instead of {want.dtype}{want.shape}"
+    if exact or not np.issubdtype(want.dtype, np.floating):
+        return "" if np.array_equal(found, want, equal_nan=np.issubdtype(want.dtype, np.floating)) else f"{name}: {_first(found, want, found != want)}"
+    finite = np.isfinite(want)
+    scale = np.abs(want[finite]).max(initial=0.0)
+    same = np.where(finite, np.abs(np.where(finite, found, 0) - np.where(finite, want, 0)) <= atol + rtol * scale, (found == want) | (np.isnan(found) & np.isnan(want)))
+    return "" if same.all() else f"{name}: {_first(found, want, ~same)}"
+
+
+def _first(found: Array, want: Array, wrong: Array) -> str:
+    where = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.ndim else ()
+    return f"{int(wrong.sum())} of {wrong.size} wrong, at {where} {found[where]} instead of {want[where]}"

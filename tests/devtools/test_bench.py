@@ -1,0 +1,119 @@
+"""`llmos bench`: its arithmetic, its made-up inputs, and a whole run on a small model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmos.compiler.devtools.bench.inputs import make_inputs, parse_shape
+from llmos.compiler.devtools.bench.measure import Measurement
+from llmos.compiler.devtools.bench.peak import measure_peak
+from llmos.compiler.devtools.bench.work import evaluate, total_flops
+from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, Symbol, TensorSpec
+from llmos.runtime.cli.command import run
+from llmos.runtime.errors import ArtifactError, InputError
+
+MANIFEST = Manifest(
+    "m",
+    entries=(
+        EntrySpec(
+            "main",
+            "__tvm_ffi_main",
+            "__llmos_shapes_main",
+            (
+                TensorSpec("input_ids", "int64", ("batch", "tokens")),
+                TensorSpec("attention_mask", "int64", ("batch", "tokens")),
+                TensorSpec("pixels", "float32", ("batch", "2*tokens + 1")),
+            ),
+            (),
+        ),
+    ),
+    symbols=(Symbol("batch", 1, 64), Symbol("tokens", 2, 100)),
+    kernels=(KernelSpec("k0", "contraction", {"flops": "2*batch*tokens*384"}), KernelSpec("k1", "gather")),
+)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("7", 7), ("2*batch*tokens", 60), ("(tokens + 1)//2", 5), ("min(tokens, 4)", 4), ("floor(tokens/4)", 2), ("-batch + tokens**2", 97)],
+)
+def test_sizes_are_arithmetic_of_the_symbols(expression: str, value: float) -> None:
+    assert evaluate(expression, {"batch": 3, "tokens": 10}) == value
+
+
+@pytest.mark.parametrize("expression", ["__import__('os')", "batch.real", "unknown", "9**9**9", "[1]", "1/0", "print(1)", "'a'*9"])
+def test_anything_else_is_refused_and_never_run(expression: str) -> None:
+    with pytest.raises(ArtifactError, match="is no size"):
+        evaluate(expression, {"batch": 3})
+
+
+def test_flops_are_summed_where_kernels_declare_them() -> None:
+    assert total_flops(MANIFEST, {"batch": 2, "tokens": 3}) == 2 * 2 * 3 * 384
+
+
+def test_sizes_that_are_not_given_are_usual_ones_within_the_range() -> None:
+    assert parse_shape("", MANIFEST) == {"batch": 1, "tokens": 100}
+    assert parse_shape("tokens=7,batch=2", MANIFEST) == {"batch": 2, "tokens": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("rows=1", "no dimension is called 'rows'"), ("tokens=101", "from 2 to 100"), ("batch=x", "from 1")]
+)
+def test_bad_sizes(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_shape(text, MANIFEST)
+
+
+def test_made_up_inputs_have_the_declared_shapes_and_are_the_same_each_time(tmp_path: Path) -> None:
+    sizes = {"batch": 2, "tokens": 3}
+    ids, mask, pixels = make_inputs(MANIFEST.entries[0], sizes, {})
+    assert ids.shape == (2, 3) and ids.dtype == np.int64 and ids.min() >= 0
+    assert (mask == 1).all()
+    assert pixels.shape == (2, 7) and pixels.dtype == np.float32
+    np.testing.assert_array_equal(make_inputs(MANIFEST.entries[0], sizes, {})[2], pixels)
+    np.save(tmp_path / "pixels.npy", np.zeros((2, 7), np.float32))
+    assert (make_inputs(MANIFEST.entries[0], sizes, {"pixels": tmp_path / "pixels.npy"})[2] == 0).all()
+
+
+def test_errors_are_the_largest_difference_or_none_for_other_shapes() -> None:
+    one = Measurement("a", (1.0,), [np.array([1.0, 2.0])])
+    assert one.error_against([np.array([1.0, 2.5])]) == 0.5
+    assert one.error_against([np.zeros(3)]) is None
+
+
+def test_the_peak_is_that_of_a_processor_of_this_century() -> None:
+    assert 1e9 < measure_peak(1) < 1e13
+
+
+@pytest.mark.slow
+def test_a_small_model_against_torch_and_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("LLMOS_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "linear.pt2"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.export.save(torch.export.export(torch.nn.Linear(64, 32).eval(), (torch.randn(3, 64),), dynamic_shapes=({0: batch},)), source)
+    arguments = [
+        "bench",
+        str(source),
+        "--against",
+        "eager,onnxruntime",
+        "--input-shape",
+        "s0=5",
+        "--threads",
+        "1",
+        "--runs",
+        "20",
+        "--json",
+    ]
+    assert run(arguments) == 0
+    measured = {record["engine"]: record for record in json.loads(capsys.readouterr().out)["measurements"]}
+    assert list(measured) == ["llmos", "eager", "onnxruntime"]
+    assert all(record["num_runs"] >= 20 and 0 < record["median_s"] <= record["p95_s"] <= record["p99_s"] for record in measured.values())
+    assert measured["llmos"]["max_error"] < 1e-4 and measured["onnxruntime"]["max_error"] < 1e-4
+    assert measured["llmos"]["flops_per_s"] == pytest.approx(2 * 5 * 64 * 32 / measured["llmos"]["median_s"])

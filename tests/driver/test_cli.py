@@ -1,0 +1,142 @@
+"""`llmos opt` and `llmos compile` as a user calls them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.runtime.cli.command import run
+
+RELU_LAYER = """
+func.func @main(%x: tensor<1x1024xf32> {llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = [1, 1024]})
+    -> (tensor<1x256xf32> {llmos.name = "y", llmos.dtype = "float32"}) {
+  %weight = arith.constant dense<0.5> : tensor<256x1024xf32>
+  %zero = arith.constant 0.0 : f32
+  %empty = tensor.empty() : tensor<1x256xf32>
+  %init = linalg.fill ins(%zero : f32) outs(%empty : tensor<1x256xf32>) -> tensor<1x256xf32>
+  %space = tensor.empty() : tensor<1024x256xf32>
+  %turned = linalg.transpose ins(%weight : tensor<256x1024xf32>) outs(%space : tensor<1024x256xf32>) permutation = [1, 0]
+  %product = linalg.matmul ins(%x, %turned : tensor<1x1024xf32>, tensor<1024x256xf32>) outs(%init : tensor<1x256xf32>) -> tensor<1x256xf32>
+  %y = tosa.clamp %product {min_val = 0.0 : f32, max_val = 3.40282347E+38 : f32} : (tensor<1x256xf32>) -> tensor<1x256xf32>
+  return %y : tensor<1x256xf32>
+}
+"""
+PIPELINE = "tosa-to-linalg,linalg-generalize-named-ops,linalg-fuse-elementwise-ops,arith-expand,canonicalize"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    monkeypatch.setenv("LLMOS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def relu_layer(tmp_path: Path) -> Path:
+    path = tmp_path / "layer.mlir"
+    path.write_text(RELU_LAYER)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "linear.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(4, 3).eval(), (torch.randn(2, 4),)), path)
+    return path
+
+
+def test_opt_runs_passes_by_name(relu_layer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["opt", str(relu_layer), "-p", PIPELINE, "--timing"]) == 0
+    out, err = capsys.readouterr()
+    assert "linalg.generic" in out and "tosa" not in out and "linalg.matmul" not in out
+    assert "linalg-fuse-elementwise-ops" in err and "total" in err
+
+
+def test_opt_reads_standard_input_and_writes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("func.func @f(%a: i32) -> i32 { return %a : i32 }"))
+    assert run(["opt", "-", "-p", "cse", "-o", str(tmp_path / "out.mlir")]) == 0
+    assert "@f" in (tmp_path / "out.mlir").read_text()
+
+
+def test_opt_dumps_what_changed(relu_layer: Path, tmp_path: Path) -> None:
+    assert run(["opt", str(relu_layer), "-p", PIPELINE, "-o", str(tmp_path / "out.mlir"), "--dump-ir", str(tmp_path / "dump")]) == 0
+    assert (tmp_path / "dump" / "01-tosa-to-linalg.mlir").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["opt", "FILE", "-p", "linalg-fuse-elementwise"], "did you mean linalg-fuse-elementwise-ops"),
+        (["opt", "missing.mlir", "-p", "cse"], "can't read missing.mlir"),
+        (["opt", "FILE", "-p", "arith-expand{nonsense=1}"], "no such option nonsense"),
+        (["opt", "FILE", "-p", "cse", "-o", "/nonexistent/out.mlir"], "can't write /nonexistent/out.mlir"),
+        (["compile", "missing.onnx"], "no such file or directory: missing.onnx"),
+        (["compile", "FILE", "--target", "pdp-11"], "is no target"),
+        (["compile", "FILE", "--precision", "fp31"], "precision has no 'fp31'"),
+        (["compile", "FILE", "--stop-after", "fusd.mlir"], "did you mean fused.mlir"),
+        (["compile", "FILE", "-o", "/nonexistent/m.llmos"], "no such directory: /nonexistent"),
+        (["bench", "missing.llmos"], "no such file or directory"),
+        (["bench", "FILE", "--against", "nobody"], "no engine is called 'nobody'"),
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(
+    arguments: list[str], message: str, relu_layer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([str(relu_layer) if part == "FILE" else part for part in arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_compile_writes_an_artifact_and_says_where(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "linear.llmos"
+    assert run(["compile", str(exported), "-o", str(out), "--target", "native"]) == 0
+    captured = capsys.readouterr()
+    assert str(out) in captured.out
+    assert "import:" in captured.err and "write:" in captured.err
+    assert "\x1b" not in captured.err
+
+
+def test_quiet_says_nothing_but_the_result(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile", str(exported), "-o", str(tmp_path / "linear.llmos"), "--target", "native", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_layer_with_relu_runs_through_named_passes_and_compiles(relu_layer: Path, tmp_path: Path) -> None:
+    optimized, out = tmp_path / "optimized.mlir", tmp_path / "layer.llmos"
+    assert run(["opt", str(relu_layer), "-p", PIPELINE, "-o", str(optimized)]) == 0
+    for source in (relu_layer, optimized):
+        assert run(["compile", str(source), "-o", str(out), "--target", "native", "-q"]) == 0
+        x = np.random.default_rng(0).standard_normal((1, 1024), np.float32)
+        with llmos.load(out) as program:
+            np.testing.assert_allclose(program(x), np.maximum(x @ np.full((1024, 256), 0.5, np.float32), 0), rtol=1e-4, atol=1e-4)
+
+
+def test_check_says_how_every_op_compiles(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", str(exported)]) == 0
+    out = capsys.readouterr().out
+    assert "aten.linear" in out and "every op compiles" in out
+
+
+def test_check_finds_what_does_not_compile_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "inverse.pt2"
+
+    class Inverse(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(torch.relu(x))
+
+    torch.export.save(torch.export.export(Inverse(), (torch.randn(4, 4),)), source)
+    assert run(["check", str(source), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert not rows[0]["supported"] and "svd" in rows[0]["op"]
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run(["compile", str(source), "-o", str(out / "inverse.llmos"), "-q"]) == 2
+    err = capsys.readouterr().err
+    assert "svd" in err and err.count("\n") == 1
+    assert list(out.iterdir()) == []
