@@ -170,46 +170,90 @@ def _depends(value: ir.Value, on: ir.Value, body: ir.Block) -> bool:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A generic that is sum over k of a*b: the role of each loop dim."""
+    """A generic that is sum over k of a*b: the role of each loop dim.
+
+    `left` is the operand that holds m; the other, right one holds n, among it the output's last dim, along which a kernel has its lanes.
+    The windows of a convolution are sums of dims in one operand's map.
+    """
 
     generic: Generic
+    left: int
     batch: tuple[int, ...]
     m: tuple[int, ...]
     n: tuple[int, ...]
     k: tuple[int, ...]
 
     @property
+    def right(self) -> int:
+        return 1 - self.left
+
+    @property
     def lhs(self) -> ir.Value:
-        return self.generic.inputs[0]
+        return self.generic.inputs[self.left]
 
     @property
     def rhs(self) -> ir.Value:
-        return self.generic.inputs[1]
+        return self.generic.inputs[self.right]
+
+    @property
+    def lhs_map(self) -> ir.AffineMap:
+        return self.generic.maps[self.left]
+
+    @property
+    def rhs_map(self) -> ir.AffineMap:
+        return self.generic.maps[self.right]
+
+    @property
+    def out_map(self) -> ir.AffineMap:
+        return self.generic.maps[2]
 
 
 def contraction_of(op: ir.Operation) -> Contraction | None:
-    """The contraction that an op is, or None. Operands may be transposed or broadcast along any dim."""
+    """The contraction that an op is, or None. Operands may be transposed, broadcast along any dim, or read through windows."""
     if op.name != "linalg.generic":
         return None
     generic = Generic(op)
-    if generic.num_inputs != 2 or len(op.results) != 1 or not generic.reduction_dims:
+    if generic.num_inputs != 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
         return None
-    found = [dim_positions(affine) for affine in generic.maps]
-    constant = [
-        all(p is not None or isinstance(e, ir.AffineConstantExpr) for p, e in zip(ps, a.results, strict=True))
-        for ps, a in zip(found, generic.maps, strict=True)
-    ]
-    if not all(constant) or not _is_multiply_add(generic):
+    out = [p for p in dim_positions(generic.maps[2]) if p is not None]
+    operands = [dims_of(affine) for affine in generic.maps[:2]]
+    if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims):
         return None
-    lhs, rhs, out = ({p for p in positions if p is not None} for positions in found)
-    dims = range(generic.rank)
-    batch = tuple(d for d in dims if d in out and d in lhs and d in rhs)
-    m = tuple(d for d in dims if d in out and d in lhs and d not in rhs)
-    n = tuple(d for d in dims if d in out and d in rhs and d not in lhs)
-    k = tuple(generic.reduction_dims)
-    if any(d not in lhs or d not in rhs for d in k) or any(d not in lhs | rhs for d in out) or not n:
+    left = next((i for i in (0, 1) if out[-1] not in operands[i]), None)
+    if left is None:
         return None
-    return Contraction(generic, batch, m, n, k)
+    lhs, rhs = operands[left], operands[1 - left]
+    m = tuple(d for d in sorted(out) if d in lhs and d not in rhs)
+    # what stands before an m dim in the output is walked outside of it
+    inner = out.index(m[-1]) if m else -1
+    n = tuple(d for d in out[inner + 1 :] if d not in lhs)
+    batch = tuple(d for d in sorted(out) if d not in m and d not in n)
+    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(generic, left, m):
+        return None
+    return Contraction(generic, left, batch, m, n, tuple(generic.reduction_dims))
+
+
+def _is_worth(generic: Generic, left: int, m: Sequence[int]) -> bool:
+    """A window that is read for one row (a depthwise convolution) gains nothing from being gathered into a panel."""
+    plain = all(p is not None or isinstance(e, ir.AffineConstantExpr) for a in generic.maps[:2] for p, e in zip(dim_positions(a), a.results, strict=True))
+    if plain:
+        return True
+    axes = {e.position: axis for axis, e in enumerate(generic.maps[left].results) if isinstance(e, ir.AffineDimExpr)}
+    shape = ir.RankedTensorType(generic.inputs[left].type).shape
+    return any(d in axes and shape[axes[d]] != 1 for d in m)
+
+
+def dims_of(affine: ir.AffineMap) -> set[int]:
+    """Every loop dim that a map mentions."""
+    found: set[int] = set()
+    pending = list(affine.results)
+    while pending:
+        expr = pending.pop()
+        if isinstance(expr, ir.AffineDimExpr):
+            found.add(expr.position)
+        elif isinstance(expr, ir.AffineBinaryExpr):
+            pending += [expr.lhs, expr.rhs]
+    return found
 
 
 def _is_multiply_add(generic: Generic) -> bool:

@@ -66,7 +66,7 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
         output_names=(plan.output,),
         name=name or source.path.resolve().name,
         assets=source.assets(),
-        metadata={**plan.metadata, "max_length": source.max_length(limit), "model_type": str(source.config["model_type"])},
+        metadata={**plan.metadata, **_labels(plan, model.config), "max_length": source.max_length(limit), "model_type": str(source.config["model_type"])},
     )
     return replace(imported, examples=examples)
 
@@ -95,8 +95,7 @@ def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
         return _Plan("AutoModel", _Pool(pooling, normalize), "embeddings", metadata)
     for ending, (task, loader) in _HEADS.items():
         if source.architecture.endswith(ending):
-            labels = {str(key): value for key, value in dict(source.config.get("id2label") or {}).items()}
-            return _Plan(loader, lambda output, mask: output.logits, "logits", {"task": task, "labels": labels})
+            return _Plan(loader, lambda output, mask: output.logits, "logits", {"task": task})
     return _Plan("AutoModel", lambda output, mask: output.last_hidden_state, "last_hidden_state", {"task": "feature-extraction"})
 
 
@@ -168,6 +167,13 @@ def positions(model: nn.Module) -> int:
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - first
     return int(getattr(model.config, "max_position_embeddings", 512))
+
+
+def _labels(plan: _Plan, config: Any) -> dict[str, Any]:
+    """Names of a classifier's logits."""
+    if plan.output != "logits":
+        return {}
+    return {"labels": {str(index): str(label) for index, label in config.id2label.items()}}
 
 
 def _example(seed: int, batch: int, length: int, config: Any) -> tuple[np.ndarray, np.ndarray]:

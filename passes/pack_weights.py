@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, pure_source
+from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
 from llmos.compiler.symbolic import argument_attributes
 from llmos.passes._pass import Pass
 
@@ -66,9 +66,9 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
         return None
     block = dispatch.regions[0].blocks[0]
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
-    if root.batch and any(d in dim_positions(root.generic.maps[1]) for d in root.batch):
+    if any(d in dims_of(root.rhs_map) for d in root.batch) or any(p is None and not isinstance(e, ir.AffineConstantExpr) for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)):
         return None
-    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.generic.maps[1])])
+    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)])
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
         return None
     if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):

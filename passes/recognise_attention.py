@@ -199,7 +199,7 @@ def _closed(group: list[ir.Operation], last: ir.Operation) -> bool:
 def _roles_fit(scores: Contraction, values: Contraction, logits: ir.Value, weights: int) -> bool:
     """Whether dims have the roles that the kernel needs: one i, one j, one depth."""
     rows = values.m if weights == 0 else values.n
-    if len(rows) != 1 or len(scores.k) != 1 or len(scores.m) != 1 or len(scores.n) != 1:
+    if scores.left != 0 or values.left != 0 or len(rows) != 1 or len(scores.k) != 1 or len(scores.m) != 1 or len(scores.n) != 1:
         return False
     if not is_identity(scores.generic.maps[2]) and len(set(dim_positions(scores.generic.maps[2]))) != scores.generic.rank - 1:
         return False

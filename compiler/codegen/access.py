@@ -27,7 +27,7 @@ class Accesses:
 
     def trace(self, value: ir.Value, forms: Sequence[Form]) -> None:
         """Record what evaluating `value` at a point given by `forms` reads."""
-        key = (value, tuple(None if form is None else tuple(sorted(form.items())) for form in forms))
+        key = self._key(value, forms)
         if key in self._seen:
             return
         self._seen.add(key)
@@ -42,6 +42,19 @@ class Accesses:
             self._shifted(owner.operation, forms)
         elif owner.name == "linalg.generic" and not is_fill(owner.operation):
             self._generic(Generic(owner.operation), value, forms)
+
+    def trace_map(self, value: ir.Value, affine: ir.AffineMap) -> None:
+        """Record what an operand read through `affine` reads."""
+        identity: list[Form] = [{dim: 1} for dim in range(affine.n_dims)]
+        self.trace(value, [apply_form(expr, identity) for expr in affine.results])
+
+    def ignore(self, value: ir.Value, forms: Sequence[Form]) -> None:
+        """Take a value as held in registers where it is read at `forms`."""
+        self._seen.add(self._key(value, forms))
+
+    @staticmethod
+    def _key(value: ir.Value, forms: Sequence[Form]) -> tuple[object, ...]:
+        return (value, tuple(None if form is None else tuple(sorted(form.items())) for form in forms))
 
     def _generic(self, generic: Generic, value: ir.Value, forms: Sequence[Form]) -> None:
         loop: list[Form] = [{}] * generic.rank

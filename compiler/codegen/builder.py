@@ -6,7 +6,7 @@ block, so that loops stay clean and each exists once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -298,6 +298,14 @@ class Builder:
         with ir.InsertionPoint(block):
             yield
             ir.Operation.create("scf.yield")
+
+    def choose(self, condition: Value, kind: ir.Type, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
+        """An `scf.if` with one result."""
+        op = ir.Operation.create("scf.if", results=[kind], operands=[condition], regions=2)
+        for region, emit in zip(op.regions, (yes, no), strict=True):
+            with ir.InsertionPoint(region.blocks.append()):
+                ir.Operation.create("scf.yield", operands=[emit()])
+        return op.results[0]
 
 
 class Sizes:

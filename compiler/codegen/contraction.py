@@ -1,4 +1,4 @@
-"""Contractions: sum over k of a*b with a fused prologue on either side and a fused epilogue.
+"""Contractions: sum over k of a*b with a fused prologue on either side and a fused epilogue. Convolutions are contractions whose right side is windows.
 
 The grid is batch x row chunks x column panels, panels fastest, so that consecutive tiles share their rows. A constant right side is packed at compile
 time into panels [n/48][k][48], one layout for every instruction set; another right side is packed by the tile into scratch. Rows are read in place where
@@ -7,26 +7,28 @@ they lie densely along k, otherwise (a transposition, a prologue) they are evalu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import sympy
 
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane
-from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, Spread
+from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.packing import PANEL
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, contraction_of, fill_value, is_fill, reaches
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, reaches
 from llmos.compiler.symbolic import Expr
-
 
 ROW_CHUNK_BYTES = 1 << 20  # rows of one tile stay in half of a level-2 cache
 MAX_ROWS = 256
 ALIGN = 64
 PREFETCH = 16  # rows of a packed panel between a read and the request for it: measured best of 0, 16, 32 and 64 with weights cold and warm
+ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of two don't share cache sets
 
 
 def contraction_in(dispatch: Dispatch) -> Contraction:
@@ -42,53 +44,66 @@ def row_chunk(k: Expr) -> int:
     return max(16, min(MAX_ROWS, ROW_CHUNK_BYTES // (4 * max(1, int(k))) // 8 * 8))
 
 
-class ContractionEmitter:
-    """Emits one contraction dispatch."""
+@dataclass
+class Layout:
+    """What is known of a contraction before anything is emitted."""
 
-    def __init__(self, dispatch: Dispatch, shape: TileShape) -> None:
-        self.dispatch, self.shape = dispatch, shape
-        self.root = contraction_in(dispatch)
+    dispatch: Dispatch
+
+    def __post_init__(self) -> None:
+        self.root = contraction_in(self.dispatch)
         self.generic = self.root.generic
-        self.root_value = self.generic.op.results[0]
-        self.sizes = self.generic.loop_sizes(dispatch.shapes)
-        self.packed = self.is_packed(self.root.rhs)
-        self.accesses = self._trace()
-        self.m_groups = group_dims(self.accesses, self.sizes, self.root.m)
-        self.m, self.n, self.k = (product([self.sizes[d] for d in dims]) for dims in (self.root.m, self.root.n, self.root.k))
-        self.chunk = row_chunk(self.k)
+        self.value = self.generic.op.results[0]
+        self.sizes = self.generic.loop_sizes(self.dispatch.shapes)
+        self.m, self.n, self.k = (self.extent(dims) for dims in (self.root.m, self.root.n, self.root.k))
+        self.batch = [self.sizes[d] for d in self.root.batch]
+        self.packed = self._is_packed()
+        outside = self._trace_left_and_outputs()
+        self.m_groups = group_dims(outside, self.sizes, self.root.m)
+        self.n_groups = group_dims(outside, self.sizes, self.root.n)
+        self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
         self.in_place = self._lhs_in_place()
 
-    def is_packed(self, value: Value) -> bool:
+    def extent(self, dims: Sequence[int]) -> Expr:
+        return product([self.sizes[dim] for dim in dims])
+
+    def real(self, dims: Sequence[int]) -> list[int]:
+        """Dims that are not of size 1."""
+        return [dim for dim in dims if self.sizes[dim] != 1]
+
+    def _is_packed(self) -> bool:
         """Whether the right side is a weight that the compiler packed into panels."""
-        if not isinstance(value.owner, ir.Block):
+        if not isinstance(self.root.rhs.owner, ir.Block):
             return False
-        position = list(self.dispatch.block.arguments).index(value)
+        position = list(self.dispatch.block.arguments).index(self.root.rhs)
         attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
         return "llmos.packed" in ir.DictAttr(attributes)
 
-    def _trace(self) -> Accesses:
-        """Memory accesses by loop dims of the root."""
+    def _trace_right(self) -> Accesses:
         accesses = Accesses(self.dispatch)
-        for operand, affine in zip(self.generic.inputs, self.generic.maps, strict=False):
-            if operand == self.root.rhs and self.packed:
-                continue
-            accesses.trace(operand, [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in affine.results])
-        root_forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.generic.maps[2].results]
+        if not self.packed:
+            accesses.trace_map(self.root.rhs, self.root.rhs_map)
+        return accesses
+
+    def _trace_left_and_outputs(self) -> Accesses:
+        """Memory accesses, by loop dims of the root, of all but the right side."""
+        accesses = Accesses(self.dispatch)
+        accesses.trace_map(self.root.lhs, self.root.lhs_map)
+        forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.root.out_map.results]
+        accesses.ignore(self.value, forms)
         for value in self.dispatch.results:
-            forms = self._forms_of(value, root_forms)
-            accesses.leaves.append((self.dispatch.shapes.shape(value), list(forms)))
-            if value != self.root_value:
-                accesses._seen.add((self.root_value, tuple(tuple(sorted(f.items())) for f in root_forms)))
-                accesses.trace(value, forms)
+            own = self._forms_of(value, forms)
+            accesses.leaves.append((self.dispatch.shapes.shape(value), list(own)))
+            accesses.trace(value, own)
         return accesses
 
     def _forms_of(self, value: Value, root_forms: list[dict[int, int]]) -> list[dict[int, int]]:
         """Index forms of an epilogue's output in terms of the root's dims, following the maps between."""
-        if value == self.root_value:
+        if value == self.value:
             return root_forms
         generic = Generic(value.owner.operation)
         for operand, affine in zip(generic.inputs, generic.maps, strict=False):
-            if not reaches(operand, self.root_value):
+            if not reaches(operand, self.value):
                 continue
             inner = self._forms_of(operand, root_forms)
             loop: list[dict[int, int]] = [{} for _ in range(generic.rank)]
@@ -99,190 +114,216 @@ class ContractionEmitter:
         raise AssertionError("an epilogue that doesn't use the contraction")
 
     def _lhs_in_place(self) -> bool:
-        """Rows are read where they are when the left side is a buffer, dense along one k, its m dims one index."""
+        """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
         operand = self.root.lhs
-        if not isinstance(operand.owner, ir.Block) or str(operand.type.element_type) != "f32":
+        if not isinstance(operand.owner, ir.Block) or not isinstance(operand.type.element_type, ir.F32Type) or len(self.m_groups) > 1:
             return False
-        positions = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in self.generic.maps[0].results]
-        k_real = [d for d in self.root.k if self.sizes[d] != 1]
-        return len(k_real) <= 1 and positions[-1] in self.root.k and len(self.m_groups) <= 1 and (not k_real or positions[-1] == k_real[0])
-
-    # -- emission
-    def emit(self, module: ir.Module) -> Launch:
-        panels, chunks = ceil_div(self.n, PANEL), ceil_div(self.m, self.chunk)
-        batch = [self.sizes[d] for d in self.root.batch]
-        with kernel(module, self.dispatch) as frame, frame.tiles() as tile:
-            self.frame, b, sizes = frame, frame.b, frame.evaluator.sizes
-            *rest, panel = split_index(b, sizes, tile, [product(batch), chunks, panels])
-            self.batch = split_index(b, sizes, rest[0], batch)
-            low = b.mul(rest[1], b.index(self.chunk))
-            high = b.minimum(b.add(low, b.index(self.chunk)), sizes(self.m))
-            first = b.mul(panel, b.index(PANEL))
-            self._tile(low, high, first, panel)
-        return Launch(sympy.expand(product(batch) * chunks * panels), self._scratch_bytes())
+        shape = self.dispatch.shapes.shape(operand)
+        axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]
+        k = self.real(self.root.k)
+        sizes = [size for size in shape if size != 1]
+        return bool(k) and axes[len(axes) - len(k) :] == k and sizes[len(axes) - len(k) :] == [self.sizes[d] for d in k]
 
     @property
+    def starts_at_zero(self) -> bool:
+        """Whether the accumulator's initial value is a constant 0."""
+        owner = self.generic.inits[0].owner
+        scalar = fill_value(owner.operation) if not isinstance(owner, ir.Block) and is_fill(owner.operation) else None
+        source = scalar.owner if scalar is not None else None
+        if source is None or isinstance(source, ir.Block) or source.name != "arith.constant":
+            return False
+        return ir.FloatAttr(source.attributes["value"]).value == 0.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The left side of a tile: row r starts at base + (r - first) * stride elements."""
+
+    base: Value
+    stride: Value
+    first: Value
+
+
+class ContractionEmitter:
+    """Emits one contraction dispatch."""
+
+    def __init__(self, dispatch: Dispatch, shape: TileShape) -> None:
+        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch)
+        self.root, self.sizes = self.layout.root, self.layout.sizes
+        self.chunk = row_chunk(self.layout.k)
+
+    def emit(self, module: ir.Module) -> Launch:
+        layout = self.layout
+        panels, chunks, batch = ceil_div(layout.n, PANEL), ceil_div(layout.m, self.chunk), product(layout.batch)
+        with kernel(module, self.dispatch) as frame, frame.tiles() as tile:
+            self.frame: Frame = frame
+            b, size = frame.b, frame.evaluator.sizes
+            flat, chunk, panel = split_index(b, size, tile, [batch, chunks, panels])
+            self.batch = split_index(b, size, flat, layout.batch)
+            low = b.mul(chunk, b.index(self.chunk))
+            high = b.minimum(b.add(low, b.index(self.chunk)), size(layout.m))
+            self._tile(low, high, b.mul(panel, b.index(PANEL)), panel)
+        return Launch(sympy.expand(batch * chunks * panels), self._scratch_bytes())
+
+    # -- scratch: the accumulator tile, then evaluated rows, then a panel packed here
+    @property
     def _rows_offset(self) -> Expr:
-        """Scratch holds the accumulator tile, then the evaluated rows, then the packed panel."""
         return sympy.Integer(self.shape.rows * PANEL * 4)
 
     @property
     def _panel_offset(self) -> Expr:
-        rows = sympy.Integer(0) if self.in_place else 4 * self.chunk * (self.k + 16)
-        return ceil_div(sympy.expand(self._rows_offset + rows), ALIGN) * ALIGN
+        rows = sympy.S.Zero if self.layout.in_place else 4 * self.chunk * (self.layout.k + ROW_PADDING)
+        return sympy.expand(ceil_div(sympy.expand(self._rows_offset + rows), ALIGN) * ALIGN)
 
     def _scratch_bytes(self) -> Expr:
-        return sympy.expand(self._panel_offset + (0 if self.packed else 4 * PANEL * self.k))
+        return sympy.expand(self._panel_offset + (0 if self.layout.packed else 4 * PANEL * self.layout.k))
 
+    # -- one tile
     def _tile(self, low: Value, high: Value, first: Value, panel: Value) -> None:
-        b, frame, sizes = self.frame.b, self.frame, self.frame.evaluator.sizes
-        if self.packed:
+        b, frame, size = self.frame.b, self.frame, self.frame.evaluator.sizes
+        if self.layout.packed:
             weight = frame.evaluator.buffers[self.root.rhs].pointer
-            panel_base = b.address(weight, b.mul(panel, b.mul(sizes(self.k), b.index(PANEL))), b.f32)
+            base = b.address(weight, b.mul(panel, b.mul(size(self.layout.k), b.index(PANEL))), b.f32)
         else:
-            panel_base = b.address(frame.scratch, sizes(self._panel_offset), b.i8)
-            self._pack_panel(panel_base, first)
-        rows = self._rows(low, high)
-        for_row_blocks(b, low, high, self.shape.rows, lambda row, count: self._block(rows, panel_base, row, low, first, count))
+            base = b.address(frame.scratch, size(self._panel_offset), b.i8)
+            self._pack_panel(base, first)
+        rows = self._rows_in_place() if self.layout.in_place else self._evaluated_rows(low, high)
+        for_row_blocks(b, low, high, self.shape.rows, lambda row, count: self._block(rows, base, row, first, count))
 
-    def _rows(self, low: Value, high: Value) -> tuple[Value, Value, bool]:
-        """(address of row 0 of the tile or of the tensor, row stride, whether rows count from `low`)."""
+    def _rows_in_place(self) -> Rows:
         b, ev = self.frame.b, self.frame.evaluator
-        if self.in_place:
-            buffer = ev.buffers[self.root.lhs]
-            coords = ev.apply(self.generic.maps[0], self._loop_point(m=b.index(0)))
-            base = ev.locate(buffer, coords)
-            stride = self._row_stride(buffer)
-            return b.address(buffer.pointer, base, b.f32), ev.sizes(stride), False  # type: ignore[arg-type]
-        base_pointer = b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8)
-        stride_value = ev.sizes(sympy.expand(self.k + 16))
+        buffer = ev.buffers[self.root.lhs]
+        base = ev.locate(buffer, ev.apply(self.root.lhs_map, self._point()))
+        stride: Expr = sympy.S.Zero
+        if self.layout.m_groups:
+            stride = buffer.strides[dim_positions(self.root.lhs_map).index(self.layout.m_groups[-1][-1])]
+        return Rows(b.address(buffer.pointer, base, b.f32), ev.sizes(stride), b.index(0))  # type: ignore[arg-type]
+
+    def _evaluated_rows(self, low: Value, high: Value) -> Rows:
+        """The chunk's rows in scratch, transposed and with the prologue applied."""
+        b, ev = self.frame.b, self.frame.evaluator
+        rows = Rows(b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8), ev.sizes(sympy.expand(self.layout.k + ROW_PADDING)), low)
+        target = Buffer(rows.base, b.f32, (self.layout.k,), (sympy.S.One,))
+        k_dims = self.layout.real(self.root.k)
         with b.loop(low, high, b.index(1)) as loop, ev.scope():
-            start = b.mul(b.sub(loop.iv, low), stride_value)
-            target = Buffer(base_pointer, b.f32, (self.k,), (sympy.Integer(1),))
-            self._evaluate_row(loop.iv, start, target)
-        return base_pointer, stride_value, True
+            start = b.mul(b.sub(loop.iv, low), rows.stride)
+            with self._nest(k_dims[:-1]) as outer:
 
-    def _row_stride(self, buffer: Buffer) -> Expr:
-        if not self.m_groups:
-            return sympy.Integer(0)
-        last = self.m_groups[-1][-1]
-        axis = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in self.generic.maps[0].results].index(last)
-        return buffer.strides[axis]
+                def write(k: Coord) -> None:
+                    point = self._point(m=loop.iv, k={**outer, **({k_dims[-1]: k} if k_dims else {})})
+                    at = self._flat(k_dims, {**outer, **({k_dims[-1]: b.index(0)} if k_dims else {})})
+                    offset = b.add(start, at)
+                    where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)  # type: ignore[arg-type]
+                    ev.store(ev.value(self.root.lhs, ev.apply(self.root.lhs_map, point)), target, [where])
 
-    def _evaluate_row(self, row: Value, start: Value, target: Buffer) -> None:
-        """One row of the left side into scratch, its prologue applied."""
+                if k_dims:
+                    self._over_lanes(self.sizes[k_dims[-1]], write)
+                else:
+                    write(b.index(0))
+        return rows
+
+    @contextmanager
+    def _nest(self, dims: Sequence[int]) -> Iterator[dict[int, Coord]]:
+        """Loops over some of the root's dims, outermost first; gives their counters."""
         b, ev = self.frame.b, self.frame.evaluator
+        counters: dict[int, Coord] = {}
+        with ExitStack() as stack:
+            for dim in dims:
+                loop = stack.enter_context(b.loop(b.index(0), ev.sizes(self.sizes[dim]), b.index(1)))
+                stack.enter_context(ev.scope())
+                counters[dim] = loop.iv
+            yield counters
 
-        def point(k: Coord) -> None:
-            loop = self._loop_point(m=row, k=k)
-            value = ev.value(self.root.lhs, ev.apply(self.generic.maps[0], loop))
-            where = Lane(b.add(start, k.base)) if isinstance(k, Lane) else b.add(start, k)
-            ev.store(value, target, [where])
+    def _flat(self, dims: Sequence[int], counters: dict[int, Coord]) -> Value:
+        """The row-major number of a point of some dims."""
+        b, flat = self.frame.b, self.frame.b.index(0)
+        for dim in dims:
+            flat = b.add(b.mul(flat, self.frame.evaluator.sizes(self.sizes[dim])), counters[dim])  # type: ignore[arg-type]
+        return flat
 
-        self._over_lanes(self.root.k, self.k, point)
-
-    def _over_lanes(self, dims: Sequence[int], extent: Expr, point: object) -> None:
-        """Call `point` over a flat extent: by vectors if one loop dim spans it, else by scalars."""
+    def _over_lanes(self, extent: Expr, point: Callable[[Coord], None]) -> None:
+        """Call `point` over an extent by vectors, the last one under a mask."""
         b, ev = self.frame.b, self.frame.evaluator
-        real = [d for d in dims if self.sizes[d] != 1]
-        high = ev.sizes(extent)
-        if len(real) > 1:
-            with b.loop(b.index(0), high, b.index(1)) as loop, ev.scope():
-                point(loop.iv)  # type: ignore[operator]
-            return
-        width = b.index(b.lanes)
+        high, width = ev.sizes(extent), b.index(b.lanes)
         whole = b.mul(b.div(high, width), width)
         with b.loop(b.index(0), whole, width) as loop, ev.scope():
-            point(Lane(loop.iv))  # type: ignore[operator]
+            point(Lane(loop.iv))
         if extent.is_Integer and int(extent) % b.lanes == 0:
             return
         with b.loop(whole, high, width) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
-            point(Lane(loop.iv))  # type: ignore[operator]
+            point(Lane(loop.iv))
 
     def _pack_panel(self, base: Value, first: Value) -> None:
         """48 columns of the right side into scratch as [k][48]; columns past the end are 0."""
         b, ev = self.frame.b, self.frame.evaluator
-        target = Buffer(base, b.f32, (), (sympy.Integer(1),))
-        flat_n = len([d for d in self.root.n if self.sizes[d] != 1]) <= 1
-        with b.loop(b.index(0), ev.sizes(self.k), b.index(1)) as loop, ev.scope():
-            row = b.mul(loop.iv, b.index(PANEL))
-            for v in range(PANEL // b.lanes):
-                column = b.add(first, b.index(v * b.lanes))
-                mask = b.tail_mask(b.sub(ev.sizes(self.n), column))
-                lane: Coord = Lane(column) if flat_n else ev.lanes_of(Lane(column))
+        target = Buffer(base, b.f32, (), (sympy.S.One,))
+        k_dims = self.layout.real(self.root.k)
+        columns: list[tuple[int, dict[int, Coord], Value]] = []
+        for offset in range(0, PANEL, b.lanes):
+            column = b.add(first, b.index(offset))
+            columns.append((offset, self._lanes(self.layout.right_groups, column), b.tail_mask(b.sub(ev.sizes(self.layout.n), column))))
+        with self._nest(k_dims) as counters:
+            row = b.mul(self._flat(k_dims, counters), b.index(PANEL))
+            for offset, lanes, mask in columns:
                 with ev.masked(mask):
-                    point = self._loop_point(n=lane, k=loop.iv)
-                    value = b.splat(ev.value(self.root.rhs, ev.apply(self.generic.maps[1], point)))
+                    value = b.splat(ev.value(self.root.rhs, ev.apply(self.root.rhs_map, self._point(n=lanes, k=counters))))
                     value = b.select(mask, value, b.neutral(b.f32, 0.0))
-                ev.store(value, target, [Lane(b.add(row, b.index(v * b.lanes)))])
+                ev.store(value, target, [Lane(b.add(row, b.index(offset)))])
 
-    def _loop_point(self, m: Coord | None = None, n: Coord | None = None, k: Coord | None = None) -> list[Coord]:
-        """Coordinates of the root's loop dims from flat m, n, k."""
-        b = self.frame.b
-        point: list[Coord] = [b.index(0)] * self.generic.rank
+    # -- points of the root's loops
+    def _point(self, m: Value | None = None, n: dict[int, Coord] | None = None, k: dict[int, Coord] | None = None) -> list[Coord]:
+        """Loop coordinates from a flat m and the counters of n and k; what is not given is 0."""
+        b, groups = self.frame.b, self.layout.m_groups
+        point: list[Coord] = [b.index(0)] * self.layout.generic.rank
         for dim, coord in zip(self.root.batch, self.batch, strict=True):
             point[dim] = coord
-        if m is not None:
-            self._spread_groups(point, self.m_groups, m)
-        for dims, coord in ((self.root.n, n), (self.root.k, k)):
-            if coord is not None:
-                self._spread(point, dims, coord)
+        if m is not None and groups:
+            extents = [self.layout.extent(group) for group in groups]
+            for group, index in zip(groups, split_index(b, self.frame.evaluator.sizes, m, extents), strict=True):
+                point[group[-1]] = index
+        for dim, coord in {**(n or {}), **(k or {})}.items():
+            point[dim] = coord
         return point
 
-    def _spread_groups(self, point: list[Coord], groups: list[list[int]], flat: Coord) -> None:
-        extents = [product([self.sizes[d] for d in group]) for group in groups]
-        if len(groups) == 1:
-            point[groups[0][-1]] = flat
-        elif groups:
-            for group, coord in zip(groups, split_index(self.frame.b, self.frame.evaluator.sizes, flat, extents), strict=True):  # type: ignore[arg-type]
-                point[group[-1]] = coord
-
-    def _spread(self, point: list[Coord], dims: Sequence[int], flat: Coord) -> None:
-        real = [d for d in dims if self.sizes[d] != 1]
-        if len(real) == 1:
-            point[real[0]] = flat
-        elif real:
-            value = self.frame.evaluator.lanes_of(flat)
-            for dim, coord in zip(real, self._split_lanes(value, [self.sizes[d] for d in real]), strict=True):
-                point[dim] = coord
-
-    def _split_lanes(self, flat: Value, extents: Sequence[Expr]) -> list[Value]:
-        b, coords = self.frame.b, []
-        for extent in reversed(extents[1:]):
-            size = self.frame.evaluator.sizes(extent)
-            coords.insert(0, b.binary("arith.remsi", flat, size))
+    def _lanes(self, groups: Sequence[Sequence[int]], first: Value) -> dict[int, Coord]:
+        """Coordinates of the n dims for a vector of columns: neighbours where the dims can be walked as one, spread otherwise."""
+        b, ev = self.frame.b, self.frame.evaluator
+        if len(groups) <= 1:
+            return {groups[0][-1]: Lane(first)} if groups else {}
+        flat = ev.lanes_of(Lane(first))
+        coords: dict[int, Coord] = {}
+        for group in reversed(groups[1:]):
+            size = ev.sizes(self.layout.extent(group))
+            coords[group[-1]] = Spread(b.index(0), b.binary("arith.remsi", flat, size))
             flat = b.binary("arith.divsi", flat, size)
-        return [flat, *coords]
+        coords[groups[0][-1]] = Spread(b.index(0), flat)
+        return coords
 
-    def _block(self, rows: tuple[Value, Value, bool], panel: Value, row: Value, low: Value, first: Value, count: int) -> None:
+    # -- rows by a panel
+    def _block(self, rows: Rows, panel: Value, row: Value, first: Value, count: int) -> None:
         """`count` rows by one panel: accumulate in registers, then the epilogue from an L1 tile."""
         b, shape = self.frame.b, self.shape
-        base, stride, relative = rows
-        start = b.sub(row, low) if relative else row
-        lhs = Strided(b.address(base, b.mul(start, stride), b.f32), stride, b.index(1))
+        lhs = Strided(b.address(rows.base, b.mul(b.sub(row, rows.first), rows.stride), b.f32), rows.stride, b.index(1))
         part = TileShape(min(count, shape.rows), shape.vectors, shape.lanes)
-        depth = self.frame.evaluator.sizes(self.k)
+        depth = self.frame.evaluator.sizes(self.layout.k)
+        prefetch = PREFETCH if self.layout.packed else 0
         for column in range(0, PANEL, shape.columns):
-            right = Panel(
-                b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), PREFETCH if self.packed else 0
-            )
+            right = Panel(b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), prefetch)
             made = accumulate(b, part, lhs, right, depth, zeros(b, part))
             store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), PANEL)
         self._epilogue(row, first, count)
 
     def _epilogue(self, row: Value, first: Value, count: int) -> None:
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev, n = self.frame.b, self.frame.evaluator, self.layout.n
         with b.loop(b.index(0), b.index(count), b.index(1)) as loop, ev.scope():
-            m = b.add(row, loop.iv)
-            at = b.mul(loop.iv, b.index(PANEL))
-            if self.n.is_Integer and int(self.n) % PANEL == 0:
+            m, at = b.add(row, loop.iv), b.mul(loop.iv, b.index(PANEL))
+            if n.is_Integer and int(n) % PANEL == 0:
                 self._columns(m, at, first, masked=False)
                 return
-            whole = b.compare("sle", b.add(first, b.index(PANEL)), ev.sizes(self.n))
-            with b.when(whole), ev.scope():
+            end = b.add(first, b.index(PANEL))
+            with b.when(b.compare("sle", end, ev.sizes(n))), ev.scope():
                 self._columns(m, at, first, masked=False)
-            partial = b.compare("sgt", b.add(first, b.index(PANEL)), ev.sizes(self.n))
-            with b.when(partial), ev.scope():
+            with b.when(b.compare("sgt", end, ev.sizes(n))), ev.scope():
                 self._columns(m, at, first, masked=True)
 
     def _columns(self, m: Value, at: Value, first: Value, masked: bool) -> None:
@@ -290,36 +331,22 @@ class ContractionEmitter:
         b, ev = self.frame.b, self.frame.evaluator
         with b.loop(b.index(0), b.index(PANEL), b.index(b.lanes)) as loop, ev.scope():
             n = b.add(first, loop.iv)
-            mask = b.tail_mask(b.sub(ev.sizes(self.n), n)) if masked else None
+            mask = b.tail_mask(b.sub(ev.sizes(self.layout.n), n)) if masked else None
             with ev.masked(mask):
-                total = b.load(b.address(self.frame.scratch, b.add(at, loop.iv), b.f32), b.vec(b.f32), 64)
-                point = self._loop_point(m=m, n=Lane(n))
-                self._finish(total, point)
+                total = b.load(b.address(self.frame.scratch, b.add(at, loop.iv), b.f32), b.vec(b.f32), ALIGN)
+                self._finish(total, self._point(m=m, n=self._lanes(self.layout.n_groups, n)))
 
     def _finish(self, total: Value, point: list[Coord]) -> None:
-        ev = self.frame.evaluator
-        root_coords = ev.apply(self.generic.maps[2], point)
-        init = ev.value(self.generic.inits[0], root_coords)
-        if not self._is_zero(self.generic.inits[0]):
-            total = self.frame.b.binary("arith.addf", self.frame.b.splat(init), total)
-        ev.bound[self.root_value] = lambda _, total=total: total
+        """The epilogue of one vector of sums, and its stores."""
+        b, ev, root = self.frame.b, self.frame.evaluator, self.layout.value
+        coords = ev.apply(self.root.out_map, point)
+        if not self.layout.starts_at_zero:
+            total = b.binary("arith.addf", b.splat(ev.value(self.layout.generic.inits[0], coords)), total)
+        ev.bound[root] = lambda _: total
         for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
-            coords = ev.result_coords(value, self.root_value, root_coords)
-            ev.store(ev.value(value, coords), buffer, coords)
-        del ev.bound[self.root_value]
-
-    def _is_zero(self, init: Value) -> bool:
-        owner = init.owner
-        if isinstance(owner, ir.Block) or not is_fill(owner.operation):
-            return False
-        scalar = fill_value(owner.operation)
-        source = scalar.owner if scalar is not None else None
-        return (
-            source is not None
-            and not isinstance(source, ir.Block)
-            and source.name == "arith.constant"
-            and ir.FloatAttr(source.attributes["value"]).value == 0.0
-        )
+            at = ev.result_coords(value, root, coords)
+            ev.store(ev.value(value, at), buffer, at)
+        del ev.bound[root]
 
 
 def emit_contraction(module: ir.Module, dispatch: Dispatch, shape: TileShape) -> Launch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sympy
 
@@ -43,7 +43,15 @@ class Lane:
     stride: Expr = sympy.S.One
 
 
-Coord = Value | Lane  # a uniform i64, an advancing one, or a vector of i64
+@dataclass(frozen=True)
+class Spread:
+    """A coordinate with an offset a lane that is the same all through a loop: base + offsets[lane]."""
+
+    base: Value
+    offsets: Value
+
+
+Coord = Value | Lane | Spread  # or a uniform i64, or a vector of i64
 
 
 @dataclass(frozen=True)
@@ -170,21 +178,35 @@ class Evaluator:
     def coord_add(self, a: Coord, b: Coord) -> Coord:
         if isinstance(a, Lane) and isinstance(b, Lane):
             return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
+        if isinstance(a, Spread) or isinstance(b, Spread):
+            return self._add_spread(a, b) if isinstance(a, Spread) else self._add_spread(b, a)  # type: ignore[arg-type]
         if isinstance(b, Lane):
             a, b = b, a
         if isinstance(a, Lane):
             return self.coord_add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
         return self.b.add(a, b)
 
+    def _add_spread(self, a: Spread, b: Coord) -> Coord:
+        if isinstance(b, Spread):
+            return Spread(self.b.add(a.base, b.base), self.b.binary("arith.addi", a.offsets, b.offsets))
+        if isinstance(b, Lane) or is_vector(b):
+            return self.b.binary("arith.addi", self.lanes_of(a), self.lanes_of(b))
+        return Spread(self.b.add(a.base, b), a.offsets)
+
     def coord_scale(self, coord: Coord, by: Expr) -> Coord:
         if by == 1:
             return coord
         if isinstance(coord, Lane):
             return Lane(self.b.mul(coord.base, self.sizes(by)), sympy.expand(coord.stride * by))
+        if isinstance(coord, Spread):
+            factor = self.sizes(by)
+            return Spread(self.b.mul(coord.base, factor), self.b.binary("arith.muli", coord.offsets, self.b.splat(factor)))
         return self.b.mul(coord, self.sizes(by))
 
     def lanes_of(self, coord: Coord) -> Value:
         """The coordinate of every lane as a vector, or the uniform scalar as it is."""
+        if isinstance(coord, Spread):
+            return self.b.binary("arith.addi", self.b.splat(coord.base), coord.offsets)
         if not isinstance(coord, Lane):
             return coord
         step = self.b.iota() if coord.stride == 1 else self.b.binary("arith.muli", self.b.iota(), self.b.splat(self.sizes(coord.stride)))
@@ -245,16 +267,26 @@ class Evaluator:
         return self._narrow(loaded, buffer)
 
     def _narrow(self, loaded: Value, buffer: Buffer) -> Value:
+        if isinstance(buffer.kind, (ir.F16Type, ir.BF16Type)):
+            return self._same_bits(loaded, buffer.kind)
         if not isinstance(buffer.kind, ir.IntegerType) or buffer.kind.width != 1:
             return loaded
         zero = self.b.splat(self.b.const(self.b.i8, 0), loaded.type.shape[0]) if is_vector(loaded) else self.b.const(self.b.i8, 0)
         return self.b.compare("ne", loaded, zero)
 
     def _memory_kind(self, kind: ir.Type) -> ir.Type:
+        """bool is a byte; 16-bit floats go as integers, since LLVM rounds a masked store of them by a call."""
+        if isinstance(kind, (ir.F16Type, ir.BF16Type)):
+            return ir.IntegerType.get_signless(16)
         return self.b.i8 if isinstance(kind, ir.IntegerType) and kind.width == 1 else kind
+
+    def _same_bits(self, value: Value, kind: ir.Type) -> Value:
+        return self.b.op("arith.bitcast", [value], self.b.vec(kind, value.type.shape[0]) if is_vector(value) else kind)
 
     def _load_raw(self, buffer: Buffer, offset: Coord) -> Value:
         b, kind = self.b, self._memory_kind(buffer.kind)
+        if isinstance(offset, Spread):
+            return self._load_spread(buffer, offset)
         if not isinstance(offset, Lane):
             if is_vector(offset):
                 return b.gather(buffer.pointer, offset, self.mask, kind)
@@ -266,13 +298,37 @@ class Evaluator:
             return b.masked_load(address, self.mask, kind, byte_width(kind))
         return b.load(address, b.vec(kind), byte_width(kind))
 
+    def _load_spread(self, buffer: Buffer, offset: Spread) -> Value:
+        """Lanes that turn out to be neighbours are loaded as a vector, others gathered."""
+        b, kind = self.b, self._memory_kind(buffer.kind)
+        lanes = offset.offsets.type.shape[0]
+        first, last = (b.op("vector.extract", [offset.offsets], b.i64, static_position=ir.DenseI64ArrayAttr.get([i])) for i in (0, lanes - 1))
+        neighbours = b.compare("eq", b.sub(last, first), b.index(lanes - 1))
+        base = b.address(buffer.pointer, offset.base, kind)
+
+        def together() -> Value:
+            address = b.address(base, first, kind)
+            if self.mask is not None:
+                return b.masked_load(address, self.mask, kind, byte_width(kind))
+            return b.load(address, b.vec(kind, lanes), byte_width(kind))
+
+        return b.choose(neighbours, b.vec(kind, lanes), together, lambda: b.gather(base, offset.offsets, self.mask, kind))
+
     def store(self, value: Value, buffer: Buffer, coords: Sequence[Coord]) -> None:
         """Write one element, or one a lane, under the mask."""
         b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
-        if kind != element_type(value.type):
+        if isinstance(offset, Spread):
+            offset = self.lanes_of(offset)
+        if is_float(element_type(value.type)) and kind != element_type(value.type):
+            value = self._same_bits(value, kind)
+        elif kind != element_type(value.type):
             value = b.op("arith.extui", [value], b.vec(kind, value.type.shape[0]) if is_vector(value) else kind)
+        if is_vector(value) and not isinstance(offset, Lane) and not is_vector(offset):  # lanes along a dim of size 1
+            one = b.tail_mask(b.index(1), value.type.shape[0])
+            with self.masked(one if self.mask is None else b.binary("arith.andi", self.mask, one)):
+                self.store(value, replace(buffer, strides=(sympy.S.One,)), [Lane(offset)])
+            return
         if not isinstance(offset, Lane):
-            assert not is_vector(value), "a vector stored to one place"
             if is_vector(offset):
                 b.scatter(b.splat(value), buffer.pointer, offset, self.mask, kind)
             else:
@@ -412,7 +468,7 @@ class Evaluator:
         """An indexed read. An index that comes from data is checked: outside, the kernel reports an error and reads element 0."""
         safe: list[Coord] = []
         for coord, size in zip(coords, self.dispatch.shapes.shape(tensor), strict=True):
-            safe.append(coord if isinstance(coord, Lane) or self._is_loop_value(coord) else self._checked(coord, size))
+            safe.append(coord if isinstance(coord, (Lane, Spread)) or self._is_loop_value(coord) else self._checked(coord, size))
         return self.value(tensor, safe)
 
     def _is_loop_value(self, coord: Value) -> bool:
@@ -469,7 +525,7 @@ class Evaluator:
         """Every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
         out_maps = generic.maps[generic.num_inputs :]
         loop: list[Coord] = self.invert(out_maps[0], coords)
-        has_lanes = any(isinstance(coord, Lane) or is_vector(coord) for coord in coords)
+        has_lanes = any(isinstance(coord, (Lane, Spread)) or is_vector(coord) for coord in coords)
         inits = [self.value(init, self.apply(affine, loop)) for init, affine in zip(generic.inits, out_maps, strict=True)]
         if has_lanes:
             inits = [self.b.splat(init) for init in inits]

@@ -96,7 +96,7 @@ def _reject_dynamic_views(module: ir.Module) -> None:
     bad: list[str] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name in _VIEWS and any("?" in str(value.type).split("]")[0] for value in (op.operands[0], op.results[0])):
+        if op.name in _VIEWS and any(_num_dynamic(value) > 1 for value in (op.operands[0], op.results[0])):
             bad.append(f"{op.name}: {op.operands[0].type} to {op.results[0].type}")
         return ir.WalkResult.ADVANCE
 
@@ -105,6 +105,12 @@ def _reject_dynamic_views(module: ir.Module) -> None:
         raise UnsupportedError(
             f"an op decomposes to a reshape of dynamic sizes that can't be lowered safely ({bad[0]}); give it static sizes"
         )
+
+
+def _num_dynamic(value: ir.Value) -> int:
+    """Dynamic dimensions of a `!torch.vtensor<[?,4],f32>`; an unknown rank counts as many."""
+    text = str(value.type)
+    return text.split("]")[0].count("?") if "[" in text else 2
 
 
 def _calls(module: ir.Module) -> dict[str, ir.Operation]:
@@ -121,7 +127,7 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
 
 
 def _inline(island: func.FuncOp, call: ir.Operation) -> None:
-    """Move the island's ops in front of its call. (MLIR's inliner leaves tm_tensor ops alone; each island is called once, so nothing is copied.)"""
+    """Move the island's ops in front of its one call. (MLIR's inliner leaves tm_tensor ops alone.)"""
     block = island.entry_block
     for argument, operand in zip(block.arguments, list(call.operands), strict=True):
         argument.replace_all_uses_with(operand)

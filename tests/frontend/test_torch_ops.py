@@ -13,6 +13,7 @@ from tests.frontend.harness import SIZES, X, check
 
 BT = ("B", "T", 8)
 LONGER = ((2, 5), (4, 9))
+WIDE = ((2, 9), (4, 6))
 
 ELEMENTWISE: dict[str, Any] = {
     "activations": lambda x: tuple(

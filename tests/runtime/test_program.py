@@ -110,7 +110,7 @@ def test_an_index_out_of_range_names_the_dispatch(program: Program) -> None:
     index = np.zeros(100, np.int64)
     np.testing.assert_array_equal(program["lookup"](index), index)
     index[57] = 8
-    with pytest.raises(ExecutionError, match=r'entry "lookup": an index in the data is out of range \(code 1, in dispatch look_up\)'):
+    with pytest.raises(InputError, match=r'entry "lookup": an index in the data is out of range \(code 1, in dispatch look_up\)'):
         program["lookup"](index)
     program.check_integrity()
 

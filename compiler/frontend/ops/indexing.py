@@ -20,7 +20,7 @@ def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> 
     if isinstance(ids.fact, Iota) and ids.fact.step == 1 and ids.fact.start >= 0:
         length: Dim = ids.shape[ids.fact.axis]
         rows = extract(b, table, 0, ids.fact.start, length)
-        for _ in range(ids.rank - 1 - ids.fact.axis):
+        for _dim in range(ids.rank - 1 - ids.fact.axis):
             rows = b.unsqueeze(rows, 1)
         return b.expand(rows, result.shape)
     return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0)

@@ -117,9 +117,11 @@ def _comparisons() -> dict[str, Lowering]:
 def _activations() -> dict[str, Lowering]:
     e, unary = elementwise, elementwise.unary
     bodies: dict[str, Callable[..., s.Scalar]] = {
-        "relu": e.relu, "relu6": lambda v: e.hardtanh(v, 0, 6), "gelu": e.gelu, "silu": e.silu, "mish": e.mish, "elu": e.elu, "selu": e.selu,
+        "relu": e.relu, "relu6": lambda v: e.hardtanh(v, 0, 6),
+        "gelu": e.gelu, "silu": e.silu, "mish": e.mish, "elu": e.elu, "selu": e.selu,
         "celu": e.celu, "leaky_relu": e.leaky_relu, "hardtanh": e.hardtanh, "hardsigmoid": e.hardsigmoid, "hardswish": e.hardswish,
-        "softplus": e.softplus, "log_sigmoid": e.log_sigmoid, "threshold": e.threshold, "softshrink": e.softshrink, "hardshrink": e.hardshrink,
+        "softplus": e.softplus, "log_sigmoid": e.log_sigmoid, "threshold": e.threshold,
+        "softshrink": e.softshrink, "hardshrink": e.hardshrink,
     }  # fmt: skip
     return {
         **{f"{name}.default": unary(body, KIND.DEFAULT) for name, body in bodies.items()},
@@ -138,8 +140,8 @@ def _conversions() -> dict[str, Lowering]:
 
 def _views() -> dict[str, Lowering]:
     return {
-        "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int view_as.default reshape_as.default": shapes.reshape,
-        "view_copy.default _reshape_alias.default ravel.default": shapes.reshape,
+        "view.default reshape.default _unsafe_view.default flatten.using_ints unflatten.int": shapes.reshape,
+        "view_as.default reshape_as.default view_copy.default _reshape_alias.default ravel.default": shapes.reshape,
         "expand.default expand_as.default broadcast_to.default expand_copy.default": shapes.expand,
         "permute.default permute_copy.default": shapes.permute,
         "transpose.int swapaxes.default swapdims.default t.default transpose_copy.int t_copy.default": shapes.transpose,
