@@ -215,9 +215,10 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     generic = Generic(op)
     if generic.num_inputs != 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
         return None
-    out = [p for p in dim_positions(generic.maps[2]) if p is not None]
-    operands = [dims_of(affine) for affine in generic.maps[:2]]
-    if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims):
+    unit = unit_dims(generic)
+    out = [p for p in dim_positions(generic.maps[2]) if p is not None and p not in unit]
+    operands = [dims_of(affine) - unit for affine in generic.maps[:2]]
+    if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims if d not in unit):
         return None
     left = next((i for i in (0, 1) if out[-1] not in operands[i]), None)
     if left is None:
@@ -225,12 +226,22 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     lhs, rhs = operands[left], operands[1 - left]
     m = tuple(d for d in sorted(out) if d in lhs and d not in rhs)
     # what stands before an m dim in the output is walked outside of it
-    inner = out.index(m[-1]) if m else -1
+    inner = max((out.index(d) for d in m), default=-1)
     n = tuple(d for d in out[inner + 1 :] if d not in lhs)
-    batch = tuple(d for d in sorted(out) if d not in m and d not in n)
+    batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
     if any(d not in lhs | rhs for d in out) or not n or not _is_worth(generic, left, m):
         return None
     return Contraction(generic, left, batch, m, n, tuple(generic.reduction_dims))
+
+
+def unit_dims(generic: Generic) -> set[int]:
+    """Loop dims of static size 1: they move nothing, and operands often leave them out."""
+    found: set[int] = set()
+    for operand, affine in zip(generic.op.operands, generic.maps, strict=True):
+        if isinstance(operand.type, ir.RankedTensorType):
+            shape = operand.type.shape
+            found |= {p for p, size in zip(dim_positions(affine), shape, strict=True) if p is not None and size == 1}
+    return found
 
 
 def _is_worth(generic: Generic, left: int, m: Sequence[int]) -> bool:

@@ -66,7 +66,12 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
         output_names=(plan.output,),
         name=name or source.path.resolve().name,
         assets=source.assets(),
-        metadata={**plan.metadata, **_labels(plan, model.config), "max_length": source.max_length(limit), "model_type": str(source.config["model_type"])},
+        metadata={
+            **plan.metadata,
+            **_labels(plan, model.config),
+            "max_length": source.max_length(limit),
+            "model_type": str(source.config["model_type"]),
+        },
     )
     return replace(imported, examples=examples)
 

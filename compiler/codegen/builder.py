@@ -200,6 +200,10 @@ class Builder:
         if is_vector(condition) or is_vector(yes) or is_vector(no):
             lanes = next(v.type.shape[0] for v in (condition, yes, no) if is_vector(v))
             yes, no = self.splat(yes, lanes), self.splat(no, lanes)
+        if isinstance(element_type(yes.type), ir.BF16Type):  # LLVM would choose in float32 and round by a call
+            kind, i16 = yes.type, ir.IntegerType.get_signless(16)
+            bits = self.vec(i16, kind.shape[0]) if is_vector(yes) else i16
+            return self.op("arith.bitcast", [self.select(condition, *[self.op("arith.bitcast", [v], bits) for v in (yes, no)])], kind)
         return self.op("arith.select", [condition, yes, no], yes.type)
 
     # -- memory

@@ -26,6 +26,9 @@ NEUTRAL = {
 }  # fmt: skip
 
 
+DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))
+
+
 def neutral_element(combiner: str, kind: ir.Type) -> float | int:
     if combiner in NEUTRAL:
         return NEUTRAL[combiner]
@@ -497,6 +500,10 @@ class Evaluator:
             raise UnsupportedError(f"{op.name} inside an elementwise body")
         if op.name in ("arith.index_cast", "arith.index_castui"):
             return self._index_cast(op, operands[0])
+        if op.name == "arith.select":
+            return b.select(*operands)
+        if op.name in DIVISIONS:
+            return self._divide(op.name, *operands)
         lanes = next((operand.type.shape[0] for operand in operands if is_vector(operand)), None)
         if lanes is not None:
             keep_scalar = op.name == "math.fpowi"
@@ -505,6 +512,21 @@ class Evaluator:
         result = b.vec(kind, lanes) if lanes is not None else kind
         attributes = {named.name: named.attr for named in (op.attributes[i] for i in range(len(op.attributes)))}
         return ir.Operation.create(op.name, results=[result], operands=list(operands), attributes=attributes).results[0]
+
+    def _divide(self, name: str, a: Value, divisor: Value) -> Value:
+        """An integer division that never traps, on lanes that don't exist included: by 0 it gives 0 (as numpy does), and the quotient of -2^n wraps."""
+        b, kind = self.b, element_type(divisor.type)
+        owner = divisor.owner
+        if not isinstance(owner, ir.Block) and owner.name == "arith.constant" and ir.IntegerAttr(owner.attributes["value"]).value not in (0, -1):
+            return b.binary(name, a, divisor)
+        zero, one = b.const(kind, 0), b.const(kind, 1)
+        by_zero = b.compare("eq", divisor, zero)
+        if name.endswith("ui"):
+            return b.select(by_zero, zero, b.binary(name, a, b.select(by_zero, one, divisor)))
+        by_minus_one = b.compare("eq", divisor, b.const(kind, -1))
+        quotient = b.binary(name, a, b.select(b.binary("arith.ori", by_zero, by_minus_one), one, divisor))
+        opposite = zero if name == "arith.remsi" else b.binary("arith.subi", zero, a)
+        return b.select(by_zero, zero, b.select(by_minus_one, opposite, quotient))
 
     def _index_cast(self, op: ir.Operation, operand: Value) -> Value:
         source, target = op.operands[0].type, op.results[0].type
@@ -530,7 +552,17 @@ class Evaluator:
         if has_lanes:
             inits = [self.b.splat(init) for init in inits]
         sizes = generic.loop_sizes(self.dispatch.shapes)
-        return self._reduce_loops(generic, loop, list(generic.reduction_dims), sizes, inits)
+        ended = self._reduce_loops(generic, loop, list(generic.reduction_dims), sizes, [self.carried(init) for init in inits])
+        return [self.uncarried(value, init.type) for value, init in zip(ended, inits, strict=True)]
+
+    def carried(self, value: Value) -> Value:
+        """An accumulator between steps. bfloat16 goes as float32: LLVM would choose between two of them in float32 and round by a call."""
+        if not isinstance(element_type(value.type), ir.BF16Type):
+            return value
+        return self.b.op("arith.extf", [value], self.b.vec(self.b.f32, value.type.shape[0]) if is_vector(value) else self.b.f32)
+
+    def uncarried(self, value: Value, kind: ir.Type) -> Value:
+        return value if value.type == kind else self.b.op("arith.truncf", [value], kind)
 
     def _reduce_loops(
         self, generic: Generic, loop: list[Coord], dims: list[int], sizes: Sequence[Expr], carried: list[Value]
@@ -545,11 +577,12 @@ class Evaluator:
         return opened.results
 
     def accumulate(self, generic: Generic, loop: Sequence[Coord], carried: Sequence[Value]) -> list[Value]:
-        """One step of a reduction: new accumulators from the old at a loop point."""
+        """One step of a reduction: new accumulators from the old at a loop point, both as `carried` gives them."""
         arguments = self._arguments(generic, loop, range(generic.num_inputs))
-        for i, value in enumerate(carried):
-            arguments[generic.body.arguments[generic.num_inputs + i]] = value
-        made = self.body(generic, arguments, loop)
+        for value, argument in zip(carried, list(generic.body.arguments)[generic.num_inputs :], strict=True):
+            kind = self.b.vec(argument.type, value.type.shape[0]) if is_vector(value) else argument.type
+            arguments[argument] = self.uncarried(value, kind)
+        made = [self.carried(value) for value in self.body(generic, arguments, loop)]
         return [self.b.splat(new, old.type.shape[0]) if is_vector(old) else new for new, old in zip(made, carried, strict=True)]
 
     def contribution(self, generic: Generic, combiner: Combiner, loop: Sequence[Coord]) -> Value:

@@ -333,7 +333,7 @@ class _RowEmitter:
                 for c, init in zip(found or [], row, strict=True)
             ]
         else:
-            start = [init for row in inits for init in row]
+            start = [ev.carried(init) for row in inits for init in row]
 
         def step(inner: dict[int, Coord], carried: Sequence[Value]) -> list[Value]:
             coords = [*self.outer_coords, *[inner.get(dim, b.index(0)) for dim in range(self.plan.num_outer, self.plan.rank)]]
@@ -353,6 +353,8 @@ class _RowEmitter:
             position += len(row)
             if vectorized:
                 mine = [ev.combine(c.name, init, ev.horizontal(c.name, v)) for c, init, v in zip(found or [], row, mine, strict=True)]
+            else:
+                mine = [ev.uncarried(value, init.type) for value, init in zip(mine, row, strict=True)]
             rows.append(mine)
         return rows
 
