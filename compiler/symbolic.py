@@ -29,7 +29,7 @@ class Symbol:
 
     @property
     def expr(self) -> Expr:
-        return sympy.Symbol(self.name, integer=True, positive=True)
+        return sympy.Symbol(self.name, integer=True, nonnegative=True, positive=True if self.min > 0 else None)
 
 
 @dataclass(frozen=True)

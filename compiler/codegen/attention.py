@@ -223,16 +223,22 @@ class AttentionEmitter:
                     logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
                     del ev.bound[root]
                 self._put(logit, "scores", loop.iv, v)
-                made.append(b.binary("arith.maximumf", loop.args[v], logit))
+                made.append(self._larger(logit, loop.args[v]))
             loop.yield_(made)
         return loop.results
+
+    def _larger(self, a: Value, b: Value) -> Value:
+        """a > b ? a : b, one instruction where arith.maximumf is five; a NaN is left to the exponentials, which all see it."""
+        builder = self.frame.b
+        greater = builder.op("arith.cmpf", [a, b], builder.vec(builder.i1), predicate=ir.IntegerAttr.get(builder.i64, 2))
+        return builder.select(greater, a, b)
 
     def _rescale(self, block_max: Sequence[Value]) -> None:
         """The new maximum, and the factor exp(old - new) for what was summed under the old one."""
         b = self.frame.b
         for v in self._vectors():
             old = self._get("max", None, v)
-            new = b.binary("arith.maximumf", old, block_max[v])
+            new = self._larger(block_max[v], old)
             scale = b.op("math.exp", [b.binary("arith.subf", old, new)], b.vec(b.f32))
             self._put(new, "max", None, v)
             self._put(scale, "scale", None, v)
