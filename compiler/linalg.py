@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import sympy
 
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Shape, Shapes
 
-Value = ir.Value
+Value: TypeAlias = ir.Value
 
 COMBINERS = frozenset(
     f"arith.{name}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, is_fill, reaches
 
-Value = ir.Value
+Value: TypeAlias = ir.Value
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,14 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
     query = 0 if i_dim in scores.m else 1
     quotient = list(Generic(probabilities.owner.operation).body.operations)
     return AttentionParts(scores, values, logits, probabilities, query, weights, query_axis, key_axis, quotient[0].name == "arith.maximumf")
+
+
+def parts_of(ops: Sequence[ir.Operation]) -> AttentionParts:
+    """The pieces of an attention, from its ops in program order."""
+    found = [c for c in (contraction_of(op) for op in ops) if c is not None]
+    scores, values = found[0], found[-1]
+    generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op)]
+    maximum = next(g for g in generics if g.reduction_dims and contraction_of(g.op) is None)
+    logits = next(i for i in maximum.inputs if isinstance(i.type, ir.RankedTensorType))
+    weights = next(i for i, operand in enumerate(values.generic.inputs) if reaches(operand, scores.generic.op.results[0]))
+    return describe(scores, values, logits, weights)

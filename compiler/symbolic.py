@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 
 from llmos.compiler.ir import ir
 from llmos.runtime.errors import UnsupportedError
 
-Expr = sympy.Expr
-Shape = tuple[Expr, ...]
+Expr: TypeAlias = sympy.Expr
+Shape: TypeAlias = tuple[Expr, ...]
 
 
 @dataclass(frozen=True)

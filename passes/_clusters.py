@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity, moved_operand
+from llmos.compiler.patterns import parts_of
+from llmos.compiler.symbolic import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
@@ -14,6 +16,8 @@ MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # ev
 def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[Cluster]:
     """Every cluster of a function. Order matters: what is dearest chooses its company first."""
     clusters = [_seed(graph, "attention", group) for group in attention_groups]
+    for group in attention_groups:
+        _write_keys_and_values(graph, group)
     clusters += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
     for cluster in clusters:
         absorb_epilogue(graph, cluster, cluster.ops[-1].results[0], keep_last=True)
@@ -29,6 +33,17 @@ def _seed(graph: Graph, kind: str, ops: Sequence[ir.Operation]) -> Cluster:
     cluster = Cluster(kind, [])
     graph.assign(cluster, ops)
     return cluster
+
+
+def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
+    """The kernel reads keys and values where they lie: what is computed on the way to them gets a dispatch of its own."""
+    parts = parts_of(group)
+    for value in (parts.scores.generic.inputs[1 - parts.query], parts.values.generic.inputs[1 - parts.weights]):
+        owner = owner_of(value)
+        while owner is not None and graph.is_lazy(owner) and (source := moved_operand(owner)) is not None:
+            owner = owner_of(source)
+        if owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
+            _seed(graph, "elementwise", [owner])
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
@@ -47,17 +62,29 @@ def absorb_epilogue(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: b
     All that could follow is taken first; then whatever follows a value that is needed outside anyway is given back, so that a dispatch writes
     each value once and the ops behind it go where they save a pass over memory.
     """
+    taken = _without_leaks(graph, cluster, root, _following(graph, cluster, root, keep_last))
+    written = [op for op in taken if _leaks(graph, op, cluster, taken)]
+    if not keep_last and len({graph.shapes.shape(op.results[0]) for op in written}) > 1:  # one loop space writes them all
+        taken = _without_leaks(graph, cluster, root, _following(graph, cluster, root, keep_last, graph.shapes.shape(root)))
+    graph.assign(cluster, taken)
+
+
+def _following(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: bool, shape: Shape | None = None) -> list[ir.Operation]:
+    """Every op that could follow; of `shape` only, if given."""
     taken: list[ir.Operation] = []
     for op in graph.ops[graph.position[cluster.ops[0]] :]:
-        if _follows(graph, op, cluster, root, taken, keep_last):
+        if _follows(graph, op, cluster, root, taken, keep_last) and shape in (None, graph.shapes.shape(op.results[0])):
             taken.append(op)
+    return taken
+
+
+def _without_leaks(graph: Graph, cluster: Cluster, root: ir.Value, taken: list[ir.Operation]) -> list[ir.Operation]:
     while True:
         leaking = [op for op in [owner_of(root), *taken] if op is not None and _leaks(graph, op, cluster, taken)]
         behind = [op for op in taken if any(_is_behind(op, leak, taken) for leak in leaking)]
         if not behind:
-            break
+            return taken
         taken = [op for op in taken if op not in behind]
-    graph.assign(cluster, taken)
 
 
 def _leaks(graph: Graph, op: ir.Operation, cluster: Cluster, taken: Sequence[ir.Operation]) -> bool:

@@ -80,6 +80,8 @@ def erase_dead(func: ir.Operation) -> None:
 def is_evaluable(generic: Generic) -> bool:
     """Whether kernels can evaluate a generic point by point."""
     outputs = generic.maps[generic.num_inputs :]
+    if any(affine != outputs[0] for affine in outputs):
+        return False
     for affine in outputs:
         dims = [e.position for e in affine.results if isinstance(e, ir.AffineDimExpr)]
         others = [e for e in affine.results if not isinstance(e, ir.AffineDimExpr)]

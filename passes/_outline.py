@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Expr, shape_attribute
 from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of

@@ -26,12 +26,13 @@ from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
 from llmos.passes.expand_math import ExpandMath
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
+from llmos.passes.label_dispatches import LABEL, LabelDispatches
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
 
-DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FormDispatches(), PackWeights(), PlanMemory())
+DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
 
 PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),
@@ -176,7 +177,8 @@ def _kernel_specs(program: Program) -> list[KernelSpec]:
     specs = []
     for dispatch in program.calls:
         work = describe_work(dispatch)
-        specs.append(KernelSpec(dispatch.name, dispatch.kind, {"flops": str(work.flops), "bytes": str(work.num_bytes)}))
+        label = _text({name: dispatch.func.attributes[name] for name in (LABEL,) if name in dispatch.func.attributes}, LABEL, dispatch.kind)
+        specs.append(KernelSpec(dispatch.name, dispatch.kind, {"label": label, "flops": str(work.flops), "bytes": str(work.num_bytes)}))
     return specs
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import sympy
 
 from llmos.compiler.ir import ir
 
-Value = ir.Value
+Value: TypeAlias = ir.Value
 LOOP_DYNAMIC = -(2**31)  # "take this index from the operands" in llvm.getelementptr
 
 

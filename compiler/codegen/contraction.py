@@ -37,8 +37,10 @@ def contraction_in(dispatch: Dispatch) -> Contraction:
     return next(c for c in found if c is not None)
 
 
-def row_chunk(k: Expr) -> int:
-    """Rows of one tile: a multiple of 8 that keeps rows x k within the cache budget."""
+def row_chunk(k: Expr, packed: bool) -> int:
+    """Rows of one tile: a multiple of 8 that keeps rows x k within the cache budget; many where each tile packs its own panel."""
+    if not packed:
+        return MAX_ROWS
     if not k.is_Integer:
         return 64
     return max(16, min(MAX_ROWS, ROW_CHUNK_BYTES // (4 * max(1, int(k))) // 8 * 8))
@@ -150,7 +152,7 @@ class ContractionEmitter:
     def __init__(self, dispatch: Dispatch, shape: TileShape) -> None:
         self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch)
         self.root, self.sizes = self.layout.root, self.layout.sizes
-        self.chunk = row_chunk(self.layout.k)
+        self.chunk = row_chunk(self.layout.k, self.layout.packed)
 
     def emit(self, module: ir.Module) -> Launch:
         layout = self.layout
@@ -254,21 +256,42 @@ class ContractionEmitter:
             point(Lane(loop.iv))
 
     def _pack_panel(self, base: Value, first: Value) -> None:
-        """48 columns of the right side into scratch as [k][48]; columns past the end are 0."""
-        b, ev = self.frame.b, self.frame.evaluator
+        """48 columns of the right side into scratch as [k][48]. Columns past the end hold anything: no output reads them.
+
+        Columns that can't be walked as one (the pixels of several image rows) are copied run by run, each within one row.
+        """
+        b, size, groups = self.frame.b, self.frame.evaluator.sizes, self.layout.right_groups
+        end = b.minimum(b.add(first, b.index(PANEL)), size(self.layout.n))
+        if len(groups) <= 1:
+            self._copy_run(base, b.index(0), {}, first, b.sub(end, first))
+            return
+        width = size(self.layout.extent(groups[-1]))
+        row, last = b.div(first, width), b.div(b.sub(end, b.index(1)), width)
+        with b.loop(row, b.add(last, b.index(1)), b.index(1)) as loop, self.frame.evaluator.scope():
+            start = b.mul(loop.iv, width)
+            low = b.binary("arith.maxsi", start, first)
+            extents = [self.layout.extent(group) for group in groups[:-1]]
+            outer = {group[-1]: index for group, index in zip(groups, split_index(b, size, loop.iv, extents), strict=False)}
+            self._copy_run(base, b.sub(low, first), outer, b.sub(low, start), b.sub(b.minimum(b.add(start, width), end), low))
+
+    def _copy_run(self, base: Value, column: Value, outer: dict[int, Coord], first: Value, length: Value) -> None:
+        """Neighbouring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
+        b, ev, groups = self.frame.b, self.frame.evaluator, self.layout.right_groups
         target = Buffer(base, b.f32, (), (sympy.S.One,))
         k_dims = self.layout.real(self.root.k)
-        columns: list[tuple[int, dict[int, Coord], Value]] = []
-        for offset in range(0, PANEL, b.lanes):
-            column = b.add(first, b.index(offset))
-            columns.append((offset, self._lanes(self.layout.right_groups, column), b.tail_mask(b.sub(ev.sizes(self.layout.n), column))))
         with self._nest(k_dims) as counters:
-            row = b.mul(self._flat(k_dims, counters), b.index(PANEL))
-            for offset, lanes, mask in columns:
-                with ev.masked(mask):
-                    value = b.splat(ev.value(self.root.rhs, ev.apply(self.root.rhs_map, self._point(n=lanes, k=counters))))
-                    value = b.select(mask, value, b.neutral(b.f32, 0.0))
-                ev.store(value, target, [Lane(b.add(row, b.index(offset)))])
+            row = b.add(b.mul(self._flat(k_dims, counters), b.index(PANEL)), column)
+
+            def copy(lane: Coord, offset: Value) -> None:
+                n = {**outer, **({groups[-1][-1]: lane} if groups else {})}
+                value = b.splat(ev.value(self.root.rhs, ev.apply(self.root.rhs_map, self._point(n=n, k=counters))))
+                ev.store(value, target, [Lane(b.add(row, offset))])
+
+            whole = b.mul(b.div(length, b.index(b.lanes)), b.index(b.lanes))
+            with b.loop(b.index(0), whole, b.index(b.lanes)) as loop, ev.scope():
+                copy(Lane(b.add(first, loop.iv)), loop.iv)
+            with b.loop(whole, length, b.index(b.lanes)) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(length, loop.iv))):
+                copy(Lane(b.add(first, loop.iv)), loop.iv)
 
     # -- points of the root's loops
     def _point(self, m: Value | None = None, n: dict[int, Coord] | None = None, k: dict[int, Coord] | None = None) -> list[Coord]:
@@ -305,13 +328,28 @@ class ContractionEmitter:
         b, shape = self.frame.b, self.shape
         lhs = Strided(b.address(rows.base, b.mul(b.sub(row, rows.first), rows.stride), b.f32), rows.stride, b.index(1))
         part = TileShape(min(count, shape.rows), shape.vectors, shape.lanes)
+        remainder = int(self.layout.n) % PANEL if self.layout.n.is_Integer else 0
+        if remainder == 0 or PANEL - remainder < shape.lanes:
+            self._accumulate(part, lhs, panel, PANEL)
+        else:  # the last panel is narrower
+            is_last = b.compare("sgt", b.add(first, b.index(PANEL)), b.index(int(self.layout.n)))
+            with b.when(is_last):
+                self._accumulate(part, lhs, panel, remainder)
+            with b.when(b.compare("sle", b.add(first, b.index(PANEL)), b.index(int(self.layout.n)))):
+                self._accumulate(part, lhs, panel, PANEL)
+        self._epilogue(row, first, count)
+
+    def _accumulate(self, part: TileShape, lhs: Strided, panel: Value, columns: int) -> None:
+        """The sums of some rows by the first `columns` of a panel, to the L1 tile."""
+        b, shape = self.frame.b, self.shape
         depth = self.frame.evaluator.sizes(self.layout.k)
         prefetch = PREFETCH if self.layout.packed else 0
-        for column in range(0, PANEL, shape.columns):
+        for column in range(0, columns, shape.columns):
+            vectors = min(shape.vectors, -(-(columns - column) // shape.lanes))
+            part = TileShape(part.rows, vectors, part.lanes)
             right = Panel(b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), prefetch)
             made = accumulate(b, part, lhs, right, depth, zeros(b, part))
             store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), PANEL)
-        self._epilogue(row, first, count)
 
     def _epilogue(self, row: Value, first: Value, count: int) -> None:
         b, ev, n = self.frame.b, self.frame.evaluator, self.layout.n

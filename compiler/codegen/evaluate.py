@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import sympy
 
@@ -54,7 +55,7 @@ class Spread:
     offsets: Value
 
 
-Coord = Value | Lane | Spread  # or a uniform i64, or a vector of i64
+Coord: TypeAlias = "Value | Lane | Spread"  # or a uniform i64, or a vector of i64
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from llmos.compiler.codegen.builder import Builder, Value
 
-
 CACHE_LINE = 64
 
 

@@ -1,0 +1,121 @@
+"""label-dispatches: say what each dispatch computes, in the field's own words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Generic, combiner_of, contraction_of, dim_positions, is_fill
+from llmos.passes._pass import Pass
+
+LABEL = "llmos.label"
+
+
+@dataclass(frozen=True)
+class LabelDispatches(Pass):
+    """Profiles and `llmos inspect --kernels` show the labels; no kernel depends on them.
+
+    Before:
+        func.func private @d8_row(...) attributes {llmos.dispatch = "row"} { sum, mean, variance, rsqrt, scale and shift }
+    After:
+        func.func private @d8_row(...) attributes {llmos.dispatch = "row", llmos.label = "layer_norm"}
+
+    A contraction is "matmul", "batch_matmul" or "conv", with what its epilogue holds: "matmul+bias+gelu", "matmul+bias+add".
+    """
+
+    def run(self, module: ir.Module) -> None:
+        for op in module.body.operations:
+            func = op.operation
+            if "llmos.dispatch" in func.attributes:
+                func.attributes[LABEL] = ir.StringAttr.get(label_of(func))
+
+
+def label_of(func: ir.Operation) -> str:
+    """The label of one dispatch function."""
+    kind = ir.StringAttr(func.attributes["llmos.dispatch"]).value
+    generics = [Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    if kind == "attention":
+        return "attention"
+    if kind == "contraction":
+        return "+".join([_contraction(generics), *_epilogue(generics)]).replace("sigmoid+scale", "silu")
+    if kind == "row":
+        return _row(generics)
+    if kind == "elementwise":
+        return _elementwise(func, generics)
+    return "+".join(sorted({op.name for op in func.regions[0].blocks[0].operations} - {"func.return", "arith.constant", "tensor.empty"}))
+
+
+def _contraction(generics: list[Generic]) -> str:
+    root = next(c for c in (contraction_of(g.op) for g in generics) if c is not None)
+    if any(p is None and not isinstance(e, ir.AffineConstantExpr) for a in (root.lhs_map, root.rhs_map) for p, e in zip(dim_positions(a), a.results, strict=True)):
+        return "conv"
+    shared = {d for d in root.batch if d in dim_positions(root.lhs_map) and d in dim_positions(root.rhs_map)}
+    return "batch_matmul" if shared else "matmul"
+
+
+def _epilogue(generics: list[Generic]) -> list[str]:
+    """Bias, activation, residual and the like, in order."""
+    found: list[str] = []
+    for generic in generics:
+        if generic.is_elementwise:
+            found += _activation(generic) or _arithmetic(generic)
+    return found
+
+
+def _activation(generic: Generic) -> list[str]:
+    names = Counter(op.name for op in generic.body.operations)
+    if names["math.erf"]:
+        return ["gelu"]
+    if names["math.tanh"]:
+        return ["gelu_tanh"] if names["arith.mulf"] >= 3 else ["tanh"]
+    if names["math.exp"] and names["arith.divf"]:
+        quotient = next(op for op in generic.body.operations if op.name == "arith.divf")
+        gated = names["arith.mulf"] or isinstance(quotient.operands[0].owner, ir.Block)  # x * sigmoid(x), or x / (1 + exp(-x))
+        return ["silu"] if gated else ["sigmoid"]
+    if names["arith.maximumf"]:
+        return ["clamp"] if names["arith.minimumf"] else ["relu"]
+    return []
+
+
+def _arithmetic(generic: Generic) -> list[str]:
+    """An addition of a vector is a bias, one of a full tensor a residual."""
+    found: list[str] = []
+    for op in generic.body.operations:
+        if op.name in ("arith.addf", "arith.subf"):
+            ranks = [len(v.type.shape) for v in generic.inputs if isinstance(v.type, ir.RankedTensorType)]
+            found.append("bias" if ranks and min(ranks) < max(*ranks, generic.rank) else "add")
+        elif op.name == "arith.mulf":
+            found.append("scale")
+    return found[:1]
+
+
+def _row(generics: list[Generic]) -> str:
+    names = Counter(op.name for g in generics for op in g.body.operations)
+    reductions = [c.name for g in generics if not g.is_elementwise for i in range(len(g.inits)) if (c := combiner_of(g, i)) is not None]
+    maxima = sum(1 for name in reductions if name.startswith("arith.max"))
+    sums = sum(1 for name in reductions if name == "arith.addf")
+    if maxima and sums and names["math.exp"]:
+        return "log_softmax" if names["math.log"] else "softmax"
+    if sums >= 2 and (names["math.rsqrt"] or names["math.sqrt"]):
+        return "layer_norm"
+    if sums == 1 and names["math.rsqrt"]:
+        return "rms_norm"
+    if sums == 1 and names["math.sqrt"]:
+        return "l2_norm"
+    return "reduce_" + "_".join(sorted({name.removeprefix("arith.").rstrip("fi") for name in reductions})) if reductions else "reduce"
+
+
+def _elementwise(func: ir.Operation, generics: list[Generic]) -> str:
+    names = Counter(op.name for g in generics for op in g.body.operations)
+    ops = {op.name for op in func.regions[0].blocks[0].operations}
+    if any(not g.is_elementwise for g in generics):
+        return "conv_depthwise" if any(g.num_inputs == 2 and names["arith.mulf"] for g in generics if not g.is_elementwise) else "pool_or_reduce"
+    if "tensor.pad" in ops:
+        return "pad"
+    if "tensor.concat" in ops:
+        return "concat"
+    if names["tensor.extract"]:
+        return "gather"
+    arithmetic = [activation for g in generics for activation in _activation(g)]
+    return "+".join(arithmetic) if arithmetic else "elementwise" if sum(names.values()) > names["linalg.yield"] else "copy"
