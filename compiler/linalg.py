@@ -206,7 +206,7 @@ class Contraction:
 
     @property
     def out_map(self) -> ir.AffineMap:
-        return self.generic.maps[2]
+        return self.generic.maps[self.generic.num_inputs]
 
 
 def contraction_of(op: ir.Operation) -> Contraction | None:
@@ -214,10 +214,10 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     if op.name != "linalg.generic":
         return None
     generic = Generic(op)
-    if generic.num_inputs != 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
+    if generic.num_inputs < 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
         return None
     unit = unit_dims(generic)
-    out = [p for p in dim_positions(generic.maps[2]) if p is not None and p not in unit]
+    out = [p for p in dim_positions(generic.maps[generic.num_inputs]) if p is not None and p not in unit]
     operands = [dims_of(affine) - unit for affine in generic.maps[:2]]
     if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims if d not in unit):
         return None
@@ -275,7 +275,8 @@ def _is_multiply_add(generic: Generic) -> bool:
     product = combiner.value.owner
     if isinstance(product, ir.Block) or product.name != "arith.mulf":
         return False
-    sources = {argument: i for i, argument in enumerate(generic.body.arguments)}
+    # inputs after the first two only give a loop dim its size
+    sources = {argument: i for i, argument in enumerate(list(generic.body.arguments)[:2])}
     return sorted(sources.get(operand, -1) for operand in product.operands) == [0, 1] and len(list(generic.body.operations)) == 3
 
 
@@ -307,22 +308,31 @@ def reaches(value: Value, target: Value) -> bool:
     return any(reaches(operand, target) for operand in owner.operands)
 
 
+def moved_operand(op: ir.Operation) -> Value | None:
+    """The operand that a generic only rearranges; None for one that computes."""
+    if op.name != "linalg.generic" or is_fill(op):
+        return None
+    generic = Generic(op)
+    ops = list(generic.body.operations)
+    if not generic.is_elementwise or len(ops) != 1:
+        return None
+    moved = (i for i, argument in enumerate(generic.body.arguments) if argument == ops[0].operands[0])
+    source = next(moved, generic.num_inputs)
+    return generic.inputs[source] if source < generic.num_inputs else None
+
+
 def pure_source(value: Value, forms: Sequence[Form]) -> tuple[Value, list[Form]] | None:
     """The buffer that `value` only rearranges, with the index form of each of its axes; None when anything is computed on the way."""
     owner = value.owner
     if isinstance(owner, ir.Block):
         return value, list(forms)
-    if owner.name != "linalg.generic" or is_fill(owner.operation):
+    source = moved_operand(owner.operation)
+    if source is None:
         return None
     generic = Generic(owner.operation)
-    ops = list(generic.body.operations)
-    if not generic.is_elementwise or len(ops) != 1:
-        return None
-    source = next((i for i, argument in enumerate(generic.body.arguments) if argument == ops[0].operands[0]), None)
-    if source is None or source >= generic.num_inputs:
-        return None
     loop: list[Form] = [{}] * generic.rank
     for expr, form in zip(generic.output_map(value).results, forms, strict=True):
         if isinstance(expr, ir.AffineDimExpr):
             loop[expr.position] = form
-    return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results])
+    affine = generic.maps[generic.inputs.index(source)]
+    return pure_source(source, [apply_form(expr, loop) for expr in affine.results])

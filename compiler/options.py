@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.compiler.target import Target, resolve
@@ -23,6 +23,8 @@ class CompileOptions:
     precision: arithmetic of contractions, "fp32" or "bf16".
     target: "portable", "native" or names of targets (compiler/target.py).
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
+    sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
+    bind: inputs of an ONNX model that become constants.
     name: name of the model in the artifact; "" takes it from the source.
     from_stage, stop_after: extensions of STAGES; "" for the whole way.
     dump_ir: folder for numbered dumps of the IR after every pass that changed it.
@@ -34,6 +36,8 @@ class CompileOptions:
     precision: str = "fp32"
     target: str = "portable"
     dynamic: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
+    bind: Mapping[str, float | int] = field(default_factory=dict)
     name: str = ""
     from_stage: str = ""
     stop_after: str = ""
@@ -45,11 +49,15 @@ class CompileOptions:
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         resolve(self.target)
-        for name in self.dynamic:
+        for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
         if len(set(self.dynamic)) != len(self.dynamic):
             raise UserError(f"dynamic dimensions are named twice: {', '.join(self.dynamic)}")
+        for name, size in self.sizes.items():
+            low, high = size if isinstance(size, tuple) else (size, size)
+            if not 1 <= low <= high:
+                raise UserError(f"dynamic dimension {name}: a size is 1 or more, and a range goes up; not {size}")
         for option, stage in (("--from", self.from_stage), ("--stop-after", self.stop_after)):
             if stage:
                 _one_of(option, stage, STAGES)

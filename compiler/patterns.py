@@ -33,7 +33,7 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
     key_axis = positions.index(values.k[0])
     rows = values.m if weights == 0 else values.n
     query_axis = positions.index(rows[0])
-    out = scores.generic.maps[2].results
+    out = scores.out_map.results
     i_dim = ir.AffineDimExpr(out[query_axis]).position
     query = 0 if i_dim in scores.m else 1
     quotient = list(Generic(probabilities.owner.operation).body.operations)

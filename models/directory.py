@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from llmos.runtime.errors import UnsupportedError, UserError
 
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+_NO_NAMES = ("model", "models", "snapshot", "checkpoint")
+_REVISION = re.compile(r"[0-9a-f]{40}")  # a snapshot in the Hugging Face cache
 ASSETS = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -23,6 +26,15 @@ def is_huggingface_directory(path: str | Path) -> bool:
         return "model_type" in json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return False
+
+
+def directory_name(path: str | Path) -> str:
+    """What to call the model in a directory: the directory's own name, or the one in its config where that says nothing of the model."""
+    folder = Path(path).resolve()
+    if folder.name not in _NO_NAMES and not _REVISION.fullmatch(folder.name):
+        return folder.name
+    named = read_json(folder / "config.json").get("_name_or_path")
+    return (str(named or "").rstrip("/").rsplit("/", 1)[-1]) or folder.name
 
 
 def read_json(path: Path) -> Any:

@@ -201,7 +201,7 @@ def _roles_fit(scores: Contraction, values: Contraction, logits: ir.Value, weigh
     rows = values.m if weights == 0 else values.n
     if scores.left != 0 or values.left != 0 or len(rows) != 1 or len(scores.k) != 1 or len(scores.m) != 1 or len(scores.n) != 1:
         return False
-    if not is_identity(scores.generic.maps[2]) and len(set(dim_positions(scores.generic.maps[2]))) != scores.generic.rank - 1:
+    if not is_identity(scores.out_map) and len(set(dim_positions(scores.out_map))) != scores.generic.rank - 1:
         return False
     parts = describe(scores, values, logits, weights)
     return all(_is_f32(value) for value in (scores.generic.inputs[1 - parts.query], values.generic.inputs[1 - weights]))

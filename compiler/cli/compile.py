@@ -17,7 +17,14 @@ from llmos.runtime.errors import UserError
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact to write; default NAME.llmos here.")
 @click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
-@click.option("--dynamic", default="", metavar="NAME,NAME", help="Names for the dimensions that stay symbolic, such as batch,tokens.")
+@click.option(
+    "--dynamic",
+    default="",
+    metavar="NAME[=SIZE],...",
+    help="Names for the dimensions that stay symbolic, such as batch,tokens. For an ONNX model also its own names with a size to fix "
+    "them to, or a range: batch=1:64,height=480.",
+)
+@click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="An input of an ONNX model that becomes a constant; repeatable.")
 @click.option("--name", default="", help="The model's name in the artifact; default from SOURCE.")
 @click.option("--from", "from_stage", default="", metavar="STAGE", help=f"SOURCE is a saved stage: {', '.join(STAGES[:-1])}.")
 @click.option("--stop-after", default="", metavar="STAGE", help="Save that stage beside OUTPUT and stop.")
@@ -32,6 +39,7 @@ def command(
     target: str,
     precision: str,
     dynamic: str,
+    bind: tuple[str, ...],
     name: str,
     from_stage: str,
     stop_after: str,
@@ -42,10 +50,13 @@ def command(
     quiet: bool,
 ) -> None:
     """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
+    names, sizes = parse_dynamic(dynamic)
     options = CompileOptions(
         precision=precision,
         target=target,
-        dynamic=tuple(filter(None, (part.strip() for part in dynamic.split(",")))),
+        dynamic=names,
+        sizes=sizes,
+        bind=dict(map(_binding, bind)),
         name=name,
         from_stage=from_stage,
         stop_after=stop_after,
@@ -67,6 +78,30 @@ def _run(source: Path, output: Path, options: CompileOptions, weights: Path | No
             click.echo(f"warning: {warning.message}", err=True)
     for path in result.written:
         click.echo(f"{path} ({_size(path.stat().st_size)})")
+
+
+def parse_dynamic(text: str) -> tuple[tuple[str, ...], dict[str, tuple[int, int] | int]]:
+    """The names alone of "a,b=4,c=1:8", and the sizes and ranges of the others. Raises UserError."""
+    names: list[str] = []
+    sizes: dict[str, tuple[int, int] | int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, size = part.partition("=")
+        low, colon, high = size.partition(":")
+        if not equals:
+            names.append(name)
+        elif not low.isdecimal() or (colon and not high.isdecimal()) or name in sizes:
+            raise UserError(f"--dynamic {part}: write NAME, NAME=SIZE or NAME=MIN:MAX, each name once")
+        else:
+            sizes[name] = (int(low), int(high)) if colon else int(low)
+    return tuple(names), sizes
+
+
+def _binding(text: str) -> tuple[str, float | int]:
+    name, _, number = text.partition("=")
+    try:
+        return name, int(number) if number.lstrip("+-").isdecimal() else float(number)
+    except ValueError:
+        raise UserError(f"--bind {text}: write NAME=NUMBER") from None
 
 
 def default_output(source: Path, name: str) -> Path:

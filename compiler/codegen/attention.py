@@ -104,7 +104,7 @@ class AttentionEmitter:
     def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of Q K^T."""
         generic = self.parts.scores.generic
-        loop = self.frame.evaluator.invert(generic.maps[2], self._score_coords(i, j))
+        loop = self.frame.evaluator.invert(self.parts.scores.out_map, self._score_coords(i, j))
         for dim in self.parts.scores.k:
             if self.score_sizes[dim] != 1:
                 loop[dim] = d
@@ -303,7 +303,7 @@ class AttentionEmitter:
         total = b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
         root = values.generic.op.results[0]
         loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
-        coords = ev.apply(values.generic.maps[2], loop)
+        coords = ev.apply(values.out_map, loop)
         ev.bound[root] = lambda _: total
         for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
             at = ev.result_coords(value, root, coords)

@@ -24,7 +24,7 @@ from llmos.runtime.errors import UserError
 
 
 class ModelWarning(UserWarning):
-    """Something about a model that compiles and is probably not meant."""
+    """Something that the user should know of a model that compiles."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ class _Job:
 
     def _import(self) -> ImportedModel:
         imported = import_source(self.source, self.example_args, self.dynamic_shapes, self.options)
+        for note in imported.metadata.get("notes", ()):
+            warnings.warn(str(note), ModelWarning, 4)
         with_nan = weights_with_nan(imported.weights)
         if with_nan:
             more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,27 @@ _ADVICE: Mapping[str, str] = {
 
 def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
     """Brings `source` in through its front end. Raises UserError for what can't be read, UnsupportedError for unknown ops."""
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx":
+        return _import_onnx(Path(source), options)
+    if options.sizes or options.bind:
+        raise UserError("sizes of dimensions and bound inputs are for .onnx models: other models say them when they are exported")
     is_path = isinstance(source, (str, Path))
     imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
     if options.dynamic:
         rename_symbols(imported.module, options.dynamic)
     return imported
+
+
+def _import_onnx(path: Path, options: CompileOptions) -> ImportedModel:
+    from llmos.compiler.frontend.onnx import import_onnx
+
+    require_model(path)
+    if options.sizes and options.dynamic:
+        raise UserError(f"give sizes for all of {', '.join((*options.dynamic, *options.sizes))} or for none: names alone rename dimensions")
+    with warnings.catch_warnings():
+        # What it has to say of the model is in the metadata too, from where the driver tells it.
+        warnings.simplefilter("ignore", UserWarning)
+        return import_onnx(path, dynamic=options.sizes or options.dynamic or None, bind=options.bind, name=options.name or path.stem)
 
 
 def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
@@ -43,20 +60,24 @@ def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shape
 def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
     require_model(path)
     if path.is_dir():
+        from llmos.models.directory import directory_name
         from llmos.models.encoder import import_encoder
 
-        return import_encoder(path, name=options.name or path.resolve().name)
+        return import_encoder(path, name=options.name or directory_name(path))
     if path.suffix == ".pt2":
         return _import_torch(path, None, None, options)
-    if path.suffix == ".onnx":
-        from llmos.compiler.frontend.onnx import import_onnx
-
-        return import_onnx(path, name=options.name or path.stem)
     if path.suffix == ".mlir":
-        from llmos.compiler.frontend.mlir import import_mlir
-
-        return import_mlir(path, name=options.name or path.stem)
+        return _import_mlir(path, options)
     raise UserError(f"{path} is not a model that llmos knows; it takes {ACCEPTED}")
+
+
+def _import_mlir(path: Path, options: CompileOptions) -> ImportedModel:
+    from llmos.compiler.frontend.mlir import import_mlir
+
+    try:
+        return import_mlir(path, name=options.name or path.stem)
+    except UserError as error:
+        raise error if str(path) in str(error) else type(error)(f"{path}: {error}") from error
 
 
 def require_model(path: Path) -> None:

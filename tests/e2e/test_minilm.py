@@ -71,11 +71,11 @@ def test_a_row_is_the_same_bits_alone_and_in_a_batch(program: llmos.Program) -> 
         np.testing.assert_array_equal(program(ids[row : row + 1], mask[row : row + 1])[0], together[row])
 
 
-def test_the_command_line_gives_the_known_cosines_with_none_of_the_compiler_loaded(minilm: Path) -> None:
+def test_the_command_line_gives_the_known_cosines(minilm: Path) -> None:
     done = call("run", minilm, *(part for sentence in SENTENCES for part in ("--text", sentence)))
     assert done.returncode == 0, done.stderr
-    first_row = next(line for line in done.stdout.split("cosine similarity")[1].splitlines() if line.strip().startswith("[0]"))
-    assert first_row.split()[1:] == ["1.000", "0.943", "0.257"]
+    rows = [line.split() for line in done.stdout.split("cosine similarity")[1].splitlines()]
+    assert ["[0]", "1.000", "0.943", "0.257"] in rows
 
 
 def test_a_process_that_runs_an_artifact_holds_neither_torch_nor_the_compiler(minilm: Path) -> None:

@@ -180,7 +180,7 @@ def _examples(
     place = "; ".join(getattr(failure, "__notes__", []))
     raise UserError(
         f"the model runs at none of the sizes that were tried for {', '.join(symbols_of(specs)) or 'its inputs'} ({failure}; {place}): "
-        "give example inputs, or fix dimensions with dynamic={name: size}."
+        "give example inputs, or fix dimensions with dynamic={name: size} (--dynamic name=size)."
     )
 
 
@@ -212,7 +212,7 @@ def _export(
 
 def _note(sizes: Mapping[str, int], reason: str) -> str:
     fixed = ", ".join(f"'{name}' at {size}" for name, size in sizes.items())
-    return f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); choose other sizes with dynamic={{name: size}}."
+    return f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); choose other sizes with dynamic={{name: size}} (--dynamic name=size)."
 
 
 def _fallbacks(module: OnnxModule, specs: tuple[InputSpec, ...], examples: tuple[torch.Tensor, ...]) -> list[tuple[str, ...]]:
