@@ -17,7 +17,11 @@ def packages() -> list[str]:
 setup(
     packages=packages(),
     package_dir={"llmos": "llmos", **{f"llmos.{folder}": folder for folder in FOLDERS}},
-    package_data={"llmos": ["py.typed"], "llmos.runtime.native": ["include/llmos/*.h"]},
+    package_data={
+        "llmos": ["py.typed"],
+        "llmos.runtime.native": ["include/llmos/*.h", "examples/*.c"],
+        "llmos.compiler.devtools.bench": ["*.c"],
+    },
     # A plain shared library, loaded by ctypes and linked by C programs; it uses nothing of Python.
     ext_modules=[
         Extension(
@@ -25,7 +29,15 @@ setup(
             sources=sorted(str(path) for path in Path("runtime/native").glob("*.c")),
             depends=sorted(str(path) for path in Path("runtime/native").rglob("*.h")),
             include_dirs=["runtime/native/include"],
-            extra_compile_args=["-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"],
+            extra_compile_args=[
+                "-std=c11",
+                "-O2",
+                "-g0",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Werror=implicit-function-declaration",
+            ],
             # Never unloaded: its worker threads run as long as the process.
             extra_link_args=["-lpthread", "-ldl", "-Wl,-z,nodelete"],
         )

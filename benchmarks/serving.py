@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 
-WORDS = "the quick brown fox jumps over a lazy dog while two happy people walk home along the river in the evening sun".split()
+TEXT = "the quick brown fox jumps over a lazy dog while two happy people walk home along the river in the evening sun"
 SERVE = "from llmos.runtime.cli import main; main()"
 _ADDRESS = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
 
@@ -48,8 +48,9 @@ class Load:
 
 
 def sentences(count: int) -> list[str]:
-    """Texts of 4 to 19 words, the same in each run."""
-    return [" ".join(WORDS[(number * 5 + word) % len(WORDS)] for word in range(4 + number % 16)) for number in range(count)]
+    """Texts of 3 to 10 words, as search queries are; the same in each run."""
+    words = TEXT.split()
+    return [" ".join(words[(number * 5 + word) % len(words)] for word in range(3 + number % 8)) for number in range(count)]
 
 
 @contextmanager
@@ -122,9 +123,8 @@ def compare(artifact: Path, num_requests: int, num_clients: int = 32, options: S
 @click.option("--clients", default=32, show_default=True, type=click.IntRange(2))
 def main(artifact: Path, num_requests: int, clients: int) -> None:
     """Measure a served sentence encoder."""
-    named = artifact.with_suffix("")
-    served, one, many = compare(artifact, num_requests, clients, [])
-    click.echo(f"{named.name}: ready after {served.ready_s:.2f} s")
+    served, one, many = compare(artifact, num_requests, clients)
+    click.echo(f"{artifact.stem}: ready after {served.ready_s:.2f} s")
     for run in (one, many):
         p99 = statistics.quantiles(run.latencies_s, n=100)[98]
         click.echo(

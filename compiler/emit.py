@@ -1,14 +1,13 @@
-"""LLVM IR to objects and shared objects: a process per module where there are cores for it, and nothing compiled twice."""
+"""LLVM IR to objects: a process per module, as many at a time as there are cores, and nothing compiled twice."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmos.compiler.cache import Cache, cache_key
-from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target
@@ -24,32 +23,30 @@ class Emitter:
     jobs: int = 1
     cache: Cache | None = None
 
-    def objects(self, modules: Sequence[tuple[Target, str]], progress: Progress | None = None) -> list[bytes]:
+    def objects(self, modules: Iterable[tuple[Target, str]], progress: Progress | None = None) -> list[bytes]:
         """The object of each (target, LLVM IR text), in order. `progress` is told how many of how many are done.
 
-        Raises PassError where LLVM fails, also where it takes its process with it.
+        Each is compiled as soon as `modules` gives it, beside the making of the next. Raises PassError where LLVM fails, also where
+        it takes its process with it.
         """
-        found = {index: data for index, module in enumerate(modules) if (data := self._cached(module)) is not None}
-        missing = [index for index in range(len(modules)) if index not in found]
-        for index, data in zip(missing, self._compile([modules[index] for index in missing]), strict=True):
-            found[index] = data
-            if self.cache:
-                self.cache.put(_key(modules[index]), data)
-            if progress:
-                progress(len(found), len(modules))
-        return [found[index] for index in range(len(modules))]
+        # The threads only wait for their processes: LLVM's Python binding holds one lock for all of them.
+        with ThreadPoolExecutor(self.jobs) as pool:
+            running = [pool.submit(self._object, module) for module in modules]
+            found = []
+            for future in running:
+                found.append(future.result())
+                if progress:
+                    progress(len(found), len(running))
+        return found
 
-    def _cached(self, module: tuple[Target, str]) -> bytes | None:
-        return self.cache.get(_key(module)) if self.cache else None
-
-    def _compile(self, modules: Sequence[tuple[Target, str]]) -> Iterator[bytes]:
-        if self.jobs == 1 or len(modules) == 1:
-            for target, text in modules:
-                yield compile_object(text, target)
-        elif modules:
-            # The threads only wait for their processes: LLVM's Python binding holds one lock for all of them.
-            with ThreadPoolExecutor(self.jobs) as pool:
-                yield from pool.map(compile_in_child, modules)
+    def _object(self, module: tuple[Target, str]) -> bytes:
+        cached = self.cache.get(_key(module)) if self.cache else None
+        if cached is not None:
+            return cached
+        data = compile_in_child(module)
+        if self.cache:
+            self.cache.put(_key(module), data)
+        return data
 
 
 def _key(module: tuple[Target, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -308,25 +308,25 @@ def reaches(value: Value, target: Value) -> bool:
     return any(reaches(operand, target) for operand in owner.operands)
 
 
-def moved_operand(op: ir.Operation) -> Value | None:
-    """The operand that a generic only rearranges; None for one that computes."""
+def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
+    """The number of the operand that a generic only rearranges; None for one that computes. `through`: ops that don't count, such as "arith.extf"."""
     if op.name != "linalg.generic" or is_fill(op):
         return None
     generic = Generic(op)
     ops = list(generic.body.operations)
-    if not generic.is_elementwise or len(ops) != 1:
+    if not generic.is_elementwise or len(ops) != 1 + (ops[0].name in through):
         return None
     moved = (i for i, argument in enumerate(generic.body.arguments) if argument == ops[0].operands[0])
     source = next(moved, generic.num_inputs)
-    return generic.inputs[source] if source < generic.num_inputs else None
+    return source if source < generic.num_inputs else None
 
 
-def pure_source(value: Value, forms: Sequence[Form]) -> tuple[Value, list[Form]] | None:
-    """The buffer that `value` only rearranges, with the index form of each of its axes; None when anything is computed on the way."""
+def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = ()) -> tuple[Value, list[Form]] | None:
+    """The buffer that `value` only rearranges, with the index form of each of its axes; None when anything but `through` is computed on the way."""
     owner = value.owner
     if isinstance(owner, ir.Block):
         return value, list(forms)
-    source = moved_operand(owner.operation)
+    source = moved_operand(owner.operation, through)
     if source is None:
         return None
     generic = Generic(owner.operation)
@@ -334,5 +334,4 @@ def pure_source(value: Value, forms: Sequence[Form]) -> tuple[Value, list[Form]]
     for expr, form in zip(generic.output_map(value).results, forms, strict=True):
         if isinstance(expr, ir.AffineDimExpr):
             loop[expr.position] = form
-    affine = generic.maps[generic.inputs.index(source)]
-    return pure_source(source, [apply_form(expr, loop) for expr in affine.results])
+    return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results], through)

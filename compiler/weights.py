@@ -13,7 +13,8 @@ import numpy as np
 class Weight:
     """One named constant tensor.
 
-    `dtype` is a numpy name or "bfloat16"; `load` gives the dense row-major array when it is called (mmapped where the file allows; bfloat16 as uint16).
+    `dtype` is a numpy name or "bfloat16"; `load` gives the dense row-major array when it is called (mmapped where the file allows;
+    bfloat16 as uint16).
     """
 
     dtype: str

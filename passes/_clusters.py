@@ -41,7 +41,7 @@ def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
     for value in (parts.scores.generic.inputs[1 - parts.query], parts.values.generic.inputs[1 - parts.weights]):
         owner = owner_of(value)
         while owner is not None and graph.is_lazy(owner) and (source := moved_operand(owner)) is not None:
-            owner = owner_of(source)
+            owner = owner_of(owner.operands[source])
         if owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
 

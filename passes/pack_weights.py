@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
 from llmos.compiler.symbolic import argument_attributes
+from llmos.compiler.widening import WIDEN
 from llmos.passes._pass import Pass
 
 PACKED = "llmos.packed"
@@ -23,7 +24,7 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
-    A weight that is also read in another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
+    A bfloat16 weight is kept as panels [n/48][k/2][48][2], pairs along k. A weight that is also read in another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -68,7 +69,7 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
     if any(d in dims_of(root.rhs_map) for d in root.batch) or any(p is None and not isinstance(e, ir.AffineConstantExpr) for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)):
         return None
-    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)])
+    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)], through=(WIDEN,))
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
         return None
     if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):

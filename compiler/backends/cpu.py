@@ -12,7 +12,7 @@ import sympy
 from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.llvm import compile_object, lower_to_llvm_dialect, to_llvm_ir
-from llmos.compiler.codegen.packing import pack_panels, packed_shape
+from llmos.compiler.codegen.packing import pack_panels, pack_pairs, packed_pairs_shape, packed_shape, to_bfloat16
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
@@ -27,6 +27,7 @@ from llmos.passes.expand_math import ExpandMath
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.label_dispatches import LABEL, LabelDispatches
+from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
@@ -46,17 +47,24 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
+def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
+    """The passes of one compile."""
+    narrow = [NarrowActivations()] if options.precision == "bf16" else []
+    place = PIPELINE.index(DISPATCHES[-2])  # before the weights are packed
+    return (*PIPELINE[:place], *narrow, *PIPELINE[place:])
+
+
 def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
     """All of a model for all targets. Raises UnsupportedError for a model that has no kernels, PassError for an error of the compiler."""
     module = imported.module
     weights = dict(imported.weights)
     if options.from_stage != "fused.mlir":
-        run_pipeline(module, PIPELINE, options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
+        run_pipeline(module, pipeline(options), options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
         weights.update(_folded_weights(module, weights, options))
         observer.stage_finished("fused.mlir", module, weights=weights)
     with module.context, ir.Location.unknown():
         program = Program.of(module)
-        record = _describe(program, weights, PIPELINE)
+        record = _describe(program, weights, pipeline(options))
     observer.described(record)
     texts: list[tuple[Target, str]] = []
     for target in targets:
@@ -190,6 +198,8 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
             continue
         name = ir.StringAttr(attributes["llmos.name"]).value
         weight = weights[name]
+        if _text(attributes, "llmos.dtype", weight.dtype) == "bfloat16" != weight.dtype:
+            name, weight = f"{name}#bfloat16", _narrowed(weight)
         if "llmos.packed" in attributes:
             n_axes, k_axes = (list(ir.DenseI64ArrayAttr(axes)) for axes in ir.ArrayAttr(attributes["llmos.packed"]))
             bound[f"{name}#packed{n_axes}{k_axes}".replace(" ", "")] = _packed(weight, n_axes, k_axes)
@@ -199,4 +209,10 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
 
 
 def _packed(weight: Weight, n_axes: list[int], k_axes: list[int]) -> Weight:
+    if weight.dtype == "bfloat16":
+        return Weight(weight.dtype, packed_pairs_shape(weight.shape, n_axes, k_axes), lambda: pack_pairs(weight.array, n_axes, k_axes))
     return Weight(weight.dtype, packed_shape(weight.shape, n_axes, k_axes), lambda: pack_panels(weight.array, n_axes, k_axes))
+
+
+def _narrowed(weight: Weight) -> Weight:
+    return Weight("bfloat16", weight.shape, lambda: to_bfloat16(weight.array))

@@ -8,19 +8,20 @@ it is padded with masked keys, changes no bit of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sympy
 
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Coord, Lane
+from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Form, Generic, contraction_of, is_fill, pure_source, reaches
 from llmos.compiler.patterns import AttentionParts, describe
 from llmos.compiler.symbolic import Expr
+from llmos.compiler.widening import WIDEN
 
 BLOCK = 64  # keys of one step of the streaming softmax
 LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)
@@ -54,6 +55,14 @@ class AttentionEmitter:
         self.depth = product([self.score_sizes[d] for d in scores.k])
         self.value_dims = values.n if self.parts.weights == 0 else values.m
         self.width = product([self.value_sizes[d] for d in self.value_dims])
+        self.wide_keys = self._is_narrow(scores.generic.inputs[1 - self.parts.query])
+        self.wide_values = self._is_narrow(values.generic.inputs[1 - self.parts.weights])
+
+    @staticmethod
+    def _is_narrow(value: Value) -> bool:
+        """Whether K or V lies in memory as bfloat16: each block is then widened into scratch."""
+        source = pure_source(value, [{}] * len(value.type.shape), through=(WIDEN,))
+        return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 
     # -- scratch, in f32 elements
     def _offsets(self) -> dict[str, Expr]:
@@ -65,6 +74,8 @@ class AttentionEmitter:
             "max": rows,
             "sum": rows,
             "scale": rows,
+            "keys": BLOCK * self.depth if self.wide_keys else sympy.S.Zero,
+            "values": BLOCK * self.width if self.wide_values else sympy.S.Zero,
         }
         offsets: dict[str, Expr] = {}
         position: Expr = sympy.Integer(0)
@@ -145,6 +156,32 @@ class AttentionEmitter:
         k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
         return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))  # type: ignore[arg-type]
 
+    def _widen(
+        self, name: str, contraction: Contraction, operand: int, extent: Expr, count: Value, point: Callable[[Value, Coord], list[Coord]]
+    ) -> None:
+        """A block of bfloat16 K or V into scratch as float32, [j][d]; `point`: the contraction's loop point of j and d."""
+        b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
+        target = Buffer(self._at(name), b.f32, (), (sympy.S.One,))
+        with b.loop(b.index(0), count, b.index(1)) as rows, ev.scope():
+            start = b.mul(rows.iv, ev.sizes(extent))
+
+            def copy(d: Value) -> None:
+                coords = ev.apply(generic.maps[operand], point(rows.iv, Lane(d)))
+                ev.store(b.splat(ev.value(generic.inputs[operand], coords)), target, [Lane(b.add(start, d))])
+
+            self._over_lanes(extent, copy)
+
+    def _over_lanes(self, extent: Expr, body: Callable[[Value], None]) -> None:
+        """body(first element) for each vector of an extent, the last one under a mask."""
+        b, ev = self.frame.b, self.frame.evaluator
+        high, step = ev.sizes(extent), b.index(b.lanes)
+        whole = b.mul(b.div(high, step), step)
+        with b.loop(b.index(0), whole, step) as loop, ev.scope():
+            body(loop.iv)
+        if not (extent.is_Integer and int(extent) % b.lanes == 0):
+            with b.loop(whole, high, step) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+                body(loop.iv)
+
     # -- steps
     def _load_queries(self) -> None:
         """Q^T of the block into scratch: [d][i]."""
@@ -195,13 +232,19 @@ class AttentionEmitter:
         b, ev, scores = self.frame.b, self.frame.evaluator, self.parts.scores
         key = 1 - self.parts.query
         key_dims = scores.n if self.parts.query == 0 else scores.m
+        if self.wide_keys:
+            self._widen("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
         panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
 
         def block(row: Value, rows: int) -> None:
             part = TileShape(rows, self.shape.vectors, self.shape.lanes)
             with ev.scope():
                 loop = self._score_loop(b.index(0), b.add(first, row), b.index(0))
-                keys = self._strided(scores, key, loop, key_dims, scores.k, self.score_sizes)
+                if self.wide_keys:
+                    depth = ev.sizes(self.depth)
+                    keys = Strided(b.address(self._at("keys"), b.mul(row, depth), b.f32), depth, b.index(1))
+                else:
+                    keys = self._strided(scores, key, loop, key_dims, scores.k, self.score_sizes)
                 made = accumulate(b, part, keys, panel, ev.sizes(self.depth), zeros(b, part))
                 store_tile(b, part, made, self._slot("scores", row, 0), self.block_rows)
 
@@ -262,12 +305,18 @@ class AttentionEmitter:
         b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
         panel = Panel(self._at("scores"), b.index(self.block_rows), self.shape.lanes * 4)
         scale = [self._get("scale", None, v) for v in self._vectors()]
+        if self.wide_values:
+            operand = 1 - self.parts.weights
+            self._widen("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
 
         def block(row: Value, rows: int) -> None:
             part = TileShape(rows, self.shape.vectors, self.shape.lanes)
             with ev.scope():
                 loop = self._value_loop(b.index(0), first, row)
-                source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
+                if self.wide_values:
+                    source = Strided(b.address(self._at("values"), row, b.f32), b.index(1), ev.sizes(self.width))
+                else:
+                    source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
                 start = [
                     b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v])
                     for r in range(rows)
@@ -288,14 +337,8 @@ class AttentionEmitter:
         with b.loop(b.index(0), width, b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
-        step = b.index(b.lanes)
-        whole = b.mul(b.div(width, step), step)
         with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
-            with b.loop(b.index(0), whole, step) as loop, ev.scope():
-                self._write(rows.iv, loop.iv)
-            if not (self.width.is_Integer and int(self.width) % b.lanes == 0):
-                with b.loop(whole, width, step) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(width, loop.iv))):
-                    self._write(rows.iv, loop.iv)
+            self._over_lanes(self.width, lambda column: self._write(rows.iv, column))
 
     def _write(self, row: Value, column: Value) -> None:
         b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values

@@ -2,7 +2,8 @@
 
 The grid is batch x row chunks x column panels, panels fastest, so that consecutive tiles share their rows. A constant right side is packed at compile
 time into panels [n/48][k][48], one layout for every instruction set; another right side is packed by the tile into scratch. Rows are read in place where
-they lie densely along k, otherwise (a transposition, a prologue) they are evaluated into scratch first.
+they lie densely along k, otherwise (a transposition, a prologue) they are evaluated into scratch first. A bfloat16 weight lies in panels of pairs
+(codegen/tile_bf16.py); a processor with a dot product of pairs reads rows in bfloat16 too, others have them widened in scratch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, Spread
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.packing import PANEL
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
+from llmos.compiler.codegen.tile_bf16 import accumulate_dots, accumulate_widened
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, reaches
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.symbolic import Expr
+from llmos.compiler.widening import WIDEN, widened
 
 ROW_CHUNK_BYTES = 1 << 20  # rows of one tile stay in half of a level-2 cache
 MAX_ROWS = 256
@@ -48,9 +51,10 @@ def row_chunk(k: Expr, packed: bool) -> int:
 
 @dataclass
 class Layout:
-    """What is known of a contraction before anything is emitted."""
+    """What is known of a contraction before anything is emitted. `has_dots`: whether the processor multiplies pairs of bfloat16."""
 
     dispatch: Dispatch
+    has_dots: bool = False
 
     def __post_init__(self) -> None:
         self.root = contraction_in(self.dispatch)
@@ -59,7 +63,12 @@ class Layout:
         self.sizes = self.generic.loop_sizes(self.dispatch.shapes)
         self.m, self.n, self.k = (self.extent(dims) for dims in (self.root.m, self.root.n, self.root.k))
         self.batch = [self.sizes[d] for d in self.root.batch]
-        self.packed = self._is_packed()
+        self.weight = self._packed_weight()
+        self.packed = self.weight is not None
+        self.pairs = self.weight is not None and isinstance(self.weight.type.element_type, ir.BF16Type)
+        narrow = widened(self.root.lhs) if self.pairs and self.has_dots else None
+        self.dots = narrow is not None
+        self.left = narrow if narrow is not None else self.root.lhs
         outside = self._trace_left_and_outputs()
         self.m_groups = group_dims(outside, self.sizes, self.root.m)
         self.n_groups = group_dims(outside, self.sizes, self.root.n)
@@ -73,13 +82,24 @@ class Layout:
         """Dims that are not of size 1."""
         return [dim for dim in dims if self.sizes[dim] != 1]
 
-    def _is_packed(self) -> bool:
-        """Whether the right side is a weight that the compiler packed into panels."""
-        if not isinstance(self.root.rhs.owner, ir.Block):
-            return False
-        position = list(self.dispatch.block.arguments).index(self.root.rhs)
+    def _packed_weight(self) -> Value | None:
+        """The argument behind the right side, if it is a weight that the compiler packed into panels."""
+        source = pure_source(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(WIDEN,))
+        if source is None:
+            return None
+        position = list(self.dispatch.block.arguments).index(source[0])
         attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
-        return "llmos.packed" in ir.DictAttr(attributes)
+        return source[0] if "llmos.packed" in ir.DictAttr(attributes) else None
+
+    @property
+    def left_kind(self) -> ir.Type:
+        """Element type of the rows that the inner loop reads."""
+        return ir.BF16Type.get() if self.dots else ir.F32Type.get()
+
+    @property
+    def panel_rows(self) -> Expr:
+        """Vectors of 32-bit words down a panel."""
+        return ceil_div(self.k, 2) if self.pairs else self.k
 
     def _trace_right(self) -> Accesses:
         accesses = Accesses(self.dispatch)
@@ -117,8 +137,8 @@ class Layout:
 
     def _lhs_in_place(self) -> bool:
         """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
-        operand = self.root.lhs
-        if not isinstance(operand.owner, ir.Block) or not isinstance(operand.type.element_type, ir.F32Type) or len(self.m_groups) > 1:
+        operand = self.left
+        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.left_kind or len(self.m_groups) > 1:
             return False
         shape = self.dispatch.shapes.shape(operand)
         axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]
@@ -149,8 +169,8 @@ class Rows:
 class ContractionEmitter:
     """Emits one contraction dispatch."""
 
-    def __init__(self, dispatch: Dispatch, shape: TileShape) -> None:
-        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch)
+    def __init__(self, dispatch: Dispatch, shape: TileShape, has_dots: bool) -> None:
+        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch, has_dots)
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.chunk = row_chunk(self.layout.k, self.layout.packed)
 
@@ -183,9 +203,9 @@ class ContractionEmitter:
     # -- one tile
     def _tile(self, low: Value, high: Value, first: Value, panel: Value) -> None:
         b, frame, size = self.frame.b, self.frame, self.frame.evaluator.sizes
-        if self.layout.packed:
-            weight = frame.evaluator.buffers[self.root.rhs].pointer
-            base = b.address(weight, b.mul(panel, b.mul(size(self.layout.k), b.index(PANEL))), b.f32)
+        if self.layout.weight is not None:
+            weight = frame.evaluator.buffers[self.layout.weight].pointer
+            base = b.address(weight, b.mul(panel, b.mul(size(self.layout.panel_rows), b.index(PANEL))), b.f32)
         else:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)
             self._pack_panel(base, first)
@@ -194,18 +214,18 @@ class ContractionEmitter:
 
     def _rows_in_place(self) -> Rows:
         b, ev = self.frame.b, self.frame.evaluator
-        buffer = ev.buffers[self.root.lhs]
+        buffer = ev.buffers[self.layout.left]
         base = ev.locate(buffer, ev.apply(self.root.lhs_map, self._point()))
         stride: Expr = sympy.S.Zero
         if self.layout.m_groups:
             stride = buffer.strides[dim_positions(self.root.lhs_map).index(self.layout.m_groups[-1][-1])]
-        return Rows(b.address(buffer.pointer, base, b.f32), ev.sizes(stride), b.index(0))  # type: ignore[arg-type]
+        return Rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0))  # type: ignore[arg-type]
 
     def _evaluated_rows(self, low: Value, high: Value) -> Rows:
         """The chunk's rows in scratch, transposed and with the prologue applied."""
         b, ev = self.frame.b, self.frame.evaluator
         rows = Rows(b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8), ev.sizes(sympy.expand(self.layout.k + ROW_PADDING)), low)
-        target = Buffer(rows.base, b.f32, (self.layout.k,), (sympy.S.One,))
+        target = Buffer(rows.base, self.layout.left_kind, (self.layout.k,), (sympy.S.One,))
         k_dims = self.layout.real(self.root.k)
         with b.loop(low, high, b.index(1)) as loop, ev.scope():
             start = b.mul(b.sub(loop.iv, low), rows.stride)
@@ -216,7 +236,7 @@ class ContractionEmitter:
                     at = self._flat(k_dims, {**outer, **({k_dims[-1]: b.index(0)} if k_dims else {})})
                     offset = b.add(start, at)
                     where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)  # type: ignore[arg-type]
-                    ev.store(ev.value(self.root.lhs, ev.apply(self.root.lhs_map, point)), target, [where])
+                    ev.store(ev.value(self.layout.left, ev.apply(self.root.lhs_map, point)), target, [where])
 
                 if k_dims:
                     self._over_lanes(self.sizes[k_dims[-1]], write)
@@ -326,7 +346,7 @@ class ContractionEmitter:
     def _block(self, rows: Rows, panel: Value, row: Value, first: Value, count: int) -> None:
         """`count` rows by one panel: accumulate in registers, then the epilogue from an L1 tile."""
         b, shape = self.frame.b, self.shape
-        lhs = Strided(b.address(rows.base, b.mul(b.sub(row, rows.first), rows.stride), b.f32), rows.stride, b.index(1))
+        lhs = Strided(b.address(rows.base, b.mul(b.sub(row, rows.first), rows.stride), self.layout.left_kind), rows.stride, b.index(1))
         part = TileShape(min(count, shape.rows), shape.vectors, shape.lanes)
         remainder = int(self.layout.n) % PANEL if self.layout.n.is_Integer else 0
         if remainder == 0 or PANEL - remainder < shape.lanes:
@@ -342,14 +362,19 @@ class ContractionEmitter:
     def _accumulate(self, part: TileShape, lhs: Strided, panel: Value, columns: int) -> None:
         """The sums of some rows by the first `columns` of a panel, to the L1 tile."""
         b, shape = self.frame.b, self.shape
-        depth = self.frame.evaluator.sizes(self.layout.k)
         prefetch = PREFETCH if self.layout.packed else 0
         for column in range(0, columns, shape.columns):
             vectors = min(shape.vectors, -(-(columns - column) // shape.lanes))
             part = TileShape(part.rows, vectors, part.lanes)
             right = Panel(b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), prefetch)
-            made = accumulate(b, part, lhs, right, depth, zeros(b, part))
+            made = self._sums(part, lhs, right)
             store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), PANEL)
+
+    def _sums(self, part: TileShape, lhs: Strided, panel: Panel) -> list[Value]:
+        b, layout = self.frame.b, self.layout
+        if not layout.pairs:
+            return accumulate(b, part, lhs, panel, self.frame.evaluator.sizes(layout.k), zeros(b, part))
+        return (accumulate_dots if layout.dots else accumulate_widened)(b, part, lhs, panel, int(layout.k), zeros(b, part))
 
     def _epilogue(self, row: Value, first: Value, count: int) -> None:
         b, ev, n = self.frame.b, self.frame.evaluator, self.layout.n
@@ -387,6 +412,6 @@ class ContractionEmitter:
         del ev.bound[root]
 
 
-def emit_contraction(module: ir.Module, dispatch: Dispatch, shape: TileShape) -> Launch:
-    """Append the kernel of a `contraction` dispatch."""
-    return ContractionEmitter(dispatch, shape).emit(module)
+def emit_contraction(module: ir.Module, dispatch: Dispatch, shape: TileShape, has_dots: bool = False) -> Launch:
+    """Append the kernel of a `contraction` dispatch. `has_dots`: the processor has a dot product of bfloat16 pairs."""
+    return ContractionEmitter(dispatch, shape, has_dots).emit(module)

@@ -19,12 +19,15 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
 from llmos.compiler.symbolic import Expr, SymbolTable
 from llmos.compiler.target import Target
+from llmos.compiler.widening import widened
 
 Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
-    "contraction": lambda module, dispatch, target: emit_contraction(module, dispatch, register_tile(target.vector_bits)),
+    "contraction": lambda module, dispatch, target: emit_contraction(
+        module, dispatch, register_tile(target.vector_bits), target.has("avx512bf16")
+    ),
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "elementwise": lambda module, dispatch, _: emit_rows(module, dispatch),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
@@ -97,7 +100,8 @@ def _gathered(dispatch: Dispatch) -> list[ir.Value]:
     found: dict[ir.Value, None] = {}
     for op in dispatch.block.operations:
         if op.name == "linalg.generic":
-            found.update({inner.operands[0]: None for inner in Generic(op.operation).body.operations if inner.name == "tensor.extract"})
+            tables = [inner.operands[0] for inner in Generic(op.operation).body.operations if inner.name == "tensor.extract"]
+            found.update({widened(table) or table: None for table in tables})
     return [value for value in found if value in dispatch.tensors]
 
 

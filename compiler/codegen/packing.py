@@ -1,4 +1,5 @@
-"""The packed layout of constant right sides of contractions: panels [n/48][k][48], zero-padded, the same for every target."""
+"""The packed layout of constant right sides of contractions, zero-padded, the same for every target: panels [n/48][k][48] of float32, and
+[n/48][k/2][48][2] of bfloat16, whose pairs along k are what a processor's dot product reads."""
 
 from __future__ import annotations
 
@@ -26,3 +27,24 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int])
     if whole < panels:
         packed[whole, :, : matrix.shape[0] - whole * width] = matrix[whole * width :].T
     return packed
+
+
+def packed_pairs_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int]) -> tuple[int, int, int, int]:
+    panels, k, width = packed_shape(shape, n_axes, k_axes)
+    return panels, -(-k // 2), width, 2
+
+
+def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
+    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2]; columns past n and the k past an odd last are 0."""
+    panels = pack_panels(array, n_axes, k_axes)
+    if panels.shape[1] % 2:
+        panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))
+    count, k, width = panels.shape
+    return np.ascontiguousarray(panels.reshape(count, k // 2, 2, width).swapaxes(2, 3))
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """float32 rounded to bfloat16, to nearest, ties to even; as uint16. NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    return np.where(np.isnan(array), (bits >> 16).astype(np.uint16) | np.uint16(0x40), rounded)

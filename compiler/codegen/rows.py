@@ -20,6 +20,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Form, Generic, is_fill
 from llmos.compiler.symbolic import Expr
+from llmos.compiler.widening import is_widened_argument
 
 CHUNK = 4096  # elements of one tile of a long elementwise loop
 DEAR = ("math.", "arith.divf", "arith.remf")
@@ -132,7 +133,9 @@ def _extracted(op: ir.Operation) -> list[Value]:
 
 def plan_rows(dispatch: Dispatch) -> RowPlan:
     """Read the loop space of a `row` or `elementwise` dispatch."""
-    generics = [Generic(op.operation) for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    # a widened argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
+    generics = [Generic(op) for op in ops if not is_widened_argument(op.results[0])]
     if "llmos.outer" not in dispatch.func.attributes:
         shape = dispatch.shapes.shape(dispatch.results[0])
         return RowPlan(dispatch, len(shape), shape, generics)

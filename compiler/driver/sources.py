@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def require_model(path: Path) -> None:
         raise UserError(f"{path} {_ADVICE[path.suffix]}")
     elif path.stat().st_size == 0:
         raise UserError(f"{path} is empty: copy it again")
+    elif path.suffix == ".pt2" and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no .pt2 file, or is cut short: copy it again, or save it again with torch.export.save")
 
 
 def _require_huggingface(path: Path) -> None:

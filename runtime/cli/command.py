@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ COMMANDS = {
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 DEBUG = "--debug"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def group() -> click.Group:
@@ -36,7 +39,9 @@ def group() -> click.Group:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the console script; exits with the code of `run`."""
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    code = run(sys.argv[1:] if args is None else args)
+    gc.freeze()  # else the interpreter looks through every object of torch once more before it ends
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
@@ -68,6 +73,8 @@ def _report(error: BaseException) -> int:
         return _fail(str(error), EXIT_USAGE if isinstance(error, UserError) else EXIT_FAILURE)
     if isinstance(error, BrokenPipeError):
         return _broken_pipe()
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return _fail(f"can't write {error.filename or 'a temporary file'}: {error.strerror}; free some space", EXIT_USAGE)
     if isinstance(error, OSError):
         return _fail(str(error), EXIT_FAILURE)
     return _fail(f"{type(error).__name__}: {error} (this is a bug of llmos: run again with {DEBUG} and report the traceback)", EXIT_FAILURE)

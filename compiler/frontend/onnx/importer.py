@@ -212,7 +212,10 @@ def _export(
 
 def _note(sizes: Mapping[str, int], reason: str) -> str:
     fixed = ", ".join(f"'{name}' at {size}" for name, size in sizes.items())
-    return f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); choose other sizes with dynamic={{name: size}} (--dynamic name=size)."
+    return (
+        f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); "
+        "choose other sizes with dynamic={name: size} (--dynamic name=size)."
+    )
 
 
 def _fallbacks(module: OnnxModule, specs: tuple[InputSpec, ...], examples: tuple[torch.Tensor, ...]) -> list[tuple[str, ...]]:

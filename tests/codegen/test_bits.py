@@ -1,0 +1,85 @@
+"""The same request gives the same bits: alone or in a batch, on one thread or two, and where the design says so on every target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.compiler.driver import compile as compile_model
+from llmos.runtime.native.binding import num_threads, set_num_threads
+
+from .programs import V3, V4, Returns, dim, need, options, to_array
+
+F = torch.nn.functional
+WIDTH = 200
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = torch.nn.Linear(WIDTH, 300), torch.nn.Linear(300, WIDTH)
+        self.norm = torch.nn.LayerNorm(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.norm(x + self.outer(F.gelu(self.inner(x))))
+        heads = y.unflatten(-1, (5, 40)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(heads, heads, heads)
+        return {"y": y, "attended": attended, "probabilities": torch.softmax(self.inner(x), -1)}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need(V3)
+    path = tmp_path_factory.mktemp("bits") / "block.llmos"
+    shapes = ({0: dim("b"), 1: dim("t")},)
+    compile_model(Block().eval(), (torch.randn(2, 3, WIDTH),), dynamic_shapes=shapes, options=options(f"{V3},{V4}")).save(path)
+    return path
+
+
+@pytest.mark.parametrize("target", [V3, V4])
+def test_a_request_alone_and_in_a_batch(artifact: Path, target: str) -> None:
+    need(target)
+    program = llmos.load(artifact, target=target, poison_arena=True)
+    rng = np.random.default_rng(0)
+    for tokens in (1, 7, 33):
+        x = rng.standard_normal((9, tokens, WIDTH), np.float32)
+        together = program(x)
+        for row in (0, 4, 8):
+            for alone, batched in zip(program(x[row : row + 1]), together, strict=True):
+                np.testing.assert_array_equal(alone[0], batched[row])
+
+
+def test_one_thread_and_two(artifact: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((5, 30, WIDTH), np.float32)
+    program = llmos.load(artifact)
+    before, found = num_threads(), []
+    try:
+        for threads in (1, 2):
+            set_num_threads(threads)
+            found.append(program(x))
+    finally:
+        set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
+    """Rows are reduced by 16 lanes everywhere, and their functions are our own."""
+    need(V4)
+    module = Returns(
+        softmax=lambda x: torch.softmax(x, -1),
+        norm=lambda x: F.layer_norm(x, (WIDTH,)),
+        gelu=lambda x: F.gelu(x),
+        total=lambda x: x.sum(-1),
+        down=lambda x: x.sum(0),
+        length=lambda x: F.normalize(x, dim=-1),
+    )
+    compile_model(module, (torch.randn(3, WIDTH),), dynamic_shapes={"inputs": ({0: dim("b")},)}, options=options(f"{V3},{V4}")).save(tmp_path / "m")
+    x = to_array(torch.randn(17, WIDTH))
+    for narrow, wide in zip(llmos.load(tmp_path / "m", target=V3)(x), llmos.load(tmp_path / "m", target=V4)(x), strict=True):
+        np.testing.assert_array_equal(narrow, wide)

@@ -1,0 +1,132 @@
+"""form-dispatches: what runs together, and what must not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmos.compiler.ir import ir
+from llmos.passes.form_dispatches import FormDispatches
+from llmos.passes.recognise_attention import RecogniseAttention
+
+from .ir_tests import apply, check, functions, generics, kinds, parse
+
+F = torch.nn.functional
+X = torch.randn(3, 24)
+W = torch.randn(24, 24)
+
+
+def formed(function: object, *inputs: torch.Tensor, weights: tuple[torch.Tensor, ...] = ()) -> ir.Module:
+    return apply(generics(function, *inputs, weights=weights), RecogniseAttention(), FormDispatches())
+
+
+def test_a_contraction_takes_its_epilogue() -> None:
+    module = formed(lambda w, b, x: torch.relu(x @ w + b), X, weights=(W, torch.randn(24)))
+    check(
+        module,
+        """
+        CHECK: func.func @main
+        CHECK: %[[Y:.*]] = call @d0_contraction({{.*}}llmos.shapes = {{\\[\\[}}"batch", 24]]
+        CHECK-NEXT: return %[[Y]]
+        CHECK: func.func private @d0_contraction{{.*}}llmos.dispatch = "contraction"
+        CHECK: arith.mulf
+        CHECK: arith.addf
+        CHECK: arith.addf
+        CHECK: arith.maximumf
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: torch.softmax(x, -1), ["row"]),
+        (lambda x: F.layer_norm(torch.exp(x), (24,)) + x, ["row"]),
+        (lambda x: torch.exp(x) * torch.sin(x) + x, ["elementwise"]),
+        (lambda x: x.sum(0), ["elementwise"]),
+        (lambda x: torch.cumsum(torch.exp(x), 0), ["elementwise", "fallback"]),
+        (lambda x: x.t(), ["elementwise"]),  # free to read, written because it is returned
+        (lambda x: (x.t() * 2 + 1).sum(0), ["row"]),  # cheap: computed where it is read
+        (lambda x: x @ x.t(), ["contraction"]),
+        (lambda x: torch.softmax(x @ x.t(), -1), ["contraction", "row"]),
+        (lambda x: F.scaled_dot_product_attention(*[x.unflatten(-1, (2, 12)).transpose(0, 1)] * 3), ["attention"]),
+    ],
+)
+def test_kinds(function: object, expected: list[str]) -> None:
+    found = kinds(formed(function, X))
+    assert [kind if kind != "fallback" else "fallback" for kind in found][-len(expected) :] == expected or found == expected
+
+
+def test_an_epilogue_that_leaks_is_given_back() -> None:
+    """The product is an output: what follows it would make the contraction write it twice over."""
+    module = formed(lambda w, x: (x @ w, torch.exp(x @ w)), X, weights=(W,))
+    assert kinds(module) == ["contraction", "elementwise"]
+    check(
+        module,
+        """
+        CHECK: func.func private @d0_contraction
+        CHECK-NOT: math.exp
+        CHECK: func.func private @d1_elementwise
+        CHECK: math.exp
+        """,
+    )
+
+
+def test_an_epilogue_never_closes_a_cycle() -> None:
+    """y + softmax(y): the sum needs the row kernel, which needs the product."""
+    module = formed(lambda w, x: (x @ w) * 2 + torch.softmax((x @ w) * 2, -1), X, weights=(W,))
+    assert kinds(module) == ["contraction", "row"]
+
+
+def test_elementwise_chains_never_close_a_cycle() -> None:
+    """exp(x) and the last sum can't be one dispatch: the product stands between them."""
+
+    def between(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        e = torch.exp(x)
+        return torch.sin(e) + torch.log((e @ w) @ w)
+
+    found = kinds(formed(between, X, weights=(W,)))
+    assert found.count("contraction") == 2
+    assert found.index("elementwise") < found.index("contraction")
+
+
+def test_each_output_has_memory_of_its_own() -> None:
+    """Returned inputs, and values returned twice (one behind a view), are copied."""
+    text = """module attributes {llmos.symbols = {n = array<i64: 1, 64>}} {
+      func.func @main(%x: tensor<?x2xf32> {llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n", 2]})
+          -> (tensor<?x2xf32>, tensor<?x2xf32>, tensor<?xf32>) {
+        %c0 = arith.constant 0 : index
+        %n = tensor.dim %x, %c0 : tensor<?x2xf32>
+        %e = tensor.empty(%n) : tensor<?x2xf32>
+        %y = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>, affine_map<(i, j) -> (i, j)>], iterator_types = ["parallel", "parallel"]}
+            ins(%x : tensor<?x2xf32>) outs(%e : tensor<?x2xf32>) {
+        ^bb0(%a: f32, %o: f32):
+          %s = math.exp %a : f32
+          linalg.yield %s : f32
+        } -> tensor<?x2xf32>
+        %v = tensor.collapse_shape %y [[0, 1]] : tensor<?x2xf32> into tensor<?xf32>
+        return %x, %y, %v : tensor<?x2xf32>, tensor<?x2xf32>, tensor<?xf32>
+      }
+    }"""
+    module = apply(parse(text), FormDispatches())
+    main = functions(module)[0].regions[0].blocks[0]
+    returned = list(list(main.operations)[-1].operands)
+    assert all(value.owner.name == "func.call" for value in returned)
+    calls = [value.owner for value in returned]
+    assert len({str(value) for value in returned}) == 3
+    assert len(calls) == 3
+
+
+def test_keys_that_are_computed_are_written_first() -> None:
+    """The attention kernel reads K and V in place; even a cheap op on the way to them is a dispatch."""
+    q, k = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 7, 16)
+    assert kinds(formed(lambda q, k: F.scaled_dot_product_attention(q * 2, k * 2, k), q, k)) == ["elementwise", "attention"]
+
+
+def test_results_of_one_loop_space_have_one_shape() -> None:
+    """A column sum, and the same transposed: two dispatches, though either is a fine epilogue alone."""
+    x = torch.randn(3, 5, 7)
+    module = formed(lambda x: (x.sum(1).exp(), x.sum(1).sin().t()), x)
+    for func in functions(module)[1:]:
+        kind = ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
+        assert len({str(result) for result in kind.results}) == 1
