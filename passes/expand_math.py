@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
-from llmos.passes._math import double, error_function, exponential, logarithm, narrow, power, remainder, trigonometric
-from llmos.passes._math.expr import Expr, f32, operation, sqrt
+from llmos.passes._math import double, error_function, exponential, extremum, logarithm, narrow, power, remainder, trigonometric
+from llmos.passes._math.expr import Expr, f32, known_number, operation, sqrt
 from llmos.passes._pass import Pass
 from llmos.runtime.errors import UnsupportedError
 
 Function = Callable[..., Expr]
+
+# The operations of LLVM order the two zeros, which no model needs and x86 has no instruction for.
+EXTREMA: Mapping[str, Function] = {"arith.maximumf": extremum.maximum, "arith.minimumf": extremum.minimum}
 
 FLOAT32: Mapping[str, Function] = {
     "math.exp": exponential.exp,
@@ -41,6 +44,7 @@ FLOAT32: Mapping[str, Function] = {
     "math.cbrt": power.cbrt,
     "math.rsqrt": power.rsqrt,
     "arith.remf": remainder.remainder,
+    **EXTREMA,
 }
 
 FLOAT64: Mapping[str, Function] = {
@@ -65,13 +69,14 @@ FLOAT64: Mapping[str, Function] = {
     "math.powf": double.pow,
     "math.rsqrt": power.rsqrt,
     "arith.remf": double.remainder,
+    **EXTREMA,
 }
 
 # Left to the processor in float32 and float64; computed in float32 for the 16-bit types.
 NATIVE = frozenset(
     {
         *("math.sqrt", "math.fma", "math.floor", "math.ceil", "math.round", "math.roundeven", "math.trunc"),
-        *("arith.addf", "arith.subf", "arith.mulf", "arith.divf", "arith.maximumf", "arith.minimumf", "arith.maxnumf", "arith.minnumf"),
+        *("arith.addf", "arith.subf", "arith.mulf", "arith.divf", "arith.maxnumf", "arith.minnumf"),
     }
 )
 # Bit operations on any float type and integer operations, which have instructions.
@@ -136,7 +141,7 @@ def _operations(module: ir.Module) -> list[ir.Operation]:
     found: list[ir.Operation] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name.startswith("math.") or op.name in NATIVE or op.name in CONVERSIONS or op.name == "arith.remf":
+        if op.name.startswith("math.") or op.name in NATIVE or op.name in CONVERSIONS or op.name in EXTREMA or op.name == "arith.remf":
             found.append(op)
         return ir.WalkResult.ADVANCE
 
@@ -175,7 +180,7 @@ def _compute(op: ir.Operation, operands: list[Expr]) -> Expr | None:
     """The result in float32 or float64, or None for what the processor does."""
     if op.name in NATIVE:
         return None
-    if op.name == "math.powf" and (short := POWERS.get(_constant(op.operands[1]))):
+    if op.name == "math.powf" and (short := POWERS.get(known_number(op.operands[1]))):
         return short(operands[0])
     table = FLOAT32 if operands[0].element == f32() else FLOAT64
     function = table.get(op.name)
@@ -223,16 +228,3 @@ def _converted(op: ir.Operation, operand: Expr) -> list[Expr] | None:
 
 def _is_16_bit(element: ir.Type) -> bool:
     return isinstance(element, (ir.F16Type, ir.BF16Type))
-
-
-def _constant(value: ir.Value) -> float:
-    """The number in a constant (every lane of a splat), or NaN."""
-    owner = value.owner
-    if not isinstance(owner, ir.OpView | ir.Operation) or owner.name not in ("arith.constant",):
-        return math.nan
-    attribute = owner.attributes["value"]
-    if isinstance(attribute, ir.DenseElementsAttr):
-        if not attribute.is_splat:
-            return math.nan
-        attribute = attribute.get_splat_value()
-    return float(attribute.value) if isinstance(attribute, ir.FloatAttr) else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -240,3 +241,18 @@ def f64() -> ir.Type:
 
 def i32() -> ir.Type:
     return ir.IntegerType.get_signless(32)
+
+
+def known_number(value: ir.Value) -> float:
+    """The number in a float constant (in every lane of a splat), or NaN where there is none."""
+    owner = value.owner
+    if not isinstance(owner, ir.Block) and owner.name == "vector.broadcast":
+        owner = owner.operands[0].owner
+    if isinstance(owner, ir.Block) or owner.name != "arith.constant":
+        return math.nan
+    attribute = owner.attributes["value"]
+    if isinstance(attribute, ir.DenseElementsAttr):
+        if not attribute.is_splat:
+            return math.nan
+        attribute = attribute.get_splat_value()
+    return float(attribute.value) if isinstance(attribute, ir.FloatAttr) else math.nan

@@ -71,7 +71,9 @@ def load(artifact: Any) -> Program:
         return llmos.load(path, poison_arena=True)
 
 
-def compile_torch(module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]] | None = None, target: str = V4) -> Program:
+def compile_torch(
+    module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]] | None = None, target: str = V4
+) -> Program:
     """A program of a module; `dynamic`: for each input, its dynamic dims."""
     need(target)
     shapes: Any = None
@@ -106,7 +108,9 @@ def run(program: Program, *inputs: torch.Tensor) -> dict[str, Array]:
     return {spec.name: array for spec, array in zip(program["main"].outputs, arrays, strict=True)}
 
 
-def assert_like_eager(program: Program, module: torch.nn.Module, *inputs: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-5, exact: bool = False) -> None:
+def assert_like_eager(
+    program: Program, module: torch.nn.Module, *inputs: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-5, exact: bool = False
+) -> None:
     """Every output close to eager torch's, relative to its own scale; integers and bool, or all with `exact`, equal."""
     found = run(program, *inputs)
     with torch.no_grad():
@@ -125,10 +129,18 @@ def _difference(name: str, found: Array, expected: torch.Tensor, rtol: float, at
     if found.shape != want.shape or found.dtype != want.dtype:
         return f"{name}: {found.dtype}{found.shape} instead of {want.dtype}{want.shape}"
     if exact or not np.issubdtype(want.dtype, np.floating):
-        return "" if np.array_equal(found, want, equal_nan=np.issubdtype(want.dtype, np.floating)) else f"{name}: {_first(found, want, found != want)}"
+        return (
+            ""
+            if np.array_equal(found, want, equal_nan=np.issubdtype(want.dtype, np.floating))
+            else f"{name}: {_first(found, want, found != want)}"
+        )
     finite = np.isfinite(want)
     scale = np.abs(want[finite]).max(initial=0.0)
-    same = np.where(finite, np.abs(np.where(finite, found, 0) - np.where(finite, want, 0)) <= atol + rtol * scale, (found == want) | (np.isnan(found) & np.isnan(want)))
+    same = np.where(
+        finite,
+        np.abs(np.where(finite, found, 0) - np.where(finite, want, 0)) <= atol + rtol * scale,
+        (found == want) | (np.isnan(found) & np.isnan(want)),
+    )
     return "" if same.all() else f"{name}: {_first(found, want, ~same)}"
 
 

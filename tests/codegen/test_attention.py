@@ -50,7 +50,9 @@ def test_heads_of_every_size(depth: int, target: str) -> None:
     module = Returns(**{name: with_own_queries(function, 1 + i * 0.1) for i, (name, function) in enumerate(MASKED.items())})
     shapes = [{0: b, 2: t}, {0: b, 2: s}, {0: b, 2: s}, {0: b, 1: s}, {0: b, 2: t, 3: s}]
     program = compile_torch(module, operands(2, 5, 6, depth), shapes, target)
-    assert [kernel.kind for kernel in program.manifest.kernels].count("attention") == (7 if depth > 1 else 0)  # a head of one is an outer product
+    assert [kernel.kind for kernel in program.manifest.kernels].count("attention") == (
+        7 if depth > 1 else 0
+    )  # a head of one is an outer product
     for lengths in LENGTHS:
         assert_like_eager(program, module, *operands(*lengths, depth))
 

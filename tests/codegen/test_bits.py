@@ -79,7 +79,9 @@ def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
         down=lambda x: x.sum(0),
         length=lambda x: F.normalize(x, dim=-1),
     )
-    compile_model(module, (torch.randn(3, WIDTH),), dynamic_shapes={"inputs": ({0: dim("b")},)}, options=options(f"{V3},{V4}")).save(tmp_path / "m")
+    compile_model(module, (torch.randn(3, WIDTH),), dynamic_shapes={"inputs": ({0: dim("b")},)}, options=options(f"{V3},{V4}")).save(
+        tmp_path / "m"
+    )
     x = to_array(torch.randn(17, WIDTH))
     for narrow, wide in zip(llmos.load(tmp_path / "m", target=V3)(x), llmos.load(tmp_path / "m", target=V4)(x), strict=True):
         np.testing.assert_array_equal(narrow, wide)

@@ -143,9 +143,7 @@ def test_windows_over_planes(target: str) -> None:
 
 
 def test_windows_over_lines_and_volumes() -> None:
-    lines = Windows(
-        plain=nn.Conv1d(5, 7, 3), padded=nn.Conv1d(5, 7, 3, padding=1), depthwise=nn.Conv1d(5, 10, 5, groups=5)
-    )
+    lines = Windows(plain=nn.Conv1d(5, 7, 3), padded=nn.Conv1d(5, 7, 3, padding=1), depthwise=nn.Conv1d(5, 10, 5, groups=5))
     program = compile_torch(lines, [torch.randn(2, 5, 20)], [{0: dim("b"), 2: dim("t", 6, 4000)}])
     for batch, length in ((1, 7), (3, 50), (2, 1000)):
         assert_like_eager(program, lines, torch.randn(batch, 5, length))

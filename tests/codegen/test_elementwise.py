@@ -15,7 +15,18 @@ Function = Callable[[Tensor, Tensor], Tensor]
 SIZES = ((1, 2), (2, 3), (5, 17), (31, 48), (3, 5000))  # 5000: more than one chunk of a flat loop
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    )
 }
 
 ANY: dict[str, Function] = {
@@ -142,7 +153,9 @@ def test_weights_inputs_and_repeated_values_as_outputs() -> None:
 
 
 def test_scalars_in_and_out() -> None:
-    module = Returns(total=lambda x, y: x.sum(), doubled=lambda x, y: y * 2, scaled=lambda x, y: x * y, same=lambda x, y: y, highest=lambda x, y: x.max())
+    module = Returns(
+        total=lambda x, y: x.sum(), doubled=lambda x, y: y * 2, scaled=lambda x, y: x * y, same=lambda x, y: y, highest=lambda x, y: x.max()
+    )
     program = compile_torch(module, [torch.randn(3, 5), torch.tensor(2.0)], [{0: dim("b")}, {}])
     for batch in (1, 7):
         assert_like_eager(program, module, torch.randn(batch, 5), torch.tensor(1.5))

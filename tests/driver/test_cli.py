@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 
 import llmos
+from llmos.compiler.cli.compile import parse_dynamic
 from llmos.runtime.cli.command import run
 
 RELU_LAYER = """
@@ -79,6 +82,12 @@ def test_opt_dumps_what_changed(relu_layer: Path, tmp_path: Path) -> None:
         (["compile", "FILE", "--target", "pdp-11"], "is no target"),
         (["compile", "FILE", "--precision", "fp31"], "precision has no 'fp31'"),
         (["compile", "FILE", "--stop-after", "fusd.mlir"], "did you mean fused.mlir"),
+        (["compile", "FILE", "--dynamic", "batch=0"], "a size is 1 or more"),
+        (["compile", "FILE", "--dynamic", "batch=9:3"], "a range goes up"),
+        (["compile", "FILE", "--dynamic", "batch=x"], "write NAME, NAME=SIZE or NAME=MIN:MAX"),
+        (["compile", "FILE", "--dynamic", "batch=4"], "are for .onnx models"),
+        (["compile", "FILE", "--bind", "x=1"], "are for .onnx models"),
+        (["compile", "FILE", "--bind", "x=one"], "write NAME=NUMBER"),
         (["compile", "FILE", "-o", "/nonexistent/m.llmos"], "no such directory: /nonexistent"),
         (["bench", "missing.llmos"], "no such file or directory"),
         (["bench", "FILE", "--against", "nobody"], "no engine is called 'nobody'"),
@@ -91,6 +100,41 @@ def test_bad_input_gives_one_line_and_exit_code_2(
     err = capsys.readouterr().err
     assert message in err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_names_sizes_and_ranges_of_dimensions() -> None:
+    assert parse_dynamic("batch, tokens") == (("batch", "tokens"), {})
+    assert parse_dynamic("batch=1:8,height=64") == ((), {"batch": (1, 8), "height": 64})
+    assert parse_dynamic("") == ((), {})
+
+
+def onnx_model(path: Path) -> Path:
+    """y [batch, n] = x [batch, n] * scale []"""
+    tensors = [helper.make_tensor_value_info(*spec) for spec in (("x", 1, ["batch", "n"]), ("scale", 1, []), ("y", 1, ["batch", "n"]))]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "scale"], ["y"])], "g", tensors[:2], tensors[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_an_onnx_model_with_fixed_and_bounded_dimensions_and_a_bound_input(tmp_path: Path) -> None:
+    source, out = onnx_model(tmp_path / "m.onnx"), tmp_path / "m.llmos"
+    assert (
+        run(["compile", str(source), "-o", str(out), "--target", "native", "-q", "--dynamic", "batch=1:8,n=3", "--bind", "scale=2.5"]) == 0
+    )
+    with llmos.load(out) as program:
+        assert [(spec.name, spec.shape) for spec in program["main"].inputs] == [("x", ("batch", 3))]
+        np.testing.assert_array_equal(program(np.ones((8, 3), np.float32)), np.full((8, 3), 2.5, np.float32))
+        with pytest.raises(llmos.InputError, match="1 to 8"):
+            program(np.ones((9, 3), np.float32))
+
+
+def test_names_of_an_onnx_models_dimensions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = onnx_model(tmp_path / "m.onnx"), tmp_path / "m.llmos"
+    assert run(["compile", str(source), "-o", str(out), "--target", "native", "-q", "--dynamic", "rows,columns"]) == 0
+    with llmos.load(out) as program:
+        assert program["main"].inputs[0].shape == ("rows", "columns")
+    assert run(["compile", str(source), "-o", str(out), "--dynamic", "hight=3", "-q"]) == 2
+    assert "no dynamic dimension 'hight'; it has: batch, n" in capsys.readouterr().err
 
 
 def test_compile_writes_an_artifact_and_says_where(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.models.directory import is_huggingface_directory
+from llmos.models.directory import directory_name, is_huggingface_directory
 from llmos.models.encoder import EncoderOptions, import_encoder
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 from tests.reference import Executor
@@ -115,3 +115,16 @@ def test_minilm_is_right_and_its_weights_stay_in_the_file() -> None:
     address, mapped = table.ctypes.data, Path("/proc/self/maps").read_text().splitlines()
     inside = [line for line in mapped if int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)]
     assert inside and inside[0].endswith("model.safetensors")
+
+
+def test_a_directory_whose_name_says_nothing_takes_its_configs(tmp_path: Path) -> None:
+    for folder, named, expected in (
+        ("bge-small", "BAAI/other", "bge-small"),
+        ("model", "nreimers/MiniLM-L6-H384-uncased", "MiniLM-L6-H384-uncased"),
+        ("0" * 40, "some/encoder/", "encoder"),
+        ("snapshot", "", "snapshot"),
+    ):
+        path = tmp_path / folder
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"model_type": "bert", "_name_or_path": named}))
+        assert directory_name(path) == expected

@@ -42,19 +42,17 @@ def test_a_contraction_takes_its_epilogue() -> None:
     [
         (lambda x: torch.softmax(x, -1), ["row"]),
         (lambda x: F.layer_norm(torch.exp(x), (24,)) + x, ["row"]),
-        (lambda x: torch.exp(x) * torch.sin(x) + x, ["elementwise"]),
+        (lambda x: torch.sin(torch.exp(x) * x) + x, ["elementwise"]),
         (lambda x: x.sum(0), ["elementwise"]),
-        (lambda x: torch.cumsum(torch.exp(x), 0), ["elementwise", "fallback"]),
         (lambda x: x.t(), ["elementwise"]),  # free to read, written because it is returned
-        (lambda x: (x.t() * 2 + 1).sum(0), ["row"]),  # cheap: computed where it is read
+        (lambda x: (x.t() * 2 + 1).sum(0), ["elementwise"]),  # cheap: computed where it is read
         (lambda x: x @ x.t(), ["contraction"]),
         (lambda x: torch.softmax(x @ x.t(), -1), ["contraction", "row"]),
         (lambda x: F.scaled_dot_product_attention(*[x.unflatten(-1, (2, 12)).transpose(0, 1)] * 3), ["attention"]),
     ],
 )
 def test_kinds(function: object, expected: list[str]) -> None:
-    found = kinds(formed(function, X))
-    assert [kind if kind != "fallback" else "fallback" for kind in found][-len(expected) :] == expected or found == expected
+    assert kinds(formed(function, X)) == expected
 
 
 def test_an_epilogue_that_leaks_is_given_back() -> None:

@@ -1,0 +1,76 @@
+"""fold-weight-computation: what is computed once at compile time, and what stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llmos.compiler.backends.cpu import compile_module
+from llmos.compiler.compiled import CompileObserver
+from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.ir import ir
+from llmos.compiler.options import CompileOptions
+from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
+
+from .ir_tests import Call, apply, check, functions, generics
+
+X = torch.randn(3, 24)
+G, V = torch.randn(24), torch.rand(24)
+
+
+def has_fold(module: ir.Module) -> bool:
+    return any(FOLD in func.attributes for func in functions(module))
+
+
+def test_a_scale_of_weights_becomes_a_weight() -> None:
+    module = apply(generics(lambda g, v, x: x * (g * torch.rsqrt(v + 0.1)), X, weights=(G, V)), FoldWeightComputation())
+    check(
+        module,
+        """
+        CHECK: func.func @main(%{{.*}}: tensor<?x24xf32>
+        CHECK-SAME: llmos.kind = "weight", llmos.name = "fold.0"
+        CHECK-NOT: math.rsqrt
+        CHECK: arith.mulf
+        CHECK: return
+        CHECK: func.func private @fold(
+        CHECK-SAME: -> tensor<24xf32> attributes {llmos.fold}
+        CHECK: math.rsqrt
+        """,
+    )
+
+
+def test_what_two_uses_share_is_folded_once() -> None:
+    def function(g: torch.Tensor, v: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = torch.exp(g)
+        return x * scale, torch.sin(x) - scale * v
+
+    module = apply(generics(function, X, weights=(G, V)), FoldWeightComputation())
+    fold = next(func for func in functions(module) if FOLD in func.attributes)
+    assert str(fold).count("math.exp") == 1
+
+
+def test_what_depends_on_an_input_stays() -> None:
+    assert not has_fold(apply(generics(lambda g, v, x: torch.exp(x * g) + v, X, weights=(G, V)), FoldWeightComputation()))
+
+
+def test_a_plain_rearrangement_stays() -> None:
+    """Kernels read through a transposition, or pack it."""
+    weights = (torch.randn(24, 24),)
+    assert not has_fold(
+        apply(generics(lambda w, x: x + w.t(), X[:1].expand(24, 24).contiguous(), weights=weights, dynamic=False), FoldWeightComputation())
+    )
+
+
+def test_a_result_far_larger_than_its_weights_stays() -> None:
+    """600 x 600 out of 1,200 numbers: 1.4 MB of artifact to save one multiplication an element."""
+    weights = (torch.randn(600, 1), torch.randn(1, 600))
+    module = generics(lambda a, b, x: x + torch.exp(a * b), torch.randn(600, 600), weights=weights, dynamic=False)
+    assert not has_fold(apply(module, FoldWeightComputation()))
+
+
+def test_folded_weights_have_the_values_that_the_program_would_compute() -> None:
+    imported = import_torch(Call(lambda g, v, x: x * (g * torch.rsqrt(v + 0.1)), G, V).eval(), (X,), None, name="m")
+    options = CompileOptions(target="native", cache=False, repro=None)
+    compiled = compile_module(imported, options.targets(), options, CompileObserver())
+    assert list(compiled.weights) == ["fold.0"]
+    np.testing.assert_allclose(compiled.weights["fold.0"].array, (G * torch.rsqrt(V + 0.1)).numpy(), rtol=1e-6)
