@@ -1,11 +1,12 @@
 # make demo, make test: all that is needed is Python 3.11 or later, and cc.
+# PyPI's torch brings 3 GB of CUDA along, which nothing here uses: with PIP_EXTRA_INDEX_URL set to PyTorch's index of CPU builds, pip takes one of those.
 VENV ?= .venv
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$name && break; done)
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test check bench clean
+.PHONY: venv demo test check conformance bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -31,8 +32,13 @@ check: venv
 	$(RUN) -m llmos.compiler.devtools.check_layers
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
 
+# Every node test of ONNX, with a line for each that isn't right.
+conformance: venv
+	$(RUN) tests/frontend/onnx/node_suite.py
+
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench
+	$(RUN) benchmarks/serving.py build/minilm.llmos
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis repro*

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmos.compiler.cache import Cache, cache_key
+from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target
@@ -29,7 +30,6 @@ class Emitter:
         Each is compiled as soon as `modules` gives it, beside the making of the next. Raises PassError where LLVM fails, also where
         it takes its process with it.
         """
-        # The threads only wait for their processes: LLVM's Python binding holds one lock for all of them.
         with ThreadPoolExecutor(self.jobs) as pool:
             running = [pool.submit(self._object, module) for module in modules]
             found = []
@@ -43,7 +43,9 @@ class Emitter:
         cached = self.cache.get(_key(module)) if self.cache else None
         if cached is not None:
             return cached
-        data = compile_in_child(module)
+        target, text = module
+        # Threads alone would not do: LLVM's Python binding holds one lock for all of them. One job saves the start of a process.
+        data = compile_in_child(module) if self.jobs > 1 else compile_object(text, target)
         if self.cache:
             self.cache.put(_key(module), data)
         return data
@@ -58,4 +60,5 @@ def _key(module: tuple[Target, str]) -> str:
 def emitter(options: CompileOptions) -> Emitter:
     """The emitter that a compile's options and environment ask for."""
     environment = read_environment()
-    return Emitter(options.jobs or environment.jobs, Cache(environment.cache) if options.cache else None)
+    jobs = min(options.jobs or environment.jobs, len(options.targets()))
+    return Emitter(jobs, Cache(environment.cache) if options.cache else None)

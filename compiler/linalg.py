@@ -247,7 +247,11 @@ def unit_dims(generic: Generic) -> set[int]:
 
 def _is_worth(generic: Generic, left: int, m: Sequence[int]) -> bool:
     """A window that is read for one row (a depthwise convolution) gains nothing from being gathered into a panel."""
-    plain = all(p is not None or isinstance(e, ir.AffineConstantExpr) for a in generic.maps[:2] for p, e in zip(dim_positions(a), a.results, strict=True))
+    plain = all(
+        p is not None or isinstance(e, ir.AffineConstantExpr)
+        for a in generic.maps[:2]
+        for p, e in zip(dim_positions(a), a.results, strict=True)
+    )
     if plain:
         return True
     axes = {e.position: axis for axis, e in enumerate(generic.maps[left].results) if isinstance(e, ir.AffineDimExpr)}
@@ -309,7 +313,10 @@ def reaches(value: Value, target: Value) -> bool:
 
 
 def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
-    """The number of the operand that a generic only rearranges; None for one that computes. `through`: ops that don't count, such as "arith.extf"."""
+    """The number of the operand that a generic only rearranges; None for one that computes.
+
+    `through`: ops that don't count, such as "arith.extf".
+    """
     if op.name != "linalg.generic" or is_fill(op):
         return None
     generic = Generic(op)
@@ -322,7 +329,10 @@ def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None
 
 
 def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = ()) -> tuple[Value, list[Form]] | None:
-    """The buffer that `value` only rearranges, with the index form of each of its axes; None when anything but `through` is computed on the way."""
+    """The buffer that `value` only rearranges, with the index form of each of its axes.
+
+    None when anything but `through` is computed on the way.
+    """
     owner = value.owner
     if isinstance(owner, ir.Block):
         return value, list(forms)

@@ -372,7 +372,10 @@ def _select(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def decide(table: SymbolTable, predicate: int, difference: Expr) -> bool | None:
-    """Whether `a <predicate> b` holds for every value of the symbols, from a - b; None if it depends. Predicates as arith.cmpi numbers them."""
+    """Whether `a <predicate> b` holds for every value of the symbols, from a - b; None if it depends.
+
+    Predicates as arith.cmpi numbers them.
+    """
     low, high = table.bounds(table.simplify(difference))
     holds: dict[int, tuple[bool, bool]] = {  # predicate: (always, never)
         0: (low == 0 and high == 0, low > 0 or high < 0),

@@ -59,8 +59,8 @@ def _is_f32(contraction: Contraction) -> bool:
 def absorb_epilogue(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: bool) -> None:
     """Add the elementwise ops that follow a root and can run while its result is in registers.
 
-    All that could follow is taken first; then whatever follows a value that is needed outside anyway is given back, so that a dispatch writes
-    each value once and the ops behind it go where they save a pass over memory.
+    All that could follow is taken first; then whatever follows a value that is needed outside anyway is given back, so that a dispatch
+    writes each value once and the ops behind it go where they save a pass over memory.
     """
     taken = _without_leaks(graph, cluster, root, _following(graph, cluster, root, keep_last))
     written = [op for op in taken if _leaks(graph, op, cluster, taken)]
@@ -102,7 +102,11 @@ def _follows(graph: Graph, op: ir.Operation, cluster: Cluster, root: ir.Value, t
     generic = Generic(op)
     if not generic.is_elementwise or not is_evaluable(generic) or not is_identity(generic.output_map(op.results[0])):
         return False
-    inside = [(operand, affine) for operand, affine in zip(generic.inputs, generic.maps, strict=False) if operand == root or among(owner_of(operand), taken)]
+    inside = [
+        (operand, affine)
+        for operand, affine in zip(generic.inputs, generic.maps, strict=False)
+        if operand == root or among(owner_of(operand), taken)
+    ]
     if not inside or not all(_rearranges(graph, generic, operand, affine, keep_last) for operand, affine in inside):
         return False
     if any(operand == root or among(owner_of(operand), taken) for operand in generic.inits):
@@ -194,7 +198,9 @@ def _joins_row(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
         if not all(is_identity(generic.output_map(result)) for result in generic.op.results):
             return False
         full = sizes == cluster.sizes
-        outer = sizes == cluster.sizes[:num_outer] or (len(sizes) == rank and sizes[:num_outer] == cluster.sizes[:num_outer] and all(s == 1 for s in sizes[num_outer:]))
+        outer = sizes == cluster.sizes[:num_outer] or (
+            len(sizes) == rank and sizes[:num_outer] == cluster.sizes[:num_outer] and all(s == 1 for s in sizes[num_outer:])
+        )
     else:
         full = sizes == cluster.sizes and generic.reduction_dims == list(range(num_outer, rank)) and _keeps_order(generic, num_outer)
         outer = False
@@ -210,11 +216,17 @@ def _joins_row(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
 def _aligned(graph: Graph, operand: ir.Value, affine: ir.AffineMap, cluster: Cluster, full: bool) -> bool:
     """Whether a member's value is read at the row (and column) that the loops are at."""
     shape = graph.shapes.shape(operand)
-    per_row = len(shape) == cluster.num_outer or (all(size == 1 for size in shape[cluster.num_outer :]) and len(shape) == len(cluster.sizes))
+    per_row = len(shape) == cluster.num_outer or (
+        all(size == 1 for size in shape[cluster.num_outer :]) and len(shape) == len(cluster.sizes)
+    )
     positions = dim_positions(affine)
     if not per_row:
         return full and positions == list(range(len(cluster.sizes)))
-    return all(p == axis or (p is None and size == 1) for axis, (p, size) in enumerate(zip(positions, shape, strict=True)) if axis < cluster.num_outer)
+    return all(
+        p == axis or (p is None and size == 1)
+        for axis, (p, size) in enumerate(zip(positions, shape, strict=True))
+        if axis < cluster.num_outer
+    )
 
 
 def _pull(graph: Graph, cluster: Cluster, generic: Generic) -> None:
@@ -234,7 +246,7 @@ def _pull(graph: Graph, cluster: Cluster, generic: Generic) -> None:
 
 
 def _needed_between(graph: Graph, producer: ir.Operation, cluster: Cluster) -> bool:
-    """Whether a cluster reads something outside it that is made from `producer`: with the producer inside, each would wait for the other."""
+    """Whether a cluster reads something outside that is made from `producer`: with it inside, each would wait for the other."""
     alone = Cluster(cluster.kind, [producer])
     outside = [v for op in cluster.ops for v in captured(op) if not among(owner_of(v), [producer, *cluster.ops])]
     return any(_depends_on_trial(graph, v, alone) for v in outside)
@@ -321,7 +333,9 @@ def _joins_elementwise(graph: Graph, generic: Generic, cluster: Cluster) -> bool
 
 def _fallbacks(graph: Graph) -> list[Cluster]:
     """One dispatch for each op that no kernel evaluates point by point."""
-    left = [op for op in graph.ops if op not in graph.clusters and not graph.is_free(op) and not graph.is_host(op) and not graph.is_lazy(op)]
+    left = [
+        op for op in graph.ops if op not in graph.clusters and not graph.is_free(op) and not graph.is_host(op) and not graph.is_lazy(op)
+    ]
     return [_seed(graph, "elementwise" if op.name in MOVES else "fallback", [op]) for op in left]
 
 
@@ -334,7 +348,13 @@ def _materialised(graph: Graph) -> list[Cluster]:
             continue
         for operand in op.operands:
             owner = owner_of(operand)
-            if not is_tensor(operand) or owner is None or owner in graph.clusters or owner.name in _memory_readers() or owner.name == "tensor.empty":
+            if (
+                not is_tensor(operand)
+                or owner is None
+                or owner in graph.clusters
+                or owner.name in _memory_readers()
+                or owner.name == "tensor.empty"
+            ):
                 continue
             clusters.append(_seed(graph, "elementwise", [owner]))
     return clusters

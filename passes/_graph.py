@@ -143,7 +143,11 @@ class Graph:
         if not generic.is_elementwise or len(op.results) != 1 or not is_evaluable(generic):
             return False
         body = list(generic.body.operations)
-        tensors = {operand for operand, argument in zip(generic.inputs, generic.body.arguments, strict=False) if is_tensor(operand) and any(True for _ in argument.uses)}
+        tensors = {
+            operand
+            for operand, argument in zip(generic.inputs, generic.body.arguments, strict=False)
+            if is_tensor(operand) and any(True for _ in argument.uses)
+        }
         return len(body) <= 5 and len(tensors) <= 1 and not any(inner.name.startswith(HEAVY) for inner in body)
 
     def shapes_known(self, op: ir.Operation) -> bool:

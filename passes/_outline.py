@@ -156,7 +156,9 @@ def _collect(
             _collect(graph, owner, units, unit, found, seen)
 
 
-def _topological(needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]], rank: dict[ir.Operation | Cluster, int]) -> list[ir.Operation | Cluster]:
+def _topological(
+    needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]], rank: dict[ir.Operation | Cluster, int]
+) -> list[ir.Operation | Cluster]:
     users: dict[ir.Operation | Cluster, list[ir.Operation | Cluster]] = {unit: [] for unit in needs}
     waiting = {unit: len(before) for unit, before in needs.items()}
     for unit, before in needs.items():
@@ -181,7 +183,11 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
     """Replace clusters by calls, in order, and drop what they cloned."""
     terminator = graph.ops[-1]
     outliners = {unit: Outliner(graph, unit) for unit in order if isinstance(unit, Cluster)}
-    funcs = {unit: outliner.build(f"{prefix}{i}_{unit.kind}", module) for i, (unit, outliner) in enumerate(outliners.items()) if isinstance(unit, Cluster)}
+    funcs = {
+        unit: outliner.build(f"{prefix}{i}_{unit.kind}", module)
+        for i, (unit, outliner) in enumerate(outliners.items())
+        if isinstance(unit, Cluster)
+    }
     # results are asked for before any use is rewritten
     outputs = {unit: outliner.results for unit, outliner in outliners.items()}
     for unit in order:
@@ -189,7 +195,7 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
             unit.move_before(terminator)
             continue
         outliner, results = outliners[unit], outputs[unit]
-        sizes = {expr: value for expr, value in outliner.sizes.items()}
+        sizes = dict(outliner.sizes.items())
         with ir.InsertionPoint(terminator):
             operands = [*outliner.tensors, *[_index(graph, value) for value in sizes.values()]]
             call = ir.Operation.create(

@@ -41,14 +41,18 @@ class FoldWeightComputation(Pass):
 def _fold(func: ir.Operation, module: ir.Module) -> None:
     block = func.regions[0].blocks[0]
     attributes = argument_attributes(func)
-    weights = {a for a, attrs in zip(block.arguments, attributes, strict=True) if "llmos.kind" in attrs and ir.StringAttr(attrs["llmos.kind"]).value == "weight"}
+    weights = {
+        a
+        for a, attrs in zip(block.arguments, attributes, strict=True)
+        if "llmos.kind" in attrs and ir.StringAttr(attrs["llmos.kind"]).value == "weight"
+    }
     folded = _weight_only(block, weights)
     results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights)]
     if not results:
         return
     needed = _cone(results, folded)
     inputs = list(dict.fromkeys(v for op in needed for v in captured(op) if v in weights))
-    _outline(func, module, needed, inputs, results, {a: attrs for a, attrs in zip(block.arguments, attributes, strict=True)})
+    _outline(func, module, needed, inputs, results, dict(zip(block.arguments, attributes, strict=True)))
     _replace(func, results)
     erase_dead(func)
 
@@ -126,7 +130,10 @@ def _outline(
 ) -> None:
     kinds = [v.type for v in inputs]
     shapes = [ir.ArrayAttr.get([ir.IntegerAttr.get(ir.IntegerType.get_signless(64), size) for size in v.type.shape]) for v in inputs]
-    arguments = [ir.DictAttr.get({**attributes[v], "llmos.kind": ir.StringAttr.get("input"), "llmos.shape": s}) for v, s in zip(inputs, shapes, strict=True)]
+    arguments = [
+        ir.DictAttr.get({**attributes[v], "llmos.kind": ir.StringAttr.get("input"), "llmos.shape": s})
+        for v, s in zip(inputs, shapes, strict=True)
+    ]
     with ir.InsertionPoint(module.body):
         made = ir.Operation.create(
             "func.func",
@@ -169,7 +176,15 @@ def _replace(func: ir.Operation, results: list[ir.Value]) -> None:
         argument = block.add_argument(result.type, ir.Location.unknown())
         result.replace_all_uses_with(argument)
         inputs.append(result.type)
-        attributes.append(ir.DictAttr.get({"llmos.kind": ir.StringAttr.get("weight"), "llmos.name": ir.StringAttr.get(f"fold.{number}"), "llmos.dtype": ir.StringAttr.get(dtype_name(result))}))
+        attributes.append(
+            ir.DictAttr.get(
+                {
+                    "llmos.kind": ir.StringAttr.get("weight"),
+                    "llmos.name": ir.StringAttr.get(f"fold.{number}"),
+                    "llmos.dtype": ir.StringAttr.get(dtype_name(result)),
+                }
+            )
+        )
     func.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, list(kind.results)))
     func.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
 

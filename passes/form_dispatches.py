@@ -15,8 +15,8 @@ from llmos.passes.recognise_attention import GROUP
 
 @dataclass(frozen=True)
 class FormDispatches(Pass):
-    """One root op (contraction, attention, reductions over a row) with its elementwise prologue and epilogue, or a chain of elementwise ops, becomes a
-    private function; the public function keeps views, size arithmetic and calls.
+    """One root op (contraction, attention, reductions over a row) with its elementwise prologue and epilogue, or a chain of elementwise
+    ops, becomes a private function; the public function keeps views, size arithmetic and calls.
 
     Before:
         %1 = linalg.generic {x W} ins(%x, %w)                       // (t, n) over k
@@ -80,7 +80,9 @@ def _copy(value: ir.Value) -> ir.Value:
     sizes = []
     for axis in range(rank):
         if kind.is_dynamic_dim(axis):
-            position = ir.Operation.create("arith.constant", results=[ir.IndexType.get()], attributes={"value": ir.IntegerAttr.get(ir.IndexType.get(), axis)})
+            position = ir.Operation.create(
+                "arith.constant", results=[ir.IndexType.get()], attributes={"value": ir.IntegerAttr.get(ir.IndexType.get(), axis)}
+            )
             sizes.append(ir.Operation.create("tensor.dim", results=[ir.IndexType.get()], operands=[value, position.results[0]]).results[0])
     empty = ir.Operation.create("tensor.empty", results=[kind], operands=sizes).results[0]
     identity = ir.AffineMapAttr.get(ir.AffineMap.get_identity(rank))
@@ -99,5 +101,3 @@ def _copy(value: ir.Value) -> ir.Value:
     with ir.InsertionPoint(block):
         ir.Operation.create("linalg.yield", operands=[block.arguments[0]])
     return op.results[0]
-
-

@@ -16,8 +16,8 @@ from llmos.passes._pass import Pass
 
 @dataclass(frozen=True)
 class NarrowActivations(Pass):
-    """What goes from one dispatch to another is rounded to bfloat16 by its producer and widened by its consumers; so is every matrix that a
-    contraction has on its right, and every table that is gathered from. Inputs and outputs of the program keep their types.
+    """What goes from one dispatch to another is rounded to bfloat16 by its producer and widened by its consumers; so is every matrix
+    that a contraction has on its right, and every table that is gathered from. Inputs and outputs of the program keep their types.
 
     Before:
         %1 = call @d0_contraction(%x, %w)
@@ -26,10 +26,10 @@ class NarrowActivations(Pass):
         %1 = call @d0_contraction(%x, %w) : (tensor<?x64xf32>, tensor<256x64xbf16>) -> tensor<?x256xbf16>
         %2 = call @d1_row(%1, %scale) : (tensor<?x256xbf16>, tensor<256xf32>) -> tensor<?x256xf32>
         func.func private @d0_contraction(%x, %w) {
-          linalg.generic {extf} ins(%w); linalg.generic {truncf}, {extf} ins(%x); the contraction in float32; linalg.generic {truncf}; return }
+          {extf} ins(%w); {truncf} and {extf} ins(%x); the contraction in float32; {truncf}; return }
 
-    Stay in float32: vectors (biases, scales), statistics of rows, what attention adds to its scores (a mask's lowest float32 would become an
-    infinity), and what is computed from integers alone (positions, masks, rotary angles).
+    Stay in float32: vectors (biases, scales), statistics of rows, what attention adds to its scores (a mask's lowest float32 would
+    become an infinity), and what is computed from integers alone (positions, masks, rotary angles).
     """
 
     def run(self, module: ir.Module) -> None:
@@ -48,7 +48,7 @@ class _Call:
 
     @property
     def kind(self) -> str:
-        return ir.StringAttr(self.func.attributes["llmos.dispatch"]).value
+        return str(ir.StringAttr(self.func.attributes["llmos.dispatch"]).value)
 
     @property
     def block(self) -> ir.Block:
@@ -211,7 +211,7 @@ def _narrow_type(value: ir.Value) -> None:
 
 def _rewrite(call: _Call, chosen: set[ir.Value]) -> None:
     """Conversions at the edges of one dispatch."""
-    block, f32, bf16 = call.block, ir.F32Type.get(), ir.BF16Type.get()
+    block = call.block
     terminator = list(block.operations)[-1].operation
     narrow_right = any(_origin(v) in chosen and _is_right_side(call, i) for i, v in enumerate(call.op.operands))
     for argument, operand in zip(list(block.arguments), call.op.operands, strict=True):
@@ -222,10 +222,9 @@ def _rewrite(call: _Call, chosen: set[ir.Value]) -> None:
     with ir.InsertionPoint(terminator):
         for i, result in enumerate(call.op.results):
             if result in chosen:
-                terminator.operands[i] = convert(terminator.operands[i], NARROW, bf16)
+                terminator.operands[i] = convert(terminator.operands[i], NARROW, ir.BF16Type.get())
     kind = ir.FunctionType.get([a.type for a in block.arguments], [v.type for v in terminator.operands])
     call.func.attributes["function_type"] = ir.TypeAttr.get(kind)
-    assert all(isinstance(a.type, type(o.type)) for a, o in zip(block.arguments, call.op.operands, strict=True)), f32
 
 
 def _widen_argument(block: ir.Block, argument: ir.Value) -> None:

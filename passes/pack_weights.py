@@ -15,7 +15,7 @@ PACKED = "llmos.packed"
 
 @dataclass(frozen=True)
 class PackWeights(Pass):
-    """A weight that a contraction reads as its right side is kept as panels [n/48][k][48]: the kernel streams it, one vector load after the other.
+    """A weight that a contraction reads as its right side is kept as panels [n/48][k][48], which the kernel streams.
 
     Before:
         func.func @main(%w: tensor<256x1024xf32> {llmos.kind = "weight", ...})
@@ -24,7 +24,8 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
-    A bfloat16 weight is kept as panels [n/48][k/2][48][2], pairs along k. A weight that is also read in another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
+    A bfloat16 weight is kept as panels [n/48][k/2][48][2], pairs along k. A weight that is also read in another way (tied
+    embeddings) keeps its plain argument and gets a packed one beside it.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -67,7 +68,10 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
         return None
     block = dispatch.regions[0].blocks[0]
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
-    if any(d in dims_of(root.rhs_map) for d in root.batch) or any(p is None and not isinstance(e, ir.AffineConstantExpr) for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)):
+    if any(d in dims_of(root.rhs_map) for d in root.batch) or any(
+        p is None and not isinstance(e, ir.AffineConstantExpr)
+        for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)
+    ):
         return None
     source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)], through=(WIDEN,))
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
@@ -90,7 +94,9 @@ def _add_argument(main: ir.Operation, weight: ir.Value, attributes: dict[str, ir
     added = block.add_argument(weight.type, ir.Location.unknown())
     kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
     main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([*kind.inputs, weight.type], kind.results))
-    main.attributes["arg_attrs"] = ir.ArrayAttr.get([*ir.ArrayAttr(main.attributes["arg_attrs"]), ir.DictAttr.get({**attributes, PACKED: spec})])
+    main.attributes["arg_attrs"] = ir.ArrayAttr.get(
+        [*ir.ArrayAttr(main.attributes["arg_attrs"]), ir.DictAttr.get({**attributes, PACKED: spec})]
+    )
     return added
 
 

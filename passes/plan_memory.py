@@ -28,8 +28,8 @@ class PlanMemory(Pass):
         %1 = call @d0_contraction(%x, %w) {llmos.buffers = array<i64: 0>}       // slot 0
         %2 = call @d1_contraction(%1, %v) {llmos.buffers = array<i64: -1>}      // output 0
 
-    A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be compared with any free slot
-    gets a new one.
+    A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be
+    compared with any free slot gets a new one.
     """
 
     def run(self, module: ir.Module) -> None:

@@ -27,7 +27,8 @@ class RecogniseAttention(Pass):
         %o = linalg.generic {P V} ins(%p, %v)
     After: the same ops, each with {llmos.attention = 0}
 
-    The sum may be held at 1 or more (as torch does it, so that a row with every key masked gives 0). Only where no value inside is used elsewhere, everything is f32, and each role has one loop dim.
+    The sum may be held at 1 or more (as torch does it, so that a row with every key masked gives 0). Only where no
+    value inside is used elsewhere, everything is f32, and each role has one loop dim.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -100,7 +101,7 @@ def _match_softmax(values: Contraction, weights: int) -> _Softmax | None:
     names = [op.name for op in quotient.body.operations]
     if names not in (["arith.divf", "linalg.yield"], ["arith.maximumf", "arith.divf", "linalg.yield"]):
         return None
-    floored = len(names) == 3 and _is_one(list(quotient.body.operations)[0].operands[1])
+    floored = len(names) == 3 and _is_one(next(iter(quotient.body.operations)).operands[1])
     exponential, total = _operand_of(quotient, len(names) - 2, 0), _operand_of(quotient, 0, 0 if floored else 1)
     if exponential is None or total is None:
         return None
@@ -165,7 +166,11 @@ def _logits_chain(logits: ir.Value) -> tuple[Contraction, list[ir.Operation]] | 
         if generic is None:
             return None
         chain.insert(0, generic.op)
-        following = [operand for operand, affine in zip(generic.inputs, generic.maps, strict=False) if is_identity(affine) and _leads_to_contraction(operand)]
+        following = [
+            operand
+            for operand, affine in zip(generic.inputs, generic.maps, strict=False)
+            if is_identity(affine) and _leads_to_contraction(operand)
+        ]
         if len(following) != 1:
             return None
         value = following[0]
@@ -181,7 +186,11 @@ def _leads_to_contraction(value: ir.Value, depth: int = 8) -> bool:
     generic = _elementwise(value)
     if generic is None:
         return False
-    return any(_leads_to_contraction(o, depth - 1) for o, m in zip(generic.inputs, generic.maps, strict=False) if isinstance(o.type, ir.RankedTensorType) and is_identity(m))
+    return any(
+        _leads_to_contraction(o, depth - 1)
+        for o, m in zip(generic.inputs, generic.maps, strict=False)
+        if isinstance(o.type, ir.RankedTensorType) and is_identity(m)
+    )
 
 
 def _closed(group: list[ir.Operation], last: ir.Operation) -> bool:

@@ -12,7 +12,7 @@ import sympy
 from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.llvm import compile_object, lower_to_llvm_dialect, to_llvm_ir
-from llmos.compiler.codegen.packing import pack_panels, pack_pairs, packed_pairs_shape, packed_shape, to_bfloat16
+from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs_shape, packed_shape, to_bfloat16
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry

@@ -114,7 +114,6 @@ class AttentionEmitter:
 
     def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of Q K^T."""
-        generic = self.parts.scores.generic
         loop = self.frame.evaluator.invert(self.parts.scores.out_map, self._score_coords(i, j))
         for dim in self.parts.scores.k:
             if self.score_sizes[dim] != 1:

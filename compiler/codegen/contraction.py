@@ -3,14 +3,16 @@
 The grid is batch x row chunks x column panels, panels fastest, so that consecutive tiles share their rows. A constant right side is packed at compile
 time into panels [n/48][k][48], one layout for every instruction set; another right side is packed by the tile into scratch. Rows are read in place where
 they lie densely along k, otherwise (a transposition, a prologue) they are evaluated into scratch first. A bfloat16 weight lies in panels of pairs
-(codegen/tile_bf16.py); a processor with a dot product of pairs reads rows in bfloat16 too, others have them widened in scratch.
+(codegen/tile_bf16.py); a processor that multiplies pairs reads rows in bfloat16 too, others have them widened in scratch.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 
@@ -21,7 +23,8 @@ from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, Spread
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.packing import PANEL
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
-from llmos.compiler.codegen.tile_bf16 import accumulate_dots, accumulate_widened
+from llmos.compiler.codegen.tile_amx import TILE_DEPTH, TILE_ROWS, multiply_tiles
+from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.symbolic import Expr
@@ -51,10 +54,10 @@ def row_chunk(k: Expr, packed: bool) -> int:
 
 @dataclass
 class Layout:
-    """What is known of a contraction before anything is emitted. `has_dots`: whether the processor multiplies pairs of bfloat16."""
+    """What is known of a contraction before anything is emitted. `pairs`: how it multiplies bfloat16; None where it is of float32."""
 
     dispatch: Dispatch
-    has_dots: bool = False
+    pairs: PairArithmetic | None
 
     def __post_init__(self) -> None:
         self.root = contraction_in(self.dispatch)
@@ -65,10 +68,8 @@ class Layout:
         self.batch = [self.sizes[d] for d in self.root.batch]
         self.weight = self._packed_weight()
         self.packed = self.weight is not None
-        self.pairs = self.weight is not None and isinstance(self.weight.type.element_type, ir.BF16Type)
-        narrow = widened(self.root.lhs) if self.pairs and self.has_dots else None
-        self.dots = narrow is not None
-        self.left = narrow if narrow is not None else self.root.lhs
+        self.pairs = self._pairs(self.pairs)
+        self.left: Value = widened(self.root.lhs) if self.reads_pairs else self.root.lhs
         outside = self._trace_left_and_outputs()
         self.m_groups = group_dims(outside, self.sizes, self.root.m)
         self.n_groups = group_dims(outside, self.sizes, self.root.n)
@@ -91,15 +92,28 @@ class Layout:
         attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
         return source[0] if "llmos.packed" in ir.DictAttr(attributes) else None
 
+    def _pairs(self, best: PairArithmetic | None) -> PairArithmetic | None:
+        """What the processor's best allows here."""
+        if self.weight is None or not isinstance(self.weight.type.element_type, ir.BF16Type):
+            return None
+        if widened(self.root.lhs) is None or (best is PairArithmetic.TILES and int(self.k) % TILE_DEPTH):
+            return PairArithmetic.WIDENED
+        return best
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the inner loop reads rows in bfloat16."""
+        return self.pairs in (PairArithmetic.DOTS, PairArithmetic.TILES)
+
     @property
     def left_kind(self) -> ir.Type:
         """Element type of the rows that the inner loop reads."""
-        return ir.BF16Type.get() if self.dots else ir.F32Type.get()
+        return ir.BF16Type.get() if self.reads_pairs else ir.F32Type.get()
 
     @property
     def panel_rows(self) -> Expr:
         """Vectors of 32-bit words down a panel."""
-        return ceil_div(self.k, 2) if self.pairs else self.k
+        return ceil_div(self.k, 2) if self.pairs is not None else self.k
 
     def _trace_right(self) -> Accesses:
         accesses = Accesses(self.dispatch)
@@ -157,6 +171,9 @@ class Layout:
         return ir.FloatAttr(source.attributes["value"]).value == 0.0
 
 
+Multiply: TypeAlias = Callable[[Strided, Value, int], None]  # rows, panel, number of columns: their sums to the L1 tile
+
+
 @dataclass(frozen=True)
 class Rows:
     """The left side of a tile: row r starts at base + (r - first) * stride elements."""
@@ -169,8 +186,8 @@ class Rows:
 class ContractionEmitter:
     """Emits one contraction dispatch."""
 
-    def __init__(self, dispatch: Dispatch, shape: TileShape, has_dots: bool) -> None:
-        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch, has_dots)
+    def __init__(self, dispatch: Dispatch, shape: TileShape, pairs: PairArithmetic) -> None:
+        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch, pairs)
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.chunk = row_chunk(self.layout.k, self.layout.packed)
 
@@ -190,7 +207,8 @@ class ContractionEmitter:
     # -- scratch: the accumulator tile, then evaluated rows, then a panel packed here
     @property
     def _rows_offset(self) -> Expr:
-        return sympy.Integer(self.shape.rows * PANEL * 4)
+        rows = TILE_ROWS if self.layout.pairs is PairArithmetic.TILES else self.shape.rows
+        return sympy.Integer(rows * PANEL * 4)
 
     @property
     def _panel_offset(self) -> Expr:
@@ -210,7 +228,17 @@ class ContractionEmitter:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)
             self._pack_panel(base, first)
         rows = self._rows_in_place() if self.layout.in_place else self._evaluated_rows(low, high)
-        for_row_blocks(b, low, high, self.shape.rows, lambda row, count: self._block(rows, base, row, first, count))
+        if self.layout.pairs is PairArithmetic.TILES:
+            with b.loop(low, high, b.index(TILE_ROWS)) as loop, frame.evaluator.scope():
+                count = b.minimum(b.index(TILE_ROWS), b.sub(high, loop.iv))
+                self._block(rows, base, loop.iv, first, count, functools.partial(self._multiply_tiles, count))
+            return
+
+        def block(row: Value, count: int) -> None:
+            part = TileShape(min(count, self.shape.rows), self.shape.vectors, self.shape.lanes)
+            self._block(rows, base, row, first, b.index(count), functools.partial(self._accumulate, part))
+
+        for_row_blocks(b, low, high, self.shape.rows, block)
 
     def _rows_in_place(self) -> Rows:
         b, ev = self.frame.b, self.frame.evaluator
@@ -299,19 +327,16 @@ class ContractionEmitter:
         b, ev, groups = self.frame.b, self.frame.evaluator, self.layout.right_groups
         target = Buffer(base, b.f32, (), (sympy.S.One,))
         k_dims = self.layout.real(self.root.k)
+        width = self.layout.extent(groups[-1]) if groups else sympy.S.One
+        longest = min(PANEL, int(width)) if width.is_Integer else PANEL
+        pieces = [(b.index(at), b.tail_mask(b.sub(length, b.index(at)))) for at in range(0, longest, b.lanes)]
         with self._nest(k_dims) as counters:
             row = b.add(b.mul(self._flat(k_dims, counters), b.index(PANEL)), column)
-
-            def copy(lane: Coord, offset: Value) -> None:
-                n = {**outer, **({groups[-1][-1]: lane} if groups else {})}
-                value = b.splat(ev.value(self.root.rhs, ev.apply(self.root.rhs_map, self._point(n=n, k=counters))))
-                ev.store(value, target, [Lane(b.add(row, offset))])
-
-            whole = b.mul(b.div(length, b.index(b.lanes)), b.index(b.lanes))
-            with b.loop(b.index(0), whole, b.index(b.lanes)) as loop, ev.scope():
-                copy(Lane(b.add(first, loop.iv)), loop.iv)
-            with b.loop(whole, length, b.index(b.lanes)) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(length, loop.iv))):
-                copy(Lane(b.add(first, loop.iv)), loop.iv)
+            for at, mask in pieces:
+                n = {**outer, **({groups[-1][-1]: Lane(b.add(first, at))} if groups else {})}
+                with ev.masked(mask):
+                    value = b.splat(ev.value(self.root.rhs, ev.apply(self.root.rhs_map, self._point(n=n, k=counters))))
+                    ev.store(value, target, [Lane(b.add(row, at))])
 
     # -- points of the root's loops
     def _point(self, m: Value | None = None, n: dict[int, Coord] | None = None, k: dict[int, Coord] | None = None) -> list[Coord]:
@@ -343,20 +368,19 @@ class ContractionEmitter:
         return coords
 
     # -- rows by a panel
-    def _block(self, rows: Rows, panel: Value, row: Value, first: Value, count: int) -> None:
+    def _block(self, rows: Rows, panel: Value, row: Value, first: Value, count: Value, multiply: Multiply) -> None:
         """`count` rows by one panel: accumulate in registers, then the epilogue from an L1 tile."""
         b, shape = self.frame.b, self.shape
         lhs = Strided(b.address(rows.base, b.mul(b.sub(row, rows.first), rows.stride), self.layout.left_kind), rows.stride, b.index(1))
-        part = TileShape(min(count, shape.rows), shape.vectors, shape.lanes)
         remainder = int(self.layout.n) % PANEL if self.layout.n.is_Integer else 0
         if remainder == 0 or PANEL - remainder < shape.lanes:
-            self._accumulate(part, lhs, panel, PANEL)
+            multiply(lhs, panel, PANEL)
         else:  # the last panel is narrower
             is_last = b.compare("sgt", b.add(first, b.index(PANEL)), b.index(int(self.layout.n)))
             with b.when(is_last):
-                self._accumulate(part, lhs, panel, remainder)
+                multiply(lhs, panel, remainder)
             with b.when(b.compare("sle", b.add(first, b.index(PANEL)), b.index(int(self.layout.n)))):
-                self._accumulate(part, lhs, panel, PANEL)
+                multiply(lhs, panel, PANEL)
         self._epilogue(row, first, count)
 
     def _accumulate(self, part: TileShape, lhs: Strided, panel: Value, columns: int) -> None:
@@ -370,15 +394,20 @@ class ContractionEmitter:
             made = self._sums(part, lhs, right)
             store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), PANEL)
 
+    def _multiply_tiles(self, count: Value, lhs: Strided, panel: Value, columns: int) -> None:
+        """The same by matrix instructions, for up to 16 rows."""
+        b = self.frame.b
+        multiply_tiles(b, count, lhs, Panel(panel, b.index(PANEL), ALIGN), columns, int(self.layout.k), self.frame.scratch, PANEL)
+
     def _sums(self, part: TileShape, lhs: Strided, panel: Panel) -> list[Value]:
         b, layout = self.frame.b, self.layout
-        if not layout.pairs:
+        if layout.pairs is None:
             return accumulate(b, part, lhs, panel, self.frame.evaluator.sizes(layout.k), zeros(b, part))
-        return (accumulate_dots if layout.dots else accumulate_widened)(b, part, lhs, panel, int(layout.k), zeros(b, part))
+        return (accumulate_dots if layout.reads_pairs else accumulate_widened)(b, part, lhs, panel, int(layout.k), zeros(b, part))
 
-    def _epilogue(self, row: Value, first: Value, count: int) -> None:
+    def _epilogue(self, row: Value, first: Value, count: Value) -> None:
         b, ev, n = self.frame.b, self.frame.evaluator, self.layout.n
-        with b.loop(b.index(0), b.index(count), b.index(1)) as loop, ev.scope():
+        with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
             m, at = b.add(row, loop.iv), b.mul(loop.iv, b.index(PANEL))
             if n.is_Integer and int(n) % PANEL == 0:
                 self._columns(m, at, first, masked=False)
@@ -412,6 +441,6 @@ class ContractionEmitter:
         del ev.bound[root]
 
 
-def emit_contraction(module: ir.Module, dispatch: Dispatch, shape: TileShape, has_dots: bool = False) -> Launch:
-    """Append the kernel of a `contraction` dispatch. `has_dots`: the processor has a dot product of bfloat16 pairs."""
-    return ContractionEmitter(dispatch, shape, has_dots).emit(module)
+def emit_contraction(module: ir.Module, dispatch: Dispatch, shape: TileShape, pairs: PairArithmetic) -> Launch:
+    """Append the kernel of a `contraction` dispatch. `pairs`: how the processor multiplies bfloat16 best."""
+    return ContractionEmitter(dispatch, shape, pairs).emit(module)

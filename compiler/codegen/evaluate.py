@@ -23,7 +23,8 @@ from llmos.runtime.errors import UnsupportedError
 
 NEUTRAL = {
     "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
-    "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1, "arith.maxui": 0, "arith.minui": -1,
+    "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1,
+    "arith.maxui": 0, "arith.minui": -1,
 }  # fmt: skip
 
 
@@ -306,7 +307,9 @@ class Evaluator:
         """Lanes that turn out to be neighbours are loaded as a vector, others gathered."""
         b, kind = self.b, self._memory_kind(buffer.kind)
         lanes = offset.offsets.type.shape[0]
-        first, last = (b.op("vector.extract", [offset.offsets], b.i64, static_position=ir.DenseI64ArrayAttr.get([i])) for i in (0, lanes - 1))
+        first, last = (
+            b.op("vector.extract", [offset.offsets], b.i64, static_position=ir.DenseI64ArrayAttr.get([i])) for i in (0, lanes - 1)
+        )
         neighbours = b.compare("eq", b.sub(last, first), b.index(lanes - 1))
         base = b.address(buffer.pointer, offset.base, kind)
 
@@ -357,7 +360,7 @@ class Evaluator:
 
     def _pad(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         """The source where it lies, the padding value around it."""
-        shapes, b = self.dispatch.shapes, self.b
+        shapes, _b = self.dispatch.shapes, self.b
         low, _ = pad_parameters(shapes, op)
         source = shapes.shape(op.operands[0])
         outer = shapes.shape(op.results[0])
@@ -515,10 +518,17 @@ class Evaluator:
         return ir.Operation.create(op.name, results=[result], operands=list(operands), attributes=attributes).results[0]
 
     def _divide(self, name: str, a: Value, divisor: Value) -> Value:
-        """An integer division that never traps, on lanes that don't exist included: by 0 it gives 0 (as numpy does), and the quotient of -2^n wraps."""
+        """An integer division that never traps, on lanes that don't exist included.
+
+        By 0 it gives 0, as numpy does; the quotient of the most negative number by -1 wraps.
+        """
         b, kind = self.b, element_type(divisor.type)
         owner = divisor.owner
-        if not isinstance(owner, ir.Block) and owner.name == "arith.constant" and ir.IntegerAttr(owner.attributes["value"]).value not in (0, -1):
+        if (
+            not isinstance(owner, ir.Block)
+            and owner.name == "arith.constant"
+            and ir.IntegerAttr(owner.attributes["value"]).value not in (0, -1)
+        ):
             return b.binary(name, a, divisor)
         zero, one = b.const(kind, 0), b.const(kind, 1)
         by_zero = b.compare("eq", divisor, zero)

@@ -1,7 +1,7 @@
 """The net below every other kernel: any op that MLIR can bufferize, as plain loops on one thread.
 
-Slow is allowed here, wrong is not. The dispatch's own function is bufferized by upstream passes and called with memref descriptors; temporaries inside
-come from malloc.
+Slow is allowed here, wrong is not. The dispatch's own function is bufferized by upstream passes and called with memref descriptors;
+temporaries inside come from malloc.
 """
 
 from __future__ import annotations

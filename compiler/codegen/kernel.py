@@ -19,7 +19,7 @@ LANES = 16  # of row kernels on every target: the order of additions, and so the
 
 @dataclass(frozen=True)
 class Launch:
-    """How the host starts a kernel: the grid is one-dimensional, its size and the scratch a thread needs are expressions over the symbols."""
+    """How the host starts a kernel: the size of its one-dimensional grid and the scratch a thread needs, over the symbols."""
 
     num_tiles: Expr
     scratch_bytes: Expr = sympy.S.Zero

@@ -15,6 +15,7 @@ from llmos.compiler.codegen.host import HostEmitter, Kernel
 from llmos.compiler.codegen.kernel import Launch, product
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.tile import register_tile
+from llmos.compiler.codegen.tile_bf16 import PairArithmetic
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
 from llmos.compiler.symbolic import Expr, SymbolTable
@@ -26,7 +27,7 @@ Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
     "contraction": lambda module, dispatch, target: emit_contraction(
-        module, dispatch, register_tile(target.vector_bits), target.has("avx512bf16")
+        module, dispatch, register_tile(target.vector_bits), PairArithmetic.of(target)
     ),
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "elementwise": lambda module, dispatch, _: emit_rows(module, dispatch),
@@ -83,7 +84,7 @@ def identity(dispatch: Dispatch) -> str:
 
 
 def describe_work(dispatch: Dispatch) -> Work:
-    """Arithmetic and traffic of one dispatch. Traffic counts each operand and result once; a table that is gathered from counts what is read."""
+    """Arithmetic and traffic of one dispatch: each operand and result once; of a table that is gathered from, what is read."""
     shapes = dispatch.shapes
     sizes = [product(shapes.shape(value)) * _width(value) for value in [*dispatch.tensors, *dispatch.results]]
     gathered = [product(shapes.shape(value)) * _width(value) for value in _gathered(dispatch)]

@@ -1,5 +1,7 @@
-"""The packed layout of constant right sides of contractions, zero-padded, the same for every target: panels [n/48][k][48] of float32, and
-[n/48][k/2][48][2] of bfloat16, whose pairs along k are what a processor's dot product reads."""
+"""The packed layout of constant right sides of contractions, zero-padded, the same for every target.
+
+Panels [n/48][k][48] of float32, and [n/48][k/2][48][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def packed_pairs_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequ
 
 
 def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
-    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2]; columns past n and the k past an odd last are 0."""
+    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2]; columns past n, and a k past the last, are 0."""
     panels = pack_panels(array, n_axes, k_axes)
     if panels.shape[1] % 2:
         panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))

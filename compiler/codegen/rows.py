@@ -1,7 +1,8 @@
 """Kernels of everything that is not a contraction: elementwise chains, moves, gathers, and reductions over a row.
 
-A dispatch with reductions over its inner dims (softmax, layer norm, RMS norm, L2 norm, pooling of the last dims) becomes one loop over rows; a row is
-walked once per level: level 0 reduces what depends on inputs alone, level 1 what depends on the first reductions, and so on, while the row stays in L1.
+A dispatch with reductions over its inner dims (softmax, layer norm, RMS norm, L2 norm, pooling of the last dims) becomes one loop over
+rows; a row is walked once per level: level 0 reduces what depends on inputs alone, level 1 what depends on the first reductions, and so
+on, while the row stays in L1.
 What a later level needs and is dear to compute again is kept in a row of scratch, or read back from the output that holds it.
 """
 
@@ -264,7 +265,7 @@ class _RowEmitter:
             for level in range(plan.last_level + 1):
                 self._level(level)
             self._store_outer()
-            for value in [v for v in frame.evaluator.bound]:
+            for value in list(frame.evaluator.bound):
                 del frame.evaluator.bound[value]
         slot_bytes = sum((row_elements * 8 + 64 for _ in self.slots), sympy.Integer(0))
         return Launch(product(extents), sympy.expand(slot_bytes))
@@ -351,7 +352,7 @@ class _RowEmitter:
         ended = self._nest(0, {}, step, start, vectorized)
         rows: list[list[Value]] = []
         position = 0
-        for generic, found, row in zip(reductions, simple, inits, strict=True):
+        for _generic, found, row in zip(reductions, simple, inits, strict=True):
             mine = ended[position : position + len(row)]
             position += len(row)
             if vectorized:

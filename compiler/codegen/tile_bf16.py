@@ -1,19 +1,36 @@
 """The register tile over pairs of bfloat16 along k, sums in float32: out[rows, columns] += A[rows, k] * B[k, columns].
 
-B is a panel of pairs [k/2][columns][2], zero-padded past an odd k. Each output element is one chain of multiply-adds over the pairs in order, the second
-of a pair before the first (as VDPBF16PS does), whatever the tile. Where the processor has that instruction A is bfloat16 too; elsewhere A comes in
-float32, B is widened in registers, and each multiply-add is an fma.
+B is a panel of pairs [k/2][columns][2], zero-padded past an odd k. Each output element is one chain of multiply-adds over the pairs
+in order, the second of a pair before the first (as VDPBF16PS does), whatever the tile. Where the processor has that instruction A is
+bfloat16 too; elsewhere A comes in float32, B is widened in registers, and each multiply-add is an fma.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape
 from llmos.compiler.ir import ir
+from llmos.compiler.target import Target
 
 HIGH_HALF = -(1 << 16)  # of a 32-bit word: where a bfloat16 lies in the float32 of its value
+
+
+class PairArithmetic(Enum):
+    """How pairs of bfloat16 are multiplied; the same panels serve all. WIDENED and DOTS give the same bits."""
+
+    WIDENED = auto()  # in float32 registers, by fma: any processor
+    DOTS = auto()  # VDPBF16PS
+    TILES = auto()  # AMX (codegen/tile_amx.py)
+
+    @classmethod
+    def of(cls, target: Target) -> PairArithmetic:
+        """The best of a target. Processors with AMX have slow dot products: half the multiply-adds a cycle of float32."""
+        if target.has("amx-bf16"):
+            return cls.TILES
+        return cls.DOTS if target.has("avx512bf16") else cls.WIDENED
 
 
 def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:

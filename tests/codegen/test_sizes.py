@@ -19,7 +19,8 @@ BODY = """
     %b = tensor.dim %x, %c0 : tensor<?x?xf32>
     %n = tensor.dim %x, %c1 : tensor<?x?xf32>
     %e = tensor.empty(%b, %n) : tensor<?x?xf32>
-    %twice = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>, affine_map<(i, j) -> (i, j)>], iterator_types = ["parallel", "parallel"]}
+    %twice = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>, affine_map<(i, j) -> (i, j)>],
+        iterator_types = ["parallel", "parallel"]}
         ins(%x : tensor<?x?xf32>) outs(%e : tensor<?x?xf32>) {
     ^bb0(%a: f32, %o: f32):
       %s = arith.addf %a, %a : f32
@@ -33,7 +34,8 @@ BODY = """
     %columns = linalg.reduce {arith.addf} ins(%x : tensor<?x?xf32>) outs(%zc : tensor<?xf32>) dimensions = [0]
     %eg = tensor.empty(%b, %b) : tensor<?x?xf32>
     %zg = linalg.fill ins(%zero : f32) outs(%eg : tensor<?x?xf32>) -> tensor<?x?xf32>
-    %gram = linalg.generic {indexing_maps = [affine_map<(i, j, k) -> (i, k)>, affine_map<(i, j, k) -> (j, k)>, affine_map<(i, j, k) -> (i, j)>],
+    %gram = linalg.generic {
+        indexing_maps = [affine_map<(i, j, k) -> (i, k)>, affine_map<(i, j, k) -> (j, k)>, affine_map<(i, j, k) -> (i, j)>],
         iterator_types = ["parallel", "parallel", "reduction"]} ins(%x, %x : tensor<?x?xf32>, tensor<?x?xf32>) outs(%zg : tensor<?x?xf32>) {
     ^bb0(%p: f32, %q: f32, %o: f32):
       %m = arith.mulf %p, %q : f32
@@ -77,7 +79,8 @@ def test_sizes_that_are_expressions() -> None:
     """A pad and a join: outputs of n + 3 and 2 n + 3 elements."""
     text = """module attributes {llmos.symbols = {n = array<i64: 1, 5000>}} {
       func.func @main(%x: tensor<?xf32> {llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n"]})
-          -> (tensor<?xf32> {llmos.name = "padded", llmos.dtype = "float32"}, tensor<?xf32> {llmos.name = "joined", llmos.dtype = "float32"}) {
+          -> (tensor<?xf32> {llmos.name = "padded", llmos.dtype = "float32"},
+              tensor<?xf32> {llmos.name = "joined", llmos.dtype = "float32"}) {
         %seven = arith.constant 7.0 : f32
         %p = tensor.pad %x low[1] high[2] {
         ^bb0(%i: index):

@@ -96,7 +96,8 @@ def test_each_output_has_memory_of_its_own() -> None:
         %c0 = arith.constant 0 : index
         %n = tensor.dim %x, %c0 : tensor<?x2xf32>
         %e = tensor.empty(%n) : tensor<?x2xf32>
-        %y = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>, affine_map<(i, j) -> (i, j)>], iterator_types = ["parallel", "parallel"]}
+        %y = linalg.generic {indexing_maps = [affine_map<(i, j) -> (i, j)>, affine_map<(i, j) -> (i, j)>],
+            iterator_types = ["parallel", "parallel"]}
             ins(%x : tensor<?x2xf32>) outs(%e : tensor<?x2xf32>) {
         ^bb0(%a: f32, %o: f32):
           %s = math.exp %a : f32
