@@ -1,7 +1,7 @@
 """Every row of the speed targets in one run: `python benchmarks/suite.py`; peers that aren't installed are left out with a note.
 
-Each row is a `llmos bench`: engines take turns in processes of their own, with as many threads, medians, outputs compared. Prints a table, and with
---json FILE writes every figure. Only ratios of one run mean something.
+Each row is a `llmos bench`: engines take turns in processes of their own, with as many threads, medians, outputs compared. Prints a table,
+and with --json FILE writes every figure. Only ratios of one run mean something.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import click
 from networks import NETWORKS, export
 
 PEERS = ("onnxruntime", "openvino")
+LLMOS = (sys.executable, "-m", "llmos.runtime.cli")
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ def source_of(model: str, folder: Path) -> Path | None:
 def compiled(model: str, source: Path, folder: Path) -> Path:
     """An artifact of the source for this machine, made anew."""
     artifact = folder / f"{model}.llmos"
-    command = [sys.executable, "-m", "llmos.runtime.cli", "compile", str(source), "-o", str(artifact), "--target", "native"]
     names = NETWORKS[model].dynamic if model in NETWORKS else ()
-    subprocess.run([*command, *(("--dynamic", ",".join(names)) if names else ())], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    dynamic = ["--dynamic", ",".join(names)] if names else []
+    command = [*LLMOS, "compile", str(source), "-o", str(artifact), "--target", "native", *dynamic]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return artifact
 
 
 def measure(artifact: Path, source: Path, sizes: tuple[str, ...], peers: list[str], runs: int, threads: int) -> dict[str, Any]:
     """What `llmos bench --json` says."""
     shapes = [part for size in sizes for part in ("--input-shape", size)]
-    command = [sys.executable, "-m", "llmos.runtime.cli", "bench", str(artifact), "--source", str(source), "--against", ",".join(peers), *shapes]
+    command = [*LLMOS, "bench", str(artifact), "--source", str(source), "--against", ",".join(peers), *shapes]
     command += ["--runs", str(runs), "--threads", str(threads), "--json"]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return result
@@ -75,14 +77,13 @@ def table(model: str, result: dict[str, Any], targets: dict[str, float]) -> list
     lines = []
     for record in result["measurements"]:
         target = targets.get(record["engine"])
-        verdict = (
-            "" if target is None else f"{record['ratio']:.2f}x (target {target:.1f}x{'' if record['ratio'] >= target else ', missed'})"
-        )
+        missed = "" if target is None or record["ratio"] >= target else ", missed"
+        verdict = "" if target is None else f"{record['ratio']:.2f}x (target {target:.1f}x{missed})"
         share = f"{record['of_peak']:.0%}" if record["of_peak"] else ""
         error = f"{record['max_error']:.0e}" if record["max_error"] is not None else ""
-        lines.append(
-            f"| {model} {record['size']} | {record['engine']} | {record['median_s'] * 1e3:.2f} | {record['p95_s'] * 1e3:.2f} | {share} | {error} | {verdict} |"
-        )
+        times = (f"{record['median_s'] * 1e3:.2f}", f"{record['p95_s'] * 1e3:.2f}")
+        cells = (f"{model} {record['size']}", record["engine"], *times, share, error, verdict)
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Emitter:
-    """Compiles LLVM IR with `jobs` processes at a time; `cache` None compiles everything anew."""
+    """Compiles LLVM IR with `jobs` processes at a time, in this process where it is one; `cache` None compiles everything anew."""
 
     jobs: int = 1
     cache: Cache | None = None

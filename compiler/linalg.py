@@ -52,7 +52,7 @@ class Generic:
 
     @cached_property
     def num_inputs(self) -> int:
-        return ir.DenseI32ArrayAttr(self.op.attributes["operandSegmentSizes"])[0]
+        return int(ir.DenseI32ArrayAttr(self.op.attributes["operandSegmentSizes"])[0])
 
     @property
     def inputs(self) -> list[ir.Value]:
@@ -289,7 +289,7 @@ Form = dict[int, int] | None  # coefficient of each loop dim; None: something th
 
 def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
     if isinstance(expr, ir.AffineDimExpr):
-        return loop[expr.position]
+        return loop[int(expr.position)]
     if isinstance(expr, ir.AffineConstantExpr):
         return {}
     a, b = apply_form(expr.lhs, loop), apply_form(expr.rhs, loop)

@@ -67,7 +67,11 @@ class SymbolTable:
 
     def _resolve(self, choice: Expr) -> Expr:
         kept = list(choice.args)
-        wins = (lambda a, b: self.bounds(b - a)[0] >= 0) if isinstance(choice, sympy.Min) else (lambda a, b: self.bounds(a - b)[0] >= 0)
+        smaller = isinstance(choice, sympy.Min)
+
+        def wins(a: Expr, b: Expr) -> bool:
+            return bool(self.bounds(b - a if smaller else a - b)[0] >= 0)
+
         for a in choice.args:
             kept = [b for b in kept if b == a or a not in kept or not wins(a, b)]
         return choice.func(*kept)

@@ -49,12 +49,8 @@ class Outliner:
     @property
     def results(self) -> list[ir.Value]:
         members = set(self.cluster.ops)
-        found: list[ir.Value] = []
-        for op in self.cluster.ops:
-            for result in op.results:
-                if any(user not in members for user in self.graph.users(result)):
-                    found.append(result)
-        return found
+        made = [result for op in self.cluster.ops for result in op.results]
+        return [result for result in made if any(user not in members for user in self.graph.users(result))]
 
     def build(self, name: str, module: ir.Module) -> ir.Operation:
         """Append `func.func private @name` to the module."""

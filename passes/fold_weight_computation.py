@@ -94,7 +94,7 @@ def _is_worth(value: ir.Value, weights: set[ir.Value]) -> bool:
     plain = pure_source(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
         return False
-    elements = math.prod(value.type.shape)
+    elements = int(math.prod(value.type.shape))
     return elements <= LARGE or elements <= 2 * sum(math.prod(s.type.shape) for s in sources)
 
 

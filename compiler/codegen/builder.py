@@ -30,7 +30,7 @@ def element_type(kind: ir.Type) -> ir.Type:
 def byte_width(kind: ir.Type) -> int:
     """Bytes of one element in memory; bool is one byte."""
     if isinstance(kind, ir.IntegerType):
-        return max(1, kind.width // 8)
+        return max(1, int(kind.width) // 8)
     widths = {ir.F64Type: 8, ir.F32Type: 4, ir.F16Type: 2, ir.BF16Type: 2, ir.IndexType: 8}
     return widths[type(kind)]
 
@@ -98,7 +98,7 @@ class Builder:
     def op(self, name: str, operands: Sequence[Value], result: ir.Type | None = None, **attributes: ir.Attribute) -> Value:
         """One op; its result, or nothing that may be used when it has none."""
         made = ir.Operation.create(name, results=[] if result is None else [result], operands=list(operands), attributes=attributes)
-        return made.results[0] if result is not None else made  # type: ignore[return-value]
+        return made.results[0] if result is not None else made
 
     @contextmanager
     def at_entry(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class Builder:
         owner = value.owner
         if isinstance(owner, ir.Block) or owner.name != "arith.constant" or value.type != self.i64:
             return None
-        return ir.IntegerAttr(owner.attributes["value"]).value
+        return int(ir.IntegerAttr(owner.attributes["value"]).value)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         return self.op("math.fma", [a, b, c], c.type)
@@ -278,7 +278,7 @@ class Builder:
         self.op("llvm.intr.masked.scatter", [value, addresses, mask], None, alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
 
     def iota(self, lanes: int | None = None) -> Value:
-        return self.dense(self.i64, range(lanes or self.lanes))  # type: ignore[arg-type]
+        return self.dense(self.i64, range(lanes or self.lanes))
 
     def tail_mask(self, remaining: Value, lanes: int | None = None) -> Value:
         """Lanes below `remaining`."""

@@ -22,11 +22,11 @@ class Dispatch:
 
     @cached_property
     def name(self) -> str:
-        return ir.StringAttr(self.func.attributes["sym_name"]).value
+        return str(ir.StringAttr(self.func.attributes["sym_name"]).value)
 
     @cached_property
     def kind(self) -> str:
-        return ir.StringAttr(self.func.attributes["llmos.dispatch"]).value
+        return str(ir.StringAttr(self.func.attributes["llmos.dispatch"]).value)
 
     @property
     def block(self) -> ir.Block:

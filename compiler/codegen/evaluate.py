@@ -34,10 +34,11 @@ DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "r
 def neutral_element(combiner: str, kind: ir.Type) -> float | int:
     if combiner in NEUTRAL:
         return NEUTRAL[combiner]
-    width = ir.IntegerType(kind).width
+    width = int(ir.IntegerType(kind).width)
     if width == 1:  # signed order of one bit: true is -1
         return {"arith.maxsi": -1, "arith.minsi": 0}[combiner]
-    return {"arith.maxsi": -(2 ** (width - 1)), "arith.minsi": 2 ** (width - 1) - 1}[combiner]
+    highest = int(2 ** (width - 1)) - 1
+    return {"arith.maxsi": -highest - 1, "arith.minsi": highest}[combiner]
 
 
 @dataclass(frozen=True)

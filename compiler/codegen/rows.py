@@ -79,18 +79,9 @@ class RowPlan:
 
     def kept_at(self, level: int) -> list[Value]:
         """Full rows computed at `level` that a later level uses and that are dear to compute again."""
-        kept: list[Value] = []
-        for generic in self.generics:
-            for value in generic.op.results:
-                if (
-                    generic.is_elementwise
-                    and self.level(value) == level
-                    and not self.is_outer(value)
-                    and self._used_later(value, level)
-                    and self._is_dear(value)
-                ):
-                    kept.append(value)
-        return kept
+        values = [value for generic in self.generics if generic.is_elementwise for value in generic.op.results]
+        full = [value for value in values if self.level(value) == level and not self.is_outer(value)]
+        return [value for value in full if self._used_later(value, level) and self._is_dear(value)]
 
     def _used_later(self, value: Value, level: int) -> bool:
         for use in value.uses:
@@ -218,6 +209,11 @@ def _emit_elementwise(module: ir.Module, plan: RowPlan, groups: list[list[int]])
     return Launch(sympy.expand(rows * chunks))
 
 
+def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:
+    """What is one value at every point."""
+    return lambda _: value
+
+
 Step = Callable[[Coord, Sequence[Value]], list[Value]]
 
 
@@ -283,7 +279,7 @@ class _RowEmitter:
             results = self._walk(reductions, targets)
             for generic, values in zip(reductions, results, strict=True):
                 for result, value in zip(generic.op.results, values, strict=True):
-                    ev.bound[result] = lambda _, value=value: value
+                    ev.bound[result] = _constantly(value)
         for value, buffer, inner_only in targets:
             ev.bound[value] = self._reader(buffer, inner_only)
         self._bind_outer(level + 1)
@@ -295,10 +291,7 @@ class _RowEmitter:
         for value, buffer in zip(plan.dispatch.results, self.frame.outputs, strict=True):
             if plan.level(value) == level and not plan.is_outer(value):
                 targets.append((value, buffer, False))
-        for value in plan.kept_at(level):
-            if value in self.slots:
-                targets.append((value, self._scratch_row(value), True))
-        return targets
+        return targets + [(value, self._scratch_row(value), True) for value in plan.kept_at(level) if value in self.slots]
 
     def _scratch_row(self, value: Value) -> Buffer:
         frame, b = self.frame, self.frame.b
@@ -317,8 +310,7 @@ class _RowEmitter:
         for generic in plan.generics:
             for value in generic.op.results:
                 if generic.is_elementwise and value not in ev.bound and plan.level(value) <= level and plan.is_outer(value):
-                    made = ev.value(value, self._row_point(value))
-                    ev.bound[value] = lambda _, made=made: made
+                    ev.bound[value] = _constantly(ev.value(value, self._row_point(value)))
 
     def _row_point(self, value: Value) -> list[Coord]:
         rank = len(self.plan.dispatch.shapes.shape(value))

@@ -14,7 +14,8 @@ def program(body: str, symbols: str = "n = array<i64: 1, 100>", results: str = "
         parse(
             f"""module attributes {{llmos.symbols = {{{symbols}}}}} {{
               func.func @main(
-                %x: tensor<?xf32> {{llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n"]}}) -> ({results}) {{
+                %x: tensor<?xf32> {{llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n"]}}
+              ) -> ({results}) {{
                 {body}
               }}
               func.func private @same(tensor<?xf32>) -> tensor<?xf32>

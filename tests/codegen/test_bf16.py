@@ -1,0 +1,147 @@
+"""--precision bf16: programs against eager float32, on targets that multiply bfloat16 and on those that widen it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llmos.compiler.codegen.packing import PANEL, pack_pairs, packed_pairs_shape, to_bfloat16
+from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.options import CompileOptions
+from llmos.runtime.program import Program
+
+from .programs import V3, V4, dim, load, need, to_array
+
+NATIVE = "x86-64-v4-bf16"
+TARGETS = (NATIVE, V4, V3)
+BUDGET = 2e-2  # of the output's scale: 8 bits of mantissa through a whole network
+
+
+def compiled(module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]], target: str) -> Program:
+    need(target)
+    options = CompileOptions(precision="bf16", target=target, cache=False, repro=None)
+    return load(compile_model(module.eval(), tuple(example), dynamic_shapes=tuple(dict(d) for d in dynamic), options=options))
+
+
+def error(program: Program, module: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """Largest error of any output, relative to that output's scale."""
+    found = program(*[to_array(each) for each in inputs])
+    with torch.no_grad():
+        expected = module(*inputs)
+    pairs = zip(*(value if isinstance(value, tuple) else (value,) for value in (found, expected)), strict=True)
+    return max(float(np.abs(f - e.numpy()).max() / np.abs(e.numpy()).max()) for f, e in pairs)
+
+
+def linear_chain(*sizes: int) -> torch.nn.Module:
+    torch.manual_seed(sum(sizes))
+    layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return torch.nn.Sequential(*[step for layer in layers for step in (layer, torch.nn.ReLU())][:-1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_tail(target: str) -> None:
+    """Depths odd, even, 1 and whole matrix tiles; widths around a panel; rows in blocks of 16, 8, 4, 2 and 1."""
+    sizes = (16, 1, 48, 63, 50, 64, 96, 2, 7, 100, 33)
+    module = linear_chain(*sizes)
+    program = compiled(module, [torch.randn(3, sizes[0])], [{0: dim("batch", high=64)}], target)
+    for batch in (1, 2, 7, 16, 17, 64):
+        assert error(program, module, torch.randn(batch, sizes[0], generator=torch.Generator().manual_seed(batch))) < BUDGET
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_have_the_same_bits_alone_and_in_a_batch(target: str) -> None:
+    program = compiled(linear_chain(16, 63, 64, 50), [torch.randn(3, 16)], [{0: dim("batch", high=64)}], target)
+    rows = np.random.default_rng(0).standard_normal((29, 16), np.float32)
+    together = np.asarray(program(rows))
+    for row in range(29):
+        np.testing.assert_array_equal(np.asarray(program(rows[row : row + 1])), together[row : row + 1])
+
+
+def test_dot_products_and_widening_give_the_same_bits() -> None:
+    module, rows = linear_chain(16, 63, 64, 50), np.random.default_rng(1).standard_normal((13, 16), np.float32)
+    results = [np.asarray(compiled(module, [torch.randn(3, 16)], [{0: dim("batch", high=64)}], target)(rows)) for target in TARGETS]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+class LastHiddenState(torch.nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def encoder() -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+    config = transformers.BertConfig(**sizes, vocab_size=100, max_position_embeddings=90)
+    return LastHiddenState(transformers.BertModel(config, add_pooling_layer=False)).eval()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_encoder_with_padding(target: str) -> None:
+    module = encoder()
+    example = (torch.randint(5, 90, (2, 9)), torch.ones(2, 9, dtype=torch.int64))
+    sizes = {0: dim("batch", high=16), 1: dim("tokens", high=80)}
+    program = compiled(module, example, [sizes, sizes], target)
+    for batch, tokens in ((1, 1), (2, 7), (3, 70)):
+        ids = torch.randint(5, 90, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+        mask = torch.ones(batch, tokens, dtype=torch.int64)
+        mask[-1, tokens // 2 + 1 :] = 0
+        assert error(program, module, ids, mask) < BUDGET
+
+
+class Mixed(torch.nn.Module):
+    """Products of activations, transposed rows, statistics as outputs, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(33, 40)
+        self.matrix = torch.nn.Parameter(torch.randn(40, 40) / 6)
+        self.conv = torch.nn.Conv1d(7, 9, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.tanh(self.first(x))
+        scores = (y @ y.transpose(-1, -2)).softmax(-1)
+        return scores @ (y @ self.matrix), y.mean(-1), self.conv(y).relu(), y.transpose(1, 2) @ torch.ones(7, 5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_of_activations_and_convolutions(target: str) -> None:
+    torch.manual_seed(0)
+    module = Mixed()
+    program = compiled(module, [torch.randn(2, 7, 33)], [{0: dim("batch", high=8)}], target)
+    assert error(program, module, torch.randn(5, 7, 33, generator=torch.Generator().manual_seed(3))) < BUDGET
+
+
+def test_matrices_are_stored_in_bfloat16() -> None:
+    module = linear_chain(512, 512, 512)
+    example, sizes = [torch.randn(2, 512)], [{0: dim("batch", high=8)}]
+    program = compiled(module, example, sizes, V3)
+    assert [weight.dtype for weight in program.manifest.weights if len(weight.shape) > 1] == ["bfloat16", "bfloat16"]
+
+
+def test_panels_of_pairs() -> None:
+    array = np.arange(5 * 50, dtype=np.uint16).reshape(5, 50)
+    panels = pack_pairs(array, [1], [0])
+    assert panels.shape == packed_pairs_shape((5, 50), [1], [0]) == (2, 3, PANEL, 2)
+    for k in range(5):
+        np.testing.assert_array_equal(panels[:, k // 2, :, k % 2].reshape(-1)[:50], array[k])
+    assert not panels[:, 2, :, 1].any() and not panels[1, :, 2:].any()
+
+
+def test_weights_are_rounded_as_torch_rounds() -> None:
+    values = torch.cat([torch.randn(4096), torch.tensor([0.0, -0.0, float("inf"), float("nan"), 3.4e38, 1.00390625, 1.01171875, 1e-40])])
+    expected = values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    found = to_bfloat16(values.numpy())
+    is_nan = np.isnan(values.numpy())
+    np.testing.assert_array_equal(found[~is_nan], expected[~is_nan])
+    assert np.isnan((found[is_nan].astype(np.uint32) << 16).view(np.float32)).all()
