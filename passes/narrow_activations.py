@@ -1,12 +1,13 @@
-"""narrow-activations: keep activations and the matrices they meet in bfloat16, in memory; arithmetic stays in float32."""
+"""narrow-activations: keep what is multiplied in bfloat16, in memory; sums and all other arithmetic stay in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, pure_source
+from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, pure_source
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.symbolic import argument_attributes
 from llmos.compiler.widening import NARROW, WIDEN, convert, widened, with_element
@@ -16,20 +17,22 @@ from llmos.passes._pass import Pass
 
 @dataclass(frozen=True)
 class NarrowActivations(Pass):
-    """What goes from one dispatch to another is rounded to bfloat16 by its producer and widened by its consumers; so is every matrix
-    that a contraction has on its right, and every table that is gathered from. Inputs and outputs of the program keep their types.
+    """What one dispatch makes and another multiplies (by a contraction or in attention) is rounded to bfloat16 by its producer and
+    widened by its consumers; so is every matrix that a contraction has on its right, and every table that is gathered from. Inputs and
+    outputs of the program keep their types.
 
     Before:
         %1 = call @d0_contraction(%x, %w)
-        %2 = call @d1_row(%1, %scale)
+        %2 = call @d1_contraction(%1, %v)
     After:
         %1 = call @d0_contraction(%x, %w) : (tensor<?x64xf32>, tensor<256x64xbf16>) -> tensor<?x256xbf16>
-        %2 = call @d1_row(%1, %scale) : (tensor<?x256xbf16>, tensor<256xf32>) -> tensor<?x256xf32>
+        %2 = call @d1_contraction(%1, %v) : (tensor<?x256xbf16>, tensor<64x256xbf16>) -> tensor<?x64xf32>
         func.func private @d0_contraction(%x, %w) {
           {extf} ins(%w); {truncf} and {extf} ins(%x); the contraction in float32; {truncf}; return }
 
-    Stay in float32: vectors (biases, scales), statistics of rows, what attention adds to its scores (a mask's lowest float32 would
-    become an infinity), and what is computed from integers alone (positions, masks, rotary angles).
+    Stay in float32: vectors (biases, scales), what is only added or normalised (sums of residuals: rounding them would cost most of the
+    accuracy and save little traffic), what attention adds to its scores (a mask's lowest float32 would become an infinity), and what is
+    computed from integers alone (positions, masks, rotary angles).
     """
 
     def run(self, module: ir.Module) -> None:
@@ -54,9 +57,14 @@ class _Call:
     def block(self) -> ir.Block:
         return self.func.regions[0].blocks[0]
 
-    @property
-    def returned(self) -> list[ir.Value]:
-        return list(list(self.block.operations)[-1].operands)
+    @cached_property
+    def factors(self) -> set[ir.Value]:
+        """The arguments that the left and right sides of products are made of."""
+        if self.kind == "attention":
+            parts = parts_of([op.operation for op in self.block.operations])
+            return _arguments_of([*parts.scores.generic.inputs, parts.values.generic.inputs[1 - parts.weights]])
+        root = self.contraction
+        return _arguments_of([root.lhs, root.rhs]) if root is not None else set()
 
     @property
     def contraction(self) -> Contraction | None:
@@ -110,8 +118,11 @@ class _Program:
                 yield (self.by_op[owner], use.operand_number) if owner in self.by_op else (None, 0)
 
     def _may_narrow(self, value: ir.Value) -> bool:
-        readers = list(self._readers(value))
-        return bool(readers) and all(call is not None and _takes_narrow(call, number) for call, number in readers)
+        return all(call is not None and _takes_narrow(call, number) for call, number in self._readers(value))
+
+    def _is_multiplied(self, value: ir.Value) -> bool:
+        """Whether a contraction or attention has a value as one of its factors."""
+        return any(call is not None and call.block.arguments[number] in call.factors for call, number in self._readers(value))
 
     def _weights(self) -> list[ir.Value]:
         found = []
@@ -133,9 +144,9 @@ class _Program:
         for call in self.calls:
             if not any(_origin(operand) in real for operand in call.op.operands):
                 continue
-            for result, value in zip(call.op.results, call.returned, strict=True):
+            for result in call.op.results:
                 real.add(result)
-                if _is_f32(result) and call.kind != "fallback" and not _is_statistic(value) and self._may_narrow(result):
+                if _is_f32(result) and call.kind != "fallback" and self._is_multiplied(result) and self._may_narrow(result):
                     found.append(result)
         return found
 
@@ -156,13 +167,9 @@ def _origin(value: ir.Value) -> ir.Value:
 
 def _takes_narrow(call: _Call, number: int) -> bool:
     """Whether a dispatch may read that argument in bfloat16."""
-    if call.kind == "fallback":
-        return False
-    if call.kind != "attention":
-        return True
-    parts = parts_of([op.operation for op in call.block.operations])
-    values = parts.values.generic.inputs[1 - parts.weights]
-    return call.block.arguments[number] in _arguments_of([*parts.scores.generic.inputs, values])
+    if call.kind == "attention":
+        return call.block.arguments[number] in call.factors
+    return call.kind != "fallback"
 
 
 def _arguments_of(values: list[ir.Value]) -> set[ir.Value]:
@@ -190,14 +197,6 @@ def _is_right_side(call: _Call, number: int) -> bool:
 def _is_gathered(call: _Call, number: int) -> bool:
     table = call.block.arguments[number]
     return any(use.owner.operation.name == "tensor.extract" for use in table.uses)
-
-
-def _is_statistic(value: ir.Value) -> bool:
-    """Whether a value of a dispatch is a reduction itself, and no contraction: few elements, whose rounding would touch many."""
-    owner = owner_of(value)
-    if owner is None or owner.name != "linalg.generic":
-        return False
-    return not Generic(owner).is_elementwise and contraction_of(owner) is None
 
 
 # -- rewriting

@@ -35,13 +35,24 @@ def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: A
     return functional(program)
 
 
+def _distinct(example_args: Sequence[Any]) -> tuple[Any, ...]:
+    """Export takes one tensor given twice for one input that is used twice."""
+    seen: set[int] = set()
+    made: list[Any] = []
+    for argument in example_args:
+        again = isinstance(argument, torch.Tensor) and id(argument) in seen
+        made.append(argument.clone() if again else argument)
+        seen.add(id(argument))
+    return tuple(made)
+
+
 def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> ExportedProgram:
     if example_args is None:
         raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
     try:
         with warnings.catch_warnings(), torch.no_grad(), _quiet(), RecurrentAsScan() if has_recurrent_layers(module) else nullcontext():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, tuple(example_args), dynamic_shapes=dynamic_shapes)
+            return torch.export.export(module, _distinct(example_args), dynamic_shapes=dynamic_shapes)
     except UserError:
         raise
     except Exception as error:

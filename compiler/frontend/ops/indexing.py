@@ -23,11 +23,11 @@ def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> 
         for _dim in range(ids.rank - 1 - ids.fact.axis):
             rows = b.unsqueeze(rows, 1)
         return b.expand(rows, result.shape)
-    return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0)
+    return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0, wraps=False)
 
 
 def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> Tensor:
-    return gathered(b, result, x, {dim % x.rank: ids}, lead=ids.rank, position=dim % x.rank)
+    return gathered(b, result, x, {dim % x.rank: ids}, lead=ids.rank, position=dim % x.rank, wraps=False)
 
 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
@@ -72,8 +72,13 @@ def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
     return b.expand(view, result.shape)
 
 
-def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int) -> Tensor:
-    """A tensor of x's elements: dimensions in `chosen` are read where their index tensors say, the rest run along."""
+def gathered(
+    b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int, wraps: bool = True
+) -> Tensor:
+    """A tensor of x's elements: dimensions in `chosen` are read where their index tensors say, the rest run along.
+
+    `wraps`: whether a negative index counts from the end; where it doesn't, the kernel reports it.
+    """
     dense, rank = b.dense(x), len(result.shape)
     block = [affine_dim(position + i) for i in range(lead)]
     shape = result.shape[position : position + lead]
@@ -82,7 +87,7 @@ def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
     def body(*loaded: Scalar) -> list[Scalar]:
         ids = dict(zip(chosen, loaded, strict=False))
         along = iter(free)
-        place = [wrapped(b, ids[dim], x.shape[dim]) if dim in ids else loop(next(along)) for dim in range(x.rank)]
+        place = [(wrapped(b, ids[dim], x.shape[dim]) if wraps else to_index(ids[dim])) if dim in ids else loop(next(along)) for dim in range(x.rank)]
         return [element(dense, place)]
 
     (value,) = b.generic(
@@ -113,7 +118,7 @@ def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, **_: Any)
     dense = b.dense(x)
 
     def body(at: Scalar, _: Scalar) -> list[Scalar]:
-        return [element(dense, [wrapped(b, at, x.shape[i]) if i == dim else loop(i) for i in range(x.rank)])]
+        return [element(dense, [to_index(at) if i == dim else loop(i) for i in range(x.rank)])]
 
     (value,) = b.generic(
         [(ids, b.reads(ids, result.shape))],
