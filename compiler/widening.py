@@ -1,4 +1,4 @@
-"""bfloat16 in memory, float32 in registers: the elementwise ops that stand between, made (by the pass narrow-activations) and recognised."""
+"""bfloat16 in memory, float32 in registers: the elementwise ops between, made (by narrow-activations) and recognised."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ class LabelDispatches(Pass):
 def label_of(func: ir.Operation) -> str:
     """The label of one dispatch function."""
     kind = ir.StringAttr(func.attributes["llmos.dispatch"]).value
-    generics = [Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    generics = [
+        Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)
+    ]
     if kind == "attention":
         return "attention"
     if kind == "contraction":
@@ -48,7 +50,11 @@ def label_of(func: ir.Operation) -> str:
 
 def _contraction(generics: list[Generic]) -> str:
     root = next(c for c in (contraction_of(g.op) for g in generics) if c is not None)
-    if any(p is None and not isinstance(e, ir.AffineConstantExpr) for a in (root.lhs_map, root.rhs_map) for p, e in zip(dim_positions(a), a.results, strict=True)):
+    if any(
+        p is None and not isinstance(e, ir.AffineConstantExpr)
+        for a in (root.lhs_map, root.rhs_map)
+        for p, e in zip(dim_positions(a), a.results, strict=True)
+    ):
         return "conv"
     shared = {d for d in root.batch if d in dim_positions(root.lhs_map) and d in dim_positions(root.rhs_map)}
     return "batch_matmul" if shared else "matmul"
@@ -110,7 +116,11 @@ def _elementwise(func: ir.Operation, generics: list[Generic]) -> str:
     names = Counter(op.name for g in generics for op in g.body.operations)
     ops = {op.name for op in func.regions[0].blocks[0].operations}
     if any(not g.is_elementwise for g in generics):
-        return "conv_depthwise" if any(g.num_inputs == 2 and names["arith.mulf"] for g in generics if not g.is_elementwise) else "pool_or_reduce"
+        return (
+            "conv_depthwise"
+            if any(g.num_inputs == 2 and names["arith.mulf"] for g in generics if not g.is_elementwise)
+            else "pool_or_reduce"
+        )
     if "tensor.pad" in ops:
         return "pad"
     if "tensor.concat" in ops:

@@ -1,9 +1,10 @@
 """Attention with streaming softmax: no score matrix in memory.
 
-Lanes run over query rows, so scores are computed transposed, S^T[j, i] = sum_d K[j, d] Q^T[d, i]: keys and values are read where they are, as broadcast
-scalars, only a block of queries is transposed, and the softmax over j needs no step across lanes. The running maximum and sum are those of
-"Online normalizer calculation for softmax" (Milakov and Gimelshein, 2018); blocks of j start at multiples of 64, so what else is in a batch, and how far
-it is padded with masked keys, changes no bit of a row.
+Lanes run over query rows, so scores are computed transposed, S^T[j, i] = sum_d K[j, d] Q^T[d, i]: keys and values are read where they
+are, as broadcast scalars (bfloat16 ones are widened into scratch, a block at a time), only a block of queries is transposed, and the
+softmax over j needs no step across lanes. The running maximum and sum are those of "Online normalizer calculation for softmax" (Milakov
+and Gimelshein, 2018); blocks of j start at multiples of 64, so what else is in a batch, and how far it is padded with masked keys,
+changes no bit of a row.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class AttentionEmitter:
                 strides[dim] = sympy.expand(strides.get(dim, 0) + stride * coefficient)
         row = sum((strides.get(d, sympy.Integer(0)) for d in row_dims if sizes[d] != 1), sympy.Integer(0))
         k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
-        return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))  # type: ignore[arg-type]
+        return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))
 
     def _widen(
         self, name: str, contraction: Contraction, operand: int, extent: Expr, count: Value, point: Callable[[Value, Coord], list[Coord]]
@@ -261,13 +262,17 @@ class AttentionEmitter:
                 score = self._get("scores", loop.iv, v)
                 mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
                 with ev.masked(mask), ev.scope():
-                    ev.bound[root] = lambda _, score=score: score
+                    self._bind(root, score)
                     logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
                     del ev.bound[root]
                 self._put(logit, "scores", loop.iv, v)
                 made.append(self._larger(logit, loop.args[v]))
             loop.yield_(made)
         return loop.results
+
+    def _bind(self, tensor: Value, value: Value) -> None:
+        """Take a tensor's element for `value` wherever it is read, until the binding is removed."""
+        self.frame.evaluator.bound[tensor] = lambda _: value
 
     def _larger(self, a: Value, b: Value) -> Value:
         """a > b ? a : b, one instruction where arith.maximumf is five; a NaN is left to the exponentials, which all see it."""

@@ -1,9 +1,10 @@
-"""Contractions: sum over k of a*b with a fused prologue on either side and a fused epilogue. Convolutions are contractions whose right side is windows.
+"""Contractions: sum over k of a*b with a fused prologue on either side and a fused epilogue.
 
-The grid is batch x row chunks x column panels, panels fastest, so that consecutive tiles share their rows. A constant right side is packed at compile
-time into panels [n/48][k][48], one layout for every instruction set; another right side is packed by the tile into scratch. Rows are read in place where
-they lie densely along k, otherwise (a transposition, a prologue) they are evaluated into scratch first. A bfloat16 weight lies in panels of pairs
-(codegen/tile_bf16.py); a processor that multiplies pairs reads rows in bfloat16 too, others have them widened in scratch.
+Convolutions are contractions whose right side is windows. The grid is batch x row chunks x column panels, panels fastest, so that
+consecutive tiles share their rows. A constant right side is packed at compile time into panels [n/48][k][48], one layout for every
+instruction set; another right side is packed by the tile into scratch. Rows are read in place where they lie densely along k, otherwise
+(a transposition, a prologue) they are evaluated into scratch first. A bfloat16 weight lies in panels of pairs (codegen/tile_bf16.py); a
+processor that multiplies pairs reads rows in bfloat16 too, others have them widened in scratch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.codegen.packing import PANEL
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.codegen.tile_amx import TILE_DEPTH, TILE_ROWS, multiply_tiles
-from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened
+from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tile
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.symbolic import Expr
@@ -168,7 +169,7 @@ class Layout:
         source = scalar.owner if scalar is not None else None
         if source is None or isinstance(source, ir.Block) or source.name != "arith.constant":
             return False
-        return ir.FloatAttr(source.attributes["value"]).value == 0.0
+        return bool(ir.FloatAttr(source.attributes["value"]).value == 0.0)
 
 
 Multiply: TypeAlias = Callable[[Strided, Value, int], None]  # rows, panel, number of columns: their sums to the L1 tile
@@ -187,7 +188,8 @@ class ContractionEmitter:
     """Emits one contraction dispatch."""
 
     def __init__(self, dispatch: Dispatch, shape: TileShape, pairs: PairArithmetic) -> None:
-        self.dispatch, self.shape, self.layout = dispatch, shape, Layout(dispatch, pairs)
+        self.dispatch, self.layout = dispatch, Layout(dispatch, pairs)
+        self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.chunk = row_chunk(self.layout.k, self.layout.packed)
 
@@ -247,12 +249,14 @@ class ContractionEmitter:
         stride: Expr = sympy.S.Zero
         if self.layout.m_groups:
             stride = buffer.strides[dim_positions(self.root.lhs_map).index(self.layout.m_groups[-1][-1])]
-        return Rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0))  # type: ignore[arg-type]
+        return Rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0))
 
     def _evaluated_rows(self, low: Value, high: Value) -> Rows:
         """The chunk's rows in scratch, transposed and with the prologue applied."""
         b, ev = self.frame.b, self.frame.evaluator
-        rows = Rows(b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8), ev.sizes(sympy.expand(self.layout.k + ROW_PADDING)), low)
+        rows = Rows(
+            b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8), ev.sizes(sympy.expand(self.layout.k + ROW_PADDING)), low
+        )
         target = Buffer(rows.base, self.layout.left_kind, (self.layout.k,), (sympy.S.One,))
         k_dims = self.layout.real(self.root.k)
         with b.loop(low, high, b.index(1)) as loop, ev.scope():
@@ -263,7 +267,7 @@ class ContractionEmitter:
                     point = self._point(m=loop.iv, k={**outer, **({k_dims[-1]: k} if k_dims else {})})
                     at = self._flat(k_dims, {**outer, **({k_dims[-1]: b.index(0)} if k_dims else {})})
                     offset = b.add(start, at)
-                    where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)  # type: ignore[arg-type]
+                    where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)
                     ev.store(ev.value(self.layout.left, ev.apply(self.root.lhs_map, point)), target, [where])
 
                 if k_dims:
@@ -288,7 +292,7 @@ class ContractionEmitter:
         """The row-major number of a point of some dims."""
         b, flat = self.frame.b, self.frame.b.index(0)
         for dim in dims:
-            flat = b.add(b.mul(flat, self.frame.evaluator.sizes(self.sizes[dim])), counters[dim])  # type: ignore[arg-type]
+            flat = b.add(b.mul(flat, self.frame.evaluator.sizes(self.sizes[dim])), counters[dim])
         return flat
 
     def _over_lanes(self, extent: Expr, point: Callable[[Coord], None]) -> None:

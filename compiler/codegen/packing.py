@@ -37,7 +37,7 @@ def packed_pairs_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequ
 
 
 def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
-    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2]; columns past n, and a k past the last, are 0."""
+    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2], zero past n and k."""
     panels = pack_panels(array, n_axes, k_axes)
     if panels.shape[1] % 2:
         panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))

@@ -33,6 +33,11 @@ class PairArithmetic(Enum):
         return cls.DOTS if target.has("avx512bf16") else cls.WIDENED
 
 
+def widened_tile(shape: TileShape) -> TileShape:
+    """The register tile for `accumulate_widened`, which holds each vector of the panel twice: two vectors where there are 16 registers."""
+    return TileShape(shape.rows, 2, shape.lanes) if shape.rows * shape.vectors <= 12 else shape
+
+
 def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:
     """The k loop of a processor with a dot product of pairs. `a`: bfloat16, dense along k. `start`: rows * vectors accumulators."""
     i16 = ir.IntegerType.get_signless(16)

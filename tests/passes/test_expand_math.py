@@ -462,7 +462,9 @@ def test_constant_exponents_become_products_and_roots(exponent: float, tmp_path:
 def test_extrema_are_nan_where_an_operand_is(op: str, numpy_op: np.ufunc, constant: bool, tmp_path: Path) -> None:
     source = Kernel("extremum", f"arith.{op} {{0}}, {{1}} : {{T}}", ("f32", "f32"), "f32", 16).source()
     if constant:
-        source = source.replace(f"arith.{op} %x0, %x1", f"arith.{op} %x0, %e").replace("%k =", "%e = arith.constant dense<0.5> : vector<16xf32>\n%k =")
+        source = source.replace(f"arith.{op} %x0, %x1", f"arith.{op} %x0, %e").replace(
+            "%k =", "%e = arith.constant dense<0.5> : vector<16xf32>\n%k ="
+        )
     path = tmp_path / "code.so"
     path.write_bytes(link_shared([compile_object(llvm_text(source), runnable_targets()[-1])]))
     special = np.array([np.nan, -np.inf, np.inf, -1.0, 0.5, 0.0, 2.0, 1e-40], np.float32)
