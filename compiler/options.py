@@ -48,7 +48,7 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
-        resolve(self.target)
+        resolve(self.target, self.precision)
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
@@ -68,7 +68,7 @@ class CompileOptions:
 
     def targets(self) -> list[Target]:
         """Best first."""
-        return resolve(self.target)
+        return resolve(self.target, self.precision)
 
 
 def _one_of(option: str, value: str, choices: Iterable[str]) -> None:

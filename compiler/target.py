@@ -11,6 +11,7 @@ from llmos.runtime.errors import UserError
 _X86_64_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
 _X86_64_V4 = (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _BF16 = ("avx512vnni", "avx512bf16")
+_AMX = ("amx-tile", "amx-bf16")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Target:
         """Whether generated code may use a feature, by LLVM's name for it."""
         return feature in self.required
 
+    def helps(self, precision: str) -> bool:
+        """Whether code of a precision is any different here than on the next target: matrix tiles do nothing for float32."""
+        return precision == "bf16" or not self.has("amx-bf16")
+
     @classmethod
     def parse(cls, text: str) -> Target:
         """The target of that name. Raises ValueError, with the names there are."""
@@ -51,6 +56,16 @@ _FULL_WIDTH = "-prefer-256-bit"
 
 # Best first within an architecture: that is the order in which a machine picks among the variants of an artifact.
 TARGETS: tuple[Target, ...] = (
+    Target(
+        name="x86-64-v4-amx",
+        arch="x86_64",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v4",
+        features=f"+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,{_FULL_WIDTH}",
+        vector_bits=512,
+        num_registers=32,
+        required=(*_X86_64_V4, *_BF16, *_AMX),
+    ),
     Target(
         name="x86-64-v4-bf16",
         arch="x86_64",
@@ -94,16 +109,16 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
-def resolve(name: str) -> list[Target]:
-    """The targets that `--target NAME` stands for, best first.
+def resolve(name: str, precision: str = "fp32") -> list[Target]:
+    """The targets that `--target NAME` stands for at a precision, best first.
 
-    "portable": all of this machine's architecture. "native": the best that this machine runs. Otherwise one or more names, separated by
-    commas. Raises UserError for an unknown name or a machine that no target fits.
+    "portable": all of this machine's architecture that help. "native": the best of them that this machine runs. Otherwise one or more
+    names, separated by commas. Raises UserError for an unknown name or a machine that no target fits.
     """
     if name == "portable":
-        return _of_this_architecture()
+        return _of_this_architecture(precision)
     if name == "native":
-        return [_native()]
+        return [_native(precision)]
     chosen = {_named(part.strip()) for part in name.split(",")}
     return [target for target in TARGETS if target in chosen]
 
@@ -118,16 +133,16 @@ def _named(name: str) -> Target:
         raise UserError(f"{error}{hint}") from None
 
 
-def _of_this_architecture() -> list[Target]:
+def _of_this_architecture(precision: str) -> list[Target]:
     arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    found = [target for target in TARGETS if target.arch == arch]
+    found = [target for target in TARGETS if target.arch == arch and target.helps(precision)]
     if not found:
         raise UserError(f"no target for this machine's architecture, {arch}; name one with --target")
     return found
 
 
-def _native() -> Target:
-    candidates = _of_this_architecture()
+def _native(precision: str) -> Target:
+    candidates = _of_this_architecture(precision)
     features = _host_features()
     for target in candidates:
         if all(feature in features for feature in target.required):

@@ -12,13 +12,14 @@ typedef struct {
   uint8_t state; /* what the system must save for it */
 } feature;
 
-enum { NO_STATE, AVX_STATE, AVX512_STATE };
+enum { NO_STATE, AVX_STATE, AVX512_STATE, AMX_STATE };
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { L1C, L1D, L7B, L7C, L7D, L71A, L71D, X1C, X1D, LDA, NUM_WORDS };
-/* AMX is left out: a process must ask the system for it first, and nothing here does. */
 static const feature FEATURES[] = {
     {"cmov", L1D, 15, NO_STATE}, {"cx8", L1D, 8, NO_STATE}, {"fxsr", L1D, 24, NO_STATE}, {"mmx", L1D, 23, NO_STATE},
     {"sse", L1D, 25, NO_STATE}, {"sse2", L1D, 26, NO_STATE}, {"sse3", L1C, 0, NO_STATE}, {"pclmul", L1C, 1, NO_STATE},
@@ -36,8 +37,16 @@ static const feature FEATURES[] = {
     {"avx512vbmi", L7C, 1, AVX512_STATE}, {"avx512vbmi2", L7C, 6, AVX512_STATE}, {"avx512vnni", L7C, 11, AVX512_STATE},
     {"avx512bitalg", L7C, 12, AVX512_STATE}, {"avx512vpopcntdq", L7C, 14, AVX512_STATE}, {"avx512vp2intersect", L7D, 8, AVX512_STATE},
     {"avx512fp16", L7D, 23, AVX512_STATE}, {"avx512bf16", L71A, 5, AVX512_STATE},
+    {"amx-bf16", L7D, 22, AMX_STATE}, {"amx-tile", L7D, 24, AMX_STATE}, {"amx-int8", L7D, 25, AMX_STATE},
 };
 static const char ARCH[] = "x86_64";
+
+/* Linux lends a process the tile registers when it asks (Documentation/arch/x86/xstate.rst); every thread of it has them from then on. */
+static bool may_use_tiles(uint64_t saved) {
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+  if ((saved & 0x60000) != 0x60000) return false;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 
 static uint64_t saved_states(uint32_t leaf1_ecx) {
   if (!(leaf1_ecx >> 27 & 1)) return 0; /* no OSXSAVE */
@@ -55,7 +64,8 @@ static uint32_t read_words(uint32_t words[NUM_WORDS]) {
   if (__get_cpuid(0x80000001u, &a, &b, &c, &d)) words[X1C] = c, words[X1D] = d;
   if (__get_cpuid_count(0xD, 1, &a, &b, &c, &d)) words[LDA] = a;
   uint64_t saved = saved_states(words[L1C]);
-  return 1u << NO_STATE | ((saved & 0x06) == 0x06) << AVX_STATE | ((saved & 0xE6) == 0xE6) << AVX512_STATE;
+  return 1u << NO_STATE | ((saved & 0x06) == 0x06) << AVX_STATE | ((saved & 0xE6) == 0xE6) << AVX512_STATE |
+         (words[L7D] >> 24 & 1 && may_use_tiles(saved)) << AMX_STATE;
 }
 
 #elif defined(__aarch64__)

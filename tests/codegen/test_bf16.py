@@ -19,7 +19,8 @@ from llmos.runtime.program import Program
 from .programs import V3, V4, dim, load, need, to_array
 
 NATIVE = "x86-64-v4-bf16"
-TARGETS = (NATIVE, V4, V3)
+TARGETS = (NATIVE, V4, V3)  # the same arithmetic in the same order: equal bits
+ALL_TARGETS = ("x86-64-v4-amx", *TARGETS)
 BUDGET = 2e-2  # of the output's scale: 8 bits of mantissa through a whole network
 
 
@@ -44,7 +45,7 @@ def linear_chain(*sizes: int) -> torch.nn.Module:
     return torch.nn.Sequential(*[step for layer in layers for step in (layer, torch.nn.ReLU())][:-1])
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL_TARGETS)
 def test_every_tail(target: str) -> None:
     """Depths odd, even, 1 and whole matrix tiles; widths around a panel; rows in blocks of 16, 8, 4, 2 and 1."""
     sizes = (16, 1, 48, 63, 50, 64, 96, 2, 7, 100, 33)
@@ -54,7 +55,7 @@ def test_every_tail(target: str) -> None:
         assert error(program, module, torch.randn(batch, sizes[0], generator=torch.Generator().manual_seed(batch))) < BUDGET
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL_TARGETS)
 def test_rows_have_the_same_bits_alone_and_in_a_batch(target: str) -> None:
     program = compiled(linear_chain(16, 63, 64, 50), [torch.randn(3, 16)], [{0: dim("batch", high=64)}], target)
     rows = np.random.default_rng(0).standard_normal((29, 16), np.float32)
@@ -86,7 +87,7 @@ def encoder() -> torch.nn.Module:
     return LastHiddenState(transformers.BertModel(config, add_pooling_layer=False)).eval()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL_TARGETS)
 def test_an_encoder_with_padding(target: str) -> None:
     module = encoder()
     example = (torch.randint(5, 90, (2, 9)), torch.ones(2, 9, dtype=torch.int64))
@@ -114,7 +115,7 @@ class Mixed(torch.nn.Module):
         return scores @ (y @ self.matrix), y.mean(-1), self.conv(y).relu(), y.transpose(1, 2) @ torch.ones(7, 5)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL_TARGETS)
 def test_products_of_activations_and_convolutions(target: str) -> None:
     torch.manual_seed(0)
     module = Mixed()

@@ -31,9 +31,15 @@ def test_wrong_options_are_refused_when_they_are_made(options: dict[str, object]
 
 
 def test_portable_holds_all_variants_of_one_architecture_best_first() -> None:
-    found = resolve("portable")
+    found = resolve("portable", "bf16")
     assert len({target.arch for target in found}) == 1
     assert found == [target for target in TARGETS if target.arch == found[0].arch]
+
+
+def test_matrix_tiles_are_for_bf16() -> None:
+    amx = [target for target in TARGETS if target.has("amx-bf16")]
+    assert amx and resolve(amx[0].name) == amx
+    assert not set(amx) & set(resolve("portable"))
 
 
 def test_native_is_one_of_the_portable_ones() -> None:
