@@ -238,9 +238,23 @@ class ContractionEmitter:
 
         def block(row: Value, count: int) -> None:
             part = TileShape(min(count, self.shape.rows), self.shape.vectors, self.shape.lanes)
-            self._block(rows, base, row, first, b.index(count), functools.partial(self._accumulate, part))
+            upcoming = self._upcoming(base, b.sub(row, low))
+            self._block(rows, base, row, first, b.index(count), functools.partial(self._accumulate, part, upcoming))
 
         for_row_blocks(b, low, high, self.shape.rows, block)
+
+    def _upcoming(self, panel: Value, row: Value) -> Value | None:
+        """The part of the next panel to ask memory for during a block of rows: a third in each of the first three blocks.
+
+        The first block of a panel uses it up faster than a far cache can send it; so the panel has to be on its way before.
+        """
+        b, layout = self.frame.b, self.layout
+        if not layout.packed or layout.pairs is not None:
+            return None
+        depth = self.frame.evaluator.sizes(layout.k)
+        third = b.minimum(b.div(row, b.index(self.shape.rows)), b.index(2))
+        following = b.address(panel, b.mul(depth, b.index(PANEL)), b.f32)
+        return b.address(following, b.mul(third, b.mul(depth, b.index(PANEL // 3))), b.f32)
 
     def _rows_in_place(self) -> Rows:
         b, ev = self.frame.b, self.frame.evaluator
@@ -387,14 +401,14 @@ class ContractionEmitter:
                 multiply(lhs, panel, PANEL)
         self._epilogue(row, first, count)
 
-    def _accumulate(self, part: TileShape, lhs: Strided, panel: Value, columns: int) -> None:
+    def _accumulate(self, part: TileShape, upcoming: Value | None, lhs: Strided, panel: Value, columns: int) -> None:
         """The sums of some rows by the first `columns` of a panel, to the L1 tile."""
         b, shape = self.frame.b, self.shape
         prefetch = PREFETCH if self.layout.packed else 0
         for column in range(0, columns, shape.columns):
             vectors = min(shape.vectors, -(-(columns - column) // shape.lanes))
             part = TileShape(part.rows, vectors, part.lanes)
-            right = Panel(b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), prefetch)
+            right = Panel(b.address(panel, b.index(column), b.f32), b.index(PANEL), min(ALIGN, shape.lanes * 4), prefetch, upcoming)
             made = self._sums(part, lhs, right)
             store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), PANEL)
 

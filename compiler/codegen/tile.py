@@ -48,6 +48,7 @@ class Panel:
     stride: Value
     align: int
     prefetch: int = 0  # how many k ahead to ask memory for; 0 where the panel is in a near cache already
+    upcoming: Value | None = None  # what is read after this panel: one line of it is asked for at each k
 
 
 def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
@@ -58,6 +59,8 @@ def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Va
     with b.loop(b.index(0), depth, b.index(1), list(start)) as loop:
         at = b.address(panel.base, b.mul(loop.iv, panel.stride), f32)
         vectors = [b.load(b.address(at, b.index(v * shape.lanes), f32) if v else at, lane_type, panel.align) for v in range(shape.vectors)]
+        if panel.upcoming is not None:
+            b.prefetch(b.address(panel.upcoming, b.mul(loop.iv, b.index(CACHE_LINE // 4)), f32))
         if panel.prefetch:
             ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), f32)
             for line in range(0, shape.columns * 4, CACHE_LINE):

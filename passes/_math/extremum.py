@@ -8,7 +8,7 @@ from llmos.passes._math.expr import Expr, known_number, select
 
 
 def maximum(x: Expr, y: Expr) -> Expr:
-    """Exact. One instruction where an operand is a constant (relu, clamp), three otherwise, as the processor's own drops a NaN on the left."""
+    """Exact. One instruction where an operand is a constant (relu, clamp), else three: the processor's own drops a NaN on the left."""
     constant, other = (x, y) if is_number(x) else (y, x)
     if is_number(constant):
         return select(constant > other, constant, other)

@@ -72,9 +72,7 @@ def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
     return b.expand(view, result.shape)
 
 
-def gathered(
-    b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int, wraps: bool = True
-) -> Tensor:
+def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int, wraps: bool = True) -> Tensor:
     """A tensor of x's elements: dimensions in `chosen` are read where their index tensors say, the rest run along.
 
     `wraps`: whether a negative index counts from the end; where it doesn't, the kernel reports it.
@@ -87,7 +85,8 @@ def gathered(
     def body(*loaded: Scalar) -> list[Scalar]:
         ids = dict(zip(chosen, loaded, strict=False))
         along = iter(free)
-        place = [(wrapped(b, ids[dim], x.shape[dim]) if wraps else to_index(ids[dim])) if dim in ids else loop(next(along)) for dim in range(x.rank)]
+        at = {dim: wrapped(b, value, x.shape[dim]) if wraps else to_index(value) for dim, value in ids.items()}
+        place = [at[dim] if dim in at else loop(next(along)) for dim in range(x.rank)]
         return [element(dense, place)]
 
     (value,) = b.generic(
