@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmos.compiler.cache import Cache, cache_key
@@ -27,11 +27,16 @@ class Emitter:
     def objects(self, modules: Iterable[tuple[Target, str]], progress: Progress | None = None) -> list[bytes]:
         """The object of each (target, LLVM IR text), in order. `progress` is told how many of how many are done.
 
-        Each is compiled as soon as `modules` gives it, beside the making of the next. Raises PassError where LLVM fails, also where
-        it takes its process with it.
+        Each is compiled as soon as `modules` gives it, beside the making of the next; equal ones are compiled once. Raises PassError
+        where LLVM fails, also where it takes its process with it.
         """
         with ThreadPoolExecutor(self.jobs) as pool:
-            running = [pool.submit(self._object, module) for module in modules]
+            started: dict[tuple[Target, str], Future[bytes]] = {}
+            running = []
+            for module in modules:
+                if module not in started:
+                    started[module] = pool.submit(self._object, module)
+                running.append(started[module])
             found = []
             for future in running:
                 found.append(future.result())

@@ -42,6 +42,11 @@ class Target:
         """Whether code of a precision is any different here than on the next target: matrix tiles do nothing for float32."""
         return precision == "bf16" or not self.has("amx-bf16")
 
+    def code_target(self, precision: str) -> Target:
+        """The plainest target whose code is the same at a precision: float32 uses no product of bfloat16, so that code is compiled once."""
+        plain = self.name.removesuffix("-bf16").removesuffix("-amx")
+        return Target.parse(plain) if precision == "fp32" else self
+
     @classmethod
     def parse(cls, text: str) -> Target:
         """The target of that name. Raises ValueError, with the names there are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,8 @@ import sympy
 
 from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
-from llmos.compiler.codegen.llvm import compile_object, lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.codegen.llvm import compile_object
+from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs_shape, packed_shape, to_bfloat16
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
@@ -66,21 +67,27 @@ def compile_module(imported: ImportedModel, targets: Sequence[Target], options: 
         program = Program.of(module)
         record = _describe(program, weights, pipeline(options))
     observer.described(record)
-    texts: list[tuple[Target, str]] = []
-    for target in targets:
-        kernels = emit_kernels(program, target)
-        run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
-        observer.stage_finished("kernels.mlir", kernels, target.name)
-        lower_to_llvm_dialect(kernels)
-        texts.append((target, to_llvm_ir(kernels)))
-        observer.stage_finished("ll", texts[-1][1], target.name)
-    objects = emitter(options).objects(texts, observer.code_progress)
+    objects = emitter(options).objects(_lowered_for(program, targets, options, observer), observer.code_progress)
     code: dict[str, bytes] = {}
     for target, data in zip(targets, objects, strict=True):
         observer.stage_finished("o", data, target.name)
         code[target.name] = link_shared([data])
         observer.stage_finished("so", code[target.name], target.name)
     return replace(record, code=code)
+
+
+def _lowered_for(
+    program: Program, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
+) -> Iterator[tuple[Target, str]]:
+    """LLVM IR for each target, made while the one before is compiled."""
+    for target in targets:
+        kernels = emit_kernels(program, target)
+        run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
+        observer.stage_finished("kernels.mlir", kernels, target.name)
+        lower_to_llvm_dialect(kernels)
+        text = to_llvm_ir(kernels)
+        observer.stage_finished("ll", text, target.name)
+        yield target.code_target(options.precision), text
 
 
 def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence[Pass]) -> CompiledModel:

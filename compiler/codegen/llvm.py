@@ -1,4 +1,4 @@
-"""The LLVM back half: MLIR in the `kernels` stage -> LLVM dialect -> LLVM IR text -> an object file, for any processor that llvmlite knows.
+"""The back half of LLVM: IR text -> an object file, for any processor that llvmlite knows. No MLIR here, so that workers start fast.
 
 Numbers: no fast-math flag is set anywhere, and LLVM neither reassociates nor fuses a multiply with an add unless the IR says `fma`. The
 same operations therefore give the same bits in every variant of a kernel.
@@ -13,35 +13,12 @@ from typing import Protocol
 import llvmlite.binding as llvmlite
 
 from llmos.compiler.codegen import elf
-from llmos.compiler.codegen.llvm_text import for_llvm_22
-from llmos.compiler.ir import PassManager, ir, translate_module_to_llvmir
 from llmos.runtime.errors import PassError
 
-__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "lower_to_llvm_dialect", "to_llvm_ir"]
+__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly"]
 
 EXPORTED_PREFIXES = ("__tvm_ffi_", "__llmos_")
 LIBC_SYMBOLS = frozenset({"malloc", "calloc", "free", "aligned_alloc", "memcpy", "memmove", "memset", "memcmp", "bcmp"})
-
-LOWERING = (
-    # A copy between strided buffers would call a function of MLIR's runtime; as loops it needs none.
-    "func.func(refback-munge-memref-copy)",
-    "convert-linalg-to-loops",
-    "convert-vector-to-scf",
-    "lower-affine",
-    "convert-scf-to-cf",
-    "expand-strided-metadata",
-    "lower-affine",  # again: expand-strided-metadata computes offsets with affine.apply
-    "convert-vector-to-llvm{enable-x86=true}",
-    "convert-math-to-llvm",  # what expand-math leaves to the processor: sqrt, fma, floor, ctlz, ...
-    "convert-complex-to-llvm",
-    "convert-arith-to-llvm",
-    "finalize-memref-to-llvm",
-    "convert-index-to-llvm",
-    "convert-func-to-llvm",
-    "convert-cf-to-llvm",
-    "convert-ub-to-llvm",
-    "reconcile-unrealized-casts",
-)
 
 
 class CodeTarget(Protocol):
@@ -57,38 +34,6 @@ class CodeTarget(Protocol):
     def features(self) -> str:
         """LLVM's feature string, such as "+avx512f,-prefer-256-bit"."""
         ...
-
-
-def lower_to_llvm_dialect(module: ir.Module) -> None:
-    """Rewrite a `kernels` stage module (func, arith, scf, cf, vector, math, memref, affine, index, llvm) in place to the LLVM dialect.
-
-    Raises PassError if an operation is left that has no lowering.
-    """
-    with module.context:
-        try:
-            PassManager.parse(f"builtin.module({','.join(LOWERING)})").run(module.operation)
-        except ir.MLIRError as error:
-            raise PassError(f"the lowering to LLVM failed: {error}") from error
-    left = sorted({op.name for op in _foreign_operations(module.operation)})
-    if left:
-        raise PassError(f"no lowering to LLVM for {', '.join(left)}; expand or replace it before the LLVM stage")
-
-
-def _foreign_operations(root: ir.Operation) -> list[ir.Operation]:
-    found: list[ir.Operation] = []
-
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if not op.name.startswith(("llvm.", "builtin.module")):
-            found.append(op)
-        return ir.WalkResult.ADVANCE
-
-    root.walk(visit)
-    return found
-
-
-def to_llvm_ir(module: ir.Module) -> str:
-    """LLVM IR text that llvmlite reads, from a module in the LLVM dialect."""
-    return for_llvm_22(translate_module_to_llvmir(module.operation))
 
 
 def compile_object(ll_text: str, target: CodeTarget) -> bytes:

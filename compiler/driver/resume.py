@@ -41,7 +41,7 @@ def _next_stage(stage: str, contents: Mapping[str, str | bytes], emitter: Emitte
 
 
 def _to_llvm(target: str, text: str | bytes) -> str:
-    from llmos.compiler.codegen.llvm import lower_to_llvm_dialect, to_llvm_ir
+    from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 
     module = parse_module(str(text), f"the kernels of {target}")
     lower_to_llvm_dialect(module)

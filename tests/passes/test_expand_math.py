@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from llmos.compiler.codegen.link import link_shared
-from llmos.compiler.codegen.llvm import compile_object, lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.codegen.llvm import compile_object
+from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir import context, ir
 from llmos.compiler.target import TARGETS, Target
 from llmos.passes.expand_math import ExpandMath
