@@ -113,7 +113,10 @@ static uint32_t wait_for_job(uint32_t seen) {
     if (looks % PAUSES_PER_LOOK_AT_CLOCK) continue;
     int64_t now = now_ns();
     if (!parks_at) parks_at = now + SPIN_NS;
-    if (now < parks_at) continue;
+    if (now < parks_at) {
+      sched_yield(); /* to whoever waits for a core: perhaps the thread that will open the next job */
+      continue;
+    }
     atomic_fetch_add(&pool.parked, 1);
     if (!atomic_load(&pool.stop)) futex(FUTEX_WAIT, state);
     atomic_fetch_sub(&pool.parked, 1);
@@ -207,7 +210,7 @@ int32_t llmos_set_num_threads(int32_t num_threads) {
 
 static void wait_until_left(void) {
   for (int64_t looks = 0; atomic_load(&pool.inside); ++looks) {
-    if (looks < 4096) {
+    if (looks < 256) {
       pause_cpu();
     } else {
       sched_yield(); /* the worker's thread has lost its core */
