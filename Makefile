@@ -39,6 +39,7 @@ conformance: venv
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench
 	$(RUN) benchmarks/serving.py build/minilm.llmos
+	$(RUN) benchmarks/suite.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis repro*
