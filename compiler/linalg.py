@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -345,3 +345,33 @@ def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = 
         if isinstance(expr, ir.AffineDimExpr):
             loop[expr.position] = form
     return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results], through)
+
+
+def map_elements(value: ir.Value, element: ir.Type, body: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """`value` with each element through `body`, to elements of type `element`: an identity linalg.generic at the insertion point."""
+    source = ir.RankedTensorType(value.type)
+    kind = ir.RankedTensorType.get(source.shape, element, source.encoding)
+    sizes = [_dim(value, axis) for axis in range(source.rank) if kind.is_dynamic_dim(axis)]
+    empty = ir.Operation.create("tensor.empty", results=[kind], operands=sizes).results[0]
+    identity = ir.AffineMapAttr.get(ir.AffineMap.get_identity(source.rank))
+    made = ir.Operation.create(
+        "linalg.generic",
+        results=[kind],
+        operands=[value, empty],
+        attributes={
+            "indexing_maps": ir.ArrayAttr.get([identity, identity]),
+            "iterator_types": ir.ArrayAttr.get([ir.Attribute.parse("#linalg.iterator_type<parallel>")] * source.rank),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1]),
+        },
+        regions=1,
+    )
+    block = made.regions[0].blocks.append(source.element_type, element)
+    with ir.InsertionPoint(block):
+        ir.Operation.create("linalg.yield", operands=[body(block.arguments[0])])
+    return made.results[0]
+
+
+def _dim(value: ir.Value, axis: int) -> ir.Value:
+    index = ir.IndexType.get()
+    position = ir.Operation.create("arith.constant", results=[index], attributes={"value": ir.IntegerAttr.get(index, axis)})
+    return ir.Operation.create("tensor.dim", results=[index], operands=[value, position.results[0]]).results[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
+from llmos.compiler.linalg import map_elements
 from llmos.compiler.symbolic import Shapes, SymbolTable
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import VIEWS, Graph, owner_of
@@ -63,7 +64,7 @@ def copy_returned_arguments(func: ir.Operation) -> None:
         root = _root(value)
         if root in returned or isinstance(root.owner, ir.Block):
             with ir.InsertionPoint(terminator):
-                terminator.operands[i] = _copy(value)
+                terminator.operands[i] = map_elements(value, value.type.element_type, lambda each: each)
         else:
             returned.append(root)
 
@@ -71,33 +72,3 @@ def copy_returned_arguments(func: ir.Operation) -> None:
 def _root(value: ir.Value) -> ir.Value:
     owner = owner_of(value)
     return _root(owner.operands[0]) if owner is not None and owner.name in VIEWS else value
-
-
-def _copy(value: ir.Value) -> ir.Value:
-    """An identity linalg.generic."""
-    kind = ir.RankedTensorType(value.type)
-    rank = len(kind.shape)
-    sizes = []
-    for axis in range(rank):
-        if kind.is_dynamic_dim(axis):
-            position = ir.Operation.create(
-                "arith.constant", results=[ir.IndexType.get()], attributes={"value": ir.IntegerAttr.get(ir.IndexType.get(), axis)}
-            )
-            sizes.append(ir.Operation.create("tensor.dim", results=[ir.IndexType.get()], operands=[value, position.results[0]]).results[0])
-    empty = ir.Operation.create("tensor.empty", results=[kind], operands=sizes).results[0]
-    identity = ir.AffineMapAttr.get(ir.AffineMap.get_identity(rank))
-    op = ir.Operation.create(
-        "linalg.generic",
-        results=[kind],
-        operands=[value, empty],
-        attributes={
-            "indexing_maps": ir.ArrayAttr.get([identity, identity]),
-            "iterator_types": ir.ArrayAttr.get([ir.Attribute.parse("#linalg.iterator_type<parallel>")] * rank),
-            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1]),
-        },
-        regions=1,
-    )
-    block = op.regions[0].blocks.append(kind.element_type, kind.element_type)
-    with ir.InsertionPoint(block):
-        ir.Operation.create("linalg.yield", operands=[block.arguments[0]])
-    return op.results[0]

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 import sympy
 
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Form, Generic, contraction_of, is_fill, pure_source, reaches

@@ -19,9 +19,10 @@ import sympy
 
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, Spread
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.packing import PANEL
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.codegen.tile_amx import TILE_DEPTH, TILE_ROWS, multiply_tiles

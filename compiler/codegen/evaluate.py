@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width, element_type, is_float, is_vector
+from llmos.compiler.codegen.builder import Value, element_type, is_float, is_vector
+from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.memory import Buffer, Memory
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
 from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
@@ -41,54 +42,13 @@ def neutral_element(combiner: str, kind: ir.Type) -> float | int:
     return {"arith.maxsi": -highest - 1, "arith.minsi": highest}[combiner]
 
 
-@dataclass(frozen=True)
-class Lane:
-    """A coordinate that advances with the lanes: base + stride * lane."""
-
-    base: Value
-    stride: Expr = sympy.S.One
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A coordinate with an offset a lane that is the same all through a loop: base + offsets[lane]."""
-
-    base: Value
-    offsets: Value
-
-
-Coord: TypeAlias = "Value | Lane | Spread"  # or a uniform i64, or a vector of i64
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Where a tensor lies in memory: dense, row-major."""
-
-    pointer: Value
-    kind: ir.Type  # element type in memory: i1 is held as i8
-    shape: tuple[Expr, ...]
-    strides: tuple[Expr, ...]
-
-    @classmethod
-    def dense(cls, pointer: Value, kind: ir.Type, shape: Sequence[Expr]) -> Buffer:
-        strides: list[Expr] = []
-        step: Expr = sympy.Integer(1)
-        for size in reversed(shape):
-            strides.insert(0, step)
-            step = sympy.expand(step * size)
-        return cls(pointer, kind, tuple(shape), tuple(strides))
-
-
-@dataclass
-class Evaluator:
+@dataclass(kw_only=True)
+class Evaluator(Memory):
     """Emits the values of one dispatch into one kernel."""
 
-    b: Builder
     dispatch: Dispatch
-    sizes: Sizes
     buffers: dict[Value, Buffer]
     error: Value | None = None  # address of the kernel's i32 error code
-    mask: Value | None = None  # lanes that exist, in a tail
     bound: dict[Value, Callable[[Sequence[Coord]], Value]] = field(default_factory=dict)
     _memo: list[dict[tuple[object, ...], Value]] = field(default_factory=lambda: [{}])
 
@@ -99,12 +59,6 @@ class Evaluator:
         self._memo.append({})
         yield
         self._memo.pop()
-
-    @contextmanager
-    def masked(self, mask: Value | None) -> Iterator[None]:
-        before, self.mask = self.mask, mask
-        yield
-        self.mask = before
 
     # -- values
     def value(self, tensor: Value, coords: Sequence[Coord]) -> Value:
@@ -178,77 +132,6 @@ class Evaluator:
         return self.b.const(kind, ir.FloatAttr(attribute).value if is_float(kind) else ir.IntegerAttr(attribute).value)
 
     # -- coordinates
-    def shift(self, coord: Coord, offset: Value, stride: Expr) -> Coord:
-        return self.coord_add(self.coord_scale(coord, stride), offset)
-
-    def coord_add(self, a: Coord, b: Coord) -> Coord:
-        if isinstance(a, Lane) and isinstance(b, Lane):
-            return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
-        if isinstance(a, Spread) or isinstance(b, Spread):
-            return self._add_spread(a, b) if isinstance(a, Spread) else self._add_spread(b, a)  # type: ignore[arg-type]
-        if isinstance(b, Lane):
-            a, b = b, a
-        if isinstance(a, Lane):
-            return self.coord_add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
-        return self.b.add(a, b)
-
-    def _add_spread(self, a: Spread, b: Coord) -> Coord:
-        if isinstance(b, Spread):
-            return Spread(self.b.add(a.base, b.base), self.b.binary("arith.addi", a.offsets, b.offsets))
-        if isinstance(b, Lane) or is_vector(b):
-            return self.b.binary("arith.addi", self.lanes_of(a), self.lanes_of(b))
-        return Spread(self.b.add(a.base, b), a.offsets)
-
-    def coord_scale(self, coord: Coord, by: Expr) -> Coord:
-        if by == 1:
-            return coord
-        if isinstance(coord, Lane):
-            return Lane(self.b.mul(coord.base, self.sizes(by)), sympy.expand(coord.stride * by))
-        if isinstance(coord, Spread):
-            factor = self.sizes(by)
-            return Spread(self.b.mul(coord.base, factor), self.b.binary("arith.muli", coord.offsets, self.b.splat(factor)))
-        return self.b.mul(coord, self.sizes(by))
-
-    def lanes_of(self, coord: Coord) -> Value:
-        """The coordinate of every lane as a vector, or the uniform scalar as it is."""
-        if isinstance(coord, Spread):
-            return self.b.binary("arith.addi", self.b.splat(coord.base), coord.offsets)
-        if not isinstance(coord, Lane):
-            return coord
-        step = self.b.iota() if coord.stride == 1 else self.b.binary("arith.muli", self.b.iota(), self.b.splat(self.sizes(coord.stride)))
-        return self.b.binary("arith.addi", self.b.splat(coord.base), step)
-
-    def apply(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
-        return [self._affine(expr, coords) for expr in affine.results]
-
-    def _affine(self, expr: ir.AffineExpr, coords: Sequence[Coord]) -> Coord:
-        if isinstance(expr, ir.AffineDimExpr):
-            return coords[expr.position]
-        if isinstance(expr, ir.AffineConstantExpr):
-            return self.b.index(expr.value)
-        if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
-            return self.coord_scale(self._affine(expr.lhs, coords), sympy.Integer(expr.rhs.value))
-        a, b = self._affine(expr.lhs, coords), self._affine(expr.rhs, coords)
-        if isinstance(expr, ir.AffineAddExpr):
-            return self.coord_add(a, b)
-        names = {
-            ir.AffineFloorDivExpr: "arith.floordivsi",
-            ir.AffineCeilDivExpr: "arith.ceildivsi",
-            ir.AffineModExpr: "arith.remsi",
-            ir.AffineMulExpr: "arith.muli",
-        }
-        return self.b.binary(names[type(expr)], self.lanes_of(a), self.lanes_of(b))
-
-    def invert(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
-        """Loop coordinates from those of an output; dims of size 1 that the output drops are 0."""
-        loop: list[Coord | None] = [None] * affine.n_dims
-        for expr, coord in zip(affine.results, coords, strict=True):
-            if isinstance(expr, ir.AffineDimExpr):
-                loop[expr.position] = coord
-            elif not isinstance(expr, ir.AffineConstantExpr):
-                raise UnsupportedError(f"an output indexed by {expr}")
-        return [coord if coord is not None else self.b.index(0) for coord in loop]
-
     def result_coords(self, value: Value, root: Value, root_coords: Sequence[Coord]) -> list[Coord]:
         """Coordinates of an epilogue's output from those of the root it is computed from, through the maps between."""
         if value == root:
@@ -259,96 +142,6 @@ class Evaluator:
                 loop = self.invert(affine, self.result_coords(operand, root, root_coords))
                 return self.apply(generic.output_map(value), loop)
         raise AssertionError("an epilogue that doesn't use its root")
-
-    # -- memory
-    def locate(self, buffer: Buffer, coords: Sequence[Coord]) -> Coord:
-        """The element offset of a coordinate."""
-        total: Coord = self.b.index(0)
-        for coord, stride in zip(coords, buffer.strides, strict=True):
-            total = self.coord_add(total, self.coord_scale(coord, stride))
-        return total
-
-    def load(self, buffer: Buffer, coords: Sequence[Coord]) -> Value:
-        loaded = self._load_raw(buffer, self.locate(buffer, coords))
-        return self._narrow(loaded, buffer)
-
-    def _narrow(self, loaded: Value, buffer: Buffer) -> Value:
-        if isinstance(buffer.kind, (ir.F16Type, ir.BF16Type)):
-            return self._same_bits(loaded, buffer.kind)
-        if not isinstance(buffer.kind, ir.IntegerType) or buffer.kind.width != 1:
-            return loaded
-        zero = self.b.splat(self.b.const(self.b.i8, 0), loaded.type.shape[0]) if is_vector(loaded) else self.b.const(self.b.i8, 0)
-        return self.b.compare("ne", loaded, zero)
-
-    def _memory_kind(self, kind: ir.Type) -> ir.Type:
-        """bool is a byte; 16-bit floats go as integers, since LLVM rounds a masked store of them by a call."""
-        if isinstance(kind, (ir.F16Type, ir.BF16Type)):
-            return ir.IntegerType.get_signless(16)
-        return self.b.i8 if isinstance(kind, ir.IntegerType) and kind.width == 1 else kind
-
-    def _same_bits(self, value: Value, kind: ir.Type) -> Value:
-        return self.b.op("arith.bitcast", [value], self.b.vec(kind, value.type.shape[0]) if is_vector(value) else kind)
-
-    def _load_raw(self, buffer: Buffer, offset: Coord) -> Value:
-        b, kind = self.b, self._memory_kind(buffer.kind)
-        if isinstance(offset, Spread):
-            return self._load_spread(buffer, offset)
-        if not isinstance(offset, Lane):
-            if is_vector(offset):
-                return b.gather(buffer.pointer, offset, self.mask, kind)
-            return b.load(b.address(buffer.pointer, offset, kind), kind, byte_width(kind))
-        if offset.stride != 1:
-            return b.gather(buffer.pointer, self.lanes_of(offset), self.mask, kind)
-        address = b.address(buffer.pointer, offset.base, kind)
-        if self.mask is not None:
-            return b.masked_load(address, self.mask, kind, byte_width(kind))
-        return b.load(address, b.vec(kind), byte_width(kind))
-
-    def _load_spread(self, buffer: Buffer, offset: Spread) -> Value:
-        """Lanes that turn out to be neighbours are loaded as a vector, others gathered."""
-        b, kind = self.b, self._memory_kind(buffer.kind)
-        lanes = offset.offsets.type.shape[0]
-        first, last = (
-            b.op("vector.extract", [offset.offsets], b.i64, static_position=ir.DenseI64ArrayAttr.get([i])) for i in (0, lanes - 1)
-        )
-        neighbours = b.compare("eq", b.sub(last, first), b.index(lanes - 1))
-        base = b.address(buffer.pointer, offset.base, kind)
-
-        def together() -> Value:
-            address = b.address(base, first, kind)
-            if self.mask is not None:
-                return b.masked_load(address, self.mask, kind, byte_width(kind))
-            return b.load(address, b.vec(kind, lanes), byte_width(kind))
-
-        return b.choose(neighbours, b.vec(kind, lanes), together, lambda: b.gather(base, offset.offsets, self.mask, kind))
-
-    def store(self, value: Value, buffer: Buffer, coords: Sequence[Coord]) -> None:
-        """Write one element, or one a lane, under the mask."""
-        b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
-        if isinstance(offset, Spread):
-            offset = self.lanes_of(offset)
-        if is_float(element_type(value.type)) and kind != element_type(value.type):
-            value = self._same_bits(value, kind)
-        elif kind != element_type(value.type):
-            value = b.op("arith.extui", [value], b.vec(kind, value.type.shape[0]) if is_vector(value) else kind)
-        if is_vector(value) and not isinstance(offset, Lane) and not is_vector(offset):  # lanes along a dim of size 1
-            one = b.tail_mask(b.index(1), value.type.shape[0])
-            with self.masked(one if self.mask is None else b.binary("arith.andi", self.mask, one)):
-                self.store(value, replace(buffer, strides=(sympy.S.One,)), [Lane(offset)])
-            return
-        if not isinstance(offset, Lane):
-            if is_vector(offset):
-                b.scatter(b.splat(value), buffer.pointer, offset, self.mask, kind)
-            else:
-                b.store(value, b.address(buffer.pointer, offset, kind), byte_width(kind))
-            return
-        value = b.splat(value)
-        if offset.stride != 1:
-            b.scatter(value, buffer.pointer, self.lanes_of(offset), self.mask, kind)
-        elif self.mask is not None:
-            b.masked_store(value, b.address(buffer.pointer, offset.base, kind), self.mask, byte_width(kind))
-        else:
-            b.store(value, b.address(buffer.pointer, offset.base, kind), byte_width(kind))
 
     def _slice(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         offsets, _, strides = slice_parameters(self.dispatch.shapes, op, 1)

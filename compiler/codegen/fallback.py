@@ -12,8 +12,8 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir import PassManager, ir
 from llmos.runtime.errors import UnsupportedError
 

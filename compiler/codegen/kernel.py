@@ -10,7 +10,8 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer, Evaluator
+from llmos.compiler.codegen.evaluate import Evaluator
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Expr
 
@@ -60,7 +61,7 @@ def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterato
         b.set_anchor(anchor)
         sizes, buffers, outputs, error = _enter(b, dispatch, buffers_pointer, dims_pointer)
         b.store(anchor.results[0], error, 4)
-        yield Frame(b, Evaluator(b, dispatch, sizes, buffers, error), outputs, begin, end, scratch)
+        yield Frame(b, Evaluator(b=b, sizes=sizes, dispatch=dispatch, buffers=buffers, error=error), outputs, begin, end, scratch)
         ir.Operation.create("func.return", operands=[b.load(error, i32, 4)])
 
 

@@ -15,9 +15,11 @@ import sympy
 
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Buffer, Coord, Lane, neutral_element, simple_combiners
+from llmos.compiler.codegen.evaluate import neutral_element, simple_combiners
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Form, Generic, is_fill
 from llmos.compiler.symbolic import Expr

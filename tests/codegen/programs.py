@@ -41,7 +41,7 @@ def options(target: str) -> CompileOptions:
 def need(target: str) -> None:
     """Skip where this machine can't run the target's code."""
     try:
-        best = resolve("native")[0]
+        best = resolve("native", "bf16")[0]
     except UserError as error:
         pytest.skip(str(error))
     wanted = Target.parse(target)
