@@ -20,8 +20,8 @@ from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, spl
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Form, Generic, contraction_of, is_fill, pure_source, reaches
-from llmos.compiler.patterns import AttentionParts, describe
+from llmos.compiler.linalg import Contraction, Form, pure_source
+from llmos.compiler.patterns import AttentionParts, parts_of
 from llmos.compiler.symbolic import Expr
 from llmos.compiler.widening import WIDEN
 
@@ -31,13 +31,7 @@ LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(m
 
 def attention_in(dispatch: Dispatch) -> AttentionParts:
     """Read an `attention` dispatch back."""
-    found = [c for c in (contraction_of(op.operation) for op in dispatch.block.operations) if c is not None]
-    scores, values = found[0], found[-1]
-    ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
-    maximum = next(Generic(op) for op in ops if Generic(op).reduction_dims and contraction_of(op) is None)
-    logits = next(i for i in maximum.inputs if isinstance(i.type, ir.RankedTensorType))
-    weights = next(i for i, operand in enumerate(values.generic.inputs) if reaches(operand, scores.generic.op.results[0]))
-    return describe(scores, values, logits, weights)
+    return parts_of([op.operation for op in dispatch.block.operations])
 
 
 class AttentionEmitter:

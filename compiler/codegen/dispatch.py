@@ -44,6 +44,3 @@ class Dispatch:
     @property
     def results(self) -> list[ir.Value]:
         return list(list(self.block.operations)[-1].operands)
-
-    def is_argument(self, value: ir.Value) -> bool:
-        return isinstance(value.owner, ir.Block)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.codegen.attention import attention_in, emit_attention
-from llmos.compiler.codegen.contraction import contraction_in, emit_contraction
+from llmos.compiler.codegen.contraction import emit_contraction
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.fallback import emit_fallback
 from llmos.compiler.codegen.host import HostEmitter, Kernel
 from llmos.compiler.codegen.kernel import Launch, product
+from llmos.compiler.codegen.layout import contraction_in
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.tile import register_tile
 from llmos.compiler.codegen.tile_bf16 import PairArithmetic

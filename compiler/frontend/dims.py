@@ -91,9 +91,6 @@ class Sizes:
         """Whether two sizes are the same for every value of the symbols."""
         return a == b or sympy.expand(sympy.sympify(a) - sympy.sympify(b)) == 0
 
-    def at_least(self, dim: Dim, least: int) -> bool:
-        return self.bounds(dim)[0] >= least
-
     def product(self, dims: Sequence[Dim]) -> Dim:
         return self.simplify(sympy.expand(sympy.Mul(*dims)))
 

@@ -91,9 +91,6 @@ class Expr:
     def logical_shift_right(self, other: Expr | int) -> Expr:
         return self._binary(None, "arith.shrui", other)
 
-    def divide_unsigned(self, other: Expr | int) -> Expr:
-        return self._binary(None, "arith.divui", other)
-
     def __lt__(self, other: Expr | Number) -> Expr:
         return self._compare("lt", other)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -397,7 +396,3 @@ def _reflected(b: Builder, index: ir.Value, size: Dim) -> ir.Value:
 def padding_of(mode: str) -> Callable[..., Tensor]:
     """aten.reflection_pad1d and its kind."""
     return lambda b, result, x, padding: pad(b, result, x, padding, mode)
-
-
-def is_negative_infinity(value: Number) -> bool:
-    return value == -math.inf
