@@ -32,9 +32,9 @@ check: venv
 	$(RUN) -m llmos.compiler.devtools.check_layers
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
 
-# Every node test of ONNX, with a line for each that isn't right.
+# The standard suites of others through the whole compiler; prints the tables and writes docs/coverage.md.
 conformance: venv
-	$(RUN) tests/frontend/onnx/node_suite.py
+	$(RUN) -m tests.conformance --jobs $(JOBS)
 
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench

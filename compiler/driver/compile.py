@@ -58,7 +58,8 @@ def compile(
 ) -> Artifact:
     """Compiles a model to an artifact.
 
-    source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory.
+    source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory;
+    or what a front end made of one (ImportedModel).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
     options: takes the place of precision, target and name.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.

@@ -28,6 +28,8 @@ _ADVICE: Mapping[str, str] = {
 
 def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
     """Brings `source` in through its front end. Raises UserError for what can't be read, UnsupportedError for unknown ops."""
+    if isinstance(source, ImportedModel):
+        return source
     if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx":
         return _import_onnx(Path(source), options)
     if options.sizes or options.bind:

@@ -71,7 +71,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     for array_dtype, (_, tensor_dtype) in _VIEWS.items():
         if tensor_dtype == dtype:
             return array_dtype
-    return torch.empty(0, dtype=dtype).numpy().dtype
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
@@ -97,3 +97,16 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
         if dtype == tensor.dtype:
             return tensor.view(torch.uint16 if width is np.uint16 else torch.uint8).numpy().view(array_dtype)
     return tensor.numpy()
+
+
+def to_storage(array: np.ndarray) -> np.ndarray:
+    """An array as programs take it: dense, and types that numpy lacks as the integers that hold their bits."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    view = _VIEWS.get(array.dtype)
+    return array.view(view[0]) if view is not None else array
+
+
+def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The reverse of `to_storage` for an element type by its name in manifests."""
+    wanted = next((kind for kind in _VIEWS if kind.name == dtype), None)
+    return array.view(wanted) if wanted is not None else array

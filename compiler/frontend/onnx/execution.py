@@ -91,7 +91,7 @@ class Executor:
         return self.run(graph, dict(zip(graph.inputs, inputs, strict=True)), outer=env)
 
     def _convert(self, kind: Kind | None, value: Value, node: Node, index: int, rank: int) -> Any:
-        if value is None or kind is Kind.VALUE:
+        if value is None or kind in (Kind.VALUE, Kind.KNOWN):
             return value
         if kind is Kind.TENSOR:
             return self.tensor(value)

@@ -12,7 +12,8 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.frontend.onnx.dtypes import to_numpy
+from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
+from llmos.compiler.frontend.onnx.early import early_inputs as _early_inputs
 from llmos.compiler.frontend.onnx.execution import fold_graph
 from llmos.compiler.frontend.onnx.functions import expand_functions
 from llmos.compiler.frontend.onnx.graph import Problem, find_problems, parse_graph
@@ -117,6 +118,11 @@ def unsupported_ops(source: Source) -> list[Problem]:
     return find_problems(model.proto.graph, model.versions, model.reader)
 
 
+def early_inputs(source: Source, conditions: bool = False) -> frozenset[str]:
+    """Inputs that must be bound to constants for the model to compile: shapes, axes, trip counts. Arguments as early.early_inputs'."""
+    return _early_inputs(build_module(load_model(source), {}).graph, conditions)
+
+
 def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> OnnxModule:
     """A loaded model as a module, with bound inputs as constants. UnsupportedError names every node that can't be compiled."""
     model = expand_functions(original)
@@ -143,7 +149,8 @@ def _bound_arrays(model: LoadedModel, bind: Mapping[str, np.ndarray | int | floa
     for name, value in bind.items():
         if name not in specs:
             raise UserError(f"the model has no input '{name}' to bind; it has: {', '.join(specs)}.")
-        bound[name] = to_numpy(torch.as_tensor(value).to(specs[name].dtype))
+        tensor = to_torch(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+        bound[name] = to_numpy(tensor.to(specs[name].dtype))
     return bound
 
 
@@ -164,7 +171,7 @@ def _examples(
     if given is not None:
         if len(given) != len(specs):
             raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")
-        return tuple(torch.as_tensor(np.asarray(value)).to(spec.dtype) for value, spec in zip(given, specs, strict=True))
+        return tuple(to_torch(np.asarray(value)).to(spec.dtype) for value, spec in zip(given, specs, strict=True))
     failure: Exception | None = None
     for sizes, small in itertools.product(candidate_sizes(specs, ranges), (False, True)):
         inputs = example_inputs(specs, sizes, small=small)

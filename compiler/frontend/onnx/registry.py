@@ -6,6 +6,7 @@ The annotation of an input says in which form the function wants it:
     torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (the value must be known before any kernel runs)
     Operand       a tensor, or a      Floats  a tuple of floats, known likewise
                   Python number       Array   a Host value         Value   whatever there is
+    Known         a Host value or None; the function itself says what is wrong with anything else
 
 A node with an attribute that the function doesn't name is refused: an attribute ignored is a wrong number.
 """
@@ -37,6 +38,7 @@ class Kind(enum.Enum):
     FLOATS = "floats"
     ARRAY = "array"
     VALUE = "value"
+    KNOWN = "known"
     NUM_OUTPUTS = "num_outputs"
     SUBGRAPH = "subgraph"
 
@@ -46,6 +48,7 @@ Ints = Annotated[tuple[Any, ...], Kind.INTS]
 Floats = Annotated[tuple[float, ...], Kind.FLOATS]
 Array = Annotated[Host, Kind.ARRAY]
 Value = Annotated[AnyValue, Kind.VALUE]
+Known = Annotated[AnyValue, Kind.KNOWN]
 NumOutputs = Annotated[int, Kind.NUM_OUTPUTS]
 Subgraph = Annotated[Callable[..., list[AnyValue]], Kind.SUBGRAPH]
 

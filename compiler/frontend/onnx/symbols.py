@@ -51,7 +51,7 @@ def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: Iterator[str]) -> int | str:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     return symbol_name(dim.dim_param) if dim.dim_param else next(fresh)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmos.compiler.frontend.onnx.registry import Subgraph, Value, op
+from llmos.compiler.frontend.onnx.registry import Known, Subgraph, Value, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
@@ -34,7 +34,7 @@ def _choose(condition: torch.Tensor, a: Value, b: Value) -> torch.Tensor:
 
 
 @op("Loop")
-def loop(trips: Value, condition: Value, *state: Value, body: Subgraph) -> tuple[Any, ...]:
+def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple[Any, ...]:
     """Written out: the number of turns, or the condition after each, must be known."""
     limit = int(_known(trips, "its trip count")) if trips is not None else None
     going = bool(_known(condition, "its condition")) if condition is not None else True

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llmos.compiler.frontend.onnx.dtypes import to_torch
-from llmos.compiler.frontend.onnx.registry import Floats, Ints, Value, op
+from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
 
@@ -46,8 +46,8 @@ def resize_10(x: torch.Tensor, scales: Floats, *, mode: str = "nearest") -> torc
 @op("Resize", since=11)
 def resize(
     x: torch.Tensor,
-    roi: Value = None,
-    scales: Value = None,
+    roi: Known = None,
+    scales: Known = None,
     sizes: Ints | None = None,
     *,
     mode: str = "nearest",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
-from llmos.compiler.frontend.onnx.registry import Ints, Value, op
+from llmos.compiler.frontend.onnx.registry import Ints, Known, Value, op
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError
 
@@ -54,7 +54,7 @@ def sequence_length(sequence: Value) -> Host:
 
 
 @op("SplitToSequence")
-def split_to_sequence(x: torch.Tensor, split: Value = None, *, axis: int = 0, keepdims: int = 1) -> Any:
+def split_to_sequence(x: torch.Tensor, split: Known = None, *, axis: int = 0, keepdims: int = 1) -> Any:
     if split is None:
         parts = torch.split(x, 1, axis)
         return ([part if keepdims else part.squeeze(axis) for part in parts],)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from llmos.compiler.frontend.onnx.dtypes import to_torch, torch_dtype
-from llmos.compiler.frontend.onnx.registry import Floats, Ints, NumOutputs, Value, op
+from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError
 
@@ -187,7 +187,7 @@ def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
 
 
 @op("Range")
-def arange(start: Value, limit: Value, delta: Value) -> Any:
+def arange(start: Known, limit: Known, delta: Known) -> Any:
     if not all(isinstance(item, Host) for item in (start, limit, delta)):
         raise UnsupportedError("Range with bounds computed from data isn't supported: its length would depend on the data.")
     first, last, step = (scalar_of(item) for item in (start, limit, delta) if isinstance(item, Host))

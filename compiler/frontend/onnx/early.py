@@ -1,0 +1,38 @@
+"""Which inputs of a graph must be known before any kernel runs: shapes, axes, pads, repeats, trip counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmos.compiler.frontend.onnx.graph import Graph, Node
+from llmos.compiler.frontend.onnx.registry import Kind
+
+_KNOWN_EARLY = (Kind.INTS, Kind.FLOATS, Kind.ARRAY, Kind.KNOWN)
+# Ops whose result needs only the sizes of their input.
+_OF_SIZES = frozenset({"Shape", "Size"})
+
+
+def early_inputs(graph: Graph, conditions: bool = False) -> frozenset[str]:
+    """Inputs of `graph` that decide a value which some op takes as a constant: bound to constants, or the op is refused.
+
+    `conditions` adds what decides the conditions of If, for branches whose results differ in shape or kind.
+    """
+    return frozenset(_needed(graph, (), conditions) & set(graph.inputs))
+
+
+def _needed(graph: Graph, wanted: Iterable[str], conditions: bool) -> set[str]:
+    """Names that must be known for `graph`, given that its outputs named in `wanted` must be: walked from the end."""
+    needed = set(wanted)
+    for node in reversed(graph.nodes):
+        outputs_needed = any(name in needed for name in node.outputs if name)
+        if outputs_needed and node.op not in _OF_SIZES:
+            needed |= {name for name in node.inputs if name}
+        needed |= {name for i, name in enumerate(node.inputs) if name and _is_early(node, i, conditions)}
+        for attribute in node.attributes.values():
+            if isinstance(attribute, Graph):
+                needed |= _needed(attribute, attribute.outputs if outputs_needed else (), conditions)
+    return needed
+
+
+def _is_early(node: Node, index: int, conditions: bool) -> bool:
+    return node.function.kind_of(index) in _KNOWN_EARLY or (conditions and node.op == "If" and index == 0)

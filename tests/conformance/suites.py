@@ -1,0 +1,13 @@
+"""The suites, in the order of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.conformance.onnx_suite import onnx_suites
+from tests.conformance.outcome import Suite
+
+
+def all_suites() -> Mapping[str, Suite]:
+    """Every suite by name; nothing is loaded before its `cases` is called."""
+    return {suite.name: suite for suite in (*onnx_suites(),)}
