@@ -18,6 +18,9 @@ from llmos.runtime.errors import UnsupportedError
 Expr: TypeAlias = sympy.Expr
 Shape: TypeAlias = tuple[Expr, ...]
 
+COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
+COUNTER = "llmos.counter"  # of a loop: the name of its counter
+
 
 @dataclass(frozen=True)
 class Symbol:
@@ -34,28 +37,30 @@ class Symbol:
 
 @dataclass(frozen=True)
 class SymbolTable:
-    """The program's symbols, in manifest order."""
+    """The program's symbols, in manifest order, and the counters of its loops, which only what runs inside a loop may read."""
 
     symbols: tuple[Symbol, ...]
+    counters: tuple[Symbol, ...] = ()
 
     @classmethod
     def of(cls, module: ir.Module) -> SymbolTable:
-        if "llmos.symbols" not in module.operation.attributes:
-            return cls(())
-        table = ir.DictAttr(module.operation.attributes["llmos.symbols"])
-        ranges = {named.name: [int(bound) for bound in ir.DenseI64ArrayAttr(named.attr)] for named in (table[i] for i in range(len(table)))}
-        return cls(tuple(Symbol(name, low, high) for name, (low, high) in ranges.items()))
+        return cls(_ranges(module, "llmos.symbols"), _ranges(module, COUNTERS))
+
+    @property
+    def names(self) -> tuple[Symbol, ...]:
+        """All that an expression may hold, in the order in which kernels find their values."""
+        return (*self.symbols, *self.counters)
 
     def parse(self, dim: str | int) -> Expr:
         """The expression of one entry of `llmos.shape`."""
         if isinstance(dim, int):
             return sympy.Integer(dim)
-        names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.symbols}
+        names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
         return self.simplify(sympy.sympify(dim, locals=names))
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
         """Lower and upper bound of an expression, by interval arithmetic."""
-        ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.symbols}
+        ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.names}
         return _interval(expr, ranges)
 
     def simplify(self, expr: Expr) -> Expr:
@@ -75,6 +80,14 @@ class SymbolTable:
         for a in choice.args:
             kept = [b for b in kept if b == a or a not in kept or not wins(a, b)]
         return choice.func(*kept)
+
+
+def _ranges(module: ir.Module, attribute: str) -> tuple[Symbol, ...]:
+    if attribute not in module.operation.attributes:
+        return ()
+    table = ir.DictAttr(module.operation.attributes[attribute])
+    ranges = {named.name: [int(bound) for bound in ir.DenseI64ArrayAttr(named.attr)] for named in (table[i] for i in range(len(table)))}
+    return tuple(Symbol(name, low, high) for name, (low, high) in ranges.items())
 
 
 def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
@@ -355,6 +368,20 @@ def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) 
     return sympy.Mod(a, b)
 
 
+def _loop(shapes: Shapes, op: ir.Operation) -> None:
+    """A loop whose counter has a name: what its body computes has known sizes too. A carried tensor keeps its size."""
+    if COUNTER not in op.attributes:
+        return
+    block = op.regions[0].blocks[0]
+    counter, *carried = block.arguments
+    shapes._scalars[counter] = shapes.table.parse(ir.StringAttr(op.attributes[COUNTER]).value)
+    for argument, init in zip(carried, list(op.operands)[3:], strict=True):
+        if (known := shapes._shapes.get(init)) is not None:
+            shapes._shapes[argument] = known
+    for inner in block.operations:
+        shapes.visit(inner.operation)
+
+
 def _call(shapes: Shapes, op: ir.Operation) -> None:
     if "llmos.shapes" in op.attributes:
         for result, attr in zip(op.results, ir.ArrayAttr(op.attributes["llmos.shapes"]), strict=True):
@@ -425,4 +452,5 @@ _RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
     "tensor.generate": _empty,
     "tensor.splat": lambda shapes, op: _set_mixed(shapes, op, op.results[0].type.shape, iter(list(op.operands)[1:])),
     "func.call": _call,
+    "scf.for": _loop,
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity, moved_operand
+from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.symbolic import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
@@ -343,15 +344,18 @@ def _materialised(graph: Graph) -> list[Cluster]:
     """Dispatches for free and lazy values that somebody needs in memory: the return, a view, a fallback."""
     clusters: list[Cluster] = []
     for op in reversed(graph.ops):
-        needs_memory = op.name in ("func.return", *_memory_readers()) or (op in graph.clusters and graph.clusters[op].kind == "fallback")
-        if not needs_memory:
+        needs_memory = op.name in ("func.return", "scf.yield", *_memory_readers()) or is_loop(op) or STACK in op.attributes
+        if not needs_memory and not (op in graph.clusters and graph.clusters[op].kind == "fallback"):
             continue
-        for operand in op.operands:
+        for operand in captured(op) if is_loop(op) else op.operands:
             owner = owner_of(operand)
             if (
                 not is_tensor(operand)
                 or owner is None
                 or owner in graph.clusters
+                or owner not in graph.position
+                or is_loop(owner)
+                or STACK in owner.attributes
                 or owner.name in _memory_readers()
                 or owner.name == "tensor.empty"
             ):

@@ -8,9 +8,9 @@ from functools import cached_property
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
+from llmos.compiler.loops import STACK, VIEWS, is_loop
 from llmos.compiler.symbolic import Shapes
 
-VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
 FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
 HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")
 BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
@@ -99,9 +99,9 @@ def is_evaluable(generic: Generic) -> bool:
 
 @dataclass
 class Graph:
-    """One public function under dispatch formation."""
+    """One public function, or the body of a loop in it, under dispatch formation."""
 
-    func: ir.Operation
+    func: ir.Operation  # the func.func or the scf.for
     shapes: Shapes
     clusters: dict[ir.Operation, Cluster] = field(default_factory=dict)
 
@@ -128,8 +128,8 @@ class Graph:
         return op.name in FREE or is_fill(op) or not any(is_tensor(result) for result in op.results)
 
     def is_host(self, op: ir.Operation) -> bool:
-        """Stays in the host function: views, size arithmetic, the return."""
-        return op.name in VIEWS or not any(is_tensor(result) for result in op.results)
+        """Stays in the host function: views, size arithmetic, loops over dispatches and the slices that they stack, the return."""
+        return op.name in VIEWS or is_loop(op) or STACK in op.attributes or not any(is_tensor(result) for result in op.results)
 
     def is_lazy(self, op: ir.Operation) -> bool:
         """Cheap to evaluate at each use: a slice, or a short elementwise body over one tensor at most."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmos.compiler.ir import ir
+from llmos.compiler.loops import is_loop
 from llmos.compiler.symbolic import Expr, shape_attribute
 from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
 
@@ -38,8 +39,8 @@ class Outliner:
         owner = owner_of(value)
         if not is_tensor(value) and graph.shapes.has_index(value) and not _is_constant(owner):
             self.sizes.setdefault(graph.shapes.index(value), value)
-        elif owner is None or owner.parent.operation != graph.func:
-            if is_tensor(value) and owner is None and value.owner == graph.block:
+        elif owner is None:
+            if is_tensor(value):
                 self.tensors.setdefault(value)
         elif owner in self.cluster.ops or graph.is_free(owner) or (owner not in graph.clusters and graph.is_lazy(owner)):
             self._need(owner)
@@ -186,9 +187,10 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
     }
     # results are asked for before any use is rewritten
     outputs = {unit: outliner.results for unit, outliner in outliners.items()}
+    moved: set[ir.Operation] = set()
     for unit in order:
         if not isinstance(unit, Cluster):
-            unit.move_before(terminator)
+            _move(unit, terminator, moved)
             continue
         outliner, results = outliners[unit], outputs[unit]
         sizes = dict(outliner.sizes.items())
@@ -211,6 +213,16 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
             graph.shapes._shapes[new] = graph.shapes.shape(old)
             old.replace_all_uses_with(new)
     erase_dead(graph.func)
+
+
+def _move(op: ir.Operation, terminator: ir.Operation, moved: set[ir.Operation]) -> None:
+    """To the end; a loop along with the empty tensors that its stacks begin as."""
+    for operand in op.operands if is_loop(op) else ():
+        empty = owner_of(operand)
+        if empty is not None and empty.name == "tensor.empty" and empty not in moved:
+            empty.move_before(terminator)
+            moved.add(empty)
+    op.move_before(terminator)
 
 
 def _index(graph: Graph, value: ir.Value) -> ir.Value:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import map_elements
-from llmos.compiler.symbolic import Shapes, SymbolTable
+from llmos.compiler.loops import STACK, is_loop, loops_in, root_of
+from llmos.compiler.symbolic import COUNTER, Shapes, SymbolTable
 from llmos.passes._clusters import cluster_all
-from llmos.passes._graph import VIEWS, Graph, owner_of
+from llmos.passes._graph import Graph, owner_of
+from llmos.passes._loops import name_loops
 from llmos.passes._outline import rebuild, schedule
 from llmos.passes._pass import Pass
 from llmos.passes.recognise_attention import GROUP
@@ -29,19 +31,27 @@ class FormDispatches(Pass):
         return %1
         func.func private @d0_contraction(...) attributes {llmos.dispatch = "contraction"} { the three generics }
 
+    The body of an scf.for that counts to a size is taken apart in the same way: it becomes calls, between which its tensors are carried.
+    Its counter is a symbol (llmos.counters) that the dispatches inside may read.
+
     Cheap elementwise ops over one tensor (casts, transposes, broadcasts) and slices get no dispatch: they are cloned into each user.
     """
 
     prefix: str = "d"
 
     def run(self, module: ir.Module) -> None:
-        table = SymbolTable.of(module)
         publics = [op.operation for op in module.body.operations if op.operation.name == "func.func" and not _is_private(op.operation)]
         for func in publics:
+            name_loops(module, func)
             copy_returned_arguments(func)
-            graph = Graph(func, Shapes.of(func, table))
-            cluster_all(graph, _attention_groups(graph))
-            rebuild(graph, module, schedule(graph), self.prefix)
+            shapes = Shapes.of(func, SymbolTable.of(module))
+            for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
+                self._form(module, Graph(loop, shapes), f"{ir.StringAttr(loop.attributes[COUNTER]).value}_")
+            self._form(module, Graph(func, shapes), self.prefix)
+
+    def _form(self, module: ir.Module, graph: Graph, prefix: str) -> None:
+        cluster_all(graph, _attention_groups(graph))
+        rebuild(graph, module, schedule(graph), prefix)
 
 
 def _is_private(func: ir.Operation) -> bool:
@@ -61,14 +71,18 @@ def copy_returned_arguments(func: ir.Operation) -> None:
     terminator = list(func.regions[0].blocks[0].operations)[-1].operation
     returned: list[ir.Value] = []
     for i, value in enumerate(list(terminator.operands)):
-        root = _root(value)
-        if root in returned or isinstance(root.owner, ir.Block):
+        root = root_of(value)
+        if root in returned or isinstance(root.owner, ir.Block) or _is_state(root):
             with ir.InsertionPoint(terminator):
                 terminator.operands[i] = map_elements(value, value.type.element_type, lambda each: each)
         else:
             returned.append(root)
 
 
-def _root(value: ir.Value) -> ir.Value:
+def _is_state(value: ir.Value) -> bool:
+    """Whether a value is the last state of a loop, which lies where the last turn left it."""
     owner = owner_of(value)
-    return _root(owner.operands[0]) if owner is not None and owner.name in VIEWS else value
+    if owner is None or not is_loop(owner):
+        return False
+    last = list(owner.regions[0].blocks[0].operations)[-1].operands[ir.OpResult(value).result_number].owner
+    return isinstance(last, ir.Block) or STACK not in last.operation.attributes

@@ -8,10 +8,11 @@ from functools import cached_property
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, pure_source
+from llmos.compiler.loops import VIEWS
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.symbolic import argument_attributes
 from llmos.compiler.widening import NARROW, WIDEN, convert, widened, with_element
-from llmos.passes._graph import VIEWS, captured, owner_of
+from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
+from llmos.compiler.loops import is_loop
 from llmos.compiler.symbolic import argument_attributes
 from llmos.compiler.widening import WIDEN
 from llmos.passes._pass import Pass
@@ -39,16 +41,14 @@ def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
     arguments: dict[tuple[int, str], ir.Value] = {}
     block = main.regions[0].blocks[0]
     attributes = argument_attributes(main)
-    for op in block.operations:
-        if op.operation.name != "func.call":
-            continue
+    for op in _calls(block):
         dispatch = functions[ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value]
         found = _constant_side(dispatch)
         if found is None:
             continue
         position, spec = found
         operand = op.operands[position]
-        if not isinstance(operand.owner, ir.Block) or not _is_weight(attributes[operand.arg_number]):
+        if operand not in block.arguments or not _is_weight(attributes[operand.arg_number]):
             continue
         key = (operand.arg_number, str(spec))
         if key not in arguments:
@@ -56,6 +56,15 @@ def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
         op.operands[position] = arguments[key]
         _mark(dispatch, position, spec)
     drop_unused_weights(main)
+
+
+def _calls(block: ir.Block) -> Iterator[ir.Operation]:
+    """Every dispatch of a function, those in its loops included."""
+    for op in block.operations:
+        if op.operation.name == "func.call":
+            yield op.operation
+        elif is_loop(op.operation):
+            yield from _calls(op.operation.regions[0].blocks[0])
 
 
 def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.ir import ir
+from llmos.compiler.loops import BUFFERS, ELSEWHERE, Loop, is_loop, root_of
 from llmos.compiler.symbolic import Expr, Shapes, SymbolTable
-from llmos.passes._graph import VIEWS, owner_of
+from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
 
 SLOTS = "llmos.slots"
-BUFFERS = "llmos.buffers"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class PlanMemory(Pass):
         %1 = call @d0_contraction(%x, %w) {llmos.buffers = array<i64: 0>}       // slot 0
         %2 = call @d1_contraction(%1, %v) {llmos.buffers = array<i64: -1>}      // output 0
 
+    In a loop each result has two places, which the turns use in turn: two slots where the next turn reads it, the same one twice where
+    it doesn't, ELSEWHERE where it is written into the slice of a stack.
+
     A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be
     compared with any free slot gets a new one.
     """
@@ -36,7 +39,7 @@ class PlanMemory(Pass):
         table = SymbolTable.of(module)
         for op in module.body.operations:
             if "sym_visibility" not in op.operation.attributes:
-                _plan(op.operation, table)
+                _Planner(op.operation, Shapes.of(op.operation, table), _Slots(table)).plan()
 
 
 @dataclass
@@ -69,44 +72,93 @@ class _Slots:
         return a if low >= 0 else b if high <= 0 else None
 
 
-def _plan(func: ir.Operation, table: SymbolTable) -> None:
-    shapes = Shapes.of(func, table)
-    ops = [op.operation for op in func.regions[0].blocks[0].operations]
-    outputs = {_root(value): number for number, value in enumerate(ops[-1].operands)}
-    last_use = _last_uses(ops)
-    slots = _Slots(table)
-    held: dict[ir.Value, int] = {}
-    for position, op in enumerate(ops):
-        if op.name != "func.call":
-            continue
-        places: list[int] = []
-        for result in op.results:
-            if result in outputs:
-                places.append(-1 - outputs[result])
+@dataclass
+class _Planner:
+    """Places of the results of one public function, op by op."""
+
+    func: ir.Operation
+    shapes: Shapes
+    slots: _Slots
+
+    def plan(self) -> None:
+        ops = [op.operation for op in self.func.regions[0].blocks[0].operations]
+        self.outputs = {root_of(value): number for number, value in enumerate(ops[-1].operands)}
+        last_use = _last_uses(ops)
+        held: dict[ir.Value, list[int]] = {}
+        for position, op in enumerate(ops):
+            if op.name == "func.call":
+                places = [self._place(result, held) for result in op.results]
+                op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get(places)
+            elif is_loop(op):
+                self._place_loop(Loop(op, self.shapes), held)
             else:
-                held[result] = slots.take(num_bytes(shapes, result))
-                places.append(held[result])
-        op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get(places)
-        for value in [value for value, end in last_use.items() if end <= position and value in held]:
-            slots.free.append(held.pop(value))
-        for result in op.results:  # a result that nobody reads is free at once
-            if result in held and result not in last_use:
-                slots.free.append(held.pop(result))
-    func.attributes[SLOTS] = ir.ArrayAttr.get([ir.StringAttr.get(str(size)) for size in slots.sizes])
+                continue
+            for value in [value for value, end in last_use.items() if end <= position and value in held]:
+                self.slots.free += held.pop(value)
+            for result in op.results:  # a result that nobody reads is free at once
+                if result in held and result not in last_use:
+                    self.slots.free += held.pop(result)
+        self.func.attributes[SLOTS] = ir.ArrayAttr.get([ir.StringAttr.get(str(size)) for size in self.slots.sizes])
 
+    def _place(self, result: ir.Value, held: dict[ir.Value, list[int]]) -> int:
+        """An output, or a slot that is held from now on."""
+        if result in self.outputs:
+            return -1 - self.outputs[result]
+        slot = self._take(result)
+        held[result] = [slot]
+        return slot
 
-def _root(value: ir.Value) -> ir.Value:
-    """The result behind views."""
-    owner = owner_of(value)
-    return _root(owner.operands[0]) if owner is not None and owner.name in VIEWS else value
+    def _take(self, value: ir.Value) -> int:
+        return self.slots.take(num_bytes(self.shapes, value))
+
+    def _place_loop(self, loop: Loop, held: dict[ir.Value, list[int]]) -> None:
+        """A stack is placed like any result. A state has two slots, which the turns write in turn, and keeps both."""
+        results = list(loop.op.results)
+        places = {position: self._place(results[position], held) for position in loop.stacks}
+        stacked = {each.source for each in loop.stacks.values()}
+        twins: dict[ir.Value, list[int]] = {}
+        for position in loop.states:
+            root = root_of(loop.yielded[position])
+            if root not in stacked and root not in twins and root != loop.carried[position]:
+                twins[root] = held[results[position]] = [self._take(root), self._take(root)]
+        self._place_turn(loop, twins, stacked)
+        loop.op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get([places.get(position, 0) for position in range(len(results))])
+
+    def _place_turn(self, loop: Loop, twins: dict[ir.Value, list[int]], stacked: set[ir.Value]) -> None:
+        """What one turn makes and uses up. Parts of a loop may run at the same time: they share no slot."""
+        last_use = _last_uses(loop.ops)
+        taken: list[int] = []
+        for calls in loop.parts:
+            held: dict[ir.Value, int] = {}
+            mine: list[int] = []
+            for call in calls:
+                places = []
+                for result in call.results:
+                    slots = twins.get(result) or ([ELSEWHERE] if result in stacked else [self._take(result)])
+                    if slots[0] != ELSEWHERE and result not in twins:
+                        held[result] = slots[0]
+                        mine.append(slots[0])
+                    places += [slots[0], slots[-1]]
+                call.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get(places)
+                position = loop.ops.index(call)
+                for value in [value for value in held if last_use.get(value, position) <= position]:
+                    self.slots.free.append(held.pop(value))
+            self.slots.free = [slot for slot in self.slots.free if slot not in mine]
+            taken += mine
+        self.slots.free += list(dict.fromkeys(taken))
 
 
 def _last_uses(ops: list[ir.Operation]) -> dict[ir.Value, int]:
+    """The last op that reads each value. A loop's results may lie where its states began or its slices went: all live as long as any."""
     last: dict[ir.Value, int] = {}
     for position, op in enumerate(ops):
-        if op.name in ("func.call", "func.return"):
-            for operand in op.operands:
-                last[_root(operand)] = position
+        if op.name in ("func.call", "func.return", "scf.yield", "tensor.insert_slice") or is_loop(op):
+            for operand in captured(op) if is_loop(op) else op.operands:
+                last[root_of(operand)] = position
+    for op in reversed([op for op in ops if is_loop(op)]):
+        together = [*op.results, *[root_of(init) for init in list(op.operands)[3:]]]
+        end = max((last[value] for value in together if value in last), default=0)
+        last.update({value: max(end, last.get(value, 0)) for value in together})
     return last
 
 

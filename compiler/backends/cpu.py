@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import sympy
 
-from llmos.compiler.codegen.kernels import Program, describe_work, emit_kernels
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernels import LoopUnit, Program, Work, describe_loop, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
@@ -189,12 +190,23 @@ def manifest_dim(dim: sympy.Expr) -> int | str:
 
 
 def _kernel_specs(program: Program) -> list[KernelSpec]:
+    """One for each unit of the host function; the dispatches of a loop are part of it."""
     specs = []
-    for dispatch in program.calls:
-        work = describe_work(dispatch)
-        label = _text({name: dispatch.func.attributes[name] for name in (LABEL,) if name in dispatch.func.attributes}, LABEL, dispatch.kind)
-        specs.append(KernelSpec(dispatch.name, dispatch.kind, {"label": label, "flops": str(work.flops), "bytes": str(work.num_bytes)}))
+    for unit in program.units:
+        if isinstance(unit, LoopUnit):
+            label = f"loop({', '.join(_label(dispatch) for dispatch in unit.dispatches)})"
+            specs.append(_kernel_spec(unit.name, "loop", label, describe_loop(unit)))
+        else:
+            specs.append(_kernel_spec(unit.name, unit.kind, _label(unit), describe_work(unit)))
     return specs
+
+
+def _kernel_spec(name: str, kind: str, label: str, work: Work) -> KernelSpec:
+    return KernelSpec(name, kind, {"label": label, "flops": str(work.flops), "bytes": str(work.num_bytes)})
+
+
+def _label(dispatch: Dispatch) -> str:
+    return ir.StringAttr(dispatch.func.attributes[LABEL]).value if LABEL in dispatch.func.attributes else dispatch.kind
 
 
 def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -208,6 +208,12 @@ class Builder:
         return self.op("arith.select", [condition, yes, no], yes.type)
 
     # -- memory
+    def stack(self, count: int) -> Value:
+        """Room for `count` words of 64 bits in the function's frame; at the entry only."""
+        return self.op(
+            "llvm.alloca", [self.index(count)], self.ptr, elem_type=ir.TypeAttr.get(self.i64), alignment=ir.IntegerAttr.get(self.i64, 8)
+        )
+
     def address(self, base: Value, offset: Value, kind: ir.Type) -> Value:
         """base + offset elements of `kind`."""
         return self.op(

@@ -11,24 +11,17 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
-from llmos.compiler.codegen.kernel import Launch
+from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
+from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, LoopLayout
 from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Expr, Shapes, SymbolTable, argument_attributes, read_shape
+from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
+from llmos.compiler.symbolic import COUNTER, Expr, Shapes, SymbolTable, argument_attributes, read_shape
 
 ANY_BYTES, ANY_VALUE = 16, 8  # TVMFFIAny
 TENSOR_DATA, TENSOR_SHAPE, TENSOR_OFFSET = 0, 24, 40  # DLTensor
-CONTEXT_WEIGHTS, CONTEXT_ARENA, CONTEXT_LAUNCH = 0, 8, 16  # llmos_context
+CONTEXT_WEIGHTS, CONTEXT_ARENA = 0, 8  # llmos_context
 OUT_OF_MEMORY, BAD_ARGUMENTS = 2, 3
 SLOT_ALIGN = 64
-VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel function in the module, and how to start it."""
-
-    name: str
-    launch: Launch
 
 
 @dataclass
@@ -38,7 +31,7 @@ class HostEmitter:
     module: ir.Module
     main: ir.Operation
     table: SymbolTable
-    kernels: Mapping[str, Kernel]  # by dispatch function
+    kernels: Mapping[str, Kernel]  # by dispatch function, or the name of a loop's counter
 
     def emit(self) -> None:
         self.shapes = Shapes.of(self.main, self.table)
@@ -132,9 +125,10 @@ class HostEmitter:
             if operation.name in VIEWS:
                 if operation.operands[0] in self.pointers:
                     self.pointers[operation.results[0]] = self.pointers[operation.operands[0]]
-            elif operation.name == "func.call":
+            elif operation.name == "func.call" or is_loop(operation):
+                start = self._run_loop if is_loop(operation) else self._launch
                 with ir.InsertionPoint(current):
-                    current = self._launch(operation, number, current, failed)
+                    current = start(operation, number, current, failed)
                 number += 1
         with ir.InsertionPoint(current):
             ir.Operation.create("func.return", operands=[b.const(b.i32, 0)])
@@ -161,20 +155,18 @@ class HostEmitter:
             if weights:
                 table = self._field(self.context, CONTEXT_WEIGHTS, b.ptr)
                 self.pointers.update({arguments[p]: b.load(b.address(table, b.index(i), b.ptr), b.ptr, 8) for i, p in enumerate(weights)})
-            self.dims = self._stack(max(1, len(self.table.symbols)))
-            self.buffers = self._stack(self._most_buffers())
+            self.dims = b.stack(max(1, len(self.table.symbols)))
+            self.buffers = b.stack(self._most_buffers())
             for i, symbol in enumerate(self.table.symbols):
                 value = found.get(symbol.expr, b.index(symbol.min))
                 b.store(value, b.address(self.dims, b.index(i), b.i64), 8)
             self.sizes = Sizes(b, found)
 
     def _most_buffers(self) -> int:
-        calls = [op.operation for op in self.main.regions[0].blocks[0].operations if op.operation.name == "func.call"]
-        return max((len(call.operands) + len(call.results) for call in calls), default=1)
-
-    def _stack(self, count: int) -> Value:
-        b = self.b
-        return b.op("llvm.alloca", [b.index(count)], b.ptr, elem_type=ir.TypeAttr.get(b.i64), alignment=ir.IntegerAttr.get(b.i64, 8))
+        block = self.main.regions[0].blocks[0]
+        calls = [op.operation for op in block.operations if op.operation.name == "func.call"]
+        counts = [len(call.operands) + len(call.results) for call in calls]
+        return max(*[LoopLayout.of(Loop(op, self.shapes)).num_pointers for op in loops_in(block)], *counts, 1)
 
     def _field(self, base: Value, offset: int, kind: ir.Type) -> Value:
         return self.b.load(self.b.address(base, self.b.index(offset), self.b.i8), kind, 8)
@@ -191,7 +183,7 @@ class HostEmitter:
             offsets.append(offset)
             rounded = b.binary("arith.andi", b.add(self.sizes(size), b.index(SLOT_ALIGN - 1)), b.index(-SLOT_ALIGN))
             offset = b.add(offset, rounded)
-        arena = self._call(self._field(self.context, CONTEXT_ARENA, b.ptr), [self.context, offset], b.ptr)
+        arena = call_pointer(b, self._field(self.context, CONTEXT_ARENA, b.ptr), [self.context, offset], b.ptr)
         null = b.op("llvm.mlir.zero", [], b.ptr)
         present = b.op("llvm.icmp", [arena, null], b.i1, predicate=ir.IntegerAttr.get(b.i64, 1))
         self.slots = [b.address(arena, at, b.i8) for at in offsets]
@@ -202,48 +194,46 @@ class HostEmitter:
     def _next(self, block: ir.Block) -> ir.Block:
         return block.create_after()
 
-    def _call(self, function: Value, arguments: Sequence[Value], result: ir.Type) -> Value:
-        """An indirect call."""
-        b = self.b
-        return b.op(
-            "llvm.call",
-            [function, *arguments],
-            result,
-            operandSegmentSizes=ir.DenseI32ArrayAttr.get([1 + len(arguments), 0]),
-            op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
-        )
-
     def _launch(self, call: ir.Operation, number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
         """One dispatch; `number` is its place in the manifest's kernels."""
-        b = self.b
         dispatch = ir.FlatSymbolRefAttr(call.attributes["callee"]).value
-        target = self.kernels[dispatch]
-        places = list(ir.DenseI64ArrayAttr(call.attributes["llmos.buffers"]))
-        results = [self.slots[place] if place >= 0 else self.outputs[-1 - place] for place in places]
+        results = [self._place(place) for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS])]
         self.pointers.update(zip(call.results, results, strict=True))
         tensors = [self.pointers[operand] for operand in call.operands if isinstance(operand.type, ir.RankedTensorType)]
-        for i, pointer in enumerate([*tensors, *results]):
+        return self._start(self.kernels[dispatch], [*tensors, *results], number, block, failed)
+
+    def _place(self, place: int) -> Value:
+        return self.slots[place] if place >= 0 else self.outputs[-1 - place]
+
+    def _start(self, kernel: Kernel, pointers: Sequence[Value], number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """Launch a kernel; the block that follows if it succeeds."""
+        b = self.b
+        for i, pointer in enumerate(pointers):
             b.store(pointer, b.address(self.buffers, b.index(i), b.ptr), 8)
-        kernel = self._address_of(target.name)
-        function = self._field(self.context, CONTEXT_LAUNCH, b.ptr)
-        launch = target.launch
-        arguments = [
-            self.context,
-            kernel,
-            self.buffers,
-            self.dims,
-            self.sizes(launch.num_tiles),
-            self.sizes(launch.scratch_bytes),
-            b.const(b.i32, number),
-        ]
-        code = self._call(function, arguments, b.i32)
+        launch = [self.sizes(kernel.launch.num_tiles), self.sizes(kernel.launch.scratch_bytes), b.const(b.i32, number)]
+        arguments = [self.context, address_of(b, kernel.name), self.buffers, self.dims, *launch]
+        code = call_pointer(b, self._field(self.context, CONTEXT_LAUNCH, b.ptr), arguments, b.i32)
         fine = b.compare("eq", code, b.const(b.i32, 0))
         following = self._next(block)
         self._branch(fine, following, [], failed, [code])
         return following
 
-    def _address_of(self, kernel: str) -> Value:
-        b = self.b
-        kind = ir.FunctionType.get([b.ptr, b.ptr, b.i64, b.i64, b.ptr], [b.i32])
-        constant = b.op("func.constant", [], kind, value=ir.FlatSymbolRefAttr.get(kernel))
-        return b.op("builtin.unrealized_conversion_cast", [constant], b.ptr)
+    def _run_loop(self, op: ir.Operation, number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """All turns of a loop, as one kernel (codegen/loops.py)."""
+        loop = Loop(op, self.shapes)
+        layout = LoopLayout.of(loop)
+        places = list(ir.DenseI64ArrayAttr(op.attributes[BUFFERS]))
+        stacks = {position: self._place(places[position]) for position in layout.stacks}
+        given = [self.context, *[self.pointers[value] for value in layout.externals], *[self.slots[slot] for slot in layout.slots]]
+        kernel = self.kernels[ir.StringAttr(op.attributes[COUNTER]).value]
+        following = self._start(kernel, [*given, *stacks.values()], number, block, failed)
+        for position, result in enumerate(op.results):
+            if position in stacks:
+                self.pointers[result] = stacks[position]
+            elif position in layout.states:
+                with ir.InsertionPoint(following):
+                    at = layout.first_state + layout.states.index(position)
+                    self.pointers[result] = self.b.load(self.b.address(self.buffers, self.b.index(at), self.b.ptr), self.b.ptr, 8)
+            else:
+                self.pointers[result] = self.pointers[root_of(loop.inits[position])]
+        return following

@@ -26,6 +26,14 @@ class Launch:
     scratch_bytes: Expr = sympy.S.Zero
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel function in the module, and how to start it."""
+
+    name: str
+    launch: Launch
+
+
 @dataclass
 class Frame:
     """An open kernel function."""
@@ -71,7 +79,7 @@ def _enter(
     """Load the symbols and the buffer pointers."""
     with b.at_entry():
         symbols: dict[sympy.Expr, Value] = {}
-        for i, symbol in enumerate(dispatch.table.symbols):
+        for i, symbol in enumerate(dispatch.table.names):
             symbols[symbol.expr] = b.load(b.address(dims_pointer, b.index(i), b.i64), b.i64, 8)
         pointers = [
             b.load(b.address(buffers_pointer, b.index(i), b.ptr), b.ptr, 8) for i in range(len(dispatch.tensors) + len(dispatch.results))
@@ -101,3 +109,21 @@ def product(sizes: Sequence[Expr]) -> Expr:
 
 def ceil_div(size: Expr, by: int) -> Expr:
     return sympy.Integer(-(-int(size) // by)) if size.is_Integer else sympy.floor((size + by - 1) / by)
+
+
+def address_of(b: Builder, kernel: str) -> Value:
+    """The address of a kernel's function."""
+    kind = ir.FunctionType.get([b.ptr, b.ptr, b.i64, b.i64, b.ptr], [b.i32])
+    constant = b.op("func.constant", [], kind, value=ir.FlatSymbolRefAttr.get(kernel))
+    return b.op("builtin.unrealized_conversion_cast", [constant], b.ptr)
+
+
+def call_pointer(b: Builder, function: Value, arguments: Sequence[Value], result: ir.Type) -> Value:
+    """An indirect call."""
+    return b.op(
+        "llvm.call",
+        [function, *arguments],
+        result,
+        operandSegmentSizes=ir.DenseI32ArrayAttr.get([1 + len(arguments), 0]),
+        op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
+    )

@@ -64,6 +64,7 @@ static void record(llmos_profile* profile, llmos_profile_record record) {
 static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles,
                            int64_t scratch_bytes, int32_t dispatch) {
   call* self = (call*)context;
+  if (dispatch < 0) return pool_launch(kernel, buffers, dims, num_tiles, scratch_bytes);
   int64_t begin = self->profile ? now_ns() : 0;
   int32_t code = pool_launch(kernel, buffers, dims, num_tiles, scratch_bytes);
   if (code) self->failed_dispatch = dispatch;

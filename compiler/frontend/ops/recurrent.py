@@ -37,7 +37,10 @@ def gru_scan(
     b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, bias: Tensor, h0: Tensor, linear_before_reset: bool, reverse: bool
 ) -> list[Tensor]:
     """xs [time, batch, 3H] (gates z, r, h), r [3H, H], bias [H] to (hidden [time, batch, H], last h)."""
-    rz, rr, rh = _chunks(b, r, 3, dim=0)
+    hidden = h0.shape[-1]
+    assert isinstance(hidden, int)
+    # all of r at once where nothing stands between h and its product; the hidden gate's part alone where the reset gate does
+    gates, last = (r, None) if linear_before_reset else (extract(b, r, 0, 0, 2 * hidden), extract(b, r, 0, 2 * hidden, hidden))
 
     def times(h: Tensor, weight: Tensor) -> Tensor:
         return contract(b, [(h, "bk"), (weight, "gk")], "bg")
@@ -45,16 +48,27 @@ def gru_scan(
     def step(x: Tensor, state: State) -> State:
         (h,) = state
         xz, xr, xh = _chunks(b, x, 3)
-        update = b.elementwise(lambda v, w: sigmoid(v + w), [xz, times(h, rz)], h.dtype)
-        reset = b.elementwise(lambda v, w: sigmoid(v + w), [xr, times(h, rr)], h.dtype)
-        if linear_before_reset:
-            new = b.elementwise(lambda v, t, w, k: tanh(v + t * (w + k)), [xh, reset, times(h, rh), bias], h.dtype)
-        else:
-            kept = b.elementwise(lambda t, v: t * v, [reset, h], h.dtype)
-            new = b.elementwise(lambda v, w, k: tanh(v + w + k), [xh, times(kept, rh), bias], h.dtype)
-        return (b.elementwise(lambda z, n, v: (1.0 - z) * n + z * v, [update, new, h], h.dtype),)
+        hz, hr, *hh = _chunks(b, times(h, gates), 2 if last is not None else 3)
+        if last is None:
+            args = [xz, hz, xr, hr, xh, hh[0], bias, h]
+            return (b.elementwise(_reset_after_product, args, h.dtype),)
+        kept = b.elementwise(lambda v, w, h: sigmoid(v + w) * h, [xr, hr, h], h.dtype)
+        args = [xz, hz, xh, times(kept, last), bias, h]
+        return (b.elementwise(lambda xz, hz, xh, hh, k, h: _blend(xz + hz, tanh(xh + hh + k), h), args, h.dtype),)
 
     return _scan(b, result[0], xs, (h0,), reverse, step)
+
+
+def _reset_after_product(
+    xz: s.Scalar, hz: s.Scalar, xr: s.Scalar, hr: s.Scalar, xh: s.Scalar, hh: s.Scalar, bias: s.Scalar, h: s.Scalar
+) -> s.Scalar:
+    return _blend(xz + hz, tanh(xh + sigmoid(xr + hr) * (hh + bias)), h)
+
+
+def _blend(update: s.Scalar, new: s.Scalar, old: s.Scalar) -> s.Scalar:
+    """(1 - z) * new + z * old, for z = sigmoid(update)."""
+    z = sigmoid(update)
+    return (1.0 - z) * new + z * old
 
 
 def rnn_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Tensor, reverse: bool) -> list[Tensor]:

@@ -8,7 +8,8 @@
  *   - launch: returns after every tile has run (or, after an error, once no thread is in a kernel any more); the tiles reach
  *     the kernel as disjoint ranges [begin, end) that cover [0, num_tiles), in any order and on any thread; scratch is at least
  *     scratch_bytes long, 64-byte aligned, private to the thread, not cleared, and never NULL when scratch_bytes > 0; kernels
- *     run in the default floating-point mode (round to nearest, denormals kept) and do not launch;
+ *     run in the default floating-point mode (round to nearest, denormals kept); only a kernel of one tile may launch, with
+ *     -1 as its dispatch (its time and its errors are those of the dispatch around it) and no more scratch than it has itself;
  *   - inputs and outputs of an entry: dense, row-major, on the CPU, aligned to their element only; dtypes, ranks, static dims
  *     and symbol ranges have been checked against the manifest; byte_offset is 0; data may be NULL only where a dim is 0;
  *     strides may be NULL; the core never gives overlapping outputs unless its caller did.
