@@ -249,8 +249,7 @@ def _is_worth(generic: Generic, left: int, m: Sequence[int]) -> bool:
     """A window that is read for one row (a depthwise convolution) gains nothing from being gathered into a panel."""
     plain = all(
         p is not None or isinstance(e, ir.AffineConstantExpr)
-        for a in generic.maps[:2]
-        for p, e in zip(dim_positions(a), a.results, strict=True)
+        for p, e in zip(dim_positions(generic.maps[1 - left]), generic.maps[1 - left].results, strict=True)
     )
     if plain:
         return True

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import is_fill, pure_source
+from llmos.compiler.linalg import contraction_of, is_fill, pure_source
 from llmos.compiler.symbolic import argument_attributes
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
@@ -28,7 +28,7 @@ class FoldWeightComputation(Pass):
         func.func @main(%x, %s {llmos.kind = "weight", llmos.name = "fold.0"}) {
           %y = linalg.generic {x * s} ins(%x, %s)
 
-    A plain rearrangement of a weight stays: kernels read through it, or pack it.
+    A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -93,9 +93,20 @@ def _is_worth(value: ir.Value, weights: set[ir.Value]) -> bool:
         return False
     plain = pure_source(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
-        return False
+        return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value) for use in value.uses)
     elements = int(math.prod(value.type.shape))
     return elements <= LARGE or elements <= 2 * sum(math.prod(s.type.shape) for s in sources)
+
+
+def _is_permuted(source: ir.Value, value: ir.Value) -> bool:
+    """Whether a rearrangement keeps every element, once."""
+    return bool(math.prod(source.type.shape) == math.prod(value.type.shape))
+
+
+def _is_read_in_any_order(user: ir.Operation, value: ir.Value) -> bool:
+    """Whether a use is the factor of a contraction, which is packed, or no kernel's."""
+    contraction = contraction_of(user)
+    return user.name != "linalg.generic" or (contraction is not None and value in contraction.generic.inputs)
 
 
 def _weight_sources(value: ir.Value, weights: set[ir.Value], seen: set[ir.Value]) -> set[ir.Value]:

@@ -25,6 +25,7 @@ from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, res
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
 from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
+from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.expand_math import ExpandMath
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
@@ -43,6 +44,9 @@ PIPELINE: tuple[Pass, ...] = (
     Upstream("convert-elementwise-to-linalg", anchor="func.func"),
     Upstream("linalg-generalize-named-ops", anchor="func.func"),
     Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
+    Upstream("cse"),
+    ChannelsLast(),
+    Upstream("canonicalize"),  # again: moves that undo each other
     Upstream("cse"),
     FoldWeightComputation(),
     *DISPATCHES,

@@ -16,9 +16,9 @@ from llmos.compiler.backends.cpu import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir import context, ir
 from llmos.passes import Pass, PipelineOptions, run_pipeline
-from llmos.passes.fold_weight_computation import FoldWeightComputation
+from llmos.passes.channels_last import ChannelsLast
 
-PRELUDE = PIPELINE[: PIPELINE.index(FoldWeightComputation())]
+PRELUDE = PIPELINE[: PIPELINE.index(ChannelsLast())]
 QUIET = PipelineOptions(repro=None)
 
 

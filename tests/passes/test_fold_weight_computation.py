@@ -10,6 +10,7 @@ from llmos.compiler.compiled import CompileObserver
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
+from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 
 from .ir_tests import Call, apply, check, functions, generics
@@ -74,3 +75,12 @@ def test_folded_weights_have_the_values_that_the_program_would_compute() -> None
     compiled = compile_module(imported, options.targets(), options, CompileObserver())
     assert list(compiled.weights) == ["fold.0"]
     np.testing.assert_allclose(compiled.weights["fold.0"].array, (G * torch.rsqrt(V + 0.1)).numpy(), rtol=1e-6)
+
+
+def test_a_moved_weight_is_folded_unless_a_contraction_packs_it() -> None:
+    """The weight of a depthwise convolution is moved to [taps, channels] at compile time; that of a dense one is packed."""
+    conv, x = torch.nn.functional.conv2d, torch.randn(2, 24, 9, 9)
+    depthwise = generics(lambda w, x: conv(x, w, groups=24), x, weights=(torch.randn(24, 1, 3, 3),))
+    assert has_fold(apply(depthwise, ChannelsLast(), FoldWeightComputation()))
+    dense = generics(lambda w, x: conv(x, w), x, weights=(torch.randn(8, 24, 3, 3),))
+    assert not has_fold(apply(dense, ChannelsLast(), FoldWeightComputation()))

@@ -43,4 +43,4 @@ def test_names_the_computation(module: torch.nn.Module, expected: str) -> None:
 
 def test_names_a_convolution() -> None:
     found = labels(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU()), 2, 3, 9, 9)
-    assert found == ["pad", "conv+bias+relu"]
+    assert found == ["pad", "conv+bias+relu", "copy"]
