@@ -1,16 +1,21 @@
-"""Running generated code inside the compiler, for what is computed once at compile time."""
+"""Running generated code inside the compiler: what is computed once at compile time, and proof that the rest is right."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from llmos.runtime.errors import PassError
+
+ALIGNMENT = 64
+INTERNAL_ERROR = 4  # of abi.h
+ERRORS = {1: "index out of range", 2: "out of memory", 3: "bad arguments", 4: "internal error"}
 
 _KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 _ARENA = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -45,33 +50,120 @@ class _Any(ctypes.Structure):
     _fields_ = [("type_index", ctypes.c_int32), ("padding", ctypes.c_uint32), ("value", ctypes.c_void_p)]
 
 
-def call_entry(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-    """Call an entry without weights of a shared object on dense arrays, on this thread; `outputs` are written.
+@dataclass(frozen=True)
+class Launch:
+    """One dispatch as the host function starts it: `buffers` are addresses of the operands, then of the results; `dispatch` its number."""
 
-    Raises PassError where the code reports an error.
+    kernel: int
+    buffers: int
+    dims: int
+    num_tiles: int
+    scratch_bytes: int
+    dispatch: int
+
+    def address(self, position: int) -> int:
+        """Of an operand or result."""
+        return int(ctypes.c_void_p.from_address(self.buffers + 8 * position).value or 0)
+
+    def run(self, addresses: Sequence[int] | None = None) -> int:
+        """All tiles on this thread, with its own buffers or on other ones; 0 or an error code of abi.h."""
+        buffers = (ctypes.c_void_p * len(addresses))(*addresses) if addresses is not None else self.buffers
+        scratch = poisoned(self.scratch_bytes)
+        return int(_KERNEL(self.kernel)(buffers, self.dims, 0, self.num_tiles, scratch.ctypes.data))
+
+
+OnLaunch = Callable[[Launch], int]
+
+
+class CompiledCode:
+    """A shared object of generated code, loaded into this process and run on one thread.
+
+    Whatever code may not read before it is written (arena, scratch) is filled with 0xFF, which is NaN in every float type.
     """
-    blocks: list[ctypes.Array[ctypes.c_char]] = []
 
-    def allocate(num_bytes: int) -> int:
-        blocks.append(ctypes.create_string_buffer(max(0, num_bytes) + 64))
-        return (ctypes.addressof(blocks[-1]) + 63) // 64 * 64
+    def __init__(self, code: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="llmos-evaluate-") as directory:
+            path = Path(directory) / "code.so"
+            path.write_bytes(code)
+            self._library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL)
 
-    def launch(_: int, kernel: int, buffers: int, dims: int, num_tiles: int, scratch_bytes: int, __: int) -> int:
-        return int(_KERNEL(kernel)(buffers, dims, 0, num_tiles, allocate(scratch_bytes)))
+    def dims(self, symbol: str, sizes: Sequence[int], count: int) -> list[int]:
+        """The `count` dims that a shape function of the entry (`__llmos_shapes_<entry>`) gives for the sizes of all symbols, in order."""
+        given, found = (ctypes.c_int64 * max(1, len(sizes)))(*sizes), (ctypes.c_int64 * max(1, count))()
+        getattr(self._library, symbol)(given, found)
+        return list(found[:count])
 
-    context = _Context(None, _ARENA(lambda _, num_bytes: allocate(num_bytes)), _LAUNCH(launch))
-    arrays = [*inputs, *outputs]
-    tensors = [_tensor(array) for array in arrays]
-    arguments = (_Any * len(tensors))(*[_Any(7, 0, ctypes.addressof(tensor)) for tensor in tensors])
-    with tempfile.TemporaryDirectory(prefix="llmos-evaluate-") as directory:
-        path = Path(directory) / "code.so"
-        path.write_bytes(code)
-        library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL)
-        entry = getattr(library, symbol)
+    def call(
+        self,
+        symbol: str,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray] = (),
+        on_launch: OnLaunch = Launch.run,
+    ) -> int:
+        """Calls an entry on dense arrays; `outputs` are written. 0, or an error code of abi.h.
+
+        weights: in the manifest's order, each at a multiple of 64 bytes (`aligned_copy`). on_launch: runs each dispatch in turn, and
+        returns its code; an exception in it ends the call and is raised here.
+        """
+        blocks: list[np.ndarray] = []
+        raised: list[BaseException] = []
+
+        def allocate(_: int, num_bytes: int) -> int:
+            blocks.append(poisoned(num_bytes))
+            return int(blocks[-1].ctypes.data)
+
+        def launch(_: int, kernel: int, buffers: int, dims: int, num_tiles: int, scratch_bytes: int, dispatch: int) -> int:
+            try:
+                return on_launch(Launch(kernel, buffers, dims, num_tiles, scratch_bytes, dispatch))
+            except BaseException as error:  # ctypes would print it and go on
+                raised.append(error)
+                return INTERNAL_ERROR
+
+        assert all(each.ctypes.data % ALIGNMENT == 0 for each in weights)
+        table = (ctypes.c_void_p * max(1, len(weights)))(*[each.ctypes.data for each in weights])
+        context = _Context(ctypes.addressof(table), _ARENA(allocate), _LAUNCH(launch))
+        tensors = [_tensor(array) for array in (*inputs, *outputs)]
+        arguments = (_Any * len(tensors))(*[_Any(7, 0, ctypes.addressof(tensor)) for tensor in tensors])
+        entry = getattr(self._library, symbol)
         entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
-        status = entry(ctypes.byref(context), arguments, len(tensors), ctypes.byref(_Any()))
+        status = int(entry(ctypes.byref(context), arguments, len(tensors), ctypes.byref(_Any())))
+        if raised:
+            raise raised[0]
+        return status
+
+
+def call_entry(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    """Calls an entry without weights of a shared object. Raises PassError where the code reports an error."""
+    status = CompiledCode(code).call(symbol, inputs, outputs)
     if status:
-        raise PassError(f"computation on weights at compile time failed with code {status}")
+        raise PassError(f"computation on weights at compile time failed: {ERRORS.get(status, status)}")
+
+
+def poisoned(num_bytes: int) -> np.ndarray:
+    """Bytes of 0xFF at a multiple of 64."""
+    return _aligned(np.full(max(0, num_bytes) + 2 * ALIGNMENT, 0xFF, np.uint8))[: max(0, num_bytes) + ALIGNMENT]
+
+
+def poisoned_array(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An aligned array of NaNs, or for integers of all bits set; of bools, zeros."""
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    array: np.ndarray = poisoned(num_bytes)[:num_bytes].view(dtype).reshape(shape)
+    if dtype == np.bool_:
+        array[...] = False  # a bool of another byte than 0 and 1 is none
+    return array
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A dense copy at a multiple of 64 bytes."""
+    memory = _aligned(np.empty(array.nbytes + ALIGNMENT, np.uint8))[: array.nbytes]
+    copy: np.ndarray = memory.view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _aligned(memory: np.ndarray) -> np.ndarray:
+    return memory[-memory.ctypes.data % ALIGNMENT :]
 
 
 def _tensor(array: np.ndarray) -> _Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ class CompileOptions:
     repro: folder for what reproduces a compiler error; None writes nothing.
     jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
     cache: whether compiled code is kept for later runs (LLMOS_CACHE).
+    certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
+    budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
     """
 
     precision: str = "fp32"
@@ -45,6 +48,8 @@ class CompileOptions:
     repro: Path | None = Path("repro")
     jobs: int = 0
     cache: bool = True
+    certificate: bool = True
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -63,6 +68,8 @@ class CompileOptions:
                 _one_of(option, stage, STAGES)
         if self.from_stage and self.stop_after and STAGES.index(self.stop_after) <= STAGES.index(self.from_stage):
             raise UserError(f"--stop-after {self.stop_after} comes before what --from {self.from_stage} makes")
+        if self.budget is not None and not (0 <= self.budget < math.inf):
+            raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
         if self.jobs < 0:
             raise UserError(f"jobs must be 0 or more, not {self.jobs}")
 

@@ -128,6 +128,11 @@ def resolve(name: str, precision: str = "fp32") -> list[Target]:
     return [target for target in TARGETS if target in chosen]
 
 
+def runs_here(target: Target) -> bool:
+    """Whether this machine runs the target's code."""
+    return target.arch == _host_arch() and set(target.required) <= _host_features()
+
+
 def _named(name: str) -> Target:
     try:
         return Target.parse(name)
@@ -139,7 +144,7 @@ def _named(name: str) -> Target:
 
 
 def _of_this_architecture(precision: str) -> list[Target]:
-    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+    arch = _host_arch()
     found = [target for target in TARGETS if target.arch == arch and target.helps(precision)]
     if not found:
         raise UserError(f"no target for this machine's architecture, {arch}; name one with --target")
@@ -154,6 +159,10 @@ def _native(precision: str) -> Target:
             return target
     missing = sorted(set(candidates[-1].required) - features)
     raise UserError(f"this machine runs no target: {candidates[-1].name} needs {', '.join(missing)}; name another with --target")
+
+
+def _host_arch() -> str:
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
 
 def _host_features() -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from llmos.models.directory import ModelDirectory
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
 MAX_BATCH = 1024
+_EXAMPLES = ((3, 7), (2, 24), (5, 11))  # batch and tokens of the recorded inputs: traced at the first
 _HEADS = {
     "ForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
     "ForTokenClassification": ("token-classification", "AutoModelForTokenClassification"),
@@ -48,32 +49,55 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
     sequence or token classifier; else `last_hidden_state` [batch, tokens, hidden]. Weights stay mmapped in the safetensors file.
     """
     source = ModelDirectory.open(directory)
+    encoder = open_encoder(source, options)
+    imported = import_torch(
+        encoder.module,
+        encoder.example_args,
+        encoder.dynamic_shapes,
+        input_names=("input_ids", "attention_mask"),
+        output_names=(encoder.output,),
+        name=name or source.path.resolve().name,
+        assets=source.assets(),
+        metadata=encoder.metadata,
+    )
+    return replace(imported, examples=encoder.examples)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder in eager torch: `module` takes (input_ids, attention_mask), int64 [batch, tokens], and gives one tensor, `output`.
+
+    examples: recorded inputs; the first are those to trace with. dynamic_shapes: torch.export's.
+    """
+
+    module: nn.Module
+    output: str
+    examples: tuple[tuple[np.ndarray, np.ndarray], ...]
+    dynamic_shapes: tuple[dict[int, Dim], ...]
+    metadata: Mapping[str, Any]
+
+    @property
+    def example_args(self) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(array) for array in self.examples[0])
+
+
+def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> Encoder:
+    """The module that a directory holds, with pooling and normalisation. Raises UserError, UnsupportedError."""
     plan = _plan(source, options)
     with _quiet_transformers():
         model = _load(source, plan.loader)
     limit = min(options.max_tokens or 2**31 - 1, positions(model))
-    module = _Encoder(model, plan.finish).eval()
-    tokens = Dim("tokens", min=1, max=limit)
-    shape = {0: Dim("batch", min=1, max=options.max_batch), 1: tokens}
+    shape = {0: Dim("batch", min=1, max=options.max_batch), 1: Dim("tokens", min=1, max=limit)}
+    metadata = {
+        **plan.metadata,
+        **_labels(plan, model.config),
+        "max_length": source.max_length(limit),
+        "model_type": str(source.config["model_type"]),
+    }
     examples = tuple(
-        _example(rng_seed, batch, min(length, limit), model.config) for rng_seed, (batch, length) in enumerate([(3, 7), (2, 32)])
+        _example(seed, min(batch, options.max_batch), min(length, limit), model.config) for seed, (batch, length) in enumerate(_EXAMPLES)
     )
-    imported = import_torch(
-        module,
-        tuple(torch.from_numpy(array) for array in examples[0]),
-        (shape, dict(shape)),
-        input_names=("input_ids", "attention_mask"),
-        output_names=(plan.output,),
-        name=name or source.path.resolve().name,
-        assets=source.assets(),
-        metadata={
-            **plan.metadata,
-            **_labels(plan, model.config),
-            "max_length": source.max_length(limit),
-            "model_type": str(source.config["model_type"]),
-        },
-    )
-    return replace(imported, examples=examples)
+    return Encoder(_Encoder(model, plan.finish).eval(), plan.output, examples, (shape, dict(shape)), metadata)
 
 
 @dataclass(frozen=True)

@@ -25,5 +25,9 @@ class PassError(LlmosError):
     """A pass failed or left invalid IR behind: an error of the compiler, not of its user."""
 
 
+class BudgetError(LlmosError):
+    """The numbers of compiled code are further from the reference than the budget allows."""
+
+
 class ExecutionError(LlmosError):
     """A call failed while it ran (out of memory, an index out of range)."""

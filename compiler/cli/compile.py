@@ -35,6 +35,8 @@ from llmos.runtime.errors import UserError
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for a numbered dump after each pass, and for every stage.")
 @click.option("--jobs", default=0, help="Processes that compile at the same time; default one per core.")
 @click.option("--cache/--no-cache", default=True, help="Keep compiled code for later runs.")
+@click.option("--certificate/--no-certificate", default=True, help="Run the compiled code beside the reference, and keep what that shows.")
+@click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, to let pass.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(
     source: Path,
@@ -50,6 +52,8 @@ def command(
     dump_ir: Path | None,
     jobs: int,
     cache: bool,
+    certificate: bool,
+    budget: float | None,
     quiet: bool,
 ) -> None:
     """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
@@ -66,6 +70,8 @@ def command(
         dump_ir=dump_ir,
         jobs=jobs,
         cache=cache,
+        certificate=certificate,
+        budget=budget,
     )
     _run(source, output or default_output(source, name), options, weights, quiet)
 

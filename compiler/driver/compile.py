@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos.compiler.compiled import CompiledModel, StageReached
+from llmos.compiler.driver.certificate import Proof, gather, with_loaded_weights
 from llmos.compiler.driver.packaging import contents, weights_with_nan
 from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.resume import resume
@@ -99,10 +100,16 @@ class _Job:
     dynamic_shapes: Any = None
     weights: Path | None = None
     watcher: Watcher | None = None
+    proof: Proof | None = None
 
     def artifact_contents(self) -> ArtifactContents:
+        """Runs to the end, certificate included where there is a reference for one."""
         sidecar, compiled = self._run()
-        return contents(sidecar, compiled)
+        if self.proof is None:
+            return contents(sidecar, compiled)
+        self.progress.phase("certificate")
+        compiled = with_loaded_weights(compiled)
+        return contents(sidecar, compiled, self.proof.certificate(compiled))
 
     def saved_stage(self) -> list[Path]:
         """Runs until the stage of options.stop_after is saved."""
@@ -145,6 +152,9 @@ class _Job:
     def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel:
         from llmos.compiler.backends.cpu import compile_module
 
+        if self.options.certificate and self.options.stop_after in ("", "llmos"):
+            self.progress.phase("reference")
+            self.proof = gather(imported, self.options, _say)
         watcher = self._watch(sidecar)
         if not stage:
             watcher.stage_finished("linalg.mlir", imported.module)
@@ -159,6 +169,10 @@ class _Job:
     def _remove_written(self) -> None:
         for path in self.watcher.written if self.watcher else []:
             path.unlink(missing_ok=True)
+
+
+def _say(note: str) -> None:
+    warnings.warn(note, ModelWarning, 5)
 
 
 def _check_folder(out: Path) -> None:

@@ -11,12 +11,13 @@ from llmos.compiler.compiled import CompiledModel
 from llmos.compiler.driver.saved import Sidecar
 from llmos.compiler.target import Target
 from llmos.compiler.weights import Weight
+from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant
 
 _PRODUCERS = ("llmos", "torch", "torch-mlir", "llvmlite")
 
 
-def contents(model: Sidecar, compiled: CompiledModel) -> ArtifactContents:
+def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate | None = None) -> ArtifactContents:
     """Everything that goes into the file; nothing of this machine, so that the same input gives the same bytes."""
     return ArtifactContents(
         name=model.name,
@@ -25,11 +26,12 @@ def contents(model: Sidecar, compiled: CompiledModel) -> ArtifactContents:
         weights=compiled.weights,
         code=[_variant(Target.parse(name), data) for name, data in compiled.code.items()],
         kernels=compiled.kernels,
-        producer=_producer(),
+        producer=producer(),
         plan=compiled.plan,
         passes=compiled.passes,
         metadata=model.metadata,
         assets=model.assets,
+        extras={CERTIFICATE_MEMBER: certificate.to_json()} if certificate else {},
     )
 
 
@@ -52,7 +54,8 @@ def _variant(target: Target, data: bytes) -> CodeVariant:
     return CodeVariant(target.name, target.arch, target.required, data)
 
 
-def _producer() -> dict[str, str]:
+def producer() -> dict[str, str]:
+    """Versions of what decides the bytes of an artifact."""
     found = {}
     for package in _PRODUCERS:
         try:

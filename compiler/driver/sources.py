@@ -106,15 +106,8 @@ def _require_huggingface(path: Path) -> None:
 
 def encoder_module(path: Path) -> tuple[Any, tuple[Any, ...], Any]:
     """The torch module of a Hugging Face encoder directory, example inputs for it, and torch.export's dynamic shapes."""
-    import torch
-
     from llmos.models.directory import ModelDirectory
-    from llmos.models.encoder import EncoderOptions, _Encoder, _load, _plan, positions
+    from llmos.models.encoder import open_encoder
 
-    directory = ModelDirectory.open(path)
-    plan = _plan(directory, EncoderOptions())
-    model = _load(directory, plan.loader)
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=positions(model))}
-    # Two tensors: one tensor given twice would be exported as one input.
-    return _Encoder(model, plan.finish).eval(), (ids, ids.clone()), (sizes, dict(sizes))
+    encoder = open_encoder(ModelDirectory.open(path))
+    return encoder.module, encoder.example_args, encoder.dynamic_shapes

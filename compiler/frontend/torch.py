@@ -59,7 +59,7 @@ def import_torch(
         module=module,
         weights={w.name: given.get(w.name) or torch_weight(_tensor_of(w)) for w in used},
         reference=reference or _reference(source, program, inputs),
-        examples=_examples(example_args, len(inputs)),
+        examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, len(inputs)),
         assets=dict(assets or {}),
         metadata=dict(metadata or {}),
     )

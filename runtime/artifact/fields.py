@@ -50,6 +50,10 @@ class Fields:
     def integer(self, key: str) -> int:
         return int(self.get(key, int, "an integer"))
 
+    def number(self, key: str) -> float:
+        value = self.integer(key) if isinstance(self.value.get(key), int) else self.get(key, float, "a number")
+        return float(value)
+
     def array(self, key: str) -> list[Any]:
         return list(self.get(key, list, "an array"))
 
@@ -67,6 +71,9 @@ class Fields:
             item if isinstance(item, str) else int(_typed(item, int, f"{self.path}.{key}", "integers and strings"))
             for item in self.array(key)
         )
+
+    def record(self, key: str) -> Fields:
+        return Fields(f"{self.path}.{key}", self.mapping(key))
 
     def records(self, key: str) -> list[Fields]:
         return [Fields(f"{self.path}.{key}[{index}]", item) for index, item in enumerate(self.array(key))]

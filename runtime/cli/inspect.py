@@ -43,6 +43,7 @@ def describe(artifact: Artifact, *, host: bool) -> dict[str, Any]:
     }
     for code in found["code"]:
         code["num_bytes"] = members[code["member"]]["num_bytes"]
+    found["certificate"] = _certificate(artifact)
     found["signature"] = _signature(artifact)
     if host:
         found["host"] = _host(manifest)
@@ -61,6 +62,14 @@ def _signature(artifact: Artifact) -> dict[str, Any]:
 
     signer = artifact.signer
     return {"signer": signer, "trusted": signer is not None and is_trusted(signer)}
+
+
+def _certificate(artifact: Artifact) -> str | None:
+    """Its summary; None where there is none."""
+    from llmos.runtime.artifact.certificate import certificate_of
+
+    found = certificate_of(artifact)
+    return found.summary() if found else None
 
 
 def _host(manifest: Manifest) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
         _block("passes", table([(_pass_name(one),) for one in found["passes"]])),
         _block("metadata", table([(key, _short(value)) for key, value in found["metadata"].items()])),
         _block("assets", table([(name,) for name in found["assets"]])),
+        _block("certificate", "  " + (found["certificate"] or "none: nothing says how far its numbers are from the model's")),
         _block("signature", "  " + _signature_line(found["signature"])),
     ]
     return "\n".join(block for block in blocks if block)

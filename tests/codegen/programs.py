@@ -35,7 +35,7 @@ def dim(name: str, low: int = 1, high: int = 2048) -> torch.export.Dim:
 
 
 def options(target: str) -> CompileOptions:
-    return CompileOptions(target=target, cache=False, repro=None)
+    return CompileOptions(target=target, cache=False, repro=None, certificate=False)
 
 
 def need(target: str) -> None:

@@ -1,0 +1,209 @@
+"""`certificate.json`: what the reference computed on recorded inputs, and how far the compiled code was from it (docs/proof.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmos.runtime.artifact.deviation import Budget, Deviation, measure, scale_of
+from llmos.runtime.artifact.fields import Fields, fail, parse_json
+from llmos.runtime.artifact.recorded import RecordedArray, sample_rows
+from llmos.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from llmos.runtime.artifact.reader import Artifact
+
+CERTIFICATE_MEMBER = "certificate.json"
+CERTIFICATE_FORMAT = 1
+SAMPLE_LIMIT = 8192  # elements of an output that are kept
+
+PASSED, FAILED, NOT_RUN = "passed", "over budget", "not run"
+
+
+@dataclass(frozen=True)
+class RecordedOutput:
+    """One output of the reference: `sample` is all of it, [rows, width], or evenly spaced rows of it (recorded.sample_rows).
+
+    shape, scale: of the whole output. logits: whether its last dimension holds logits. sensitivity: how far the reference itself
+    moves when its inputs change by one rounding, where that was asked; 0 elsewhere.
+    """
+
+    shape: tuple[int, ...]
+    scale: float
+    logits: bool
+    sample: RecordedArray
+    sensitivity: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.sample.name
+
+    @classmethod
+    def of(cls, name: str, dtype: str, array: np.ndarray, logits: bool, sensitivity: float = 0.0) -> RecordedOutput:
+        sample = RecordedArray.of(name, dtype, sample_rows(array, SAMPLE_LIMIT))
+        return cls(tuple(array.shape), scale_of(array, dtype), logits, sample, sensitivity)
+
+    def deviation(self, got: np.ndarray) -> Deviation:
+        """Of a whole output of the same shape, where samples were kept. Raises ArtifactError for another shape."""
+        if tuple(got.shape) != self.shape:
+            raise fail(f"output {self.name!r} has the shape {list(got.shape)}, the certificate's reference {list(self.shape)}")
+        sample = self.sample
+        return measure(sample_rows(got, SAMPLE_LIMIT), sample.load(), sample.dtype, scale=self.scale, logits=self.logits)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shape": list(self.shape),
+            "scale": self.scale,
+            "logits": self.logits,
+            "sensitivity": self.sensitivity,
+            "sample": self.sample.to_json(),
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> RecordedOutput:
+        logits = bool(fields.get("logits", bool, "true or false"))
+        sample = RecordedArray.parse(fields.record("sample"))
+        return cls(fields.integers("shape"), fields.number("scale"), logits, sample, fields.number("sensitivity"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: inputs in the entry's order, and what the reference answered. sizes: of the symbols, for people."""
+
+    sizes: Mapping[str, int]
+    inputs: tuple[RecordedArray, ...]
+    outputs: tuple[RecordedOutput, ...]
+    entry: str = "main"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "entry": self.entry,
+            "sizes": dict(self.sizes),
+            "inputs": [each.to_json() for each in self.inputs],
+            "outputs": [each.to_json() for each in self.outputs],
+        }
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Case:
+        sizes = {name: int(size) for name, size in fields.mapping("sizes").items() if isinstance(size, int)}
+        inputs = tuple(RecordedArray.parse(each) for each in fields.records("inputs"))
+        return cls(sizes, inputs, tuple(RecordedOutput.parse(each) for each in fields.records("outputs")), fields.string("entry"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One output of one case on one target."""
+
+    case: int
+    output: str
+    deviation: Deviation
+
+    def to_json(self) -> dict[str, Any]:
+        return {"case": self.case, "output": self.output, **self.deviation.to_json()}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Finding:
+        return cls(fields.integer("case"), fields.string("output"), Deviation.parse(fields))
+
+
+@dataclass(frozen=True)
+class TargetVerdict:
+    """What the compile saw of one code variant: PASSED, FAILED, or NOT_RUN with the reason."""
+
+    target: str
+    verdict: str
+    findings: tuple[Finding, ...] = ()
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        extra = {"reason": self.reason} if self.reason else {}
+        return {"target": self.target, "verdict": self.verdict, "findings": [each.to_json() for each in self.findings], **extra}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> TargetVerdict:
+        reason = fields.string("reason") if "reason" in fields.value else ""
+        findings = tuple(Finding.parse(each) for each in fields.records("findings"))
+        return cls(fields.string("target"), fields.string("verdict"), findings, reason)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All of certificate.json; `to_json` and `parse` are each other's inverse. It holds no times.
+
+    reference: what computed the numbers, such as "torch eager". note: why there are no cases, where there are none.
+    """
+
+    reference: str
+    budget: Budget
+    cases: tuple[Case, ...] = ()
+    targets: tuple[TargetVerdict, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def to_json(self) -> bytes:
+        fields = {
+            "format": CERTIFICATE_FORMAT,
+            "reference": self.reference,
+            "budget": self.budget.to_json(),
+            "note": self.note,
+            "versions": dict(self.versions),
+            "targets": [each.to_json() for each in self.targets],
+            "cases": [each.to_json() for each in self.cases],
+        }
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Certificate:
+        """Raises ArtifactError that names the field at fault."""
+        fields = Fields("certificate", parse_json(data, "certificate"))
+        if fields.integer("format") > CERTIFICATE_FORMAT:
+            raise fail(f"its certificate has format {fields.integer('format')}: install a newer llmos")
+        return cls(
+            reference=fields.string("reference"),
+            budget=Budget.parse(fields.record("budget")),
+            cases=tuple(Case.parse(each) for each in fields.records("cases")),
+            targets=tuple(TargetVerdict.parse(each) for each in fields.records("targets")),
+            versions={name: str(version) for name, version in fields.mapping("versions").items()},
+            note=fields.string("note"),
+        )
+
+    def allowed(self, finding: Finding) -> Budget:
+        """The budget for one output of one case: as wide as its own sensitivity demands."""
+        outputs = self.cases[finding.case].outputs
+        return self.budget.widened(max((each.sensitivity for each in outputs if each.name == finding.output), default=0.0))
+
+    def worst(self) -> Finding | None:
+        """The largest error of any target."""
+        return worst_of(finding for target in self.targets for finding in target.findings)
+
+    def summary(self) -> str:
+        """One line for people."""
+        worst = self.worst()
+        if worst is None:
+            return f"no numbers ({self.note or 'no target could run here'})"
+        names: Sequence[str] = [target.target for target in self.targets if target.verdict == PASSED]
+        skipped = [target.target for target in self.targets if target.verdict == NOT_RUN]
+        rest = f"; not run: {', '.join(skipped)}" if skipped else ""
+        return (
+            f"max error {worst.deviation.max_error:.2g} of {self.budget.max_error:.2g} against {self.reference}, "
+            f"{len(self.cases)} case{'s' if len(self.cases) != 1 else ''}, on {', '.join(names) or 'no target'}{rest}"
+        )
+
+
+def certificate_of(artifact: Artifact) -> Certificate | None:
+    """The certificate in an artifact, None where there is none. Raises ArtifactError where it can't be read."""
+    if CERTIFICATE_MEMBER not in artifact.manifest.members:
+        return None
+    try:
+        return Certificate.parse(bytes(artifact.member(CERTIFICATE_MEMBER)))
+    except ArtifactError as error:
+        raise ArtifactError(f"{artifact.path}: {error}") from error
+
+
+def worst_of(findings: Iterable[Finding]) -> Finding | None:
+    """The finding that is furthest off: by differing elements for integers, else by its largest error."""
+    return max(findings, key=lambda each: (each.deviation.differing or 0.0, each.deviation.max_error), default=None)

@@ -1,0 +1,134 @@
+"""How far one array is from another: the figures of a certificate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.artifact.fields import Fields
+
+SMALLEST_SCALE = 1e-3  # an output that is smaller everywhere is taken as of this scale: rounding in a sum that cancels is no error
+
+ROUNDINGS = 8  # how many times an output's own sensitivity to one rounding of the inputs is still no error
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is allowed: `max_error` relative to an output's scale; `differing`, the share of unequal elements of integers and bools."""
+
+    max_error: float
+    differing: float = 0.01
+
+    def widened(self, sensitivity: float) -> Budget:
+        """For an output that moves by `sensitivity` when the inputs are rounded once: compiled code rounds at every step."""
+        return replace(self, max_error=max(self.max_error, ROUNDINGS * sensitivity))
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Budget:
+        return cls(fields.number("max_error"), fields.number("differing"))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """`max_error` and `mean_error` relative to the reference's largest finite magnitude; inf where a NaN or Inf is on one side only.
+
+    `differing`: share of unequal elements, for integers and bools. For logits, `kl` is the largest Kullback-Leibler divergence
+    KL(softmax(reference) || softmax(got)) of a row, in nats, and `top1` the share of rows with the same largest element.
+    """
+
+    max_error: float
+    mean_error: float
+    cosine: float
+    differing: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+
+    def within(self, budget: Budget) -> bool:
+        if self.differing is not None:
+            return self.differing <= budget.differing
+        return self.max_error <= budget.max_error
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures of three digits, without those that don't apply."""
+        return {key: float(f"{value:.3g}") for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Deviation:
+        given = {key: fields.number(key) for key in ("differing", "kl", "top1") if key in fields.value}
+        return cls(fields.number("max_error"), fields.number("mean_error"), fields.number("cosine"), **given)
+
+
+def numbers(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The values in float64 (complex ones in complex128); bfloat16 comes as uint16."""
+    if dtype == "bfloat16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def scale_of(array: np.ndarray, dtype: str) -> float:
+    """The largest finite magnitude, at least SMALLEST_SCALE."""
+    values = np.abs(numbers(array, dtype))
+    return max(SMALLEST_SCALE, float(np.max(values, initial=0.0, where=np.isfinite(values))))
+
+
+def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | None = None, logits: bool = False) -> Deviation:
+    """Compares two arrays of one shape; `want` is the reference.
+
+    dtype: numpy's name, or "bfloat16" for arrays of uint16. scale: of the whole output where the arrays are samples of it.
+    logits: whether the last dimension holds the logits of a class each.
+    """
+    a, b = numbers(got, dtype), numbers(want, dtype)
+    errors = _errors(a, b) / (scale_of(want, dtype) if scale is None else scale)
+    with_rows = logits and a.ndim > 0 and a.size > 0
+    return Deviation(
+        max_error=float(np.max(errors, initial=0.0)),
+        mean_error=float(np.mean(errors)) if errors.size else 0.0,
+        cosine=_cosine(a.reshape(-1), b.reshape(-1)),
+        differing=float(np.mean(a != b)) if a.size and is_exact(dtype) else None,
+        kl=_divergence(a, b) if with_rows else None,
+        top1=float(np.mean(np.argmax(a, -1) == np.argmax(b, -1))) if with_rows else None,
+    )
+
+
+def is_exact(dtype: str) -> bool:
+    """Whether values are integers or bools, where equal means equal."""
+    return dtype == "bool" or dtype.startswith(("int", "uint"))
+
+
+def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|; 0 where both are NaN or the same infinity, inf where one is and the other isn't."""
+    with np.errstate(invalid="ignore"):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        errors: np.ndarray = np.where(same, 0.0, np.abs(a - b))
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the elements that are finite on both sides; 1 where both are all zeros."""
+    finite = np.isfinite(a) & np.isfinite(b)
+    a, b = a[finite], b[finite]
+    product = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if product == 0.0:
+        return 1.0 if not a.any() and not b.any() else 0.0
+    return float(np.real(np.vdot(a, b))) / product
+
+
+def _divergence(got: np.ndarray, want: np.ndarray) -> float:
+    p, q = _log_softmax(want), _log_softmax(got)
+    with np.errstate(invalid="ignore"):
+        rows = np.sum(np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0), -1)
+    largest = float(np.max(rows, initial=0.0))
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        shifted = logits - np.max(logits, -1, keepdims=True)
+        result: np.ndarray = shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))
+    return result

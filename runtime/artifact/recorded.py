@@ -1,0 +1,135 @@
+"""Arrays that a certificate holds: small ones by their bytes, larger ones by a recipe, each with a digest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.fields import Fields, fail
+
+KINDS = ("integers", "mask", "normal")
+_FIELDS, _FIELD_BITS = 4, 16  # a normal number is the sum of four 16-bit uniform ones, which one raw 64-bit number gives
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make an array from raw bits of PCG64, whose stream is the same in every numpy.
+
+    "integers": uniform in [low, high]. "mask": ones, and zeros in the second half of the last row. "normal": `mean` and `std`
+    (a sum of uniform numbers, within 3.5 std), clipped to [low, high].
+    """
+
+    kind: str
+    seed: int
+    low: float
+    high: float
+    mean: float = 0.0
+    std: float = 1.0
+
+    def make(self, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A dense array; bfloat16 as uint16."""
+        storage = np.dtype(DTYPES[dtype].storage)
+        if self.kind == "mask":
+            return _padded_mask(shape, storage)
+        raw = np.random.PCG64(self.seed).random_raw(math.prod(shape)).astype(np.uint64, copy=False).reshape(shape)
+        if self.kind == "integers":
+            span = min(int(self.high) - int(self.low) + 1, 2**63)
+            values: np.ndarray = int(self.low) + (raw % np.uint64(span)).astype(np.int64)
+            return values.astype(storage)
+        fields = [(raw >> np.uint64(_FIELD_BITS * i)) & np.uint64(2**_FIELD_BITS - 1) for i in range(_FIELDS)]
+        unit = (sum(field.astype(np.float64) for field in fields) / 2**_FIELD_BITS - _FIELDS / 2) * math.sqrt(12 / _FIELDS)
+        values = np.clip(self.mean + self.std * unit, self.low, self.high)
+        if dtype == "bfloat16":
+            values = values.astype(np.float32).view(np.uint32) >> 16
+        return values.astype(storage)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "seed": self.seed, "low": self.low, "high": self.high, "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> Recipe:
+        kind = fields.string("kind")
+        if kind not in KINDS:
+            raise fail(f"{fields.path}.kind: {kind!r} is no recipe that this llmos knows: install a newer llmos")
+        return cls(kind, fields.integer("seed"), *(fields.number(key) for key in ("low", "high", "mean", "std")))
+
+
+def _padded_mask(shape: tuple[int, ...], storage: np.dtype[Any]) -> np.ndarray:
+    mask = np.ones(shape, storage)
+    if mask.ndim and mask.shape[-1] > 1:
+        mask.reshape(-1, mask.shape[-1])[-1:, mask.shape[-1] // 2 :] = 0
+    return mask
+
+
+@dataclass(frozen=True)
+class RecordedArray:
+    """One array: `data` (little-endian bytes, row-major) or a recipe; `sha256` of its bytes either way.
+
+    `dtype` is a name of DTYPES.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    data: bytes | None = None
+    recipe: Recipe | None = None
+
+    @classmethod
+    def of(cls, name: str, dtype: str, array: np.ndarray, recipe: Recipe | None = None) -> RecordedArray:
+        """Records an array, by its bytes unless `recipe` makes it."""
+        data = dense_bytes(array)
+        return cls(name, dtype, tuple(array.shape), hashlib.sha256(data).hexdigest(), None if recipe else data, recipe)
+
+    def load(self) -> np.ndarray:
+        """The array; bfloat16 as uint16. Raises ArtifactError where what comes out isn't what was recorded."""
+        if self.recipe is not None:
+            array = self.recipe.make(self.dtype, self.shape)
+        else:
+            storage = np.dtype(DTYPES[self.dtype].storage).newbyteorder("<")
+            assert self.data is not None
+            if len(self.data) != math.prod(self.shape) * storage.itemsize:
+                raise fail(f"certificate: {self.name!r} holds {len(self.data)} bytes, which its shape doesn't take")
+            array = np.frombuffer(self.data, storage).reshape(self.shape)
+        if hashlib.sha256(dense_bytes(array)).hexdigest() != self.sha256:
+            raise fail(f"certificate: {self.name!r} can't be made again as it was recorded")
+        return array
+
+    def to_json(self) -> dict[str, Any]:
+        source = {"recipe": self.recipe.to_json()} if self.recipe else {"data": base64.b64encode(self.data or b"").decode()}
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "sha256": self.sha256, **source}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> RecordedArray:
+        dtype = fields.string("dtype")
+        if dtype not in DTYPES:
+            raise fail(f"{fields.path}.dtype: unknown dtype {dtype!r}")
+        recipe = Recipe.parse(fields.record("recipe")) if "recipe" in fields.value else None
+        data = None if recipe else _decoded(fields)
+        return cls(fields.string("name"), dtype, fields.integers("shape"), fields.string("sha256"), data, recipe)
+
+
+def _decoded(fields: Fields) -> bytes:
+    try:
+        return base64.b64decode(fields.string("data"), validate=True)
+    except ValueError:
+        raise fail(f"{fields.path}.data: not base64") from None
+
+
+def dense_bytes(array: np.ndarray) -> bytes:
+    """Row-major, little-endian."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+
+
+def sample_rows(array: np.ndarray, limit: int) -> np.ndarray:
+    """Rows of the last dimension, evenly spaced, `limit` elements in all: [rows, width]. Single elements where one row is more."""
+    width = array.shape[-1] if array.ndim and 0 < array.shape[-1] <= limit else 1
+    rows = array.reshape(-1, width)
+    count = min(len(rows), limit // width)
+    return rows[np.arange(count) * len(rows) // max(1, count)]

@@ -1,0 +1,114 @@
+"""`llmos verify`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmos.runtime.cli.tables import plural, table
+from llmos.runtime.errors import ArtifactError, UserError
+
+if TYPE_CHECKING:
+    from llmos.runtime.artifact.certificate import Case, Certificate, Finding
+    from llmos.runtime.artifact.deviation import Budget
+    from llmos.runtime.program import Program
+
+_HEADER = ("case", "output", "max error", "mean", "cosine", "differing", "KL", "top-1", "budget", "")
+
+
+@click.command(name="verify")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", help="The code variant to run; default the best for this machine.")
+@click.option("--budget", type=float, metavar="ERROR", help="Largest relative error to allow, instead of the certificate's.")
+@click.option("--poison", is_flag=True, help="Fill temporaries with NaN before each run: code that reads what it didn't write shows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(artifact: Path, target: str | None, budget: float | None, poison: bool, as_json: bool) -> int:
+    """Run ARTIFACT on the inputs of its certificate and compare with the reference's outputs. Exit code 1 where one is over budget."""
+    from llmos.runtime.artifact.certificate import certificate_of
+    from llmos.runtime.program import load
+
+    program = load(artifact, target=target, poison_arena=poison)
+    certificate = certificate_of(program.artifact)
+    if certificate is None:
+        raise ArtifactError(f"{artifact}: it holds no certificate: compile it again without --no-certificate")
+    if not certificate.cases:
+        raise ArtifactError(f"{artifact}: its certificate holds no case ({certificate.note}): compile it again with example inputs")
+    if budget is not None and not 0 <= budget < float("inf"):
+        raise UserError(f"--budget {budget}: give the largest relative error to allow, such as 1e-4")
+    checked = [
+        Checked(each, certificate.allowed(each) if budget is None else replace(certificate.budget, max_error=budget))
+        for each in findings_of(program, certificate.cases)
+    ]
+    click.echo((_json if as_json else _render)(certificate, program.target, checked))
+    return 0 if all(each.passed for each in checked) else 1
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A finding and what was allowed there."""
+
+    finding: Finding
+    budget: Budget
+
+    @property
+    def passed(self) -> bool:
+        return self.finding.deviation.within(self.budget)
+
+
+def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
+    """How far each output of each case is from the reference, on this machine. Raises InputError, ExecutionError as a call does."""
+    from llmos.runtime.artifact.certificate import Finding
+
+    for number, case in enumerate(cases):
+        results = program[case.entry](*[each.load() for each in case.inputs])
+        arrays = results if isinstance(results, tuple) else (results,)
+        if len(arrays) != len(case.outputs):
+            raise ArtifactError(f"its certificate has {plural(len(case.outputs), 'output')}, entry {case.entry} {len(arrays)}")
+        for output, array in zip(case.outputs, arrays, strict=True):
+            yield Finding(number, output.name, output.deviation(array))
+
+
+def _render(certificate: Certificate, target: str, checked: Sequence[Checked]) -> str:
+    rows = [(_sizes(certificate.cases[each.finding.case]), each.finding.output, *_figures(each)) for each in checked]
+    failed, count = sum(1 for each in checked if not each.passed), plural(len(checked), "output")
+    verdict = f"{failed} of {count} over budget" if failed else f"{count} within budget"
+    return f"{target} against {certificate.reference}; errors relative to an output's scale\n{table(rows, header=_HEADER)}\n{verdict}"
+
+
+def _sizes(case: Case) -> str:
+    return ",".join(f"{name}={size}" for name, size in case.sizes.items()) or "static"
+
+
+def _figures(checked: Checked) -> tuple[str, ...]:
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    found, exact = checked.finding.deviation, checked.finding.deviation.differing is not None
+    return (
+        shown(found.max_error, ".2e"),
+        shown(found.mean_error, ".2e"),
+        shown(found.cosine, ".7f"),
+        shown(found.differing, ".2%"),
+        shown(found.kl, ".2e"),
+        shown(found.top1, ".2%"),
+        f"{checked.budget.differing:.2%}" if exact else f"{checked.budget.max_error:.2e}",
+        "ok" if checked.passed else "OVER BUDGET",
+    )
+
+
+def _json(certificate: Certificate, target: str, checked: Sequence[Checked]) -> str:
+    rows: list[dict[str, Any]] = [
+        {
+            **each.finding.to_json(),
+            "sizes": dict(certificate.cases[each.finding.case].sizes),
+            "budget": each.budget.to_json(),
+            "passed": each.passed,
+        }
+        for each in checked
+    ]
+    return json.dumps({"target": target, "reference": certificate.reference, "findings": rows}, indent=1)

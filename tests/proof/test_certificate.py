@@ -1,0 +1,205 @@
+"""Certificates: what a compile records, when it fails, and what `llmos verify` says later."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.compiler.backends import cpu
+from llmos.compiler.driver import Artifact, ModelWarning
+from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.options import CompileOptions
+from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate, certificate_of
+from llmos.runtime.artifact.deviation import Budget, measure
+from llmos.runtime.artifact.recorded import Recipe
+from llmos.runtime.cli.command import run
+from llmos.runtime.errors import BudgetError
+from tests.proof.miscompiles import swap_operands, with_fault
+
+TABLE = 50
+
+
+class Tagger(torch.nn.Module):
+    """Ids and a mask to logits [batch, tokens, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(TABLE, 16)
+        self.norm = torch.nn.LayerNorm(16)
+        self.head = torch.nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.norm(self.table(ids)) * mask[..., None]
+        return {"logits": self.head(hidden - hidden.mean(1, keepdim=True))}
+
+
+def options(**changes: Any) -> CompileOptions:
+    return CompileOptions(**{"target": "native", "cache": False, "repro": None, **changes})
+
+
+def tagger(**changes: Any) -> Artifact:
+    shape = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("tokens", max=128)}
+    ids = torch.tensor([[1, TABLE - 1, 3, 4, 5, 6]] * 3)
+    return compile_model(
+        Tagger().eval(), (ids, torch.ones(3, 6, dtype=torch.int64)), dynamic_shapes=(shape, dict(shape)), options=options(**changes)
+    )
+
+
+def parsed(artifact: Artifact) -> Certificate:
+    return Certificate.parse(artifact.contents.extras[CERTIFICATE_MEMBER])
+
+
+def test_a_certificate_covers_other_sizes_with_inputs_that_the_model_takes() -> None:
+    certificate = parsed(tagger())
+    assert certificate.reference == "torch eager" and certificate.budget == Budget(1e-4)
+    sizes = [dict(case.sizes) for case in certificate.cases]
+    assert sizes[0] == {"batch": 3, "tokens": 6} and len(sizes) == 3
+    assert all(each["batch"] not in (1, 3) and each["tokens"] not in (1, 6) for each in sizes[1:])
+    for case in certificate.cases[1:]:
+        ids, mask = (each.load() for each in case.inputs)
+        assert ids.min() >= 1 and ids.max() < TABLE and len(np.unique(ids)) > 2
+        assert mask[-1, -1] == 0 and mask[0].all()
+    [verdict] = certificate.targets
+    assert verdict.verdict == "passed" and all(each.deviation.max_error < 1e-5 for each in verdict.findings)
+    assert all(each.deviation.top1 == 1.0 and each.deviation.kl < 1e-9 for each in verdict.findings)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tagger().save(tmp_path / f"{name}.llmos")
+    assert (tmp_path / "a.llmos").read_bytes() == (tmp_path / "b.llmos").read_bytes()
+
+
+def test_a_certificate_is_read_back_as_it_was_written() -> None:
+    certificate = parsed(tagger())
+    assert Certificate.parse(certificate.to_json()) == certificate
+
+
+def test_a_miscompile_fails_the_compile_and_a_budget_lets_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "PIPELINE", with_fault(cpu.PIPELINE, "label-dispatches", swap_operands("arith.subf")))
+    with pytest.raises(BudgetError, match=r"output 'logits' .* is off by .* over the budget of 0.0001.*against torch eager.*llmos bisect"):
+        tagger()
+    assert parsed(tagger(budget=1e6)).worst().deviation.max_error > 1e-2  # type: ignore[union-attr]
+    assert CERTIFICATE_MEMBER not in tagger(certificate=False).contents.extras
+
+
+def test_verify_runs_the_stored_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tagger.llmos"
+    artifact = tagger()
+    artifact.save(path)
+    assert run(["verify", str(path), "--poison"]) == 0
+    assert "3 outputs within budget" in capsys.readouterr().out
+    assert run(["verify", str(path), "--json", "--budget", "0"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [each["case"] for each in findings] == [0, 1, 2] and not all(each["passed"] for each in findings)
+    assert run(["inspect", str(path)]) == 0
+    assert "of 0.0001 against torch eager, 3 cases" in capsys.readouterr().out
+
+
+def test_verify_sees_numbers_that_differ_from_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = tagger()
+    certificate = parsed(artifact)
+    [output] = certificate.cases[1].outputs
+    changed = output.sample.load().copy()
+    changed[0, 0] += 0.01
+    wrong = replace(output, sample=output.sample.of("logits", "float32", changed))
+    cases = (certificate.cases[0], replace(certificate.cases[1], outputs=(wrong,)), certificate.cases[2])
+    contents = replace(artifact.contents, extras={CERTIFICATE_MEMBER: replace(certificate, cases=cases).to_json()})
+    Artifact(contents).save(tmp_path / "wrong.llmos")
+    assert run(["verify", str(tmp_path / "wrong.llmos")]) == 1
+    out = capsys.readouterr().out
+    assert out.count("OVER BUDGET") == 1 and "1 of 3 outputs over budget" in out
+
+
+def test_an_artifact_without_a_certificate_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tagger(certificate=False).save(tmp_path / "none.llmos")
+    assert run(["verify", str(tmp_path / "none.llmos")]) == 2
+    assert "holds no certificate" in capsys.readouterr().err
+
+
+def test_large_inputs_are_kept_as_recipes(tmp_path: Path) -> None:
+    pool = torch.nn.AvgPool2d(4).eval()
+    artifact = compile_model(pool, (torch.rand(2, 3, 224, 224),), options=options())
+    [case] = parsed(artifact).cases
+    assert case.inputs[0].recipe is not None and case.inputs[0].recipe.low >= 0 and case.inputs[0].recipe.high <= 1
+    assert case.outputs[0].sample.shape[0] * case.outputs[0].sample.shape[1] <= 8192
+    assert len(artifact.contents.extras[CERTIFICATE_MEMBER]) < 1 << 16
+    artifact.save(tmp_path / "pool.llmos")
+    assert run(["verify", str(tmp_path / "pool.llmos")]) == 0
+
+
+def test_mlir_text_is_its_own_reference(tmp_path: Path) -> None:
+    text = """
+    func.func @main(%x: tensor<?x8xf32>, %y: tensor<?x8xf32>) -> tensor<?x8xf32> {
+      %z = arith.subf %x, %y : tensor<?x8xf32>
+      return %z : tensor<?x8xf32>
+    }
+    """
+    (tmp_path / "sub.mlir").write_text(text)
+    certificate = parsed(compile_model(tmp_path / "sub.mlir", options=options()))
+    assert certificate.reference == "MLIR's reference lowering"
+    assert certificate.worst().deviation.max_error == 0.0  # type: ignore[union-attr]
+
+
+def test_a_reference_that_runs_on_nothing_leaves_an_empty_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Picky(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_compiling():
+                raise RuntimeError("never eager")
+            return x + 1
+
+    with pytest.warns(ModelWarning, match="never eager"):
+        artifact = compile_model(Picky(), (torch.ones(3),), options=options())
+    assert parsed(artifact).cases == ()
+    artifact.save(tmp_path / "picky.llmos")
+    assert run(["verify", str(tmp_path / "picky.llmos")]) == 2
+    assert "never eager" in capsys.readouterr().err
+
+
+def test_bfloat16_gets_a_wider_budget() -> None:
+    certificate = parsed(tagger(precision="bf16"))
+    assert certificate.budget.max_error == 2e-2
+    assert 0 < certificate.worst().deviation.max_error < 2e-2  # type: ignore[union-attr]
+
+
+def test_the_certificate_is_found_in_an_artifact(tmp_path: Path) -> None:
+    artifact = tagger()
+    artifact.save(tmp_path / "tagger.llmos")
+    assert certificate_of(llmos.Artifact.open(tmp_path / "tagger.llmos")) == parsed(artifact)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.5], [1.0, 2.0], 0.25),
+        ([np.nan, 2.0], [np.nan, 2.0], 0.0),
+        ([np.nan, 2.0], [1.0, 2.0], np.inf),
+        ([1.0, 2.0], [np.inf, 2.0], np.inf),
+        ([-np.inf, 2.0], [-np.inf, 2.0], 0.0),
+        ([-np.inf, 2.0], [np.inf, 2.0], np.inf),
+        ([0.0], [0.0], 0.0),
+        ([1e-7], [0.0], 1e-4),
+    ],
+)
+def test_errors_are_relative_to_the_output(got: list[float], want: list[float], expected: float) -> None:
+    assert measure(np.array(got, np.float32), np.array(want, np.float32), "float32").max_error == pytest.approx(expected)
+
+
+def test_integers_are_counted() -> None:
+    found = measure(np.array([1, 2, 3, 9]), np.array([1, 2, 3, 4]), "int64")
+    assert found.differing == 0.25 and not found.within(Budget(100.0))
+
+
+def test_recipes_give_the_same_numbers_everywhere() -> None:
+    assert Recipe("integers", 7, 3, 9).make("int64", (6,)).tolist() == [6, 7, 5, 6, 5, 3]
+    normal = Recipe("normal", 7, -2.0, 2.0, 0.5, 1.0).make("float32", (1000,))
+    assert abs(float(normal.mean()) - 0.5) < 0.1 and abs(float(normal.std()) - 0.95) < 0.1 and normal.max() <= 2.0
