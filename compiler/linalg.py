@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,9 @@ from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Shape, Shapes
 
 Value: TypeAlias = ir.Value
+
+FEW_COLUMNS, FEW_CHANNELS = 8, 4  # of a convolution that is no better as a contraction than window by window
+LARGE = 1 << 20
 
 COMBINERS = frozenset(
     f"arith.{name}"
@@ -225,14 +229,21 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     if left is None:
         return None
     lhs, rhs = operands[left], operands[1 - left]
-    m = tuple(d for d in sorted(out) if d in lhs and d not in rhs)
+    m = tuple(d for d in out if d in lhs and d not in rhs)
     # what stands before an m dim in the output is walked outside of it
     inner = max((out.index(d) for d in m), default=-1)
     n = tuple(d for d in out[inner + 1 :] if d not in lhs)
     batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
-    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(generic, left, m):
+    found = Contraction(generic, left, batch, m, n, _in_order_of(generic.maps[left], generic.reduction_dims))
+    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(found):
         return None
-    return Contraction(generic, left, batch, m, n, tuple(generic.reduction_dims))
+    return found
+
+
+def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:
+    """Dims in the order of the first axis that each moves: rows that are dense along k are then walked as they lie."""
+    axis = {d: i for i, expr in reversed(list(enumerate(affine.results))) for d in _dims_of_expr(expr)}
+    return tuple(sorted(dims, key=lambda d: axis.get(d, -1)))
 
 
 def unit_dims(generic: Generic) -> set[int]:
@@ -245,30 +256,39 @@ def unit_dims(generic: Generic) -> set[int]:
     return found
 
 
-def _is_worth(generic: Generic, left: int, m: Sequence[int]) -> bool:
-    """A window that is read for one row (a depthwise convolution) gains nothing from being gathered into a panel."""
-    plain = all(
-        p is not None or isinstance(e, ir.AffineConstantExpr)
-        for p, e in zip(dim_positions(generic.maps[1 - left]), generic.maps[1 - left].results, strict=True)
-    )
-    if plain:
+def _is_worth(found: Contraction) -> bool:
+    """Whether windows are read often enough to gain from a panel: a depthwise convolution reads each once."""
+    windowed = [side for side, affine in enumerate(found.generic.maps[:2]) if has_windows(affine)]
+    if not windowed:
         return True
-    axes = {e.position: axis for axis, e in enumerate(generic.maps[left].results) if isinstance(e, ir.AffineDimExpr)}
-    shape = ir.RankedTensorType(generic.inputs[left].type).shape
-    return any(d in axes and shape[axes[d]] != 1 for d in m)
+    if windowed == [found.left]:
+        return _static_size(found, found.right, found.n) >= FEW_COLUMNS or _static_size(found, found.left, found.k) >= FEW_CHANNELS
+    return _static_size(found, found.left, found.m) > 1
+
+
+def _static_size(found: Contraction, side: int, dims: Sequence[int]) -> int:
+    """The product of the sizes of the dims that an operand's axes are; a size that isn't known counts as large."""
+    shape = ir.RankedTensorType(found.generic.inputs[side].type).shape
+    positions = dim_positions(found.generic.maps[side])
+    return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
+
+
+def has_windows(affine: ir.AffineMap) -> bool:
+    """Whether a map reads anything but dims as they are, such as sums of dims."""
+    return any(not isinstance(expr, (ir.AffineDimExpr, ir.AffineConstantExpr)) for expr in affine.results)
 
 
 def dims_of(affine: ir.AffineMap) -> set[int]:
     """Every loop dim that a map mentions."""
-    found: set[int] = set()
-    pending = list(affine.results)
-    while pending:
-        expr = pending.pop()
-        if isinstance(expr, ir.AffineDimExpr):
-            found.add(expr.position)
-        elif isinstance(expr, ir.AffineBinaryExpr):
-            pending += [expr.lhs, expr.rhs]
-    return found
+    return {dim for expr in affine.results for dim in _dims_of_expr(expr)}
+
+
+def _dims_of_expr(expr: ir.AffineExpr) -> set[int]:
+    if isinstance(expr, ir.AffineDimExpr):
+        return {expr.position}
+    if isinstance(expr, ir.AffineBinaryExpr):
+        return _dims_of_expr(expr.lhs) | _dims_of_expr(expr.rhs)
+    return set()
 
 
 def _is_multiply_add(generic: Generic) -> bool:
@@ -281,6 +301,18 @@ def _is_multiply_add(generic: Generic) -> bool:
     # inputs after the first two only give a loop dim its size
     sources = {argument: i for i, argument in enumerate(list(generic.body.arguments)[:2])}
     return sorted(sources.get(operand, -1) for operand in product.operands) == [0, 1] and len(list(generic.body.operations)) == 3
+
+
+def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
+    """What lies inside of a padding with zeros, and the padding; the value itself where it is none."""
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.name != "tensor.pad":
+        return value, None
+    body = owner.operation.regions[0].blocks[0]
+    padding = list(body.operations)[-1].operands[0].owner
+    if isinstance(padding, ir.Block) or padding.name != "arith.constant" or not isinstance(padding.attributes["value"], ir.FloatAttr):
+        return value, None
+    return (owner.operands[0], owner.operation) if ir.FloatAttr(padding.attributes["value"]).value == 0.0 else (value, None)
 
 
 Form = dict[int, int] | None  # coefficient of each loop dim; None: something that isn't linear

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, is_fill, is_identity, moved_operand
+from llmos.compiler.linalg import (
+    Contraction,
+    Generic,
+    contraction_of,
+    dim_positions,
+    has_windows,
+    is_fill,
+    is_identity,
+    moved_operand,
+    padded_source,
+)
 from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.symbolic import Shape
@@ -22,6 +32,7 @@ def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) ->
     clusters += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
     for cluster in clusters:
         absorb_epilogue(graph, cluster, cluster.ops[-1].results[0], keep_last=True)
+    _write_images(graph, clusters)
     clusters += _rows(graph)
     clusters += _columns(graph)
     clusters += _elementwise(graph)
@@ -44,6 +55,15 @@ def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
         while owner is not None and graph.is_lazy(owner) and (source := moved_operand(owner)) is not None:
             owner = owner_of(owner.operands[source])
         if owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
+            _seed(graph, "elementwise", [owner])
+
+
+def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
+    """Windows are read where they lie: what would be computed on the way to each of them is written once."""
+    for cluster in [c for c in clusters if c.kind == "contraction"]:
+        root = next(c for c in (contraction_of(op) for op in cluster.ops) if c is not None)
+        owner = owner_of(padded_source(root.lhs)[0])
+        if has_windows(root.lhs_map) and owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, is_fill
+from llmos.compiler.linalg import Generic, contraction_of, has_windows, is_fill, padded_source
 from llmos.compiler.loops import STACK, VIEWS, is_loop
 from llmos.compiler.symbolic import Shapes
 
 FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
 HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")
+FEW_CHANNELS = 8  # of pixels so small that computing where each lies costs more than a copy of the image with its zeros
 BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
 
 
@@ -132,11 +133,13 @@ class Graph:
         return op.name in VIEWS or is_loop(op) or STACK in op.attributes or not any(is_tensor(result) for result in op.results)
 
     def is_lazy(self, op: ir.Operation) -> bool:
-        """Cheap to evaluate at each use: a slice, or a short elementwise body over one tensor at most."""
+        """Cheap to evaluate at each use: a slice, zeros around a convolution's image, or a short elementwise body over one tensor."""
         if op in self.clusters:
             return False
         if op.name == "tensor.extract_slice":
             return self.shapes_known(op)
+        if op.name == "tensor.pad":
+            return self.shapes_known(op) and self._is_read_by_windows(op)
         if op.name != "linalg.generic" or is_fill(op):
             return False
         generic = Generic(op)
@@ -149,6 +152,15 @@ class Graph:
             if is_tensor(operand) and any(True for _ in argument.uses)
         }
         return len(body) <= 5 and len(tensors) <= 1 and not any(inner.name.startswith(HEAVY) for inner in body)
+
+    def _is_read_by_windows(self, pad: ir.Operation) -> bool:
+        """Whether kernels read around the zeros of a padding: it surrounds pixels of enough channels, and only convolutions use it."""
+        source, padding = padded_source(pad.results[0])
+        channels = self.shapes.shape(source)[-1]
+        if padding is None or channels != self.shapes.shape(pad.results[0])[-1] or (channels.is_Integer and channels < FEW_CHANNELS):
+            return False
+        found = [contraction_of(user) for user in self.users(pad.results[0])]
+        return all(c is not None and c.lhs == pad.results[0] and has_windows(c.lhs_map) for c in found)
 
     def shapes_known(self, op: ir.Operation) -> bool:
         return all(self.shapes.has_index(operand) for operand in list(op.operands)[1:])

@@ -17,7 +17,7 @@ PACKED = "llmos.packed"
 
 @dataclass(frozen=True)
 class PackWeights(Pass):
-    """A weight that a contraction reads as its right side is kept as panels [n/48][k][48], which the kernel streams.
+    """A weight that a contraction reads as its right side is kept as panels [n/w][k][w], which the kernel streams.
 
     Before:
         func.func @main(%w: tensor<256x1024xf32> {llmos.kind = "weight", ...})
@@ -26,7 +26,7 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
-    A bfloat16 weight is kept as panels [n/48][k/2][48][2], pairs along k. A weight that is also read in another way (tied
+    A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
 

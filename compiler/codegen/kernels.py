@@ -17,7 +17,6 @@ from llmos.compiler.codegen.layout import contraction_in
 from llmos.compiler.codegen.loops import LoopEmitter
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.tile import register_tile
-from llmos.compiler.codegen.tile_bf16 import PairArithmetic
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
 from llmos.compiler.loops import Loop, is_loop
@@ -29,9 +28,7 @@ Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
-    "contraction": lambda module, dispatch, target: emit_contraction(
-        module, dispatch, register_tile(target.vector_bits), PairArithmetic.of(target)
-    ),
+    "contraction": emit_contraction,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "elementwise": lambda module, dispatch, _: emit_rows(module, dispatch),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
+
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import ceil_div, product
+from llmos.compiler.codegen.packing import PANEL, panel_width
 from llmos.compiler.codegen.tile_amx import TILE_DEPTH
 from llmos.compiler.codegen.tile_bf16 import PairArithmetic
+from llmos.compiler.codegen.windows import windows_of
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.symbolic import Expr
@@ -41,11 +45,13 @@ class Layout:
         self.packed = self.weight is not None
         self.pairs = self._pairs(self.pairs)
         self.left: Value = widened(self.root.lhs) if self.reads_pairs else self.root.lhs
-        outside = self._trace_left_and_outputs()
-        self.m_groups = group_dims(outside, self.sizes, self.root.m)
-        self.n_groups = group_dims(outside, self.sizes, self.root.n)
+        self.left_groups = group_dims(self._trace_left(), self.sizes, self.root.m)
+        outputs = self._trace_outputs()
+        self.m_groups = group_dims(outputs, self.sizes, self.root.m)
+        self.n_groups = group_dims(outputs, self.sizes, self.root.n)
         self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
         self.in_place = self._lhs_in_place()
+        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if self.pairs is None and not self.in_place else None
 
     def extent(self, dims: Sequence[int]) -> Expr:
         return product([self.sizes[dim] for dim in dims])
@@ -82,6 +88,19 @@ class Layout:
         return ir.BF16Type.get() if self.reads_pairs else ir.F32Type.get()
 
     @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        return panel_width(int(self.n)) if self.n.is_Integer else PANEL
+
+    @property
+    def row_elements(self) -> Expr:
+        """What a row adds to the memory that a tile reads: windows share theirs with their neighbours."""
+        if self.windows is None:
+            return self.k
+        share = sympy.together(product(self.dispatch.shapes.shape(self.windows.source)) / (self.m * product(self.batch)))
+        return sympy.ceiling(share) if share.is_number else self.k
+
+    @property
     def panel_rows(self) -> Expr:
         """Vectors of 32-bit words down a panel."""
         return ceil_div(self.k, 2) if self.pairs is not None else self.k
@@ -92,10 +111,14 @@ class Layout:
             accesses.trace_map(self.root.rhs, self.root.rhs_map)
         return accesses
 
-    def _trace_left_and_outputs(self) -> Accesses:
-        """Memory accesses, by loop dims of the root, of all but the right side."""
+    def _trace_left(self) -> Accesses:
         accesses = Accesses(self.dispatch)
         accesses.trace_map(self.root.lhs, self.root.lhs_map)
+        return accesses
+
+    def _trace_outputs(self) -> Accesses:
+        """Memory accesses of the epilogue, by loop dims of the root."""
+        accesses = Accesses(self.dispatch)
         forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.root.out_map.results]
         accesses.ignore(self.value, forms)
         for value in self.dispatch.results:
@@ -123,7 +146,7 @@ class Layout:
     def _lhs_in_place(self) -> bool:
         """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
         operand = self.left
-        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.left_kind or len(self.m_groups) > 1:
+        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.left_kind or len(self.left_groups) > 1:
             return False
         shape = self.dispatch.shapes.shape(operand)
         axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]

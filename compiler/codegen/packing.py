@@ -1,6 +1,7 @@
 """The packed layout of constant right sides of contractions, zero-padded, the same for every target.
 
-Panels [n/48][k][48] of float32, and [n/48][k/2][48][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read.
+Panels [n/w][k][w] of float32, and [n/w][k/2][w][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read. The
+width w depends on n alone: 48, the widest that leaves registers for enough rows, or less where that leaves fewer columns unused.
 """
 
 from __future__ import annotations
@@ -11,15 +12,25 @@ from collections.abc import Sequence
 import numpy as np
 
 PANEL = 48
+NARROW = (32, 16)
+
+
+def panel_width(n: int) -> int:
+    """Columns of a panel of n columns in all: 48, or what divides n, or what is just enough."""
+    if n % PANEL == 0:
+        return PANEL
+    if n <= NARROW[0] or n % NARROW[0] == 0:
+        return next(width for width in reversed(NARROW) if n <= width or width == NARROW[0])
+    return PANEL
 
 
 def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int]) -> tuple[int, int, int]:
     n, k = (math.prod(shape[axis] for axis in axes) for axes in (n_axes, k_axes))
-    return -(-n // PANEL), k, PANEL
+    return -(-n // panel_width(n)), k, panel_width(n)
 
 
 def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
-    """Rearrange a weight. Returns float32 [ceil(n/48), k, 48]; columns past n are 0."""
+    """Rearrange a weight. Returns float32 [ceil(n/w), k, w]; columns past n are 0."""
     panels, k, width = packed_shape(array.shape, n_axes, k_axes)
     rest = [axis for axis in range(array.ndim) if axis not in (*n_axes, *k_axes)]  # of size 1
     matrix = array.transpose(*n_axes, *k_axes, *rest).reshape(-1, k)
@@ -37,7 +48,7 @@ def packed_pairs_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequ
 
 
 def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
-    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/48), ceil(k/2), 48, 2], zero past n and k."""
+    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/w), ceil(k/2), w, 2], zero past n and k."""
     panels = pack_panels(array, n_axes, k_axes)
     if panels.shape[1] % 2:
         panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from llmos.compiler.codegen.builder import Builder, Value
 
@@ -26,9 +27,28 @@ class TileShape:
         return self.vectors * self.lanes
 
 
-def register_tile(vector_bits: int) -> TileShape:
-    """The tile that fills the register file: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256."""
-    return {512: TileShape(8, 3, 16), 256: TileShape(4, 3, 8), 128: TileShape(8, 3, 4)}[vector_bits]
+def register_tile(vector_bits: int, width: int = 48) -> TileShape:
+    """The tile that fills the register file, for panels of `width` columns: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256."""
+    lanes = vector_bits // 32
+    vectors = next(v for v in (3, 2, 1) if width % (v * lanes) == 0)
+    return TileShape({256: {3: 4, 2: 6}}.get(vector_bits, {}).get(vectors, 8), vectors, lanes)
+
+
+# One run of k: a pointer to the first element of each row, the number of that k in the panel, how many follow, sums before -> sums after.
+Run: TypeAlias = Callable[[Sequence[Value], Value, Value, Sequence[Value]], list[Value]]
+
+
+class Operand(Protocol):
+    """The scalar operand of a register tile: rows that are walked along k, in one run or in several."""
+
+    @property
+    def k_stride(self) -> Value:
+        """Elements from one k of a run to the next."""
+        ...
+
+    def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
+        """Emit `run` over all of k in order. `depth`: the number of k; `start`: sums before the first. Returns the sums."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,11 @@ class Strided:
     base: Value
     row_stride: Value
     k_stride: Value
+
+    def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
+        """All of k in one run."""
+        rows = [b.address(self.base, b.mul(b.index(r), self.row_stride), b.f32) if r else self.base for r in range(num_rows)]
+        return run(rows, b.index(0), depth, start)
 
 
 @dataclass(frozen=True)
@@ -51,27 +76,35 @@ class Panel:
     upcoming: Value | None = None  # what is read after this panel: one line of it is asked for at each k
 
 
-def accumulate(b: Builder, shape: TileShape, a: Strided, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
+def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
     """The k loop. `start`: rows * vectors accumulators, row by row."""
-    f32 = b.f32
-    lane_type = b.vec(f32, shape.lanes)
-    rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), f32) if r else a.base for r in range(shape.rows)]
-    with b.loop(b.index(0), depth, b.index(1), list(start)) as loop:
-        at = b.address(panel.base, b.mul(loop.iv, panel.stride), f32)
-        vectors = [b.load(b.address(at, b.index(v * shape.lanes), f32) if v else at, lane_type, panel.align) for v in range(shape.vectors)]
-        if panel.upcoming is not None:
-            b.prefetch(b.address(panel.upcoming, b.mul(loop.iv, b.index(CACHE_LINE // 4)), f32))
-        if panel.prefetch:
-            ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), f32)
-            for line in range(0, shape.columns * 4, CACHE_LINE):
-                b.prefetch(b.address(ahead, b.index(line // 4), f32))
-        k = b.mul(loop.iv, a.k_stride)
-        made: list[Value] = []
-        for r in range(shape.rows):
-            scalar = b.splat(b.load(b.address(rows[r], k, f32), f32, 4), shape.lanes)
-            made += [b.fma(scalar, vectors[v], loop.args[r * shape.vectors + v]) for v in range(shape.vectors)]
-        loop.yield_(made)
-    return loop.results
+
+    def run(rows: Sequence[Value], first: Value, count: Value, sums: Sequence[Value]) -> list[Value]:
+        with b.loop(b.index(0), count, b.index(1), list(sums)) as loop:
+            vectors = _vectors(b, shape, panel, b.add(first, loop.iv))
+            k = b.mul(loop.iv, a.k_stride)
+            made: list[Value] = []
+            for r in range(shape.rows):
+                scalar = b.splat(b.load(b.address(rows[r], k, b.f32), b.f32, 4), shape.lanes)
+                made += [b.fma(scalar, vectors[v], loop.args[r * shape.vectors + v]) for v in range(shape.vectors)]
+            loop.yield_(made)
+        return loop.results
+
+    return a.sweep(b, shape.rows, depth, start, run)
+
+
+def _vectors(b: Builder, shape: TileShape, panel: Panel, k: Value) -> list[Value]:
+    """Row k of the panel, and requests for what is read after it."""
+    kind = b.vec(b.f32, shape.lanes)
+    at = b.address(panel.base, b.mul(k, panel.stride), b.f32)
+    vectors = [b.load(b.address(at, b.index(v * shape.lanes), b.f32) if v else at, kind, panel.align) for v in range(shape.vectors)]
+    if panel.upcoming is not None:
+        b.prefetch(b.address(panel.upcoming, b.mul(k, b.index(CACHE_LINE // 4)), b.f32))
+    if panel.prefetch:
+        ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), b.f32)
+        for line in range(0, shape.columns * 4, CACHE_LINE):
+            b.prefetch(b.address(ahead, b.index(line // 4), b.f32))
+    return vectors
 
 
 def zeros(b: Builder, shape: TileShape) -> list[Value]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmos.compiler.codegen.packing import PANEL, pack_panels, packed_shape
+from llmos.compiler.codegen.packing import pack_panels, packed_shape
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import argument_attributes
 from llmos.passes.form_dispatches import FormDispatches
@@ -67,11 +67,14 @@ def test_is_left_plain(function: object) -> None:
     assert weight_arguments(packed(function, X, weights=(W,))) == ["plain"]
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (47, 3), (48, 5), (49, 5), (100, 17)])
-def test_panels_hold_48_columns_each_padded_with_zeros(n: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "k", "width"),
+    [(1, 1, 16), (16, 2, 16), (24, 2, 32), (64, 2, 32), (47, 3, 48), (48, 5, 48), (49, 5, 48), (96, 3, 48), (100, 17, 48)],
+)
+def test_panels_are_as_wide_as_wastes_least_and_padded_with_zeros(n: int, k: int, width: int) -> None:
     array = np.random.default_rng(0).standard_normal((n, k), np.float32)
     panels = pack_panels(array, [0], [1])
-    assert panels.shape == packed_shape(array.shape, [0], [1]) == (-(-n // PANEL), k, PANEL)
+    assert panels.shape == packed_shape(array.shape, [0], [1]) == (-(-n // width), k, width)
     columns = panels.transpose(0, 2, 1).reshape(-1, k)
     np.testing.assert_array_equal(columns[:n], array)
     assert not columns[n:].any()
