@@ -62,7 +62,8 @@ def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
     """Windows are read where they lie: what would be computed on the way to each of them is written once."""
     for cluster in [c for c in clusters if c.kind == "contraction"]:
         root = next(c for c in (contraction_of(op) for op in cluster.ops) if c is not None)
-        owner = owner_of(padded_source(root.lhs)[0])
+        source, padding = padded_source(root.lhs)
+        owner = owner_of(source if padding is not None and graph.is_lazy(padding) else root.lhs)
         if has_windows(root.lhs_map) and owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
 

@@ -150,36 +150,36 @@ class Builder:
         return self.op(name, [a, b], a.type)
 
     def add(self, a: Value, b: Value) -> Value:
-        if (known := self._fold(a)) == 0:
+        if (known := self.known(a)) == 0:
             return b
-        if (other := self._fold(b)) == 0:
+        if (other := self.known(b)) == 0:
             return a
         if known is not None and other is not None:
             return self.index(known + other)
         return self.binary("arith.addi", a, b)
 
     def sub(self, a: Value, b: Value) -> Value:
-        return a if self._fold(b) == 0 else self.binary("arith.subi", a, b)
+        return a if self.known(b) == 0 else self.binary("arith.subi", a, b)
 
     def mul(self, a: Value, b: Value) -> Value:
         for x, y in ((a, b), (b, a)):
-            if self._fold(x) == 1:
+            if self.known(x) == 1:
                 return y
-            if self._fold(x) == 0:
+            if self.known(x) == 0:
                 return x
         return self.binary("arith.muli", a, b)
 
     def div(self, a: Value, b: Value) -> Value:
-        return a if self._fold(b) == 1 else self.binary("arith.divsi", a, b)
+        return a if self.known(b) == 1 else self.binary("arith.divsi", a, b)
 
     def rem(self, a: Value, b: Value) -> Value:
-        return self.index(0) if self._fold(b) == 1 else self.binary("arith.remsi", a, b)
+        return self.index(0) if self.known(b) == 1 else self.binary("arith.remsi", a, b)
 
     def minimum(self, a: Value, b: Value) -> Value:
         return self.binary("arith.minsi", a, b)
 
-    def _fold(self, value: Value) -> int | None:
-        """The number of an i64 constant."""
+    def known(self, value: Value) -> int | None:
+        """The number of an i64 constant; None for any other value."""
         owner = value.owner
         if isinstance(owner, ir.Block) or owner.name != "arith.constant" or value.type != self.i64:
             return None

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 from llmos.compiler.codegen.builder import Builder, Value
 
 CACHE_LINE = 64
+UNROLL = 2  # steps of k between two jumps
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,28 @@ class Panel:
 def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
     """The k loop. `start`: rows * vectors accumulators, row by row."""
 
+    def step(rows: Sequence[Value], first: Value, k: Value, sums: Sequence[Value]) -> list[Value]:
+        vectors = _vectors(b, shape, panel, b.add(first, k))
+        at = b.mul(k, a.k_stride)
+        made: list[Value] = []
+        for r in range(shape.rows):
+            scalar = b.splat(b.load(b.address(rows[r], at, b.f32), b.f32, 4), shape.lanes)
+            made += [b.fma(scalar, vectors[v], sums[r * shape.vectors + v]) for v in range(shape.vectors)]
+        return made
+
     def run(rows: Sequence[Value], first: Value, count: Value, sums: Sequence[Value]) -> list[Value]:
-        with b.loop(b.index(0), count, b.index(1), list(sums)) as loop:
-            vectors = _vectors(b, shape, panel, b.add(first, loop.iv))
-            k = b.mul(loop.iv, a.k_stride)
-            made: list[Value] = []
-            for r in range(shape.rows):
-                scalar = b.splat(b.load(b.address(rows[r], k, b.f32), b.f32, 4), shape.lanes)
-                made += [b.fma(scalar, vectors[v], loop.args[r * shape.vectors + v]) for v in range(shape.vectors)]
+        known, together = b.known(count), b.index(UNROLL)
+        whole = b.mul(b.div(count, together), together) if known is None else b.index(known // UNROLL * UNROLL)
+        with b.loop(b.index(0), whole, together, list(sums)) as loop:
+            made = loop.args
+            for k in range(UNROLL):
+                made = step(rows, first, b.add(loop.iv, b.index(k)), made)
             loop.yield_(made)
-        return loop.results
+        if known is not None and known % UNROLL == 0:
+            return loop.results
+        with b.loop(whole, count, b.index(1), loop.results) as rest:
+            rest.yield_(step(rows, first, rest.iv, rest.args))
+        return rest.results
 
     return a.sweep(b, shape.rows, depth, start, run)
 
