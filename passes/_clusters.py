@@ -283,6 +283,7 @@ def _columns(graph: Graph) -> list[Cluster]:
             continue
         cluster = _seed(graph, "elementwise", [generic.op])
         _inline_producers(graph, cluster, generic)
+        _take_padding(graph, cluster, generic)
         if len(generic.op.results) == 1:
             absorb_epilogue(graph, cluster, generic.op.results[0], keep_last=False)
         clusters.append(cluster)
@@ -300,6 +301,24 @@ def _inline_producers(graph: Graph, cluster: Cluster, generic: Generic) -> None:
         alone = all(user == generic.op for result in owner.results for user in graph.users(result))
         if alone and producer.is_elementwise and is_evaluable(producer) and graph.may_join(owner, cluster):
             graph.assign(cluster, [owner])
+
+
+def _take_padding(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+    """A pad that windows slide over is no pass over memory of its own. What is padded is written first: windows read it many times."""
+    for operand in generic.inputs:
+        pad = owner_of(operand)
+        if pad is None or pad.name != "tensor.pad" or pad in graph.clusters or not graph.may_join(pad, cluster):
+            continue
+        if any(user != generic.op for user in graph.users(operand)) or not _has_window(generic):
+            continue
+        graph.assign(cluster, [pad])
+        source = owner_of(pad.operands[0])
+        if source is not None and graph.is_lazy(source):
+            _seed(graph, "elementwise", [source])
+
+
+def _has_window(generic: Generic) -> bool:
+    return any(isinstance(e, ir.AffineAddExpr) for affine in generic.maps[: generic.num_inputs] for e in affine.results)
 
 
 def _is_product(generic: Generic) -> bool:

@@ -159,7 +159,10 @@ class Builder:
         return self.binary("arith.addi", a, b)
 
     def sub(self, a: Value, b: Value) -> Value:
-        return a if self.known(b) == 0 else self.binary("arith.subi", a, b)
+        known, other = self.known(a), self.known(b)
+        if known is not None and other is not None:
+            return self.index(known - other)
+        return a if other == 0 else self.binary("arith.subi", a, b)
 
     def mul(self, a: Value, b: Value) -> Value:
         for x, y in ((a, b), (b, a)):
@@ -167,6 +170,8 @@ class Builder:
                 return y
             if self.known(x) == 0:
                 return x
+        if (known := self.known(a)) is not None and (other := self.known(b)) is not None:
+            return self.index(known * other)
         return self.binary("arith.muli", a, b)
 
     def div(self, a: Value, b: Value) -> Value:

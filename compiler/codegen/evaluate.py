@@ -383,6 +383,12 @@ class Evaluator(Memory):
 
     def accumulate(self, generic: Generic, loop: Sequence[Coord], carried: Sequence[Value]) -> list[Value]:
         """One step of a reduction: new accumulators from the old at a loop point, both as `carried` gives them."""
+        if (product := _added_product(generic)) is not None:
+            values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
+            left, right = (self._plain(self._needed(factor, generic, values, loop)) for factor in product.operands)
+            if is_vector(carried[0]):
+                left, right = (self.b.splat(factor, carried[0].type.shape[0]) for factor in (left, right))
+            return [self.b.fma(left, right, carried[0])]
         arguments = self._arguments(generic, loop, range(generic.num_inputs))
         for value, argument in zip(carried, list(generic.body.arguments)[generic.num_inputs :], strict=True):
             kind = self.b.vec(argument.type, value.type.shape[0]) if is_vector(value) else argument.type
@@ -426,6 +432,15 @@ class Evaluator(Memory):
             ]
             vector, lanes = self.combine(name, *parts), half
         return b.op("vector.extract", [vector], element_type(vector.type), static_position=ir.DenseI64ArrayAttr.get([0]))
+
+
+def _added_product(generic: Generic) -> ir.Operation | None:
+    """The multiplication of a sum of float32 products, which is fused with the addition as in every other contraction."""
+    combiner = combiner_of(generic, 0) if len(generic.inits) == 1 else None
+    if combiner is None or combiner.name != "arith.addf" or not isinstance(combiner.value.type, ir.F32Type):
+        return None
+    owner = combiner.value.owner
+    return owner.operation if not isinstance(owner, ir.Block) and owner.name == "arith.mulf" else None
 
 
 def simple_combiners(generic: Generic) -> list[Combiner] | None:

@@ -29,8 +29,8 @@ Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
     "contraction": emit_contraction,
-    "row": lambda module, dispatch, _: emit_rows(module, dispatch),
-    "elementwise": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "row": lambda module, dispatch, target: emit_rows(module, dispatch, register_tile(target.vector_bits)),
+    "elementwise": lambda module, dispatch, target: emit_rows(module, dispatch, register_tile(target.vector_bits)),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
 }
 

@@ -15,11 +15,13 @@ import sympy
 
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.columns import columns_in, emit_columns
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import neutral_element, simple_combiners
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Form, Generic, is_fill
 from llmos.compiler.symbolic import Expr
@@ -138,8 +140,11 @@ def plan_rows(dispatch: Dispatch) -> RowPlan:
     return RowPlan(dispatch, num_outer, reduction.loop_sizes(dispatch.shapes), generics)
 
 
-def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
-    """Append the kernel of a `row` or `elementwise` dispatch."""
+def emit_rows(module: ir.Module, dispatch: Dispatch, shape: TileShape) -> Launch:
+    """Append the kernel of a `row` or `elementwise` dispatch. `shape`: the processor's register tile."""
+    columns = columns_in(dispatch) if dispatch.kind == "elementwise" else None
+    if columns is not None:
+        return emit_columns(module, columns, shape)
     plan = plan_rows(dispatch)
     accesses = _accesses(plan)
     outer = group_dims(accesses, plan.sizes, range(plan.num_outer))

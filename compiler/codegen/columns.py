@@ -1,0 +1,282 @@
+"""Reductions whose lanes run along the output: depthwise convolutions, pools, sums down columns.
+
+Several vectors of channels at several neighbouring pixels are accumulated at once, so that neither the latency of an addition nor address
+arithmetic limits. A short window is unrolled. Where it slides over padding, pixels whose window lies inside read the source where it is;
+at the edges the window is cut to what is inside, which is exact as the padding is what the reduction starts from. Each lane reduces by
+itself, over the window in order, whatever its block.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy
+
+from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.padding import padding_of
+from llmos.compiler.codegen.tile import TileShape
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Generic, dim_positions, is_fill, is_identity, reaches
+from llmos.compiler.symbolic import Expr
+
+UNROLLED = 32  # taps at most that are written out
+CHUNK_VECTORS = 16  # vectors of one tile along the lanes
+CHUNK_PIXELS = 64  # pixels of one tile where nothing else splits the work
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One reduction at the root of an elementwise dispatch: its loop dims by their role."""
+
+    dispatch: Dispatch
+    root: Generic
+    outer: tuple[int, ...]  # parallel dims before the pixels
+    pixel: int | None  # the parallel dim before the lanes, where windows overlap along it
+    lane: int
+
+    @cached_property
+    def sizes(self) -> tuple[Expr, ...]:
+        return self.root.loop_sizes(self.dispatch.shapes)
+
+    @property
+    def taps(self) -> Expr:
+        return product([self.sizes[d] for d in self.root.reduction_dims])
+
+
+def columns_in(dispatch: Dispatch) -> Columns | None:
+    """The reduction that an elementwise dispatch is made of, if its lanes are its result's last dim and all results lie as that does."""
+    generics = [Generic(op.operation) for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    reducing = [g for g in generics if g.reduction_dims]
+    if len(reducing) != 1:
+        return None
+    root = reducing[0]
+    if not all(any(_lies_as(value, result) for result in root.op.results) for value in dispatch.results):
+        return None
+    sizes = root.loop_sizes(dispatch.shapes)
+    positions = dim_positions(root.maps[root.num_inputs])
+    dims = [p for p in positions if p is not None and sizes[p] != 1]
+    if not dims or dims[-1] != positions[-1]:
+        return None
+    slides = any(isinstance(e, ir.AffineAddExpr) for affine in root.maps for e in affine.results)
+    pixel = dims[-2] if len(dims) > 1 and slides else None
+    return Columns(dispatch, root, tuple(dims[: -1 if pixel is None else -2]), pixel, dims[-1])
+
+
+def _lies_as(value: Value, root: Value) -> bool:
+    """Whether a result of a dispatch is read off from the root point by point."""
+    if value == root:
+        return True
+    if isinstance(value.owner, ir.Block) or value.owner.name != "linalg.generic":
+        return False
+    generic = Generic(value.owner.operation)
+    inside = [(v, a) for v, a in zip(generic.inputs, generic.maps, strict=False) if reaches(v, root)]
+    return (
+        generic.is_elementwise
+        and bool(inside)
+        and is_identity(generic.output_map(value))
+        and all(is_identity(a) and _lies_as(v, root) for v, a in inside)
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """For each reduction dim, the range that is walked; None for all of it."""
+
+    ranges: dict[int, tuple[Value, Value]]
+
+
+WHOLE = _Window({})
+
+
+class _Emitter:
+    """Emits one dispatch."""
+
+    def __init__(self, plan: Columns, shape: TileShape) -> None:
+        self.plan, self.root, self.sizes = plan, plan.root, plan.sizes
+        self.padding = padding_of(plan.dispatch, plan.root, plan.lane)
+        self.accumulators = 8 if shape.lanes >= 16 else 4
+
+    def emit(self, module: ir.Module) -> Launch:
+        plan = self.plan
+        outer = [self.sizes[d] for d in plan.outer]
+        width = self.sizes[plan.pixel] if plan.pixel is not None else sympy.S.One
+        with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
+            self.frame, b, size = frame, frame.b, frame.evaluator.sizes
+            chunk_lanes = CHUNK_VECTORS * b.lanes
+            step = sympy.Integer(CHUNK_PIXELS) if len(plan.outer) < 2 and plan.pixel is not None else width
+            pixel_chunks = sympy.floor((width + CHUNK_PIXELS - 1) / CHUNK_PIXELS) if step != width else sympy.S.One
+            chunks = ceil_div(self.sizes[plan.lane], chunk_lanes)
+            *at, pixels, lanes = split_index(b, size, tile, [*outer, pixel_chunks, chunks])
+            self.point: dict[int, Coord] = dict(zip(plan.outer, at, strict=True))
+            first, low = b.mul(pixels, size(step)), b.mul(lanes, b.index(chunk_lanes))
+            last = b.minimum(b.add(first, size(step)), size(width))
+            high = b.minimum(b.add(low, b.index(chunk_lanes)), size(self.sizes[plan.lane]))
+            self._pixels(first, last, low, high)
+        return Launch(sympy.expand(product(outer) * pixel_chunks * chunks))
+
+    # -- which points
+    def _pixels(self, first: Value, last: Value, low: Value, high: Value) -> None:
+        """Pixels [first, last): those inside by blocks, then one by one; those at an edge with their windows cut."""
+        b, ev = self.frame.b, self.frame.evaluator
+        vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4)
+        together = 1 if self.plan.pixel is None else self.accumulators // vectors
+        alone = self._vectors(max(vectors, self.accumulators // 2))
+        inside, outside = self._inside(first, last)
+        with self._reading_source():
+            whole = b.add(inside, b.mul(b.div(b.sub(outside, inside), b.index(together)), b.index(together)))
+            if together > 1:
+                with b.loop(inside, whole, b.index(together)) as loop, ev.scope():
+                    self._lanes(low, high, vectors, [b.add(loop.iv, b.index(i)) for i in range(together)], WHOLE)
+            with b.loop(whole if together > 1 else inside, outside, b.index(1)) as loop, ev.scope():
+                self._lanes(low, high, alone, [loop.iv], WHOLE)
+            if self.padding is None:
+                return
+            with b.loop(first, b.sub(last, b.sub(outside, inside)), b.index(1)) as loop, ev.scope():
+                before = b.compare("slt", loop.iv, inside)
+                pixel = b.select(before, loop.iv, b.add(loop.iv, b.sub(outside, inside)))
+                self._lanes(low, high, alone, [pixel], self._cut(pixel))
+
+    def _vectors(self, most: int) -> int:
+        """Vectors side by side: no more than there are."""
+        size = self.sizes[self.plan.lane]
+        return min(most, -(-int(size) // self.frame.b.lanes)) if size.is_Integer else most
+
+    def _inside(self, first: Value, last: Value) -> tuple[Value, Value]:
+        """The pixels of [first, last) whose window meets no padding; none where another coordinate's does."""
+        b, size = self.frame.b, self.frame.evaluator.sizes
+        low, high = first, last
+        if self.padding is None:
+            return low, high
+        for axis in self.padding.axes:
+            begin, end = (size(bound) for bound in axis.whole_windows)
+            if axis.out == self.plan.pixel:
+                low = b.minimum(b.binary("arith.maxsi", low, begin), last)
+                high = b.binary("arith.maxsi", b.minimum(high, end), low)
+        for axis in self.padding.axes:
+            if axis.out != self.plan.pixel:
+                begin, end = (size(bound) for bound in axis.whole_windows)
+                coord = self.point.get(axis.out, b.index(0))
+                is_in = b.binary("arith.andi", b.compare("sge", coord, begin), b.compare("slt", coord, end))
+                high = b.select(is_in, high, low)
+        return low, high
+
+    def _cut(self, pixel: Value) -> _Window:
+        """The part of each window dim that lies in the source."""
+        assert self.padding is not None
+        point = {**self.point, **({self.plan.pixel: pixel} if self.plan.pixel is not None else {})}
+        b, size = self.frame.b, self.frame.evaluator.sizes
+        return _Window({axis.tap: axis.taps_inside(b, size, point.get(axis.out, b.index(0))) for axis in self.padding.axes})
+
+    @contextmanager
+    def _reading_source(self) -> Iterator[None]:
+        """What is padded is read past its padding: only points inside are asked for."""
+        if self.padding is None:
+            yield
+            return
+        padding, ev = self.padding, self.frame.evaluator
+        ev.bound[padding.value] = lambda coords: ev.value(padding.source, padding.shifted(ev, coords))
+        yield
+        del ev.bound[padding.value]
+
+    # -- blocks of lanes
+    def _lanes(self, low: Value, high: Value, vectors: int, pixels: Sequence[Value], window: _Window) -> None:
+        """Lanes [low, high) at some pixels, `vectors` at a time, the last ones under a mask."""
+        b, ev, size = self.frame.b, self.frame.evaluator, self.sizes[self.plan.lane]
+        step = vectors * b.lanes
+        whole = b.add(low, b.mul(b.div(b.sub(high, low), b.index(step)), b.index(step)))
+        with b.loop(low, whole, b.index(step)) as loop, ev.scope():
+            self._block(loop.iv, vectors, pixels, window, None)
+        if size.is_Integer and int(size) % step == 0:
+            return
+        if not size.is_Integer:
+            with b.loop(whole, high, b.index(b.lanes)) as loop, ev.scope():
+                self._block(loop.iv, 1, pixels, window, b.tail_mask(b.sub(high, loop.iv)))
+            return
+        rest = int(size) % step
+        with b.loop(whole, high, b.index(step)) as loop, ev.scope():
+            mask = b.tail_mask(b.index(rest % b.lanes)) if rest % b.lanes else None
+            self._block(loop.iv, -(-rest // b.lanes), pixels, window, mask)
+
+    def _block(self, lane: Value, vectors: int, pixels: Sequence[Value], window: _Window, last_mask: Value | None) -> None:
+        """A block of accumulators through the window, then through the epilogue to memory."""
+        b, ev = self.frame.b, self.frame.evaluator
+        points: list[tuple[dict[int, Coord], Value | None]] = []
+        for v, pixel in itertools.product(range(vectors), pixels):
+            point = {**self.point, self.plan.lane: Lane(b.add(lane, b.index(v * b.lanes)))}
+            if self.plan.pixel is not None:
+                point[self.plan.pixel] = pixel
+            points.append((point, last_mask if v == vectors - 1 else None))
+        starts = [self._start(point, mask) for point, mask in points]
+        ended = self._walk(points, list(self.root.reduction_dims), window, [ev.carried(v) for start in starts for v in start])
+        count = len(self.root.inits)
+        for i, ((point, mask), start) in enumerate(zip(points, starts, strict=True)):
+            values = [ev.uncarried(v, s.type) for v, s in zip(ended[i * count : (i + 1) * count], start, strict=True)]
+            with ev.masked(mask):
+                self._finish(point, values)
+
+    def _loop_point(self, point: dict[int, Coord]) -> list[Coord]:
+        return [point.get(dim, self.frame.b.index(0)) for dim in range(self.root.rank)]
+
+    def _start(self, point: dict[int, Coord], mask: Value | None) -> list[Value]:
+        ev = self.frame.evaluator
+        loop = self._loop_point(point)
+        with ev.masked(mask):
+            maps = self.root.maps[self.root.num_inputs :]
+            return [ev.b.splat(ev.value(init, ev.apply(affine, loop))) for init, affine in zip(self.root.inits, maps, strict=True)]
+
+    def _walk(
+        self, points: Sequence[tuple[dict[int, Coord], Value | None]], dims: list[int], window: _Window, carried: list[Value]
+    ) -> list[Value]:
+        """The reduction loops, outermost first, over all points of a block at once."""
+        b, ev = self.frame.b, self.frame.evaluator
+        if not dims:
+            made: list[Value] = []
+            count = len(self.root.inits)
+            for i, (point, mask) in enumerate(points):
+                with ev.masked(mask):
+                    made += ev.accumulate(self.root, self._loop_point(point), carried[i * count : (i + 1) * count])
+            return made
+        dim, rest = dims[0], dims[1:]
+
+        def at(tap: Value) -> list[tuple[dict[int, Coord], Value | None]]:
+            return [({**point, dim: tap}, mask) for point, mask in points]
+
+        if self._is_unrolled(dims, window):
+            for tap in range(int(self.sizes[dim])):
+                carried = self._walk(at(b.index(tap)), rest, window, carried)
+            return carried
+        low, high = window.ranges.get(dim, (b.index(0), ev.sizes(self.sizes[dim])))
+        with b.loop(low, high, b.index(1), carried) as loop, ev.scope():
+            loop.yield_(self._walk(at(loop.iv), rest, window, loop.args))
+        return loop.results
+
+    def _is_unrolled(self, dims: Sequence[int], window: _Window) -> bool:
+        taps = product([self.sizes[d] for d in dims])
+        return bool(taps.is_Integer) and int(taps) <= UNROLLED and not any(d in window.ranges for d in dims)
+
+    def _finish(self, point: dict[int, Coord], values: Sequence[Value]) -> None:
+        """The epilogue of one vector, and its stores."""
+        ev = self.frame.evaluator
+        coords = ev.apply(self.root.maps[self.root.num_inputs], self._loop_point(point))
+        for result, value in zip(self.root.op.results, values, strict=True):
+            ev.bound[result] = _constantly(value)
+        for value, buffer in zip(self.plan.dispatch.results, self.frame.outputs, strict=True):
+            ev.store(ev.value(value, coords), buffer, coords)
+        for result in self.root.op.results:
+            del ev.bound[result]
+
+
+def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:
+    return lambda _: value
+
+
+def emit_columns(module: ir.Module, plan: Columns, shape: TileShape) -> Launch:
+    """Append the kernel of a reduction with its lanes along the output. `shape`: the processor's register tile."""
+    return _Emitter(plan, shape).emit(module)
