@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import contraction_of, is_fill, pure_source
 from llmos.compiler.symbolic import argument_attributes
+from llmos.compiler.widening import WIDEN
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
 
@@ -94,6 +95,9 @@ def _is_worth(value: ir.Value, weights: set[ir.Value]) -> bool:
     plain = pure_source(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
         return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value) for use in value.uses)
+    wide = pure_source(value, [{i: 1} for i in range(len(value.type.shape))], through=(WIDEN,))
+    if wide is not None and wide[0] in weights and isinstance(wide[0].type.element_type, ir.BF16Type):
+        return False  # bfloat16 stays so in memory: contractions read it in pairs
     elements = int(math.prod(value.type.shape))
     return elements <= LARGE or elements <= 2 * sum(math.prod(s.type.shape) for s in sources)
 

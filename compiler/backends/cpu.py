@@ -29,6 +29,7 @@ from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.expand_math import ExpandMath
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
+from llmos.passes.hoist_widening import HoistWidening
 from llmos.passes.label_dispatches import LABEL, LabelDispatches
 from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
@@ -45,6 +46,7 @@ PIPELINE: tuple[Pass, ...] = (
     Upstream("linalg-generalize-named-ops", anchor="func.func"),
     Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
     Upstream("cse"),
+    HoistWidening(),
     ChannelsLast(),
     Upstream("canonicalize"),  # again: moves that undo each other
     Upstream("cse"),
