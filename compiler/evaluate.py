@@ -27,7 +27,7 @@ _LAUNCH = ctypes.CFUNCTYPE(
 class _Context(ctypes.Structure):
     """llmos_context (runtime/native/include/llmos/abi.h)."""
 
-    _fields_ = [("weights", ctypes.c_void_p), ("arena", _ARENA), ("launch", _LAUNCH)]
+    _fields_ = [("weights", ctypes.c_void_p), ("arena", _ARENA), ("launch", _LAUNCH), ("num_threads", ctypes.c_int64)]
 
 
 class _Tensor(ctypes.Structure):
@@ -114,15 +114,16 @@ class CompiledCode:
             return int(blocks[-1].ctypes.data)
 
         def launch(_: int, kernel: int, buffers: int, dims: int, num_tiles: int, scratch_bytes: int, dispatch: int) -> int:
+            started = Launch(kernel, buffers, dims, num_tiles, scratch_bytes, dispatch)
             try:
-                return on_launch(Launch(kernel, buffers, dims, num_tiles, scratch_bytes, dispatch))
+                return on_launch(started) if dispatch >= 0 else started.run()  # else: part of the dispatch that is running
             except BaseException as error:  # ctypes would print it and go on
                 raised.append(error)
                 return INTERNAL_ERROR
 
         assert all(each.ctypes.data % ALIGNMENT == 0 for each in weights)
         table = (ctypes.c_void_p * max(1, len(weights)))(*[each.ctypes.data for each in weights])
-        context = _Context(ctypes.addressof(table), _ARENA(allocate), _LAUNCH(launch))
+        context = _Context(ctypes.addressof(table), _ARENA(allocate), _LAUNCH(launch), 1)
         tensors = [_tensor(array) for array in (*inputs, *outputs)]
         arguments = (_Any * len(tensors))(*[_Any(7, 0, ctypes.addressof(tensor)) for tensor in tensors])
         entry = getattr(self._library, symbol)

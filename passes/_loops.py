@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import map_elements
-from llmos.compiler.loops import STACK, Loop, root_of
+from llmos.compiler.loops import STACK, Loop, is_loop, root_of
 from llmos.compiler.symbolic import COUNTER, COUNTERS, Expr, Shapes, SymbolTable, slice_parameters
 from llmos.passes._graph import is_tensor, owner_of
 
@@ -16,7 +16,7 @@ MAX_TURNS = 1 << 31
 def name_loops(module: ir.Module, func: ir.Operation) -> None:
     """Give the counter of each loop of a function that can run as dispatches a name; the others stay ops of the fallback."""
     for op in list(func.regions[0].blocks[0].operations):
-        if op.operation.name != "scf.for":
+        if op.operation.name != "scf.for" or is_loop(op.operation):
             continue
         shapes = Shapes.of(func, SymbolTable.of(module))
         if not _counts_to_a_size(op.operation, shapes):

@@ -29,6 +29,7 @@ from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.expand_math import ExpandMath
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
+from llmos.passes.fuse_loops import FuseLoops
 from llmos.passes.hoist_widening import HoistWidening
 from llmos.passes.label_dispatches import LABEL, LabelDispatches
 from llmos.passes.narrow_activations import NarrowActivations
@@ -37,7 +38,7 @@ from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
 
-DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
+DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FuseLoops(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
 
 PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),

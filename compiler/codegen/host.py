@@ -12,7 +12,7 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
-from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, LoopLayout
+from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, CONTEXT_THREADS, NUM_THREADS, LoopLayout
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
 from llmos.compiler.symbolic import COUNTER, Expr, Shapes, SymbolTable, argument_attributes, read_shape
@@ -160,7 +160,7 @@ class HostEmitter:
             for i, symbol in enumerate(self.table.symbols):
                 value = found.get(symbol.expr, b.index(symbol.min))
                 b.store(value, b.address(self.dims, b.index(i), b.i64), 8)
-            self.sizes = Sizes(b, found)
+            self.sizes = Sizes(b, {**found, NUM_THREADS: self._field(self.context, CONTEXT_THREADS, b.i64)})
 
     def _most_buffers(self) -> int:
         block = self.main.regions[0].blocks[0]

@@ -3,9 +3,9 @@
 The body's tensors are pointers that the turns hand on: a state lies in one of two slots in turn, or in the slice of a stack that was just
 written, so nothing is copied. The kernels find the counter behind the program's symbols in their dims.
 
-A turn whose dispatches are small calls them on its own thread: a fork and join would cost more than it saves. Then each independent part
-of the loop (the two directions of a layer) is a tile and runs all its turns by itself. A loop with a large dispatch is one tile, on the
-thread of the caller, and launches what is large over the pool.
+A turn whose dispatches are small calls them on its own thread: a fork and join would cost more than it saves. Then, or where there are
+not many more threads, each independent part of the loop (the two directions of a layer) is a tile and runs all its turns by itself. Else
+the loop is one tile, on the thread of the caller, and launches what is large over the pool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, ELSEWHERE, Loop, root_of
 from llmos.compiler.symbolic import COUNTER, Expr, SymbolTable
 
-CONTEXT_LAUNCH = 16  # llmos_context
+CONTEXT_LAUNCH, CONTEXT_THREADS = 16, 24  # llmos_context
+NUM_THREADS = sympy.Symbol("llmos.threads", integer=True, positive=True)
 NOT_PROFILED = -1  # as the number of a dispatch: its time is part of the loop's
 SMALL_NS = 10_000  # a dispatch that takes longer on one thread is worth a fork and join (1 to 3 us) in every turn
 
@@ -81,12 +82,13 @@ class LoopEmitter:
         return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
 
     def _num_tiles(self) -> Expr:
-        """One for each part where all that a turn does is small, else one."""
+        """One for each part where all that a turn does is small, or there are fewer threads than twice the parts; else one."""
         parts = len(self.loop.parts)
         if parts == 1:
             return sympy.S.One
-        are_small = sympy.Min(1, sympy.floor(sympy.Integer(SMALL_NS) / sympy.Max(1, self.largest)))
-        return sympy.expand(1 + (parts - 1) * are_small)
+        are_small = sympy.floor(sympy.Integer(SMALL_NS) / sympy.Max(1, self.largest))
+        are_enough = sympy.floor(sympy.Integer(2 * parts - 1) / NUM_THREADS)
+        return sympy.expand(1 + (parts - 1) * sympy.Min(1, are_small + are_enough))
 
     @contextmanager
     def _function(self) -> Iterator[Sequence[Value]]:
@@ -107,12 +109,13 @@ class LoopEmitter:
         b, layout = self.b, self.layout
         with b.at_entry():
             known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.symbols)}
-            self.sizes = Sizes(b, known)
             self.buffers, self.dims = buffers, b.stack(len(self.table.names))
             for i, symbol in enumerate(self.table.symbols):
                 b.store(known[symbol.expr], b.address(self.dims, b.index(i), b.i64), 8)
             given = [b.load(b.address(buffers, b.index(i), b.ptr), b.ptr, 8) for i in range(layout.first_state)]
             self.context, given = given[0], given[1:]
+            threads = b.load(b.address(self.context, b.index(CONTEXT_THREADS), b.i8), b.i64, 8)
+            self.sizes = Sizes(b, {**known, NUM_THREADS: threads})
             self.pointers = dict(zip(layout.externals, given, strict=False))
             given = given[len(layout.externals) :]
             self.slots = dict(zip(layout.slots, given, strict=False))
@@ -127,9 +130,12 @@ class LoopEmitter:
         if len(self.loop.parts) == 1:
             self._turns(part)
             return
-        alone = b.compare("eq", self.sizes(self.num_tiles), b.index(1))
-        with b.when(b.binary("arith.ori", alone, b.compare("eq", tile, b.index(part)))):
+        with b.when(b.binary("arith.ori", self._is_alone(), b.compare("eq", tile, b.index(part)))):
             self._turns(part)
+
+    def _is_alone(self) -> Value:
+        """Whether one tile runs all parts, and so may launch."""
+        return self.b.compare("eq", self.sizes(self.num_tiles), self.b.index(1))
 
     def _turns(self, part: int) -> None:
         """Every turn of one part; the pointers of its last states go to the host."""
@@ -211,12 +217,11 @@ class LoopEmitter:
             arguments = [self.context, address_of(b, kernel.name), array, self.dims, self.sizes(tiles), self.sizes(scratch)]
             return call_pointer(b, launch, [*arguments, b.const(b.i32, NOT_PROFILED)], b.i32)
 
-        # a loop whose parts run side by side launches nothing
         cost = self.costs_ns[_callee(call)]
         if tiles == 1 or (cost.is_Integer and cost <= SMALL_NS):
             return here()
         is_large = b.compare("sgt", self.sizes(cost), b.index(SMALL_NS))
-        return b.choose(is_large, b.i32, over_pool, here)
+        return b.choose(b.binary("arith.andi", is_large, self._is_alone()), b.i32, over_pool, here)
 
 
 def _tensors(call: ir.Operation) -> list[Value]:

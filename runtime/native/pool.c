@@ -21,21 +21,29 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 1024, CHUNKS_PER_THREAD = 4, SPIN_NS = 150000, PAUSES_PER_LOOK_AT_CLOCK = 128 };
+enum { MAX_THREADS = 1024, MAX_SHARES = 64, CHUNKS_PER_THREAD = 4, SPIN_NS = 150000, PAUSES_PER_LOOK_AT_CLOCK = 128 };
 
 typedef struct {
   llmos_kernel kernel;
   void* const* buffers;
   const int64_t* dims;
   int64_t num_tiles, chunk, scratch_bytes;
+  int32_t num_shares;
 } job;
+
+/* The tiles of a job, in runs of neighbours. A thread begins with the same share in every job, so that what it read for one (the
+ * weights of a loop's turn) is in its cache for the next; then it helps with the others. */
+typedef struct {
+  _Alignas(64) _Atomic int64_t next; /* the first tile that nobody has taken */
+  int64_t end;
+} share;
 
 static struct {
   _Alignas(64) _Atomic uint32_t state; /* odd: a job is open; the futex that workers park on */
   _Alignas(64) _Atomic int32_t inside; /* workers in a job, or looking whether it is open */
-  _Alignas(64) _Atomic int64_t next;   /* the first tile that nobody has taken */
   _Atomic int32_t error;
   _Alignas(64) job job;
+  share shares[MAX_SHARES];
   _Alignas(64) _Atomic int32_t parked;
   _Atomic bool stop;
   _Alignas(64) atomic_bool busy; /* held by the one caller that uses the pool, or changes it */
@@ -90,16 +98,21 @@ static int32_t run_range(const job* job, int64_t begin, int64_t end) {
   return job->kernel(job->buffers, job->dims, begin, end, space);
 }
 
-static void take_chunks(void) {
-  const job* job = &pool.job;
+static void take_chunks_of(const job* job, share* share) {
   for (;;) {
-    int64_t begin = atomic_fetch_add(&pool.next, job->chunk);
-    if (begin >= job->num_tiles || atomic_load_explicit(&pool.error, memory_order_relaxed)) return;
-    int64_t rest = job->num_tiles - begin;
+    if (atomic_load_explicit(&share->next, memory_order_relaxed) >= share->end) return;
+    int64_t begin = atomic_fetch_add(&share->next, job->chunk);
+    if (begin >= share->end || atomic_load_explicit(&pool.error, memory_order_relaxed)) return;
+    int64_t rest = share->end - begin;
     int32_t code = run_range(job, begin, begin + (rest < job->chunk ? rest : job->chunk));
     int32_t none = 0;
     if (code) atomic_compare_exchange_strong(&pool.error, &none, code);
   }
+}
+
+static void take_chunks(int32_t thread) {
+  const job* job = &pool.job;
+  for (int32_t i = 0; i < job->num_shares; ++i) take_chunks_of(job, pool.shares + (thread + i) % job->num_shares);
 }
 
 /* Returns the state of an open job other than `seen`, or 0 when the pool stops. */
@@ -142,7 +155,7 @@ static void* worker(void* argument) {
   uint32_t seen = 0;
   while ((seen = wait_for_job(seen))) {
     atomic_fetch_add(&pool.inside, 1);
-    if (atomic_load(&pool.state) == seen) take_chunks();
+    if (atomic_load(&pool.state) == seen) take_chunks((int32_t)(intptr_t)argument);
     atomic_fetch_sub(&pool.inside, 1);
   }
   return NULL;
@@ -218,22 +231,33 @@ static void wait_until_left(void) {
   }
 }
 
+/* Nobody is in a job now: the next one is opened by the state. */
+static void share_out(int32_t num_threads) {
+  int64_t tiles = pool.job.num_tiles;
+  int32_t count = num_threads < MAX_SHARES ? num_threads : MAX_SHARES;
+  pool.job.num_shares = tiles < count ? (int32_t)tiles : count;
+  for (int32_t i = 0; i < pool.job.num_shares; ++i) {
+    atomic_store_explicit(&pool.shares[i].next, tiles * i / pool.job.num_shares, memory_order_relaxed);
+    pool.shares[i].end = tiles * (i + 1) / pool.job.num_shares;
+  }
+}
+
 static int32_t run_job(int32_t num_threads) {
   pool.job.chunk = pool.job.num_tiles / ((int64_t)CHUNKS_PER_THREAD * num_threads);
   if (pool.job.chunk < 1) pool.job.chunk = 1;
-  atomic_store(&pool.next, 0);
-  atomic_store(&pool.error, 0);
+  share_out(num_threads);
+  atomic_store_explicit(&pool.error, 0, memory_order_relaxed);
   atomic_fetch_add(&pool.state, 1);
   int32_t parked = atomic_load(&pool.parked);
   if (parked > 0) futex(FUTEX_WAKE, (uint32_t)(parked < pool.job.num_tiles - 1 ? parked : pool.job.num_tiles - 1));
-  take_chunks();
+  take_chunks(0);
   atomic_fetch_add(&pool.state, 1);
   wait_until_left();
   return atomic_load(&pool.error);
 }
 
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes) {
-  job job = {kernel, buffers, dims, num_tiles, 0, scratch_bytes};
+  job job = {kernel, buffers, dims, num_tiles, 0, scratch_bytes, 0};
   if (num_tiles <= 0) return LLMOS_OK;
   int32_t num_threads = num_tiles == 1 ? 1 : llmos_num_threads();
   if (num_threads == 1 || atomic_exchange(&pool.busy, true)) return run_range(&job, 0, num_tiles);

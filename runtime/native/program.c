@@ -86,7 +86,7 @@ static call* call_new(const llmos_program* program) {
   call* self = calloc(1, sizeof *self);
   if (!self) return NULL;
   size_t num_tensors = (size_t)program->max_tensors + 1, num_dims = (size_t)program->max_dims + 1;
-  self->abi = (llmos_context){program->weights, call_arena, call_launch};
+  self->abi = (llmos_context){program->weights, call_arena, call_launch, 1};
   self->program = program;
   self->dims = calloc(num_dims, sizeof *self->dims);
   self->tensors = calloc(num_tensors, sizeof *self->tensors);
@@ -294,6 +294,7 @@ static int32_t run_error(const call* self, const entry* entry, int32_t code) {
 static int32_t run_entry(call* self, const entry* entry, const functions* functions) {
   TVMFFIAny result = {.type_index = LLMOS_TYPE_NONE};
   self->start_ns = self->profile ? now_ns() : 0;
+  self->abi.num_threads = llmos_num_threads();
   uint32_t mode = set_float_mode(0x1F80); /* the caller's must not reach results */
   int32_t code = functions->run(&self->abi, self->arguments, entry->num_inputs + entry->num_outputs, &result);
   set_float_mode(mode);

@@ -12,7 +12,7 @@ def program(body: str, symbols: str = "n = array<i64: 1, 100>", results: str = "
     """An entry over %x [n] whose dispatches map [n] to [n] (@same), [2 n] (@double) or [m] (@other)."""
     return apply(
         parse(
-            f"""module attributes {{llmos.symbols = {{{symbols}}}}} {{
+            f"""module attributes {{llmos.symbols = {{{symbols}}}, llmos.counters = {{step0 = array<i64: 0, 8>}}}} {{
               func.func @main(
                 %x: tensor<?xf32> {{llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n"]}}
               ) -> ({results}) {{
@@ -110,3 +110,36 @@ def test_a_result_that_nobody_reads_has_memory_all_the_same() -> None:
     module = program(two + call("b", "same", "a") + RETURN.format("b"))
     assert buffers(module)[0] == [0, 1]
     assert buffers(module)[1] == [-1]
+
+
+def test_the_states_of_a_loop_have_two_slots_and_its_stacks_are_written_in_place() -> None:
+    module = program(
+        call("a", "same", "x")
+        + """%c0 = arith.constant 0 : index
+        %c1 = arith.constant 1 : index
+        %c9 = arith.constant 9 : index
+        %n = tensor.dim %x, %c0 : tensor<?xf32>
+        %y = tensor.empty(%n) : tensor<9x?xf32>
+        %r:3 = scf.for %i = %c0 to %c9 step %c1 iter_args(%ys = %y, %h = %a, %g = %a)
+            -> (tensor<9x?xf32>, tensor<?xf32>, tensor<?xf32>) {
+          %t = func.call @same(%h) {llmos.shapes = [["n"]]} : (tensor<?xf32>) -> tensor<?xf32>
+          %u:2 = func.call @two(%t) {llmos.shapes = [["n"], ["n"]]} : (tensor<?xf32>) -> (tensor<?xf32>, tensor<?xf32>)
+          %z = tensor.insert_slice %u#0 into %ys[%i, 0] [1, %n] [1, 1] {llmos.stack} : tensor<?xf32> into tensor<9x?xf32>
+          scf.yield %z, %u#0, %u#1 : tensor<9x?xf32>, tensor<?xf32>, tensor<?xf32>
+        } {llmos.counter = "step0"}
+        """
+        + call("d", "same", "r#2")
+        + call("e", "same", "d")
+        + "return %r#0, %e : tensor<9x?xf32>, tensor<?xf32>",
+        results="tensor<9x?xf32>, tensor<?xf32>",
+    )
+    check(
+        module,
+        """
+        CHECK: %[[A:.*]] = call @same({{.*}}) {llmos.buffers = array<i64: 0>
+        CHECK: func.call @same({{.*}}) {llmos.buffers = array<i64: 3, 3>
+        CHECK: func.call @two({{.*}}) {llmos.buffers = array<i64: -4294967296, -4294967296, 1, 2>
+        CHECK: {llmos.buffers = array<i64: -1, 0, 0>
+        CHECK: call @same({{.*}}) {llmos.buffers = array<i64: 3>
+        """,
+    )

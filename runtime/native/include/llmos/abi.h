@@ -87,6 +87,7 @@ typedef struct llmos_context {
   /* Fork-join over the pool; the first non-zero code of a kernel, or 0. dispatch: index into the manifest's kernels. */
   int32_t (*launch)(struct llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims,
                     int64_t num_tiles, int64_t scratch_bytes, int32_t dispatch);
+  int64_t num_threads; /* that a launch may run on, this one included */
 } llmos_context;
 
 /* An entry, exported as the manifest's "symbol" (TVMFFISafeCallType). args: the inputs, then the outputs, each
