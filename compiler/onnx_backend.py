@@ -25,16 +25,19 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupledict
 
 from llmos.compiler.driver import compile
+from llmos.compiler.frontend.coverage import Row, check_onnx
 from llmos.compiler.frontend.onnx import early_inputs, import_onnx
+from llmos.compiler.frontend.onnx.containers import with_plain_inputs
 from llmos.compiler.frontend.onnx.dtypes import from_storage, to_storage
 from llmos.compiler.options import CompileOptions
+from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.errors import InputError, UnsupportedError
 from llmos.runtime.program import Program, load
 
 Key: TypeAlias = tuple[Any, ...]
 
-# Code for one machine that lives as long as the process; a refused model leaves nothing behind.
-NATIVE = CompileOptions(target="native", jobs=1, cache=False, repro=None)
+# Code for one machine that lives as long as the process, whose numbers the caller compares; a refused model leaves nothing behind.
+NATIVE = CompileOptions(target="native", jobs=1, cache=False, repro=None, certificate=False)
 
 
 class LlmosBackend(Backend):  # type: ignore[misc]
@@ -72,10 +75,10 @@ class LlmosBackend(Backend):  # type: ignore[misc]
 
 @dataclass
 class LlmosModel(BackendRep):  # type: ignore[misc]
-    """A prepared model.
+    """A prepared model. Sequences are lists of arrays, an empty optional is None.
 
     Inputs that some op needs before any kernel runs (the shape of Reshape, the axes of a reduction) are compiled in: there is one program
-    for each of their values that is met, and for each signature of shapes where the model leaves ranks open.
+    for each of their values that is met, and for each length of a sequence.
     """
 
     model: onnx.ModelProto
@@ -91,57 +94,97 @@ class LlmosModel(BackendRep):  # type: ignore[misc]
         """Raises UnsupportedError if an op of the model has no meaning here."""
         early_inputs(self.model)
 
+    def problems(self, inputs: Any) -> list[Row]:
+        """What `llmos check` says of the model with these inputs: every op that doesn't compile, none where all do."""
+        model, arrays = with_plain_inputs(self.model, self._named(inputs))
+        found: list[Row] = []
+        for bound in _bindings(model):
+            examples = [array for name, array in arrays.items() if name not in bound]
+            rows = check_onnx(model, {name: arrays[name] for name in bound}, examples)
+            found = [row for row in rows if not row.supported]
+            if not found:
+                break
+        return found
+
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Outputs in the model's order, as a named tuple, for inputs in its order or by name; arrays of numpy's and ml_dtypes' types."""
-        names = self.input_names
-        feed = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=False))
-        if len(feed) != len(names):
-            raise InputError(f"the model takes {len(names)} inputs ({', '.join(names)}), not {len(feed)}")
-        outputs = self._program_for(feed).run(feed)
+        model, arrays = with_plain_inputs(self.model, self._named(inputs))
+        outputs = self._program_for(model, arrays).run(arrays)
         return tuple(namedtupledict("Outputs", [value.name for value in self.model.graph.output])(*outputs))
 
-    def _program_for(self, feed: Mapping[str, Any]) -> _Compiled:
-        early = early_inputs(self.model)
-        try:
-            return self._compiled(feed, early)
-        except UnsupportedError:
-            conditions = early_inputs(self.model, conditions=True)
-            if conditions == early:
-                raise
-            return self._compiled(feed, conditions)
+    def _named(self, inputs: Any) -> dict[str, Any]:
+        names = self.input_names
+        feed = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=False))
+        if set(feed) != set(names):
+            raise InputError(f"the model takes {len(names)} inputs ({', '.join(names)}), not {len(feed)}")
+        return {name: feed[name] for name in names}
 
-    def _compiled(self, feed: Mapping[str, Any], bound: frozenset[str]) -> _Compiled:
-        values = {name: np.asarray(feed[name]) for name in sorted(bound)}
-        key: Key = tuple((name, value.dtype.str, value.shape, value.tobytes()) for name, value in values.items())
+    def _program_for(self, model: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> _Compiled:
+        *first, last = _bindings(model)
+        for bound in first:
+            try:
+                return self._compiled(model, arrays, bound)
+            except UnsupportedError:
+                continue
+        return self._compiled(model, arrays, last)
+
+    def _compiled(self, model: onnx.ModelProto, feed: Mapping[str, np.ndarray], bound: frozenset[str]) -> _Compiled:
+        values = {name: feed[name] for name in sorted(bound)}
+        key: Key = (tuple(feed), *((name, value.dtype.str, value.shape, value.tobytes()) for name, value in values.items()))
         if key not in self._programs:
-            self._programs[key] = _compile(self.model, feed, values, self.options)
+            self._programs[key] = _compile(model, feed, values, self.options)
         return self._programs[key]
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A loaded program, and the names of the inputs that it takes."""
+    """A loaded program, the names of the inputs that it takes, and the element types of the tensors that it gives."""
 
     program: Program
     inputs: tuple[str, ...]
+    elem_types: Mapping[str, int]
 
-    def run(self, feed: Mapping[str, Any]) -> list[np.ndarray]:
-        answer = self.program(*(to_storage(np.asarray(feed[name])) for name in self.inputs))
+    def run(self, feed: Mapping[str, np.ndarray]) -> list[Any]:
+        answer = self.program(*(to_storage(feed[name]) for name in self.inputs))
         arrays = answer if isinstance(answer, tuple) else (answer,)
-        entry = self.program["main"]
-        return [from_storage(array, spec.dtype) for array, spec in zip(arrays, entry.outputs, strict=True)]
+        found = [self._typed(array, spec) for array, spec in zip(arrays, self.program["main"].outputs, strict=True)]
+        outputs = self.program.manifest.metadata.get("onnx_outputs")
+        return found if outputs is None else _gathered(found, outputs)
+
+    def _typed(self, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+        elem_type = onnx.TensorProto.BFLOAT16 if spec.dtype == "bfloat16" else self.elem_types.get(spec.name, 0)
+        return from_storage(array, elem_type)
 
 
-def _compile(model: onnx.ModelProto, feed: Mapping[str, Any], bound: Mapping[str, np.ndarray], options: CompileOptions) -> _Compiled:
+def _gathered(arrays: Sequence[np.ndarray], outputs: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The outputs of the model from the tensors of the program: sequences as lists, an empty optional as None."""
+    queue = iter(arrays)
+    found: list[Any] = []
+    for output in outputs:
+        length = output.get("length")
+        found.append(None if output.get("absent") else next(queue) if length is None else [next(queue) for _ in range(length)])
+    return found
+
+
+def _bindings(model: onnx.ModelProto) -> list[frozenset[str]]:
+    """Inputs to compile in: those that must be known, then those as well that decide which branches are taken."""
+    return list(dict.fromkeys((early_inputs(model), early_inputs(model, conditions=True))))
+
+
+def _compile(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], bound: Mapping[str, np.ndarray], options: CompileOptions) -> _Compiled:
     held = {tensor.name for tensor in model.graph.initializer}
     names = tuple(value.name for value in model.graph.input if value.name not in held and value.name not in bound)
-    imported = import_onnx(model, bind=bound, example_args=[np.asarray(feed[name]) for name in names])
+    imported = import_onnx(model, bind=bound, example_args=[feed[name] for name in names])
     artifact = compile(imported, options=options)
     with tempfile.TemporaryDirectory(prefix="llmos-backend-") as folder:
         path = Path(folder) / "model.llmos"
         artifact.save(path)
         # The file stays mapped after its name is gone.
-        return _Compiled(load(path), names)
+        return _Compiled(load(path), names, _elem_types(model.graph.output))
+
+
+def _elem_types(outputs: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
+    return {value.name: value.type.tensor_type.elem_type for value in outputs if value.type.HasField("tensor_type")}
 
 
 def _model_of(node: onnx.NodeProto, inputs: Sequence[np.ndarray], version: int) -> onnx.ModelProto:

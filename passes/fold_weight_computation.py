@@ -158,6 +158,7 @@ def _outline(
                 "sym_visibility": ir.StringAttr.get("private"),
                 "function_type": ir.TypeAttr.get(ir.FunctionType.get(kinds, [r.type for r in results])),
                 "arg_attrs": ir.ArrayAttr.get(arguments),
+                "res_attrs": ir.ArrayAttr.get([ir.DictAttr.get({"llmos.dtype": ir.StringAttr.get(dtype_name(r))}) for r in results]),
                 FOLD: ir.UnitAttr.get(),
             },
         )

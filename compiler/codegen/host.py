@@ -166,7 +166,7 @@ class HostEmitter:
         block = self.main.regions[0].blocks[0]
         calls = [op.operation for op in block.operations if op.operation.name == "func.call"]
         counts = [len(call.operands) + len(call.results) for call in calls]
-        return max(*[LoopLayout.of(Loop(op, self.shapes)).num_pointers for op in loops_in(block)], *counts, 1)
+        return max([*[LoopLayout.of(Loop(op, self.shapes)).num_pointers for op in loops_in(block)], *counts, 1])
 
     def _field(self, base: Value, offset: int, kind: ir.Type) -> Value:
         return self.b.load(self.b.address(base, self.b.index(offset), self.b.i8), kind, 8)

@@ -74,6 +74,21 @@ class RowPlan:
             and any(s != 1 for s in self.sizes[self.num_outer :])
         )
 
+    def is_read_by_rows(self, value: Value) -> bool:
+        """Whether every use of a value of the outer dims' rank reads it at the row; a vector along the row has that rank as well."""
+        if self.level(value) > 0:
+            return True  # one number of this row's reductions
+        outer = [ir.AffineExpr.get_dim(dim) for dim in range(self.num_outer)]
+        for use in value.uses:
+            owner = use.owner.operation if not isinstance(use.owner, ir.Operation) else use.owner
+            if owner.name != "linalg.generic":
+                return bool(owner.name == "func.return")
+            if list(Generic(owner).maps[use.operand_number].results)[: len(outer)] != outer:
+                return False
+            if any(len(self.dispatch.shapes.shape(r)) == self.num_outer and not self.is_read_by_rows(r) for r in owner.results):
+                return False
+        return True
+
     def reductions_at(self, level: int) -> list[Generic]:
         return [g for g in self.generics if self.is_row_reduction(g.op) and self.level(g.op.results[0]) == level + 1]
 
@@ -316,7 +331,8 @@ class _RowEmitter:
         plan, ev = self.plan, self.frame.evaluator
         for generic in plan.generics:
             for value in generic.op.results:
-                if generic.is_elementwise and value not in ev.bound and plan.level(value) <= level and plan.is_outer(value):
+                ready = generic.is_elementwise and value not in ev.bound and plan.level(value) <= level
+                if ready and plan.is_outer(value) and plan.is_read_by_rows(value):
                     ev.bound[value] = _constantly(ev.value(value, self._row_point(value)))
 
     def _row_point(self, value: Value) -> list[Coord]:

@@ -227,6 +227,8 @@ class Builder:
         """The same tensor stored row-major, with every dimension in place."""
         if x.is_dense:
             return x
+        if isinstance(x.fact, Splat):
+            return replace(self.dense_tensor(self.fill(x.shape, x.dtype, x.fact.value), x.shape, x.dtype), fact=x.fact)
         stored_in_order = [axis for axis in x.axes if axis is not None]
         missing_are_one = all(x.shape[i] == 1 for i in range(x.rank) if i not in stored_in_order)
         if missing_are_one and stored_in_order == sorted(stored_in_order):

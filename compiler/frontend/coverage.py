@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,25 @@ def _check_mlir(path: Path) -> list[Row]:
 
 
 def _check_onnx(path: Path) -> list[Row]:
+    return check_onnx(path)
+
+
+def check_onnx(source: Any, bind: Mapping[str, Any] | None = None, example_args: Sequence[Any] | None = None) -> list[Row]:
+    """As `check` for an .onnx file or a ModelProto; `bind` and `example_args` as `import_onnx`'s.
+
+    Nodes without a meaning are all reported before anything is exported; a refusal while exporting is a row of its own.
+    """
     from llmos.compiler.frontend.onnx import export_onnx, unsupported_ops
 
-    problems = [Row(each.op, False, "", 1, each.node, each.reason) for each in unsupported_ops(path)]
-    return problems or _check_torch(export_onnx(path).program, None, None)
+    problems = [Row(each.op, False, "", 1, each.node, each.reason) for each in unsupported_ops(source)]
+    if problems:
+        return _sorted(problems)
+    try:
+        program = export_onnx(source, bind=bind, example_args=example_args).program
+    except UserError as error:
+        place = next((note.removeprefix("in ONNX node ") for note in getattr(error, "__notes__", ())), "")
+        return [Row("(export)", False, "", 1, place, str(error))]
+    return _sorted(_check_torch(program, None, None))
 
 
 def _check_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> list[Row]:

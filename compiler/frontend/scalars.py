@@ -27,6 +27,9 @@ _MLIR_TYPES = {
     torch.int16: "i16",
     torch.int8: "i8",
     torch.uint8: "i8",
+    torch.uint16: "i16",
+    torch.uint32: "i32",
+    torch.uint64: "i64",
     torch.bool: "i1",
 }
 NUMPY_NAMES = {
@@ -39,8 +42,14 @@ NUMPY_NAMES = {
     torch.int16: "int16",
     torch.int8: "int8",
     torch.uint8: "uint8",
+    torch.uint16: "uint16",
+    torch.uint32: "uint32",
+    torch.uint64: "uint64",
     torch.bool: "bool",
 }
+
+
+UNSIGNED = frozenset({torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool})
 
 
 def element_type(dtype: torch.dtype) -> ir.Type:
@@ -92,7 +101,7 @@ class Scalar:
 
     @property
     def is_unsigned(self) -> bool:
-        return self.dtype in (torch.uint8, torch.bool)
+        return self.dtype in UNSIGNED
 
     def like(self, other: Scalar | Number) -> Scalar:
         return other if isinstance(other, Scalar) else constant(other, self.dtype)
@@ -207,11 +216,20 @@ def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
         return Scalar(_float_to_float(x, dtype, target), dtype)
     if x.is_float:
         # An out-of-range conversion is undefined in C and in torch; a wide integer keeps negative floats right for unsigned targets.
-        wide = arith.fptosi(ir.IntegerType.get_signless(64), x.value)
+        convert = arith.fptoui if dtype == torch.uint64 else arith.fptosi
+        wide = convert(ir.IntegerType.get_signless(64), x.value)
         return cast(Scalar(wide, torch.int64), dtype)
     if dtype.is_floating_point:
         return Scalar((arith.uitofp if x.is_unsigned else arith.sitofp)(target, x.value), dtype)
     return Scalar(_int_to_int(x, target), dtype)
+
+
+def bitcast(x: Scalar, dtype: torch.dtype) -> Scalar:
+    """The bits of `x` as another type of its width."""
+    if torch.bool in (x.dtype, dtype):
+        return cast(x, dtype)
+    target = element_type(dtype)
+    return Scalar(x.value if x.value.type == target else arith.bitcast(target, x.value), dtype)
 
 
 def _float_to_float(x: Scalar, dtype: torch.dtype, target: ir.Type) -> ir.Value:

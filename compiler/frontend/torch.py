@@ -244,7 +244,9 @@ def _recognised(builder: Builder, plain: Tensor, values: torch.Tensor) -> Tensor
     flat = values.reshape(-1, values.shape[-1])
     if bool((flat == flat[0, 0]).all()):
         return builder.full(plain.shape, plain.dtype, flat[0, 0].item())
-    step = int(flat[0, 1] - flat[0, 0]) if flat.shape[1] > 1 and values.dtype != torch.bool else 0
+    if flat.shape[1] < 2 or values.dtype == torch.bool:
+        return plain
+    step = int(flat[0, 1] - flat[0, 0])
     expected = flat[0, 0] + step * torch.arange(flat.shape[1], dtype=values.dtype)
     if step and bool((flat == expected).all()):
         return Tensor(plain.value, plain.shape, plain.dtype, plain.axes, Iota(values.dim() - 1, int(flat[0, 0]), step))

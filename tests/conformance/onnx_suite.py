@@ -17,8 +17,9 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from llmos.compiler.onnx_backend import LlmosBackend
-from tests.conformance.outcome import Outcome, judge
+from llmos.compiler.onnx_backend import LlmosBackend, LlmosModel
+from llmos.runtime.errors import UserError
+from tests.conformance.outcome import CheckAnswer, Outcome, judge
 
 # Outputs that are random by definition.
 RANDOM = ("bernoulli", "randomuniform", "randomnormal", "multinomial")
@@ -39,7 +40,7 @@ class OnnxSuite:
 
     def run(self, case: str) -> Outcome:
         found = _loaded(self.kinds)[case]
-        return judge(case, lambda: _difference(found))
+        return judge(case, lambda: _difference(found), _checked(found))
 
 
 def onnx_suites() -> tuple[OnnxSuite, ...]:
@@ -102,6 +103,17 @@ def _difference(case: Any) -> str:
             if found := compare(case, _array(want), got):
                 return found
     return ""
+
+
+def _checked(case: Any) -> CheckAnswer:
+    """What `llmos check` says of the case with its first inputs."""
+    inputs, _ = _data_sets(case)[0]
+    try:
+        return "refused" if LlmosModel(_model(case)).problems([_array(value) for value in inputs]) else "compiles"
+    except UserError:
+        return "refused"
+    except Exception:
+        return "crashed"
 
 
 def _array(value: Any) -> Any:

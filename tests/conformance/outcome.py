@@ -13,7 +13,7 @@ Verdict = Literal["passed", "refused", "wrong", "crashed"]
 VERDICTS: tuple[Verdict, ...] = ("passed", "refused", "wrong", "crashed")
 
 # What a case asked `llmos check`: nothing, and then what it answered.
-CheckAnswer = Literal["", "compiles", "refused"]
+CheckAnswer = Literal["", "compiles", "refused", "crashed"]
 
 MAX_REASON = 300
 
@@ -36,7 +36,8 @@ class Outcome:
     @property
     def check_disagrees(self) -> bool:
         """Whether `llmos check` promised something else than the compile then did."""
-        return self.checked != "" and (self.checked == "refused") != (self.verdict == "refused")
+        agrees = {"refused": self.verdict == "refused", "compiles": self.verdict != "refused"}
+        return self.checked != "" and not agrees.get(self.checked, False)
 
 
 class Suite(Protocol):

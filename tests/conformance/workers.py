@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,9 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from tests.conformance.outcome import Outcome, Suite, one_line
+
+# What every case imports sooner or later; loaded before workers are forked, so that none of them has to.
+SHARED_MODULES = ("llmos.compiler.backends.cpu", "llmos.compiler.driver.compile", "llmos.compiler.frontend.torch", "llmos.runtime.program")
 
 # Fork: a worker starts in milliseconds with everything imported. The parent must have started no threads.
 _FORK = multiprocessing.get_context("fork")
@@ -47,6 +51,8 @@ class _Worker:
 
 def run_cases(suite: Suite, cases: Sequence[str], jobs: int = 2, timeout_s: float = 60.0) -> Iterator[Outcome]:
     """The outcomes of `cases`, as they come. `suite.cases()` must have been called: its data is shared with the workers."""
+    for module in SHARED_MODULES:
+        importlib.import_module(module)
     pool = _Pool(suite, deque(cases), timeout_s)
     try:
         yield from pool.run(jobs)

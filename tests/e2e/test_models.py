@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -58,6 +62,86 @@ def test_sbd_lstm_gives_its_golden_output(models: Path, compiled: Compile) -> No
     with llmos.load(compiled(models / "sbd-lstm/model.onnx", "sbd", *NATIVE)) as program:
         found = program(arrays["u"])
     assert np.abs(found - arrays["f"]).max() < 1e-5
+
+
+def samples(path: Path, rate: int) -> Array:
+    """The mono 16-bit wav at `rate` samples a second, -1 to 1; each is the mean of neighbours where the file has more."""
+    with wave.open(str(path)) as file:
+        step = file.getframerate() // rate
+        data = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+    return data[: len(data) // step * step].reshape(-1, step).mean(1)
+
+
+@pytest.mark.parametrize("name", ["silero_vad_op18_ifless", "silero_vad_16k_op15"])
+def test_silero_hears_the_speech_of_twenty_seconds(name: str, models: Path, compiled: Compile) -> None:
+    """Streamed: each call takes 64 samples of the frame before, 512 new ones and the state of the last call."""
+    sound = samples(models / "silero-vad/test.wav", 16000)[: 20 * 16000].reshape(-1, 512)
+    artifact = compiled(models / "silero-vad" / f"{name}.onnx", name, *NATIVE, "--bind", "sr=16000", "--dynamic", "batch=1,sequence=576")
+    state, before, speech = np.zeros((2, 1, 128), np.float32), np.zeros(64, np.float32), 0
+    with llmos.load(artifact) as program:
+        for frame in sound:
+            probability, state = program(input=np.concatenate([before, frame])[None], state=state)
+            before = frame[-64:]
+            speech += int(probability[0, 0] >= 0.5)
+    assert speech == 440
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model to hold against onnxruntime: its input, options of the compile, and the largest error relative to the output."""
+
+    path: str
+    shape: tuple[int, ...]
+    high: float = 1.0
+    dtype: str = "float32"
+    options: tuple[str, ...] = ()
+    limit: float = 1e-4
+
+
+PEERS = [
+    Peer("squeezenet-fp16/SqueezeNet_fp16.onnx", (1, 3, 224, 224), 120, "float16", limit=2e-2),
+    # A value that lies between two of the 256 levels may fall to either, and the next layers carry it on.
+    Peer("shufflenet-int8/shufflenet-v2-12-int8.onnx", (1, 3, 224, 224), 2, limit=5e-2),
+    Peer("yolox-nano/yolox_nano.onnx", (1, 3, 416, 416), 255),
+    Peer("yunet/yunet_n_dynamic.onnx", (2, 3, 96, 128), 255, options=("--dynamic", "batch=2,height=96,width=128")),
+    Peer("super-resolution/super_resolution.onnx", (1, 1, 224, 224)),
+]
+
+
+def image(peer: Peer) -> Array:
+    """Smooth, as photos are: a coarse random grid, enlarged."""
+    *outer, height, width = peer.shape
+    coarse = np.random.default_rng(7).uniform(0, peer.high, (*outer, height // 8, width // 8))
+    return np.kron(coarse, np.ones((8, 8))).astype(peer.dtype)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.path.split("/")[0])
+def test_model_is_like_onnxruntime(peer: Peer, models: Path, compiled: Compile) -> None:
+    x = image(peer)
+    with llmos.load(compiled(models / peer.path, "peer", *NATIVE, *peer.options)) as program:
+        found = program(x)
+    agree(models / peer.path, x, found if isinstance(found, tuple) else (found,), peer.limit)
+
+
+def test_basic_pitch_transcribes_like_onnxruntime(models: Path, compiled: Compile) -> None:
+    """Two windows of two seconds of singing at 22,050 samples a second."""
+    path = models / "basic-pitch/nmp.onnx"
+    windows = samples(models / "basic-pitch/vocadito_10.wav", 22050)[: 2 * 43844].reshape(2, 43844, 1)
+    with llmos.load(compiled(path, "pitch", *NATIVE)) as program:
+        found = program(windows)
+    agree(path, windows, found, 1e-3)
+
+
+def agree(path: Path, x: Array, found: Sequence[Array], limit: float) -> None:
+    """Each output is onnxruntime's but for `limit` of its scale."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    expected = session.run(None, {session.get_inputs()[0].name: x})
+    assert len(found) == len(expected)
+    for got, want in zip(found, expected, strict=True):
+        assert got.shape == want.shape
+        assert np.abs(got.astype(np.float64) - want).max() <= limit * np.abs(want).max()
 
 
 def test_resnet20_exported_from_torch_is_like_eager(models: Path, compiled: Compile, tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import cache
 from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from llmos.compiler.frontend.onnx.coded import FORMATS, array_of, coded_type, codes_of
 from llmos.runtime.errors import UnsupportedError
 
 TORCH_OF_ONNX: Mapping[int, torch.dtype] = MappingProxyType(
@@ -31,23 +32,11 @@ TORCH_OF_ONNX: Mapping[int, torch.dtype] = MappingProxyType(
         TensorProto.BOOL: torch.bool,
         TensorProto.COMPLEX64: torch.complex64,
         TensorProto.COMPLEX128: torch.complex128,
-        TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
-        TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
-        TensorProto.FLOAT8E5M2: torch.float8_e5m2,
-        TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
     }
 )
 
-# numpy has no such types of its own; ml_dtypes gives them, torch takes them through an integer view of the same width.
-_VIEWS: Mapping[np.dtype, tuple[type, torch.dtype]] = MappingProxyType(
-    {
-        np.dtype(ml_dtypes.bfloat16): (np.uint16, torch.bfloat16),
-        np.dtype(ml_dtypes.float8_e4m3fn): (np.uint8, torch.float8_e4m3fn),
-        np.dtype(ml_dtypes.float8_e4m3fnuz): (np.uint8, torch.float8_e4m3fnuz),
-        np.dtype(ml_dtypes.float8_e5m2): (np.uint8, torch.float8_e5m2),
-        np.dtype(ml_dtypes.float8_e5m2fnuz): (np.uint8, torch.float8_e5m2fnuz),
-    }
-)
+# numpy has no such type of its own; ml_dtypes gives it, torch takes it through an integer view of the same width.
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 INTEGER_RANGE: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
     {
@@ -58,55 +47,60 @@ INTEGER_RANGE: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
 
 
 def torch_dtype(elem_type: int) -> torch.dtype:
-    """The torch dtype of an ONNX element type. UnsupportedError for strings, 4-bit types and the like."""
+    """The torch dtype of an ONNX element type. UnsupportedError for strings and for the types of coded.py, which can't be computed with."""
     dtype = TORCH_OF_ONNX.get(elem_type)
-    if dtype is None:
-        raise UnsupportedError(f"element type {TensorProto.DataType.Name(elem_type)} isn't supported; export the model with another type.")
-    return dtype
+    if dtype is not None:
+        return dtype
+    name = TensorProto.DataType.Name(elem_type)
+    advice = "cast them to float first" if elem_type in FORMATS else "export the model with another type"
+    raise UnsupportedError(f"elements of type {name} aren't supported here; {advice}.")
 
 
-@cache
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """The numpy (or ml_dtypes) dtype with the bits of a torch dtype."""
-    for array_dtype, (_, tensor_dtype) in _VIEWS.items():
-        if tensor_dtype == dtype:
-            return array_dtype
-    return np.dtype(str(dtype).removeprefix("torch."))
+    return BFLOAT16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
+
+
+def dtype_of(dtype: np.dtype) -> torch.dtype:
+    """The reverse of `numpy_dtype`. UnsupportedError for strings and coded types."""
+    elem_type = helper.np_dtype_to_tensor_dtype(dtype)
+    return torch_dtype(elem_type)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """A tensor over the memory of `array` (no copy when it is dense)."""
-    if array.dtype == object or array.dtype.kind in "SU":
+    """A tensor of an array: over its memory (no copy when it is dense), except for bfloat16 while a program is traced."""
+    if array.dtype == object or array.dtype.kind in "SUT":
         raise UnsupportedError("strings aren't supported; keep text handling out of the exported model.")
+    dtype = dtype_of(array.dtype)
     array = np.ascontiguousarray(array).reshape(array.shape)
     with warnings.catch_warnings():
         # Weights are mapped read-only and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        view = _VIEWS.get(array.dtype)
-        if view is not None:
-            return torch.from_numpy(array.view(view[0])).view(view[1])
-        if array.dtype.kind not in "fiubc":
-            raise UnsupportedError(f"element type {array.dtype} isn't supported; export the model with another type.")
-        return torch.from_numpy(array)
+        if array.dtype != BFLOAT16:
+            return torch.from_numpy(array)
+        if _get_current_dispatch_mode() is not None:
+            return torch.from_numpy(array.astype(np.float32)).to(dtype)
+        return torch.from_numpy(array.view(np.uint16)).view(dtype)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The array of a dense CPU tensor; bfloat16 and float8 as ml_dtypes."""
+    """The array of a dense CPU tensor; bfloat16 as ml_dtypes has it."""
     tensor = tensor.detach().contiguous()
-    for array_dtype, (width, dtype) in _VIEWS.items():
-        if dtype == tensor.dtype:
-            return tensor.view(torch.uint16 if width is np.uint16 else torch.uint8).numpy().view(array_dtype)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(BFLOAT16)
     return tensor.numpy()
 
 
 def to_storage(array: np.ndarray) -> np.ndarray:
     """An array as programs take it: dense, and types that numpy lacks as the integers that hold their bits."""
     array = np.ascontiguousarray(array).reshape(array.shape)
-    view = _VIEWS.get(array.dtype)
-    return array.view(view[0]) if view is not None else array
+    if coded_type(array.dtype) is not None:
+        return codes_of(array)
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
-def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The reverse of `to_storage` for an element type by its name in manifests."""
-    wanted = next((kind for kind in _VIEWS if kind.name == dtype), None)
-    return array.view(wanted) if wanted is not None else array
+def from_storage(array: np.ndarray, elem_type: int) -> np.ndarray:
+    """The reverse of `to_storage` for an ONNX element type."""
+    if elem_type in FORMATS:
+        return array_of(array, elem_type)
+    return array.view(BFLOAT16) if elem_type == TensorProto.BFLOAT16 else array

@@ -12,15 +12,21 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
+from llmos.compiler.frontend.onnx.coded import Coded, array_of, coded_type, codes_of
+from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_numpy, to_torch
 from llmos.compiler.frontend.onnx.graph import Graph, Node
 from llmos.compiler.frontend.onnx.registry import Kind, OpFunction
 from llmos.compiler.frontend.onnx.values import Host, Value, host, scalar_of
-from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.errors import UnsupportedError, UserError
 
 Environment = MutableMapping[str, Value]
 
 MAX_FOLDED_ELEMENTS = 65536
+# Ops that move elements without looking at them: they do with codes what they do with numbers.
+MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    | {"Transpose", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Where"}
+)
 # Integer weights stay integers for the quantization passes; random numbers are drawn at each run.
 NEVER_FOLDED = frozenset(
     {"DequantizeLinear", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -59,16 +65,26 @@ class Executor:
             if name:
                 env[name] = result
 
-    def tensor(self, value: Value) -> torch.Tensor:
+    def any_tensor(self, value: Value) -> torch.Tensor | Coded:
         """The tensor of a value: a buffer of the module, a filled tensor, or sizes written out."""
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor | Coded):
             return value
         if not isinstance(value, Host):
             raise UnsupportedError("a sequence or an empty optional stands where a tensor is needed.")
         held = self.buffer(value.key) if value.key is not None else None
+        elem_type = coded_type(value.dtype)
+        if elem_type is not None:
+            return Coded(held if held is not None else to_torch(codes_of(value.array)), elem_type)
         if held is not None:
             return held
         return _symbols_to_tensor(value) if value.is_symbolic else _constant_to_tensor(value.array)
+
+    def tensor(self, value: Value) -> torch.Tensor:
+        """As `any_tensor`, for numbers that can be computed with."""
+        found = self.any_tensor(value)
+        if isinstance(found, Coded):
+            raise UnsupportedError(f"elements of type {found.format.name} can only be moved and cast; cast them to float first.")
+        return found
 
     def _call(self, function: OpFunction, node: Node, values: Sequence[Value], env: Environment) -> Sequence[Value]:
         rank = max((_rank(value) for value in values if not isinstance(value, Host) or value.array.size != 1), default=-1)
@@ -81,7 +97,7 @@ class Executor:
         if function.variadic is None:
             while args and args[-1] is None and len(args) > function.num_required:
                 args.pop()
-        result = function.call(*args, **attributes)
+        result = _moved(function, args, attributes) if node.op in MOVES else function.call(*args, **attributes)
         return result if isinstance(result, tuple) else (result,)
 
     def _bind(self, attribute: Any, env: Environment) -> Any:
@@ -93,6 +109,8 @@ class Executor:
     def _convert(self, kind: Kind | None, value: Value, node: Node, index: int, rank: int) -> Any:
         if value is None or kind in (Kind.VALUE, Kind.KNOWN):
             return value
+        if kind is Kind.ANY_TENSOR or (kind is Kind.TENSOR and node.op in MOVES):
+            return self.any_tensor(value)
         if kind is Kind.TENSOR:
             return self.tensor(value)
         if kind is Kind.OPERAND:
@@ -141,7 +159,22 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
         results = Executor()._call(bare.function, bare, plain, env)
         if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
             return None
-        return [host(to_numpy(result)) if isinstance(result, torch.Tensor) else result for result in results]
+        return [_to_host(result) for result in results]
+
+
+def _to_host(value: Value) -> Value:
+    if isinstance(value, Coded):
+        return host(array_of(to_numpy(value.codes), value.elem_type))
+    return host(to_numpy(value)) if isinstance(value, torch.Tensor) else value
+
+
+def _moved(function: OpFunction, args: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    """Call a function that moves elements: with codes in the place of coded tensors."""
+    elem_type = next((arg.elem_type for arg in args if isinstance(arg, Coded)), None)
+    result = function.call(*[arg.codes if isinstance(arg, Coded) else arg for arg in args], **attributes)
+    if elem_type is None:
+        return result
+    return tuple(Coded(part, elem_type) for part in result) if isinstance(result, tuple) else Coded(result, elem_type)
 
 
 def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
@@ -152,7 +185,7 @@ def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
     for node in graph.nodes:
         values = [known.get(name) if name else None for name in node.inputs]
         is_known = all(value is not None or not name for value, name in zip(values, node.inputs, strict=True))
-        results = fold_node(node, list(values)) if is_known else None
+        results = _fold_if_valid(node, values) if is_known else None
         if results is None:
             nodes.append(_fold_bodies(node, known))
             continue
@@ -160,6 +193,14 @@ def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
         known |= made
         constants |= made
     return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _fold_if_valid(node: Node, values: Sequence[Host | None]) -> list[Value] | None:
+    """As `fold_node`; a node that can't be computed is left where it is, since it may stand in a branch that is never taken."""
+    try:
+        return fold_node(node, list(values))
+    except (RuntimeError, ValueError, IndexError, TypeError, UserError):
+        return None
 
 
 def _fold_bodies(node: Node, known: Mapping[str, Host]) -> Node:
@@ -177,6 +218,8 @@ def is_fill(array: np.ndarray) -> bool:
 def _rank(value: Value) -> int:
     if isinstance(value, Host):
         return value.array.ndim
+    if isinstance(value, Coded):
+        return value.codes.ndim
     return value.ndim if isinstance(value, torch.Tensor) else -1
 
 
@@ -186,12 +229,12 @@ def _on_device(value: Value) -> bool:
 
 def _constant_to_tensor(array: np.ndarray) -> torch.Tensor:
     if is_fill(array):
-        return torch.full(array.shape, array.flat[0].item(), dtype=to_torch(array[:0] if array.ndim else array.reshape(1)).dtype)
+        return torch.full(array.shape, array.flat[0].item(), dtype=dtype_of(array.dtype))
     return to_torch(array)
 
 
 def _symbols_to_tensor(value: Host) -> torch.Tensor:
-    dtype = to_torch(np.empty(0, value.dtype)).dtype
+    dtype = dtype_of(value.dtype)
     items = [torch.scalar_tensor(item, dtype=dtype) for item in value.array.reshape(-1)]
     if value.array.ndim == 0:
         return items[0]

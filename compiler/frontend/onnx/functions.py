@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, defs
@@ -53,7 +53,8 @@ def _expand_graph(graph: onnx.GraphProto, versions: Mapping[str, int], types: Ma
             if attribute.type == AttributeProto.GRAPH:
                 _expand_graph(attribute.g, versions, {**types, **_types(attribute.g)}, f"{prefix}_{index}_{attribute.name}")
         body = _body_of(node, versions, types)
-        nodes += _Instance(node, body, f"{prefix}_{index}_{node.op_type}_").nodes() if body is not None else [node]
+        made = body is not None and _Instance(node, body, f"{prefix}_{index}_{node.op_type}_", _defaults(node, versions)).nodes()
+        nodes += made or [node]
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -72,6 +73,13 @@ def _schema(node: NodeProto, versions: Mapping[str, int]) -> tuple[defs.OpSchema
     if find(node.op_type, version, domain) is not None or node.op_type == "Constant" or not defs.has(node.op_type, version, domain):
         return None
     return defs.get_schema(node.op_type, version, domain), version
+
+
+def _defaults(node: NodeProto, versions: Mapping[str, int]) -> dict[str, AttributeProto]:
+    """The schema's default values of an op's attributes."""
+    found = _schema(node, versions)
+    attributes = found[0].attributes if found is not None else {}
+    return {name: each.default_value for name, each in attributes.items() if each.default_value.type != AttributeProto.UNDEFINED}
 
 
 def _is_contextual(node: NodeProto, versions: Mapping[str, int]) -> bool:
@@ -103,6 +111,7 @@ class _Instance:
     call: NodeProto
     body: FunctionProto
     prefix: str
+    defaults: Mapping[str, AttributeProto] = field(default_factory=dict)
 
     def nodes(self) -> list[NodeProto]:
         names = dict(zip(self.body.input, [*self.call.input] + [""] * len(self.body.input), strict=False))
@@ -128,7 +137,7 @@ class _Instance:
 
     def _fill_attributes(self, node: NodeProto, names: Mapping[str, str]) -> None:
         """References to the call's attributes become their values, or the body's defaults; absent ones are left out."""
-        given = {a.name: a for a in (*self.body.attribute_proto, *self.call.attribute)}
+        given = {**self.defaults, **{a.name: a for a in (*self.body.attribute_proto, *self.call.attribute)}}
         filled = []
         for attribute in node.attribute:
             source = given.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute

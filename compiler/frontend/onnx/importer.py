@@ -6,12 +6,14 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.onnx.coded import FORMATS, codes_of
 from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
 from llmos.compiler.frontend.onnx.early import early_inputs as _early_inputs
 from llmos.compiler.frontend.onnx.execution import fold_graph
@@ -60,7 +62,7 @@ class OnnxProgram:
 
     @property
     def reference(self) -> OnnxReference:
-        return OnnxReference(self.model, tuple(spec.name for spec in self.inputs), self.bound, self.module)
+        return OnnxReference(self.model, self.inputs, self.bound, self.module)
 
 
 def import_onnx(
@@ -89,9 +91,18 @@ def import_onnx(
         input_names=[spec.name for spec in exported.inputs],
         output_names=list(exported.output_names),
         name=name or exported.model.name,
-        metadata={"notes": list(exported.notes)} if exported.notes else {},
+        metadata=_metadata(exported),
         reference=exported.reference,
     )
+
+
+def _metadata(exported: OnnxProgram) -> dict[str, Any]:
+    """What the manifest should say beside the tensors: notes, sequences and empty optionals among the outputs."""
+    found: dict[str, Any] = {"notes": list(exported.notes)} if exported.notes else {}
+    results = exported.module.results
+    if any(result.tensor_names != (result.name,) for result in results):
+        found["onnx_outputs"] = [{"name": result.name, "length": result.length, "absent": result.is_absent} for result in results]
+    return found
 
 
 def export_onnx(
@@ -109,7 +120,8 @@ def export_onnx(
     specs, ranges = _apply_dynamic(specs, dynamic)
     examples = _examples(module, specs, ranges, example_args)
     program, specs, notes = _export(module, specs, ranges, examples)
-    return OnnxProgram(original, module, program, specs, module.graph.outputs, examples, bound, notes, ranges)
+    names = tuple(name for result in module.results for name in result.tensor_names)
+    return OnnxProgram(original, module, program, specs, names, examples, bound, notes, ranges)
 
 
 def unsupported_ops(source: Source) -> list[Problem]:
@@ -132,7 +144,9 @@ def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> Onnx
     parsed = parse_graph(model.proto.graph, model.versions, model.reader)
     constants = dict(parsed.constants) | {name: Host(array, array.dtype) for name, array in bound.items()}
     inputs = tuple(name for name in parsed.inputs if name not in bound)
-    return OnnxModule(fold_graph(replace(parsed, inputs=inputs, constants=constants))).eval()
+    types = {value.name: value.type.tensor_type.elem_type for value in original.proto.graph.input}
+    coded = {name: types[name] for name in inputs if types.get(name) in FORMATS}
+    return OnnxModule(fold_graph(replace(parsed, inputs=inputs, constants=constants)), coded).eval()
 
 
 def _describe(name: str, problems: Sequence[Problem]) -> str:
@@ -149,6 +163,9 @@ def _bound_arrays(model: LoadedModel, bind: Mapping[str, np.ndarray | int | floa
     for name, value in bind.items():
         if name not in specs:
             raise UserError(f"the model has no input '{name}' to bind; it has: {', '.join(specs)}.")
+        if specs[name].coded:
+            bound[name] = np.asarray(value)
+            continue
         tensor = to_torch(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
         bound[name] = to_numpy(tensor.to(specs[name].dtype))
     return bound
@@ -171,7 +188,10 @@ def _examples(
     if given is not None:
         if len(given) != len(specs):
             raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")
-        return tuple(to_torch(np.asarray(value)).to(spec.dtype) for value, spec in zip(given, specs, strict=True))
+        arrays = [codes_of(np.asarray(value)) if spec.coded else np.asarray(value) for value, spec in zip(given, specs, strict=True)]
+        return tuple(to_torch(array).to(spec.dtype) for array, spec in zip(arrays, specs, strict=True))
+    if not symbols_of(specs):
+        return example_inputs(specs, {})
     failure: Exception | None = None
     for sizes, small in itertools.product(candidate_sizes(specs, ranges), (False, True)):
         inputs = example_inputs(specs, sizes, small=small)

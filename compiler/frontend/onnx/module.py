@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from llmos.compiler.frontend.onnx.coded import Coded, coded_type, codes_of
 from llmos.compiler.frontend.onnx.dtypes import to_torch
 from llmos.compiler.frontend.onnx.execution import Executor, is_fill
 from llmos.compiler.frontend.onnx.graph import Graph
 from llmos.compiler.frontend.onnx.registry import Kind
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.values import Host, Value
 from llmos.runtime.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an output of the graph leaves the module: as one tensor, or (a sequence) as `length` of them, or (an empty optional) as none."""
+
+    name: str
+    length: int | None = None
+    is_absent: bool = False
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        if self.is_absent:
+            return ()
+        return (self.name,) if self.length is None else tuple(f"{self.name}.{i}" for i in range(self.length))
+
+
+@dataclass
+class _Record:
+    results: tuple[Result, ...] = ()
 
 
 class OnnxModule(nn.Module):
     """`graph` as a module: constants that its ops take as tensors are buffers under their ONNX names.
 
-    forward takes the graph's inputs in order and gives its outputs in order, each a tensor.
+    forward takes the graph's inputs in order and gives its outputs in order, the items of a sequence one after the other; coded types are
+    given as their codes. `results` says of the last run how the tensors belong to the outputs.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, coded_inputs: Mapping[str, int] | None = None) -> None:
+        """`coded_inputs`: ONNX element types of the inputs that are given as codes (coded.py)."""
         super().__init__()
+        self.coded_inputs = dict(coded_inputs or {})
+        # In an object of its own: torch.export takes back what a run assigns to the module.
+        self._record = _Record()
         self._locations: dict[str, tuple[nn.Module, str]] = {}
         self.graph = self._hold_constants(graph)
         self._executor = Executor(self._buffer)
 
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """How the tensors of the last run belong to the outputs of the graph."""
+        return self._record.results
+
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = self._executor.run(self.graph, dict(zip(self.graph.inputs, inputs, strict=True)))
-        return tuple(self._executor.tensor(value) for value in values)
+        values = self._executor.run(self.graph, {name: self._input(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)})
+        self._record.results = tuple(_result(name, value) for name, value in zip(self.graph.outputs, values, strict=True))
+        return tuple(self._plain(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None)
+
+    def _input(self, name: str, x: torch.Tensor) -> Value:
+        elem_type = self.coded_inputs.get(name)
+        return x if elem_type is None else Coded(x, elem_type)
+
+    def _plain(self, value: Value) -> torch.Tensor:
+        found = self._executor.any_tensor(value)
+        return found.codes if isinstance(found, Coded) else found
 
     def _buffer(self, key: str) -> torch.Tensor | None:
         location = self._locations.get(key)
@@ -52,7 +93,7 @@ class OnnxModule(nn.Module):
         while key in self._locations:
             key += "_"
         try:
-            tensor = to_torch(value.array)
+            tensor = to_torch(value.array if coded_type(value.dtype) is None else codes_of(value.array))
         except UnsupportedError as error:
             raise UnsupportedError(f"constant '{name}': {error}") from error
         self._locations[key] = self._register(key, tensor)
@@ -76,12 +117,16 @@ class OnnxModule(nn.Module):
         return owner, leaf
 
 
+def _result(name: str, value: Value) -> Result:
+    return Result(name, len(value) if isinstance(value, list) else None, value is None)
+
+
 def tensor_names(graph: Graph) -> frozenset[str]:
     """Names that some op of the graph or of its subgraphs takes as a tensor, or that leave the graph."""
     found = set(graph.outputs)
     for node in graph.nodes:
         for index, name in enumerate(node.inputs):
-            if node.function.kind_of(index) in (Kind.TENSOR, Kind.OPERAND, Kind.VALUE):
+            if node.function.kind_of(index) in (Kind.TENSOR, Kind.ANY_TENSOR, Kind.OPERAND, Kind.VALUE):
                 found.add(name)
         for attribute in node.attributes.values():
             if isinstance(attribute, Graph):

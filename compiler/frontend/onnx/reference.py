@@ -13,8 +13,10 @@ import onnx
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
+from llmos.compiler.frontend.onnx.coded import coded_type, codes_of
+from llmos.compiler.frontend.onnx.dtypes import from_storage, to_numpy, to_torch
 from llmos.compiler.frontend.onnx.loading import LoadedModel
+from llmos.compiler.frontend.onnx.symbols import InputSpec
 
 # onnxruntime's own log level for errors; its warnings are about its optimizer.
 _ORT_ERRORS_ONLY = 3
@@ -25,17 +27,19 @@ class OnnxReference:
     """Runs the unchanged ONNX model: inputs in order in, outputs in order out. `bound` are inputs fixed at the import."""
 
     model: LoadedModel
-    input_names: tuple[str, ...]
+    inputs: tuple[InputSpec, ...]
     bound: Mapping[str, np.ndarray]
     eager: torch.nn.Module = field(repr=False)
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        feed = dict(zip(self.input_names, inputs, strict=True)) | dict(self.bound)
+        arrays = {spec.name: from_storage(np.asarray(x), spec.coded or 0) for spec, x in zip(self.inputs, inputs, strict=True)}
+        feed = arrays | dict(self.bound)
         if self._session is not None:
-            return [np.asarray(value) for value in self._session.run(None, feed)]
+            return _plain(self._session.run(None, feed))
         try:
-            return [np.asarray(value) for value in self._evaluator.run(None, feed)]
-        except (NotImplementedError, RuntimeError):
+            return _plain(self._evaluator.run(None, feed))
+        except Exception:
+            # Ops that onnx's evaluator lacks, or takes in fewer forms than the specification.
             return self._run_eager(inputs)
 
     @property
@@ -67,3 +71,9 @@ class OnnxReference:
     def _run_eager(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         with torch.no_grad():
             return [to_numpy(value) for value in self.eager(*(to_torch(value) for value in inputs))]
+
+
+def _plain(outputs: Sequence[Any]) -> list[np.ndarray]:
+    """The outputs as a compiled model gives them: sequences one item after the other, no empty optionals, coded types as codes."""
+    items = [item for value in outputs for item in (value if isinstance(value, list) else [value]) if item is not None]
+    return [codes_of(array) if coded_type(array.dtype) else array for array in map(np.asarray, items)]

@@ -6,6 +6,7 @@ The annotation of an input says in which form the function wants it:
     torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (the value must be known before any kernel runs)
     Operand       a tensor, or a      Floats  a tuple of floats, known likewise
                   Python number       Array   a Host value         Value   whatever there is
+    AnyTensor     a tensor, of a coded type too (coded.py)
     Known         a Host value or None; the function itself says what is wrong with anything else
 
 A node with an attribute that the function doesn't name is refused: an attribute ignored is a wrong number.
@@ -25,6 +26,7 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 
+from llmos.compiler.frontend.onnx.coded import Coded
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.compiler.frontend.onnx.values import Value as AnyValue
 
@@ -37,6 +39,7 @@ class Kind(enum.Enum):
     INTS = "ints"
     FLOATS = "floats"
     ARRAY = "array"
+    ANY_TENSOR = "any_tensor"
     VALUE = "value"
     KNOWN = "known"
     NUM_OUTPUTS = "num_outputs"
@@ -47,6 +50,7 @@ Operand = Annotated[Any, Kind.OPERAND]
 Ints = Annotated[tuple[Any, ...], Kind.INTS]
 Floats = Annotated[tuple[float, ...], Kind.FLOATS]
 Array = Annotated[Host, Kind.ARRAY]
+AnyTensor = Annotated["torch.Tensor | Coded", Kind.ANY_TENSOR]
 Value = Annotated[AnyValue, Kind.VALUE]
 Known = Annotated[AnyValue, Kind.KNOWN]
 NumOutputs = Annotated[int, Kind.NUM_OUTPUTS]

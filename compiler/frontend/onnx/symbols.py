@@ -7,13 +7,14 @@ import keyword
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 import torch
 from torch.export import Dim
 
+from llmos.compiler.frontend.onnx.coded import FORMATS
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -25,11 +26,12 @@ MAX_EXAMPLE_ELEMENTS = 2**22
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input: a dim is its size, or the name of a dynamic dimension."""
+    """A graph input: a dim is its size, or the name of a dynamic dimension; `coded` is its element type where it is given as codes."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
+    coded: int | None = None
 
 
 def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
@@ -47,7 +49,10 @@ def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise UnsupportedError(f"input '{value.name}' has no declared rank; export the model with the shapes of its inputs.")
-    return InputSpec(value.name, torch_dtype(tensor.elem_type), tuple(_dim(dim, fresh) for dim in tensor.shape.dim))
+    shape = tuple(_dim(dim, fresh) for dim in tensor.shape.dim)
+    if tensor.elem_type in FORMATS:
+        return InputSpec(value.name, torch.uint8, shape, tensor.elem_type)
+    return InputSpec(value.name, torch_dtype(tensor.elem_type), shape)
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: Iterator[str]) -> int | str:
@@ -69,7 +74,7 @@ def symbols_of(specs: Sequence[InputSpec]) -> tuple[str, ...]:
 
 def with_static(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> tuple[InputSpec, ...]:
     """The specs with some dynamic dimensions fixed."""
-    return tuple(InputSpec(s.name, s.dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)) for s in specs)
+    return tuple(replace(s, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
 
 def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec, ...]:
@@ -82,7 +87,7 @@ def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec
             f"{len(names)} names for the model's {len(own)} dynamic dimensions ({', '.join(own) or 'none'}): give one for each, in order."
         )
     new = {old: symbol_name(name) for old, name in zip(own, names, strict=True)}
-    return tuple(InputSpec(s.name, s.dtype, tuple(new[d] if isinstance(d, str) else d for d in s.shape)) for s in specs)
+    return tuple(replace(s, shape=tuple(new[d] if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
 
 def check_names(dynamic: Mapping[str, object], specs: Sequence[InputSpec]) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from llmos.compiler.frontend.onnx.coded import Coded
+
 
 @dataclass(frozen=True, eq=False)
 class Host:
@@ -26,7 +28,7 @@ class Host:
         return self.array.dtype == object
 
 
-Value: TypeAlias = torch.Tensor | Host | list[Any] | None
+Value: TypeAlias = torch.Tensor | Coded | Host | list[Any] | None
 
 
 def host(array: Any, dtype: Any = None) -> Host:

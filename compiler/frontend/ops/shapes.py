@@ -68,6 +68,10 @@ def extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int = 
     """Elements start, start + step, ... of one dimension."""
     if b.sizes.equal(size, x.shape[dim]) and step == 1:
         return x
+    if size == 0:
+        # A slice may not start at the end of what it is taken from.
+        shape = (*x.shape[:dim], 0, *x.shape[dim + 1 :])
+        return b.dense_tensor(b.empty(shape, x.dtype), shape, x.dtype)
     if isinstance(x.fact, Splat):
         return (
             replace(x, shape=(*x.shape[:dim], size, *x.shape[dim + 1 :])) if dim not in x.axes else _extract(b, x, dim, start, size, step)

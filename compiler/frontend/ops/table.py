@@ -133,6 +133,7 @@ def _conversions() -> dict[str, Lowering]:
     return {
         "to.dtype to.device to.dtype_layout to.other to.prim_Device type_as.default _to_copy.default": elementwise.convert,
         "clone.default contiguous.default detach.default detach_.default alias.default": elementwise.identity,
+        "view.dtype": elementwise.view_dtype,
         "lift_fresh_copy.default positive.default": elementwise.identity,
         "dropout.default feature_dropout.default alpha_dropout.default": elementwise.dropout,
     }

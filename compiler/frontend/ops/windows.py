@@ -49,6 +49,9 @@ def convolution(
     window = [dim for dim in weight.shape[2:] if isinstance(dim, int)]
     pairs = _padding(padding, window, dilations)
     x = _padded(b, x, pairs, 0)
+    if any(size != 1 for dim, size in enumerate(weight.shape) if dim not in weight.axes):
+        # The loops over the window take their bounds from the stored weight.
+        weight = b.copy(weight)
     channels, filters = weight.shape[1], weight.shape[0]
     assert isinstance(channels, int) and isinstance(filters, int)
     if groups == 1:
@@ -128,7 +131,7 @@ def _depthwise(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seq
     n = x.rank - 2
     outputs, windows = range(2, 2 + n), range(2 + n, 2 + 2 * n)
     reads = [affine_dim(0), affine_dim(1), *_position(outputs, windows, strides, dilations)]
-    weight = b.squeeze(weight, 1) if weight.axes[1] == 1 else weight
+    weight = b.squeeze(weight, 1)
     taps = [affine_dim(1), *map(affine_dim, windows)]
     return _sum(b, x, reads, weight, taps, result.shape, 2 + 2 * n)
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import torch
 
+from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, decode, encode
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, numpy_dtype, torch_dtype
-from llmos.compiler.frontend.onnx.registry import Value, op
+from llmos.compiler.frontend.onnx.registry import AnyTensor, Value, op
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError
 
-FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz})
-
 
 @op("Cast", since=6)
-def cast(x: torch.Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> torch.Tensor:
-    return convert(x, torch_dtype(to), bool(saturate))
+def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Coded:
+    if isinstance(x, Coded):
+        return x if x.elem_type == to else cast(decode(x), to=to, saturate=saturate, round_mode=round_mode)
+    return encode(x, to, bool(saturate), round_mode) if to in FORMATS else convert(x, torch_dtype(to))
 
 
 @op("CastLike", since=15)
-def cast_like(x: Value, like: torch.Tensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Host:
+def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Coded | Host:
     """A constant stays one: function bodies write their numbers in the input's type this way."""
-    if isinstance(x, torch.Tensor):
-        return convert(x, like.dtype, bool(saturate))
-    if not isinstance(x, Host) or x.is_symbolic or like.dtype in FLOAT8:
-        raise UnsupportedError("CastLike of a size, of a sequence or of a constant to float8 isn't supported.")
-    return host(x.array.astype(numpy_dtype(like.dtype)))
+    if isinstance(x, Host) and not x.is_symbolic and isinstance(like, torch.Tensor):
+        return host(x.array.astype(numpy_dtype(like.dtype)))
+    if not isinstance(x, torch.Tensor | Coded):
+        raise UnsupportedError("CastLike of a size, of a sequence or of a constant to a coded type isn't supported.")
+    value = decode(x) if isinstance(x, Coded) else x
+    if isinstance(like, Coded):
+        return encode(value, like.elem_type, bool(saturate), round_mode)
+    return convert(value, like.dtype)
 
 
 @op("BitCast", since=26)
@@ -35,21 +39,11 @@ def bit_cast(x: torch.Tensor, *, to: int) -> torch.Tensor:
     return x.view(dtype)
 
 
-def convert(x: torch.Tensor, dtype: torch.dtype, saturate: bool = True) -> torch.Tensor:
-    """`x` as `dtype`: floats are cut towards zero, integers wrap, float8 saturates."""
+def convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x` as `dtype`: floats are cut towards zero, integers wrap."""
     if x.dtype == dtype:
         return x
-    if dtype in FLOAT8:
-        return _to_float8(x, dtype, saturate)
     if x.is_floating_point() and dtype in INTEGER_RANGE and dtype.itemsize < 4:
         # Through int32, as numpy does: a float outside the range wraps instead of being undefined.
         return x.to(torch.int32).to(dtype)
     return x.to(dtype)
-
-
-def _to_float8(x: torch.Tensor, dtype: torch.dtype, saturate: bool) -> torch.Tensor:
-    if not saturate:
-        raise UnsupportedError("Cast to float8 with saturate=0 isn't supported; export with saturate=1.")
-    largest = torch.finfo(dtype).max
-    wide = x.to(torch.float32)
-    return torch.where(torch.isnan(wide), wide, wide.clamp(-largest, largest)).to(dtype)

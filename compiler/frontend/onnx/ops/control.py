@@ -53,6 +53,21 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
     return (*values, *(_stack(column, 0) for column in scans))
 
 
+@op("Scan")
+def scan_of_batches(*items: Value, body: Subgraph, num_scan_inputs: int, directions: tuple[int, ...] | None = None) -> tuple[Any, ...]:
+    """Version 8: over axis 1 of [batch, length, ...], the batch written out as well; the first input is an optional length of each row."""
+    lengths, *rest = items
+    if lengths is not None:
+        raise UnsupportedError("Scan of opset 8 with sequence_lens isn't supported; export with opset 9 or later.")
+    if not all(isinstance(item, torch.Tensor) and isinstance(item.shape[0], int) for item in rest):
+        raise UnsupportedError("Scan of opset 8 needs a static batch; fix the dimension (--dynamic name=size).")
+    rows = [
+        scan(*[item[b] for item in rest], body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)  # type: ignore[index]
+        for b in range(rest[0].shape[0])  # type: ignore[union-attr]
+    ]
+    return tuple(torch.stack(column, 0) for column in zip(*rows, strict=True))
+
+
 @op("Scan", since=9)
 def scan(
     *items: Value,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE
-from llmos.compiler.frontend.onnx.registry import Operand, op, unary
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.registry import Known, Operand, op, unary
+from llmos.compiler.frontend.onnx.values import Host, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
 UNARY = (
@@ -156,8 +156,8 @@ def bitwise_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @op("BitShift")
 def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tensor:
     """A shift by a negative count or by the width of the type leaves what sign extension alone gives."""
-    if a.dtype == torch.uint64 or b.dtype == torch.uint64:
-        raise UnsupportedError("BitShift of uint64 isn't supported; use a narrower type.")
+    if a.dtype == torch.uint64:
+        return _shift_unsigned(a.view(torch.int64), b.to(torch.int64), direction).view(torch.uint64)
     bits = a.dtype.itemsize * 8
     wide, count = a.to(torch.int64), b.to(torch.int64)
     if direction == "RIGHT":
@@ -166,6 +166,17 @@ def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tens
     legal = (count >= 0) & (count < bits)
     shifted = torch.bitwise_left_shift(wide, torch.where(legal, count, 0))
     return torch.where(legal, shifted, 0).to(a.dtype)
+
+
+def _shift_unsigned(bits: torch.Tensor, count: torch.Tensor, direction: str) -> torch.Tensor:
+    """64-bit words shifted without regard to their sign."""
+    legal = (count >= 0) & (count < 64)
+    held = torch.where(legal, count, 0)
+    if direction == "LEFT":
+        return torch.where(legal, torch.bitwise_left_shift(bits, held), 0)
+    # Of an arithmetic shift the copies of the sign are cut off: the low 64 - count bits are kept.
+    kept = torch.where(held == 0, -1, torch.bitwise_left_shift(torch.ones_like(held), 64 - held) - 1)
+    return torch.where(legal, torch.bitwise_right_shift(bits, held) & kept, 0)
 
 
 @op("Equal")
@@ -295,21 +306,23 @@ def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch
 
 @op("Dropout", since=12)
 def dropout_with_inputs(
-    x: torch.Tensor, ratio: Host | torch.Tensor | None = None, training: torch.Tensor | None = None, *, seed: int = 0
+    x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if training is not None and bool(training):
-        raise UnsupportedError("Dropout in training mode isn't supported; export the model for inference.")
+    """The identity, unless a known `training` asks for random zeros at a `ratio` above 0."""
+    if training is not None and not isinstance(training, Host):
+        raise UnsupportedError("Dropout whose mode is computed from data isn't supported; export the model for inference.")
+    if training is not None and bool(scalar_of(training)) and not (isinstance(ratio, Host) and scalar_of(ratio) == 0):
+        raise UnsupportedError("Dropout in training mode isn't supported, it is random; export the model for inference.")
     return x, torch.ones_like(x, dtype=torch.bool)
 
 
-# torch computes few ops on unsigned integers above 8 bits: they go through a signed type that holds them.
+# What torch's eager kernels lack for unsigned integers above 8 bits goes through a signed type that holds them. uint64 stays as it is: it
+# can be traced, and kernels have it, but it can't be run in eager torch.
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 
 def _wide(a: Any, b: Any, function: Any, keep: bool = True) -> torch.Tensor:
     dtype = next(item.dtype for item in (a, b) if isinstance(item, torch.Tensor))
-    if dtype == torch.uint64:
-        raise UnsupportedError("arithmetic on uint64 isn't supported; use int64.")
     if dtype not in _WIDER:
         return function(a, b)  # type: ignore[no-any-return]
     wide = [item.to(_WIDER[dtype]) if isinstance(item, torch.Tensor) else item for item in (a, b)]

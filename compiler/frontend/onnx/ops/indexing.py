@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import to_torch
-from llmos.compiler.frontend.onnx.registry import Ints, Value, op
+from llmos.compiler.frontend.onnx.registry import Array, Ints, Value, op
 from llmos.compiler.frontend.onnx.values import Host, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
@@ -53,6 +54,35 @@ def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
         flat = x.index_select(axis, to_torch(resolved.reshape(-1)))
         return flat.reshape((*x.shape[:axis], *resolved.shape, *x.shape[axis + 1 :]))
     return gather(x, to_torch(indices.array), axis=axis)
+
+
+@op("Compress", since=9)
+def compress(x: torch.Tensor, condition: Array, *, axis: int | None = None) -> torch.Tensor:
+    """The slices that a known condition keeps: how many there are decides the size of the result."""
+    kept = to_torch(np.flatnonzero(condition.array.astype(bool)))
+    return x.flatten().index_select(0, kept) if axis is None else x.index_select(axis, kept)
+
+
+@op("MaxUnpool", since=9)
+def max_unpool(
+    x: torch.Tensor,
+    indices: torch.Tensor,
+    output_shape: Ints | None = None,
+    *,
+    kernel_shape: tuple[int, ...],
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> torch.Tensor:
+    """Each value at its index of the flattened tensor that was pooled; zeros elsewhere, and behind it where `output_shape` is larger."""
+    rank = len(kernel_shape)
+    strides, pads = strides or (1,) * rank, pads or (0,) * (2 * rank)
+    spatial = [(x.shape[i + 2] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel_shape[i] for i in range(rank)]
+    shape = (*x.shape[:2], *spatial)
+    flat = torch.zeros(math.prod(shape), dtype=x.dtype).scatter(0, indices.flatten(), x.flatten())
+    result = flat.reshape(shape)
+    if output_shape is None:
+        return result
+    return F.pad(result, [item for i in reversed(range(rank)) for item in (0, output_shape[i + 2] - spatial[i])])
 
 
 @op("GatherElements")

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, IntegerFormat, decode, encode
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, torch_dtype
-from llmos.compiler.frontend.onnx.ops.casts import FLOAT8, convert
 from llmos.compiler.frontend.onnx.ops.convolution import convolve
 from llmos.compiler.frontend.onnx.ops.windows import window
-from llmos.compiler.frontend.onnx.registry import op
+from llmos.compiler.frontend.onnx.registry import AnyTensor, op
 from llmos.runtime.errors import UnsupportedError
 
 Dims = tuple[int, ...]
@@ -29,18 +29,25 @@ def along(factor: torch.Tensor, x: torch.Tensor, axis: int, block_size: int = 0)
     return factor.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
 
 
-def quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """round(x / scale) + zero, halves to even, saturated."""
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype | int, saturate: bool = True
+) -> torch.Tensor | Coded:
+    """round(x / scale) + zero, halves to even, saturated. `dtype`: of an integer, or the ONNX element type of a coded one."""
     scaled = x / scale
-    if dtype in FLOAT8:
-        return convert(scaled if zero is None else scaled + zero.to(scaled.dtype), dtype)
-    if dtype not in INTEGER_RANGE:
+    form = FORMATS.get(dtype) if isinstance(dtype, int) else None
+    if isinstance(dtype, int) and not isinstance(form, IntegerFormat):
+        return encode(scaled if zero is None else scaled + zero.to(scaled.dtype), dtype, saturate)
+    if isinstance(form, IntegerFormat):
+        low, high = (-(1 << (form.num_bits - 1)), (form.mask >> 1)) if form.is_signed else (0, form.mask)
+    elif dtype in INTEGER_RANGE:
+        low, high = INTEGER_RANGE[dtype]  # type: ignore[index]
+    else:
         raise UnsupportedError(f"quantization to {dtype} isn't supported.")
-    low, high = INTEGER_RANGE[dtype]
     rounded = torch.round(scaled.to(torch.float32))
     if zero is not None:
         rounded = rounded + zero.to(torch.float32)
-    return rounded.clamp(low, high).to(torch.int32).to(dtype)
+    whole = rounded.clamp(low, high).to(torch.int32)
+    return encode(whole, dtype) if isinstance(dtype, int) else whole.to(dtype)
 
 
 def dequantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
@@ -55,17 +62,15 @@ def dequantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) 
 def quantize_linear(
     x: torch.Tensor,
     scale: torch.Tensor,
-    zero: torch.Tensor | None = None,
+    zero: AnyTensor | None = None,
     *,
     axis: int = 1,
     block_size: int = 0,
     output_dtype: int = 0,
     precision: int = 0,
     saturate: int = 1,
-) -> torch.Tensor:
-    dtype = zero.dtype if zero is not None else (torch_dtype(output_dtype) if output_dtype else torch.uint8)
-    if not saturate and dtype in FLOAT8:
-        raise UnsupportedError("QuantizeLinear to float8 with saturate=0 isn't supported.")
+) -> torch.Tensor | Coded:
+    dtype = _quantized_type(zero, output_dtype)
     wide = (
         x.to(torch_dtype(precision))
         if precision
@@ -73,19 +78,34 @@ def quantize_linear(
         if x.is_floating_point()
         else x.to(scale.dtype)
     )
-    return quantize(wide, along(scale, x, axis, block_size), None if zero is None else along(zero, x, axis, block_size), dtype)
+    shift = None if zero is None else along(_numbers(zero), x, axis, block_size)
+    return quantize(wide, along(scale, x, axis, block_size), shift, dtype, bool(saturate))
+
+
+def _quantized_type(zero: torch.Tensor | Coded | None, output_dtype: int) -> torch.dtype | int:
+    if zero is not None:
+        return zero.elem_type if isinstance(zero, Coded) else zero.dtype
+    if output_dtype in FORMATS:
+        return output_dtype
+    return torch_dtype(output_dtype) if output_dtype else torch.uint8
+
+
+def _numbers(x: torch.Tensor | Coded) -> torch.Tensor:
+    return decode(x) if isinstance(x, Coded) else x
 
 
 @op("DequantizeLinear", since=10)
 def dequantize_linear(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
+    x: AnyTensor, scale: torch.Tensor, zero: AnyTensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> torch.Tensor:
-    result = dequantize(x, along(scale, x, axis, block_size), None if zero is None else along(zero, x, axis, block_size))
+    values = _numbers(x)
+    shift = None if zero is None else along(_numbers(zero), values, axis, block_size)
+    result = dequantize(values, along(scale, values, axis, block_size), shift)
     return result.to(torch_dtype(output_dtype)) if output_dtype else result
 
 
 @op("DynamicQuantizeLinear")
-def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | Coded, torch.Tensor, torch.Tensor]:
     """uint8 over the range of the data, with zero inside it."""
     low, high = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     scale = (high - low) / 255
@@ -182,7 +202,7 @@ def conv_integer(
     return convolve(centered, kernel, None, shape, group).to(torch.int32)
 
 
-def _binary(a: Any, b: Any, c: Any, function: Any) -> torch.Tensor:
+def _binary(a: Any, b: Any, c: Any, function: Any) -> torch.Tensor | Coded:
     return quantize(function(dequantize(*a), dequantize(*b)), c[0], c[1], c[1].dtype)
 
 
@@ -196,5 +216,5 @@ def qlinear_add(
     b_zero: torch.Tensor,
     c_scale: torch.Tensor,
     c_zero: torch.Tensor,
-) -> torch.Tensor:
+) -> torch.Tensor | Coded:
     return _binary((a, a_scale, a_zero), (b, b_scale, b_zero), (c_scale, c_zero), torch.add)

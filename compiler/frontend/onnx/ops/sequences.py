@@ -72,6 +72,11 @@ def concat_from_sequence(sequence: Value, *, axis: int, new_axis: int = 0) -> to
     raise UnsupportedError("ConcatFromSequence of sizes isn't supported.")
 
 
+@op("Optional")
+def optional(value: Value = None, *, type: Any = None) -> Any:
+    return (value,)
+
+
 @op("OptionalHasElement")
 def optional_has_element(value: Value = None) -> Host:
     return host(value is not None, "bool")

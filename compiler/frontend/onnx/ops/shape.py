@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from llmos.compiler.frontend.onnx.dtypes import to_torch, torch_dtype
+from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_torch, torch_dtype
 from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError
@@ -183,7 +183,7 @@ def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
     dtype = value.dtype if value is not None else np.dtype(np.float32)
     if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
         return Host(np.full(shape, fill, dtype), dtype)
-    return torch.full(shape, fill, dtype=to_torch(np.empty(0, dtype)).dtype)
+    return torch.full(shape, fill, dtype=dtype_of(dtype))
 
 
 @op("Range")
@@ -196,7 +196,7 @@ def arange(start: Known, limit: Known, delta: Known) -> Any:
         count = max(math.ceil((last - first) / step), 0)
         array = (first + np.arange(count) * step).astype(dtype)
         return Host(array, dtype) if count <= HOST_ELEMENTS else to_torch(array)
-    return torch.arange(first, last, step, dtype=to_torch(np.empty(0, dtype)).dtype)
+    return torch.arange(first, last, step, dtype=dtype_of(dtype))
 
 
 @op("EyeLike")

@@ -1,0 +1,35 @@
+"""A fixed sample of ONNX's own tests, through kernels: none is wrong or crashes, `llmos check` agrees, none is newly refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.conformance.onnx_suite import onnx_suites
+from tests.conformance.outcome import Outcome
+from tests.conformance.report import listed
+from tests.conformance.workers import run_cases
+
+# Every so many cases of the sorted names; of the small suite of models more.
+STRIDES = {"onnx-node": 7, "onnx-model": 3}
+
+
+@pytest.fixture(scope="module", params=onnx_suites(), ids=lambda suite: suite.name)
+def outcomes(request: pytest.FixtureRequest) -> Sequence[Outcome]:
+    suite = request.param
+    names = suite.cases()[:: STRIDES[suite.name]]
+    assert len(names) > 40
+    return list(run_cases(suite, names, jobs=1, timeout_s=120))
+
+
+def test_nothing_is_wrong_or_crashes(outcomes: Sequence[Outcome]) -> None:
+    assert [outcome for outcome in outcomes if outcome.verdict in ("wrong", "crashed")] == []
+
+
+def test_check_and_compile_agree(outcomes: Sequence[Outcome]) -> None:
+    assert [outcome for outcome in outcomes if outcome.check_disagrees] == []
+
+
+def test_what_is_refused_is_in_the_document(outcomes: Sequence[Outcome]) -> None:
+    assert {outcome.case for outcome in outcomes if outcome.verdict == "refused"} <= listed()
