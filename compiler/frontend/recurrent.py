@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from llmos.compiler.frontend import cells
+
 Layer = Callable[[torch.Tensor, Sequence[torch.Tensor], tuple[torch.Tensor, ...], bool], tuple[torch.Tensor, ...]]
 
 
@@ -50,13 +52,6 @@ def _stack(
     return x, *(torch.stack(each) for each in zip(*ends, strict=True))
 
 
-def _scans() -> Any:
-    """The scan ops; loading them registers them with torch."""
-    from llmos.compiler.frontend.onnx.ops import cells
-
-    return cells
-
-
 def _reordered(parameter: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     parts = parameter.chunk(len(order), 0)
     return torch.cat([parts[i] for i in order], 0)
@@ -66,7 +61,7 @@ def _lstm(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.T
     """torch keeps the gates in the order i, f, g, o; the scan takes i, o, f, g."""
     w, r, *biases = [_reordered(each, (0, 3, 1, 2)) for each in weights]
     bias = biases[0] + biases[1] if biases else None
-    return tuple(_scans().lstm_scan(torch.nn.functional.linear(x, w, bias), r, *state, reverse))
+    return tuple(cells.lstm_scan(torch.nn.functional.linear(x, w, bias), r, *state, reverse))
 
 
 def _gru(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.Tensor, ...], reverse: bool) -> tuple[torch.Tensor, ...]:
@@ -77,10 +72,10 @@ def _gru(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.Te
         inner, outer = biases[1][2 * hidden :], biases[0] + torch.cat([biases[1][: 2 * hidden], torch.zeros_like(biases[1][:hidden])])
     else:
         inner, outer = torch.zeros_like(r[:hidden, 0]), None
-    return tuple(_scans().gru_scan(torch.nn.functional.linear(x, w, outer), r, inner, *state, True, reverse))
+    return tuple(cells.gru_scan(torch.nn.functional.linear(x, w, outer), r, inner, *state, True, reverse))
 
 
 def _rnn(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.Tensor, ...], reverse: bool) -> tuple[torch.Tensor, ...]:
     w, r, *biases = weights
     bias = biases[0] + biases[1] if biases else None
-    return tuple(_scans().rnn_scan(torch.nn.functional.linear(x, w, bias), r, *state, reverse))
+    return tuple(cells.rnn_scan(torch.nn.functional.linear(x, w, bias), r, *state, reverse))

@@ -231,3 +231,33 @@ def test_a_variant_is_asked_for_by_name(artifact_path: Path, contents: ArtifactC
     assert load(artifact_path, target="baseline").target == "baseline"
     with pytest.raises(ArtifactError, match="there is no variant 'x86-64-v9', only baseline"):
         load(artifact_path, target="x86-64-v9")
+
+
+THREADS = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import llmos
+x = np.ones((1000, 4), np.float32)
+programs = [llmos.load(path) for path in sys.argv[1:]]
+for _ in range(20):
+    for program in programs:
+        program(x)
+workers = [p for p in Path("/proc/self/task").iterdir() if (p / "comm").read_text().startswith("llmos-")]
+time.sleep(0.01)
+before = time.process_time()
+time.sleep(0.2)
+print(len(workers), time.process_time() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_two_programs_share_their_threads_which_sleep_when_idle(artifact_path: Path, tmp_path: Path) -> None:
+    """Idle workers spin for 150 us: a pool that went on spinning would use two cores of the 0.2 s."""
+    other = tmp_path / "other.llmos"
+    other.write_bytes(artifact_path.read_bytes())
+    command = [sys.executable, "-c", THREADS, str(artifact_path), str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LLMOS_NUM_THREADS": "3"})
+    workers, busy_s = done.stdout.split()
+    assert int(workers) == 2
+    assert float(busy_s) < 0.01

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from llmos.compiler.frontend.onnx.ops import cells
-from llmos.compiler.frontend.onnx.ops.cells import CellOptions, State
+from llmos.compiler.frontend import cells
+from llmos.compiler.frontend.cells import CellOptions, State
 from llmos.compiler.frontend.onnx.registry import Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
