@@ -235,15 +235,15 @@ class Builder:
     def store(self, value: Value, address: Value, align: int) -> None:
         self.op("llvm.store", [value, address], None, alignment=ir.IntegerAttr.get(self.i64, align))
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for a cache line to be read; never faults."""
+    def prefetch(self, address: Value, level: int = 1) -> None:
+        """Ask for a line to be read into the cache of a level; never faults."""
         i32 = self.i32
         self.op(
             "llvm.intr.prefetch",
             [address],
             None,
             rw=ir.IntegerAttr.get(i32, 0),
-            hint=ir.IntegerAttr.get(i32, 3),
+            hint=ir.IntegerAttr.get(i32, 4 - level),
             cache=ir.IntegerAttr.get(i32, 1),
         )
 

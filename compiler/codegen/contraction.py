@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import sympy
@@ -26,7 +26,18 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.codegen.layout import Layout
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.panels import PanelCopier, flat_index, nest, over_lanes
-from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape, accumulate, for_row_blocks, register_tile, store_tile, zeros
+from llmos.compiler.codegen.tile import (
+    CACHE_LINE,
+    UNROLL,
+    Panel,
+    Strided,
+    TileShape,
+    accumulate,
+    for_row_blocks,
+    register_tile,
+    store_tile,
+    zeros,
+)
 from llmos.compiler.codegen.tile_amx import TILE_ROWS, multiply_tiles
 from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tile
 from llmos.compiler.codegen.windows import WindowBlock, WindowReader
@@ -36,19 +47,32 @@ from llmos.compiler.symbolic import Expr
 from llmos.compiler.target import Target
 
 ROW_CHUNK_BYTES = 1 << 20  # rows of one tile stay in half of a level-2 cache
+SMALL_PANEL_BYTES = 1 << 18  # a panel that is worth reading again so that there are more tiles to share out
 MAX_ROWS = 256
-PREFETCH = 16  # rows of a packed panel between a read and the request for it: measured best of 0, 16, 32 and 64 with weights cold and warm
+PREFETCH = 16  # rows of a packed panel between a read and the request for it, where memory is the limit: best of 0, 16, 32 and 64
+USUAL_BLOCKS = 4  # of rows in a tile whose number isn't known: by then the whole next panel has been asked for
 ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of two don't share cache sets
 
 
-def row_chunk(layout: Layout) -> int:
-    """Rows of one tile: a multiple of 8 that keeps them within the cache budget; many where each tile packs its own panel."""
-    row = layout.row_elements
+def row_chunk(layout: Layout, rows: int) -> int:
+    """Rows of one tile: a multiple of `rows` that keeps them within the cache budget; many where each tile packs its own panel.
+
+    Few enough that even the smallest input gives each of some threads its share of tiles.
+    """
+    most = MAX_ROWS // rows * rows
     if not layout.packed:
-        return MAX_ROWS
-    if not row.is_Integer:
-        return 64
-    return max(16, min(MAX_ROWS, ROW_CHUNK_BYTES // (4 * max(1, int(row))) // 8 * 8))
+        return most
+    row = layout.row_elements
+    chunk = 64 // rows * rows
+    if row.is_Integer:
+        chunk = max(2 * rows, min(most, ROW_CHUNK_BYTES // (4 * max(1, int(row))) // rows * rows))
+    panels, depth = ceil_div(layout.n, layout.width), layout.k
+    least = layout.dispatch.table.bounds(layout.m)[0]
+    if not (panels.is_Integer and least.is_Integer and depth.is_Integer):
+        return chunk
+    wanted = 16 if 4 * int(depth) * layout.width <= SMALL_PANEL_BYTES else 8
+    chunks = -(-wanted // int(panels))
+    return max(2 * rows, min(chunk, -(-int(least) // (chunks * rows)) * rows))
 
 
 Left: TypeAlias = Strided | WindowBlock
@@ -72,7 +96,7 @@ class ContractionEmitter:
         shape = register_tile(target.vector_bits, self.layout.width)
         self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
         self.root, self.sizes = self.layout.root, self.layout.sizes
-        self.chunk = row_chunk(self.layout)
+        self.chunk = row_chunk(self.layout, self.shape.rows)
         self.in_registers = self.layout.pairs is not PairArithmetic.TILES and fits_registers(self.layout)
 
     def emit(self, module: ir.Module) -> Launch:
@@ -127,25 +151,31 @@ class ContractionEmitter:
 
         def block(row: Value, count: int) -> None:
             left = rows.block(row, count) if isinstance(rows, WindowReader) else self._strided(rows, row)
-            upcoming = self._upcoming(base, b.sub(row, low))
-            self._by_columns(first, functools.partial(self._multiply, count, left, base, upcoming, row, first))
+            self._by_columns(first, functools.partial(self._multiply, count, left, self._panel(base, count, b.sub(row, low)), row, first))
             if not self.in_registers:
                 self.epilogue.from_tile(row, first, b.index(count))
 
         for_row_blocks(b, low, high, self.shape.rows, block)
 
-    def _upcoming(self, panel: Value, row: Value) -> Value | None:
-        """The part of the next panel to ask memory for during a block of rows: one vector's columns in each of the first blocks.
+    def _panel(self, base: Value, count: int, row: Value) -> Panel:
+        """The panel for `count` rows, the first of them number `row` of the tile, with what to ask memory for meanwhile.
 
-        The first block of a panel uses it up faster than a far cache can send it; so the panel has to be on its way before.
+        A full block of rows has enough to do for a near cache to keep up by itself; what it asks for is a part of the next panel, whose
+        first block would use it up faster than a far cache can send it. Fewer rows ask for the panel itself as well.
         """
-        b, layout = self.frame.b, self.layout
+        b, layout, rows = self.frame.b, self.layout, self.shape.rows
+        width, align = layout.width, min(ALIGN, self.shape.lanes * 4)
         if not layout.packed or layout.pairs is not None:
-            return None
+            return Panel(base, b.index(width), align, PREFETCH if layout.packed else 0)
+        full = UNROLL * width * 4 // CACHE_LINE  # lines of a panel for each UNROLL steps
+        least = layout.dispatch.table.bounds(layout.m)[0]
+        blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // rows)) if least.is_Integer else USUAL_BLOCKS
+        lines = -(-full // blocks) if count == rows else full
         depth = self.frame.evaluator.sizes(layout.k)
-        part = b.minimum(b.div(row, b.index(self.shape.rows)), b.index(layout.width * 4 // CACHE_LINE - 1))
-        following = b.address(panel, b.mul(depth, b.index(layout.width)), b.f32)
-        return b.address(following, b.mul(part, b.mul(depth, b.index(CACHE_LINE // 4))), b.f32)
+        part = b.minimum(b.div(row, b.index(rows)), b.index(-(-full // lines) - 1))
+        following = b.address(base, b.mul(depth, b.index(width)), b.f32)
+        upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // UNROLL))), b.f32)
+        return Panel(base, b.index(width), align, 0 if count == rows else PREFETCH, upcoming, lines)
 
     # -- the left side
     def _rows(self, low: Value, high: Value) -> Rows | WindowReader:
@@ -219,14 +249,13 @@ class ContractionEmitter:
             with b.when(b.compare("sle", end, b.index(int(n)))):
                 multiply(width)
 
-    def _multiply(self, count: int, left: Left, panel: Value, upcoming: Value | None, row: Value, first: Value, columns: int) -> None:
+    def _multiply(self, count: int, left: Left, panel: Panel, row: Value, first: Value, columns: int) -> None:
         """The sums of `count` rows by the first `columns` of a panel, to memory through the epilogue or to the L1 tile."""
         b, shape, width = self.frame.b, self.shape, self.layout.width
-        prefetch = PREFETCH if self.layout.packed else 0
         for column in range(0, columns, shape.columns):
             vectors = min(shape.vectors, -(-(columns - column) // shape.lanes))
             part = TileShape(count, vectors, shape.lanes)
-            right = Panel(b.address(panel, b.index(column), b.f32), b.index(width), min(ALIGN, shape.lanes * 4), prefetch, upcoming)
+            right = replace(panel, base=b.address(panel.base, b.index(column), b.f32))
             made = self._sums(part, left, right)
             if self.in_registers:
                 self.epilogue.from_registers(part, made, row, b.add(first, b.index(column)), columns - column)

@@ -90,7 +90,7 @@ class Layout:
     @property
     def width(self) -> int:
         """Columns of a panel."""
-        return panel_width(int(self.n)) if self.n.is_Integer else PANEL
+        return panel_width(int(self.n), int(self.k)) if self.n.is_Integer and self.k.is_Integer else PANEL
 
     @property
     def row_elements(self) -> Expr:

@@ -1,7 +1,7 @@
 """The packed layout of constant right sides of contractions, zero-padded, the same for every target.
 
 Panels [n/w][k][w] of float32, and [n/w][k/2][w][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read. The
-width w depends on n alone: 48, the widest that leaves registers for enough rows, or less where that leaves fewer columns unused.
+width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are no more.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from collections.abc import Sequence
 import numpy as np
 
 PANEL = 48
-NARROW = (32, 16)
+WIDTHS = (PANEL, 64, 32)  # in this order, what divides n is taken
+NARROWEST = 16
+MAX_WIDE_BYTES = 3 << 18  # of a panel wider than usual
 
 
-def panel_width(n: int) -> int:
-    """Columns of a panel of n columns in all: 48, or what divides n, or what is just enough."""
-    if n % PANEL == 0:
-        return PANEL
-    if n <= NARROW[0] or n % NARROW[0] == 0:
-        return next(width for width in reversed(NARROW) if n <= width or width == NARROW[0])
-    return PANEL
+def panel_width(n: int, k: int) -> int:
+    """Columns of a panel of n columns in all: what divides n, or what is just enough, or 48. Two wide ones fit a level-2 cache."""
+    if n <= 32:
+        return NARROWEST if n <= NARROWEST else 32
+    return next((width for width in WIDTHS if n % width == 0 and (width <= PANEL or 4 * width * k <= MAX_WIDE_BYTES)), PANEL)
 
 
 def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int]) -> tuple[int, int, int]:
     n, k = (math.prod(shape[axis] for axis in axes) for axes in (n_axes, k_axes))
-    return -(-n // panel_width(n)), k, panel_width(n)
+    width = panel_width(n, k)
+    return -(-n // width), k, width
 
 
 def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:

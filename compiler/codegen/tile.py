@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 from llmos.compiler.codegen.builder import Builder, Value
 
 CACHE_LINE = 64
-UNROLL = 2  # steps of k between two jumps
+UNROLL = 4  # steps of k between two jumps
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,15 @@ class TileShape:
 
 
 def register_tile(vector_bits: int, width: int = 48) -> TileShape:
-    """The tile that fills the register file, for panels of `width` columns: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256."""
+    """The tile that fills the register file, for panels of `width` columns: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256.
+
+    Fewer where a panel is narrow.
+    """
     lanes = vector_bits // 32
-    vectors = next(v for v in (3, 2, 1) if width % (v * lanes) == 0)
-    return TileShape({256: {3: 4, 2: 6}}.get(vector_bits, {}).get(vectors, 8), vectors, lanes)
+    if vector_bits == 256:
+        return TileShape(4, 3, lanes) if width % (3 * lanes) == 0 else TileShape(6, 2, lanes)
+    vectors = next(v for v in (4, 3, 2, 1) if width % (v * lanes) == 0 and (width % 64 == 0 or v < 4))
+    return TileShape(6 if vectors == 4 else 8, vectors, lanes)
 
 
 # One run of k: a pointer to the first element of each row, the number of that k in the panel, how many follow, sums before -> sums after.
@@ -74,7 +79,8 @@ class Panel:
     stride: Value
     align: int
     prefetch: int = 0  # how many k ahead to ask memory for; 0 where the panel is in a near cache already
-    upcoming: Value | None = None  # what is read after this panel: one line of it is asked for at each k
+    upcoming: Value | None = None  # what is read after this panel, and how many lines of it to ask for in UNROLL steps
+    lines: int = 0
 
 
 def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
@@ -94,6 +100,7 @@ def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Va
         whole = b.mul(b.div(count, together), together) if known is None else b.index(known // UNROLL * UNROLL)
         with b.loop(b.index(0), whole, together, list(sums)) as loop:
             made = loop.args
+            _ask_ahead(b, panel, b.add(first, loop.iv))
             for k in range(UNROLL):
                 made = step(rows, first, b.add(loop.iv, b.index(k)), made)
             loop.yield_(made)
@@ -107,17 +114,24 @@ def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Va
 
 
 def _vectors(b: Builder, shape: TileShape, panel: Panel, k: Value) -> list[Value]:
-    """Row k of the panel, and requests for what is read after it."""
+    """Row k of the panel, and requests for a later one."""
     kind = b.vec(b.f32, shape.lanes)
     at = b.address(panel.base, b.mul(k, panel.stride), b.f32)
     vectors = [b.load(b.address(at, b.index(v * shape.lanes), b.f32) if v else at, kind, panel.align) for v in range(shape.vectors)]
-    if panel.upcoming is not None:
-        b.prefetch(b.address(panel.upcoming, b.mul(k, b.index(CACHE_LINE // 4)), b.f32))
     if panel.prefetch:
         ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), b.f32)
         for line in range(0, shape.columns * 4, CACHE_LINE):
             b.prefetch(b.address(ahead, b.index(line // 4), b.f32))
     return vectors
+
+
+def _ask_ahead(b: Builder, panel: Panel, k: Value) -> None:
+    """Ask for the lines of what is read later that belong to UNROLL steps."""
+    if panel.upcoming is None:
+        return
+    at = b.address(panel.upcoming, b.mul(k, b.index(panel.lines * CACHE_LINE // 4 // UNROLL)), b.f32)
+    for line in range(panel.lines):
+        b.prefetch(b.address(at, b.index(line * CACHE_LINE // 4), b.f32), level=2)
 
 
 def zeros(b: Builder, shape: TileShape) -> list[Value]:

@@ -69,7 +69,19 @@ def test_is_left_plain(function: object) -> None:
 
 @pytest.mark.parametrize(
     ("n", "k", "width"),
-    [(1, 1, 16), (16, 2, 16), (24, 2, 32), (64, 2, 32), (47, 3, 48), (48, 5, 48), (49, 5, 48), (96, 3, 48), (100, 17, 48)],
+    [
+        (1, 1, 16),
+        (16, 2, 16),
+        (24, 2, 32),
+        (64, 2, 64),
+        (160, 2, 32),
+        (64, 4608, 32),
+        (47, 3, 48),
+        (48, 5, 48),
+        (49, 5, 48),
+        (96, 3, 48),
+        (100, 17, 48),
+    ],
 )
 def test_panels_are_as_wide_as_wastes_least_and_padded_with_zeros(n: int, k: int, width: int) -> None:
     array = np.random.default_rng(0).standard_normal((n, k), np.float32)
