@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test check conformance bench clean
+.PHONY: venv demo test check conformance fuzz fuzz-artifact bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -35,6 +35,14 @@ check: venv
 # The standard suites of others through the whole compiler; prints the tables and writes docs/coverage.md.
 conformance: venv
 	$(RUN) -m tests.conformance --jobs $(JOBS)
+
+# Two thousand random graphs against eager torch, in worker processes: a line for each that fails, the smallest program that still does, a table.
+fuzz: venv
+	$(RUN) -m tests.fuzz --graphs 2000 --jobs $(JOBS)
+
+# A hundred thousand mutated artifacts through the C core, under the address and undefined-behaviour sanitizers.
+fuzz-artifact: venv
+	LLMOS_FUZZ_CASES=100000 $(RUN) -m pytest tests/runtime/test_native.py -k mutated
 
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from llmos.compiler.cache import Cache, cache_key
-from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target
@@ -19,7 +18,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Emitter:
-    """Compiles LLVM IR with `jobs` processes at a time, in this process where it is one; `cache` None compiles everything anew."""
+    """Compiles LLVM IR with `jobs` processes at a time, never in this one; `cache` None compiles everything anew."""
 
     jobs: int = 1
     cache: Cache | None = None
@@ -48,9 +47,8 @@ class Emitter:
         cached = self.cache.get(_key(module)) if self.cache else None
         if cached is not None:
             return cached
-        target, text = module
-        # Threads alone would not do: LLVM's Python binding holds one lock for all of them. One job saves the start of a process.
-        data = compile_in_child(module) if self.jobs > 1 else compile_object(text, target)
+        # Threads alone would not do: LLVM's Python binding holds one lock for all of them, and LLVM may end its process.
+        data = compile_in_child(module)
         if self.cache:
             self.cache.put(_key(module), data)
         return data

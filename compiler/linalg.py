@@ -403,6 +403,9 @@ def map_elements(value: ir.Value, element: ir.Type, body: Callable[[ir.Value], i
 
 
 def _dim(value: ir.Value, axis: int) -> ir.Value:
+    if not isinstance(value.owner, ir.Block) and value.owner.name == "tensor.empty":
+        dynamic = [i for i in range(value.type.rank) if value.type.is_dynamic_dim(i)]
+        return value.owner.operands[dynamic.index(axis)]
     index = ir.IndexType.get()
     position = ir.Operation.create("arith.constant", results=[index], attributes={"value": ir.IntegerAttr.get(index, axis)})
     return ir.Operation.create("tensor.dim", results=[index], operands=[value, position.results[0]]).results[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import map_elements
-from llmos.compiler.loops import STACK, is_loop, loops_in, root_of
+from llmos.compiler.loops import STACK, VIEWS, is_loop, loops_in, root_of
 from llmos.compiler.symbolic import COUNTER, Shapes, SymbolTable
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import Graph, owner_of
@@ -43,6 +43,7 @@ class FormDispatches(Pass):
         publics = [op.operation for op in module.body.operations if op.operation.name == "func.func" and not _is_private(op.operation)]
         for func in publics:
             name_loops(module, func)
+            materialise_empty(func)
             copy_returned_arguments(func)
             shapes = Shapes.of(func, SymbolTable.of(module))
             for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
@@ -64,6 +65,19 @@ def _attention_groups(graph: Graph) -> list[list[ir.Operation]]:
         if GROUP in op.attributes:
             groups.setdefault(ir.IntegerAttr(op.attributes[GROUP]).value, []).append(op)
     return list(groups.values())
+
+
+def materialise_empty(func: ir.Operation) -> None:
+    """A tensor of no elements, which folding leaves as a bare `tensor.empty`, is copied where the host function itself takes it."""
+    for op in [op.operation for op in func.regions[0].blocks[0].operations if op.operation.name == "tensor.empty"]:
+        empty = op.results[0]
+        uses = [use for use in empty.uses if use.owner.name in VIEWS or use.owner.name == "func.return"]
+        if not uses:
+            continue
+        with ir.InsertionPoint.after(op):
+            copy = map_elements(empty, empty.type.element_type, lambda each: each)
+        for use in uses:
+            use.owner.operands[use.operand_number] = copy
 
 
 def copy_returned_arguments(func: ir.Operation) -> None:

@@ -12,7 +12,6 @@ import sympy
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernels import LoopUnit, Program, Work, describe_loop, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
-from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs_shape, packed_shape, to_bfloat16
 from llmos.compiler.compiled import CompiledModel, CompileObserver
@@ -24,6 +23,7 @@ from llmos.compiler.options import CompileOptions
 from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
+from llmos.compiler.worker import compile_in_child
 from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.expand_math import ExpandMath
@@ -158,7 +158,7 @@ def _lazily(program: Program, record: CompiledModel, weights: Mapping[str, Weigh
     @functools.cache
     def outputs() -> list[np.ndarray]:
         target = resolve("native")[0]
-        code = link_shared([compile_object(_lowered(program, target), target)])
+        code = link_shared([compile_in_child((target, _lowered(program, target)))])
         arrays = [np.empty([int(d) for d in spec.shape], numpy_dtype(spec.dtype)) for spec in entry.outputs]
         call_entry(code, entry.symbol, [np.ascontiguousarray(weights[spec.name].array) for spec in entry.inputs], arrays)
         return arrays

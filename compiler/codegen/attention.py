@@ -330,7 +330,7 @@ class AttentionEmitter:
         """Divide by the sums and write rows: lanes change from queries to the head's width."""
         b, ev = self.frame.b, self.frame.evaluator
         totals = [self._get("sum", None, v) for v in self._vectors()]
-        if self.parts.floored:
+        if self.parts.floored or not self.num_keys.is_positive:  # no key at all is a row of zeros too
             totals = [b.binary("arith.maximumf", total, b.neutral(b.f32, 1.0)) for total in totals]
         width = ev.sizes(self.width)
         with b.loop(b.index(0), width, b.index(1)) as loop:

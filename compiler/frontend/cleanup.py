@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from llmos.compiler.ir import PassManager, func, ir
-from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.errors import PassError, UnsupportedError
 
 T = TypeVar("T")
 
@@ -18,14 +18,21 @@ ALLOWED = ("linalg", "tensor", "arith", "math", "affine", "func", "scf", "tm_ten
 def clean(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
     """Tidies `main` in place; returns those of `weights` (its arguments after the inputs) that it still takes."""
     drop_assertions(module)
-    PassManager.parse(TIDY, module.context).run(module.operation)
+    _run(TIDY, module)
     if _has_inner_dims(module):
-        PassManager.parse(RESOLVE, module.context).run(module.operation)
+        _run(RESOLVE, module)
     used = drop_unused_arguments(module, num_inputs, weights)
     check_dialects(module)
     if not module.operation.verify():
         raise AssertionError("the imported module doesn't verify")
     return used
+
+
+def _run(pipeline: str, module: ir.Module) -> None:
+    try:
+        PassManager.parse(pipeline, module.context).run(module.operation)
+    except ir.MLIRError as error:
+        raise PassError(f"the front end made IR that MLIR refuses: {' '.join(str(error).split())}") from None
 
 
 def main_function(module: ir.Module) -> func.FuncOp:

@@ -56,7 +56,7 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
     except UserError:
         raise
     except Exception as error:
-        raise UnsupportedError(f"torch.export can't trace this module: {_first_line(error)}") from error
+        raise UnsupportedError(f"torch.export can't trace this module: {_reason(error)}") from error
 
 
 class _quiet:
@@ -73,6 +73,14 @@ class _quiet:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """The first line; where export says that the program doesn't fit the range of a dimension, why it doesn't, which is the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2 or not lines[0].startswith("Constraints violated"):
+        return _first_line(error)
+    return f"{lines[0].split('!')[0]}: {lines[1].removeprefix('- ').rstrip('.')}; give the dimension another range, or make it static"
 
 
 def _load(path: Path) -> ExportedProgram:

@@ -111,7 +111,7 @@ def _reference(source: Source, program: ExportedProgram, inputs: Sequence[Progra
 
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    dense = torch.from_numpy(np.ascontiguousarray(array))
+    dense = torch.from_numpy(np.asarray(array, order="C"))
     return dense.view(torch.bfloat16) if dtype == torch.bfloat16 else dense
 
 

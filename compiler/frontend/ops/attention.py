@@ -10,8 +10,9 @@ import torch
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.contractions import contract
-from llmos.compiler.frontend.ops.reductions import softmax_over
+from llmos.compiler.frontend.ops.reductions import number, softmax_over
 from llmos.compiler.frontend.scalars import Scalar, select
 from llmos.compiler.ir import ir, linalg
 
@@ -79,9 +80,8 @@ def _attend(
     rows: str,
 ) -> Tensor:
     width = query[0].shape[-1]
-    factor = scale if scale is not None else 1.0 / math.sqrt(float(width))
     scores = contract(b, [query, key], query[1][:-1] + "j")
-    scores = b.elementwise(lambda v: v * factor, [scores], scores.dtype)
+    scores = b.elementwise(lambda v: v * _factor(b, width, scale, v.dtype), [scores], scores.dtype)
     if is_causal:
         scores = _causal(b, scores)
     if mask is not None:
@@ -91,6 +91,15 @@ def _attend(
         weights = b.cast(weights, result.dtype)
     answer = contract(b, [(weights, query[1][:-1] + "j"), value], query[1][:-1] + "v", stored=rows)
     return b.cast(answer, result.dtype)
+
+
+def _factor(b: Builder, width: Dim, scale: float | None, dtype: torch.dtype) -> Scalar:
+    """1 / sqrt(width) where the model gives no scale; a head of no elements has scores of 0."""
+    if scale is not None:
+        return s.constant(scale, dtype)
+    if isinstance(width, int):
+        return s.constant(1 / math.sqrt(width) if width else 1.0, dtype)
+    return s.rsqrt(number(b, width, dtype))
 
 
 def _masked(b: Builder, scores: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,31 @@
+"""What random graphs found, each as small as it could be made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .check import check
+from .graph import Graph, Input
+from .plan import LARGER
+
+BTK, BKT, EMPTY, ONE = ("b", "t", 12), ("b", 6, "t"), ("b", 0, 12), ("b", 1, 12)
+
+# name: (dims of each input, x0 and on, and statements; the last value is the result)
+FOUND: dict[str, tuple[tuple[tuple[int | str, ...], ...], str]] = {
+    "attention with a head of a dynamic size": ((BKT,), "F.scaled_dot_product_attention(x0, x0, x0)"),
+    "attention with a head of no elements": ((BTK,), "F.scaled_dot_product_attention(x0[:, :, 0:0], x0[:, :, 0:0], x0, is_causal=True)"),
+    "attention over no keys": ((BTK, EMPTY), "F.scaled_dot_product_attention(x0, x1, x1)"),
+    "an empty slice behind the last element": ((ONE,), "torch.cat([x0[:, :1], x0[:, 1:]], 1)"),
+    "an empty input, viewed": ((EMPTY,), "x0.unsqueeze(0)"),
+    "an empty value, viewed": ((EMPTY,), "(x0 * 2).reshape(-1)"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str) -> None:
+    dims, expression = FOUND[name]
+
+    graph = Graph(tuple(Input(f"x{i}", torch.float32, each) for i, each in enumerate(dims)), LARGER)
+    graph.write(expression)
+    check(graph)
