@@ -57,9 +57,14 @@ def match_attention(op: ir.Operation) -> list[ir.Operation] | None:
             continue
         scores, between = chain
         group = [scores.generic.op, *between, *softmax.ops, op]
-        if _closed(group, op) and _roles_fit(scores, values, softmax.logits, weights):
+        if _closed(group, op) and _roles_fit(scores, values, softmax.logits, weights) and not _is_empty(scores) and not _is_empty(values):
             return group
     return None
+
+
+def _is_empty(contraction: Contraction) -> bool:
+    """Whether an operand has no elements: a `tensor.empty` by now, which is no memory to read keys from."""
+    return any(0 in ir.RankedTensorType(value.type).shape for value in contraction.generic.inputs)
 
 
 @dataclass

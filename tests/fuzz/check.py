@@ -73,7 +73,7 @@ def compare(graph: Graph, sample: int, found: Sequence[Array], expected: Sequenc
 def _in_double(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     try:
         return list(_run(graph.module().double(), [each.double() if each.dtype == torch.float32 else each for each in inputs]))
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         return None  # the program itself asks for float32 somewhere
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -42,7 +43,9 @@ def judge(plan: Plan) -> Verdict:
     from .check import check
 
     try:
-        check(plan.graph())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of eager torch on few elements
+            check(plan.graph())
     except UnsupportedError as error:
         return Verdict(UNTRACED if "can't trace" in str(error) else REFUSED, str(error))
     except Exception as error:

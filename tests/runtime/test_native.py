@@ -88,6 +88,13 @@ def test_pool_under_the_thread_sanitizer(tmp_path: Path) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
+def test_programs_under_the_thread_sanitizer(artifact_path: Path, tmp_path: Path) -> None:
+    if not has_sanitizer("thread", tmp_path):
+        pytest.skip("this compiler has no thread sanitizer")
+    done = run(compile_with_core(tmp_path / "program", "program_test.c", "-fsanitize=thread"), artifact_path, LLMOS_NUM_THREADS="2")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
 def test_sha256_with_and_without_its_instructions(tmp_path: Path) -> None:
     source = tmp_path / "hash.c"
     source.write_text(

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from llmos.compiler.frontend.onnx.validate import check_graph
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Source: TypeAlias = "str | Path | onnx.ModelProto"
@@ -50,6 +51,7 @@ def load_model(source: Source) -> LoadedModel:
     version = model.versions.get("", 0)
     if 0 < version < 7:
         raise UnsupportedError(f"'{model.name}' uses opset {version}; convert it to 7 or later with onnx.version_converter.")
+    check_graph(model.proto.graph)
     return replace(model, proto=_with_shapes(model.proto))
 
 

@@ -95,9 +95,10 @@ def _extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int) 
 
 def slice_value(b: Builder, value: ir.Value, stored: Shape, dim: int, start: Dim, size: Dim, step: int, dtype: torch.dtype) -> ir.Value:
     rank = len(stored)
-    start = 0 if size == 0 else start  # an empty slice may begin behind the last element, which MLIR refuses
     offsets: list[Dim] = [start if i == dim else 0 for i in range(rank)]
     sizes: list[Dim] = [size if i == dim else stored[i] for i in range(rank)]
+    if 0 in sizes:  # MLIR refuses a slice that begins where a dimension ends, and one of no elements may
+        return b.empty(tuple(sizes), dtype)
     return tensor.ExtractSliceOp(
         b.type(tuple(sizes), dtype),
         value,

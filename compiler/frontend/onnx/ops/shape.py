@@ -14,10 +14,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_torch, torch_dtype
 from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
-from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.errors import UnsupportedError, UserError
 
 # A host value above this many elements is better a tensor.
 HOST_ELEMENTS = 64
+MAX_CONSTANT_BYTES = 4 << 30
 # No dim is as large: the end of a slice from here on means the end of the axis.
 END = 10**9
 
@@ -177,12 +178,22 @@ def tile(x: torch.Tensor, repeats: Ints) -> torch.Tensor:
     return x.repeat(repeats)
 
 
+def _require_room(count: int, dtype: np.dtype) -> None:
+    """Guard the machine: what is made here is made for real when the model is tried."""
+    if count * dtype.itemsize > MAX_CONSTANT_BYTES:
+        raise UnsupportedError(
+            f"a constant of {count:,} elements is larger than {MAX_CONSTANT_BYTES >> 30} GiB: is a size in the model wrong?"
+        )
+
+
 @op("ConstantOfShape")
 def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
     fill = scalar_of(value) if value is not None else 0.0
     dtype = value.dtype if value is not None else np.dtype(np.float32)
     if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
         return Host(np.full(shape, fill, dtype), dtype)
+    if all(isinstance(dim, int) for dim in shape):
+        _require_room(math.prod(shape), dtype)
     return torch.full(shape, fill, dtype=dtype_of(dtype))
 
 
@@ -193,7 +204,10 @@ def arange(start: Known, limit: Known, delta: Known) -> Any:
     first, last, step = (scalar_of(item) for item in (start, limit, delta) if isinstance(item, Host))
     dtype = start.dtype if isinstance(start, Host) else np.dtype(np.int64)
     if all(isinstance(item, (int, float)) for item in (first, last, step)):
+        if step == 0:
+            raise UserError("Range has a step of 0.")
         count = max(math.ceil((last - first) / step), 0)
+        _require_room(count, dtype)
         array = (first + np.arange(count) * step).astype(dtype)
         return Host(array, dtype) if count <= HOST_ELEMENTS else to_torch(array)
     return torch.arange(first, last, step, dtype=dtype_of(dtype))
