@@ -14,6 +14,7 @@ import numpy as np
 from llmos.runtime.errors import PassError
 
 ALIGNMENT = 64
+GUARD_BYTES = 1 << 16  # behind the arena: a miscompile that writes past it is to be found, not to bring this process down
 INTERNAL_ERROR = 4  # of abi.h
 ERRORS = {1: "index out of range", 2: "out of memory", 3: "bad arguments", 4: "internal error"}
 
@@ -110,7 +111,7 @@ class CompiledCode:
         raised: list[BaseException] = []
 
         def allocate(_: int, num_bytes: int) -> int:
-            blocks.append(poisoned(num_bytes))
+            blocks.append(poisoned(num_bytes + GUARD_BYTES))
             return int(blocks[-1].ctypes.data)
 
         def launch(_: int, kernel: int, buffers: int, dims: int, num_tiles: int, scratch_bytes: int, dispatch: int) -> int:

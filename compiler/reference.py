@@ -1,19 +1,18 @@
-"""The reference executor: a linalg module run by MLIR's own reference lowering (plain loops) and its ExecutionEngine, on numpy arrays.
+"""Functions on tensors compiled by MLIR's own reference lowering (plain loops) and its ExecutionEngine, and called on numpy arrays.
 
-Slow code that shares nothing with our kernels, and so an independent judge of them and of our passes. Takes what docs/architecture.md
-calls the linalg stage, and what any pass makes of it up to the planned dispatches: functions on tensors that call each other.
+Slow code that shares nothing with our kernels, and so an independent judge of them; compiler/interpret.py runs whole programs by it.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmos.compiler.ir import PassManager, execution_engine, ir
-from llmos.compiler.weights import Weight
 from llmos.runtime.errors import UnsupportedError
 
 BUFFERIZE = (
@@ -45,46 +44,42 @@ TO_LLVM = (
 OPT_LEVEL = 1
 
 
-class Executor:
-    """One entry of a module compiled by the reference lowering; callable many times, at any sizes. The module itself is not changed.
+@dataclass(frozen=True)
+class Result:
+    """A result of a compiled function: its rank, and its dtype as numpy's name or "bfloat16" (which comes as uint16)."""
 
-    Raises UnsupportedError for a module that upstream can't lower.
+    rank: int
+    dtype: str
+
+
+class CompiledFunctions:
+    """Functions on tensors, compiled by the reference lowering; callable many times, at any sizes.
+
+    `module` is lowered in place: each function that others call needs {llvm.emit_c_interface}. Raises UnsupportedError for a module that
+    upstream can't lower.
     """
 
-    def __init__(self, module: ir.Module, weights: Mapping[str, Weight | np.ndarray], entry: str = "main") -> None:
-        self._module = ir.Module.parse(str(module), module.context)
-        function = _function(self._module, entry)
-        self._arguments = [dict(_items(attr)) for attr in _dicts(function, "arg_attrs")]
-        self._results = [(r, dict(_items(attr))) for r, attr in zip(_result_types(function), _dicts(function, "res_attrs"), strict=False)]
-        self._weights = {name: each.array if isinstance(each, Weight) else each for name, each in weights.items()}
-        with self._module.context:
-            function.attributes["llvm.emit_c_interface"] = ir.UnitAttr.get()
-            _lower(self._module)
-        self._engine = execution_engine(self._module, OPT_LEVEL)
-        self._entry = self._engine.raw_lookup(f"_mlir_ciface_{entry}")
+    def __init__(self, module: ir.Module) -> None:
+        self._module = module
+        with module.context:
+            _lower(module)
+        self._engine = execution_engine(module, OPT_LEVEL)
 
-    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for the inputs, in order."""
-        queue = iter(inputs)
-        arrays = [next(queue) if each["llmos.kind"] == "input" else self._weight(each) for each in self._arguments]
+    def call(self, name: str, arrays: Sequence[np.ndarray], results: Sequence[Result]) -> list[np.ndarray]:
+        """The results of one function for its arguments, all tensors."""
+        entry = self._engine.raw_lookup(f"_mlir_ciface_{name}")
         kept = [np.ascontiguousarray(array) for array in arrays]
         descriptors = [_descriptor(array) for array in kept]
-        results = [_empty_descriptor(len(kind.shape)) for kind, _ in self._results]
-        if len(results) == 1:
-            returned: Any = results[0]
-        else:
-            struct = type("Returned", (ctypes.Structure,), {"_fields_": [(f"r{i}", type(each)) for i, each in enumerate(results)]})
-            returned = struct()
+        found = [_empty_descriptor(each.rank) for each in results]
+        returned: Any = found[0]
+        if len(found) != 1:
+            returned = type("Returned", (ctypes.Structure,), {"_fields_": [(f"r{i}", type(each)) for i, each in enumerate(found)]})()
         # The engine's entry takes one array with a pointer to each argument; the arguments are pointers to descriptors.
         pointers = [ctypes.c_void_p(ctypes.addressof(each)) for each in (returned, *descriptors)]
         packed = (ctypes.c_void_p * len(pointers))(*[ctypes.addressof(each) for each in pointers])
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._entry)(ctypes.addressof(packed))
-        found = [returned] if len(results) == 1 else [getattr(returned, f"r{i}") for i in range(len(results))]
-        return [_to_array(each, attrs["llmos.dtype"]) for each, (_, attrs) in zip(found, self._results, strict=True)]
-
-    def _weight(self, argument: Mapping[str, str]) -> np.ndarray:
-        array = self._weights[argument["llmos.name"]]
-        return rounded_to_bfloat16(array) if argument["llmos.dtype"] == "bfloat16" and array.dtype == np.float32 else array
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)(ctypes.addressof(packed))
+        found = [returned] if len(found) == 1 else [getattr(returned, f"r{i}") for i in range(len(found))]
+        return [_to_array(each, result.dtype) for each, result in zip(found, results, strict=True)]
 
 
 def _lower(module: ir.Module) -> None:
@@ -102,20 +97,12 @@ def rounded_to_bfloat16(array: np.ndarray) -> np.ndarray:
     return (rounded >> 16).astype(np.uint16)
 
 
-def _function(module: ir.Module, entry: str) -> ir.Operation:
-    return next(op.operation for op in module.body.operations if op.operation.name == "func.func" and op.name.value == entry)
-
-
-def _result_types(function: ir.Operation) -> list[ir.RankedTensorType]:
-    return list(ir.FunctionType(ir.TypeAttr(function.attributes["function_type"]).value).results)
-
-
-def _dicts(function: ir.Operation, name: str) -> list[ir.DictAttr]:
-    return [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes[name])]
-
-
-def _items(attr: ir.DictAttr) -> list[tuple[str, Any]]:
-    return [(attr[i].name, ir.StringAttr(attr[i].attr).value) for i in range(len(attr)) if isinstance(attr[i].attr, ir.StringAttr)]
+def element_dtype(kind: ir.Type) -> str:
+    """numpy's name of a tensor's element type, integers as signed ones; "bfloat16"."""
+    element = ir.RankedTensorType(kind).element_type
+    known = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i1": "bool", "index": "int64"}
+    known |= {"complex<f32>": "complex64", "complex<f64>": "complex128"}
+    return known.get(str(element)) or f"int{getattr(element, 'width', 64)}"
 
 
 def _empty_descriptor(rank: int) -> ctypes.Structure:

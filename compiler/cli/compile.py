@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from llmos.compiler.driver.model_options import binding, parse_dynamic
 from llmos.compiler.driver.progress import progress_for_terminal
 from llmos.compiler.options import PRECISIONS, STAGES, CompileOptions
 from llmos.runtime.errors import UserError
@@ -63,7 +64,7 @@ def command(
         target=target,
         dynamic=names,
         sizes=sizes,
-        bind=dict(map(_binding, bind)),
+        bind=dict(map(binding, bind)),
         name=name,
         from_stage=from_stage,
         stop_after=stop_after,
@@ -99,30 +100,6 @@ def _without_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def parse_dynamic(text: str) -> tuple[tuple[str, ...], dict[str, tuple[int, int] | int]]:
-    """The names alone of "a,b=4,c=1:8", and the sizes and ranges of the others. Raises UserError."""
-    names: list[str] = []
-    sizes: dict[str, tuple[int, int] | int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, size = part.partition("=")
-        low, colon, high = size.partition(":")
-        if not equals:
-            names.append(name)
-        elif not low.isdecimal() or (colon and not high.isdecimal()) or name in sizes:
-            raise UserError(f"--dynamic {part}: write NAME, NAME=SIZE or NAME=MIN:MAX, each name once")
-        else:
-            sizes[name] = (int(low), int(high)) if colon else int(low)
-    return tuple(names), sizes
-
-
-def _binding(text: str) -> tuple[str, float | int]:
-    name, _, number = text.partition("=")
-    try:
-        return name, int(number) if number.lstrip("+-").isdecimal() else float(number)
-    except ValueError:
-        raise UserError(f"--bind {text}: write NAME=NUMBER") from None
 
 
 def default_output(source: Path, name: str) -> Path:

@@ -13,8 +13,8 @@ from llmos.compiler.driver.packaging import producer
 from llmos.compiler.driver.recording import Recording, Signature, record, with_sensitivities
 from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel, Reference
+from llmos.compiler.interpret import reference_of
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.reference import Executor
 from llmos.compiler.target import Target, runs_here
 from llmos.compiler.weights import Weight
 from llmos.runtime.artifact.certificate import FAILED, NOT_RUN, PASSED, Case, Certificate, Finding, RecordedOutput, TargetVerdict
@@ -157,7 +157,7 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     recordings: tuple[Recording, ...] = ()
     reference = imported.reference
     try:
-        reference = reference or Executor(imported.module, imported.weights)
+        reference = reference or reference_of(imported.module, imported.weights)
         recordings = tuple(record(reference, imported.examples, signature))
     except UserError as error:
         note = str(error)

@@ -61,7 +61,7 @@ class GraphLowering:
     def lower(self, node: fx.Node) -> None:
         """Lower one call and keep its value."""
         try:
-            with ir.Location.name(node.name):
+            with ir.Location.name(place_in_model(node)):
                 self._values[node] = self._value(node)
         except LlmosError as error:
             text = str(error) if str(error).startswith(op_name(node)) else f"{op_name(node)}: {error}"
@@ -148,6 +148,14 @@ def _is_wanted(node: fx.Node) -> bool:
 def op_name(node: fx.Node) -> str:
     """ "aten.add.Tensor"."""
     return str(node.target)
+
+
+def place_in_model(node: fx.Node) -> str:
+    """What an op's location says: the node, the module that it belongs to and the line of that module's source."""
+    stack = node.meta.get("nn_module_stack") or {}
+    module = next((str(path) for path, _ in reversed(list(stack.values())) if path), "")
+    line = source_line(node).strip(" ()").split(": ")[0].rsplit("/", 1)[-1]
+    return " ".join(filter(None, (node.name, module, line)))
 
 
 def source_line(node: fx.Node) -> str:

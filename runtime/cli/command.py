@@ -22,6 +22,10 @@ COMMANDS = {
     "serve": LazyCommand("llmos.runtime.cli.serve:command", "Serve artifacts over HTTP.", "serve"),
     "trust": LazyCommand("llmos.runtime.cli.trust:command", "Manage the keys whose artifacts may run here."),
     "opt": LazyCommand("llmos.compiler.cli.opt:command", "Run passes on an MLIR file.", "compile"),
+    "bisect": LazyCommand("llmos.compiler.cli.bisect:command", "Find the pass and dispatch where an error enters a compile.", "compile"),
+    "compare": LazyCommand(
+        "llmos.compiler.devtools.compare:command", "Compare an artifact with its source, dispatch by dispatch.", "compile"
+    ),
     "bench": LazyCommand("llmos.compiler.devtools.bench:command", "Measure an artifact against other engines.", "compile,bench"),
 }
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.backends import cpu
 from llmos.compiler.driver import Artifact, ModelWarning
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.options import CompileOptions
@@ -21,7 +20,7 @@ from llmos.runtime.artifact.deviation import Budget, measure
 from llmos.runtime.artifact.recorded import Recipe
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import BudgetError
-from tests.proof.miscompiles import swap_operands, with_fault
+from tests.proof.miscompiles import InPass, swap_operands
 
 TABLE = 50
 
@@ -84,7 +83,7 @@ def test_a_certificate_is_read_back_as_it_was_written() -> None:
 
 
 def test_a_miscompile_fails_the_compile_and_a_budget_lets_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "PIPELINE", with_fault(cpu.PIPELINE, "label-dispatches", swap_operands("arith.subf")))
+    InPass("label-dispatches", swap_operands("arith.subf")).plant(monkeypatch)
     with pytest.raises(BudgetError, match=r"output 'logits' .* is off by .* over the budget of 0.0001.*against torch eager.*llmos bisect"):
         tagger()
     assert parsed(tagger(budget=1e6)).worst().deviation.max_error > 1e-2  # type: ignore[union-attr]

@@ -1,0 +1,44 @@
+"""`llmos bisect`: where an error enters a compile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from llmos.compiler.driver.model_options import binding, parse_dynamic
+from llmos.compiler.options import PRECISIONS, CompileOptions
+
+
+@click.command("bisect")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--target", default="native", show_default=True, help="Whose code to run.")
+@click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
+@click.option("--dynamic", default="", metavar="NAME[=SIZE],...", help="As for `llmos compile`.")
+@click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="As for `llmos compile`.")
+@click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, that is right.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Don't say what is being looked at.")
+def command(
+    source: Path, target: str, precision: str, dynamic: str, bind: tuple[str, ...], budget: float | None, as_json: bool, quiet: bool
+) -> int:
+    """Find the pass, and the dispatch in it, where the outputs of SOURCE's compile leave the reference's. Exit code 1 where one does.
+
+    SOURCE is what `llmos compile` takes.
+    """
+    from llmos.compiler.driver.bisect import CLEAN, bisect_source
+
+    names, sizes = parse_dynamic(dynamic)
+    options = CompileOptions(
+        target=target, precision=precision, dynamic=names, sizes=sizes, bind=dict(map(binding, bind)), budget=budget, repro=None
+    )
+    verdict = bisect_source(source, options, lambda text: None if quiet else click.echo(text, err=True))
+    click.echo(json.dumps(verdict.to_json(), indent=1) if as_json else _render(verdict.line(), dict(verdict.history)))
+    return 0 if verdict.kind == CLEAN else 1
+
+
+def _render(line: str, history: dict[str, float]) -> str:
+    """The errors of what was looked at, in the order of the compile, and the verdict."""
+    rows = [f"  {name:<40} {error:.2e}" for name, error in sorted(history.items())]
+    return "\n".join(["largest error of an output, relative to its scale:", *rows, line])

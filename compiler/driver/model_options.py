@@ -1,0 +1,30 @@
+"""How the command line says what a model's dimensions and constants are: --dynamic and --bind."""
+
+from __future__ import annotations
+
+from llmos.runtime.errors import UserError
+
+
+def parse_dynamic(text: str) -> tuple[tuple[str, ...], dict[str, tuple[int, int] | int]]:
+    """The names alone of "a,b=4,c=1:8", and the sizes and ranges of the others. Raises UserError."""
+    names: list[str] = []
+    sizes: dict[str, tuple[int, int] | int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, size = part.partition("=")
+        low, colon, high = size.partition(":")
+        if not equals:
+            names.append(name)
+        elif not low.isdecimal() or (colon and not high.isdecimal()) or name in sizes:
+            raise UserError(f"--dynamic {part}: write NAME, NAME=SIZE or NAME=MIN:MAX, each name once")
+        else:
+            sizes[name] = (int(low), int(high)) if colon else int(low)
+    return tuple(names), sizes
+
+
+def binding(text: str) -> tuple[str, float | int]:
+    """NAME=NUMBER of --bind. Raises UserError."""
+    name, _, number = text.partition("=")
+    try:
+        return name, int(number) if number.lstrip("+-").isdecimal() else float(number)
+    except ValueError:
+        raise UserError(f"--bind {text}: write NAME=NUMBER") from None

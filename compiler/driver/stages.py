@@ -1,0 +1,120 @@
+"""The stages of a compile, kept one by one: the module as it came, and as each pass left it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from llmos.compiler.backends.cpu import compile_module
+from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.interpret import Interpreter, OpCache, Trace
+from llmos.compiler.ir import ir
+from llmos.compiler.options import CompileOptions
+from llmos.compiler.weights import Weight
+from llmos.passes import Pass, PassRun, PipelineOptions, parse_pipeline, run_pipeline
+from llmos.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module as text (with the places in the model's source that its ops carry), and the pass that made it; None for the import."""
+
+    text: str
+    made_by: Pass | None
+
+    @property
+    def name(self) -> str:
+        return self.made_by.name if self.made_by else "import"
+
+
+class _Snapshots(CompileObserver):
+    """Keeps the module after each pass that changes it, and ends the compile after the last."""
+
+    def __init__(self, first: ir.Module) -> None:
+        self.stages = [Stage(_text(first), None)]
+        self.fused: ImportedModel | None = None
+
+    def pass_finished(self, run: PassRun, module: ir.Module) -> None:
+        text = _text(module)
+        if text != self.stages[-1].text:
+            self.stages.append(Stage(text, run.step))
+
+    def stage_finished(
+        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
+    ) -> None:
+        assert isinstance(content, ir.Module) and weights is not None
+        self.fused = ImportedModel("", content, dict(weights))
+        raise StageReached
+
+
+def _text(module: ir.Module) -> str:
+    return str(module.operation.get_asm(enable_debug_info=True))
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A model after its passes, with all its stages. `fused` holds the weights of the last, what was folded included."""
+
+    stages: tuple[Stage, ...]
+    fused: ImportedModel
+    options: CompileOptions
+
+    @cached_property
+    def compiled(self) -> CompiledModel:
+        """The code, made when it is first asked for."""
+        return compile_module(self.fused, self.options.targets(), replace(self.options, from_stage="fused.mlir"), CompileObserver())
+
+
+def run_passes(imported: ImportedModel, options: CompileOptions) -> Passed:
+    """Runs the passes of a compile, and keeps the module as it was after each."""
+    snapshots = _Snapshots(imported.module)
+    with contextlib.suppress(StageReached):
+        compile_module(imported, options.targets(), options, snapshots)
+    assert snapshots.fused is not None
+    return Passed(tuple(snapshots.stages), snapshots.fused, options)
+
+
+def read_dump(folder: Path) -> tuple[Stage, ...]:
+    """The stages of a folder that --dump-ir wrote: NN-<pass>.mlir. Raises UserError where there are none."""
+    files = sorted(path for path in folder.glob("[0-9]*-*.mlir") if path.name[:2].isdigit())
+    if not files:
+        raise UserError(f"{folder} holds no dump (00-input.mlir, ...): make one with `llmos compile --dump-ir`")
+    names = [path.stem.split("-", 1)[1] for path in files]
+    return tuple(
+        Stage(path.read_text(), parse_pipeline(name)[0] if i else None) for i, (path, name) in enumerate(zip(files, names, strict=True))
+    )
+
+
+@dataclass
+class Runner:
+    """Runs stages on one set of inputs; ops that are alike are compiled once for all of them."""
+
+    inputs: tuple[np.ndarray, ...]
+    weights: Mapping[str, Weight]
+    context: ir.Context
+    cache: OpCache
+
+    def module(self, text: str) -> ir.Module:
+        return ir.Module.parse(text, self.context)
+
+    def trace(self, module: ir.Module) -> Trace:
+        """All values of a module. Raises UnsupportedError where upstream can't lower it."""
+        return Interpreter(module, self.cache).run(self.inputs, self.weights)
+
+    def folded(self, module: ir.Module) -> dict[str, np.ndarray]:
+        """The weights that a module computes from others."""
+        return Interpreter(module, self.cache).folded(self.weights)
+
+    def repeated(self, before: Stage, step: Pass) -> tuple[ir.Module, ir.Module]:
+        """The module before a pass, and after it once more, each op with its place in the text before as its location."""
+        with self.context:
+            plain = str(self.module(before.text))
+        first, second = self.module(plain), self.module(plain)
+        run_pipeline(second, [step], options=PipelineOptions(None, None))
+        return first, second

@@ -1,0 +1,77 @@
+"""Runs bisections on models with seeded miscompiles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+from llmos.compiler.driver.bisect import Verdict, bisect
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.options import CompileOptions
+from tests.proof.miscompiles import (
+    Expected,
+    InPass,
+    LostTile,
+    StaleBuffer,
+    WrongPacking,
+    drop_bias,
+    drop_epilogue,
+    forward_operand,
+    round_to_bfloat16,
+    scale_constant,
+    swap_operands,
+    wrong_axis,
+    wrong_broadcast,
+    wrong_identity,
+    wrong_pad,
+)
+
+OPTIONS = CompileOptions(target="native", cache=False, repro=None)
+LIMIT_S = 60
+
+
+class Miscompile(Protocol):
+    """Plants one error; what it gives says, once a compile has run, where the error is."""
+
+    def plant(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Expected]: ...
+
+
+ENCODER: dict[str, Miscompile] = {
+    "wrong axis": InPass("form-dispatches", wrong_axis),
+    "dropped epilogue": InPass("form-dispatches", drop_epilogue),
+    "stale buffer": StaleBuffer(),
+    "lost tail of rows": LostTile("row"),
+    "lost tail of columns": LostTile("contraction"),
+    "lost tail of queries": LostTile("attention"),
+    "wrong broadcast": InPass("form-dispatches", wrong_broadcast),
+    "dropped bias": InPass("linalg-generalize-named-ops", drop_bias),
+    "swapped difference": InPass("form-dispatches", swap_operands("arith.subf")),
+    "swapped quotient": InPass("label-dispatches", swap_operands("arith.divf"), "row"),
+    "wrong scale in attention": InPass("form-dispatches", scale_constant(0.3, 0.4, 1.1), "attention"),
+    "wrong packing order": WrongPacking(),
+    "bfloat16 where none should be": InPass("form-dispatches", round_to_bfloat16),
+    "lost mask": InPass("form-dispatches", forward_operand("arith.select", 1), "attention"),
+    "wrong identity of a sum": InPass("form-dispatches", wrong_identity, "row"),
+}
+CONVOLUTIONS: dict[str, Miscompile] = {
+    "wrong pad value": InPass("form-dispatches", wrong_pad),
+    "wrong epsilon": InPass("form-dispatches", drop_epilogue, "contraction"),
+}
+
+
+def found(imported: ImportedModel, miscompile: Miscompile, monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    """Bisects a model with an error in its compile, and checks that what it names is where the error was planted."""
+    expected = miscompile.plant(monkeypatch)
+    start = time.perf_counter()
+    verdict = bisect(imported, OPTIONS, lambda _: None)
+    seconds = time.perf_counter() - start
+    want = expected()
+    print(f"{seconds:.1f} s: {verdict.line()}")
+    assert verdict.kind == want.kind and verdict.stage.startswith(want.stage), verdict.line()
+    assert not want.dispatch or verdict.dispatch == want.dispatch, f"{verdict.line()}; planted in {want}"
+    assert not want.place or want.place in verdict.source, f"{verdict.line()}; planted in {want}"
+    assert seconds < LIMIT_S
+    return verdict
