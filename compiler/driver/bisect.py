@@ -68,8 +68,10 @@ class Verdict:
         return f"the error enters in the {self.kind}: {where}{named}{source}{detail}"
 
 
-def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> Verdict:
+def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None], cache: OpCache | None = None) -> Verdict:
     """Compiles a model stage by stage and finds where its outputs leave the reference's. `say` is told what is being looked at.
+
+    `cache`: of an earlier bisection, whose ops need not be compiled again.
 
     Raises UserError where the reference runs on nothing.
     """
@@ -79,7 +81,7 @@ def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     passed = run_passes(imported, options)
     recording = min(proof.recordings, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
     with imported.module.context:
-        runner = Runner(recording.inputs, imported.weights, imported.module.context, OpCache())
+        runner = Runner(recording.inputs, imported.weights, imported.module.context, cache or OpCache())
         return _Bisection(proof, recording, passed, runner, say).verdict()
 
 

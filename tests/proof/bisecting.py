@@ -10,6 +10,7 @@ import pytest
 
 from llmos.compiler.driver.bisect import Verdict, bisect
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.interpret import OpCache
 from llmos.compiler.options import CompileOptions
 from tests.proof.miscompiles import (
     Expected,
@@ -29,6 +30,7 @@ from tests.proof.miscompiles import (
     wrong_pad,
 )
 
+CACHE = OpCache()  # ops that the interpreter compiled: the tests look at the same model again and again
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
 LIMIT_S = 60
 
@@ -41,7 +43,7 @@ class Miscompile(Protocol):
 
 ENCODER: dict[str, Miscompile] = {
     "wrong axis": InPass("form-dispatches", wrong_axis),
-    "dropped epilogue": InPass("form-dispatches", drop_epilogue),
+    "dropped epilogue": InPass("form-dispatches", drop_epilogue("math.erf")),
     "stale buffer": StaleBuffer(),
     "lost tail of rows": LostTile("row"),
     "lost tail of columns": LostTile("contraction"),
@@ -58,7 +60,7 @@ ENCODER: dict[str, Miscompile] = {
 }
 CONVOLUTIONS: dict[str, Miscompile] = {
     "wrong pad value": InPass("form-dispatches", wrong_pad),
-    "wrong epsilon": InPass("form-dispatches", drop_epilogue, "contraction"),
+    "dropped activation": InPass("form-dispatches", drop_epilogue("arith.maximumf"), "contraction"),
 }
 
 
@@ -66,7 +68,7 @@ def found(imported: ImportedModel, miscompile: Miscompile, monkeypatch: pytest.M
     """Bisects a model with an error in its compile, and checks that what it names is where the error was planted."""
     expected = miscompile.plant(monkeypatch)
     start = time.perf_counter()
-    verdict = bisect(imported, OPTIONS, lambda _: None)
+    verdict = bisect(imported, OPTIONS, lambda _: None, CACHE)
     seconds = time.perf_counter() - start
     want = expected()
     print(f"{seconds:.1f} s: {verdict.line()}")

@@ -135,13 +135,11 @@ def swap_operands(name: str) -> Damage:
     return damage
 
 
-def forward_operand(name: str, number: int, among: str = "") -> Damage:
-    """Uses operand `number` of an op in its place: a dropped bias, a lost mask."""
+def forward_operand(name: str, number: int) -> Damage:
+    """Uses operand `number` of an op in its place: of a select, that is a lost mask."""
 
     def damage(op: ir.Operation) -> bool:
-        if op.name != name or (among and among not in [o.name for o in op.parent.operation.regions[0].blocks[0].operations]):
-            return False
-        if op.parent.operation.name != "linalg.generic" or (isinstance(op.operands[number].owner, ir.Block) and name != "arith.addf"):
+        if op.name != name or op.parent.name != "linalg.generic":
             return False
         op.results[0].replace_all_uses_with(op.operands[number])
         return True
@@ -162,18 +160,22 @@ def drop_bias(op: ir.Operation) -> bool:
     return True
 
 
-def drop_epilogue(op: ir.Operation) -> bool:
-    """A dispatch returns what its last elementwise op reads."""
-    if op.name != "func.return" or len(op.operands) != 1 or isinstance(op.operands[0].owner, ir.Block):
-        return False
-    last = op.operands[0].owner.operation
-    if last.name != "linalg.generic" or not last.operands or isinstance(last.operands[0].owner, ir.Block):
-        return False
-    source = last.operands[0]
-    if source.type != op.operands[0].type or source.owner.operation.name != "linalg.generic":
-        return False
-    op.operands[0] = source
-    return True
+def drop_epilogue(holding: str) -> Damage:
+    """A dispatch returns what its last elementwise op reads, where that op's body holds one of a name."""
+
+    def damage(op: ir.Operation) -> bool:
+        if op.name != "func.return" or len(op.operands) != 1 or isinstance(op.operands[0].owner, ir.Block):
+            return False
+        last = op.operands[0].owner.operation
+        if last.name != "linalg.generic" or holding not in [each.name for each in last.regions[0].blocks[0].operations]:
+            return False
+        source = last.operands[0]
+        if isinstance(source.owner, ir.Block) or source.type != op.operands[0].type or source.owner.operation.name != "linalg.generic":
+            return False
+        op.operands[0] = source
+        return True
+
+    return damage
 
 
 def with_maps(op: ir.Operation, change: Callable[[list[ir.AffineMap]], list[ir.AffineMap] | None]) -> bool:
@@ -227,16 +229,17 @@ def scale_constant(low: float, high: float, factor: float) -> Damage:
 
 
 def wrong_identity(op: ir.Operation) -> bool:
-    """A sum that a row reduction starts at 0 starts at 1."""
-    if op.name != "linalg.fill" or len(op.results[0].type.shape) != 2:
+    """A sum along rows that starts at 0 starts at 1."""
+    if op.name != "linalg.generic" or len(list(op.operands)) != 2 or isinstance(op.operands[0].type, ir.RankedTensorType):
         return False
     constant = op.operands[0].owner
-    if isinstance(constant, ir.Block) or ir.FloatAttr(constant.operation.attributes["value"]).value != 0.0:
+    if len(op.results[0].type.shape) != 2 or isinstance(constant, ir.Block) or constant.operation.name != "arith.constant":
+        return False
+    if ir.FloatAttr(constant.operation.attributes["value"]).value != 0.0:
         return False
     with ir.InsertionPoint(op):
-        one = ir.Operation.create(
-            "arith.constant", results=[op.operands[0].type], attributes={"value": ir.FloatAttr.get(op.operands[0].type, 1.0)}
-        )
+        attributes = {"value": ir.FloatAttr.get(op.operands[0].type, 1.0)}
+        one = ir.Operation.create("arith.constant", results=[op.operands[0].type], attributes=attributes)
     op.operands[0] = one.results[0]
     return True
 

@@ -8,7 +8,7 @@ from llmos.compiler.frontend.model import ImportedModel
 from tests.proof.bisecting import CONVOLUTIONS, ENCODER, found
 from tests.proof.models import convolutions, encoder, fresh, located
 
-NUM_LAYERS = 3
+NUM_LAYERS = 12
 
 
 @pytest.fixture(scope="module")

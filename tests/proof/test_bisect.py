@@ -6,7 +6,7 @@ import pytest
 
 from llmos.compiler.driver.bisect import CLEAN, bisect
 from llmos.compiler.frontend.model import ImportedModel
-from tests.proof.bisecting import ENCODER, OPTIONS, found
+from tests.proof.bisecting import CACHE, ENCODER, OPTIONS, found
 from tests.proof.models import encoder, fresh, located
 
 SOME = ("dropped epilogue", "stale buffer", "lost tail of rows", "wrong packing order")
@@ -19,7 +19,7 @@ def encoders() -> tuple[ImportedModel, str]:
 
 
 def test_a_right_compile_is_clean(encoders: tuple[ImportedModel, str]) -> None:
-    verdict = bisect(fresh(*encoders), OPTIONS, lambda _: None)
+    verdict = bisect(fresh(*encoders), OPTIONS, lambda _: None, CACHE)
     assert verdict.kind == CLEAN and verdict.error < 1e-5
 
 
@@ -34,4 +34,4 @@ def test_a_wrong_front_end_is_named(encoders: tuple[ImportedModel, str]) -> None
     assert imported.reference is not None
     reference = imported.reference
     object.__setattr__(imported, "reference", lambda inputs: [2 * array for array in reference(inputs)])
-    assert bisect(imported, OPTIONS, lambda _: None).kind == "front end"
+    assert bisect(imported, OPTIONS, lambda _: None, CACHE).kind == "front end"
