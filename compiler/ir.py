@@ -34,6 +34,9 @@ def context() -> ir.Context:
     fresh = ir.Context()
     torch_dialect.register_dialect(fresh)
     fresh.allow_unregistered_dialects = False
+    with fresh, ir.Location.unknown():
+        # tm_tensor is in no registry: a pass that needs it brings it along, so that text with its ops can be parsed.
+        PassManager.parse("builtin.module(func.func(convert-torch-to-tmtensor))").run(ir.Module.create().operation)
     return fresh
 
 

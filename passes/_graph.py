@@ -126,11 +126,21 @@ class Graph:
 
     def is_free(self, op: ir.Operation) -> bool:
         """Cloned into whatever uses it: constants, fills, empty destinations, scalars."""
-        return op.name in FREE or is_fill(op) or not any(is_tensor(result) for result in op.results)
+        return op.name in FREE or is_fill(op) or self.is_empty(op) or not any(is_tensor(result) for result in op.results)
+
+    def is_empty(self, op: ir.Operation) -> bool:
+        """An empty destination, or a view of one: its shape is all that matters."""
+        owner = owner_of(op.operands[0]) if op.name in VIEWS else None
+        return op.name == "tensor.empty" or (owner is not None and self.is_empty(owner))
 
     def is_host(self, op: ir.Operation) -> bool:
         """Stays in the host function: views, size arithmetic, loops over dispatches and the slices that they stack, the return."""
-        return op.name in VIEWS or is_loop(op) or STACK in op.attributes or not any(is_tensor(result) for result in op.results)
+        return (
+            (op.name in VIEWS and not self.is_empty(op))
+            or is_loop(op)
+            or STACK in op.attributes
+            or not any(is_tensor(result) for result in op.results)
+        )
 
     def is_lazy(self, op: ir.Operation) -> bool:
         """Cheap to evaluate at each use: a slice, zeros around a convolution's image, or a short elementwise body over one tensor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Mapping
 from ctypes import c_char_p, c_int64, c_void_p, py_object
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class Program:
 
     `program(x)` calls the entry `main` (or the only one); `program["name"](x)` another. After `close()` calls raise ExecutionError;
     calls under way end well.
+
+    A model that keeps state from call to call has one state for each Program; its calls run one after the other, and `reset_state()`
+    starts anew.
     """
 
     def __init__(self, artifact: Artifact, handle: Handle, target: str, flags: int) -> None:
@@ -55,7 +59,7 @@ class Program:
         self.target = target
         specs = artifact.manifest.entries
         self.entries: Mapping[str, Entry] = MappingProxyType(
-            {spec.name: Entry(artifact.manifest, index, handle, flags) for index, spec in enumerate(specs)}
+            {spec.name: Entry(artifact, index, handle, flags) for index, spec in enumerate(specs)}
         )
         self._default = self.entries.get("main") or self.entries[specs[0].name]
 
@@ -75,6 +79,12 @@ class Program:
         if name not in self.entries:
             raise InputError(f"there is no entry {name!r}; there are: {', '.join(self.entries)}")
         return self.entries[name]
+
+    def reset_state(self) -> None:
+        """What the model keeps from call to call is again what it starts with; waits for a call under way."""
+        for entry in self.entries.values():
+            if entry.state is not None:
+                entry.state.reset()
 
     def check_integrity(self) -> None:
         """When idle: the file is unchanged, no run is under way and none wrote past its memory. Raises ArtifactError or ExecutionError."""
@@ -118,25 +128,30 @@ class Profile:
 class Entry:
     """One function of a program."""
 
-    def __init__(self, manifest: Manifest, index: int, handle: Handle, flags: int) -> None:
+    def __init__(self, artifact: Artifact, index: int, handle: Handle, flags: int) -> None:
+        manifest = artifact.manifest
         self.spec: EntrySpec = manifest.entries[index]
+        self.state = State(artifact, self.spec.states) if self.spec.states else None
         self.handle: Handle | None = handle
         self._kernels = manifest.kernels
         self._index = index
         self._flags = flags
         self._core = core()
         self._num_inputs = len(self.spec.inputs)
+        self._num_given = self.spec.num_inputs
         self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
         # Argument buffers that no call uses now; list.append and list.pop are atomic, so that threads (and reentrant calls) share it.
         self._idle: list[_Buffers] = []
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.spec.inputs
+        """What a call takes."""
+        return self.spec.inputs[: self.spec.num_inputs]
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.spec.outputs
+        """What a call gives."""
+        return self.spec.outputs[: self.spec.num_outputs]
 
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
         """Runs the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory.
@@ -144,9 +159,15 @@ class Entry:
         Returns one numpy array, or a tuple where the entry has several outputs; bfloat16 comes as uint16. What is not contiguous is
         copied first. Raises InputError that names the input at fault, ExecutionError when the run itself fails.
         """
-        if named or len(inputs) != self._num_inputs:
+        if named or len(inputs) != self._num_given:
             inputs = self._in_order(inputs, named)
         return self._run(inputs, None)
+
+    def with_states(self, *arrays: Any) -> tuple[np.ndarray, ...]:
+        """A call that keeps nothing: takes the inputs and then the states, gives the outputs and then the states' new values."""
+        if len(arrays) != self._num_inputs:
+            raise InputError(f'entry "{self.spec.name}": expected {self._num_inputs} inputs and states, got {len(arrays)}')
+        return self._arrays(arrays, None)
 
     def profile(self, *inputs: Any, **named: Any) -> Profile:
         """Runs the entry once and times each launch."""
@@ -159,6 +180,18 @@ class Entry:
         return Profile(outputs, buffer.total_ns * 1e-9, times)
 
     def _run(self, inputs: tuple[Any, ...], profile: int | None) -> Outputs:
+        arrays = self._arrays(inputs, profile) if self.state is None else self._advance(self.state, inputs, profile)
+        return arrays[0] if len(arrays) == 1 else arrays
+
+    def _advance(self, state: State, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
+        """Runs on the state as it is, and keeps what it becomes; a call that fails leaves it as it was."""
+        with state.lock:
+            arrays = self._arrays((*inputs, *state.arrays), profile)
+            count = self.spec.num_outputs
+            state.arrays = arrays[count:]
+        return arrays[:count]
+
+    def _arrays(self, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
         try:
             buffers = self._idle.pop()
         except IndexError:
@@ -168,7 +201,7 @@ class Entry:
         finally:
             self._idle.append(buffers)
 
-    def _run_with(self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None) -> Outputs:
+    def _run_with(self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
         handle = self.handle  # keeps the program open until this call ends
         if handle is None:
             raise ExecutionError("the program is closed; load it again")
@@ -191,7 +224,7 @@ class Entry:
         code = self._core.run(handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
         if code:
             raise self._core.error(code)
-        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+        return tuple(arrays)
 
     def _export(self, inputs: tuple[Any, ...], pointers: Any) -> list[Any]:
         """Writes the address of each input's DLTensor; the result keeps them alive."""
@@ -225,7 +258,7 @@ class Entry:
             raise InputError(f'input "{name}": {kind} data can\'t be passed ({error})') from error
 
     def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        names = [spec.name for spec in self.spec.inputs]
+        names = [spec.name for spec in self.inputs]
         listed = ", ".join(names) or "none"
         if len(inputs) > len(names):
             raise InputError(f'entry "{self.spec.name}": expected {len(names)} inputs ({listed}), got {len(inputs)}')
@@ -245,6 +278,21 @@ class Entry:
         known = 0 <= record.dispatch < len(self._kernels)
         name, kind = (self._kernels[record.dispatch].name, self._kernels[record.dispatch].kind) if known else (str(record.dispatch), "?")
         return DispatchTime(name, kind, record.num_tiles, record.start_ns * 1e-9, record.duration_ns * 1e-9)
+
+
+class State:
+    """What one Program keeps from call to call for an entry: arrays in the order of the manifest's `states`."""
+
+    def __init__(self, artifact: Artifact, names: tuple[str, ...]) -> None:
+        self._artifact = artifact
+        self._names = names
+        self.lock = threading.Lock()
+        self.arrays: tuple[np.ndarray, ...] = ()
+        self.reset()
+
+    def reset(self) -> None:
+        with self.lock:
+            self.arrays = tuple(self._artifact.weights[name].copy() for name in self._names)
 
 
 class _Buffers:

@@ -17,7 +17,7 @@ from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
-from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.model import STATE, ImportedModel
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
@@ -120,12 +120,13 @@ def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequenc
             TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
         ),
         outputs,
+        tuple(_text(a, STATE, "") for a in inputs if STATE in a),
     )
     slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
     return CompiledModel(
         entries=(entry,),
         symbols=tuple(Symbol(s.name, s.min, s.max) for s in program.table.symbols),
-        weights=_bound_weights(arguments, weights),
+        weights={**_bound_weights(arguments, weights), **{name: weights[name] for name in entry.states}},
         kernels=tuple(_kernel_specs(program)),
         plan={"slots": slots},
         passes=tuple(str(step) for step in pipeline),

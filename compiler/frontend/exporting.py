@@ -15,6 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
+from llmos.compiler.frontend.decompositions import own_decompositions
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
@@ -95,16 +96,26 @@ def _load(path: Path) -> ExportedProgram:
 def functional(program: ExportedProgram) -> ExportedProgram:
     """Without in-place ops, and with what neither we nor torch-mlir know decomposed. Done only where needed: it costs a second."""
     nodes = _calls(program)
-    if all(op_name(node) in table() or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
+    if all((op_name(node) in table() and not _trains(node)) or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
         return program
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        decomposed: ExportedProgram = program.run_decompositions(decompositions(program))
+        try:
+            decomposed: ExportedProgram = program.run_decompositions(decompositions(program))
+        except UserError as error:
+            raise type(error)(_first_line(error)) from None  # torch adds where it was in the graph
+        except Exception as error:
+            raise UnsupportedError(f"torch can't decompose this model's ops: {_first_line(error)}") from error
         return decomposed
 
 
 def _calls(program: ExportedProgram) -> list[fx.Node]:
     return [node for node in program.graph.nodes if node.op == "call_function"]
+
+
+def _trains(node: fx.Node) -> bool:
+    """A batch norm that takes the batch's own statistics: decomposed, so that what it does to its buffers shows."""
+    return op_name(node) == "aten.batch_norm.default" and node.args[5] is True
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -113,14 +124,20 @@ def _is_plain(node: fx.Node) -> bool:
 
 
 def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
-    """torch-mlir's table less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
+    """torch-mlir's table and ours less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
     from torch._export.utils import _get_decomp_for_cia
 
     kept = table()
-    chosen = {op: body for op, body in torch_decompositions().items() if str(op) not in kept}
+    known = {**torch_decompositions(), **own_decompositions()}
+    chosen = {op: body for op, body in known.items() if str(op) not in kept}
     for node in _calls(program):
         op = node.target
-        if isinstance(op, torch._ops.OpOverload) and op_name(node) not in kept and op not in chosen and op._can_decompose():
+        if (
+            isinstance(op, torch._ops.OpOverload)
+            and (op_name(node) not in kept or _trains(node))
+            and op not in chosen
+            and op._can_decompose()
+        ):
             chosen[op] = _get_decomp_for_cia(op)
     return chosen
 
@@ -130,25 +147,41 @@ class ProgramInput:
     """One placeholder of the exported graph."""
 
     node: fx.Node
-    kind: str  # "input" or "weight"
+    kind: str  # "input", "weight" or "state": a buffer that the model changes
     name: str
     tensor: torch.Tensor | None  # a weight's value
 
 
 def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
-    """The placeholders that are tensors, user inputs first."""
+    """The placeholders that are tensors, user inputs first, then states, in the order in which their new values are returned."""
+    mutated = mutated_buffers(program)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    inputs, weights = [], []
+    inputs: list[ProgramInput] = []
+    weights: list[ProgramInput] = []
+    states: dict[str, ProgramInput] = {}
     for spec in program.graph_signature.input_specs:
         if not isinstance(spec.arg, TensorArgument):
             continue
         node = nodes[spec.arg.name]
+        if node.meta["val"].layout != torch.strided:
+            raise UnsupportedError(f"{spec.arg.name} is a sparse tensor, which isn't supported: make it dense with .to_dense()")
         if spec.kind == InputKind.USER_INPUT:
             inputs.append(ProgramInput(node, "input", spec.arg.name, None))
         else:
             assert spec.target is not None
-            weights.append(ProgramInput(node, "weight", spec.target, _value_of(program, spec.target)))
-    return inputs + weights
+            kind = "state" if spec.target in mutated else "weight"
+            made = ProgramInput(node, kind, spec.target, _value_of(program, spec.target))
+            if kind == "state":
+                states[spec.target] = made
+            else:
+                weights.append(made)
+    return [*inputs, *[states[name] for name in mutated], *weights]
+
+
+def mutated_buffers(program: ExportedProgram) -> list[str]:
+    """Names of the buffers that the model changes; their new values are the graph's first outputs, in this order."""
+    found = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.BUFFER_MUTATION]
+    return [str(spec.target) for spec in found]
 
 
 def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
@@ -158,8 +191,8 @@ def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
 
 def check_outputs(program: ExportedProgram) -> None:
     for spec in program.graph_signature.output_specs:
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
-            what = "an input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "the buffer"
+        if spec.kind in (OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
+            what = "an input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "the parameter"
             raise UnsupportedError(
-                f"the model changes {what} {spec.target!r} while it runs: call model.eval(), or return the new value as an output"
+                f"the model changes {what} {spec.target!r} while it runs: keep it in a buffer, or return the new value as an output"
             )

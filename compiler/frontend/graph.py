@@ -78,6 +78,8 @@ class GraphLowering:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             inner = next((str(each) for each in node.args if isinstance(each, torch._ops.OpOverload)), "")
             raise UnsupportedError(f"control flow and ops with effects can't be compiled{f' ({inner})' if inner else ''}")
+        if (nothing := self._without_elements(node)) is not None:
+            return nothing
         lowering = self.known.get(op_name(node))
         if lowering is not None:
             try:
@@ -86,6 +88,16 @@ class GraphLowering:
             except NotLowered:
                 pass
         return self._island(node)
+
+    def _without_elements(self, node: fx.Node) -> Any:
+        """The results of an op that has no element to compute, whatever the op is; None for any other."""
+        val = node.meta.get("val")
+        values = val if isinstance(val, list | tuple) else [val]
+        if not values or not all(_has_no_elements(each) for each in values):
+            return None
+        metas = [self._meta(each) for each in values]
+        made = [self.builder.dense_tensor(self.builder.fill(m.shape, m.dtype, 0), m.shape, m.dtype) for m in metas]
+        return made if isinstance(val, list | tuple) else made[0]
 
     def _item(self, node: fx.Node) -> Any:
         source, index = node.args
@@ -143,6 +155,10 @@ _PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_b
 
 def _is_wanted(node: fx.Node) -> bool:
     return bool(node.users)
+
+
+def _has_no_elements(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape)
 
 
 def op_name(node: fx.Node) -> str:

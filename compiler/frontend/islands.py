@@ -1,28 +1,23 @@
 """Ops that our table lacks, lowered by torch-mlir: each is a function of its own, called where the op stands and inlined at the end.
 
-An island sees one op, so what torch-mlir does wrongly with whole programs (views of dynamic dims above all) can't reach it, and the
-text of the islands is all that has to cross into a child process should torch-mlir abort.
+An island sees one op, so what torch-mlir does wrongly with whole programs (views of dynamic dims above all) can't reach it. All islands
+of a program are lowered by one child process, since torch-mlir ends its process on some ops.
 """
 
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from llmos.compiler.ir import PassManager, func, fx_importer, ir
+from llmos.compiler.frontend.lowering import FAILED
+from llmos.compiler.ir import func, fx_importer, ir
 from llmos.runtime.errors import UnsupportedError
-
-TO_BACKEND = "builtin.module(func.func(torch-match-quantized-custom-ops),torchdynamo-export-to-torch-backend-pipeline{extra-library=})"
-TO_LINALG = (
-    "builtin.module("
-    "torch-backend-to-linalg-on-tensors-backend-pipeline{allow-non-finites=true},"
-    "func.func(canonicalize,resolve-ranked-shaped-type-result-dims,canonicalize,cse))"
-)
-_VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "torch.aten._reshape_alias")
 
 
 @dataclass(frozen=True)
@@ -75,42 +70,19 @@ def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
         except (NotImplementedError, AssertionError, RuntimeError, TypeError, KeyError) as error:
             raise _unsupported(island.node, str(error)) from None
         function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)
-    module: ir.Module = importer.module
-    _run(module, TO_BACKEND, islands)
-    _reject_dynamic_views(module)
-    _run(module, TO_LINALG, islands)
-    return module
+    return lowered_in_child(importer.module, ", ".join(sorted({str(island.node.target) for island in islands})))
 
 
-def _run(module: ir.Module, pipeline: str, islands: Sequence[Island]) -> None:
-    try:
-        PassManager.parse(pipeline, module.context).run(module.operation)
-    except ir.MLIRError as error:
-        detail = next((str(each.message) for each in error.error_diagnostics), str(error)).splitlines()[0].split(": %")[0]
-        names = ", ".join(sorted({str(island.node.target) for island in islands}))
-        raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model") from None
-
-
-def _reject_dynamic_views(module: ir.Module) -> None:
-    """torch-mlir lowers a view of two dynamic dims wrongly and in silence, so none may be left for it."""
-    bad: list[str] = []
-
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name in _VIEWS and any(_num_dynamic(value) > 1 for value in (op.operands[0], op.results[0])):
-            bad.append(f"{op.name}: {op.operands[0].type} to {op.results[0].type}")
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
-    if bad:
-        raise UnsupportedError(
-            f"an op decomposes to a reshape of dynamic sizes that can't be lowered safely ({bad[0]}); give it static sizes"
-        )
-
-
-def _num_dynamic(value: ir.Value) -> int:
-    """Dynamic dimensions of a `!torch.vtensor<[?,4],f32>`; an unknown rank counts as many."""
-    text = str(value.type)
-    return text.split("]")[0].count("?") if "[" in text else 2
+def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
+    """The module lowered by a process of its own: what ends that process is an error like any other."""
+    command = [sys.executable, "-m", "llmos.compiler.frontend.lowering"]
+    text = module.operation.get_asm(enable_debug_info=False)
+    child = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    if child.returncode == 0:
+        return ir.Module.parse(child.stdout.decode(), module.context)
+    said = child.stderr.decode(errors="replace").strip().splitlines() if child.returncode == FAILED else []
+    detail = said[-1] if said else "it ended its process"
+    raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model")
 
 
 def _calls(module: ir.Module) -> dict[str, ir.Operation]:
@@ -140,7 +112,7 @@ def _inline(island: func.FuncOp, call: ir.Operation) -> None:
 
 
 def check_shapes(node: fx.Node) -> None:
-    """Guard what is known to abort torch-mlir's process: operands of no elements, and rank 0 where a dimension is needed."""
+    """torch-mlir aborts on many ops over operands of no elements."""
     for each in node.all_input_nodes:
         value = each.meta.get("val")
         if isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape):
@@ -194,4 +166,6 @@ def _replace_dim(argument: ir.Value, axis: int, size: ir.Value) -> None:
 def _unsupported(node: fx.Node, detail: str) -> UnsupportedError:
     from llmos.compiler.frontend.graph import source_line
 
-    return UnsupportedError(f"{node.target}: torch-mlir can't import this ({detail.splitlines()[0]}){source_line(node)}")
+    return UnsupportedError(
+        f"{node.target}: torch-mlir can't import this ({(detail.splitlines() or ['no reason given'])[0]}){source_line(node)}"
+    )

@@ -11,6 +11,8 @@ import numpy as np
 from llmos.compiler.ir import ir
 from llmos.compiler.weights import Weight
 
+STATE = "llmos.state"  # of an input and an output of main: the weight that the state starts with
+
 Reference = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 

@@ -16,7 +16,7 @@ from llmos.compiler.frontend.dims import IndexValues, Shape, Sizes
 from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.islands import Islands
-from llmos.compiler.frontend.model import ImportedModel, Reference
+from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
 from llmos.compiler.frontend.scalars import NUMPY_NAMES
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.ir import arith, context, func, ir, tensor
@@ -49,7 +49,8 @@ def import_torch(
     program = export(source, example_args, dynamic_shapes)
     check_outputs(program)
     arguments = program_inputs(program)
-    inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names")
+    states = [a for a in arguments if a.kind == "state"]
+    inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names") + states
     given = dict(weights or {})
     sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes)
     lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names)
@@ -57,9 +58,9 @@ def import_torch(
     return ImportedModel(
         name=name,
         module=module,
-        weights={w.name: given.get(w.name) or torch_weight(_tensor_of(w)) for w in used},
+        weights={w.name: given.get(w.name) or torch_weight(_tensor_of(w)) for w in [*used, *states]},
         reference=reference or _reference(source, program, inputs),
-        examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, len(inputs)),
+        examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, inputs),
         assets=dict(assets or {}),
         metadata=dict(metadata or {}),
     )
@@ -89,15 +90,19 @@ def _renamed(inputs: list[ProgramInput], names: Sequence[str] | None, what: str)
     return [ProgramInput(each.node, each.kind, name, None) for each, name in zip(inputs, names, strict=True)]
 
 
-def _examples(args: Sequence[torch.Tensor] | None, count: int) -> tuple[tuple[np.ndarray, ...], ...]:
+def _examples(args: Sequence[torch.Tensor] | None, inputs: Sequence[ProgramInput]) -> tuple[tuple[np.ndarray, ...], ...]:
     if args is None:
         return ()
+    count = len(inputs)
     tensors = [arg for arg in torch.utils._pytree.tree_leaves(tuple(args)) if isinstance(arg, torch.Tensor)]
+    tensors += [_tensor_of(each) for each in inputs if each.kind == "state"]
     return (tuple(to_numpy(each).copy() for each in tensors),) if len(tensors) == count and not any(t.is_meta for t in tensors) else ()
 
 
 def _reference(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
     """Eager torch on numpy inputs."""
+    if any(each.kind == "state" for each in inputs):
+        return _stateful_reference(program, inputs)
     run: Callable[..., Any] = source if isinstance(source, torch.nn.Module) else program.module()
     dtypes = [each.node.meta["val"].dtype for each in inputs]
 
@@ -106,6 +111,28 @@ def _reference(source: Source, program: ExportedProgram, inputs: Sequence[Progra
         with torch.no_grad():
             answer = run(*tensors)
         return [to_numpy(leaf) for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)]
+
+    return reference
+
+
+def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
+    """The exported program on inputs, then states; its outputs, then the states' new values."""
+    dtypes = [each.node.meta["val"].dtype for each in inputs]
+    names = [each.name for each in inputs if each.kind == "state"]
+
+    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        module = program.module()
+        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        given, states = tensors[: len(tensors) - len(names)], tensors[len(tensors) - len(names) :]
+        # The module's own buffers are the program's, and the user's: it works on others.
+        buffers = [value.clone() for value in states]
+        for name, value in zip(names, buffers, strict=True):
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = value
+        with torch.no_grad():
+            answer = module(*given)
+        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)]
+        return [to_numpy(leaf).copy() for leaf in [*leaves, *buffers]]
 
     return reference
 
@@ -140,6 +167,10 @@ class _Function:
             self._annotate(module, used, results)
         return module, used
 
+    @property
+    def _states(self) -> list[ProgramInput]:
+        return [each for each in self.inputs if each.kind == "state"]
+
     def _meta(self, each: ProgramInput) -> tuple[Shape, torch.dtype]:
         value = each.node.meta["val"]
         return self.sizes.shape(value.shape), value.dtype
@@ -160,7 +191,9 @@ class _Function:
             for each in self.weights:
                 kept = distinct[each.name]
                 lowering.bind(each.node, self._weight_tensor(builder, kept, values[f"weight {kept.name}"]))
-            results = [self._result(builder, each) for each in lowering.run(self.program.graph)]
+            values_out = lowering.run(self.program.graph)
+            moved = len(self._states)  # export returns new states first
+            results = [self._result(builder, each) for each in [*values_out[moved:], *values_out[:moved]]]
             func.ReturnOp([each.value for each in results])
         return results
 
@@ -183,18 +216,26 @@ class _Function:
         function = next(op for op in module.body.operations if isinstance(op, func.FuncOp))
         arguments = [*self.inputs, *weights]
         function.arg_attrs = ir.ArrayAttr.get([self._argument_attributes(each) for each in arguments])
-        names = self.output_names or _output_names(self.program, len(results))
-        if len(names) != len(results):
-            raise InputError(f"output_names has {len(names)} names, the model has {len(results)} outputs")
-        function.attributes["res_attrs"] = ir.ArrayAttr.get([_named(name, each.dtype) for name, each in zip(names, results, strict=True)])
+        states = [each.name for each in self._states]
+        count = len(results) - len(states)
+        names = self.output_names or _output_names(self.program, count)
+        if len(names) != count:
+            raise InputError(f"output_names has {len(names)} names, the model has {count} outputs")
+        named = [_named(name, each.dtype) for name, each in zip(names, results, strict=False)]
+        named += [_named(state_name(name), each.dtype, name) for name, each in zip(states, results[count:], strict=True)]
+        function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
         symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
 
     def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
         shape, dtype = self._meta(each)
-        attributes = {"llmos.kind": ir.StringAttr.get(each.kind), "llmos.name": ir.StringAttr.get(each.name)}
+        is_state = each.kind == "state"
+        attributes = {"llmos.kind": ir.StringAttr.get("input" if is_state else each.kind)}
+        attributes["llmos.name"] = ir.StringAttr.get(state_name(each.name) if is_state else each.name)
+        if is_state:
+            attributes[STATE] = ir.StringAttr.get(each.name)
         attributes["llmos.dtype"] = ir.StringAttr.get(NUMPY_NAMES[dtype])
-        if each.kind == "input":
+        if each.kind != "weight":
             i64 = ir.IntegerType.get_signless(64)
             dims = [ir.IntegerAttr.get(i64, d) if isinstance(d, int) else ir.StringAttr.get(str(d)) for d in shape]
             attributes["llmos.shape"] = ir.ArrayAttr.get(dims)
@@ -209,8 +250,14 @@ def _index_constant(value: int) -> ir.Value:
     return arith.ConstantOp(ir.IndexType.get(), value).result
 
 
-def _named(name: str, dtype: torch.dtype) -> ir.DictAttr:
-    return ir.DictAttr.get({"llmos.name": ir.StringAttr.get(name), "llmos.dtype": ir.StringAttr.get(NUMPY_NAMES[dtype])})
+def _named(name: str, dtype: torch.dtype, state: str = "") -> ir.DictAttr:
+    texts = {"llmos.name": name, "llmos.dtype": NUMPY_NAMES[dtype], **({STATE: state} if state else {})}
+    return ir.DictAttr.get({key: ir.StringAttr.get(text) for key, text in texts.items()})
+
+
+def state_name(buffer: str) -> str:
+    """What the input and the output of a state are called, apart from the model's own."""
+    return f"state.{buffer}"
 
 
 def _output_names(program: ExportedProgram, count: int) -> list[str]:

@@ -49,13 +49,28 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EntrySpec:
-    """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it."""
+    """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it.
+
+    states: names of tensors that the model keeps from call to call. They are its last inputs and its last outputs, in this order, and the
+    weights of these names are what they start with.
+    """
 
     name: str
     symbol: str
     shapes: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    states: tuple[str, ...] = ()
+
+    @property
+    def num_inputs(self) -> int:
+        """Of those that a caller gives."""
+        return len(self.inputs) - len(self.states)
+
+    @property
+    def num_outputs(self) -> int:
+        """Of those that a caller gets."""
+        return len(self.outputs) - len(self.states)
 
 
 @dataclass(frozen=True)
@@ -152,6 +167,7 @@ def validate(manifest: Manifest) -> None:
         _check_symbol(symbol)
     for entry in manifest.entries:
         _check_entry(entry, {symbol.name for symbol in manifest.symbols})
+        _check_states(entry, {weight.name: weight for weight in manifest.weights} if manifest.members else None)
     for weight in manifest.weights:
         _check_weight(weight)
     _check_members(manifest)
@@ -169,6 +185,20 @@ def _check_entry(entry: EntrySpec, symbols: set[str]) -> None:
     _unique(f"outputs of entry {entry.name!r}", [tensor.name for tensor in entry.outputs])
     for tensor in (*entry.inputs, *entry.outputs):
         _check_tensor(tensor, symbols)
+
+
+def _check_states(entry: EntrySpec, weights: Mapping[str, WeightSpec] | None) -> None:
+    """`weights` is None for a manifest of no file yet."""
+    if not entry.states:
+        return
+    count = len(entry.states)
+    ends = (entry.inputs[-count:], entry.outputs[-count:])
+    if any(len(end) != count for end in ends):
+        raise fail(f"manifest: entry {entry.name!r}: it has more states than inputs or outputs")
+    for name, before, after in zip(entry.states, *ends, strict=True):
+        start = before if weights is None else weights.get(name)
+        if start is None or not (start.dtype, start.shape) == (before.dtype, before.shape) == (after.dtype, after.shape):
+            raise fail(f"manifest: state {name!r}: what it starts with, its input and its output must be alike")
 
 
 def _check_tensor(tensor: TensorSpec, symbols: set[str]) -> None:
@@ -227,6 +257,7 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
                 "shapes": entry.shapes,
                 "inputs": [tensor(spec) for spec in entry.inputs],
                 "outputs": [tensor(spec) for spec in entry.outputs],
+                **({"states": list(entry.states)} if entry.states else {}),
             }
             for entry in manifest.entries
         ],
@@ -281,7 +312,8 @@ def _parse_entry(item: Fields) -> EntrySpec:
     def tensors(key: str) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(spec.string("name"), spec.string("dtype"), spec.dims("shape")) for spec in item.records(key))
 
-    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"))
+    states = item.strings("states") if "states" in item.value else ()
+    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"), states)
 
 
 def _parse_weight(item: Fields) -> WeightSpec:

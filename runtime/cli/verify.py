@@ -65,8 +65,7 @@ def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
     from llmos.runtime.artifact.certificate import Finding
 
     for number, case in enumerate(cases):
-        results = program[case.entry](*[each.load() for each in case.inputs])
-        arrays = results if isinstance(results, tuple) else (results,)
+        arrays = program[case.entry].with_states(*[each.load() for each in case.inputs])
         if len(arrays) != len(case.outputs):
             raise ArtifactError(f"its certificate has {plural(len(case.outputs), 'output')}, entry {case.entry} {len(arrays)}")
         for output, array in zip(case.outputs, arrays, strict=True):

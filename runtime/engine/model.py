@@ -11,6 +11,7 @@ import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from llmos.runtime.program import Program
@@ -110,6 +111,8 @@ class ProgramModel:
         manifest = program.manifest
         self._program = program
         self._entry = program[entry]
+        if self._entry.state is not None:
+            raise InputError(f"{manifest.name} keeps state from call to call, which requests can't share: run it with llmos.load")
         self.name: str = name or manifest.name
         self.metadata: Mapping[str, Any] = manifest.metadata
         symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}

@@ -94,11 +94,11 @@ def unknown_onnx_op(folder: Path, source: Path) -> Path:
 
 
 def unsupported_torch_op(folder: Path, source: Path) -> Path:
-    class Singular(torch.nn.Module):
+    class Noisy(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.svdvals(x)
+            return x + torch.randn_like(x)
 
-    return export(Singular(), folder / "singular.pt2")
+    return export(Noisy(), folder / "noisy.pt2")
 
 
 def broken_mlir(folder: Path, source: Path) -> Path:
@@ -136,7 +136,7 @@ SOURCES: list[tuple[Callable[[Path, Path], Path], str]] = [
     (empty, "is empty"),
     (truncated_onnx, "truncated.onnx"),
     (unknown_onnx_op, "Frobnicate"),
-    (unsupported_torch_op, "svd"),
+    (unsupported_torch_op, "randn_like"),
     (broken_mlir, "broken.mlir"),
     (pickle_file, "pickle"),
     (truncated_safetensors, "bert"),

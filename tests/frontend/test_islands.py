@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.compiler.frontend.islands import _reject_dynamic_views
+from llmos.compiler.frontend.islands import lowered_in_child
+from llmos.compiler.frontend.lowering import reject_dynamic_views
 from llmos.compiler.ir import context, ir
 from llmos.runtime.errors import UnsupportedError
 
@@ -20,8 +21,21 @@ func.func @f(%x: !torch.vtensor<{old},f32>, %size: !torch.int) -> !torch.vtensor
 @pytest.mark.parametrize(("old", "new"), [("[?,?,8]", "[?,8]"), ("[?,8]", "[?,?,8]")])
 def test_a_view_of_two_dynamic_dims_is_refused(old: str, new: str) -> None:
     with pytest.raises(UnsupportedError, match="reshape of dynamic sizes"):
-        _reject_dynamic_views(ir.Module.parse(VIEW.format(old=old, new=new), context()))
+        reject_dynamic_views(ir.Module.parse(VIEW.format(old=old, new=new), context()))
+
+
+RANK_ZERO = """
+func.func @f(%x: !torch.vtensor<[],f32>) -> !torch.vtensor<[?,0],si64> {
+  %0 = torch.aten.nonzero %x : !torch.vtensor<[],f32> -> !torch.vtensor<[?,0],si64>
+  return %0 : !torch.vtensor<[?,0],si64>
+}
+"""
+
+
+def test_an_op_that_ends_torch_mlir_is_an_error_of_this_process() -> None:
+    with pytest.raises(UnsupportedError, match="torch-mlir can't lower this"):
+        lowered_in_child(ir.Module.parse(RANK_ZERO, context()), "aten.nonzero")
 
 
 def test_a_view_of_one_dynamic_dim_is_safe() -> None:
-    _reject_dynamic_views(ir.Module.parse(VIEW.format(old="[?,2,4]", new="[?,8]"), context()))
+    reject_dynamic_views(ir.Module.parse(VIEW.format(old="[?,2,4]", new="[?,8]"), context()))

@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 
+from llmos.compiler.driver.sources import encoder_module
+from llmos.compiler.frontend.coverage import check
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.models.directory import directory_name, is_huggingface_directory
 from llmos.models.encoder import EncoderOptions, import_encoder
@@ -48,6 +50,13 @@ def worst(model: ImportedModel, sizes: list[tuple[int, int]]) -> float:
     execute = Executor(model.module, model.weights)
     assert model.reference is not None
     return max(float(np.abs(execute(x)[0] - model.reference(x)[0]).max()) for x in [batch(*size) for size in sizes])
+
+
+def test_check_says_of_a_directory_what_compile_does(tmp_path: Path) -> None:
+    folder = save(CONFIGS["bert"](), tmp_path)
+    rows = check(*encoder_module(folder))
+    assert rows
+    assert all(row.supported for row in rows)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,6 +15,7 @@ from llmos.compiler.frontend.ops.contractions import contract
 from llmos.compiler.frontend.ops.reductions import number, softmax_over
 from llmos.compiler.frontend.scalars import Scalar, select
 from llmos.compiler.ir import ir, linalg
+from llmos.runtime.errors import UnsupportedError
 
 _BATCH = "abcd"
 
@@ -36,6 +37,8 @@ def scaled_dot_product_attention(
 
     The result is stored with its heads inside its rows ([batch, i, heads, d]), which is what every model makes of it next.
     """
+    if dropout_p > 0:
+        raise UnsupportedError("attention with dropout: call model.eval() before compiling, and pass dropout_p=0")
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         return _grouped(b, result, query, key, value, attn_mask, is_causal, scale)
     batch = _BATCH[: query.rank - 2]

@@ -331,3 +331,18 @@ def view_dtype(b: Builder, result: Meta, x: Tensor, dtype: torch.dtype) -> Tenso
     if dtype.itemsize != x.dtype.itemsize:
         raise UnsupportedError("a view as a type of another width isn't supported: convert with .to(dtype)")
     return b.elementwise(lambda v: s.bitcast(v, dtype), [x], dtype, x.shape)
+
+
+def polygamma(b: Builder, result: Meta, order: int, x: Tensor) -> Tensor:
+    from llmos.compiler.frontend.ops import special
+
+    body = special.digamma if order == 0 else special.polygamma(order)
+    return apply(b, result, body, [x], promoted([x], KIND.INT_TO_FLOAT))
+
+
+def rounded(v: Scalar, decimals: int) -> Scalar:
+    """To so many decimals, halves to even; as torch, by way of a power of ten."""
+    if not v.is_float:
+        return v
+    scale = 10.0 ** abs(decimals)
+    return s.round_even(v * scale) / scale if decimals >= 0 else s.round_even(v / scale) * scale

@@ -27,6 +27,9 @@ def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> 
 
 
 def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> Tensor:
+    if x.rank == 0:
+        return b.expand(x, result.shape)
+    ids = b.unsqueeze(ids, 0) if ids.rank == 0 else ids
     return gathered(b, result, x, {dim % x.rank: ids}, lead=ids.rank, position=dim % x.rank, wraps=False)
 
 

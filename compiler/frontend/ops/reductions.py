@@ -114,7 +114,9 @@ def var_mean(
 
 
 def _spread(b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: Number | None, keepdim: bool) -> tuple[Tensor, Tensor]:
-    """The `.dim` overload passes (dims, unbiased, keepdim) by position, `.correction` passes them by name."""
+    """The `.dim` overload passes (dims, unbiased, keepdim) by position, `.correction` passes them by name, `.default` only unbiased."""
+    if isinstance(dims, bool):
+        return _moments(b, x, None, correction, keepdim, dims)
     unbiased, kept = (*args, True, keepdim)[0:2] if len(args) < 2 else args[:2]
     if len(args) == 1:
         kept = keepdim
@@ -143,6 +145,12 @@ def norm(b: Builder, result: Meta, x: Tensor, order: Number | None = 2, dims: Di
 
 def softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
     return b.cast(softmax_over(b, b.cast(x, result.dtype), dim % max(x.rank, 1)), result.dtype) if x.rank else b.full((), result.dtype, 1)
+
+
+def safe_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    """Softmax whose rows of -inf are zeros."""
+    wide = b.cast(b.unsqueeze(x, 0) if x.rank == 0 else x, result.dtype)
+    return b.reshape(b.cast(softmax_over(b, wide, dim % wide.rank, fully_masked_rows=True), result.dtype), result.shape)
 
 
 def softmax_over(b: Builder, x: Tensor, dim: int, fully_masked_rows: bool = False) -> Tensor:
@@ -275,6 +283,8 @@ def with_indices(relation: str) -> Callable[..., list[Tensor]]:
 
 def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> tuple[Tensor, Tensor]:
     """Values and int64 indices. NaN wins, as in torch."""
+    if x.rank == 0:
+        return x, b.full((), torch.int64, 0)
     x = b.dense(x) if dim not in x.axes else x
     kept = [i for i in range(x.rank) if i != dim]
     shape = tuple(x.shape[i] for i in kept)
@@ -298,3 +308,25 @@ def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> t
     )
     pair = b.dense_tensor(values, shape, x.dtype), b.dense_tensor(indices, shape, torch.int64)
     return (b.unsqueeze(pair[0], dim), b.unsqueeze(pair[1], dim)) if keepdim else pair
+
+
+def layer_norm_with_statistics(
+    b: Builder, result: Sequence[Meta], x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> list[Tensor]:
+    """aten.native_layer_norm: (y, mean, 1 / sqrt(variance + eps)), the last two over kept dimensions."""
+    over = list(range(x.rank - len(shape), x.rank))
+    mean, scale = _statistics(b, x, over, eps)
+    y = layer_norm(b, result[0], x, shape, weight, bias, eps)
+    return [y, *(b.cast(b.reshape(each, meta.shape), meta.dtype) for each, meta in zip((mean, scale), result[1:], strict=True))]
+
+
+def group_statistics(b: Builder, x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) of each group of channels, [batch, groups]."""
+    grouped = b.reshape(x, (x.shape[0], groups, b.sizes.product((x.shape[1], *x.shape[2:])) // groups))
+    mean, scale = _statistics(b, grouped, [2], eps)
+    return b.cast(b.squeeze(mean, 2), x.dtype), b.cast(b.squeeze(scale, 2), x.dtype)
+
+
+def _statistics(b: Builder, x: Tensor, over: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
+    mean, _, squares = centered_squares(b, x, over)
+    return mean, through(b, lambda v: s.rsqrt(v / number(b, count(b, x, over), v.dtype) + eps), squares)

@@ -66,6 +66,9 @@ def squeeze(b: Builder, result: Meta, x: Tensor, dims: int | Sequence[int] | Non
 
 def extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int = 1) -> Tensor:
     """Elements start, start + step, ... of one dimension."""
+    if size == 0:
+        shape = (*x.shape[:dim], 0, *x.shape[dim + 1 :])
+        return b.dense_tensor(b.fill(shape, x.dtype, 0), shape, x.dtype)
     if b.sizes.equal(size, x.shape[dim]) and step == 1:
         return x
     if size == 0:
@@ -402,3 +405,27 @@ def _reflected(b: Builder, index: ir.Value, size: Dim) -> ir.Value:
 def padding_of(mode: str) -> Callable[..., Tensor]:
     """aten.reflection_pad1d and its kind."""
     return lambda b, result, x, padding: pad(b, result, x, padding, mode)
+
+
+def triangle_indices(lower: bool) -> Callable[..., Tensor]:
+    """tril_indices and triu_indices: rows above columns [2, count], in row-major order."""
+
+    def made(b: Builder, result: Meta, rows: int, columns: int, offset: int = 0, **_: Any) -> Tensor:
+        from llmos.compiler.frontend.ops.loops import Loops
+
+        loops = Loops(b, {}, {"out": (result.shape, result.dtype, 0), "at": ((1,), torch.int64, 0)})
+
+        def place(i: Scalar, j: Scalar) -> None:
+            loops.set("out", [0, loops.get("at", 0)], i)
+            loops.set("out", [1, loops.get("at", 0)], j)
+            loops.add("at", [0], 1)
+
+        def row(i: Scalar) -> None:
+            first = i.like(0) if lower else (i + offset).max(0).min(columns)
+            last = (i + (offset + 1)).max(0).min(columns) if lower else i.like(columns)
+            loops.loop(first, last, lambda j: place(i, j))
+
+        loops.loop(0, rows, row)
+        return loops.result("out")
+
+    return made

@@ -11,7 +11,25 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
-from llmos.compiler.frontend.ops import attention, contractions, elementwise, indexing, recurrent, reductions, scans, shapes, windows
+from llmos.compiler.frontend.ops import (
+    attention,
+    bits,
+    contractions,
+    eigen,
+    elementwise,
+    factorizations,
+    indexing,
+    orders,
+    pools,
+    randomness,
+    recurrent,
+    reductions,
+    scans,
+    series,
+    shapes,
+    special,
+    windows,
+)
 
 Lowering = Callable[..., Any]
 
@@ -43,6 +61,11 @@ def table() -> Mapping[str, Lowering]:
         _norms(),
         _products(),
         _windows(),
+        _special_functions(),
+        _orders(),
+        series.table(),
+        randomness.refusals(),
+        _factorizations(),
     )
     found = {f"aten.{name}": lowering for group in groups for names, lowering in group.items() for name in names.split()}
     return {
@@ -50,6 +73,7 @@ def table() -> Mapping[str, Lowering]:
         "llmos.lstm_scan.default": recurrent.lstm_scan,
         "llmos.gru_scan.default": recurrent.gru_scan,
         "llmos.rnn_scan.default": recurrent.rnn_scan,
+        "llmos.pivot_matrix.default": factorizations.pivot_matrix,
     }
 
 
@@ -84,6 +108,16 @@ def _arithmetic() -> dict[str, Lowering]:
         "minimum.default min.other": binary(lambda v, w: v.min(w)),
         "atan2.default": binary(s.arctan2, to_float),
         "copysign.Tensor copysign.Scalar": binary(s.copysign, to_float),
+        "hypot.default": binary(bits.hypot),
+        "fmax.default": binary(bits.fmax),
+        "fmin.default": binary(bits.fmin),
+        "nextafter.default": binary(bits.nextafter),
+        "gcd.default": binary(bits.gcd),
+        "lcm.default": binary(bits.lcm),
+        "signbit.default": unary(bits.signbit, same),
+        "angle.default": unary(bits.angle, to_float),
+        "frexp.Tensor": bits.frexp,
+        "round.decimals": lambda b, result, x, *, decimals: unary(lambda v: e.rounded(v, decimals), same)(b, result, x),
         "bitwise_and.Tensor bitwise_and.Scalar __and__.Tensor __and__.Scalar": e.both,
         "bitwise_or.Tensor bitwise_or.Scalar __or__.Tensor __or__.Scalar": binary(lambda v, w: v | w),
         "bitwise_xor.Tensor bitwise_xor.Scalar __xor__.Tensor __xor__.Scalar": binary(lambda v, w: v ^ w),
@@ -158,6 +192,7 @@ def _creation() -> dict[str, Lowering]:
     zeros, ones = shapes.constant_filled(0), shapes.constant_filled(1)
     return {
         "zeros.default zeros_like.default new_zeros.default empty.memory_format empty_like.default new_empty.default": zeros,
+        "new_empty_strided.default empty_strided.default empty_permuted.default": zeros,
         "ones.default ones_like.default new_ones.default": ones,
         "full.default": shapes.full,
         "full_like.default fill.Scalar fill.Tensor": shapes.fill_like,
@@ -165,6 +200,8 @@ def _creation() -> dict[str, Lowering]:
         "scalar_tensor.default": shapes.scalar_tensor,
         "arange.default arange.start arange.start_step": shapes.arange,
         "linspace.default": shapes.linspace,
+        "tril_indices.default": shapes.triangle_indices(True),
+        "triu_indices.default": shapes.triangle_indices(False),
         "tril.default": shapes.triangle(True),
         "triu.default": shapes.triangle(False),
     }
@@ -232,10 +269,11 @@ def _reductions() -> dict[str, Lowering]:
 def _norms() -> dict[str, Lowering]:
     r = reductions
     return {
-        "softmax.int _softmax.default _safe_softmax.default": r.softmax,
+        "softmax.int _softmax.default": r.softmax,
+        "_safe_softmax.default": r.safe_softmax,
         "log_softmax.int _log_softmax.default": r.log_softmax,
         "layer_norm.default": r.layer_norm,
-        "native_layer_norm.default": lambda b, result, *args: [r.layer_norm(b, result[0], *args), None, None],
+        "native_layer_norm.default": r.layer_norm_with_statistics,
         "rms_norm.default": r.rms_norm,
         "group_norm.default": r.group_norm,
         "native_group_norm.default": _native_group_norm,
@@ -248,7 +286,8 @@ def _norms() -> dict[str, Lowering]:
 def _native_group_norm(
     b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, n: Any, c: Any, hw: Any, groups: int, eps: float
 ) -> list[Any]:
-    return [reductions.group_norm(b, result[0], x, groups, weight, bias, eps), None, None]
+    mean, scale = reductions.group_statistics(b, x, groups, eps)
+    return [reductions.group_norm(b, result[0], x, groups, weight, bias, eps), mean, scale]
 
 
 def _instance_norm(
@@ -294,12 +333,66 @@ def _windows() -> dict[str, Lowering]:
     return {
         "convolution.default": w.convolution,
         "conv1d.default conv2d.default conv3d.default conv1d.padding conv2d.padding conv3d.padding": w.conv,
-        **{f"max_pool{n}d.default": w.max_pool(n) for n in (1, 2, 3)},
-        **{f"max_pool{n}d_with_indices.default": w.max_pool_with_indices(n) for n in (2, 3)},
-        **{f"avg_pool{n}d.default": w.average_pool(n) for n in (1, 2, 3)},
-        **{f"adaptive_avg_pool{n}d.default _adaptive_avg_pool{n}d.default": w.adaptive_average_pool(n) for n in (1, 2, 3)},
+        **{f"max_pool{n}d.default": pools.max_pool(n) for n in (1, 2, 3)},
+        **{f"max_pool{n}d_with_indices.default": pools.max_pool_with_indices(n) for n in (2, 3)},
+        **{f"avg_pool{n}d.default": pools.average_pool(n) for n in (1, 2, 3)},
+        **{f"adaptive_max_pool{n}d.default": pools.adaptive_max_pool(n) for n in (1, 2, 3)},
+        **{f"adaptive_avg_pool{n}d.default _adaptive_avg_pool{n}d.default": pools.adaptive_average_pool(n) for n in (1, 2, 3)},
         "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default": w.upsample_nearest,
         "upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec": w.upsample_nearest,
         "pixel_shuffle.default": w.pixel_shuffle,
         "pixel_unshuffle.default": w.pixel_unshuffle,
+    }
+
+
+def _special_functions() -> dict[str, Lowering]:
+    p, to_float = special, KIND.INT_TO_FLOAT
+    bodies: dict[str, Callable[..., s.Scalar]] = {
+        "lgamma": p.lgamma, "digamma special_digamma": p.digamma, "erfinv": p.erfinv, "special_ndtri": p.ndtri, "special_ndtr": p.ndtr,
+        "special_erfcx": p.erfcx, "special_log_ndtr": p.log_ndtr, "special_entr": p.entr,
+        "i0 special_modified_bessel_i0": p.bessel_i(0, False), "special_i0e": p.bessel_i(0, True),
+        "special_i1 special_modified_bessel_i1": p.bessel_i(1, False), "special_i1e": p.bessel_i(1, True),
+        **{f"special_modified_bessel_k{n}": p.bessel_k(n, False) for n in (0, 1)},
+        **{f"special_scaled_modified_bessel_k{n}": p.bessel_k(n, True) for n in (0, 1)},
+        **{f"special_bessel_j{n}": p.bessel_j(n) for n in (0, 1)},
+        **{f"special_bessel_y{n}": p.bessel_y(n) for n in (0, 1)},
+        "special_spherical_bessel_j0": p.spherical_bessel_j0, "special_airy_ai": p.airy_ai,
+    }  # fmt: skip
+    named = {f"{name}.default": elementwise.unary(body, to_float) for names, body in bodies.items() for name in names.split()}
+    for kind in "tuvw":
+        for shifted in ("", "shifted_"):
+            body = elementwise.binary(p.chebyshev(kind.upper(), bool(shifted)), to_float)
+            name = f"special_{shifted}chebyshev_polynomial_{kind}"
+            named[f"{name}.default {name}.x_scalar {name}.n_scalar"] = body
+    return {**named, "polygamma.default special_polygamma.default": elementwise.polygamma}
+
+
+def _factorizations() -> dict[str, Lowering]:
+    f = factorizations
+    return {
+        "cholesky.default linalg_cholesky.default": f.cholesky_default,
+        "linalg_cholesky_ex.default": f.cholesky_ex,
+        "linalg_lu_factor_ex.default": f.lu_factor_ex,
+        "linalg_lu_factor.default": f.lu_factor,
+        "linalg_solve_triangular.default": f.solve_triangular,
+        "geqrf.default": f.geqrf,
+        "linalg_qr.default": f.qr,
+        "linalg_householder_product.default": f.householder_product,
+        "ormqr.default": f.ormqr,
+        "_linalg_eigh.default": eigen.eigh,
+    }
+
+
+def _orders() -> dict[str, Lowering]:
+    o = orders
+    return {
+        "cummax.default": o.running_extreme("gt"),
+        "cummin.default": o.running_extreme("lt"),
+        "logcumsumexp.default _logcumsumexp.default": o.logcumsumexp,
+        "median.dim": o.median(False),
+        "nanmedian.dim": o.median(True),
+        "median.default": o.median_of_all(False),
+        "nanmedian.default": o.median_of_all(True),
+        "mode.default": o.mode,
+        "sort.stable": o.stable_sort,
     }

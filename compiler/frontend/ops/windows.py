@@ -1,9 +1,8 @@
-"""Convolution and pooling: linalg.generic over output positions, channels and window; x is read at `out * stride + window * dilation`."""
+"""Convolution and resampling: linalg.generic over outputs, channels and window; x is read at `out * stride + window * dilation`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -43,8 +42,12 @@ def convolution(
 ) -> Tensor:
     """x [batch, channels, ...], weight [filters, channels / groups, ...]. Bias is an op of its own after the sum."""
     count = weight.rank - 2
-    if transposed or x.rank != weight.rank:
-        raise NotLowered("transposed or unbatched convolution")
+    if x.rank == weight.rank - 1:  # one sample without its batch dimension
+        alone = Meta((1, *result.shape), result.dtype)
+        rest = (weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+        return b.squeeze(convolution(b, alone, b.unsqueeze(x, 0), *rest), 0)
+    if transposed:
+        return _transposed(b, result, x, weight, bias, stride, padding, dilation, output_padding, groups)
     strides, dilations = spread(stride, count), spread(dilation, count)
     window = [dim for dim in weight.shape[2:] if isinstance(dim, int)]
     pairs = _padding(padding, window, dilations)
@@ -61,6 +64,58 @@ def convolution(
     else:
         sums = _grouped(b, result, x, weight, strides, dilations, groups)
     return add_bias(b, sums, reductions.per_channel(b, bias, x.rank), result)
+
+
+def _transposed(
+    b: Builder,
+    result: Meta,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Any,
+    dilation: Ints,
+    extra: Ints,
+    groups: int,
+) -> Tensor:
+    """weight [channels, filters / groups, ...]: a convolution of `x`, zeros between its elements, with the window turned around."""
+    count = weight.rank - 2
+    strides, dilations, paddings, extras = (spread(each, count) for each in (stride, dilation, padding, extra))
+    window = [dim for dim in weight.shape[2:] if isinstance(dim, int)]
+    reach = [d * (k - 1) for k, d in zip(window, dilations, strict=True)]
+    wide = _with_zeros_between(b, x, strides)
+    pairs = [(r - p, r - p + e) for r, p, e in zip(reach, paddings, extras, strict=True)]
+    from llmos.compiler.frontend.ops.shapes import flip, pad
+
+    flat = [each for pair in reversed(pairs) for each in pair]
+    shape = (*wide.shape[:2], *[b.sizes.simplify(_expr(d) + low + high) for d, (low, high) in zip(wide.shape[2:], pairs, strict=True)])
+    wide = pad(b, Meta(shape, x.dtype), wide, flat)
+    channels, filters = weight.shape[0], weight.shape[1]
+    assert isinstance(channels, int) and isinstance(filters, int)
+    turned = flip(b, Meta(weight.shape, weight.dtype), weight, range(2, weight.rank))
+    split = b.reshape(turned, (groups, channels // groups, filters, *weight.shape[2:]))
+    order = [0, 2, 1, *range(3, split.rank)]
+    swapped = b.reshape(b.permute(split, order), (groups * filters, channels // groups, *weight.shape[2:]))
+    # Dense: a window of size 1 must be stored, or its loop has no bound.
+    return convolution(b, result, b.dense(wide), b.dense(swapped), bias, 1, 0, dilation, False, 0, groups)
+
+
+def _with_zeros_between(b: Builder, x: Tensor, strides: Sequence[int]) -> Tensor:
+    """stride - 1 zeros after every element but the last of each spatial dimension."""
+    if all(stride == 1 for stride in strides):
+        return x
+    dense = b.dense(x)
+    sizes = [b.sizes.simplify((_expr(d) - 1) * stride + 1) for d, stride in zip(x.shape[2:], strides, strict=True)]
+
+    def body(at: list[ir.Value]) -> Scalar:
+        place, kept = list(at[:2]), s.constant(True, torch.bool)
+        for i, stride in enumerate(strides, start=2):
+            place.append(arith.floordivsi(at[i], b.index(stride)))
+            rest = s.from_index(arith.remsi(at[i], b.index(stride)), torch.int64)
+            kept = kept & rest.equals(0)
+        return s.select(kept, element(dense, place), 0)
+
+    return computed(b, Meta((*x.shape[:2], *sizes), x.dtype), body)
 
 
 def conv(
@@ -96,7 +151,9 @@ def _padded(b: Builder, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], value: s.Nu
     return pad_value(b, b.dense(x), low, high, shape, value)
 
 
-def _position(outputs: Sequence[int], windows: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[ir.AffineExpr]:
+def window_position(
+    outputs: Sequence[int], windows: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[ir.AffineExpr]:
     """out * stride + window * dilation, one expression a spatial dimension; arguments are loop numbers."""
     return [
         affine_dim(o) * stride + affine_dim(k) * dilation
@@ -121,7 +178,7 @@ def _direct(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequen
     """Loops (n, f, out..., c, window...)."""
     n = x.rank - 2
     outputs, channel, windows = range(2, 2 + n), 2 + n, range(3 + n, 3 + 2 * n)
-    reads = [affine_dim(0), affine_dim(channel), *_position(outputs, windows, strides, dilations)]
+    reads = [affine_dim(0), affine_dim(channel), *window_position(outputs, windows, strides, dilations)]
     taps = [affine_dim(1), affine_dim(channel), *map(affine_dim, windows)]
     return _sum(b, x, reads, weight, taps, result.shape, 3 + 2 * n)
 
@@ -130,7 +187,7 @@ def _depthwise(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seq
     """Loops (n, c, out..., window...)."""
     n = x.rank - 2
     outputs, windows = range(2, 2 + n), range(2 + n, 2 + 2 * n)
-    reads = [affine_dim(0), affine_dim(1), *_position(outputs, windows, strides, dilations)]
+    reads = [affine_dim(0), affine_dim(1), *window_position(outputs, windows, strides, dilations)]
     weight = b.squeeze(weight, 1)
     taps = [affine_dim(1), *map(affine_dim, windows)]
     return _sum(b, x, reads, weight, taps, result.shape, 2 + 2 * n)
@@ -144,148 +201,10 @@ def _grouped(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seque
     x = b.reshape(x, (x.shape[0], groups, channels, *x.shape[2:]))
     weight = b.reshape(weight, (groups, filters // groups, channels, *weight.shape[2:]))
     outputs, channel, windows = range(3, 3 + n), 3 + n, range(4 + n, 4 + 2 * n)
-    reads = [affine_dim(0), affine_dim(1), affine_dim(channel), *_position(outputs, windows, strides, dilations)]
+    reads = [affine_dim(0), affine_dim(1), affine_dim(channel), *window_position(outputs, windows, strides, dilations)]
     taps = [affine_dim(1), affine_dim(2), affine_dim(channel), *map(affine_dim, windows)]
     shape = (result.shape[0], groups, filters // groups, *result.shape[2:])
     return b.reshape(_sum(b, x, reads, weight, taps, shape, 4 + 2 * n), result.shape)
-
-
-# Pooling
-
-
-def _pool(
-    b: Builder,
-    x: Tensor,
-    window: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    shape: tuple[Dim, ...],
-    init: s.Number,
-    combine: Callable[[Scalar, Scalar], Scalar],
-    dtype: torch.dtype,
-) -> Tensor:
-    """A reduction over a window of the last dimensions."""
-    n, rank = len(window), x.rank
-    loops = [affine_dim(i) for i in range(rank - n)] + _position(range(rank - n, rank), range(rank, rank + n), strides, dilations)
-    bound = b.dense_tensor(b.empty(tuple(window), dtype), tuple(window), dtype)  # gives the window loops their extents
-    (value,) = b.generic(
-        [(x, b.reads(x, x.shape, loops)), (bound, [affine_dim(rank + i) for i in range(n)])],
-        [(b.fill(shape, dtype, init), dtype, [affine_dim(i) for i in range(rank)])],
-        ["parallel"] * rank + ["reduction"] * n,
-        lambda v, _, acc: [combine(v.to(dtype), acc)],
-    )
-    return b.dense_tensor(value, shape, dtype)
-
-
-def _reach(
-    b: Builder,
-    x: Tensor,
-    window: Sequence[int],
-    strides: Sequence[int],
-    paddings: Sequence[int],
-    dilations: Sequence[int],
-    shape: tuple[Dim, ...],
-) -> list[tuple[Dim, Dim]]:
-    """Padding so that the last window of each dimension fits (ceil_mode may reach past the given padding)."""
-    pairs: list[tuple[Dim, Dim]] = []
-    for i, (k, stride, p, d) in enumerate(zip(window, strides, paddings, dilations, strict=True), start=x.rank - len(window)):
-        past = (_expr(shape[i]) - 1) * stride + (k - 1) * d + 1 - _expr(x.shape[i]) - p
-        # `shape` holds floor divisions: without ceil_mode the window never reaches past the padding.
-        needed = b.sizes.simplify(past)
-        pairs.append((p, max(needed, p) if isinstance(needed, int) else b.sizes.simplify(sympy.Max(needed, p))))
-    return pairs
-
-
-def max_pool(dimensions: int) -> Callable[..., Tensor]:
-    def lower(
-        b: Builder, result: Meta, x: Tensor, window: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
-    ) -> Tensor:
-        k, p, d = spread(window, dimensions), spread(padding, dimensions), spread(dilation, dimensions)
-        strides = spread(stride, dimensions) if stride != [] and stride != () else k
-        low = s.lowest(x.dtype)
-        pairs = _reach(b, x, k, strides, p, d, result.shape) if ceil_mode else [(q, q) for q in p]
-        padded = _pad_last(b, x, pairs, low)
-        return _pool(b, padded, k, strides, d, result.shape, low, lambda v, acc: acc.max(v), x.dtype)
-
-    return lower
-
-
-def max_pool_with_indices(dimensions: int) -> Callable[..., list[Tensor | None]]:
-    pool = max_pool(dimensions)
-    return lambda b, result, *args, **kwargs: [pool(b, result[0], *args, **kwargs), None]
-
-
-def _pad_last(b: Builder, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], value: s.Number) -> Tensor:
-    if all(pair == (0, 0) for pair in pairs):
-        return x
-    lead = x.rank - len(pairs)
-    low, high = ([*[0] * lead, *[pair[i] for pair in pairs]] for i in range(2))
-    shape = tuple(b.sizes.simplify(_expr(dim) + before + after) for dim, before, after in zip(x.shape, low, high, strict=True))
-    return pad_value(b, b.dense(x), low, high, shape, value)
-
-
-def average_pool(dimensions: int) -> Callable[..., Tensor]:
-    def lower(
-        b: Builder,
-        result: Meta,
-        x: Tensor,
-        window: Ints,
-        stride: Ints = (),
-        padding: Ints = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Tensor:
-        k, p = spread(window, dimensions), spread(padding, dimensions)
-        strides = spread(stride, dimensions) if stride != [] and stride != () else k
-        ones, dtype = [1] * dimensions, compute_dtype(x.dtype)
-        pairs = _reach(b, x, k, strides, p, ones, result.shape) if ceil_mode else [(q, q) for q in p]
-        sums = _pool(b, _pad_last(b, x, pairs, 0), k, strides, ones, result.shape, 0, lambda v, acc: acc + v, dtype)
-        whole = divisor_override or (math.prod(k) if not any(p) or (count_include_pad and not ceil_mode) else None)
-        if ceil_mode and divisor_override is None:
-            whole = None
-        if whole is not None:
-            return b.elementwise(lambda v: v / float(whole), [sums], result.dtype)
-        return _divided_by_count(b, result, x, sums, k, strides, p, count_include_pad)
-
-    return lower
-
-
-def _divided_by_count(
-    b: Builder, result: Meta, x: Tensor, sums: Tensor, window: Sequence[int], strides: Sequence[int], paddings: Sequence[int], include: bool
-) -> Tensor:
-    """Divide by the number of elements that each window covers, of the input or of the padded input."""
-    from llmos.compiler.frontend.ops.shapes import loop
-
-    lead = x.rank - len(window)
-
-    def body(v: Scalar) -> Scalar:
-        covered = None
-        for i, (k, stride, p) in enumerate(zip(window, strides, paddings, strict=True), start=lead):
-            start = arith.subi(arith.muli(loop(i), b.index(stride)), b.index(p))
-            limit = b.index(b.sizes.simplify(_expr(x.shape[i]) + (p if include else 0)))
-            end = arith.minsi(arith.addi(start, b.index(k)), limit)
-            first = start if include else arith.maxsi(start, b.index(0))
-            length = arith.subi(end, first)
-            covered = length if covered is None else arith.muli(covered, length)
-        return v / s.from_index(covered, v.dtype)
-
-    return b.elementwise(body, [sums], result.dtype)
-
-
-def adaptive_average_pool(dimensions: int) -> Callable[..., Tensor]:
-    def lower(b: Builder, result: Meta, x: Tensor, size: Ints) -> Tensor:
-        over = list(range(x.rank - dimensions, x.rank))
-        outs = [result.shape[i] for i in over]
-        if all(out == 1 for out in outs):
-            return reductions.mean(b, result, x, over, True)
-        ins = [x.shape[i] for i in over]
-        if not all(isinstance(i, int) and isinstance(o, int) and i % o == 0 for i, o in zip(ins, outs, strict=True)):
-            raise NotLowered("adaptive pooling whose windows differ in size")
-        window = [i // o for i, o in zip(ins, outs, strict=True)]
-        return average_pool(dimensions)(b, result, x, window)
-
-    return lower
 
 
 # Resampling

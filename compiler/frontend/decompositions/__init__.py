@@ -1,0 +1,16 @@
+"""Ops that torch-mlir doesn't know, said in other torch ops: functions that export's decomposition traces, by overload.
+
+Formulas follow torch's documentation of each op. Sizes may be symbolic unless a function says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmos.compiler.frontend.decompositions import counts, distances, linalg, norms, scatters
+
+
+def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
+    return {**distances.TABLE, **counts.TABLE, **scatters.TABLE, **linalg.TABLE, **norms.TABLE}

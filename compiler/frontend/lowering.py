@@ -1,0 +1,64 @@
+"""torch-mlir's lowering, as the process that islands.py starts: torch ops on standard input, linalg on standard output. No torch here."""
+
+from __future__ import annotations
+
+import sys
+
+from llmos.compiler.ir import PassManager, context, ir
+from llmos.runtime.errors import UnsupportedError
+
+TO_BACKEND = "builtin.module(func.func(torch-match-quantized-custom-ops),torchdynamo-export-to-torch-backend-pipeline{extra-library=})"
+TO_LINALG = (
+    "builtin.module("
+    "torch-backend-to-linalg-on-tensors-backend-pipeline{allow-non-finites=true},"
+    "func.func(canonicalize,resolve-ranked-shaped-type-result-dims,canonicalize,cse))"
+)
+_VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "torch.aten._reshape_alias")
+FAILED = 3
+
+
+def main() -> int:
+    """The child: a module of torch ops on standard input, linalg on standard output."""
+    module = ir.Module.parse(sys.stdin.buffer.read().decode(), context())
+    try:
+        lower(module)
+    except (ir.MLIRError, UnsupportedError) as error:
+        diagnostics = error.error_diagnostics if isinstance(error, ir.MLIRError) else ()
+        text = next((str(each.message) for each in diagnostics), str(error))
+        sys.stderr.write("\n" + text.splitlines()[0].split(": %")[0])
+        return FAILED
+    sys.stdout.buffer.write(module.operation.get_asm(enable_debug_info=False).encode())
+    return 0
+
+
+def lower(module: ir.Module) -> None:
+    """Torch ops to linalg, in place. Raises MLIRError, or UnsupportedError for a view that torch-mlir would lower wrongly."""
+    PassManager.parse(TO_BACKEND, module.context).run(module.operation)
+    reject_dynamic_views(module)
+    PassManager.parse(TO_LINALG, module.context).run(module.operation)
+
+
+def reject_dynamic_views(module: ir.Module) -> None:
+    """torch-mlir lowers a view of two dynamic dims wrongly and in silence, so none may be left for it."""
+    bad: list[str] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name in _VIEWS and any(_num_dynamic(value) > 1 for value in (op.operands[0], op.results[0])):
+            bad.append(f"{op.name}: {op.operands[0].type} to {op.results[0].type}")
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if bad:
+        raise UnsupportedError(
+            f"an op decomposes to a reshape of dynamic sizes that can't be lowered safely ({bad[0]}); give it static sizes"
+        )
+
+
+def _num_dynamic(value: ir.Value) -> int:
+    """Dynamic dimensions of a `!torch.vtensor<[?,4],f32>`; an unknown rank counts as many."""
+    text = str(value.type)
+    return text.split("]")[0].count("?") if "[" in text else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

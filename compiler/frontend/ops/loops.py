@@ -1,0 +1,101 @@
+"""Ops best said as loops over single elements: factorizations, orders, recurrences of a length that data gives.
+
+`Loops` builds nested `scf.for` whose body reads and writes elements of named arrays, carried through every loop, so that a body is
+written as in C. Such an op runs on one thread in the fallback kernel (docs/codegen.md), which checks no index: a position that comes from
+data must be brought into range by the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import sympy
+import torch
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Tensor
+from llmos.compiler.frontend.dims import Dim, Shape
+from llmos.compiler.frontend.scalars import Number, Scalar
+from llmos.compiler.ir import arith, ir, scf, tensor
+
+Index: TypeAlias = "Scalar | int"
+Bound: TypeAlias = "Scalar | int | sympy.Expr"
+
+
+class Loops:
+    """Named arrays and loops over them. `inputs` are read; `state` is read and written: shape, dtype and the number it starts with."""
+
+    def __init__(self, b: Builder, inputs: Mapping[str, Tensor], state: Mapping[str, tuple[Shape, torch.dtype, Number]]) -> None:
+        self.b = b
+        self._inputs = {name: b.dense(x) for name, x in inputs.items()}
+        self._dtypes = {name: dtype for name, (_, dtype, _) in state.items()}
+        self._shapes = {name: shape for name, (shape, _, _) in state.items()}
+        self._values = {name: b.fill(shape, dtype, start) for name, (shape, dtype, start) in state.items()}
+
+    def result(self, name: str) -> Tensor:
+        return self.b.dense_tensor(self._values[name], self._shapes[name], self._dtypes[name])
+
+    def number(self, value: Bound) -> Scalar:
+        """A number, or a size of the program, as int64."""
+        if isinstance(value, Scalar):
+            return value
+        return s.constant(value, torch.int64) if isinstance(value, int) else s.from_index(self.b.index(value), torch.int64)
+
+    def get(self, name: str, *at: Index) -> Scalar:
+        place = [self._index(i) for i in at]
+        if name in self._inputs:
+            x = self._inputs[name]
+            return Scalar(tensor.ExtractOp(x.value, place).result, x.dtype)
+        return Scalar(tensor.ExtractOp(self._values[name], place).result, self._dtypes[name])
+
+    def set(self, name: str, at: Sequence[Index], value: Scalar | Number) -> None:
+        kind = self._dtypes[name]
+        scalar = value.to(kind) if isinstance(value, Scalar) else s.constant(value, kind)
+        self._values[name] = tensor.InsertOp(scalar.value, self._values[name], [self._index(i) for i in at]).result
+
+    def add(self, name: str, at: Sequence[Index], value: Scalar | Number) -> None:
+        self.set(name, at, self.get(name, *at) + value)
+
+    def loop(self, low: Bound, high: Bound, body: Callable[[Scalar], None]) -> None:
+        """`body(i)` for i from low to high - 1."""
+        names = list(self._values)
+        loop = scf.ForOp(self._index(low), self._index(high), self.b.index(1), [self._values[name] for name in names])
+        with ir.InsertionPoint(loop.body):
+            self._values = dict(zip(names, loop.inner_iter_args, strict=True))
+            body(s.from_index(loop.induction_variable, torch.int64))
+            scf.YieldOp([self._values[name] for name in names])
+        self._values = dict(zip(names, loop.results, strict=True))
+
+    def _index(self, value: Bound) -> ir.Value:
+        if isinstance(value, Scalar):
+            made = s.to_index(value)
+            assert isinstance(made, ir.Value)
+            return made
+        return arith.ConstantOp(ir.IndexType.get(), value).result if isinstance(value, int) else self.b.index(value)
+
+
+def each_element(
+    b: Builder, shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor], body: Callable[..., None], scratch: int = 4
+) -> Tensor:
+    """An elementwise op whose body loops: `body(loops, *elements in float64)` leaves its answer in element 0 of "w"."""
+    count = b.sizes.product(shape)
+    flat = {f"x{i}": b.reshape(b.expand(x, shape), (count,)) for i, x in enumerate(operands)}
+    loops = Loops(b, flat, {"out": ((count,), dtype, 0), "w": ((scratch,), torch.float64, 0)})
+
+    def element(i: Scalar) -> None:
+        body(loops, *[loops.get(name, i).to(torch.float64) for name in flat])
+        loops.set("out", [i], loops.get("w", 0))
+
+    loops.loop(0, count, element)
+    return b.reshape(loops.result("out"), shape)
+
+
+def batched(b: Builder, x: Tensor, keep: int) -> Tensor:
+    """`x` with all but its last `keep` dimensions as one."""
+    lead = x.shape[: x.rank - keep]
+    return b.reshape(x, (b.sizes.product(lead), *x.shape[x.rank - keep :]))
+
+
+def lead_of(x: Tensor, keep: int) -> tuple[Dim, ...]:
+    return x.shape[: x.rank - keep]

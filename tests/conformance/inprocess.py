@@ -1,0 +1,118 @@
+"""A model compiled for this machine and run in this process: every pass and kernel of a real compile, without an artifact.
+
+LLVM's optimizer, which is most of a compile's time and is tested elsewhere, is left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding as llvmlite
+import numpy as np
+
+from llmos.compiler.backends.cpu import compile_module, numpy_dtype
+from llmos.compiler.codegen import elf
+from llmos.compiler.codegen.llvm import LIBC_SYMBOLS
+from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import Target, resolve
+from llmos.compiler.weights import Weight
+
+OPTIONS = CompileOptions(target="native", cache=False, repro=None)
+
+
+@dataclass
+class _UpToLlvm(CompileObserver):
+    """Keeps the LLVM IR and the description of a compile, and ends it there."""
+
+    record: CompiledModel | None = None
+    text: str = ""
+
+    def described(self, model: CompiledModel) -> None:
+        self.record = model
+
+    def stage_finished(
+        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
+    ) -> None:
+        if stage == "ll":
+            self.text = str(content)
+            raise StageReached
+
+
+class Compiled:
+    """A compiled model; call it with dense arrays, at any sizes that its symbols allow. The module of `imported` is used up."""
+
+    def __init__(self, imported: ImportedModel) -> None:
+        target, observer = resolve(OPTIONS.target)[0], _UpToLlvm()
+        with suppress(StageReached):
+            compile_module(imported, [target], OPTIONS, observer)
+        assert observer.record is not None
+        self.record = observer.record
+        self.entry = self.record.entries[0]
+        self._weights = [aligned_copy(weight.array) for weight in self.record.weights.values()]
+        self._code = _Loaded(observer.text, target)
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs. Raises RuntimeError with the code that the entry returns."""
+        dense = [np.ascontiguousarray(array).reshape(array.shape) for array in inputs]
+        outputs = self._outputs(dense)
+        status = self._code.call(self.entry.symbol, dense, outputs, self._weights)
+        if status:
+            raise RuntimeError(f"the entry returned an error: {ERRORS.get(status, status)}")
+        return outputs
+
+    def _outputs(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        ranks = [len(spec.shape) for spec in self.entry.outputs]
+        queue = iter(self._code.dims(self.entry.shapes, self._sizes(inputs), sum(ranks)))
+        shapes = [tuple(next(queue) for _ in range(rank)) for rank in ranks]
+        return [poisoned_array(shape, numpy_dtype(spec.dtype)) for shape, spec in zip(shapes, self.entry.outputs, strict=True)]
+
+    def _sizes(self, inputs: Sequence[np.ndarray]) -> list[int]:
+        values: dict[str, int] = {}
+        for spec, array in zip(self.entry.inputs, inputs, strict=True):
+            assert array.dtype == numpy_dtype(spec.dtype) and array.ndim == len(spec.shape)
+            for dim, size in zip(spec.shape, array.shape, strict=True):
+                if isinstance(dim, str) and dim.isidentifier():
+                    values.setdefault(dim, size)
+                assert not isinstance(dim, int) or dim == size, f"{spec.name}: size {size} where {dim} is fixed"
+        return [values[symbol.name] for symbol in self.record.symbols]
+
+
+class _Loaded(CompiledCode):
+    """LLVM IR text made machine code in this process."""
+
+    def __init__(self, text: str, target: Target) -> None:
+        self._engine = _engine(text, target)
+        self._library = self  # type: ignore[assignment]
+
+    def __getattr__(self, symbol: str) -> Any:
+        address = self._engine.get_function_address(symbol)
+        if not address:
+            raise AttributeError(symbol)
+        return ctypes.CFUNCTYPE(ctypes.c_int32)(address)
+
+
+def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
+    llvmlite.initialize_native_target()
+    llvmlite.initialize_native_asmprinter()
+    module = llvmlite.parse_assembly(text)
+    machine = llvmlite.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="default"
+    )
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    declared = {function.name for function in module.functions}
+    data = machine.emit_object(module)
+    invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
+    assert not invented, f"the generated code calls {invented}"
+    empty = llvmlite.parse_assembly("")
+    empty.triple = target.triple
+    engine = llvmlite.create_mcjit_compiler(empty, machine)
+    engine.add_object_file(llvmlite.ObjectFileRef.from_data(data))
+    engine.finalize_object()
+    return engine
