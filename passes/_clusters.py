@@ -23,6 +23,8 @@ from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, i
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 
+LONGEST_CHAIN = 24  # elementwise ops of one dispatch
+
 
 def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[Cluster]:
     """Every cluster of a function. Order matters: what is dearest chooses its company first."""
@@ -332,11 +334,15 @@ def _elementwise(graph: Graph) -> list[Cluster]:
         op = generic.op
         if op in graph.clusters or not is_evaluable(generic) or not generic.is_elementwise or graph.is_lazy(op):
             continue
-        joined = next((c for c in _producer_clusters(graph, op, "elementwise") if _joins_elementwise(graph, generic, c)), None)
-        if joined is not None:
-            graph.assign(joined, [op])
-        else:
+        fitting = [c for c in _producer_clusters(graph, op, "elementwise") if _joins_elementwise(graph, generic, c)]
+        if not fitting:
             clusters.append(_seed(graph, "elementwise", [op]))
+            continue
+        graph.assign(fitting[0], [op])
+        for other in fitting[1:]:
+            if {other, fitting[0]} <= set(clusters) and _may_merge(graph, other, fitting[0]):
+                clusters.remove(other)
+                graph.assign(fitting[0], other.ops)
     for cluster in [*clusters, *{c: None for c in graph.clusters.values() if c.kind == "row"}]:
         for op in list(cluster.ops):
             if len(op.results) == 1 and Generic(op).is_elementwise and _same_space(graph, op, cluster):
@@ -363,13 +369,27 @@ def _absorb_lazy(graph: Graph, cluster: Cluster, op: ir.Operation) -> None:
 
 def _joins_elementwise(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
     last = Generic(cluster.ops[-1]) if cluster.ops[-1].name == "linalg.generic" else None
-    if last is None or not last.is_elementwise or len(cluster.ops) >= 24 or not graph.may_join(generic.op, cluster):
+    if last is None or not last.is_elementwise or len(cluster.ops) >= LONGEST_CHAIN or not graph.may_join(generic.op, cluster):
         return False
     space = graph.shapes.shape(cluster.ops[-1].results[0])
     if generic.loop_sizes(graph.shapes) != space or not all(is_identity(generic.output_map(result)) for result in generic.op.results):
         return False
     reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(operand), cluster.ops)]
     return all(is_identity(affine) for affine in reads)
+
+
+def _may_merge(graph: Graph, first: Cluster, second: Cluster) -> bool:
+    """Whether two chains over one space can be one: nothing outside stands between them."""
+    if len(first.ops) + len(second.ops) > LONGEST_CHAIN:
+        return False
+    pairs = ((first, second), (second, first))
+    return all(
+        among(owner_of(v), into.ops) or not graph.depends(v, into)
+        for cluster, into in pairs
+        for op in cluster.ops
+        for v in captured(op)
+        if not among(owner_of(v), cluster.ops)
+    )
 
 
 def _fallbacks(graph: Graph) -> list[Cluster]:

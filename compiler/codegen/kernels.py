@@ -10,6 +10,7 @@ import sympy
 from llmos.compiler.codegen.attention import attention_in, emit_attention
 from llmos.compiler.codegen.contraction import emit_contraction
 from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.elementwise import emit_elementwise
 from llmos.compiler.codegen.fallback import emit_fallback
 from llmos.compiler.codegen.host import HostEmitter
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
@@ -29,8 +30,8 @@ Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
     "contraction": emit_contraction,
-    "row": lambda module, dispatch, target: emit_rows(module, dispatch, register_tile(target.vector_bits)),
-    "elementwise": lambda module, dispatch, target: emit_rows(module, dispatch, register_tile(target.vector_bits)),
+    "row": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
 }
 

@@ -8,7 +8,7 @@ import torch
 
 from llmos.runtime.errors import InputError
 
-from .programs import Returns, assert_like_eager, compile_torch, dim
+from .programs import V3, V4, Returns, assert_like_eager, compile_torch, dim
 
 F = torch.nn.functional
 Tensor = torch.Tensor
@@ -69,3 +69,35 @@ def test_gathers_check_what_data_asks_for() -> None:
         with pytest.raises(InputError, match="out of range"):
             program(x, ids)
     assert_like_eager(program, module, torch.randn(2, 5), torch.randint(0, 7, (2, 4)))  # an error leaves nothing behind
+
+
+@pytest.mark.parametrize("target", [V4, V3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool, torch.bfloat16, torch.float16, torch.uint8])
+def test_transpositions(dtype: torch.dtype, target: str) -> None:
+    """Blocks of 16 by 16, and what is left of them on either side; what is computed on the way."""
+    module = Returns(
+        turned=lambda x: x.transpose(0, 1).contiguous(),
+        last_two=lambda x: x.transpose(1, 2).contiguous(),
+        outermost=lambda x: x.permute(2, 0, 1).contiguous(),
+        reverse=lambda x: x.permute(2, 1, 0).contiguous(),
+        masked=lambda x: torch.where(x.transpose(1, 2) == 0, x.transpose(1, 2), x.transpose(1, 2)),
+        narrow=lambda x: x[:, :, :3].transpose(1, 2).contiguous(),
+        flat=lambda x: x.flatten(1).t().contiguous(),
+    )
+    sizes = [{0: dim("a"), 1: dim("b"), 2: dim("c", 4)}]
+    example = torch.ones(3, 5, 7).to(dtype)
+    program = compile_torch(module, [example], sizes, target)
+    for shape in ((1, 1, 4), (2, 16, 16), (3, 17, 15), (1, 33, 300), (20, 5, 31)):
+        x = torch.randint(0, 100, shape).to(dtype)
+        assert_like_eager(program, module, x, exact=True)
+
+
+def test_transpositions_of_known_size() -> None:
+    for shape in ((3, 224, 50), (64, 3, 49), (16, 32, 8), (1, 40, 17)):
+        module = Returns(
+            turned=lambda x: x.transpose(1, 2).contiguous(),
+            scaled=lambda x: x.transpose(1, 2) * 2 + torch.arange(x.shape[1]),
+            added=lambda x: x.transpose(1, 2) + x.transpose(1, 2).contiguous(),
+        )
+        program = compile_torch(module, [torch.randn(shape)])
+        assert_like_eager(program, module, torch.randn(shape))

@@ -43,6 +43,8 @@ def test_a_contraction_takes_its_epilogue() -> None:
         (lambda x: torch.softmax(x, -1), ["row"]),
         (lambda x: F.layer_norm(torch.exp(x), (24,)) + x, ["row"]),
         (lambda x: torch.sin(torch.exp(x) * x) + x, ["elementwise"]),
+        (lambda x: torch.exp(x) * torch.sin(x), ["elementwise"]),  # chains that meet
+        (lambda x: torch.exp(x) * torch.sin(x).sum(0), ["elementwise", "elementwise"]),
         (lambda x: x.sum(0), ["elementwise"]),
         (lambda x: x.t(), ["elementwise"]),  # free to read, written because it is returned
         (lambda x: (x.t() * 2 + 1).sum(0), ["elementwise"]),  # cheap: computed where it is read
