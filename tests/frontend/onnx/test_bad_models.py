@@ -71,6 +71,9 @@ BAD = {
 }
 
 
+OPS_AT_FAULT = ("a-huge-constant", "a-huge-range")
+
+
 @pytest.mark.parametrize("command", ["check", "compile"])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_models(name: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,6 +85,9 @@ def test_bad_models(name: str, command: str, tmp_path: Path, monkeypatch: pytest
     code = run(
         [command, str(path), *(["-o", str(out / "m.llmos"), "-q", "--no-cache", "--target", "native"] if command == "compile" else [])]
     )
-    error = capsys.readouterr().err
-    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error, (code, error)
+    printed = capsys.readouterr()
+    if command == "check" and name in OPS_AT_FAULT:  # a place that does not compile, in check's table
+        assert code == 1 and message in printed.out and not printed.err, (code, printed)
+    else:
+        assert code == 2 and printed.err.startswith("error: ") and printed.err.count("\n") == 1 and message in printed.err, (code, printed)
     assert list(out.iterdir()) == []
