@@ -38,9 +38,9 @@ class Encoder(nn.Module):
         torch.manual_seed(0)
         self.table = nn.Embedding(VOCABULARY, WIDTH)
         self.layers = nn.ModuleList(Layer() for _ in range(num_layers))
-        for parameter in self.parameters():
-            if parameter.ndim == 1:
-                nn.init.normal_(parameter, 0.5, 0.3)  # biases and scales that matter
+        for name, parameter in self.named_parameters():  # such that every part matters to the result, attention included
+            is_norm = "first" in name or "second" in name
+            nn.init.normal_(parameter, 1.0 if is_norm and name.endswith("weight") else 0.0, 0.3)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = self.table(ids)
@@ -69,13 +69,18 @@ class Convolutions(nn.Module):
 
 def encoder(num_layers: int) -> ImportedModel:
     shape = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("tokens", max=32)}
-    ids = torch.randint(0, VOCABULARY, (3, 7))
+    ids = torch.randint(0, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
     return import_torch(Encoder(num_layers).eval(), (ids, torch.ones_like(ids)), (shape, dict(shape)), name="encoder")
 
 
 def convolutions(num_layers: int) -> ImportedModel:
     shape = {0: torch.export.Dim("batch", max=64)}
-    return import_torch(Convolutions(num_layers).eval(), (torch.randn(3, 3, 20, 20),), (shape,), name="convolutions")
+    return import_torch(
+        Convolutions(num_layers).eval(),
+        (torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0)),),
+        (shape,),
+        name="convolutions",
+    )
 
 
 def fresh(imported: ImportedModel, text: str) -> ImportedModel:
