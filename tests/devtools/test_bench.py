@@ -11,8 +11,11 @@ import torch
 
 from llmos.compiler.devtools.bench.inputs import make_inputs, parse_shape
 from llmos.compiler.devtools.bench.measure import Measurement
-from llmos.compiler.devtools.bench.peak import measure_peak
+from llmos.compiler.devtools.bench.peak import Limits, measure_limits
+from llmos.compiler.devtools.bench.profile import profile_call, profile_lines
 from llmos.compiler.devtools.bench.work import evaluate, total_flops
+from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.options import CompileOptions
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, Symbol, TensorSpec
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import ArtifactError, InputError
@@ -86,7 +89,39 @@ def test_errors_are_the_largest_difference_or_none_for_other_shapes() -> None:
 
 
 def test_the_peak_is_that_of_a_processor_of_this_century() -> None:
-    assert 1e9 < measure_peak(1) < 1e13
+    limits = measure_limits(1)
+    assert 1e9 < limits.flops_per_s < 1e13
+    assert 1e8 < limits.bytes_per_s < 1e12
+
+
+class Layers(torch.nn.Module):
+    """Enough arithmetic that what lies between dispatches is little beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(*[torch.nn.Linear(768, 768) for _ in range(4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(self.layers(x), -1)
+
+
+def test_the_times_of_dispatches_sum_to_that_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
+    artifact = tmp_path / "layers.llmos"
+    shapes = ({0: torch.export.Dim("rows", min=1, max=1024)},)
+    options = CompileOptions(target="native")
+    compile_model(Layers().eval(), (torch.randn(3, 768),), dynamic_shapes=shapes, options=options).save(artifact)
+    x = np.random.default_rng(0).standard_normal((512, 768), np.float32)
+    limits = Limits(flops_per_s=1e12, bytes_per_s=1e10)
+    profile = profile_call(artifact, [x], {"rows": 512}, num_threads=1, num_runs=20, limits=limits)
+    assert [cost.kind for cost in profile.dispatches] == ["contraction"] * 4 + ["row"]
+    assert 0.95 < profile.sum_s / profile.total_s <= 1.0
+    first = profile.dispatches[0]
+    assert first.flops == 2 * 512 * 768 * 768
+    assert first.limit_s == pytest.approx(max(first.flops / 1e12, first.num_bytes / 1e10))
+    assert profile.record()["dispatches"][0]["of_limit"] == pytest.approx(first.limit_s / first.seconds)
+    text = "\n".join(profile_lines(profile))
+    assert "matmul+bias" in text and "softmax" in text and "of a call" in text
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import click
 
 from llmos.compiler.devtools.bench.inputs import make_inputs, parse_files, parse_shape, shape_text
 from llmos.compiler.devtools.bench.measure import Engine, Measurement, measure
-from llmos.compiler.devtools.bench.peak import measure_peak
+from llmos.compiler.devtools.bench.peak import Limits, measure_limits
 from llmos.compiler.devtools.bench.peers import PEERS
+from llmos.compiler.devtools.bench.profile import CallProfile, profile_call, profile_lines
 from llmos.compiler.devtools.bench.work import total_flops
 from llmos.compiler.driver import compile_to_file
 from llmos.compiler.driver.progress import progress_for_terminal
@@ -38,10 +39,11 @@ _COLUMNS = ("size", "engine", "median ms", "p95", "p99", "speedup", "GFLOP/s", "
 @click.option("--threads", default=0, help="Threads of every engine; default one per core.")
 @click.option("--runs", default=30, show_default=True, help="Runs of each engine at each size, 20 or more.")
 @click.option("--peak/--no-peak", default=True, help="Measure the machine's peak and print percentages of it.")
+@click.option("--profile", is_flag=True, help="Where the time goes: each dispatch, beside what this machine can do at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     model: Path, against: str, source: Path | None, shapes: Sequence[str], files: Sequence[str],
-    threads: int, runs: int, peak: bool, as_json: bool,
+    threads: int, runs: int, peak: bool, profile: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL, an artifact or something to compile, against other engines in one run on this machine."""
     peers = _peers(against)
@@ -57,7 +59,8 @@ def command(
         manifest = Artifact.open(artifact).manifest
         sizes = [parse_shape(text, manifest) for text in shapes or ("",)]
         inputs = [make_inputs(manifest.entries[0], size, parse_files(files)) for size in sizes]
-        top = measure_peak(num_threads) if peak else None
+        limits = measure_limits(num_threads) if peak or profile else None
+        top = limits.flops_per_s if limits else None
         with contextlib.ExitStack() as stack:
             engines = [stack.enter_context(Engine("llmos", artifact, num_threads, folder))]
             engines += [stack.enter_context(Engine(peer, origin, num_threads, folder)) for peer in peers if origin]
@@ -66,7 +69,12 @@ def command(
                 for size, arrays in zip(sizes, inputs, strict=True)
                 for record in describe(measure(engines, arrays, runs, folder), manifest, size, top)
             ]
-    _show(records, top, num_threads, as_json)
+        profiles = (
+            [profile_call(artifact, *pair, num_threads, runs, limits) for pair in zip(inputs, sizes, strict=True)]
+            if limits and profile
+            else []
+        )
+    _show(records, limits, num_threads, profiles, as_json)
 
 
 def _peers(against: str) -> list[str]:
@@ -110,9 +118,13 @@ def describe(measured: Sequence[Measurement], manifest: Manifest, size: Mapping[
     ]
 
 
-def _show(records: Sequence[Mapping[str, Any]], peak: float | None, num_threads: int, as_json: bool) -> None:
+def _show(
+    records: Sequence[Mapping[str, Any]], limits: Limits | None, num_threads: int, profiles: Sequence[CallProfile], as_json: bool
+) -> None:
     if as_json:
-        click.echo(json.dumps({"num_threads": num_threads, "peak_flops_per_s": peak, "measurements": records}, indent=1))
+        rates = {"peak_flops_per_s": limits.flops_per_s, "memory_bytes_per_s": limits.bytes_per_s} if limits else {"peak_flops_per_s": None}
+        found = {"profiles": [profile.record() for profile in profiles]} if profiles else {}
+        click.echo(json.dumps({"num_threads": num_threads, **rates, "measurements": records, **found}, indent=1))
         return
     rows = [_COLUMNS, *(_row(record) for record in records)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
@@ -122,8 +134,11 @@ def _show(records: Sequence[Mapping[str, Any]], peak: float | None, num_threads:
                 cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
         )
-    if peak:
-        click.echo(f"peak of this machine: {peak * 1e-9:.0f} GFLOP/s fp32 on {num_threads} threads")
+    if limits:
+        rates_text = f"{limits.flops_per_s * 1e-9:.0f} GFLOP/s fp32, {limits.bytes_per_s * 1e-9:.0f} GB/s from memory"
+        click.echo(f"this machine at most: {rates_text}, on {num_threads} threads")
+    for profile in profiles:
+        click.echo("\n" + "\n".join(profile_lines(profile)))
 
 
 def _row(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -70,12 +71,12 @@ def load_onnxruntime(source: Path, num_threads: int) -> Runner:
     return run
 
 
-def load_openvino(source: Path, num_threads: int) -> Runner:
-    """OpenVINO tuned for latency, in fp32."""
+def load_openvino(source: Path, num_threads: int, precision: str = "f32") -> Runner:
+    """OpenVINO tuned for latency. `precision`: f32 or bf16, of its arithmetic."""
     import openvino
 
     core = openvino.Core()
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": num_threads, "INFERENCE_PRECISION_HINT": precision}
     model = core.compile_model(core.read_model(str(onnx_file(source))), "CPU", hints)
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -90,6 +91,7 @@ PEERS: Mapping[str, Callable[[Path, int], Runner]] = {
     "inductor": load_inductor,
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
+    "openvino-bf16": functools.partial(load_openvino, precision="bf16"),
 }
 
 
