@@ -57,7 +57,7 @@ ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of 
 def row_chunk(layout: Layout, rows: int) -> int:
     """Rows of one tile: a multiple of `rows` that keeps them within the cache budget; many where each tile packs its own panel.
 
-    Few enough that even the smallest input gives each of some threads its share of tiles.
+    Few enough that even the smallest input gives each of some threads its share of tiles, where that has a block of rows for each.
     """
     most = MAX_ROWS // rows * rows
     if not layout.packed:
@@ -72,6 +72,8 @@ def row_chunk(layout: Layout, rows: int) -> int:
         return chunk
     wanted = 16 if 4 * int(depth) * layout.width <= SMALL_PANEL_BYTES else 8
     chunks = -(-wanted // int(panels))
+    if chunks == 1 or least < chunks * rows:
+        return chunk
     return max(2 * rows, min(chunk, -(-int(least) // (chunks * rows)) * rows))
 
 
