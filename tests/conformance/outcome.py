@@ -15,7 +15,7 @@ VERDICTS: tuple[Verdict, ...] = ("passed", "refused", "wrong", "crashed")
 # What a case asked `llmos check`: nothing, and then what it answered.
 CheckAnswer = Literal["", "compiles", "refused", "crashed"]
 
-MAX_REASON = 300
+MAX_REASON = 500
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,10 @@ def reasons(result: Result, verdicts: Sequence[Verdict] = ("crashed", "wrong", "
 
 
 def general(reason: str) -> str:
-    """A reason without what is particular to one case: quoted names, places in files, addresses."""
+    """A reason without what is particular to one case: quoted names, places in files, numbers; of several problems the first."""
     reason = re.sub(r" ?\(/[^()]*:\d+: .*\)", "", reason)
-    reason = re.sub(r"'[^']*'", "'…'", reason)
+    reason = re.sub(r"^.* uses ops that can't be compiled yet: .* First: ", "", reason)
+    reason = re.sub(r"(?<!\w)'[^']*'(?!\w)", "'…'", reason)
     return re.sub(r"\b\d+\b", "n", reason).replace("|", "/")
 
 

@@ -24,7 +24,7 @@ Environment = MutableMapping[str, Value]
 MAX_FOLDED_ELEMENTS = 65536
 # Ops that move elements without looking at them: they do with codes what they do with numbers.
 MOVES = frozenset(
-    {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
+    {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
     | {"Transpose", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Where"}
 )
 # Integer weights stay integers for the quantization passes; random numbers are drawn at each run.
@@ -186,7 +186,7 @@ def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
         values = [known.get(name) if name else None for name in node.inputs]
         is_known = all(value is not None or not name for value, name in zip(values, node.inputs, strict=True))
         results = _fold_if_valid(node, values) if is_known else None
-        if results is None:
+        if results is None or not all(isinstance(value, Host) for value in results):
             nodes.append(_fold_bodies(node, known))
             continue
         made = {name: value for name, value in zip(node.outputs, results, strict=False) if name and isinstance(value, Host)}

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, defs
 
-from llmos.compiler.frontend.onnx.graph import BODY_VERSION
-from llmos.compiler.frontend.onnx.loading import LoadedModel
+from llmos.compiler.frontend.onnx.loading import BODY_VERSION, LoadedModel
 from llmos.compiler.frontend.onnx.registry import find
 
 # A body may use ops that have a body themselves; ONNX's own nest three deep.

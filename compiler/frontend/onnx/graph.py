@@ -9,12 +9,10 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, numpy_helper
 
+from llmos.compiler.frontend.onnx.loading import BODY_VERSION
 from llmos.compiler.frontend.onnx.registry import OpFunction, find
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError, UserError
-
-# Key of a node's metadata: the opset version that it is written in, where that isn't the model's.
-BODY_VERSION = "llmos.opset_version"
 
 
 @dataclass(frozen=True)

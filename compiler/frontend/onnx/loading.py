@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -18,6 +19,11 @@ from llmos.compiler.frontend.onnx.validate import check_graph
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Source: TypeAlias = "str | Path | onnx.ModelProto"
+
+
+OLDEST_OPSET = 7
+# Key of a node's metadata: the opset version that it is written in, where that isn't the model's.
+BODY_VERSION = "llmos.opset_version"
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,26 @@ def load_model(source: Source) -> LoadedModel:
         model = LoadedModel(_parse(path), path.parent, path.stem, path)
     if not model.proto.graph.output:
         raise UserError(f"'{model.name}' isn't an ONNX model, or it is cut short: its graph has no outputs.")
-    version = model.versions.get("", 0)
-    if 0 < version < 7:
-        raise UnsupportedError(f"'{model.name}' uses opset {version}; convert it to 7 or later with onnx.version_converter.")
     check_graph(model.proto.graph)
+    model = _upgraded(model)
     return replace(model, proto=_with_shapes(model.proto))
+
+
+def _upgraded(model: LoadedModel) -> LoadedModel:
+    """A model of an opset before 7 in opset 7, which broadcasts as numpy does, by ONNX's own converter."""
+    version = model.versions.get("", OLDEST_OPSET)
+    if version >= OLDEST_OPSET:
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(model.proto, OLDEST_OPSET)
+        for node in proto.graph.node:
+            if node.op_type == "PRelu":  # the converter leaves its slope of one number a channel as it is
+                node.metadata_props.add(key=BODY_VERSION, value=str(version))
+        return replace(model, proto=proto)
+    except Exception as error:
+        raise UnsupportedError(
+            f"'{model.name}' uses opset {version}, and onnx.version_converter can't bring it to {OLDEST_OPSET} ({error}); export it again."
+        ) from error
 
 
 def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:

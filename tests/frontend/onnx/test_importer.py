@@ -173,6 +173,8 @@ def test_external_data_too_short(tmp_path: Path) -> None:
         export_onnx(path)
 
 
-def test_old_opset() -> None:
-    with pytest.raises(UnsupportedError, match="opset 5"):
-        export_onnx(model([helper.make_node("Relu", ["x"], ["y"])], {"x": [3]}, opset=5))
+def test_old_opset_is_converted() -> None:
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"], broadcast=1, axis=0)]
+    program = export_onnx(model(nodes, {"x": [2, 3]}, {"w": np.float32([10, 20])}, opset=6))
+    (y,) = program.program.module()(torch.zeros(2, 3))
+    assert y.tolist() == [[10, 10, 10], [20, 20, 20]]

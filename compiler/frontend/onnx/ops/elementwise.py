@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE
-from llmos.compiler.frontend.onnx.registry import Known, Operand, op, unary
+from llmos.compiler.frontend.onnx.registry import Known, Operand, Value, op, unary
 from llmos.compiler.frontend.onnx.values import Host, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
@@ -258,6 +258,12 @@ def leaky_relu(x: torch.Tensor, *, alpha: float = 0.01) -> torch.Tensor:
 
 
 @op("PRelu")
+def prelu_by_channel(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Before opset 7 a slope has one number, or one a channel."""
+    return prelu(x, slope.reshape([-1] + [1] * (x.ndim - 2)) if slope.numel() != 1 else slope.reshape(()))
+
+
+@op("PRelu", since=7)
 def prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 0, x * slope, x)
 
@@ -295,8 +301,8 @@ def shrink(x: torch.Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> torch.T
 
 
 @op("Identity")
-def identity(x: Any) -> Any:
-    return x
+def identity(x: Value) -> Any:
+    return (x,)
 
 
 @op("Dropout", since=7)

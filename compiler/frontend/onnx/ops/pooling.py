@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from llmos.compiler.frontend.onnx.dtypes import to_torch
 from llmos.compiler.frontend.onnx.ops.windows import Window, pad_spatial, window
 from llmos.compiler.frontend.onnx.registry import NumOutputs, op
 from llmos.runtime.errors import UnsupportedError
@@ -26,10 +29,10 @@ def max_pool(
     pads: Dims | None = None,
     storage_order: int = 0,
     strides: Dims | None = None,
-) -> torch.Tensor:
-    if num_outputs_ > 1:
-        raise UnsupportedError("MaxPool with its second output (indices) isn't supported.")
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     shape = window(tuple(x.shape[2:]), kernel_shape, strides, dilations, pads, auto_pad)
+    if num_outputs_ > 1:
+        return _max_with_indices(x, shape, bool(ceil_mode), bool(storage_order))
     if not x.is_floating_point():
         # torch pools floats only; every 8-bit integer is one.
         if x.dtype.itemsize > 1:
@@ -47,6 +50,53 @@ def _max(x: torch.Tensor, shape: Window, ceil_mode: bool) -> torch.Tensor:
     if ceil_mode:
         padded = pad_spatial(padded, _ceil_pads(tuple(padded.shape[2:]), shape, tuple(x.shape[2:])), float("-inf"))
     return compute(padded, shape.kernel, shape.strides, 0, shape.dilations)  # type: ignore[no-any-return]
+
+
+def _max_with_indices(x: torch.Tensor, shape: Window, ceil_mode: bool, by_columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values, and their places in the flattened tensor; `by_columns`: as if the spatial dims were stored in reverse order."""
+    spatial = tuple(x.shape[2:])
+    if not all(isinstance(size, int) for size in x.shape) or not all(isinstance(pad, int) for pair in shape.pads for pad in pair):
+        raise UnsupportedError("MaxPool with its second output needs static sizes; fix the dimensions (--dynamic name=size).")
+    if not x.is_floating_point():
+        raise UnsupportedError("MaxPool of integers with its second output isn't supported.")
+    read, written, outputs = _window_places(spatial, shape, ceil_mode, by_columns)
+    taken = x.flatten(2).index_select(2, to_torch(np.maximum(read, 0).reshape(-1))).reshape(*x.shape[:2], *read.shape)
+    held = torch.where(to_torch(read >= 0), taken, float("-inf"))
+    best = held.argmax(-1, keepdim=True)
+    places = torch.gather(to_torch(written).expand(held.shape), -1, best).squeeze(-1)
+    planes = torch.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], x.shape[1], 1) * math.prod(spatial)
+    result = (*x.shape[:2], *outputs)
+    return held.amax(-1).reshape(result), (places + planes).reshape(result)
+
+
+def _window_places(spatial: tuple[int, ...], shape: Window, ceil_mode: bool, by_columns: bool) -> tuple[Any, Any, tuple[int, ...]]:
+    """Of each element of each window the flat place in a plane (-1: padding), the place to report, and the sizes of the result."""
+    padded = tuple(size + low + high for size, (low, high) in zip(spatial, shape.pads, strict=True))
+    extra = _ceil_pads(padded, shape, spatial) if ceil_mode else ((0, 0),) * len(spatial)
+    outputs, axes = [], []
+    for axis, size in enumerate(padded):
+        count = (size + extra[axis][1] - shape.extents[axis]) // shape.strides[axis] + 1
+        steps = np.arange(shape.kernel[axis]) * shape.dilations[axis] - shape.pads[axis][0]
+        outputs.append(count)
+        axes.append(np.arange(count)[:, None] * shape.strides[axis] + steps)
+    rank = len(spatial)
+    grids = [_spread(places, axis, rank) for axis, places in enumerate(axes)]
+    read, written = np.zeros((1,) * 2 * rank, np.int64), np.zeros((1,) * 2 * rank, np.int64)
+    inside = np.ones((1,) * 2 * rank, bool)
+    for axis, grid in enumerate(grids):
+        inside = inside & (grid >= 0) & (grid < spatial[axis])
+        read = read + grid * math.prod(spatial[axis + 1 :])
+        written = written + grid * math.prod(spatial[:axis] if by_columns else spatial[axis + 1 :])
+    flat = (math.prod(outputs), math.prod(shape.kernel))
+    inside, read, written = (np.broadcast_to(a, (*outputs, *shape.kernel)).reshape(flat) for a in (inside, read, written))
+    return np.where(inside, read, -1), written, tuple(outputs)
+
+
+def _spread(places: Any, axis: int, rank: int) -> Any:
+    """[outputs, window] of one axis over the dims (outputs of all axes, windows of all axes)."""
+    shape = [1] * (2 * rank)
+    shape[axis], shape[axis + rank] = places.shape
+    return places.reshape(shape)
 
 
 def _ceil_pads(sizes: tuple[Any, ...], shape: Window, inner: tuple[Any, ...]) -> tuple[tuple[int, int], ...]:
