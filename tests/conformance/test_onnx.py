@@ -12,7 +12,7 @@ from tests.conformance.report import listed
 from tests.conformance.workers import run_cases
 
 # Every so many cases of the sorted names; of the small suite of models more.
-STRIDES = {"onnx-node": 7, "onnx-model": 3}
+STRIDES = {"onnx-node": 12, "onnx-model": 3}
 
 
 @pytest.fixture(scope="module", params=onnx_suites(), ids=lambda suite: suite.name)
