@@ -163,3 +163,8 @@ def test_grouped_query_attention() -> None:
 def test_ops_that_torch_mlir_lowers() -> None:
     check(lambda x: (*x.topk(3, -1), *x.sort(-1)))
     check(lambda x, i: x.scatter(2, i, 1.0), (BT, ("int64", "B", "T", 2)), sizes=SIZES)
+
+
+def test_loops_over_single_elements_of_one_matrix() -> None:
+    """A matrix of one element: loops of one turn must stay loops."""
+    check(lambda x: torch.linalg.inv(torch.linalg.inv(x[:1, :1, 0] + 5) @ x[:1, :1, 1]))
