@@ -2,7 +2,7 @@
 
 Lanes run along the last dims that memory holds in order. Where everything is read along another dim, lanes run along that one, and blocks
 of 16 by 16 are turned round in registers before they are written: both sides of a transposition then move whole cache lines.
-A concatenation is written piece by piece.
+A concatenation evaluates each of its pieces under a mask.
 """
 
 from __future__ import annotations
