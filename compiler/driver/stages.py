@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from llmos.compiler.interpret import Interpreter, OpCache, Trace
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.weights import Weight
-from llmos.passes import Pass, PassRun, PipelineOptions, parse_pipeline, run_pipeline
-from llmos.runtime.errors import UserError
+from llmos.passes import Pass, PassRun, PipelineOptions, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,6 @@ def run_passes(imported: ImportedModel, options: CompileOptions) -> Passed:
         compile_module(imported, options.targets(), options, snapshots)
     assert snapshots.fused is not None
     return Passed(tuple(snapshots.stages), snapshots.fused, options)
-
-
-def read_dump(folder: Path) -> tuple[Stage, ...]:
-    """The stages of a folder that --dump-ir wrote: NN-<pass>.mlir. Raises UserError where there are none."""
-    files = sorted(path for path in folder.glob("[0-9]*-*.mlir") if path.name[:2].isdigit())
-    if not files:
-        raise UserError(f"{folder} holds no dump (00-input.mlir, ...): make one with `llmos compile --dump-ir`")
-    names = [path.stem.split("-", 1)[1] for path in files]
-    return tuple(
-        Stage(path.read_text(), parse_pipeline(name)[0] if i else None) for i, (path, name) in enumerate(zip(files, names, strict=True))
-    )
 
 
 @dataclass
