@@ -166,7 +166,7 @@ def _host_arch() -> str:
 
 
 def _host_features() -> frozenset[str]:
-    # LLVM also asks whether the operating system saves the wide registers, which a list of flags doesn't say.
-    from llvmlite import binding
+    # The runtime's own answer: what the processor has and the system lends. Asking makes the system lend the tile registers.
+    from llmos.runtime.native.binding import core
 
-    return frozenset(name for name, present in binding.get_host_cpu_features().items() if present)
+    return frozenset(core().host_features())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import TARGETS, Target, resolve
+from llmos.compiler.target import TARGETS, Target, resolve, runs_here
 from llmos.runtime.errors import UserError
 
 
@@ -84,3 +87,20 @@ def test_the_environment_is_typed() -> None:
 def test_a_bad_variable_is_named(value: str) -> None:
     with pytest.raises(UserError, match=f"LLMOS_JOBS={value}: expected an integer"):
         read_environment({"LLMOS_JOBS": value})
+
+
+_TILES_LENT = """
+import ctypes
+from llmos.compiler.target import Target, runs_here
+assert runs_here(Target.parse("x86-64-v4-amx"))
+lent = ctypes.c_uint64()
+assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(lent)) == 0  # arch_prctl(ARCH_GET_XCOMP_PERM)
+assert lent.value >> 18 & 1, "the system lends no tile registers"
+"""
+
+
+def test_a_process_that_finds_matrix_tiles_may_use_them() -> None:
+    """The compiler runs the code it made, for the certificate: without asking, the first tile instruction ends the process."""
+    if platform.system() != "Linux" or not runs_here(Target.parse("x86-64-v4-amx")):
+        pytest.skip("this machine has no AMX")
+    subprocess.run([sys.executable, "-c", _TILES_LENT], check=True)
