@@ -17,6 +17,7 @@ from llmos.compiler.devtools.bench.peak import Limits
 from llmos.compiler.devtools.bench.work import evaluate
 from llmos.runtime.artifact.manifest import KernelSpec
 from llmos.runtime.cli.tables import table
+from llmos.runtime.native.binding import num_threads as process_num_threads
 from llmos.runtime.native.binding import set_num_threads
 from llmos.runtime.program import DispatchTime, load
 
@@ -63,14 +64,18 @@ def profile_call(
     artifact: Path, inputs: Sequence[np.ndarray], sizes: Mapping[str, int], num_threads: int, num_runs: int, limits: Limits
 ) -> CallProfile:
     """Profiles `num_runs` calls of the first entry and keeps the fastest, which others disturbed least. Raises InputError."""
+    before = process_num_threads()
     set_num_threads(num_threads)
-    with load(artifact) as program:
-        entry = program[program.manifest.entries[0].name]
-        for _ in range(NUM_WARM_UPS):
-            entry(*inputs)
-        best = min((entry.profile(*inputs) for _ in range(num_runs)), key=lambda run: run.total_s)
-        kernels = {kernel.name: kernel for kernel in program.manifest.kernels}
-        return CallProfile(best.total_s, tuple(_cost(time, kernels.get(time.name), sizes, limits) for time in best.dispatches))
+    try:
+        with load(artifact) as program:
+            entry = program[program.manifest.entries[0].name]
+            for _ in range(NUM_WARM_UPS):
+                entry(*inputs)
+            best = min((entry.profile(*inputs) for _ in range(num_runs)), key=lambda run: run.total_s)
+            kernels = {kernel.name: kernel for kernel in program.manifest.kernels}
+    finally:
+        set_num_threads(before)
+    return CallProfile(best.total_s, tuple(_cost(time, kernels.get(time.name), sizes, limits) for time in best.dispatches))
 
 
 def _cost(time: DispatchTime, kernel: KernelSpec | None, sizes: Mapping[str, int], limits: Limits) -> DispatchCost:
