@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, combiner_of, contraction_of, dim_positions, is_fill, is_identity
+from llmos.compiler.linalg import Contraction, Generic, combiner_of, contraction_of, dim_positions, dims_of, is_fill, is_identity, unit_dims
 from llmos.compiler.patterns import describe
 from llmos.passes._pass import Pass
 
@@ -217,6 +217,10 @@ def _roles_fit(scores: Contraction, values: Contraction, logits: ir.Value, weigh
         return False
     if not is_identity(scores.out_map) and len(set(dim_positions(scores.out_map))) != scores.generic.rank - 1:
         return False
+    columns = values.n if weights == 0 else values.m
+    others = {*values.generic.parallel_dims} - unit_dims(values.generic) - {*columns}
+    if len(columns) > 1 or not others <= dims_of(values.generic.maps[weights]):
+        return False  # one softmax for many V: the grid is that of the scores
     parts = describe(scores, values, logits, weights)
     return all(_is_f32(value) for value in (scores.generic.inputs[1 - parts.query], values.generic.inputs[1 - weights]))
 

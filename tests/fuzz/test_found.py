@@ -16,6 +16,7 @@ FOUND: dict[str, tuple[tuple[tuple[int | str, ...], ...], str]] = {
     "attention with a head of a dynamic size": ((BKT,), "F.scaled_dot_product_attention(x0, x0, x0)"),
     "attention with a head of no elements": ((BTK,), "F.scaled_dot_product_attention(x0[:, :, 0:0], x0[:, :, 0:0], x0, is_causal=True)"),
     "attention over no keys": ((BTK, EMPTY), "F.scaled_dot_product_attention(x0, x1, x1)"),
+    "attention with one softmax for a batch of values": ((BTK,), "F.scaled_dot_product_attention(x0[:1], x0[:1], x0)"),
     "an empty slice behind the last element": ((ONE,), "torch.cat([x0[:, :1], x0[:, 1:]], 1)"),
     "a slice of a value without elements": ((BKT,), "x0[:, :, 0:0].narrow(1, 1, 1)"),
     "an empty input, viewed": ((EMPTY,), "x0.unsqueeze(0)"),

@@ -77,6 +77,9 @@ def test_two_attentions_get_two_numbers() -> None:
         lambda q, k, v: torch.sigmoid(q @ k.transpose(-1, -2)) @ v,  # no softmax
         lambda q, k, v: (probabilities(q.double(), k.double()) @ v.double()).float(),  # not float32
         lambda q, k, v: probabilities(q, k).cumsum(-1) @ v,  # something in between
+        lambda q, k, v: probabilities(q[:1], k[:1]) @ v,  # one softmax for a batch of V
+        lambda q, k, v: torch.einsum("hij,bhjd->bhid", probabilities(q[0], k[0]), v),
+        lambda q, k, v: torch.einsum("hij,bhjd->hidb", probabilities(q[0], k[0]), v),
     ],
 )
 def test_is_left_alone(function: Callable[..., object]) -> None:
