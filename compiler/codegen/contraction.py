@@ -38,7 +38,7 @@ from llmos.compiler.codegen.tile import (
     store_tile,
     zeros,
 )
-from llmos.compiler.codegen.tile_amx import TILE_ROWS, multiply_tiles
+from llmos.compiler.codegen.tile_amx import BLOCK_TILES, STEP_ROWS, TILE_ROWS, copied_bytes, copy_rows, multiply_tiles
 from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tile
 from llmos.compiler.codegen.windows import WindowBlock, WindowReader
 from llmos.compiler.ir import ir
@@ -65,7 +65,8 @@ def row_chunk(layout: Layout, rows: int) -> int:
     row = layout.row_elements
     chunk = 64 // rows * rows
     if row.is_Integer:
-        chunk = max(2 * rows, min(most, ROW_CHUNK_BYTES // (4 * max(1, int(row))) // rows * rows))
+        element = 2 if layout.reads_pairs else 4
+        chunk = max(2 * rows, min(most, ROW_CHUNK_BYTES // (element * max(1, int(row))) // rows * rows))
     panels, depth = ceil_div(layout.n, layout.width), layout.k
     least = layout.dispatch.table.bounds(layout.m)[0]
     if not (panels.is_Integer and least.is_Integer and depth.is_Integer):
@@ -98,8 +99,10 @@ class ContractionEmitter:
         shape = register_tile(target.vector_bits, self.layout.width)
         self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
         self.root, self.sizes = self.layout.root, self.layout.sizes
-        self.chunk = row_chunk(self.layout, self.shape.rows)
-        self.in_registers = self.layout.pairs is not PairArithmetic.TILES and fits_registers(self.layout)
+        self.by_tiles = self.layout.pairs is PairArithmetic.TILES
+        self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows
+        self.chunk = row_chunk(self.layout, self.block_rows)
+        self.in_registers = not self.by_tiles and fits_registers(self.layout)
 
     def emit(self, module: ir.Module) -> Launch:
         layout = self.layout
@@ -115,11 +118,10 @@ class ContractionEmitter:
             self._tile(low, high, b.mul(panel, b.index(layout.width)), panel)
         return Launch(sympy.expand(batch * chunks * panels), self._scratch_bytes())
 
-    # -- scratch: the accumulator tile, then evaluated rows or a run of zeros, then a panel packed here
+    # -- scratch: the accumulator tile, then evaluated rows or a run of zeros, then a panel packed here or a copy of a last few rows
     @property
     def _rows_offset(self) -> Expr:
-        rows = TILE_ROWS if self.layout.pairs is PairArithmetic.TILES else self.shape.rows
-        return sympy.Integer(rows * self.layout.width * 4)
+        return sympy.Integer(self.block_rows * self.layout.width * 4)
 
     @property
     def _panel_offset(self) -> Expr:
@@ -131,7 +133,8 @@ class ContractionEmitter:
         return sympy.expand(ceil_div(sympy.expand(self._rows_offset + rows), ALIGN) * ALIGN)
 
     def _scratch_bytes(self) -> Expr:
-        return sympy.expand(self._panel_offset + (0 if self.layout.packed else 4 * self.layout.width * self.layout.k))
+        panel = copied_bytes(int(self.layout.k)) if self.by_tiles else 0 if self.layout.packed else 4 * self.layout.width * self.layout.k
+        return sympy.expand(self._panel_offset + panel)
 
     # -- one tile
     def _tile(self, low: Value, high: Value, first: Value, panel: Value) -> None:
@@ -143,12 +146,9 @@ class ContractionEmitter:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)
             PanelCopier(self.points, base).copy(first)
         rows = self._rows(low, high)
-        if self.layout.pairs is PairArithmetic.TILES:
-            with b.loop(low, high, b.index(TILE_ROWS)) as loop, frame.evaluator.scope():
-                count = b.minimum(b.index(TILE_ROWS), b.sub(high, loop.iv))
-                assert isinstance(rows, Rows)
-                self._by_columns(first, functools.partial(self._multiply_tiles, count, self._strided(rows, loop.iv), base))
-                self.epilogue.from_tile(loop.iv, first, count)
+        if self.by_tiles:
+            assert isinstance(rows, Rows)
+            self._by_tiles(rows, low, high, first, base)
             return
 
         def block(row: Value, count: int) -> None:
@@ -159,6 +159,28 @@ class ContractionEmitter:
 
         for_row_blocks(b, low, high, self.shape.rows, block)
 
+    def _by_tiles(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
+        """All rows by matrix instructions: 32, then 16, then what is left."""
+        b, frame = self.frame.b, self.frame
+
+        def block(row: Value, a: list[Strided], count: Value) -> None:
+            with frame.evaluator.scope():
+                panel = self._asking(Panel(base, b.index(self.layout.width), ALIGN), b.sub(row, low), STEP_ROWS)
+                self._by_columns(first, functools.partial(self._multiply_tiles, a, panel))
+                self.epilogue.from_tile(row, first, count)
+
+        position = low
+        for tiles in (BLOCK_TILES, 1):
+            step = b.index(tiles * TILE_ROWS)
+            end = b.add(position, b.mul(b.div(b.sub(high, position), step), step))
+            with b.loop(position, end, step) as loop:
+                block(loop.iv, [self._strided(rows, b.add(loop.iv, b.index(t * TILE_ROWS))) for t in range(tiles)], step)
+            position = end
+        with b.when(b.compare("slt", position, high)):
+            space = b.address(frame.scratch, frame.evaluator.sizes(self._panel_offset), b.i8)
+            left = b.sub(high, position)
+            block(position, [copy_rows(b, self._strided(rows, position), left, int(self.layout.k), space)], left)
+
     def _panel(self, base: Value, count: int, row: Value) -> Panel:
         """The panel for `count` rows, the first of them number `row` of the tile, with what to ask memory for meanwhile.
 
@@ -166,18 +188,28 @@ class ContractionEmitter:
         first block would use it up faster than a far cache can send it. Fewer rows ask for the panel itself as well.
         """
         b, layout, rows = self.frame.b, self.layout, self.shape.rows
-        width, align = layout.width, min(ALIGN, self.shape.lanes * 4)
+        panel = Panel(base, b.index(layout.width), min(ALIGN, self.shape.lanes * 4))
         if not layout.packed or layout.pairs is not None:
-            return Panel(base, b.index(width), align, PREFETCH if layout.packed else 0)
-        full = UNROLL * width * 4 // CACHE_LINE  # lines of a panel for each UNROLL steps
+            return replace(panel, prefetch=PREFETCH if layout.packed else 0)
+        if count < rows:
+            return self._asking(replace(panel, prefetch=PREFETCH), row, UNROLL, whole=True)
+        return self._asking(panel, row, UNROLL)
+
+    def _asking(self, panel: Panel, row: Value, step: int, whole: bool = False) -> Panel:
+        """The panel with what the block that starts at number `row` of the tile asks for of the next one: its part of the lines, or all.
+
+        `step`: rows of a panel that one step of the inner loop takes.
+        """
+        b, layout = self.frame.b, self.layout
+        full = step * layout.width * 4 // CACHE_LINE  # lines of a panel for each step
         least = layout.dispatch.table.bounds(layout.m)[0]
-        blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // rows)) if least.is_Integer else USUAL_BLOCKS
-        lines = -(-full // blocks) if count == rows else full
-        depth = self.frame.evaluator.sizes(layout.k)
-        part = b.minimum(b.div(row, b.index(rows)), b.index(-(-full // lines) - 1))
-        following = b.address(base, b.mul(depth, b.index(width)), b.f32)
-        upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // UNROLL))), b.f32)
-        return Panel(base, b.index(width), align, 0 if count == rows else PREFETCH, upcoming, lines)
+        blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // self.block_rows)) if least.is_Integer else USUAL_BLOCKS
+        lines = full if whole else -(-full // blocks)
+        depth = self.frame.evaluator.sizes(layout.panel_rows)
+        part = b.minimum(b.div(row, b.index(self.block_rows)), b.index(-(-full // lines) - 1))
+        following = b.address(panel.base, b.mul(depth, b.index(layout.width)), b.f32)
+        upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)
+        return replace(panel, upcoming=upcoming, lines=lines)
 
     # -- the left side
     def _rows(self, low: Value, high: Value) -> Rows | WindowReader:
@@ -264,10 +296,9 @@ class ContractionEmitter:
             else:
                 store_tile(b, part, made, b.address(self.frame.scratch, b.index(column), b.f32), width)
 
-    def _multiply_tiles(self, count: Value, left: Strided, panel: Value, columns: int) -> None:
-        """The same by matrix instructions, for up to 16 rows, to the L1 tile."""
-        b, width = self.frame.b, self.layout.width
-        multiply_tiles(b, count, left, Panel(panel, b.index(width), ALIGN), columns, int(self.layout.k), self.frame.scratch, width)
+    def _multiply_tiles(self, a: list[Strided], panel: Panel, columns: int) -> None:
+        """The same by matrix instructions, for 16 rows each of `a`, to the L1 tile."""
+        multiply_tiles(self.frame.b, a, panel, columns, int(self.layout.k), self.frame.scratch, self.layout.width)
 
     def _sums(self, part: TileShape, left: Left, panel: Panel) -> list[Value]:
         b, layout = self.frame.b, self.layout
