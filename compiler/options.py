@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.compiler.target import Target, resolve
+from llmos.compiler.tiling import NO_TILINGS, Tilings
 from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
@@ -34,6 +35,7 @@ class CompileOptions:
     cache: whether compiled code is kept for later runs (LLMOS_CACHE).
     certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
+    tilings: what a measured search chose for some dispatches (compiler/tiling.py); others are left to the analytic model.
     """
 
     precision: str = "fp32"
@@ -50,6 +52,7 @@ class CompileOptions:
     cache: bool = True
     certificate: bool = True
     budget: float | None = None
+    tilings: Tilings = NO_TILINGS
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)

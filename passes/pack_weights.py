@@ -9,6 +9,7 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
 from llmos.compiler.loops import is_loop
 from llmos.compiler.symbolic import argument_attributes
+from llmos.compiler.tiling import TILING, Tiling
 from llmos.compiler.widening import WIDEN
 from llmos.passes._pass import Pass
 
@@ -26,6 +27,7 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
+    Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]].
     A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
@@ -46,7 +48,7 @@ def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
         found = _constant_side(dispatch)
         if found is None:
             continue
-        position, spec = found
+        position, spec = found[0], _specification(dispatch, found[1])
         operand = op.operands[position]
         if operand not in block.arguments or not _is_weight(attributes[operand.arg_number]):
             continue
@@ -67,11 +69,18 @@ def _calls(block: ir.Block) -> Iterator[ir.Operation]:
             yield from _calls(op.operation.regions[0].blocks[0])
 
 
+def _specification(dispatch: ir.Operation, axes: list[list[int]]) -> ir.Attribute:
+    """What `llmos.packed` says."""
+    columns = Tiling.parse(ir.StringAttr(dispatch.attributes[TILING]).value).columns if TILING in dispatch.attributes else None
+    parts = axes if columns is None else [*axes, [columns]]
+    return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in parts])
+
+
 def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
     return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
 
 
-def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
+def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
     if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value != "contraction":
         return None
@@ -90,12 +99,11 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
     return _axes(root, list(block.arguments).index(source[0]), source[1])
 
 
-def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) -> tuple[int, ir.Attribute] | None:
+def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) -> tuple[int, list[list[int]]] | None:
     where = {dim: axis for axis, form in enumerate(forms) if form is not None and len(form) == 1 for dim in form}
     if any(form is None or len(form) > 1 for form in forms) or any(dim not in where for dim in (*root.n, *root.k)):
         return None
-    axes = [[where[dim] for dim in dims] for dims in (root.n, root.k)]
-    return argument, ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in axes])
+    return argument, [[where[dim] for dim in dims] for dims in (root.n, root.k)]
 
 
 def _add_argument(main: ir.Operation, weight: ir.Value, attributes: dict[str, ir.Attribute], spec: ir.Attribute) -> ir.Value:

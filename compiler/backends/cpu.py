@@ -36,6 +36,7 @@ from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.tile_dispatches import TileDispatches
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
 
 DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FuseLoops(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
@@ -59,8 +60,9 @@ PIPELINE: tuple[Pass, ...] = (
 def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
     """The passes of one compile."""
     narrow = [NarrowActivations()] if options.precision == "bf16" else []
+    tile = [TileDispatches(options.tilings)] if options.tilings else []
     place = PIPELINE.index(DISPATCHES[-2])  # before the weights are packed
-    return (*PIPELINE[:place], *narrow, *PIPELINE[place:])
+    return (*PIPELINE[:place], *narrow, *tile, *PIPELINE[place:])
 
 
 def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
@@ -228,17 +230,20 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
         if _text(attributes, "llmos.dtype", weight.dtype) == "bfloat16" != weight.dtype:
             name, weight = f"{name}#bfloat16", _narrowed(weight)
         if "llmos.packed" in attributes:
-            n_axes, k_axes = (list(ir.DenseI64ArrayAttr(axes)) for axes in ir.ArrayAttr(attributes["llmos.packed"]))
-            bound[f"{name}#packed{n_axes}{k_axes}".replace(" ", "")] = _packed(weight, n_axes, k_axes)
+            spec = [list(ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attributes["llmos.packed"])]
+            bound[f"{name}#packed{''.join(map(str, spec))}".replace(" ", "")] = _packed(weight, *spec)
         else:
             bound[name] = weight
     return bound
 
 
-def _packed(weight: Weight, n_axes: list[int], k_axes: list[int]) -> Weight:
+def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], width: Sequence[int] = ()) -> Weight:
+    chosen = width[0] if width else None
     if weight.dtype == "bfloat16":
-        return Weight(weight.dtype, packed_pairs_shape(weight.shape, n_axes, k_axes), lambda: pack_pairs(weight.array, n_axes, k_axes))
-    return Weight(weight.dtype, packed_shape(weight.shape, n_axes, k_axes), lambda: pack_panels(weight.array, n_axes, k_axes))
+        pairs = packed_pairs_shape(weight.shape, n_axes, k_axes, chosen)
+        return Weight(weight.dtype, pairs, lambda: pack_pairs(weight.array, n_axes, k_axes, chosen))
+    shape = packed_shape(weight.shape, n_axes, k_axes, chosen)
+    return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, chosen))
 
 
 def _narrowed(weight: Weight) -> Weight:

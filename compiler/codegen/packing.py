@@ -1,7 +1,8 @@
 """The packed layout of constant right sides of contractions, zero-padded, the same for every target.
 
 Panels [n/w][k][w] of float32, and [n/w][k/2][w][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read. The
-width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are no more.
+width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are no more; or it was chosen by a
+measured search (compiler/tiling.py), and then is part of what the weight's argument says.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ def panel_width(n: int, k: int) -> int:
     return next((width for width in WIDTHS if n % width == 0 and (width <= PANEL or 4 * width * k <= MAX_WIDE_BYTES)), PANEL)
 
 
-def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int]) -> tuple[int, int, int]:
+def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> tuple[int, int, int]:
     n, k = (math.prod(shape[axis] for axis in axes) for axes in (n_axes, k_axes))
-    width = panel_width(n, k)
+    width = width or panel_width(n, k)
     return -(-n // width), k, width
 
 
-def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
+def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> np.ndarray:
     """Rearrange a weight. Returns float32 [ceil(n/w), k, w]; columns past n are 0."""
-    panels, k, width = packed_shape(array.shape, n_axes, k_axes)
+    panels, k, width = packed_shape(array.shape, n_axes, k_axes, width)
     rest = [axis for axis in range(array.ndim) if axis not in (*n_axes, *k_axes)]  # of size 1
     matrix = array.transpose(*n_axes, *k_axes, *rest).reshape(-1, k)
     packed = np.zeros((panels, k, width), array.dtype)
@@ -43,14 +44,16 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int])
     return packed
 
 
-def packed_pairs_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int]) -> tuple[int, int, int, int]:
-    panels, k, width = packed_shape(shape, n_axes, k_axes)
+def packed_pairs_shape(
+    shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None
+) -> tuple[int, int, int, int]:
+    panels, k, width = packed_shape(shape, n_axes, k_axes, width)
     return panels, -(-k // 2), width, 2
 
 
-def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int]) -> np.ndarray:
+def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> np.ndarray:
     """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/w), ceil(k/2), w, 2], zero past n and k."""
-    panels = pack_panels(array, n_axes, k_axes)
+    panels = pack_panels(array, n_axes, k_axes, width)
     if panels.shape[1] % 2:
         panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))
     count, k, width = panels.shape
