@@ -49,6 +49,7 @@ from llmos.compiler.target import Target
 SMALL_PANEL_BYTES = 1 << 18  # a panel that is worth reading again so that there are more tiles to share out
 MAX_ROWS = 256
 PREFETCH = 16  # rows of a packed panel between a read and the request for it, where memory is the limit: best of 0, 16, 32 and 64
+OWN_ROWS = 64  # of float32 that are worth a thread's reading all panels for: what it made of them for the last dispatch is in its cache
 USUAL_BLOCKS = 4  # of rows in a tile whose number isn't known: by then the whole next panel has been asked for
 ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of two don't share cache sets
 
@@ -56,7 +57,8 @@ ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of 
 def row_chunk(layout: Layout, rows: int, l2_bytes: int) -> int:
     """Rows of one tile: a multiple of `rows` that keeps them in half of a level-2 cache; many where each tile packs its own panel.
 
-    Few enough that even the smallest input gives each of some threads its share of tiles, where that has a block of rows for each.
+    Few enough that of 128 rows two threads have a half each, and that even the smallest input gives each of some threads its share
+    of tiles, where that has a block of rows for each.
     """
     most = MAX_ROWS // rows * rows
     if not layout.packed:
@@ -68,6 +70,8 @@ def row_chunk(layout: Layout, rows: int, l2_bytes: int) -> int:
         chunk = max(2 * rows, min(most, l2_bytes // 2 // (element * max(1, int(row))) // rows * rows))
     panels, depth = ceil_div(layout.n, layout.width), layout.k
     least = layout.dispatch.table.bounds(layout.m)[0]
+    if layout.windows is None and layout.pairs is None and least.is_Integer:
+        chunk = min(chunk, -(-max(OWN_ROWS, -(-int(least) // 2)) // rows) * rows)
     if not (panels.is_Integer and least.is_Integer and depth.is_Integer):
         return chunk
     wanted = 16 if 4 * int(depth) * layout.width <= SMALL_PANEL_BYTES else 8

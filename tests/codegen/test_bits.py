@@ -93,7 +93,13 @@ def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
         np.testing.assert_array_equal(narrow, wide)
 
 
-TILINGS = ("columns=16+rows=5+block=3", "columns=64+lines=0+ahead=0", "columns=32+rows=64+block=12", "rows=1", "columns=48+lines=5+ahead=64")
+TILINGS = (
+    "columns=16+rows=5+block=3",
+    "columns=64+lines=0+ahead=0",
+    "columns=32+rows=64+block=12",
+    "rows=1",
+    "columns=48+lines=5+ahead=64",
+)
 
 
 class Products(torch.nn.Module):
