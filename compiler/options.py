@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.compiler.target import Target, resolve
+from llmos.compiler.tiling import NO_TILINGS, Tilings
 from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
@@ -33,8 +34,8 @@ class CompileOptions:
     jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
     cache: whether compiled code is kept for later runs (LLMOS_CACHE).
     certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
-    winograd: whether convolutions may be computed by Winograd's algorithm, which rounds a little more (docs/codegen.md).
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
+    tilings: what a measured search chose for some dispatches (compiler/tiling.py); others are left to the analytic model.
     """
 
     precision: str = "fp32"
@@ -50,8 +51,8 @@ class CompileOptions:
     jobs: int = 0
     cache: bool = True
     certificate: bool = True
-    winograd: bool = True
     budget: float | None = None
+    tilings: Tilings = NO_TILINGS
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)

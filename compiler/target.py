@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llmos.runtime.errors import UserError
 
@@ -19,7 +20,8 @@ class Target:
     """One code variant of an artifact.
 
     `cpu` and `features` go to LLVM's code generator; `required` are the features, in LLVM's names, that a machine must have to run the
-    code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are.
+    code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are. `l2_bytes` is what a core has of
+    level-2 cache: of the processors that a target stands for a usual one, of "native" this machine's.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Target:
     features: str
     vector_bits: int
     num_registers: int
+    l2_bytes: int
     required: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -59,6 +62,8 @@ class Target:
 # LLVM prefers 256-bit vectors on x86 by default: right for the frequency limits of the first AVX-512 chips, half the speed on today's.
 _FULL_WIDTH = "-prefer-256-bit"
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
 # Best first within an architecture: that is the order in which a machine picks among the variants of an artifact.
 TARGETS: tuple[Target, ...] = (
     Target(
@@ -69,6 +74,7 @@ TARGETS: tuple[Target, ...] = (
         features=f"+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,{_FULL_WIDTH}",
         vector_bits=512,
         num_registers=32,
+        l2_bytes=2 << 20,
         required=(*_X86_64_V4, *_BF16, *_AMX),
     ),
     Target(
@@ -79,6 +85,7 @@ TARGETS: tuple[Target, ...] = (
         features=f"+avx512vnni,+avx512bf16,{_FULL_WIDTH}",
         vector_bits=512,
         num_registers=32,
+        l2_bytes=2 << 20,
         required=(*_X86_64_V4, *_BF16),
     ),
     Target(
@@ -89,6 +96,7 @@ TARGETS: tuple[Target, ...] = (
         features=_FULL_WIDTH,
         vector_bits=512,
         num_registers=32,
+        l2_bytes=2 << 20,
         required=_X86_64_V4,
     ),
     Target(
@@ -99,6 +107,7 @@ TARGETS: tuple[Target, ...] = (
         features="",
         vector_bits=256,
         num_registers=16,
+        l2_bytes=1 << 19,
         required=_X86_64_V3,
     ),
     Target(
@@ -109,6 +118,7 @@ TARGETS: tuple[Target, ...] = (
         features="+neon",
         vector_bits=128,
         num_registers=32,
+        l2_bytes=1 << 20,
         required=("neon",),
     ),
 )
@@ -156,13 +166,25 @@ def _native(precision: str) -> Target:
     features = _host_features()
     for target in candidates:
         if all(feature in features for feature in target.required):
-            return target
+            return replace(target, l2_bytes=_host_l2_bytes() or target.l2_bytes)
     missing = sorted(set(candidates[-1].required) - features)
     raise UserError(f"this machine runs no target: {candidates[-1].name} needs {', '.join(missing)}; name another with --target")
 
 
 def _host_arch() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+
+
+def _host_l2_bytes() -> int | None:
+    """Of one core, where the system says."""
+    for cache in sorted(_CACHES.glob("index*")):
+        try:
+            level, size = ((cache / name).read_text().strip() for name in ("level", "size"))
+        except OSError:
+            continue
+        if level == "2" and size.removesuffix("K").isdecimal():
+            return int(size.removesuffix("K")) << 10
+    return None
 
 
 def _host_features() -> frozenset[str]:

@@ -9,11 +9,11 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
 from llmos.compiler.loops import is_loop
 from llmos.compiler.symbolic import argument_attributes
+from llmos.compiler.tiling import TILING, Tiling
 from llmos.compiler.widening import WIDEN
 from llmos.passes._pass import Pass
 
 PACKED = "llmos.packed"
-WINOGRAD = "llmos.winograd"  # of a dispatch: outputs on a side of a tile
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
+    Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]].
     A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
@@ -40,30 +41,23 @@ class PackWeights(Pass):
 
 def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
     arguments: dict[tuple[int, str], ir.Value] = {}
+    block = main.regions[0].blocks[0]
     attributes = argument_attributes(main)
-    for call, dispatch, position, spec in list(weighted_contractions(main, functions)):
-        number = ir.BlockArgument(call.operands[position]).arg_number
-        key = (number, str(spec))
-        if key not in arguments:
-            arguments[key] = _add_argument(main, call.operands[position], attributes[number], spec)
-        call.operands[position] = arguments[key]
-        _mark(dispatch, position, spec)
-    drop_unused_weights(main)
-
-
-def weighted_contractions(
-    main: ir.Operation, functions: dict[str, ir.Operation]
-) -> Iterator[tuple[ir.Operation, ir.Operation, int, ir.Attribute]]:
-    """(call, its dispatch, operand, packing) of every contraction whose right side is one weight, however its axes are ordered."""
-    block, attributes = main.regions[0].blocks[0], argument_attributes(main)
-    for call in _calls(block):
-        dispatch = functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value]
+    for op in _calls(block):
+        dispatch = functions[ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value]
         found = _constant_side(dispatch)
         if found is None:
             continue
-        operand = call.operands[found[0]]
-        if operand in block.arguments and _is_weight(attributes[operand.arg_number]):
-            yield call, dispatch, *found
+        position, spec = found[0], _specification(dispatch, found[1])
+        operand = op.operands[position]
+        if operand not in block.arguments or not _is_weight(attributes[operand.arg_number]):
+            continue
+        key = (operand.arg_number, str(spec))
+        if key not in arguments:
+            arguments[key] = _add_argument(main, operand, attributes[operand.arg_number], spec)
+        op.operands[position] = arguments[key]
+        _mark(dispatch, position, spec)
+    drop_unused_weights(main)
 
 
 def _calls(block: ir.Block) -> Iterator[ir.Operation]:
@@ -75,13 +69,20 @@ def _calls(block: ir.Block) -> Iterator[ir.Operation]:
             yield from _calls(op.operation.regions[0].blocks[0])
 
 
+def _specification(dispatch: ir.Operation, axes: list[list[int]]) -> ir.Attribute:
+    """What `llmos.packed` says."""
+    columns = Tiling.parse(ir.StringAttr(dispatch.attributes[TILING]).value).columns if TILING in dispatch.attributes else None
+    parts = axes if columns is None else [*axes, [columns]]
+    return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in parts])
+
+
 def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
     return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
 
 
-def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
+def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "winograd"):
+    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value != "contraction":
         return None
     block = dispatch.regions[0].blocks[0]
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
@@ -95,19 +96,14 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, ir.Attribute] | None:
         return None
     if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):
         return None
-    axes = _axes(root, source[1])
-    if axes is None:
-        return None
-    tile = [ir.DenseI64ArrayAttr.get([ir.IntegerAttr(dispatch.attributes[WINOGRAD]).value])] if WINOGRAD in dispatch.attributes else []
-    return list(block.arguments).index(source[0]), ir.ArrayAttr.get([*axes, *tile])
+    return _axes(root, list(block.arguments).index(source[0]), source[1])
 
 
-def _axes(root: Contraction, forms: list[dict[int, int] | None]) -> list[ir.Attribute] | None:
-    """Axes of n, axes of k."""
+def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) -> tuple[int, list[list[int]]] | None:
     where = {dim: axis for axis, form in enumerate(forms) if form is not None and len(form) == 1 for dim in form}
     if any(form is None or len(form) > 1 for form in forms) or any(dim not in where for dim in (*root.n, *root.k)):
         return None
-    return [ir.DenseI64ArrayAttr.get([where[dim] for dim in dims]) for dims in (root.n, root.k)]
+    return argument, [[where[dim] for dim in dims] for dims in (root.n, root.k)]
 
 
 def _add_argument(main: ir.Operation, weight: ir.Value, attributes: dict[str, ir.Attribute], spec: ir.Attribute) -> ir.Value:

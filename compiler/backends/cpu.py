@@ -13,15 +13,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernels import LoopUnit, Program, Work, describe_loop, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
-from llmos.compiler.codegen.packing import (
-    pack_pairs,
-    pack_panels,
-    pack_winograd,
-    packed_pairs_shape,
-    packed_shape,
-    packed_winograd_shape,
-    to_bfloat16,
-)
+from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs_shape, packed_shape, to_bfloat16
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
@@ -44,18 +36,10 @@ from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
-from llmos.passes.winograd import Winograd
+from llmos.passes.tile_dispatches import TileDispatches
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
 
-DISPATCHES: tuple[Pass, ...] = (
-    RecogniseAttention(),
-    FuseLoops(),
-    FormDispatches(),
-    Winograd(),
-    LabelDispatches(),
-    PackWeights(),
-    PlanMemory(),
-)
+DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FuseLoops(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
 
 PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),
@@ -76,9 +60,9 @@ PIPELINE: tuple[Pass, ...] = (
 def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
     """The passes of one compile."""
     narrow = [NarrowActivations()] if options.precision == "bf16" else []
+    tile = [TileDispatches(options.tilings)] if options.tilings else []
     place = PIPELINE.index(DISPATCHES[-2])  # before the weights are packed
-    passes = (*PIPELINE[:place], *narrow, *PIPELINE[place:])
-    return passes if options.winograd and not narrow else tuple(each for each in passes if not isinstance(each, Winograd))
+    return (*PIPELINE[:place], *narrow, *tile, *PIPELINE[place:])
 
 
 def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
@@ -246,20 +230,20 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
         if _text(attributes, "llmos.dtype", weight.dtype) == "bfloat16" != weight.dtype:
             name, weight = f"{name}#bfloat16", _narrowed(weight)
         if "llmos.packed" in attributes:
-            parts = [list(ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attributes["llmos.packed"])]
-            bound[f"{name}#packed{''.join(map(str, parts))}".replace(" ", "")] = _packed(weight, *parts)
+            spec = [list(ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attributes["llmos.packed"])]
+            bound[f"{name}#packed{''.join(map(str, spec))}".replace(" ", "")] = _packed(weight, *spec)
         else:
             bound[name] = weight
     return bound
 
 
-def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], tile: Sequence[int] = ()) -> Weight:
-    if tile:
-        shape = packed_winograd_shape(weight.shape, n_axes, k_axes, tile[0])
-        return Weight(weight.dtype, shape, lambda: pack_winograd(weight.array, n_axes, k_axes, tile[0]))
+def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], width: Sequence[int] = ()) -> Weight:
+    chosen = width[0] if width else None
     if weight.dtype == "bfloat16":
-        return Weight(weight.dtype, packed_pairs_shape(weight.shape, n_axes, k_axes), lambda: pack_pairs(weight.array, n_axes, k_axes))
-    return Weight(weight.dtype, packed_shape(weight.shape, n_axes, k_axes), lambda: pack_panels(weight.array, n_axes, k_axes))
+        pairs = packed_pairs_shape(weight.shape, n_axes, k_axes, chosen)
+        return Weight(weight.dtype, pairs, lambda: pack_pairs(weight.array, n_axes, k_axes, chosen))
+    shape = packed_shape(weight.shape, n_axes, k_axes, chosen)
+    return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, chosen))
 
 
 def _narrowed(weight: Weight) -> Weight:

@@ -46,18 +46,19 @@ from llmos.compiler.linalg import dim_positions
 from llmos.compiler.symbolic import Expr
 from llmos.compiler.target import Target
 
-ROW_CHUNK_BYTES = 1 << 20  # rows of one tile stay in half of a level-2 cache
 SMALL_PANEL_BYTES = 1 << 18  # a panel that is worth reading again so that there are more tiles to share out
 MAX_ROWS = 256
 PREFETCH = 16  # rows of a packed panel between a read and the request for it, where memory is the limit: best of 0, 16, 32 and 64
+OWN_ROWS = 64  # of float32 that are worth a thread's reading all panels for: what it made of them for the last dispatch is in its cache
 USUAL_BLOCKS = 4  # of rows in a tile whose number isn't known: by then the whole next panel has been asked for
 ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of two don't share cache sets
 
 
-def row_chunk(layout: Layout, rows: int) -> int:
-    """Rows of one tile: a multiple of `rows` that keeps them within the cache budget; many where each tile packs its own panel.
+def row_chunk(layout: Layout, rows: int, l2_bytes: int) -> int:
+    """Rows of one tile: a multiple of `rows` that keeps them in half of a level-2 cache; many where each tile packs its own panel.
 
-    Few enough that even the smallest input gives each of some threads its share of tiles, where that has a block of rows for each.
+    Few enough that of 128 rows two threads have a half each, and that even the smallest input gives each of some threads its share
+    of tiles, where that has a block of rows for each.
     """
     most = MAX_ROWS // rows * rows
     if not layout.packed:
@@ -66,9 +67,11 @@ def row_chunk(layout: Layout, rows: int) -> int:
     chunk = 64 // rows * rows
     if row.is_Integer:
         element = 2 if layout.reads_pairs else 4
-        chunk = max(2 * rows, min(most, ROW_CHUNK_BYTES // (element * max(1, int(row))) // rows * rows))
+        chunk = max(2 * rows, min(most, l2_bytes // 2 // (element * max(1, int(row))) // rows * rows))
     panels, depth = ceil_div(layout.n, layout.width), layout.k
     least = layout.dispatch.table.bounds(layout.m)[0]
+    if layout.windows is None and layout.pairs is None and least.is_Integer:
+        chunk = min(chunk, -(-max(OWN_ROWS, -(-int(least) // 2)) // rows) * rows)
     if not (panels.is_Integer and least.is_Integer and depth.is_Integer):
         return chunk
     wanted = 16 if 4 * int(depth) * layout.width <= SMALL_PANEL_BYTES else 8
@@ -96,12 +99,15 @@ class ContractionEmitter:
 
     def __init__(self, dispatch: Dispatch, target: Target) -> None:
         self.dispatch, self.layout = dispatch, Layout(dispatch, PairArithmetic.of(target))
+        self.tiling = dispatch.tiling.on(target)
         shape = register_tile(target.vector_bits, self.layout.width)
-        self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
+        shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
+        self.shape = replace(shape, rows=self.tiling.block or shape.rows)
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.by_tiles = self.layout.pairs is PairArithmetic.TILES
         self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows
-        self.chunk = row_chunk(self.layout, self.block_rows)
+        self.chunk = self.tiling.rows or row_chunk(self.layout, self.block_rows, target.l2_bytes)
+        self.ahead = PREFETCH if self.tiling.ahead is None else self.tiling.ahead
         self.in_registers = not self.by_tiles and fits_registers(self.layout)
 
     def emit(self, module: ir.Module) -> Launch:
@@ -190,9 +196,11 @@ class ContractionEmitter:
         b, layout, rows = self.frame.b, self.layout, self.shape.rows
         panel = Panel(base, b.index(layout.width), min(ALIGN, self.shape.lanes * 4))
         if not layout.packed or layout.pairs is not None:
-            return replace(panel, prefetch=PREFETCH if layout.packed else 0)
+            return replace(panel, prefetch=self.ahead if layout.packed else 0)
+        if self.tiling.lines == 0:
+            return replace(panel, prefetch=0 if count == rows else self.ahead)
         if count < rows:
-            return self._asking(replace(panel, prefetch=PREFETCH), row, UNROLL, whole=True)
+            return self._asking(replace(panel, prefetch=self.ahead), row, UNROLL, whole=True)
         return self._asking(panel, row, UNROLL)
 
     def _asking(self, panel: Panel, row: Value, step: int, whole: bool = False) -> Panel:
@@ -204,7 +212,7 @@ class ContractionEmitter:
         full = step * layout.width * 4 // CACHE_LINE  # lines of a panel for each step
         least = layout.dispatch.table.bounds(layout.m)[0]
         blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // self.block_rows)) if least.is_Integer else USUAL_BLOCKS
-        lines = full if whole else -(-full // blocks)
+        lines = full if whole else min(full, self.tiling.lines or -(-full // blocks))
         depth = self.frame.evaluator.sizes(layout.panel_rows)
         part = b.minimum(b.div(row, b.index(self.block_rows)), b.index(-(-full // lines) - 1))
         following = b.address(panel.base, b.mul(depth, b.index(layout.width)), b.f32)

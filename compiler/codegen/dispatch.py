@@ -11,6 +11,7 @@ from functools import cached_property
 
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Shapes, SymbolTable
+from llmos.compiler.tiling import TILING, Tiling
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Dispatch:
     @cached_property
     def kind(self) -> str:
         return str(ir.StringAttr(self.func.attributes["llmos.dispatch"]).value)
+
+    @cached_property
+    def tiling(self) -> Tiling:
+        """What a measured search chose for it."""
+        text = ir.StringAttr(self.func.attributes[TILING]).value if TILING in self.func.attributes else ""
+        return Tiling.parse(text)
 
     @property
     def block(self) -> ir.Block:

@@ -90,6 +90,8 @@ class Layout:
     @property
     def width(self) -> int:
         """Columns of a panel."""
+        if self.dispatch.tiling.columns is not None:
+            return self.dispatch.tiling.columns
         return panel_width(int(self.n), int(self.k)) if self.n.is_Integer and self.k.is_Integer else PANEL
 
     @property

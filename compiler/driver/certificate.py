@@ -14,6 +14,8 @@ from llmos.compiler.driver.recording import Recording, Signature, record, with_s
 from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel, Reference
 from llmos.compiler.interpret import reference_of
+from llmos.compiler.ir import ir
+from llmos.compiler.memory import largest_value, machine_bytes
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target, runs_here
 from llmos.compiler.weights import Weight
@@ -25,6 +27,7 @@ from llmos.runtime.errors import BudgetError, UserError
 
 # Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
 FLOAT32_BUDGET, HALF_BUDGET, QUANTIZED_BUDGET = 1e-4, 2e-2, 5e-2
+_ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
 HALF_DIFFERING = 0.25  # integers behind rounded numbers, such as an argmax, may tip over
 
 
@@ -157,14 +160,22 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     recordings: tuple[Recording, ...] = ()
     reference = imported.reference
     try:
+        _require_room(imported.module)
         reference = reference or reference_of(imported.module, imported.weights)
         recordings = tuple(record(reference, imported.examples, signature))
     except UserError as error:
         note = str(error)
-        say(f"the artifact's certificate is empty: {note}; give the model with example inputs")
+        say(f"the artifact's certificate is empty: {note}; {_ADVICE}")
     budget = budget_for(imported, signature, options.precision, options.budget)
     versions = {"numpy": np.__version__, **producer()}
     return Proof(reference, engine_of(imported.reference), signature, budget, recordings, versions, note, options.budget is not None)
+
+
+def _require_room(module: ir.Module) -> None:
+    """Raises UserError where one value alone is larger than this machine's memory."""
+    num_bytes, kind = largest_value(module)
+    if num_bytes > machine_bytes():
+        raise UserError(f"a value of type {kind} has {num_bytes:,} bytes, more than this machine's memory")
 
 
 def engine_of(reference: Reference | None) -> str:

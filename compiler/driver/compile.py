@@ -18,6 +18,7 @@ from llmos.compiler.driver.sources import import_source
 from llmos.compiler.driver.watcher import Watcher
 from llmos.compiler.emit import emitter
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.memory import require_addressable
 from llmos.compiler.options import CompileOptions
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
@@ -131,6 +132,7 @@ class _Job:
             return sidecar, resume(saved, sidecar, self.options.targets(), emitter(self.options), watcher)
         self.progress.phase("import")
         imported = read_imported(saved, self.weights) if saved else self._import()
+        require_addressable(imported.module)
         sidecar = Sidecar(self.options.name or imported.name, imported.weights, imported.metadata, imported.assets)
         return sidecar, self._compile(imported, sidecar, saved.stage if saved else "")
 

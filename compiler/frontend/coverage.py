@@ -21,6 +21,7 @@ from llmos.compiler.frontend.mlir import foreign_ops, parse
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.ir import arith, context, ir
+from llmos.compiler.memory import require_addressable
 from llmos.runtime.errors import LlmosError, UserError
 
 DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"
@@ -108,7 +109,12 @@ def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[R
             for node in graph.nodes:
                 if node.op == "call_function" and (row := checker.row(node)) is not None:
                     counts[row] += 1
-    return [Row(row.op, row.supported, row.how, count, row.where, row.reason) for row, count in counts.items()]
+        rows = [Row(row.op, row.supported, row.how, count, row.where, row.reason) for row, count in counts.items()]
+        try:
+            require_addressable(module)
+        except UserError as error:
+            rows.append(Row("(sizes)", False, "", 1, "", str(error)))
+        return rows
 
 
 @dataclass(frozen=True)

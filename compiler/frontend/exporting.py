@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from llmos.compiler.frontend.decompositions import own_decompositions
 from llmos.compiler.frontend.graph import op_name
+from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
 from llmos.compiler.ir import torch_decompositions
@@ -32,7 +32,7 @@ def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: A
     elif isinstance(source, torch.nn.Module):
         program = _export_module(source, example_args, dynamic_shapes)
     else:
-        program = _load(Path(source))
+        program = load_program(Path(source))
     return functional(program)
 
 
@@ -51,7 +51,7 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
     if example_args is None:
         raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _quiet(), RecurrentAsScan() if has_recurrent_layers(module) else nullcontext():
+        with warnings.catch_warnings(), torch.no_grad(), QuietTorch(), RecurrentAsScan() if has_recurrent_layers(module) else nullcontext():
             warnings.simplefilter("ignore")
             return torch.export.export(module, _distinct(example_args), dynamic_shapes=dynamic_shapes)
     except UserError:
@@ -60,37 +60,12 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
         raise UnsupportedError(f"torch.export can't trace this module: {_reason(error)}") from error
 
 
-class _quiet:
-    """torch.export logs its own failures at length; the one line of our error says what the user needs."""
-
-    def __enter__(self) -> None:
-        self._level = logging.getLogger("torch").level
-        logging.getLogger("torch").setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("torch").setLevel(self._level)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 def _reason(error: BaseException) -> str:
     """The first line; where export says that the program doesn't fit the range of a dimension, why it doesn't, which is the second."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) < 2 or not lines[0].startswith("Constraints violated"):
-        return _first_line(error)
+        return first_line(error)
     return f"{lines[0].split('!')[0]}: {lines[1].removeprefix('- ').rstrip('.')}; give the dimension another range, or make it static"
-
-
-def _load(path: Path) -> ExportedProgram:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return torch.export.load(path)
-    except Exception as error:
-        raise UserError(f"{path}: not a readable .pt2 file ({_first_line(error)}); write it with torch.export.save") from None
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
@@ -103,9 +78,9 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         try:
             decomposed: ExportedProgram = program.run_decompositions(decompositions(program))
         except UserError as error:
-            raise type(error)(_first_line(error)) from None  # torch adds where it was in the graph
+            raise type(error)(first_line(error)) from None  # torch adds where it was in the graph
         except Exception as error:
-            raise UnsupportedError(f"torch can't decompose this model's ops: {_first_line(error)}") from error
+            raise UnsupportedError(f"torch can't decompose this model's ops: {first_line(error)}") from error
         return decomposed
 
 

@@ -82,6 +82,8 @@ def _report(error: BaseException) -> int:
         return _fail(f"can't write {error.filename or 'a temporary file'}: {error.strerror}; free some space", EXIT_USAGE)
     if isinstance(error, OSError):
         return _fail(str(error), EXIT_FAILURE)
+    if isinstance(error, MemoryError):
+        return _fail(f"out of memory{f': {error}' if str(error) else ''}", EXIT_FAILURE)
     return _fail(f"{type(error).__name__}: {error} (this is a bug of llmos: run again with {DEBUG} and report the traceback)", EXIT_FAILURE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,12 @@ import pytest
 import torch
 
 import llmos
+from llmos.compiler.codegen.kernels import Program
 from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.driver.sources import import_source
+from llmos.compiler.driver.stages import run_passes
+from llmos.compiler.tiling import NO_TILINGS, Tiling, Tilings
+from llmos.passes.tile_dispatches import tiling_key
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
 from .programs import V3, V4, Returns, dim, need, options, to_array
@@ -85,3 +91,47 @@ def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
     x = to_array(torch.randn(17, WIDTH))
     for narrow, wide in zip(llmos.load(tmp_path / "m", target=V3)(x), llmos.load(tmp_path / "m", target=V4)(x), strict=True):
         np.testing.assert_array_equal(narrow, wide)
+
+
+TILINGS = (
+    "columns=16+rows=5+block=3",
+    "columns=64+lines=0+ahead=0",
+    "columns=32+rows=64+block=12",
+    "rows=1",
+    "columns=48+lines=5+ahead=64",
+)
+
+
+class Products(torch.nn.Module):
+    """A linear layer, a convolution with zeros around its image, a product without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.conv = torch.nn.Linear(70, 100), torch.nn.Conv2d(10, 60, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu(self.linear(x))
+        return y, torch.relu(self.conv(image)), y @ y.transpose(-1, -2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_choice_of_tiles_changes_a_bit(precision: str, tmp_path: Path) -> None:
+    inputs = (torch.randn(2, 37, 70), torch.randn(2, 10, 9, 7))
+    exported = torch.export.export(Products().eval(), inputs, dynamic_shapes=({0: dim("b")}, {0: dim("images")}))
+    plain = replace(options("native"), precision=precision)
+
+    def outputs(tilings: Tilings) -> list[np.ndarray]:
+        compile_model(exported, options=replace(plain, tilings=tilings)).save(tmp_path / "m.llmos")
+        return list(llmos.load(tmp_path / "m.llmos", poison_arena=True)(*map(to_array, inputs)))
+
+    stages = run_passes(import_source(exported, None, None, plain), plain)
+    target = plain.targets()[0].name
+    with stages.fused.module.context:
+        keys = [tiling_key(each.func) for each in Program.of(stages.fused.module).dispatches if each.kind == "contraction"]
+    expected = outputs(NO_TILINGS)
+    assert len(keys) == 3
+    for text in TILINGS:
+        tiling = Tiling.parse(f"target={target}+{text}")
+        for found, wanted in zip(outputs(Tilings(tuple((key, tiling) for key in keys))), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)

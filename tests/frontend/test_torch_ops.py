@@ -63,6 +63,8 @@ BINARY: dict[str, Any] = {
     "cat": lambda x, y: torch.cat([x, y, x[:, :1]], 1),
     "products": lambda x, y: (x @ y.transpose(1, 2), torch.bmm(x, y.mT), x[0] @ y[0].t(), x @ torch.ones(8)),
     "einsum": lambda x, y: (torch.einsum("btk,bsk->bts", x, y), torch.einsum("btk,btk->b", x, y)),
+    "einsum of an ellipsis": lambda x, y: (torch.einsum("...k,...k->...", x, y), torch.einsum("b...,k", x, y[0, 0])),
+    "einsum of a diagonal": lambda x, y: (torch.einsum("bii->bi", x @ y.mT), torch.einsum("ii,i->", x[0] @ y[0].t(), y[0, :, 0])),
     "broadcast batch": lambda x, y: torch.matmul(x[:, None], y.mT[:, None].expand(-1, 3, -1, -1)),
 }
 LAYERS: dict[str, tuple[nn.Module, Any]] = {
@@ -143,6 +145,17 @@ def test_pooling() -> None:
         (("B", 2, 9, 7),),
         sizes=((2, 1), (1, 1)),
     )
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_sampling_of_volumes(mode: str, padding: str) -> None:
+    """Places inside and up to three sizes outside; a volume of one layer among them."""
+
+    def sampled(x: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(F.grid_sample(x, 1.5 * grid, mode, padding, align_corners=aligned) for aligned in (False, True))
+
+    check(sampled, (("B", 2, 3, "T", 4), ("B", 2, 3, "T", 3)), sizes=((2, 5), (1, 2)), tolerance=1e-5)
 
 
 HEADS = (("B", 4, "T", 4), ("B", 4, "T", 4), ("B", 4, "T", 4))

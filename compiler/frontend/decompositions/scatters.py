@@ -107,15 +107,31 @@ def _embedding_bag(
 
 
 def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """One number, or one row, where a mask holds; any other form is left as it is."""
+    """One number, one row, or one after the other where a mask holds; any other form is left as it is."""
     masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
     if not masks:
         return NotImplemented
-    rest = x.dim() - masks[0].dim()
-    if accumulate or len(indices) != 1 or values.dim() > rest:
-        raise UnsupportedError("assigning values to a boolean mask one by one depends on data: use torch.where(mask, values, x)")
-    mask = masks[0].to(torch.bool).reshape(*masks[0].shape, *[1] * rest)
-    return torch.where(mask, values.to(x.dtype), x)
+    if len(indices) != 1:
+        raise UnsupportedError("assigning to a boolean mask beside other indices depends on data: use torch.where(mask, values, x)")
+    mask = masks[0].to(torch.bool)
+    rest = x.dim() - mask.dim()
+    if values.dim() > rest:
+        values = _one_by_one(mask, values)
+    spread = mask.reshape(*mask.shape, *[1] * rest)
+    return torch.where(spread, x + values.to(x.dtype) if accumulate else values.to(x.dtype), x)
+
+
+def _one_by_one(mask: Tensor, values: Tensor) -> Tensor:
+    """[mask's dimensions, rest]: at the i-th place where the mask holds the i-th of `values` [count, rest]; elsewhere any of them."""
+    if values.shape[0] == 0:
+        return values.new_zeros([*mask.shape, *values.shape[1:]])
+    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0, values.shape[0] - 1)
+    return values.index_select(0, places).reshape(*mask.shape, *values.shape[1:])
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(x.shape, mask.shape)  # type: ignore[no-untyped-call]
+    return torch.where(mask, _one_by_one(mask.expand(shape), source.reshape(-1)), x)
 
 
 def _whole_mean(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Any:
@@ -130,7 +146,7 @@ def _whole_mean(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str,
 
 
 def _scatter_edges(op: Any) -> Callable[..., Any]:
-    """Scatters of a number, and of nothing; any other is left as it is."""
+    """Scatters of a number, of nothing, and along a dimension counted from the end; any other is left as it is."""
 
     def decompose(x: Tensor, dim: int, index: Tensor, source: Any, *rest: Any, **options: Any) -> Any:
         if 0 in [size for size in index.shape if isinstance(size, int)]:
@@ -138,7 +154,7 @@ def _scatter_edges(op: Any) -> Callable[..., Any]:
         if x.dim() > 0:
             if op is aten.scatter_reduce.two:
                 return _whole_mean(x, dim, index, source, *rest, **options)
-            return NotImplemented
+            return op(x, dim % x.dim(), index, source, *rest, **options) if dim < 0 else NotImplemented
         values = source.reshape(1) if isinstance(source, Tensor) else source
         return op(x.reshape(1), 0, index.reshape(1), values, *rest, **options).reshape(())
 
@@ -154,6 +170,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
     aten.index_reduce.default: _index_reduce,
     aten.put.default: _put,
     aten.index_put.default: _masked_put,
+    aten.masked_scatter.default: _masked_scatter,
     **{op: _scatter_edges(op) for op in (aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.scatter_reduce.two)},
     aten.scatter.reduce: _scatter_with,
     aten.scatter.value_reduce: _scatter_with,

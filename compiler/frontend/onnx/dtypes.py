@@ -51,7 +51,7 @@ def torch_dtype(elem_type: int) -> torch.dtype:
     dtype = TORCH_OF_ONNX.get(elem_type)
     if dtype is not None:
         return dtype
-    name = TensorProto.DataType.Name(elem_type)
+    name = TensorProto.DataType.Name(elem_type) if elem_type in TensorProto.DataType.values() else f"number {elem_type}"
     advice = "cast them to float first" if elem_type in FORMATS else "export the model with another type"
     raise UnsupportedError(f"elements of type {name} aren't supported here; {advice}.")
 

@@ -104,6 +104,8 @@ class Executor:
         return partial(self._run_subgraph, attribute, env) if isinstance(attribute, Graph) else attribute
 
     def _run_subgraph(self, graph: Graph, env: Environment, *inputs: Value) -> list[Value]:
+        if len(inputs) != len(graph.inputs):
+            raise UserError(f"a body takes {len(graph.inputs)} inputs and is given {len(inputs)}: check the model with onnx.checker.")
         return self.run(graph, dict(zip(graph.inputs, inputs, strict=True)), outer=env)
 
     def _convert(self, kind: Kind | None, value: Value, node: Node, index: int, rank: int) -> Any:

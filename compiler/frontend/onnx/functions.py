@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx
+import onnx.inliner
 from onnx import AttributeProto, FunctionProto, NodeProto, defs
 
 from llmos.compiler.frontend.onnx.loading import BODY_VERSION, LoadedModel

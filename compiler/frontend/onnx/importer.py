@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
+from llmos.compiler.frontend.loading import QuietTorch, first_line
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.onnx.coded import FORMATS, codes_of
 from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
@@ -35,7 +37,7 @@ from llmos.compiler.frontend.onnx.symbols import (
     with_static,
 )
 from llmos.compiler.frontend.onnx.values import Host
-from llmos.runtime.errors import UnsupportedError, UserError
+from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 Dynamic = Mapping[str, Range | int] | Sequence[str] | None
 
@@ -114,7 +116,17 @@ def export_onnx(
 ) -> OnnxProgram:
     """The model through torch.export; arguments as for `import_onnx`."""
     original = load_model(source)
-    bound = _bound_arrays(original, bind or {})
+    with QuietTorch(), one_line_errors(original.name):
+        return _export_loaded(original, dynamic, bind or {}, example_args)
+
+
+def _export_loaded(
+    original: LoadedModel,
+    dynamic: Dynamic,
+    bind: Mapping[str, np.ndarray | int | float],
+    example_args: Sequence[np.ndarray] | None,
+) -> OnnxProgram:
+    bound = _bound_arrays(original, bind)
     module = build_module(original, bound)
     specs = tuple(spec for spec in input_specs(original.proto.graph) if spec.name not in bound)
     specs, ranges = _apply_dynamic(specs, dynamic)
@@ -124,10 +136,27 @@ def export_onnx(
     return OnnxProgram(original, module, program, specs, names, examples, bound, notes, ranges)
 
 
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """What numpy and torch say of a graph that can't run, as an UnsupportedError that names the node."""
+    try:
+        yield
+    except LlmosError:
+        raise
+    except Exception as error:
+        node = next((note for note in getattr(error, "__notes__", ()) if note.startswith("in ONNX node")), "")
+        refusal = UnsupportedError(f"'{name}' can't run{f': {node}' if node else ''}: {first_line(error)[:300]}")
+        if node:
+            refusal.add_note(node)
+        raise refusal from error
+
+
 def unsupported_ops(source: Source) -> list[Problem]:
     """Every node that has no torch function, or has an attribute or input that its function doesn't take."""
-    model = expand_functions(load_model(source))
-    return find_problems(model.proto.graph, model.versions, model.reader)
+    loaded = load_model(source)
+    with one_line_errors(loaded.name):
+        model = expand_functions(loaded)
+        return find_problems(model.proto.graph, model.versions, model.reader)
 
 
 def early_inputs(source: Source, conditions: bool = False) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from llmos.compiler.frontend.onnx.validate import check_graph
+from llmos.compiler.frontend.onnx.validate import check_model
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Source: TypeAlias = "str | Path | onnx.ModelProto"
@@ -54,9 +55,22 @@ def load_model(source: Source) -> LoadedModel:
         model = LoadedModel(_parse(path), path.parent, path.stem, path)
     if not model.proto.graph.output:
         raise UserError(f"'{model.name}' isn't an ONNX model, or it is cut short: its graph has no outputs.")
-    check_graph(model.proto.graph)
+    _check_opsets(model)
+    check_model(model.proto)
     model = _upgraded(model)
     return replace(model, proto=_with_shapes(model.proto))
+
+
+def _check_opsets(model: LoadedModel) -> None:
+    domains = ["" if item.domain == "ai.onnx" else item.domain for item in model.proto.opset_import]
+    twice = next((domain for domain in domains if domains.count(domain) > 1), None)
+    if twice is not None:
+        raise UserError(f"'{model.name}' imports the opset of {twice or 'ai.onnx'} twice: export it again.")
+    version, newest = model.versions.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
+    if not 1 <= version <= newest:
+        raise UnsupportedError(
+            f"'{model.name}' uses opset {version}, and the onnx installed here has 1 to {newest}: export it with one of these."
+        )
 
 
 def _upgraded(model: LoadedModel) -> LoadedModel:
@@ -77,9 +91,16 @@ def _upgraded(model: LoadedModel) -> LoadedModel:
 
 
 def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:
-    """The array of a TensorProto, mapped copy-on-write if its data stands in another file."""
-    if not uses_external_data(tensor):
-        return np.asarray(numpy_helper.to_array(tensor))
+    """The array of a TensorProto, mapped copy-on-write if its data stands in another file. Raises UserError where there is no such data."""
+    if any(dim < 0 for dim in tensor.dims):
+        raise UserError(f"the weight '{tensor.name}' has the sizes {list(tensor.dims)}: the model is damaged, save it again.")
+    try:
+        return _read_external(folder, tensor) if uses_external_data(tensor) else np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the data of '{tensor.name}' can't be read ({error}): the model is damaged, save it again.") from error
+
+
+def _read_external(folder: Path, tensor: TensorProto) -> np.ndarray:
     info = ExternalDataInfo(tensor)
     path = (folder / info.location).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -89,7 +110,7 @@ def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
         raise UnsupportedError(f"4-bit external data ('{tensor.name}') isn't supported.")
-    count = int(np.prod(tensor.dims, dtype=np.int64))
+    count = math.prod(tensor.dims)
     offset = info.offset or 0
     if offset + count * dtype.itemsize > path.stat().st_size:
         raise UserError(f"external data file '{info.location}' is too short for '{tensor.name}'; copy it again.")

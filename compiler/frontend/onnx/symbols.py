@@ -22,6 +22,8 @@ Range = tuple[int, int]
 
 # Inputs to trace with stay small: the model is run on them to find sizes that it takes.
 MAX_EXAMPLE_ELEMENTS = 2**22
+# Of an input of static sizes, which is made for real as well.
+MAX_INPUT_ELEMENTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
 def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedError(
-            f"input '{value.name}' is a {value.type.WhichOneof('value')}, not a tensor; export the model with plain tensors."
+            f"input '{value.name}' is {value.type.WhichOneof('value') or 'of no type'}, not a tensor; export the model with plain tensors."
         )
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
@@ -63,7 +65,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: Iterator[str]) -> int | st
 
 def symbol_name(text: str) -> str:
     """A dim_param as an identifier."""
-    name = re.sub(r"\W+", "_", text).strip("_") or "d"
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "d"
     return f"d_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
 
 
@@ -129,9 +131,16 @@ def _within(sizes: dict[str, int], ranges: Mapping[str, Range]) -> dict[str, int
 
 
 def example_inputs(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0, small: bool = False) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: standard normal floats; integers as bytes are, or 0 and 1 if `small` and for masks and token types."""
+    """Inputs to trace with: standard normal floats; integers as bytes are, or 0 and 1 if `small` and for masks and token types.
+
+    Raises UnsupportedError for an input too large to be made.
+    """
     generator = np.random.default_rng(seed)
-    return tuple(_example(spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator, small) for spec in specs)
+    shapes = [[sizes[d] if isinstance(d, str) else d for d in spec.shape] for spec in specs]
+    for spec, shape in zip(specs, shapes, strict=True):
+        if math.prod(shape) > MAX_INPUT_ELEMENTS:
+            raise UnsupportedError(f"input '{spec.name}' has {math.prod(shape):,} elements: is a size in the model wrong?")
+    return tuple(_example(spec, shape, generator, small) for spec, shape in zip(specs, shapes, strict=True))
 
 
 def _example(spec: InputSpec, shape: list[int], generator: np.random.Generator, small: bool) -> torch.Tensor:

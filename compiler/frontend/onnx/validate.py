@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from llmos.runtime.errors import UserError
+
+
+def check_model(proto: ModelProto) -> None:
+    """The main graph and the bodies of the model's functions, as `check_graph`."""
+    check_graph(proto.graph)
+    for function in proto.functions:
+        inputs, outputs = ([ValueInfoProto(name=name) for name in names] for names in (function.input, function.output))
+        check_graph(GraphProto(name=function.name, node=function.node, input=inputs, output=outputs))
 
 
 def check_graph(graph: GraphProto, outer: Collection[str] = ()) -> None:
@@ -14,6 +22,7 @@ def check_graph(graph: GraphProto, outer: Collection[str] = ()) -> None:
     inputs, weights = [each.name for each in graph.input], [each.name for each in graph.initializer]
     _check_unique("inputs", inputs)
     _check_unique("initializers", weights)
+    _check_unique("outputs", [each.name for each in graph.output])
     known = {*outer, *inputs, *weights, *(each.values.name for each in graph.sparse_initializer)}
     made = {name for node in graph.node for name in node.output if name}
     own = {*inputs, *weights}

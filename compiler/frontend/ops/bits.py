@@ -9,8 +9,9 @@ import torch
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.ops.elementwise import fmod
+from llmos.compiler.frontend.ops.loops import Loops
 from llmos.compiler.frontend.scalars import Scalar, select
-from llmos.compiler.ir import arith
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
@@ -63,19 +64,37 @@ def nextafter(v: Scalar, w: Scalar) -> Scalar:
     return select(v.differs(v) | w.differs(w), v + w, select(v.equals(w), w, moved))
 
 
-def gcd(v: Scalar, w: Scalar) -> Scalar:
-    """Euclid's algorithm, as many steps as the worst pair (neighbouring Fibonacci numbers) takes."""
-    a, c = s.absolute(v), s.absolute(w)
-    for _ in range({1: 13, 2: 25, 4: 48, 8: 93}[v.dtype.itemsize]):
-        zero = c.equals(0)
-        rest = Scalar((arith.remui if v.is_unsigned else arith.remsi)(a.value, select(zero, c.like(1), c).value), a.dtype)
-        a, c = select(zero, a, c), select(zero, c, rest)
-    return a
+# The worst pair of numbers of so many bytes (neighbouring Fibonacci numbers) takes Euclid's algorithm so many steps.
+_EUCLID_STEPS = {1: 13, 2: 25, 4: 48, 8: 93}
 
 
-def lcm(v: Scalar, w: Scalar) -> Scalar:
-    divisor = gcd(v, w)
-    return select(divisor.equals(0), divisor, s.absolute(v / select(divisor.equals(0), divisor.like(1), divisor) * w))
+def gcd(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
+    """Euclid's algorithm, element by element."""
+    count = b.sizes.product(result.shape)
+    flat = {name: b.reshape(b.expand(b.cast(each, result.dtype), result.shape), (count,)) for name, each in (("x", x), ("y", y))}
+    loops = Loops(b, flat, {"out": ((count,), result.dtype, 0), "w": ((2,), result.dtype, 0)})
+
+    def step(_: Scalar) -> None:
+        larger, smaller = loops.get("w", 0), loops.get("w", 1)
+        loops.set("w", [0], smaller)
+        loops.set("w", [1], fmod(larger, smaller))
+
+    def element(i: Scalar) -> None:
+        for place, name in enumerate("xy"):
+            loops.set("w", [place], s.absolute(loops.get(name, i)))
+        loops.loop(0, _EUCLID_STEPS[result.dtype.itemsize], lambda _: loops.loop(0, loops.get("w", 1).differs(0).to(torch.int64), step))
+        loops.set("out", [i], loops.get("w", 0))
+
+    loops.loop(0, count, element)
+    return b.reshape(loops.result("out"), result.shape)
+
+
+def lcm(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
+    def body(divisor: Scalar, v: Scalar, w: Scalar) -> Scalar:
+        none = divisor.equals(0)
+        return select(none, divisor, s.absolute(v / select(none, divisor.like(1), divisor) * w))
+
+    return b.elementwise(body, [gcd(b, result, x, y), b.cast(x, result.dtype), b.cast(y, result.dtype)], result.dtype)
 
 
 def frexp(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:

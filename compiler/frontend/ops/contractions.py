@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
 from llmos.compiler.frontend.dims import Dim, Shape
 from llmos.compiler.frontend.scalars import Number, Scalar
 from llmos.compiler.ir import ir
-from llmos.runtime.errors import UnsupportedError
 
 Operand = tuple[Tensor, str]
 
@@ -119,12 +119,36 @@ def addmm(b: Builder, result: Meta, bias: Tensor, x: Tensor, y: Tensor, *, beta:
 
 
 def einsum(b: Builder, result: Meta, equation: str, operands: Sequence[Tensor], path: object = None) -> Tensor:
-    """torch.einsum with explicit or implicit output; a letter twice in one operand (a diagonal) isn't taken."""
-    left, _, right = equation.replace(" ", "").partition("->")
+    """torch.einsum with explicit or implicit output; a letter twice in an operand is its diagonal."""
+    terms, output = _explicit(equation, [x.rank for x in operands])
+    return b.cast(contract(b, [_diagonals(b, x, term) for x, term in zip(operands, terms, strict=True)], output), result.dtype)
+
+
+def _explicit(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the output, an ellipsis as letters of its own."""
+    left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if any(len(set(term)) < len(term) or "." in term for term in [*terms, right]):
-        raise UnsupportedError(f"einsum {equation!r}: diagonals and ellipses aren't supported; write them with permute and reshape")
-    if "->" not in equation:
-        letters = "".join(terms)
-        right = "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
-    return b.cast(contract(b, list(zip(operands, terms, strict=True)), right), result.dtype)
+    hidden = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    spare = "".join(letter for letter in string.ascii_letters if letter not in equation)[: max(hidden)]
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        output = "..." * ("..." in left) + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
+    explicit = [term.replace("...", spare[len(spare) - count :]) for term, count in zip(terms, hidden, strict=True)]
+    return explicit, output.replace("...", spare)
+
+
+def _diagonals(b: Builder, x: Tensor, letters: str) -> Operand:
+    """An operand in which each letter stands once: of dimensions that share one the diagonal is taken."""
+    kept = "".join(dict.fromkeys(letters))
+    if kept == letters:
+        return x, letters
+    shape = tuple(x.shape[letters.index(letter)] for letter in kept)
+    loops = [affine_dim(kept.index(letter)) for letter in letters]
+    dense = b.dense(x)
+    (value,) = b.generic(
+        [(dense, loops)],
+        [(b.empty(shape, x.dtype), x.dtype, [affine_dim(i) for i in range(len(kept))])],
+        ["parallel"] * len(kept),
+        lambda element, _: [element],
+    )
+    return b.dense_tensor(value, shape, x.dtype), kept

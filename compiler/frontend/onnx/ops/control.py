@@ -8,7 +8,7 @@ import torch
 
 from llmos.compiler.frontend.onnx.registry import Known, Subgraph, Value, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of
-from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.errors import UnsupportedError, UserError
 
 # A written-out loop above this many turns would make a program too large to compile.
 MAX_TURNS = 256
@@ -21,8 +21,10 @@ def if_(condition: Value, *, then_branch: Subgraph, else_branch: Subgraph) -> tu
         return tuple(then_branch() if bool(scalar_of(condition)) else else_branch())
     if not isinstance(condition, torch.Tensor):
         raise UnsupportedError("If needs a boolean tensor as its condition.")
-    pairs = list(zip(then_branch(), else_branch(), strict=True))
-    return tuple(_choose(condition, a, b) for a, b in pairs)
+    first, second = then_branch(), else_branch()
+    if len(first) != len(second):
+        raise UserError(f"an If has a branch of {len(first)} outputs and one of {len(second)}: check the model with onnx.checker.")
+    return tuple(_choose(condition, a, b) for a, b in zip(first, second, strict=True))
 
 
 def _choose(condition: torch.Tensor, a: Value, b: Value) -> torch.Tensor:

@@ -23,9 +23,17 @@ def batch_normalization(
     momentum: float = 0.9,
     spatial: int = 1,
     training_mode: int = 0,
-) -> torch.Tensor:
-    if training_mode or not spatial or num_outputs_ > 1:
-        raise UnsupportedError("BatchNormalization in training mode isn't supported; export the model for inference.")
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """In training mode with the batch's own statistics; further outputs are the given ones moved towards those by 1 - momentum."""
+    if not spatial or (num_outputs_ > 1 and not training_mode):
+        raise UnsupportedError("this form of BatchNormalization isn't supported; export the model for inference.")
+    if training_mode:
+        axes = (0, *range(2, x.ndim))
+        batch_mean = x.mean(axes)
+        batch_variance = (x - x.mean(axes, keepdim=True)).square().mean(axes)
+        y = batch_normalization(x, scale, bias, batch_mean, batch_variance, num_outputs_=1, epsilon=epsilon)
+        assert isinstance(y, torch.Tensor)
+        return y, *(a * momentum + b * (1 - momentum) for a, b in ((mean, batch_mean), (variance, batch_variance)))
     if scale.dtype == x.dtype and mean.dtype == x.dtype:
         return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
     shape = [1, -1] + [1] * (x.ndim - 2)

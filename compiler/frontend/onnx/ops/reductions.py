@@ -185,7 +185,15 @@ def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
 @op("TopK", since=10)
 def top_k(x: torch.Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Of equal elements the one with the lower index comes first, which only a stable sort promises."""
-    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        raise UnsupportedError(f"TopK of {x.dtype} isn't supported; use a signed type.")
-    values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
-    return values.narrow(axis, 0, k[0]), indices.narrow(axis, 0, k[0])
+    values, indices = torch.sort(_signed(x), dim=axis, descending=bool(largest), stable=True)
+    return _signed(values.narrow(axis, 0, k[0]), x.dtype), indices.narrow(axis, 0, k[0])
+
+
+def _signed(x: torch.Tensor, back_to: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers of an unsigned type that torch can't sort as int64 in the same order, and back."""
+    if (back_to or x.dtype) == torch.uint64:
+        flipped = x.view(torch.int64) ^ torch.iinfo(torch.int64).min
+        return flipped if back_to is None else flipped.view(back_to)
+    if back_to is None:
+        return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32) else x
+    return x.to(back_to)

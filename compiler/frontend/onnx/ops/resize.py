@@ -14,6 +14,8 @@ from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
 
+MAX_LENGTH = 2**20
+
 
 @dataclass(frozen=True)
 class Resampling:
@@ -105,7 +107,7 @@ def _resize_axis(x: torch.Tensor, axis: int, scale: float | None, size: Any, bou
         return x
     if not isinstance(n, int) or not (size is None or isinstance(size, int)):
         return _repeat(x, axis, scale, how)
-    length = size if size is not None else int(np.floor(n * float(scale or 1)))
+    length = _length(n, scale, size)
     ratio = float(scale) if scale is not None else length / n
     if how.mode == "nearest" and scale is not None and _is_repetition(scale, how):
         return _repeat(x, axis, scale, how)
@@ -119,6 +121,14 @@ def _resize_axis(x: torch.Tensor, axis: int, scale: float | None, size: Any, bou
         mask = to_torch(outside).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         result = torch.where(mask, torch.full((), how.extrapolation, dtype=result.dtype), result)
     return result
+
+
+def _length(n: int, scale: float | None, size: int | None) -> int:
+    """The size of an axis of n elements after it; for each of its elements a row of weights is made."""
+    wanted = size if size is not None else n * float(scale or 1)
+    if not 0 <= wanted <= MAX_LENGTH:  # not a number neither
+        raise UnsupportedError(f"Resize of {n} to {wanted:,} elements along an axis isn't supported: is a size in the model wrong?")
+    return int(np.floor(wanted))
 
 
 def _is_repetition(scale: float, how: Resampling) -> bool:

@@ -1,10 +1,14 @@
-"""Reads at computed places of an image: GridSample, and Col2Im, which writes them."""
+"""Reads at computed places of an image: GridSample, RoiAlign, DeformConv; and Col2Im, which writes them."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 
+from llmos.compiler.frontend.decompositions.sampling import interpolate_at, read_at
+from llmos.compiler.frontend.onnx.ops.windows import pad_spatial, window
 from llmos.compiler.frontend.onnx.registry import Ints, op
 from llmos.runtime.errors import UnsupportedError
 
@@ -33,10 +37,121 @@ def col2im(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Columns [batch, C · block, positions] summed into an image [batch, C, height, width]."""
-    if len(image_shape) != 2:
-        raise UnsupportedError(f"Col2Im over {len(image_shape)} spatial dims isn't supported; 2 are.")
-    top, left, bottom, right = pads or (0, 0, 0, 0)
-    height, width = image_shape
-    whole = F.fold(x, (height + top + bottom, width + left + right), block_shape, dilations or (1, 1), 0, strides or (1, 1))
-    return whole.narrow(2, top, height).narrow(3, left, width)
+    """Columns [batch, C · block, positions] summed into an image [batch, C, spatial...], each number where it was taken from."""
+    rank = len(image_shape)
+    strides, dilations, pads = strides or (1,) * rank, dilations or (1,) * rank, pads or (0,) * (2 * rank)
+    padded = tuple(size + pads[i] + pads[i + rank] for i, size in enumerate(image_shape))
+    place = torch.zeros([1] * (2 * rank), dtype=torch.int64)
+    for i, (size, block, stride, dilation) in enumerate(zip(padded, block_shape, strides, dilations, strict=True)):
+        count = (size - dilation * (block - 1) - 1) // stride + 1
+        taps = (torch.arange(block) * dilation).reshape([-1] + [1] * (2 * rank - 1 - i))
+        starts = (torch.arange(count) * stride).reshape([-1] + [1] * (rank - 1 - i))
+        place = place * size + taps + starts
+    columns = x.reshape(x.shape[0], -1, place.numel())
+    image = torch.zeros((*columns.shape[:2], math.prod(padded)), dtype=x.dtype)
+    whole = image.scatter_add(2, place.reshape(-1).expand(columns.shape), columns).unflatten(2, padded)  # type: ignore[no-untyped-call]
+    return pad_spatial(whole, tuple((-pads[i], -pads[i + rank]) for i in range(rank)))
+
+
+@op("RoiAlign", since=16)
+def roi_align(
+    x: torch.Tensor,
+    rois: torch.Tensor,
+    batch_indices: torch.Tensor,
+    *,
+    coordinate_transformation_mode: str = "half_pixel",
+    mode: str = "avg",
+    output_height: int = 1,
+    output_width: int = 1,
+    sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+) -> torch.Tensor:
+    """Boxes (x1, y1, x2, y2) of x [batch, C, height, width], each averaged over a grid of bins: [boxes, C, output_height, output_width].
+
+    "max" takes the largest of the four weighted neighbours of each sample, as the operator's definition does.
+    """
+    if sampling_ratio <= 0:
+        raise UnsupportedError("RoiAlign with sampling_ratio 0 takes as many samples as data says; give it a sampling_ratio of 1 or more.")
+    half = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
+    box = rois * spatial_scale - half
+    extents = box[:, 2:] - box[:, :2] if half else (box[:, 2:] - box[:, :2]).clamp(min=1.0)
+    samples = []
+    for axis, count in ((1, output_height), (0, output_width)):
+        steps = (torch.arange(count * sampling_ratio) + 0.5) / sampling_ratio
+        samples.append(box[:, axis, None] + extents[:, axis, None] / count * steps)
+    rows, columns = samples
+    shape = (rois.shape[0], rows.shape[1], columns.shape[1])
+    places = [rows.unsqueeze(2).expand(shape).flatten(1), columns.unsqueeze(1).expand(shape).flatten(1)]
+    picked = x.index_select(0, batch_indices.to(torch.int64))
+    corners = _weighted_corners(picked, places)
+    each = corners.sum(0) if mode == "avg" else corners.amax(0)
+    bins = each.reshape(*each.shape[:2], output_height, sampling_ratio, output_width, sampling_ratio)
+    return bins.mean((3, 5)) if mode == "avg" else bins.amax((3, 5))
+
+
+@op("RoiAlign", since=10)
+def roi_align_unshifted(
+    x: torch.Tensor,
+    rois: torch.Tensor,
+    batch_indices: torch.Tensor,
+    *,
+    mode: str = "avg",
+    output_height: int = 1,
+    output_width: int = 1,
+    sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+) -> torch.Tensor:
+    """Before opset 16 boxes weren't moved by half a pixel."""
+    return roi_align(
+        x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode, output_height=output_height,
+        output_width=output_width, sampling_ratio=sampling_ratio, spatial_scale=spatial_scale,
+    )  # fmt: skip
+
+
+def _weighted_corners(x: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
+    """The four neighbours of each place, times their weights: [4, batch, C, points]; 0 for a place more than a pixel outside."""
+    counted = torch.ones_like(places[0], dtype=torch.bool)
+    ends = []
+    for size, place in zip(x.shape[2:], places, strict=True):
+        counted = counted & (place >= -1) & (place <= size)
+        inside = place.clamp(0, size - 1)
+        low = inside.floor()
+        ends.append(((low, 1 - (inside - low)), ((low + 1).clamp(max=size - 1), inside - low)))
+    weighted = [read_at(x, [row, column]) * (a * b * counted).unsqueeze(1) for row, a in ends[0] for column, b in ends[1]]
+    return torch.stack(weighted)
+
+
+@op("DeformConv", since=19)
+def deform_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    offset: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    offset_group: int = 1,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> torch.Tensor:
+    """A convolution of x [batch, C, height, width] (arXiv:1811.11168): `offset` [batch, groups · taps · (y, x), out...] moves every tap."""
+    if x.ndim != 4:
+        raise UnsupportedError(f"DeformConv over {x.ndim - 2} spatial dims isn't supported; 2 are.")
+    shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")
+    batch, channels, taps, out = x.shape[0], x.shape[1], math.prod(shape.kernel), tuple(offset.shape[2:])
+    moved = offset.reshape(batch * offset_group, *shape.kernel, 2, *out)
+    places = []
+    for axis in range(2):
+        lines = [torch.arange(shape.kernel[axis]) * shape.dilations[axis], torch.arange(out[axis]) * shape.strides[axis]]
+        tap, start = (line.reshape([-1] + [1] * (4 - at - 1)) for line, at in zip(lines, (axis, 2 + axis), strict=True))
+        places.append((moved[:, :, :, axis] + (tap + start - shape.pads[axis][0])).flatten(1))
+    parts = x.reshape(batch * offset_group, channels // offset_group, *x.shape[2:])
+    columns = interpolate_at(parts, places).unflatten(2, (taps, -1))  # type: ignore[no-untyped-call]
+    if mask is not None:
+        columns = columns * mask.reshape(batch * offset_group, 1, taps, -1)
+    by_group = columns.reshape(batch, group, (channels // group) * taps, -1)
+    filters = weight.reshape(group, weight.shape[0] // group, -1)
+    result = torch.matmul(filters, by_group).reshape(batch, weight.shape[0], *out)
+    return result if bias is None else result + bias.reshape(1, -1, 1, 1)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmos.compiler.frontend.onnx.dtypes import to_torch
-from llmos.compiler.frontend.onnx.registry import Ints, op
+from llmos.compiler.frontend.onnx.dtypes import to_torch, torch_dtype
+from llmos.compiler.frontend.onnx.registry import Floats, Ints, op
 from llmos.runtime.errors import UnsupportedError
 
 # A matrix of this many rows takes 2 x 64 MiB.
@@ -40,6 +40,22 @@ def stft(
     if window is not None:
         frames = frames * window.reshape(-1, 1)
     return _transform(frames, 2, None, False, bool(onesided))
+
+
+@op("MelWeightMatrix", since=17)
+def mel_weight_matrix(
+    num_bins: Ints, length: Ints, rate: Ints, lowest_hz: Floats, highest_hz: Floats, *, output_datatype: int = 1
+) -> torch.Tensor:
+    """[length // 2 + 1, num_bins]: triangles over the frequencies of a transform, evenly spaced on the scale 2595 log10(1 + f / 700)."""
+    edges = 2595 * np.log10(1 + np.array([lowest_hz[0], highest_hz[0]]) / 700)
+    mels = edges[0] + np.arange(num_bins[0] + 2) * (edges[1] - edges[0]) / (num_bins[0] + 2)
+    places = ((length[0] + 1) * 700 * (10 ** (mels / 2595) - 1) // rate[0]).astype(np.int64)
+    frequency = np.arange(length[0] // 2 + 1)[:, None]
+    low, centre, high = places[:-2], places[1:-1], places[2:]
+    rising, falling = (np.maximum(width, 1) for width in (centre - low, high - centre))
+    up = np.where((frequency >= low) & (frequency < centre), (frequency - low) / rising, 0.0)
+    down = np.where((frequency > centre) & (frequency < high), (high - frequency) / falling, 0.0)
+    return to_torch(up + down + (frequency == centre)).to(torch_dtype(output_datatype))
 
 
 def _transform(x: torch.Tensor, axis: int, length: int | None, inverse: bool, onesided: bool) -> torch.Tensor:
