@@ -15,9 +15,11 @@ from llmos.compiler.linalg import (
     is_identity,
     moved_operand,
     padded_source,
+    pure_source,
 )
 from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
+from llmos.compiler.sliding import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
 from llmos.compiler.symbolic import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 
@@ -289,7 +291,70 @@ def _columns(graph: Graph) -> list[Cluster]:
         if len(generic.op.results) == 1:
             absorb_epilogue(graph, cluster, generic.op.results[0], keep_last=False)
         clusters.append(cluster)
-    return clusters
+    return [cluster for cluster in clusters if not _joins_contraction(graph, cluster)]
+
+
+def _joins_contraction(graph: Graph, cluster: Cluster) -> bool:
+    """Let windows that slide over the result of a contraction, and alone read it, run in its dispatch: no memory holds the image."""
+    root = next(Generic(op) for op in cluster.ops if op.name == "linalg.generic" and Generic(op).reduction_dims)
+    for value in root.inputs:
+        pad = owner_of(value)
+        image = pad.operands[0] if pad is not None and pad.name == "tensor.pad" else value
+        owner = owner_of(image)
+        producer = graph.clusters.get(owner) if owner is not None else None
+        if producer is None or producer.kind != "contraction" or not _is_read_by(graph, producer, image, cluster):
+            continue
+        sliding = sliding_over(root, image, graph.shapes)
+        if sliding is not None and _makes_images(graph, producer, image) and _fits(sliding) and _keeps_points(cluster, root):
+            producer.kind = "windowed"
+            graph.assign(producer, cluster.ops)
+            return True
+    return False
+
+
+def _is_read_by(graph: Graph, producer: Cluster, image: ir.Value, cluster: Cluster) -> bool:
+    """Whether an image is all that a cluster gives, and another cluster all that takes it."""
+    outside = [(result, user) for op in producer.ops for result in op.results for user in graph.users(result) if user not in producer.ops]
+    return all(result == image and user in cluster.ops for result, user in outside)
+
+
+def _makes_images(graph: Graph, producer: Cluster, image: ir.Value) -> bool:
+    """Whether a contraction of no batch dims writes pixels in order and channels innermost."""
+    root = next(c for c in (contraction_of(op) for op in producer.ops) if c is not None)
+    elementwise = [Generic(op) for op in producer.ops if op != root.generic.op]
+    outputs = [(generic.op.results[0], generic.output_map(generic.op.results[0])) for generic in (root.generic, *elementwise)]
+    reads = [(v, affine) for g in elementwise for v, affine in zip(g.inputs, g.maps, strict=False) if among(owner_of(v), producer.ops)]
+    last, sizes = image.type.rank - 1, root.generic.loop_sizes(graph.shapes)
+    return (
+        isinstance(image.type.element_type, (ir.F32Type, ir.F16Type, ir.BF16Type))
+        and all(sizes[dim] == 1 for dim in root.batch)
+        and root.n == (last,)
+        and all(_is_in_order(value, affine) for value, affine in (*outputs, *reads))
+        and pure_source(root.rhs, [{}] * root.rhs.type.rank) is not None
+    )
+
+
+def _is_in_order(value: ir.Value, affine: ir.AffineMap) -> bool:
+    """Whether each axis of a value is read at the loop dim of its number, or has size 1."""
+    places = zip(dim_positions(affine), value.type.shape, strict=True)
+    return all(p == axis or (p is None and size == 1) for axis, (p, size) in enumerate(places))
+
+
+def _fits(sliding: Sliding) -> bool:
+    """Whether bands of a panel of channels overlap by little, if there is more than one."""
+    rows = sliding.rows
+    band = sliding.band(WIDEST_PANEL)
+    return band == rows.out or rows.overlap <= MAX_OVERLAP * band * rows.stride
+
+
+def _keeps_points(cluster: Cluster, root: Generic) -> bool:
+    """Whether what follows windows is read off point by point."""
+    after = [Generic(op) for op in cluster.ops if op.name == "linalg.generic" and op != root.op]
+    return all(
+        is_identity(generic.output_map(generic.op.results[0]))
+        and all(is_identity(a) for v, a in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(v), cluster.ops))
+        for generic in after
+    )
 
 
 def _inline_producers(graph: Graph, cluster: Cluster, generic: Generic) -> None:

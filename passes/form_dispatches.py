@@ -34,6 +34,8 @@ class FormDispatches(Pass):
     The body of an scf.for that counts to a size is taken apart in the same way: it becomes calls, between which its tensors are carried.
     Its counter is a symbol (llmos.counters) that the dispatches inside may read.
 
+    A depthwise convolution or a pool that alone reads what a contraction writes runs in its dispatch, a "windowed" one.
+
     Cheap elementwise ops over one tensor (casts, transposes, broadcasts) and slices get no dispatch: they are cloned into each user.
     """
 

@@ -41,6 +41,15 @@ def label_of(func: ir.Operation) -> str:
         return "attention"
     if kind == "contraction":
         return "+".join([_contraction(generics), *_epilogue(generics)]).replace("sigmoid+scale", "silu")
+    if kind == "windowed":
+        windows = next(i for i, g in enumerate(generics) if g.reduction_dims and contraction_of(g.op) is None)
+        parts = [
+            _contraction(generics),
+            *_epilogue(generics[:windows]),
+            _windows(generics[windows : windows + 1]),
+            *_epilogue(generics[windows:]),
+        ]
+        return "+".join(parts)
     if kind == "row":
         return _row(generics)
     if kind == "elementwise":
@@ -112,15 +121,17 @@ def _row(generics: list[Generic]) -> str:
     return "reduce_" + "_".join(sorted({name.removeprefix("arith.").rstrip("fi") for name in reductions})) if reductions else "reduce"
 
 
+def _windows(generics: list[Generic]) -> str:
+    """A reduction with lanes along the output, and what is fused with it."""
+    multiplies = any(op.name == "arith.mulf" for g in generics for op in g.body.operations)
+    return "conv_depthwise" if multiplies and any(g.num_inputs == 2 for g in generics if not g.is_elementwise) else "pool_or_reduce"
+
+
 def _elementwise(func: ir.Operation, generics: list[Generic]) -> str:
     names = Counter(op.name for g in generics for op in g.body.operations)
     ops = {op.name for op in func.regions[0].blocks[0].operations}
     if any(not g.is_elementwise for g in generics):
-        return (
-            "conv_depthwise"
-            if any(g.num_inputs == 2 and names["arith.mulf"] for g in generics if not g.is_elementwise)
-            else "pool_or_reduce"
-        )
+        return _windows(generics)
     if "tensor.pad" in ops:
         return "pad"
     if "tensor.concat" in ops:

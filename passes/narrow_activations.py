@@ -69,7 +69,7 @@ class _Call:
 
     @property
     def contraction(self) -> Contraction | None:
-        if self.kind != "contraction":
+        if self.kind not in ("contraction", "windowed"):
             return None
         return next(c for c in (contraction_of(op.operation) for op in self.block.operations) if c is not None)
 

@@ -82,7 +82,7 @@ def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
 
 def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value != "contraction":
+    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "windowed"):
         return None
     block = dispatch.regions[0].blocks[0]
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)

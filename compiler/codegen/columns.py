@@ -19,7 +19,7 @@ import sympy
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.kernel import LANES, Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.padding import padding_of
 from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.ir import ir
@@ -52,7 +52,7 @@ class Columns:
 
 def columns_in(dispatch: Dispatch) -> Columns | None:
     """The reduction that an elementwise dispatch is made of, if its lanes are its result's last dim and all results lie as that does."""
-    generics = [Generic(op.operation) for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
+    generics = [Generic(op) for op in dispatch.ops if op.name == "linalg.generic" and not is_fill(op)]
     reducing = [g for g in generics if g.reduction_dims]
     if len(reducing) != 1:
         return None
@@ -95,39 +95,44 @@ class _Window:
 WHOLE = _Window({})
 
 
-class _Emitter:
-    """Emits one dispatch."""
+class ColumnsEmitter:
+    """Emits one dispatch, or the part of one that such a reduction is."""
 
     def __init__(self, plan: Columns, shape: TileShape) -> None:
         self.plan, self.root, self.sizes = plan, plan.root, plan.sizes
         self.padding = padding_of(plan.dispatch, plan.root, plan.lane)
-        self.accumulators = 8 if shape.lanes >= 16 else 4
+        self.registers = 8 * LANES if shape.lanes >= 16 else 4 * LANES  # lanes in all that are accumulated at once
 
     def emit(self, module: ir.Module) -> Launch:
         plan = self.plan
         outer = [self.sizes[d] for d in plan.outer]
         width = self.sizes[plan.pixel] if plan.pixel is not None else sympy.S.One
         with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
-            self.frame, b, size = frame, frame.b, frame.evaluator.sizes
+            b, size = frame.b, frame.evaluator.sizes
             chunk_lanes = CHUNK_VECTORS * b.lanes
             step = sympy.Integer(CHUNK_PIXELS) if len(plan.outer) < 2 and plan.pixel is not None else width
             pixel_chunks = sympy.floor((width + CHUNK_PIXELS - 1) / CHUNK_PIXELS) if step != width else sympy.S.One
             chunks = ceil_div(self.sizes[plan.lane], chunk_lanes)
             *at, pixels, lanes = split_index(b, size, tile, [*outer, pixel_chunks, chunks])
-            self.point: dict[int, Coord] = dict(zip(plan.outer, at, strict=True))
             first, low = b.mul(pixels, size(step)), b.mul(lanes, b.index(chunk_lanes))
             last = b.minimum(b.add(first, size(step)), size(width))
-            high = b.minimum(b.add(low, b.index(chunk_lanes)), size(self.sizes[plan.lane]))
-            self._pixels(first, last, low, high)
+            self.pixels(frame, at, (first, last), low, chunk_lanes)
         return Launch(sympy.expand(product(outer) * pixel_chunks * chunks))
 
     # -- which points
-    def _pixels(self, first: Value, last: Value, low: Value, high: Value) -> None:
-        """Pixels [first, last): those inside by blocks, then one by one; those at an edge with their windows cut."""
-        b, ev = self.frame.b, self.frame.evaluator
-        vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4)
+    def pixels(self, frame: Frame, outer: Sequence[Coord], pixels: tuple[Value, Value], low: Value, count: int) -> None:
+        """Pixels [first, last): those inside by blocks, then one by one; those at an edge with their windows cut.
+
+        `outer`: coordinates of the outer dims; `low`: the first of up to `count` lanes, a multiple of `count`, itself one of a vector.
+        """
+        self.frame, b, ev = frame, frame.b, frame.evaluator
+        self.point: dict[int, Coord] = dict(zip(self.plan.outer, outer, strict=True))
+        first, last = pixels
+        self.accumulators = min(8, self.registers // b.lanes)
+        high = b.minimum(b.add(low, b.index(count)), ev.sizes(self.sizes[self.plan.lane]))
+        vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4, count)
         together = 1 if self.plan.pixel is None else self.accumulators // vectors
-        alone = self._vectors(max(vectors, self.accumulators // 2))
+        alone = self._vectors(max(vectors, self.accumulators // 2), count)
         inside, outside = self._inside(first, last)
         with self._reading_source():
             whole = b.add(inside, b.mul(b.div(b.sub(outside, inside), b.index(together)), b.index(together)))
@@ -143,10 +148,12 @@ class _Emitter:
                 pixel = b.select(before, loop.iv, b.add(loop.iv, b.sub(outside, inside)))
                 self._lanes(low, high, alone, [pixel], self._cut(pixel))
 
-    def _vectors(self, most: int) -> int:
-        """Vectors side by side: no more than there are."""
+    def _vectors(self, most: int, count: int) -> int:
+        """Vectors side by side: about `most`, no more than there are, and a divisor of those of `count` lanes."""
         size = self.sizes[self.plan.lane]
-        return min(most, -(-int(size) // self.frame.b.lanes)) if size.is_Integer else most
+        lanes: int = self.frame.b.lanes
+        whole: int = next(v for v in (most, most + 1, *range(most, 0, -1)) if count // lanes % v == 0)
+        return min(whole, -(-int(size) // lanes)) if size.is_Integer else whole
 
     def _inside(self, first: Value, last: Value) -> tuple[Value, Value]:
         """The pixels of [first, last) whose window meets no padding; none where another coordinate's does."""
@@ -279,4 +286,4 @@ def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:
 
 def emit_columns(module: ir.Module, plan: Columns, shape: TileShape) -> Launch:
     """Append the kernel of a reduction with its lanes along the output. `shape`: the processor's register tile."""
-    return _Emitter(plan, shape).emit(module)
+    return ColumnsEmitter(plan, shape).emit(module)

@@ -11,7 +11,7 @@ pairs reads rows in bfloat16 too, others have them widened in scratch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -113,16 +113,13 @@ class ContractionEmitter:
     def emit(self, module: ir.Module) -> Launch:
         layout = self.layout
         panels, chunks, batch = ceil_div(layout.n, layout.width), ceil_div(layout.m, self.chunk), product(layout.batch)
-        with kernel(module, self.dispatch, self.shape.lanes) as frame, self._zeros(frame), frame.tiles() as tile:
-            self.frame: Frame = frame
+        with kernel(module, self.dispatch, self.shape.lanes) as frame, self.zeros(frame), frame.tiles() as tile:
             b, size = frame.b, frame.evaluator.sizes
             flat, chunk, panel = split_index(b, size, tile, [batch, chunks, panels])
-            self.points = Points(frame, layout, split_index(b, size, flat, layout.batch))
-            self.epilogue = Epilogue(self.points)
             low = b.mul(chunk, b.index(self.chunk))
             high = b.minimum(b.add(low, b.index(self.chunk)), size(layout.m))
-            self._tile(low, high, b.mul(panel, b.index(layout.width)), panel)
-        return Launch(sympy.expand(batch * chunks * panels), self._scratch_bytes())
+            self.tile(Points(frame, layout, split_index(b, size, flat, layout.batch)), frame.outputs, low, high, panel)
+        return Launch(sympy.expand(batch * chunks * panels), self.scratch_bytes)
 
     # -- scratch: the accumulator tile, then evaluated rows or a run of zeros, then a panel packed here or a copy of a last few rows
     @property
@@ -138,13 +135,18 @@ class ContractionEmitter:
             rows = sympy.S.Zero if self.layout.in_place else 4 * self.chunk * (self.layout.k + ROW_PADDING)
         return sympy.expand(ceil_div(sympy.expand(self._rows_offset + rows), ALIGN) * ALIGN)
 
-    def _scratch_bytes(self) -> Expr:
+    @property
+    def scratch_bytes(self) -> Expr:
         panel = copied_bytes(int(self.layout.k)) if self.by_tiles else 0 if self.layout.packed else 4 * self.layout.width * self.layout.k
         return sympy.expand(self._panel_offset + panel)
 
     # -- one tile
-    def _tile(self, low: Value, high: Value, first: Value, panel: Value) -> None:
+    def tile(self, points: Points, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value) -> None:
+        """Rows [low, high) by a panel of columns, to `outputs`."""
+        self.frame: Frame = points.frame
+        self.points, self.epilogue = points, Epilogue(points, outputs)
         b, frame, size = self.frame.b, self.frame, self.frame.evaluator.sizes
+        first = b.mul(panel, b.index(self.layout.width))
         if self.layout.weight is not None:
             weight = frame.evaluator.buffers[self.layout.weight].pointer
             base = b.address(weight, b.mul(panel, b.mul(size(self.layout.panel_rows), b.index(self.layout.width))), b.f32)
@@ -229,7 +231,7 @@ class ContractionEmitter:
         return WindowReader(ev, layout.windows, layout.sizes, tuple(layout.real(self.root.m)), point, run_of_zeros)
 
     @contextmanager
-    def _zeros(self, frame: Frame) -> Iterator[None]:
+    def zeros(self, frame: Frame) -> Iterator[None]:
         """The run of zeros that windows outside of an image read, written once a call."""
         b, ev, windows = frame.b, frame.evaluator, self.layout.windows
         if windows is not None and windows.padded:

@@ -6,6 +6,7 @@ A dispatch is `func.func private @name(tensors, index sizes) -> tensors` with li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,10 +17,12 @@ from llmos.compiler.tiling import TILING, Tiling
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A dispatch function."""
+    """A dispatch function, or a part of one: what is computed from `sources`, which lie in memory by then, up to `ends`."""
 
     func: ir.Operation
     table: SymbolTable
+    sources: tuple[ir.Value, ...] = ()
+    ends: tuple[ir.Value, ...] | None = None
 
     @cached_property
     def name(self) -> str:
@@ -50,4 +53,20 @@ class Dispatch:
 
     @property
     def results(self) -> list[ir.Value]:
-        return list(list(self.block.operations)[-1].operands)
+        return list(self.ends) if self.ends is not None else list(list(self.block.operations)[-1].operands)
+
+    @cached_property
+    def ops(self) -> list[ir.Operation]:
+        """What the results are computed by, in order."""
+        every = [op.operation for op in self.block.operations][:-1]
+        if self.ends is None and not self.sources:
+            return every
+        needed: set[ir.Value] = set(self.results)
+        for op in reversed(every):
+            if any(result in needed for result in op.results):
+                needed.update(operand for operand in op.operands if operand not in self.sources)
+        return [op for op in every if any(result in needed for result in op.results)]
+
+    def part(self, sources: Sequence[ir.Value], ends: Sequence[ir.Value]) -> Dispatch:
+        """The part from some values to others."""
+        return Dispatch(self.func, self.table, tuple(sources), tuple(ends))

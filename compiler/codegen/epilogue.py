@@ -13,6 +13,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.kernel import Frame, split_index
 from llmos.compiler.codegen.layout import Layout
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.linalg import Generic, is_fill
 
@@ -65,8 +66,7 @@ class Points:
 
 def fits_registers(layout: Layout) -> bool:
     """Whether the epilogue runs on accumulators: few ops, none of them a function, and columns that are known."""
-    ops = [op.operation for op in layout.dispatch.block.operations]
-    generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op) and op != layout.generic.op]
+    generics = [Generic(op) for op in layout.dispatch.ops if op.name == "linalg.generic" and not is_fill(op) and op != layout.generic.op]
     inner = [op for generic in generics for op in generic.body.operations if op.name != "linalg.yield"]
     plain = all(op.name.startswith("arith.") and not op.name.startswith(("arith.div", "arith.rem")) for op in inner)
     return plain and len(inner) <= MAX_IN_REGISTERS and layout.n.is_Integer and len(layout.n_groups) <= 1
@@ -74,9 +74,10 @@ def fits_registers(layout: Layout) -> bool:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Emits the epilogue of one tile."""
+    """Emits the epilogue of one tile. `outputs`: where the results lie."""
 
     points: Points
+    outputs: Sequence[Buffer]
 
     def from_registers(self, shape: TileShape, sums: Sequence[Value], row: Value, first: Value, columns: int) -> None:
         """Accumulators of `shape.rows` rows, row by row, through the epilogue to memory. `columns`: how many of them are real."""
@@ -126,7 +127,7 @@ class Epilogue:
         if not layout.starts_at_zero:
             total = b.binary("arith.addf", b.splat(ev.value(layout.generic.inits[0], coords)), total)
         ev.bound[root] = lambda _: total
-        for value, buffer in zip(layout.dispatch.results, frame.outputs, strict=True):
+        for value, buffer in zip(layout.dispatch.results, self.outputs, strict=True):
             at = ev.result_coords(value, root, coords)
             ev.store(ev.value(value, at), buffer, at)
         del ev.bound[root]

@@ -22,24 +22,7 @@ from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is
 from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
 from llmos.runtime.errors import UnsupportedError
 
-NEUTRAL = {
-    "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
-    "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1,
-    "arith.maxui": 0, "arith.minui": -1,
-}  # fmt: skip
-
-
 DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))
-
-
-def neutral_element(combiner: str, kind: ir.Type) -> float | int:
-    if combiner in NEUTRAL:
-        return NEUTRAL[combiner]
-    width = int(ir.IntegerType(kind).width)
-    if width == 1:  # signed order of one bit: true is -1
-        return {"arith.maxsi": -1, "arith.minsi": 0}[combiner]
-    highest = int(2 ** (width - 1)) - 1
-    return {"arith.maxsi": -highest - 1, "arith.minsi": highest}[combiner]
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from llmos.compiler.codegen.layout import contraction_in
 from llmos.compiler.codegen.loops import LoopEmitter
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.tile import register_tile
+from llmos.compiler.codegen.windowed import emit_windowed
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
 from llmos.compiler.loops import Loop, is_loop
@@ -30,6 +31,7 @@ Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
     "contraction": emit_contraction,
+    "windowed": emit_windowed,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
@@ -125,7 +127,7 @@ def identity(dispatch: Dispatch) -> str:
 def _cost_ns(dispatch: Dispatch) -> Expr:
     """About what a dispatch takes on one thread: 100 flops a ns of a contraction, 10 of others, and 40 bytes a ns."""
     work = describe_work(dispatch)
-    flops = work.flops / (100 if dispatch.kind == "contraction" else 10)
+    flops = work.flops / (100 if dispatch.kind in ("contraction", "windowed") else 10)
     return sympy.expand(sympy.floor(sympy.together(flops + work.num_bytes / 40)))
 
 
@@ -175,9 +177,11 @@ def _flops(dispatch: Dispatch) -> Expr:
     if dispatch.kind == "contraction":
         return 2 * product(contraction_in(dispatch).generic.loop_sizes(dispatch.shapes))
     total: Expr = sympy.Integer(0)
-    for op in dispatch.block.operations:
-        if op.name == "linalg.generic" and not is_fill(op.operation):
-            generic = Generic(op.operation)
+    for op in dispatch.ops:
+        if op.name == "linalg.generic" and not is_fill(op):
+            generic = Generic(op)
+            if dispatch.kind == "windowed" and generic.is_elementwise:
+                continue  # an epilogue, as of a contraction
             arithmetic = sum(1 for inner in generic.body.operations if inner.name.endswith("f") or inner.name.startswith("math."))
             total += arithmetic * product(generic.loop_sizes(dispatch.shapes))
     return total

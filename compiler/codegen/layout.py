@@ -23,7 +23,7 @@ from llmos.compiler.widening import WIDEN, widened
 
 def contraction_in(dispatch: Dispatch) -> Contraction:
     """The root of a contraction dispatch."""
-    found = [contraction_of(op.operation) for op in dispatch.block.operations]
+    found = [contraction_of(op) for op in dispatch.ops]
     return next(c for c in found if c is not None)
 
 

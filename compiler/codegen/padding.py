@@ -10,9 +10,9 @@ import sympy
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.coordinates import Coord, Coordinates
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import neutral_element
 from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, apply_form, combiner_of
+from llmos.compiler.linalg import Generic, apply_form
+from llmos.compiler.sliding import adds_nothing
 from llmos.compiler.symbolic import Expr, pad_parameters
 
 
@@ -65,7 +65,7 @@ class Padding:
 def padding_of(dispatch: Dispatch, root: Generic, lane: int) -> Padding | None:
     """The padding that a reduction's windows slide over, if it is one whose taps may be left out; `lane` is the loop dim of the lanes."""
     pads = [i for i, v in enumerate(root.inputs) if not isinstance(v.owner, ir.Block) and v.owner.name == "tensor.pad"]
-    if len(pads) != 1 or not _adds_nothing(root, pads[0]):
+    if len(pads) != 1 or not adds_nothing(root, pads[0]):
         return None
     op = root.inputs[pads[0]].owner.operation
     low, high = pad_parameters(dispatch.shapes, op)
@@ -83,20 +83,3 @@ def padding_of(dispatch: Dispatch, root: Generic, lane: int) -> Padding | None:
     if len({axis.tap for axis in axes}) != len(axes):
         return None
     return Padding(op.results[0], op.operands[0], tuple(axes), tuple(low))
-
-
-def _adds_nothing(root: Generic, operand: int) -> bool:
-    """Whether a tap that reads padding leaves the sum, or the maximum, as it is."""
-    combiner = combiner_of(root, 0) if len(root.inits) == 1 else None
-    op = root.inputs[operand].owner.operation
-    padded = list(op.regions[0].blocks[0].operations)[-1].operands[0]
-    if combiner is None or isinstance(padded.owner, ir.Block) or padded.owner.name != "arith.constant":
-        return False
-    attribute = padded.owner.attributes["value"]
-    number = ir.FloatAttr(attribute).value if isinstance(attribute, ir.FloatAttr) else ir.IntegerAttr(attribute).value
-    argument = root.body.arguments[operand]
-    if combiner.value == argument:
-        return bool(number == neutral_element(combiner.name, padded.type))
-    owner = combiner.value.owner
-    multiplies = not isinstance(owner, ir.Block) and owner.name in ("arith.mulf", "arith.muli") and argument in list(owner.operands)
-    return multiplies and combiner.name in ("arith.addf", "arith.addi") and number == 0

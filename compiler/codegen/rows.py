@@ -17,13 +17,14 @@ from llmos.compiler.codegen.access import group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import neutral_element, simple_combiners
+from llmos.compiler.codegen.evaluate import simple_combiners
 from llmos.compiler.codegen.kernel import Launch, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.row_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic
+from llmos.compiler.sliding import neutral_element
 
 
 def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:

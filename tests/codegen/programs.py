@@ -49,6 +49,17 @@ def need(target: str) -> None:
         pytest.skip(f"this machine runs {best}, not {target}")
 
 
+class ChannelsLast(torch.nn.Module):
+    """A module on [n, c, ...], given and giving [n, ..., c]: what is between has its channels innermost."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x.movedim(-1, 1)).movedim(1, -1).contiguous()
+
+
 class Returns(torch.nn.Module):
     """Named outputs, each a function of the inputs: many small programs in one artifact."""
 

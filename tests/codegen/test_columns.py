@@ -9,21 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from .programs import V3, V4, Returns, assert_like_eager, compile_torch, dim, run
+from .programs import V3, V4, ChannelsLast, Returns, assert_like_eager, compile_torch, dim, run
 
 F = torch.nn.functional
 Tensor = torch.Tensor
-
-
-class ChannelsLast(nn.Module):
-    """A module on [n, c, ...], given and giving [n, ..., c]: what is between has its channels innermost."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
 def depthwise(channels: int, size: int, **options: int) -> nn.Module:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from llmos.compiler.ir import ir
+from llmos.passes import Upstream
+from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.recognise_attention import RecogniseAttention
 
@@ -131,3 +133,36 @@ def test_results_of_one_loop_space_have_one_shape() -> None:
     for func in functions(module)[1:]:
         kind = ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
         assert len({str(result) for result in kind.results}) == 1
+
+
+def images(function: object, size: int) -> list[str]:
+    """Kinds of the dispatches behind a 1x1 convolution of an image [n, size, size, 24], channels innermost, to 40 channels."""
+    wide, deep = torch.randn(40, 24, 1, 1), torch.randn(40, 1, 3, 3)
+
+    def moved(x: torch.Tensor) -> object:
+        made = function(F.relu(F.conv2d(x.movedim(-1, 1), wide)), deep)  # type: ignore[operator]
+        return tuple(y.movedim(1, -1).contiguous() for y in (made if isinstance(made, tuple) else (made,)))
+
+    module = generics(moved, torch.randn(3, size, size, 24))
+    return kinds(apply(module, ChannelsLast(), Upstream("canonicalize"), Upstream("cse"), FormDispatches()))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda y, w: F.relu(F.conv2d(y, w, stride=2, padding=1, groups=40)), ["windowed"]),
+        (lambda y, _: F.max_pool2d(y, 3, 2, 1) * 2, ["windowed"]),
+        (lambda y, w: (y, F.conv2d(y, w, groups=40)), ["contraction", "elementwise"]),  # the image is an output
+        (lambda y, w: F.conv2d(y, w, groups=40) + y[:, :, 1:-1, 1:-1], ["contraction", "elementwise"]),  # read in another way as well
+        (lambda y, w: F.conv2d(F.pad(y, (1, 1, 1, 1), value=1.0), w, groups=40), ["contraction", "elementwise"]),  # ones count in a sum
+        (lambda y, _: y.mean((2, 3)).unsqueeze(-1), ["contraction", "elementwise"]),
+    ],
+)
+def test_windows_that_slide_over_what_a_contraction_makes(function: object, expected: list[str]) -> None:
+    assert images(function, 20) == expected
+
+
+def test_bands_that_would_overlap_by_much() -> None:
+    """A level-2 cache holds the rows that few windows of 13 rows read, or all of a small image."""
+    assert images(lambda y, _: F.max_pool2d(y, 13, 1), 20) == ["windowed"]
+    assert images(lambda y, _: F.max_pool2d(y, 13, 1), 200) == ["contraction", "elementwise"]
