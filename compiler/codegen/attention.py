@@ -61,21 +61,23 @@ class AttentionEmitter:
         return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 
     # -- scratch, in f32 elements
-    def _offsets(self) -> dict[str, Expr]:
+    def _sizes(self) -> dict[str, Expr]:
         rows = self.block_rows
-        sizes = {
+        return {
             "query": self.depth * rows,
             "scores": sympy.Integer(BLOCK * rows),
             "output": self.width * rows,
-            "max": rows,
-            "sum": rows,
-            "scale": rows,
+            "max": sympy.Integer(rows),
+            "sum": sympy.Integer(rows),
+            "scale": sympy.Integer(rows),
             "keys": BLOCK * self.depth if self.wide_keys else sympy.S.Zero,
             "values": BLOCK * self.width if self.wide_values else sympy.S.Zero,
         }
+
+    def _offsets(self) -> dict[str, Expr]:
         offsets: dict[str, Expr] = {}
         position: Expr = sympy.Integer(0)
-        for name, size in sizes.items():
+        for name, size in self._sizes().items():
             offsets[name] = sympy.expand(position)
             position = position + size
         return {**offsets, "end": sympy.expand(position)}
@@ -326,23 +328,37 @@ class AttentionEmitter:
 
         for_row_blocks(b, b.index(0), ev.sizes(self.width), self.shape.rows, block)
 
-    def _finish(self) -> None:
-        """Divide by the sums and write rows: lanes change from queries to the head's width."""
-        b, ev = self.frame.b, self.frame.evaluator
+    def _totals(self) -> list[Value]:
+        """What each row is divided by."""
+        b = self.frame.b
         totals = [self._get("sum", None, v) for v in self._vectors()]
         if self.parts.floored or not self.num_keys.is_positive:  # no key at all is a row of zeros too
             totals = [b.binary("arith.maximumf", total, b.neutral(b.f32, 1.0)) for total in totals]
+        return totals
+
+    def _finish(self) -> None:
+        """Divide by the sums and write rows: lanes change from queries to the head's width."""
+        b, ev = self.frame.b, self.frame.evaluator
+        totals = self._totals()
         width = ev.sizes(self.width)
         with b.loop(b.index(0), width, b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
-        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
-            self._over_lanes(self.width, lambda column: self._write(rows.iv, column))
 
-    def _write(self, row: Value, column: Value) -> None:
+        def turned(row: Value, column: Value) -> Value:
+            offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
+            return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
+
+        self._write(turned)
+
+    def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
+        """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""
+        b, ev = self.frame.b, self.frame.evaluator
+        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
+            self._over_lanes(self.width, lambda column: self._write_vector(rows.iv, column, value_at(rows.iv, column)))
+
+    def _write_vector(self, row: Value, column: Value, total: Value) -> None:
         b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
-        offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
-        total = b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
         root = values.generic.op.results[0]
         loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
         coords = ev.apply(values.out_map, loop)
@@ -351,8 +367,3 @@ class AttentionEmitter:
             at = ev.result_coords(value, root, coords)
             ev.store(ev.value(value, at), buffer, at)
         del ev.bound[root]
-
-
-def emit_attention(module: ir.Module, dispatch: Dispatch, tile: TileShape) -> Launch:
-    """Append the kernel of an `attention` dispatch."""
-    return AttentionEmitter(dispatch, tile).emit(module)

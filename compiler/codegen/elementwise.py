@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.codegen.access import Accesses, group_dims
-from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.columns import columns_in, emit_columns
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -21,6 +21,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.codegen.lanes import lane_loop
 from llmos.compiler.codegen.row_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.tile import TileShape
+from llmos.compiler.codegen.turn import transpose
 from llmos.compiler.ir import ir
 
 CHUNK = 4096  # elements of one tile
@@ -187,27 +188,3 @@ class _Turned:
         indices[self.along], indices[-1] = read, written
         place = spread(self.plan, self.groups, indices, b.index(0))
         return [place.get(dim, b.index(0)) for dim in range(self.plan.rank)]
-
-
-def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:
-    """Vectors of n lanes, n of them (missing ones are taken as the last), turned round: lane i of vector j becomes lane j of vector i."""
-    kind, lanes = rows[0].type, rows[0].type.shape[0]
-    if isinstance(kind.element_type, (ir.F16Type, ir.BF16Type)):  # LLVM would shuffle them in float32 and round by a call
-        bits = b.vec(ir.IntegerType.get_signless(16), lanes)
-        return [b.op("arith.bitcast", [v], kind) for v in transpose(b, [b.op("arith.bitcast", [v], bits) for v in rows])]
-    current = [rows[min(i, len(rows) - 1)] for i in range(lanes)]
-    step = 1
-    while step < lanes:  # blocks of step x step are exchanged across the diagonal
-        low = [(i if not i & step else i - step + lanes) for i in range(lanes)]
-        high = [(i + step if not i & step else i + lanes) for i in range(lanes)]
-        following = list(current)
-        for i in range(lanes):
-            if not i & step:
-                pair = [current[i], current[i + step]]
-                following[i], following[i + step] = (_shuffle(b, pair, mask) for mask in (low, high))
-        current, step = following, step * 2
-    return current
-
-
-def _shuffle(b: Builder, pair: Sequence[Value], mask: Sequence[int]) -> Value:
-    return b.op("vector.shuffle", pair, pair[0].type, mask=ir.DenseI64ArrayAttr.get(list(mask)))

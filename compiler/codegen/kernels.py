@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.codegen.attention import attention_in, emit_attention
+from llmos.compiler.codegen.attention import attention_in
+from llmos.compiler.codegen.attention_amx import emit_attention
 from llmos.compiler.codegen.contraction import emit_contraction
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.elementwise import emit_elementwise
@@ -29,7 +30,7 @@ from llmos.compiler.widening import widened
 Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 
 EMITTERS: Mapping[str, Emit] = {
-    "attention": lambda module, dispatch, target: emit_attention(module, dispatch, register_tile(target.vector_bits)),
+    "attention": emit_attention,
     "contraction": emit_contraction,
     "windowed": emit_windowed,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),

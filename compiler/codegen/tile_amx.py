@@ -22,8 +22,10 @@ BLOCK_TILES = 2  # tiles of rows that share what is loaded of a panel
 STEP_ROWS = TILE_DEPTH // 2  # rows of pairs of a panel that one step of k takes
 
 
-def multiply_tiles(b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int) -> None:
-    """out[16 * len(a), columns] = A * B. `a`: 16 rows each, one or two; `k`: a multiple of 32; `out_stride`: float32 between rows."""
+def multiply_tiles(
+    b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int, onto: bool = False
+) -> None:
+    """out[16 * len(a), columns] = A * B, or += with `onto`. `a`: 16 rows each, one or two; `k`: a multiple of 32; `out_stride`: floats."""
     tiles = -(-columns // TILE_COLUMNS)
     most = next(count for count in (4, 3, 2, 1) if len(a) * count + 2 <= REGISTERS and (tiles % count == 0 or tiles > 4))
     for first in range(0, tiles, most):
@@ -35,19 +37,24 @@ def multiply_tiles(b: Builder, a: Sequence[Strided], panel: Panel, columns: int,
             lines=panel.lines,
         )
         count = min(most, tiles - first)
-        _multiply_block(b, a, part, count, k, b.address(out, b.index(first * TILE_COLUMNS), b.f32), out_stride)
+        _multiply_block(b, a, part, count, k, b.address(out, b.index(first * TILE_COLUMNS), b.f32), out_stride, onto)
 
 
-def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, k: int, out: Value, out_stride: int) -> None:
+def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, k: int, out: Value, out_stride: int, onto: bool) -> None:
     """All of k for len(a) x tiles accumulators, which the registers hold beside one tile of either side."""
     i16, size = ir.IntegerType.get_signless(16), _shape(b)
     strides = [b.mul(rows.row_stride, b.index(2)) for rows in a]
     panel_stride = b.mul(panel.stride, b.index(4))
-    start = [_intrinsic(b, "tilezero", size) for _ in range(len(a) * tiles)]
+    stride = b.index(out_stride * 4)
+    places = [
+        b.address(out, b.index(r * TILE_ROWS * out_stride + tile * TILE_COLUMNS), b.f32) for r in range(len(a)) for tile in range(tiles)
+    ]
+    start = [_intrinsic(b, "tileloadd64", [*size, at, stride]) if onto else _intrinsic(b, "tilezero", size) for at in places]
     with b.loop(b.index(0), b.index(k // TILE_DEPTH), b.index(1), start) as loop:
         _ask_ahead(b, panel, loop.iv)
         right = b.address(panel.base, b.mul(loop.iv, b.mul(panel.stride, b.index(STEP_ROWS))), b.i32)
-        made, loaded, order = list(loop.args), {}, list(range(tiles))
+        made, order = list(loop.args), list(range(tiles))
+        loaded: dict[int, Value] = {}
         for r, rows in enumerate(a):
             at = b.address(rows.base, b.mul(loop.iv, b.index(TILE_DEPTH)), i16)
             left = _intrinsic(b, "tileloadd64", [*size, at, strides[r]])
@@ -61,9 +68,8 @@ def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, 
             if len(made) + tiles + 1 > REGISTERS:  # only the last one is kept: reading it again is cheaper than fewer accumulators
                 loaded = {order[0]: loaded[order[0]]}
         loop.yield_(made)
-    for i, total in enumerate(loop.results):
-        address = b.address(out, b.index(i // tiles * TILE_ROWS * out_stride + i % tiles * TILE_COLUMNS), b.f32)
-        _intrinsic(b, "tilestored64", [*size, address, b.index(out_stride * 4), total], has_result=False)
+    for at, total in zip(places, loop.results, strict=True):
+        _intrinsic(b, "tilestored64", [*size, at, stride, total], has_result=False)
 
 
 def copy_rows(b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:

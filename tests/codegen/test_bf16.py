@@ -100,6 +100,34 @@ def test_an_encoder_with_padding(target: str) -> None:
         assert error(program, module, ids, mask) < BUDGET
 
 
+class SelfAttention(torch.nn.Module):
+    """Two heads over masked keys."""
+
+    def __init__(self, head: int) -> None:
+        super().__init__()
+        self.head, self.project = head, torch.nn.ModuleList(torch.nn.Linear(2 * head, 2 * head) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        q, k, v = (each(x).reshape(*x.shape[:2], 2, self.head).transpose(1, 2) for each in self.project)
+        weighted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        return weighted.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("head", "target"), [(64, "x86-64-v4-amx"), (32, "x86-64-v4-amx"), (32, V3)])
+def test_attention_around_blocks_of_queries_and_keys(head: int, target: str) -> None:
+    """A sequence has the same bits alone and padded in a batch, odd and even numbers of keys included."""
+    torch.manual_seed(head)
+    module, sizes = SelfAttention(head).eval(), {0: dim("batch", high=8), 1: dim("tokens", high=140)}
+    example = (torch.randn(2, 9, 2 * head), torch.ones(2, 9, dtype=torch.bool))
+    program = compiled(module, example, [sizes, {0: sizes[0], 1: sizes[1]}], target)
+    for tokens in (1, 2, 31, 33, 64, 65, 130):
+        x, mask = torch.randn(2, tokens + 7, 2 * head), torch.zeros(2, tokens + 7, dtype=torch.bool)
+        mask[0, :tokens] = mask[1, :3] = True
+        assert error(program, module, x, mask) < BUDGET
+        alone = np.asarray(program(to_array(x[:1, :tokens]), to_array(mask[:1, :tokens])))
+        np.testing.assert_array_equal(alone, np.asarray(program(to_array(x), to_array(mask)))[:1, :tokens])
+
+
 class Mixed(torch.nn.Module):
     """Products of activations, transposed rows, statistics as outputs, and a convolution."""
 
