@@ -86,7 +86,8 @@ def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) ->
 def _optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
     _hide_symbols(module)
     tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
-    tuning.loop_vectorization = True
+    # Kernels hold their vectors already. The loop vectorizer takes 2^n steps for a scalar chain of n values that are each used twice.
+    tuning.loop_vectorization = False
     tuning.slp_vectorization = True
     builder = llvmlite.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)

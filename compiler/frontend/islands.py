@@ -7,15 +7,13 @@ of a program are lowered by one child process, since torch-mlir ends its process
 from __future__ import annotations
 
 import operator
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from llmos.compiler.frontend.lowering import FAILED
+from llmos.compiler.child import run_child
 from llmos.compiler.ir import func, fx_importer, ir
 from llmos.runtime.errors import UnsupportedError
 
@@ -75,13 +73,11 @@ def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
 
 def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
     """The module lowered by a process of its own: what ends that process is an error like any other."""
-    command = [sys.executable, "-m", "llmos.compiler.frontend.lowering"]
     text = module.operation.get_asm(enable_debug_info=False)
-    child = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
-    if child.returncode == 0:
-        return ir.Module.parse(child.stdout.decode(), module.context)
-    said = child.stderr.decode(errors="replace").strip().splitlines() if child.returncode == FAILED else []
-    detail = said[-1] if said else "it ended its process"
+    child = run_child("llmos.compiler.frontend.lowering", given=text.encode())
+    if not (child.failed or child.fault):
+        return ir.Module.parse(child.output.decode(), module.context)
+    detail = child.said if child.failed and child.said else f"it ended its process: {child.fault}"
     raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model")
 
 

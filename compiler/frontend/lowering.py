@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from llmos.compiler.child import FAILED
 from llmos.compiler.ir import PassManager, context, ir
 from llmos.runtime.errors import UnsupportedError
 
@@ -14,7 +15,6 @@ TO_LINALG = (
     "func.func(canonicalize,resolve-ranked-shaped-type-result-dims,canonicalize,cse))"
 )
 _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "torch.aten._reshape_alias")
-FAILED = 3
 
 
 def main() -> int:

@@ -121,8 +121,16 @@ def test_multiply_and_add_are_not_fused(target: Target) -> None:
 
 
 def test_avx512_code_uses_full_registers() -> None:
-    assert "zmm" in emit_assembly(llvm_text(SUM_KERNEL), X86_V4)
-    assert "zmm" not in emit_assembly(llvm_text(SUM_KERNEL), X86_V3)
+    source = """
+    func.func @__llmos_double(%p: !llvm.ptr) {
+      %x = llvm.load %p : !llvm.ptr -> vector<16xf32>
+      %y = arith.addf %x, %x : vector<16xf32>
+      llvm.store %y, %p : vector<16xf32>, !llvm.ptr
+      return
+    }
+    """
+    assert "zmm" in emit_assembly(llvm_text(source), X86_V4)
+    assert "zmm" not in emit_assembly(llvm_text(source), X86_V3)
 
 
 def test_shared_object_runs_and_is_deterministic(tmp_path: Path) -> None:
@@ -247,3 +255,29 @@ def test_a_missing_compiler_is_said_clearly(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no C compiler found"):
         link_shared([data])
+
+
+def test_a_long_chain_of_maxima_compiles() -> None:
+    """Each value is used three times by the next: LLVM's loop vectorizer follows every path through them."""
+    steps = "\n".join(
+        f"%q{i} = getelementptr float, ptr %p, i64 {i}\n%x{i} = load float, ptr %q{i}\n"
+        f"%u{i} = fcmp une float %m{i}, %m{i}\n%g{i} = fcmp ogt float %m{i}, %x{i}\n"
+        f"%s{i} = select i1 %g{i}, float %m{i}, float %x{i}\n%m{i + 1} = select i1 %u{i}, float %m{i}, float %s{i}"
+        for i in range(40)
+    )
+    text = f"""
+    define void @__llmos_largest(ptr %p, ptr %out, i64 %n) {{
+    entry:
+      br label %loop
+    loop:
+      %i = phi i64 [0, %entry], [%j, %loop]
+      %m0 = load float, ptr %p
+      {steps}
+      store float %m40, ptr %out
+      %j = add i64 %i, 1
+      %e = icmp slt i64 %j, %n
+      br i1 %e, label %loop, label %end
+    end:
+      ret void
+    }}"""
+    assert compile_object(text, X86_V4).startswith(elf.MAGIC)

@@ -15,7 +15,7 @@ from functools import partial
 
 from .graph import Graph
 from .plan import LARGER, MAX_OPS, Plan, random_plan, shrink
-from .worker import REFUSED, UNTRACED, Verdict, Worker
+from .worker import REFUSED, TIMEOUT_S, UNTRACED, Verdict, Worker
 
 MAX_SHRUNK = 3  # of one failure
 
@@ -60,8 +60,8 @@ def one(worker: Worker, seed: int, max_ops: int) -> tuple[Plan, Verdict]:
     return plan, verdict
 
 
-def work(seeds: list[int], report: Report, max_ops: int) -> None:
-    worker = Worker()
+def work(seeds: list[int], report: Report, max_ops: int, timeout_s: float) -> None:
+    worker = Worker(timeout_s)
     while True:
         with report.lock:
             if not seeds:
@@ -87,10 +87,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first graph")
     parser.add_argument("--max-ops", type=int, default=MAX_OPS)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one graph")
     options = parser.parse_args()
     report, begin = Report(), time.monotonic()
     seeds = list(reversed(range(options.first, options.first + options.graphs)))
-    threads = [threading.Thread(target=work, args=(seeds, report, options.max_ops)) for _ in range(options.jobs)]
+    threads = [threading.Thread(target=work, args=(seeds, report, options.max_ops, options.timeout)) for _ in range(options.jobs)]
     for thread in threads:
         thread.start()
     for thread in threads:

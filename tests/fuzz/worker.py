@@ -16,7 +16,7 @@ from .plan import Plan
 PASSED, REFUSED, UNTRACED = "passed", "refused", "not traced by torch"
 # glibc's allocator with checks: a kernel that writes past its output ends the worker when the array is freed.
 MALLOC_CHECKS = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-TIMEOUT_S, START_S = 60, 120  # for one graph, and for a worker's imports
+TIMEOUT_S, START_S = 60, 300  # for one graph, and for a worker's imports
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def _serve(pipe: Connection) -> None:
 class Worker:
     """One process, started anew after a crash or a timeout."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -73,11 +74,11 @@ class Worker:
         pipe = self._pipe or self._start()
         try:
             pipe.send(plan)
-            if pipe.poll(TIMEOUT_S):
+            if pipe.poll(self.timeout_s):
                 verdict: Verdict = pipe.recv()
                 return verdict
             self.stop()
-            return Verdict("timeout", f"more than {TIMEOUT_S} s")
+            return Verdict("timeout", f"more than {self.timeout_s:.0f} s")
         except (EOFError, ConnectionError):
             self._process.join()
             code = self._process.exitcode
