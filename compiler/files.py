@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from llmos.compiler.ir import context, ir
 from llmos.runtime.errors import UserError
+
+MAX_NESTING = 1000
 
 
 def read_module(path: str) -> ir.Module:
@@ -17,6 +21,7 @@ def read_module(path: str) -> ir.Module:
 
 def parse_module(text: str, source: str) -> ir.Module:
     """The module that `text` holds; `source` is what messages call it. Raises UserError."""
+    require_shallow(text)
     with context():
         try:
             return ir.Module.parse(text)
@@ -25,11 +30,23 @@ def parse_module(text: str, source: str) -> ir.Module:
             raise UserError(f"{source} is not valid MLIR: {details}") from None
 
 
+def require_shallow(text: str) -> None:
+    """MLIR's parser calls itself for each bracket, and ends its process where the stack does. Raises UserError."""
+    characters = np.frombuffer(text.encode(), np.uint8)
+    depths = np.cumsum(_among(characters, b"([{") - _among(characters, b")]}"))
+    if int(depths.max(initial=0)) > MAX_NESTING:
+        raise UserError(f"brackets are nested more than {MAX_NESTING:,} deep: is the text damaged?")
+
+
+def _among(characters: np.ndarray, wanted: bytes) -> np.ndarray:
+    return np.isin(characters, np.frombuffer(wanted, np.uint8)).astype(np.int32)
+
+
 def read_text(path: Path) -> str:
     """The text of a file. Raises UserError where there is none."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
+        raise UserError(f"{path} is not a text file: write MLIR as text (mlir-opt without --emit-bytecode)") from None
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None

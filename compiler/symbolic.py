@@ -6,6 +6,7 @@ attributes and the manifest hold ("batch*tokens", "floor(tokens/2)").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -13,10 +14,11 @@ from typing import Any, TypeAlias
 import sympy
 
 from llmos.compiler.ir import ir
-from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.errors import UnsupportedError, UserError
 
 Expr: TypeAlias = sympy.Expr
 Shape: TypeAlias = tuple[Expr, ...]
+_FUNCTIONS = frozenset({"floor", "Min", "Max", "Mod"})
 
 COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
 COUNTER = "llmos.counter"  # of a loop: the name of its counter
@@ -56,7 +58,14 @@ class SymbolTable:
         if isinstance(dim, int):
             return sympy.Integer(dim)
         names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
-        return self.simplify(sympy.sympify(dim, locals=names))
+        # sympy runs what it is given, and makes symbols of names that it doesn't know.
+        unknown = set(re.findall(r"[^\W\d]\w*", dim)) - set(names) - _FUNCTIONS
+        if unknown or not re.fullmatch(r"[\w\s()+*/,-]+", dim):
+            raise UserError(f"the size {dim!r} is no expression of {', '.join(names) or 'numbers'}")
+        try:
+            return self.simplify(sympy.sympify(dim, locals=names))
+        except (sympy.SympifyError, TypeError, ValueError) as error:
+            raise UserError(f"the size {dim!r} can't be read: {error}") from None
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
         """Lower and upper bound of an expression, by interval arithmetic."""

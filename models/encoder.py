@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from torch.export import Dim
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
 from llmos.models.directory import ModelDirectory
-from llmos.runtime.errors import InputError, UnsupportedError, UserError
+from llmos.models.loading import load_transformer, require_weights
+from llmos.runtime.errors import InputError, UnsupportedError
 
 MAX_BATCH = 1024
 _EXAMPLES = ((3, 7), (2, 24), (5, 11))  # batch and tokens of the recorded inputs: traced at the first
@@ -84,8 +83,7 @@ class Encoder:
 def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> Encoder:
     """The module that a directory holds, with pooling and normalisation. Raises UserError, UnsupportedError."""
     plan = _plan(source, options)
-    with _quiet_transformers():
-        model = _load(source, plan.loader)
+    model, missing = load_transformer(source, plan.loader)
     limit = min(options.max_tokens or 2**31 - 1, positions(model))
     shape = {0: Dim("batch", min=1, max=options.max_batch), 1: Dim("tokens", min=1, max=limit)}
     metadata = {
@@ -97,7 +95,9 @@ def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOption
     examples = tuple(
         _example(seed, min(batch, options.max_batch), min(length, limit), model.config) for seed, (batch, length) in enumerate(_EXAMPLES)
     )
-    return Encoder(_Encoder(model, plan.finish).eval(), plan.output, examples, (shape, dict(shape)), metadata)
+    encoder = Encoder(_Encoder(model, plan.finish).eval(), plan.output, examples, (shape, dict(shape)), metadata)
+    require_weights(source, model, missing, encoder.module, encoder.example_args)
+    return encoder
 
 
 @dataclass(frozen=True)
@@ -158,35 +158,6 @@ class _Encoder(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.finish(self.model(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
-
-
-def _load(source: ModelDirectory, loader: str) -> Any:
-    """transformers maps the parameters from the safetensors file; none is copied."""
-    import transformers
-
-    try:
-        return getattr(transformers, loader).from_pretrained(source.path, local_files_only=True, use_safetensors=True, dtype="auto").eval()
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UserError(f"{source.path}: transformers can't load this model ({lines[0].strip()})") from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no advice while loading; the user's settings come back after."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def positions(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from llmos.compiler.compiled import CompiledModel, StageContent
 from llmos.compiler.driver.weights_file import read_weights, write_weights
 from llmos.compiler.files import parse_module, read_text
+from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.options import STAGES
 from llmos.compiler.target import TARGETS
@@ -123,6 +124,11 @@ def read_imported(saved: SavedStage, weights_file: Path | None = None) -> Import
     """The model at a stage of MODULE_STAGES. Raises UserError where the file is missing or is no valid IR."""
     module = parse_module(read_text(saved.path), str(saved.path))
     sidecar = read_sidecar(saved, weights_file)
+    try:
+        check_symbols(module)
+        check_annotations(module, sidecar.weights)
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}") from None
     return ImportedModel(sidecar.name, module, sidecar.weights, assets=sidecar.assets, metadata=sidecar.metadata)
 
 

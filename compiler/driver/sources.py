@@ -88,20 +88,15 @@ def require_model(path: Path) -> None:
     if not path.exists():
         raise UserError(f"no such file or directory: {path}")
     if path.is_dir():
-        _require_huggingface(path)
+        from llmos.models.directory import ModelDirectory
+
+        ModelDirectory.open(path)
     elif path.suffix in _ADVICE:
         raise UserError(f"{path} {_ADVICE[path.suffix]}")
     elif path.stat().st_size == 0:
         raise UserError(f"{path} is empty: copy it again")
     elif path.suffix == ".pt2" and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is no .pt2 file, or is cut short: copy it again, or save it again with torch.export.save")
-
-
-def _require_huggingface(path: Path) -> None:
-    from llmos.models.directory import is_huggingface_directory
-
-    if not is_huggingface_directory(path):
-        raise UserError(f"{path} is not a model directory: it needs config.json and *.safetensors")
 
 
 def encoder_module(path: Path) -> tuple[Any, tuple[Any, ...], Any]:

@@ -12,17 +12,18 @@ import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import fx
 
+from llmos.compiler.files import read_text
 from llmos.compiler.frontend.builder import Builder
 from llmos.compiler.frontend.dims import IndexValues, Sizes
 from llmos.compiler.frontend.exporting import Source, check_outputs, export, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering, op_name, source_line
 from llmos.compiler.frontend.islands import Islands
-from llmos.compiler.frontend.mlir import foreign_ops, parse
+from llmos.compiler.frontend.mlir import foreign_ops, import_mlir, parse
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.ir import arith, context, ir
 from llmos.compiler.memory import require_addressable
-from llmos.runtime.errors import LlmosError, UserError
+from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"
 
@@ -56,8 +57,14 @@ def _sorted(rows: list[Row]) -> list[Row]:
 
 
 def _check_mlir(path: Path) -> list[Row]:
-    module = parse(path.read_text(encoding="utf-8"), context())
-    return [Row(op, False, "", 1, where, "the dialect isn't supported") for op, where in foreign_ops(module)]
+    rows = [Row(op, False, "", 1, where, "the dialect isn't supported") for op, where in foreign_ops(parse(read_text(path), context()))]
+    if rows:
+        return rows
+    try:
+        require_addressable(import_mlir(path).module)
+    except UnsupportedError as error:
+        return [Row("(module)", False, "", 1, "", str(error))]
+    return []
 
 
 def _check_onnx(path: Path) -> list[Row]:

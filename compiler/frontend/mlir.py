@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llmos.compiler.files import read_text, require_shallow
+from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.cleanup import ALLOWED, check_dialects, drop_assertions
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir import PassManager, arith, context, func, ir, linalg, tensor
@@ -37,12 +39,14 @@ def import_mlir(source: str | Path, *, name: str = "model", ir_context: ir.Conte
     """
     module = parse(_text(source), ir_context or context())
     with module.context, ir.Location.unknown():
+        check_symbols(module)
         function = _entry(module)
         _lower_tosa(module)
         drop_assertions(module)
         _check_types(function)
         weights = _constants_to_weights(function)
         _annotate(module, function, weights)
+        check_annotations(module, weights)
         check_dialects(module)
     return ImportedModel(name=name, module=module, weights=weights)
 
@@ -50,13 +54,7 @@ def import_mlir(source: str | Path, *, name: str = "model", ir_context: ir.Conte
 def _text(source: str | Path) -> str:
     if isinstance(source, str) and "\n" in source:
         return source
-    path = Path(source)
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file; write MLIR as text (mlir-opt without --emit-bytecode)") from None
+    return read_text(Path(source))
 
 
 def parse(text: str, ctx: ir.Context) -> ir.Module:
@@ -69,6 +67,7 @@ def parse(text: str, ctx: ir.Context) -> ir.Module:
         raise UnsupportedError(
             f"the dialect {', '.join(unknown)} can't be compiled from text; lower it to linalg or tosa first, or give the original model"
         )
+    require_shallow(text)
     try:
         return ir.Module.parse(text, ctx)
     except ir.MLIRError as error:
@@ -85,8 +84,15 @@ def _is_registered(ctx: ir.Context, dialect: str) -> bool:
 
 def _first_error(error: ir.MLIRError) -> str:
     for diagnostic in error.error_diagnostics:
-        return f"{diagnostic.message} ({diagnostic.location})"
+        message = str(diagnostic.message).split(". If this is intended")[0]  # a flag that llmos doesn't have
+        return f"{message} ({place(diagnostic.location)})"
     return str(error).splitlines()[0]
+
+
+def place(location: ir.Location) -> str:
+    """A location of text without a name, for people."""
+    found = re.search(r":(\d+):(\d+)", str(location))
+    return f"line {found[1]}, column {found[2]}" if found else str(location)
 
 
 def _entry(module: ir.Module) -> func.FuncOp:
@@ -97,8 +103,20 @@ def _entry(module: ir.Module) -> func.FuncOp:
     if chosen is None:
         names = ", ".join(op.name.value for op in public) or "none"
         raise UserError(f"the module needs one public function, or one called main; it has {names}")
+    for other in public:
+        if other.name.value != chosen.name.value:
+            other.attributes["sym_visibility"] = ir.StringAttr.get("private")
     chosen.attributes["sym_name"] = ir.StringAttr.get("main")
-    return chosen
+    if len(functions) > 1:
+        _run_upstream("builtin.module(inline,symbol-dce)", module)
+    return next(op for op in module.body.operations if isinstance(op, func.FuncOp) and op.name.value == "main")
+
+
+def _run_upstream(pipeline: str, module: ir.Module) -> None:
+    try:
+        PassManager.parse(pipeline).run(module.operation)
+    except ir.MLIRError as error:
+        raise UnsupportedError(f"the module can't be lowered: {_first_error(error)}") from None
 
 
 def _walk(root: ir.Operation, visit: Callable[[ir.Operation], None]) -> None:
@@ -114,10 +132,7 @@ def _lower_tosa(module: ir.Module) -> None:
     _walk(module.operation, lambda op: names.add(op.name))
     if not any(name.startswith("tosa.") for name in names):
         return
-    try:
-        PassManager.parse(TOSA_TO_LINALG).run(module.operation)
-    except ir.MLIRError as error:
-        raise UnsupportedError(f"the module's tosa ops can't be lowered: {_first_error(error)}") from None
+    _run_upstream(TOSA_TO_LINALG, module)
 
 
 def _check_types(function: func.FuncOp) -> None:
@@ -259,7 +274,7 @@ def foreign_ops(module: ir.Module) -> list[tuple[str, str]]:
 
     def visit(op: ir.Operation) -> None:
         if op.name.split(".")[0] not in (*ALLOWED, "tosa", "cf"):
-            found.append((op.name, str(op.location).removeprefix("loc(").removesuffix(")")))
+            found.append((op.name, place(op.location)))
 
     _walk(module.operation, visit)
     return found

@@ -1,0 +1,85 @@
+"""The llmos attributes of text that people wrote or edited: whole, of the right kinds, and of the types they stand at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from llmos.compiler.ir import func, ir
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.errors import UserError
+
+_SYMBOLS = "llmos.symbols"
+_ADVICE = "see the linalg stage in docs/architecture.md"
+
+
+def check_symbols(module: ir.Module) -> None:
+    """Raises UserError unless the table of symbols, where there is one, gives each a range."""
+    if _SYMBOLS not in module.operation.attributes:
+        return
+    table = module.operation.attributes[_SYMBOLS]
+    if not isinstance(table, ir.DictAttr):
+        raise UserError(f"{_SYMBOLS} is not a dictionary of ranges; {_ADVICE}")
+    for named in (table[i] for i in range(len(table))):
+        bounds = list(named.attr) if isinstance(named.attr, ir.DenseI64ArrayAttr) else []
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+            raise UserError(f"{_SYMBOLS} gives {named.name} no range [min, max]; {_ADVICE}")
+
+
+def check_annotations(module: ir.Module, weights: Collection[str]) -> None:
+    """Raises UserError for the first argument or result of the public function whose attributes don't fit it."""
+    main = next((op for op in module.body.operations if isinstance(op, func.FuncOp) and "sym_visibility" not in op.attributes), None)
+    if main is None or main.is_external:
+        raise UserError(f"the module has no public function with a body; {_ADVICE}")
+    for attribute, values in (("arg_attrs", main.type.inputs), ("res_attrs", main.type.results)):
+        if attribute not in main.attributes and len(values):
+            raise UserError(f"{main.name.value} has no {attribute}; {_ADVICE}")
+    for number, (kind, given) in enumerate(zip(main.type.inputs, _dicts(main, "arg_attrs"), strict=False)):
+        _check_argument(f"argument {number}", kind, given, weights)
+    for number, (kind, given) in enumerate(zip(main.type.results, _dicts(main, "res_attrs"), strict=False)):
+        _check_tensor(f"result {number}", kind, given)
+
+
+def _dicts(main: func.FuncOp, attribute: str) -> list[ir.DictAttr]:
+    return [ir.DictAttr(each) for each in ir.ArrayAttr(main.attributes[attribute])] if attribute in main.attributes else []
+
+
+def _check_argument(what: str, kind: ir.Type, given: ir.DictAttr, weights: Collection[str]) -> None:
+    _check_tensor(what, kind, given)
+    role = _text(what, given, "llmos.kind")
+    if role == "weight":
+        if _text(what, given, "llmos.name") not in weights:
+            raise UserError(f"{what} is the weight {_text(what, given, 'llmos.name')!r}, which is not among the weights beside the text")
+    elif role != "input":
+        raise UserError(f"{what}: llmos.kind is {role!r}, not input or weight; {_ADVICE}")
+    elif "llmos.shape" not in given or not isinstance(given["llmos.shape"], ir.ArrayAttr):
+        raise UserError(f"{what} has no llmos.shape; {_ADVICE}")
+    else:
+        _check_shape(what, ir.RankedTensorType(kind), ir.ArrayAttr(given["llmos.shape"]))
+
+
+def _check_shape(what: str, kind: ir.RankedTensorType, shape: ir.ArrayAttr) -> None:
+    if len(shape) != kind.rank:
+        raise UserError(f"{what}: llmos.shape has {len(shape)} entries for {kind}")
+    for axis, entry in enumerate(shape):
+        fits = isinstance(entry, ir.StringAttr) if kind.is_dynamic_dim(axis) else _is_number(entry, kind.get_dim_size(axis))
+        if not fits:
+            raise UserError(f"{what}: entry {axis} of llmos.shape, {entry}, doesn't fit {kind}")
+
+
+def _is_number(entry: ir.Attribute, size: int) -> bool:
+    return isinstance(entry, ir.IntegerAttr) and int(ir.IntegerAttr(entry).value) == size
+
+
+def _check_tensor(what: str, kind: ir.Type, given: ir.DictAttr) -> None:
+    if not isinstance(kind, ir.RankedTensorType):
+        raise UserError(f"{what} is {kind}, not a ranked tensor")
+    _text(what, given, "llmos.name")
+    dtype = _text(what, given, "llmos.dtype")
+    if dtype not in DTYPES:
+        raise UserError(f"{what}: llmos.dtype is {dtype!r}, not one of {', '.join(DTYPES)}")
+
+
+def _text(what: str, given: ir.DictAttr, key: str) -> str:
+    if key not in given or not isinstance(given[key], ir.StringAttr):
+        raise UserError(f"{what} has no {key}; {_ADVICE}")
+    return str(ir.StringAttr(given[key]).value)
