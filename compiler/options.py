@@ -35,6 +35,7 @@ class CompileOptions:
     cache: whether compiled code is kept for later runs (LLMOS_CACHE).
     certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
+    tune: seconds of a measured search for shapes of tiles, on this machine; None: the analytic model's.
     tilings: what a measured search chose for some dispatches (compiler/tiling.py); others are left to the analytic model.
     """
 
@@ -52,6 +53,7 @@ class CompileOptions:
     cache: bool = True
     certificate: bool = True
     budget: float | None = None
+    tune: float | None = None
     tilings: Tilings = NO_TILINGS
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class CompileOptions:
             raise UserError(f"--stop-after {self.stop_after} comes before what --from {self.from_stage} makes")
         if self.budget is not None and not (0 <= self.budget < math.inf):
             raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
+        if self.tune is not None and not (0 < self.tune < math.inf):
+            raise UserError(f"--tune {self.tune}: give the seconds that the search may take, such as 30")
         if self.jobs < 0:
             raise UserError(f"jobs must be 0 or more, not {self.jobs}")
 

@@ -23,7 +23,6 @@ class Tiling:
     target: name of the target that they were made for; on others only `columns` counts, since weights lie in one layout for all.
     columns: of a panel of a packed weight: 16, 32, 48 or 64.
     rows: of a tile, at most.
-    block: rows of a register tile.
     ahead: rows of a panel between a read and the request to memory, 0 for none.
     lines: cache lines of the next panel that a full block asks for in UNROLL steps, 0 for none.
     """
@@ -31,14 +30,13 @@ class Tiling:
     target: str = ""
     columns: int | None = None
     rows: int | None = None
-    block: int | None = None
     ahead: int | None = None
     lines: int | None = None
 
     def __post_init__(self) -> None:
         if self.columns not in (None, 16, 32, 48, 64):
             raise ValueError(f"columns={self.columns}: a panel has 16, 32, 48 or 64")
-        for name, low, high in (("rows", 1, 1 << 16), ("block", 1, 16), ("ahead", 0, 256), ("lines", 0, 64)):
+        for name, low, high in (("rows", 1, 1 << 16), ("ahead", 0, 256), ("lines", 0, 64)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value}: expected {low} to {high}")

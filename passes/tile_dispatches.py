@@ -46,6 +46,12 @@ def tiling_key(func: ir.Operation) -> str:
             copy.erase()
 
 
+def tiling_keys(module: ir.Module) -> set[str]:
+    """Of all dispatches of a module."""
+    with module.context:
+        return {tiling_key(op.operation) for op in module.body.operations if "llmos.dispatch" in op.operation.attributes}
+
+
 def _reduce(func: ir.Operation) -> None:
     """Leave of a dispatch what is the same in all that one kernel serves, whatever was chosen for it."""
     attributes = func.attributes

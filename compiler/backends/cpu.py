@@ -71,11 +71,11 @@ def compile_module(imported: ImportedModel, targets: Sequence[Target], options: 
     weights = dict(imported.weights)
     if options.from_stage != "fused.mlir":
         run_pipeline(module, pipeline(options), options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
-        weights.update(_folded_weights(module, weights, options))
+        weights.update(folded_weights(module, weights, options))
         observer.stage_finished("fused.mlir", module, weights=weights)
     with module.context, ir.Location.unknown():
         program = Program.of(module)
-        record = _describe(program, weights, pipeline(options))
+        record = describe(program, weights, pipeline(options))
     observer.described(record)
     objects = emitter(options).objects(_lowered_for(program, targets, options, observer), observer.code_progress)
     code: dict[str, bytes] = {}
@@ -100,7 +100,7 @@ def _lowered_for(
         yield target.code_target(options.precision), text
 
 
-def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence[Pass]) -> CompiledModel:
+def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence[Pass]) -> CompiledModel:
     """The manifest's part of a compiled model; no code yet."""
     shapes = Shapes.of(program.main, program.table)
     arguments = argument_attributes(program.main)
@@ -135,7 +135,7 @@ def _describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequenc
     )
 
 
-def _folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: CompileOptions) -> dict[str, Weight]:
+def folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: CompileOptions) -> dict[str, Weight]:
     """What fold-weight-computation put aside, compiled for this machine and run when it is first read; the function leaves the module."""
     with module.context, ir.Location.unknown():
         fold = next((op.operation for op in module.body.operations if FOLD in op.operation.attributes), None)
@@ -151,7 +151,7 @@ def _folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: C
     run_pipeline(alone, DISPATCHES, options=PipelineOptions(None, options.repro))
     with alone.context, ir.Location.unknown():
         program = Program.of(alone)
-        record = _describe(program, weights, DISPATCHES)
+        record = describe(program, weights, DISPATCHES)
     return _lazily(program, record, weights)
 
 
@@ -161,7 +161,7 @@ def _lazily(program: Program, record: CompiledModel, weights: Mapping[str, Weigh
     @functools.cache
     def outputs() -> list[np.ndarray]:
         target = resolve("native")[0]
-        code = link_shared([compile_in_child((target, _lowered(program, target)))])
+        code = link_shared([compile_in_child((target, lowered(program, target)))])
         arrays = [np.empty([int(d) for d in spec.shape], numpy_dtype(spec.dtype)) for spec in entry.outputs]
         call_entry(code, entry.symbol, [np.ascontiguousarray(weights[spec.name].array) for spec in entry.inputs], arrays)
         return arrays
@@ -172,7 +172,7 @@ def _lazily(program: Program, record: CompiledModel, weights: Mapping[str, Weigh
     return {f"fold.{i}": Weight(spec.dtype, tuple(int(d) for d in spec.shape), load(i)) for i, spec in enumerate(entry.outputs)}
 
 
-def _lowered(program: Program, target: Target) -> str:
+def lowered(program: Program, target: Target) -> str:
     """LLVM IR of a program's kernels and host function."""
     kernels = emit_kernels(program, target)
     run_pipeline(kernels, [ExpandMath()])

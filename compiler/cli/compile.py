@@ -38,6 +38,12 @@ from llmos.runtime.errors import UserError
 @click.option("--cache/--no-cache", default=True, help="Keep compiled code for later runs.")
 @click.option("--certificate/--no-certificate", default=True, help="Run the compiled code beside the reference, and keep what that shows.")
 @click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, to let pass.")
+@click.option(
+    "--tune",
+    type=float,
+    metavar="SECONDS",
+    help="Measure shapes of tiles on this machine for so long, and keep what is best in OUTPUT.lock, which later compiles read.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(
     source: Path,
@@ -55,6 +61,7 @@ def command(
     cache: bool,
     certificate: bool,
     budget: float | None,
+    tune: float | None,
     quiet: bool,
 ) -> None:
     """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
@@ -73,6 +80,7 @@ def command(
         cache=cache,
         certificate=certificate,
         budget=budget,
+        tune=tune,
     )
     _run(source, output or default_output(source, name), options, weights, quiet)
 

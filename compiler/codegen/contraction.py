@@ -101,8 +101,7 @@ class ContractionEmitter:
         self.dispatch, self.layout = dispatch, Layout(dispatch, PairArithmetic.of(target))
         self.tiling = dispatch.tiling.on(target)
         shape = register_tile(target.vector_bits, self.layout.width)
-        shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
-        self.shape = replace(shape, rows=self.tiling.block or shape.rows)
+        self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.by_tiles = self.layout.pairs is PairArithmetic.TILES
         self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmos.compiler.compiled import CompiledModel, StageReached
 from llmos.compiler.driver.certificate import Proof, gather, with_loaded_weights
+from llmos.compiler.driver.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
 from llmos.compiler.driver.packaging import contents, weights_with_nan
 from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.resume import resume
@@ -18,8 +19,10 @@ from llmos.compiler.driver.sources import import_source
 from llmos.compiler.driver.watcher import Watcher
 from llmos.compiler.emit import emitter
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir import ir
 from llmos.compiler.memory import require_addressable
 from llmos.compiler.options import CompileOptions
+from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
 from llmos.runtime.errors import UserError
@@ -31,13 +34,20 @@ class ModelWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled model in memory."""
+    """A compiled model in memory. `lock`: what a search has found."""
 
     contents: ArtifactContents
+    lock: Lock | None = None
 
     def save(self, path: str | Path) -> Manifest:
-        """Writes `path`, signed with the user's own key; the file appears when it is whole. Raises ArtifactError."""
-        return write_artifact(path, self.contents)
+        """Writes `path`, signed with the user's own key; the file appears when it is whole. Raises ArtifactError.
+
+        Beside it goes `path`.lock, where the model was tuned.
+        """
+        manifest = write_artifact(path, self.contents)
+        if self.lock is not None:
+            write_lock(lock_path(Path(path)), self.lock)
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ def compile(
     precision: str = "fp32",
     target: str = "portable",
     name: str = "",
+    tune: float | None = None,
+    lock: str | Path | None = None,
     options: CompileOptions | None = None,
 ) -> Artifact:
     """Compiles a model to an artifact.
@@ -63,13 +75,16 @@ def compile(
     source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory;
     or what a front end made of one (ImportedModel).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
-    options: takes the place of precision, target and name.
+    tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
+    lock: the lock file of an earlier search, whose choices are taken; the search leaves out what is in it.
+    options: takes the place of precision, target, name and tune.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
-    chosen = options or CompileOptions(precision=precision, target=target, name=name)
+    chosen = options or CompileOptions(precision=precision, target=target, name=name, tune=tune)
     with Progress() as progress:
         job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
-        return Artifact(job.artifact_contents())
+        job.lock_file = Path(lock) if lock else None
+        return job.artifact()
 
 
 def compile_to_file(
@@ -81,11 +96,11 @@ def compile_to_file(
     """
     _check_folder(out)
     with progress:
-        job = _Job(source, options, progress, out.with_suffix("") if out.suffix else out, weights=weights)
+        job = _Job(source, options, progress, out.with_suffix("") if out.suffix else out, weights=weights, lock_file=lock_path(out))
         if options.stop_after in ("", "llmos"):
-            artifact = job.artifact_contents()
+            artifact = job.artifact()
             progress.phase("write")
-            return CompileResult((out,), write_artifact(out, artifact))
+            return CompileResult((out,), artifact.save(out))
         return CompileResult(tuple(job.saved_stage()), None)
 
 
@@ -102,9 +117,16 @@ class _Job:
     weights: Path | None = None
     watcher: Watcher | None = None
     proof: Proof | None = None
+    lock_file: Path | None = None
+    found: Lock | None = None  # by this run
 
-    def artifact_contents(self) -> ArtifactContents:
-        """Runs to the end, certificate included where there is a reference for one."""
+    def artifact(self) -> Artifact:
+        """Runs to the end."""
+        contents = self._contents()
+        return Artifact(contents, self.found)
+
+    def _contents(self) -> ArtifactContents:
+        """Of the artifact, certificate included where there is a reference for one."""
         sidecar, compiled = self._run()
         if self.proof is None:
             return contents(sidecar, compiled)
@@ -160,8 +182,45 @@ class _Job:
         watcher = self._watch(sidecar)
         if not stage:
             watcher.stage_finished("linalg.mlir", imported.module)
+        lock = self._lock(imported, stage)
+        options = replace(self.options, from_stage=stage, tilings=lock.tilings() if lock else self.options.tilings)
         self.progress.phase("passes")
-        return compile_module(imported, self.options.targets(), replace(self.options, from_stage=stage), watcher)
+        compiled = compile_module(imported, options.targets(), options, watcher)
+        if lock and not self.found:
+            self._report_strangers(lock, imported.module)
+        return compiled
+
+    def _lock(self, imported: ImportedModel, stage: str) -> Lock | None:
+        """What is known of shapes of tiles, or found now."""
+        if stage not in ("", "linalg.mlir"):
+            if self.options.tune is not None:
+                raise UserError(f"--tune chooses before weights are packed: give the model, or its linalg.mlir, not {stage}")
+            return None
+        known = self._read_lock()
+        if self.options.tune is None:
+            return known
+        from llmos.compiler.driver.tuning import tune
+
+        self.found = tune(imported, self.options, known, self.progress)
+        return self.found
+
+    def _read_lock(self) -> Lock | None:
+        if self.lock_file is None:
+            return None
+        try:
+            lock = read_lock(self.lock_file)
+            if lock and lock.target not in {target.code_target(self.options.precision).name for target in self.options.targets()}:
+                raise LockMismatch(f"is for {lock.target}, which is not among the targets")
+        except LockMismatch as mismatch:
+            _say(f"{self.lock_file} {mismatch}: left out")
+            return None
+        return lock
+
+    def _report_strangers(self, lock: Lock, module: ir.Module) -> None:
+        strangers = set(lock.dispatches) - tiling_keys(module)
+        if strangers:
+            count = f"{len(strangers)} of its {len(lock.dispatches)} dispatches"
+            _say(f"{self.lock_file}: {count} are not in this model and were left out; --tune measures those that it lacks")
 
     def _watch(self, sidecar: Sidecar) -> Watcher:
         options = self.options

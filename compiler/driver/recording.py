@@ -109,6 +109,13 @@ def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signa
     return found + [_record_made_up(reference, signature, recipes, traced, number) for number in range(missing)]
 
 
+def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """Inputs of the sizes, with values like those of the examples."""
+    fitting = [example for example in examples if _fits(example, signature)]
+    recipes = [_recipe(spec, [example[i] for example in fitting]) for i, spec in enumerate(signature.inputs)]
+    return [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(recipes, signature.inputs, strict=True)]
+
+
 def _fits(example: Sequence[np.ndarray], signature: Signature) -> bool:
     """An example of the inputs that the module takes (unused ones may have been dropped)."""
     return len(example) == len(signature.inputs) and all(

@@ -94,9 +94,9 @@ def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
 
 
 TILINGS = (
-    "columns=16+rows=5+block=3",
+    "columns=16+rows=5",
     "columns=64+lines=0+ahead=0",
-    "columns=32+rows=64+block=12",
+    "columns=32+rows=64+lines=2",
     "rows=1",
     "columns=48+lines=5+ahead=64",
 )

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from llmos.compiler.devtools.bench.work import evaluate
+from llmos.compiler.driver.usual import usual_size
 from llmos.runtime.artifact.dtypes import DTYPES
-from llmos.runtime.artifact.manifest import EntrySpec, Manifest, Symbol, TensorSpec
+from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.errors import InputError, UserError
 
-# Sizes where the command line says none: one request of a usual length.
-_TYPICAL = {"batch": 1, "tokens": 128, "sequence": 128, "sequence_length": 128, "seq_len": 128}
 # Made-up integers stay below this, which every vocabulary holds.
 _MAX_INTEGER = 100
 
@@ -21,7 +20,7 @@ _MAX_INTEGER = 100
 def parse_shape(text: str, manifest: Manifest) -> dict[str, int]:
     """Sizes of all symbols from "batch=1,tokens=128"; the others get a usual size. Raises InputError for unknown names and bad sizes."""
     known = {symbol.name: symbol for symbol in manifest.symbols}
-    sizes = {symbol.name: _typical(symbol) for symbol in manifest.symbols}
+    sizes = {symbol.name: usual_size(symbol) for symbol in manifest.symbols}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = item.partition("=")
         if name not in known:
@@ -55,10 +54,6 @@ def parse_files(items: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--input {item}: expected name=file.npy")
         files[name] = Path(path)
     return files
-
-
-def _typical(symbol: Symbol) -> int:
-    return min(max(_TYPICAL.get(symbol.name, 1), symbol.min), symbol.max)
 
 
 def _made_up(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator) -> np.ndarray:
