@@ -21,7 +21,8 @@ class LabelDispatches(Pass):
     After:
         func.func private @d8_row(...) attributes {llmos.dispatch = "row", llmos.label = "layer_norm"}
 
-    A contraction is "matmul", "batch_matmul" or "conv", with what its epilogue holds: "matmul+bias+gelu", "matmul+bias+add".
+    A contraction is "matmul", "batch_matmul", "conv" or "winograd" (a convolution by that algorithm), with what its epilogue holds:
+    "matmul+bias+gelu", "matmul+bias+add".
     """
 
     def run(self, module: ir.Module) -> None:
@@ -39,8 +40,9 @@ def label_of(func: ir.Operation) -> str:
     ]
     if kind == "attention":
         return "attention"
-    if kind == "contraction":
-        return "+".join([_contraction(generics), *_epilogue(generics)]).replace("sigmoid+scale", "silu")
+    if kind in ("contraction", "winograd"):
+        root = "winograd" if kind == "winograd" else _contraction(generics)
+        return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
     if kind == "windowed":
         windows = next(i for i, g in enumerate(generics) if g.reduction_dims and contraction_of(g.op) is None)
         parts = [

@@ -14,6 +14,7 @@ from llmos.compiler.widening import WIDEN
 from llmos.passes._pass import Pass
 
 PACKED = "llmos.packed"
+WINOGRAD = "llmos.winograd"  # of a dispatch: outputs on a side of a tile
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PackWeights(Pass):
         func.func @main(..., %w: tensor<256x1024xf32> {llmos.kind = "weight", llmos.packed = [[0], [1]], ...})     // axes of n, axes of k
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
-    Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]].
+    Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]]. Of a winograd dispatch
+    the side of its tiles comes last, and the kernels are kept transformed (compiler/winograd.py): [[0], [2, 3, 1], [], [4]].
     A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
@@ -41,23 +43,30 @@ class PackWeights(Pass):
 
 def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
     arguments: dict[tuple[int, str], ir.Value] = {}
-    block = main.regions[0].blocks[0]
     attributes = argument_attributes(main)
-    for op in _calls(block):
-        dispatch = functions[ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value]
+    for call, dispatch, position, axes in list(weighted_contractions(main, functions)):
+        spec, number = _specification(dispatch, axes), ir.BlockArgument(call.operands[position]).arg_number
+        key = (number, str(spec))
+        if key not in arguments:
+            arguments[key] = _add_argument(main, call.operands[position], attributes[number], spec)
+        call.operands[position] = arguments[key]
+        _mark(dispatch, position, spec)
+    drop_unused_weights(main)
+
+
+def weighted_contractions(
+    main: ir.Operation, functions: dict[str, ir.Operation]
+) -> Iterator[tuple[ir.Operation, ir.Operation, int, list[list[int]]]]:
+    """(call, its dispatch, operand, axes of n and k) of every contraction whose right side is one weight, however its axes are ordered."""
+    block, attributes = main.regions[0].blocks[0], argument_attributes(main)
+    for call in _calls(block):
+        dispatch = functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value]
         found = _constant_side(dispatch)
         if found is None:
             continue
-        position, spec = found[0], _specification(dispatch, found[1])
-        operand = op.operands[position]
-        if operand not in block.arguments or not _is_weight(attributes[operand.arg_number]):
-            continue
-        key = (operand.arg_number, str(spec))
-        if key not in arguments:
-            arguments[key] = _add_argument(main, operand, attributes[operand.arg_number], spec)
-        op.operands[position] = arguments[key]
-        _mark(dispatch, position, spec)
-    drop_unused_weights(main)
+        operand = call.operands[found[0]]
+        if operand in block.arguments and _is_weight(attributes[operand.arg_number]):
+            yield call, dispatch, *found
 
 
 def _calls(block: ir.Block) -> Iterator[ir.Operation]:
@@ -72,7 +81,9 @@ def _calls(block: ir.Block) -> Iterator[ir.Operation]:
 def _specification(dispatch: ir.Operation, axes: list[list[int]]) -> ir.Attribute:
     """What `llmos.packed` says."""
     columns = Tiling.parse(ir.StringAttr(dispatch.attributes[TILING]).value).columns if TILING in dispatch.attributes else None
-    parts = axes if columns is None else [*axes, [columns]]
+    tile = [[ir.IntegerAttr(dispatch.attributes[WINOGRAD]).value]] if WINOGRAD in dispatch.attributes else []
+    width = [[columns]] if columns is not None else [[]] if tile else []
+    parts = [*axes, *width, *tile]
     return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in parts])
 
 
@@ -82,7 +93,7 @@ def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
 
 def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "windowed"):
+    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "windowed", "winograd"):
         return None
     block = dispatch.regions[0].blocks[0]
     root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)

@@ -13,7 +13,15 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernels import LoopUnit, Program, Work, describe_loop, describe_work, emit_kernels
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
-from llmos.compiler.codegen.packing import pack_pairs, pack_panels, packed_pairs_shape, packed_shape, to_bfloat16
+from llmos.compiler.codegen.packing import (
+    pack_pairs,
+    pack_panels,
+    pack_winograd,
+    packed_pairs_shape,
+    packed_shape,
+    packed_winograd_shape,
+    to_bfloat16,
+)
 from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
@@ -37,9 +45,18 @@ from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.passes.tile_dispatches import TileDispatches
+from llmos.passes.winograd import Winograd
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
 
-DISPATCHES: tuple[Pass, ...] = (RecogniseAttention(), FuseLoops(), FormDispatches(), LabelDispatches(), PackWeights(), PlanMemory())
+DISPATCHES: tuple[Pass, ...] = (
+    RecogniseAttention(),
+    FuseLoops(),
+    FormDispatches(),
+    Winograd(),
+    LabelDispatches(),
+    PackWeights(),
+    PlanMemory(),
+)
 
 PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),
@@ -62,7 +79,8 @@ def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
     narrow = [NarrowActivations()] if options.precision == "bf16" else []
     tile = [TileDispatches(options.tilings)] if options.tilings else []
     place = PIPELINE.index(DISPATCHES[-2])  # before the weights are packed
-    return (*PIPELINE[:place], *narrow, *tile, *PIPELINE[place:])
+    passes = (*PIPELINE[:place], *narrow, *tile, *PIPELINE[place:])
+    return passes if options.winograd and not narrow else tuple(each for each in passes if not isinstance(each, Winograd))
 
 
 def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
@@ -237,8 +255,11 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
     return bound
 
 
-def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], width: Sequence[int] = ()) -> Weight:
+def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], width: Sequence[int] = (), tile: Sequence[int] = ()) -> Weight:
     chosen = width[0] if width else None
+    if tile:
+        positions = packed_winograd_shape(weight.shape, n_axes, k_axes, tile[0], chosen)
+        return Weight(weight.dtype, positions, lambda: pack_winograd(weight.array, n_axes, k_axes, tile[0], chosen))
     if weight.dtype == "bfloat16":
         pairs = packed_pairs_shape(weight.shape, n_axes, k_axes, chosen)
         return Weight(weight.dtype, pairs, lambda: pack_pairs(weight.array, n_axes, k_axes, chosen))

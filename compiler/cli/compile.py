@@ -37,6 +37,7 @@ from llmos.runtime.errors import UserError
 @click.option("--jobs", default=0, help="Processes that compile at the same time; default one per core.")
 @click.option("--cache/--no-cache", default=True, help="Keep compiled code for later runs.")
 @click.option("--certificate/--no-certificate", default=True, help="Run the compiled code beside the reference, and keep what that shows.")
+@click.option("--winograd/--no-winograd", default=True, help="Compute 3x3 convolutions by fewer multiplications, where that is faster.")
 @click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, to let pass.")
 @click.option(
     "--tune",
@@ -60,6 +61,7 @@ def command(
     jobs: int,
     cache: bool,
     certificate: bool,
+    winograd: bool,
     budget: float | None,
     tune: float | None,
     quiet: bool,
@@ -79,6 +81,7 @@ def command(
         jobs=jobs,
         cache=cache,
         certificate=certificate,
+        winograd=winograd,
         budget=budget,
         tune=tune,
     )

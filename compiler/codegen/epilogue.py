@@ -94,12 +94,12 @@ class Epilogue:
                     with ev.masked(b.tail_mask(b.index(left)) if left < shape.lanes else None):
                         self._finish(sums[r * shape.vectors + v], point)
 
-    def from_tile(self, row: Value, first: Value, count: Value) -> None:
-        """`count` rows of the tile in scratch through the epilogue to memory."""
+    def from_tile(self, row: Value, first: Value, count: Value, start: Value | None = None) -> None:
+        """`count` rows of the tile in scratch, from its row `start` on, through the epilogue to memory."""
         frame, layout = self.points.frame, self.points.layout
         b, ev, n = frame.b, frame.evaluator, layout.n
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
-            m, at = b.add(row, loop.iv), b.mul(loop.iv, b.index(layout.width))
+            m, at = b.add(row, loop.iv), b.mul(b.add(loop.iv, start or b.index(0)), b.index(layout.width))
             if n.is_Integer and int(n) % layout.width == 0:
                 self._row(m, at, first, masked=False)
                 return

@@ -20,6 +20,7 @@ from llmos.compiler.codegen.loops import LoopEmitter
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.tile import register_tile
 from llmos.compiler.codegen.windowed import emit_windowed
+from llmos.compiler.codegen.winograd import emit_winograd, winograd_work
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, is_fill
 from llmos.compiler.loops import Loop, is_loop
@@ -33,6 +34,7 @@ EMITTERS: Mapping[str, Emit] = {
     "attention": emit_attention,
     "contraction": emit_contraction,
     "windowed": emit_windowed,
+    "winograd": emit_winograd,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
@@ -128,7 +130,7 @@ def identity(dispatch: Dispatch) -> str:
 def _cost_ns(dispatch: Dispatch) -> Expr:
     """About what a dispatch takes on one thread: 100 flops a ns of a contraction, 10 of others, and 40 bytes a ns."""
     work = describe_work(dispatch)
-    flops = work.flops / (100 if dispatch.kind in ("contraction", "windowed") else 10)
+    flops = work.flops / (100 if dispatch.kind in ("contraction", "windowed", "winograd") else 10)
     return sympy.expand(sympy.floor(sympy.together(flops + work.num_bytes / 40)))
 
 
@@ -147,6 +149,9 @@ def describe_work(dispatch: Dispatch) -> Work:
     gathered = [product(shapes.shape(value)) * _width(value) for value in _gathered(dispatch)]
     written = product(shapes.shape(dispatch.results[0])) * _width(dispatch.results[0])
     num_bytes = sum(sizes, sympy.Integer(0)) - sum(gathered, sympy.Integer(0)) + written * len(gathered)
+    if dispatch.kind == "winograd":
+        flops, more_bytes = winograd_work(dispatch)
+        return Work(flops, sympy.expand(num_bytes + more_bytes))
     return Work(sympy.expand(_flops(dispatch)), sympy.expand(num_bytes))
 
 

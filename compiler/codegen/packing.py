@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmos.compiler.winograd import TAPS, transform_kernel
+
 PANEL = 48
 WIDTHS = (PANEL, 64, 32)  # in this order, what divides n is taken
 NARROWEST = 16
@@ -58,6 +60,20 @@ def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], 
         panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))
     count, k, width = panels.shape
     return np.ascontiguousarray(panels.reshape(count, k // 2, 2, width).swapaxes(2, 3))
+
+
+def packed_winograd_shape(
+    shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], m: int, width: int | None = None
+) -> tuple[int, int, int, int]:
+    panels, k, width = packed_shape((shape[n_axes[0]], shape[k_axes[2]]), [0], [1], width)
+    return panels, (m + TAPS - 1) ** 2, k, width
+
+
+def pack_winograd(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], m: int, width: int | None = None) -> np.ndarray:
+    """Transform the kernels of a convolution for tiles of m by m outputs and rearrange them; `k_axes`: those of the kernel's rows, its
+    columns and the channels. Returns float32 [n/w, (m + 2)², channels, w]."""
+    positions = transform_kernel(array.transpose(*k_axes, *n_axes), m)
+    return np.stack([pack_panels(position, [1], [0], width) for position in positions], axis=1)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:

@@ -54,8 +54,9 @@ class Compared:
 
 def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
     """The options that an artifact was compiled with, as far as its passes show them."""
-    precision = "bf16" if any(str(step).startswith("narrow-activations") for step in artifact.manifest.passes) else "fp32"
-    return CompileOptions(precision=precision, target=target or "native", repro=None)
+    names = {str(step).split("{")[0] for step in artifact.manifest.passes}
+    precision = "bf16" if "narrow-activations" in names else "fp32"
+    return CompileOptions(precision=precision, target=target or "native", winograd="winograd" in names, repro=None)
 
 
 def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
+from llmos.compiler.backends.cpu import PIPELINE
+from llmos.passes.winograd import Winograd
 from llmos.runtime.program import Program
 
 from .programs import V4, compile_text
@@ -72,8 +75,12 @@ class Convolution:
             y = y + torch.from_numpy(inputs[1]).double()
         return (torch.relu(y) if self.relu else y).numpy()
 
-    def compile(self, weights: Mapping[str, np.ndarray], target: str = V4) -> Program:
-        return compile_text(self.text(), weights, target)
+    def compile(self, weights: Mapping[str, np.ndarray], target: str = V4, winograd: Literal["", "2", "4"] = "") -> Program:
+        """`winograd`: the side of its tiles; by the direct sum where it isn't given."""
+        passes = [
+            Winograd(winograd) if isinstance(each, Winograd) else each for each in PIPELINE if winograd or not isinstance(each, Winograd)
+        ]
+        return compile_text(self.text(), weights, target, passes)
 
     # -- linalg
     def text(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmos.compiler.ir import context, ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
+from llmos.passes import Pass, PipelineOptions, run_pipeline
 from llmos.runtime.artifact.writer import write_artifact
 from llmos.runtime.errors import UserError
 from llmos.runtime.program import Program
@@ -93,13 +95,17 @@ def compile_torch(
     return load(compile_model(module.eval(), tuple(example), dynamic_shapes=shapes, options=options(target)))
 
 
-def compile_text(text: str, weights: Mapping[str, Array] | None = None, target: str = V4) -> Program:
-    """A program of linalg text (docs/architecture.md, "The linalg stage")."""
+def compile_text(text: str, weights: Mapping[str, Array] | None = None, target: str = V4, passes: Sequence[Pass] = ()) -> Program:
+    """A program of linalg text (docs/architecture.md, "The linalg stage"); `passes`: instead of the usual ones."""
     need(target)
     with context(), ir.Location.unknown():
         module = ir.Module.parse(text)
+    chosen = options(target)
+    if passes:
+        run_pipeline(module, passes, options=PipelineOptions(repro=None))
+        chosen = replace(chosen, from_stage="fused.mlir")
     imported = ImportedModel("program", module, {name: Weight.of(array) for name, array in (weights or {}).items()})
-    compiled = compile_module(imported, resolve(target), options(target), CompileObserver())
+    compiled = compile_module(imported, resolve(target), chosen, CompileObserver())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.llmos"
         write_artifact(path, contents(Sidecar("program", imported.weights, {}, {}, None), compiled))

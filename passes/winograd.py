@@ -1,0 +1,87 @@
+"""winograd: compute convolutions over 3x3 pixels by fewer multiplications, where that is less work in all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import contraction_of
+from llmos.compiler.stencils import Stencil, stencil_of
+from llmos.compiler.symbolic import Shapes, SymbolTable
+from llmos.compiler.winograd import POINTS, TAPS, transform_operations
+from llmos.passes._pass import Pass
+from llmos.passes.pack_weights import WINOGRAD, weighted_contractions
+
+LANES = 16  # channels fill vectors of every target
+PRODUCTS = 26.0  # multiplications that a core does in a cycle, of 32 with 512-bit vectors
+OPERATIONS = 1.0  # vector operations of a transform in a cycle, what they load and store included
+WEIGHT_BYTES = 8.0  # of a weight that a core reads in a cycle, from far
+GAIN = 1.15  # what is less than that many times faster isn't worth the larger weight
+TYPICAL = 8  # a batch, beside the smallest, that the choice is for
+
+
+@dataclass(frozen=True)
+class Winograd(Pass):
+    """A convolution of stride 1 with a constant 3x3 kernel is marked for Winograd's algorithm (compiler/winograd.py), in tiles of m by m
+    outputs, m = 2 or 4.
+
+    Before:
+        func.func private @d4_contraction(...) attributes {llmos.dispatch = "contraction"} { conv, bias, relu }
+    After:
+        func.func private @d4_contraction(...) attributes {llmos.dispatch = "winograd", llmos.winograd = 4} { conv, bias, relu }
+
+    What the function says stays the plain sum; only the kernel is another, and with pack-weights the weight's bytes, transformed.
+    `tile`: m for all of them; auto takes for each what is the least work at the smallest batch and at a usual one.
+    """
+
+    tile: Literal["auto", "2", "4"] = "auto"
+    min_channels: int = 32
+
+    def run(self, module: ir.Module) -> None:
+        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        table = SymbolTable.of(module)
+        for main in functions.values():
+            if "sym_visibility" not in main.attributes:
+                for call, dispatch, weight, _ in weighted_contractions(main, functions):
+                    direct = ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value == "contraction"
+                    if direct and isinstance(call.operands[weight].type.element_type, ir.F32Type):
+                        self._mark(dispatch, table)
+
+    def _mark(self, dispatch: ir.Operation, table: SymbolTable) -> None:
+        root = next(c for c in (contraction_of(op.operation) for op in dispatch.regions[0].blocks[0].operations) if c is not None)
+        stencil = stencil_of(root, Shapes.of(dispatch, table))
+        if stencil is None or stencil.channels % LANES or stencil.channels < self.min_channels:
+            return
+        m = int(self.tile) if self.tile != "auto" else cheapest(stencil, _batches(stencil, table))
+        if m:
+            dispatch.attributes["llmos.dispatch"] = ir.StringAttr.get("winograd")
+            dispatch.attributes[WINOGRAD] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), m)
+
+
+def _batches(stencil: Stencil, table: SymbolTable) -> list[int]:
+    """The smallest batch and a usual one."""
+    least, most = table.bounds(stencil.batch)
+    if not least.is_Integer:
+        return [1, TYPICAL]
+    usual = TYPICAL * max(1, int(least))
+    return [max(1, int(least)), min(usual, int(most)) if most.is_Integer else usual]
+
+
+def cheapest(stencil: Stencil, batches: list[int]) -> int:
+    """m of the tiles that take the fewest cycles an image, at each of some batches alike; 0 where the direct sum isn't much slower."""
+    costs = {m: sum(_cycles(stencil, m, batch) / batch for batch in batches) for m in (0, *POINTS)}
+    m = min(costs, key=lambda each: costs[each])
+    return m if costs[m] * GAIN < costs[0] else 0
+
+
+def _cycles(stencil: Stencil, m: int, batch: int) -> float:
+    """About what a core takes for tiles of m by m outputs; m = 0: the direct sum. What a weight takes to arrive is hidden in part."""
+    weights = stencil.channels * stencil.columns
+    positions = (m + TAPS - 1) ** 2 if m else TAPS**2
+    down, across = stencil.tiles(m or 1)
+    tiles = batch * down * across
+    products, arrival = tiles * positions * weights / PRODUCTS, 4 * positions * weights / WEIGHT_BYTES
+    inputs, outputs = transform_operations(m) if m else (0, 0)
+    transforms = tiles * (inputs * stencil.channels + outputs * stencil.columns) / LANES
+    return max(products, arrival) + min(products, arrival) / 2 + transforms / OPERATIONS
