@@ -20,13 +20,14 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, ceil_div, kernel, product, split_index
-from llmos.compiler.codegen.padding import padding_of
+from llmos.compiler.codegen.padding import PaddedAxis, padding_of
 from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, dim_positions, is_fill, is_identity, reaches
 from llmos.compiler.symbolic import Expr
 
 UNROLLED = 32  # taps at most that are written out
+WRITTEN_ENDS = 4  # pixels at most at the ends of a row that are written out, each with its own part of a window
 CHUNK_VECTORS = 16  # vectors of one tile along the lanes
 CHUNK_PIXELS = 64  # pixels of one tile where nothing else splits the work
 
@@ -87,12 +88,24 @@ def _lies_as(value: Value, root: Value) -> bool:
 
 @dataclass(frozen=True)
 class _Window:
-    """For each reduction dim, the range that is walked; None for all of it."""
+    """For some reduction dims the range that is walked: numbers, or values of the kernel. All of the others is."""
 
+    known: dict[int, range]
     ranges: dict[int, tuple[Value, Value]]
 
 
-WHOLE = _Window({})
+WHOLE = _Window({}, {})
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Lanes [low, high) that are taken together: `vectors` at each of `together` pixels, or `alone` at one."""
+
+    low: Value
+    high: Value
+    vectors: int
+    together: int
+    alone: int
 
 
 class ColumnsEmitter:
@@ -116,37 +129,61 @@ class ColumnsEmitter:
             *at, pixels, lanes = split_index(b, size, tile, [*outer, pixel_chunks, chunks])
             first, low = b.mul(pixels, size(step)), b.mul(lanes, b.index(chunk_lanes))
             last = b.minimum(b.add(first, size(step)), size(width))
-            self.pixels(frame, at, (first, last), low, chunk_lanes)
+            self.pixels(frame, at, (first, last) if step != width else None, low, chunk_lanes)
         return Launch(sympy.expand(product(outer) * pixel_chunks * chunks))
 
     # -- which points
-    def pixels(self, frame: Frame, outer: Sequence[Coord], pixels: tuple[Value, Value], low: Value, count: int) -> None:
-        """Pixels [first, last): those inside by blocks, then one by one; those at an edge with their windows cut.
+    def pixels(self, frame: Frame, outer: Sequence[Coord], pixels: tuple[Value, Value] | None, low: Value, count: int) -> None:
+        """Pixels [first, last), or all of a row of pixels.
 
         `outer`: coordinates of the outer dims; `low`: the first of up to `count` lanes, a multiple of `count`, itself one of a vector.
         """
         self.frame, b, ev = frame, frame.b, frame.evaluator
         self.point: dict[int, Coord] = dict(zip(self.plan.outer, outer, strict=True))
-        first, last = pixels
         self.accumulators = min(8, self.registers // b.lanes)
         high = b.minimum(b.add(low, b.index(count)), ev.sizes(self.sizes[self.plan.lane]))
         vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4, count)
         together = 1 if self.plan.pixel is None else self.accumulators // vectors
-        alone = self._vectors(max(vectors, self.accumulators // 2), count)
-        inside, outside = self._inside(first, last)
+        block = _Block(low, high, vectors, together, self._vectors(max(vectors, self.accumulators // 2), count))
         with self._reading_source():
-            whole = b.add(inside, b.mul(b.div(b.sub(outside, inside), b.index(together)), b.index(together)))
-            if together > 1:
-                with b.loop(inside, whole, b.index(together)) as loop, ev.scope():
-                    self._lanes(low, high, vectors, [b.add(loop.iv, b.index(i)) for i in range(together)], WHOLE)
-            with b.loop(whole if together > 1 else inside, outside, b.index(1)) as loop, ev.scope():
-                self._lanes(low, high, alone, [loop.iv], WHOLE)
-            if self.padding is None:
+            inside = self._rows_inside()
+            if inside is None:
+                self._row(pixels, block, WHOLE)
                 return
+            with b.when(inside), ev.scope():
+                self._row(pixels, block, WHOLE)
+            with b.when(b.binary("arith.xori", inside, b.const(b.i1, 1))), ev.scope():
+                self._row(pixels, block, _Window({}, {axis.tap: self._taps_inside(axis) for axis in self._axes(along=False)}))
+
+    def _row(self, pixels: tuple[Value, Value] | None, block: _Block, window: _Window) -> None:
+        """Pixels whose windows are inside along the row by blocks, then one by one; those at its ends with their windows cut."""
+        b, ev = self.frame.b, self.frame.evaluator
+        width = self.sizes[self.plan.pixel] if self.plan.pixel is not None else sympy.S.One
+        first, last = pixels or (b.index(0), ev.sizes(width))
+        inside, outside = self._inside(first, last)
+        step = b.index(block.together)
+        whole = b.add(inside, b.mul(b.div(b.sub(outside, inside), step), step)) if block.together > 1 else inside
+        if block.together > 1:
+            with b.loop(inside, whole, step) as loop, ev.scope():
+                self._lanes(block, block.vectors, [b.add(loop.iv, b.index(i)) for i in range(block.together)], window)
+        with b.loop(whole, outside, b.index(1)) as loop, ev.scope():
+            self._lanes(block, block.alone, [loop.iv], window)
+        for axis in self._axes(along=True):
+            if pixels is None and (ends := _ends(axis, width)) is not None:
+                for pixel in ends:
+                    with ev.scope():
+                        self._lanes(block, block.alone, [b.index(pixel)], _Window({axis.tap: axis.known_taps_inside(pixel)}, window.ranges))
+                continue
             with b.loop(first, b.sub(last, b.sub(outside, inside)), b.index(1)) as loop, ev.scope():
                 before = b.compare("slt", loop.iv, inside)
                 pixel = b.select(before, loop.iv, b.add(loop.iv, b.sub(outside, inside)))
-                self._lanes(low, high, alone, [pixel], self._cut(pixel))
+                cut = {axis.tap: axis.taps_inside(b, ev.sizes, pixel)}
+                self._lanes(block, block.alone, [pixel], _Window({}, {**window.ranges, **cut}))
+
+    def _axes(self, along: bool) -> list[PaddedAxis]:
+        """Padded axes that the pixels of a row move along, at most one; or the others."""
+        axes = self.padding.axes if self.padding is not None else ()
+        return [axis for axis in axes if (axis.out == self.plan.pixel) == along]
 
     def _vectors(self, most: int, count: int) -> int:
         """Vectors side by side: about `most`, no more than there are, and a divisor of those of `count` lanes."""
@@ -156,30 +193,28 @@ class ColumnsEmitter:
         return min(whole, -(-int(size) // lanes)) if size.is_Integer else whole
 
     def _inside(self, first: Value, last: Value) -> tuple[Value, Value]:
-        """The pixels of [first, last) whose window meets no padding; none where another coordinate's does."""
-        b, size = self.frame.b, self.frame.evaluator.sizes
-        low, high = first, last
-        if self.padding is None:
-            return low, high
-        for axis in self.padding.axes:
+        """The pixels of [first, last) whose window meets no padding along their row."""
+        b, size, low, high = self.frame.b, self.frame.evaluator.sizes, first, last
+        for axis in self._axes(along=True):
             begin, end = (size(bound) for bound in axis.whole_windows)
-            if axis.out == self.plan.pixel:
-                low = b.minimum(b.binary("arith.maxsi", low, begin), last)
-                high = b.binary("arith.maxsi", b.minimum(high, end), low)
-        for axis in self.padding.axes:
-            if axis.out != self.plan.pixel:
-                begin, end = (size(bound) for bound in axis.whole_windows)
-                coord = self.point.get(axis.out, b.index(0))
-                is_in = b.binary("arith.andi", b.compare("sge", coord, begin), b.compare("slt", coord, end))
-                high = b.select(is_in, high, low)
+            low = b.minimum(b.binary("arith.maxsi", low, begin), last)
+            high = b.binary("arith.maxsi", b.minimum(high, end), low)
         return low, high
 
-    def _cut(self, pixel: Value) -> _Window:
-        """The part of each window dim that lies in the source."""
-        assert self.padding is not None
-        point = {**self.point, **({self.plan.pixel: pixel} if self.plan.pixel is not None else {})}
+    def _rows_inside(self) -> Value | None:
+        """Whether windows meet no padding along the other axes; None where those have none."""
         b, size = self.frame.b, self.frame.evaluator.sizes
-        return _Window({axis.tap: axis.taps_inside(b, size, point.get(axis.out, b.index(0))) for axis in self.padding.axes})
+        inside: Value | None = None
+        for axis in self._axes(along=False):
+            begin, end = (size(bound) for bound in axis.whole_windows)
+            coord = self.point.get(axis.out, b.index(0))
+            for condition in (b.compare("sge", coord, begin), b.compare("slt", coord, end)):
+                inside = condition if inside is None else b.binary("arith.andi", inside, condition)
+        return inside
+
+    def _taps_inside(self, axis: PaddedAxis) -> tuple[Value, Value]:
+        b = self.frame.b
+        return axis.taps_inside(b, self.frame.evaluator.sizes, self.point.get(axis.out, b.index(0)))
 
     @contextmanager
     def _reading_source(self) -> Iterator[None]:
@@ -193,9 +228,9 @@ class ColumnsEmitter:
         del ev.bound[padding.value]
 
     # -- blocks of lanes
-    def _lanes(self, low: Value, high: Value, vectors: int, pixels: Sequence[Value], window: _Window) -> None:
-        """Lanes [low, high) at some pixels, `vectors` at a time, the last ones under a mask."""
-        b, ev, size = self.frame.b, self.frame.evaluator, self.sizes[self.plan.lane]
+    def _lanes(self, block: _Block, vectors: int, pixels: Sequence[Value], window: _Window) -> None:
+        """The lanes of a block at some pixels, `vectors` at a time, the last ones under a mask."""
+        b, ev, size, low, high = self.frame.b, self.frame.evaluator, self.sizes[self.plan.lane], block.low, block.high
         step = vectors * b.lanes
         whole = b.add(low, b.mul(b.div(b.sub(high, low), b.index(step)), b.index(step)))
         with b.loop(low, whole, b.index(step)) as loop, ev.scope():
@@ -256,13 +291,19 @@ class ColumnsEmitter:
             return [({**point, dim: tap}, mask) for point, mask in points]
 
         if self._is_unrolled(dims, window):
-            for tap in range(int(self.sizes[dim])):
+            for tap in window.known.get(dim, range(int(self.sizes[dim]))):
                 carried = self._walk(at(b.index(tap)), rest, window, carried)
             return carried
-        low, high = window.ranges.get(dim, (b.index(0), ev.sizes(self.sizes[dim])))
+        low, high = self._range(dim, window)
         with b.loop(low, high, b.index(1), carried) as loop, ev.scope():
             loop.yield_(self._walk(at(loop.iv), rest, window, loop.args))
         return loop.results
+
+    def _range(self, dim: int, window: _Window) -> tuple[Value, Value]:
+        """The part of a reduction dim that is walked."""
+        b, known = self.frame.b, window.known.get(dim)
+        every = (b.index(0), self.frame.evaluator.sizes(self.sizes[dim]))
+        return (b.index(known.start), b.index(known.stop)) if known is not None else window.ranges.get(dim, every)
 
     def _is_unrolled(self, dims: Sequence[int], window: _Window) -> bool:
         taps = product([self.sizes[d] for d in dims])
@@ -278,6 +319,16 @@ class ColumnsEmitter:
             ev.store(ev.value(value, coords), buffer, coords)
         for result in self.root.op.results:
             del ev.bound[result]
+
+
+def _ends(axis: PaddedAxis, width: Expr) -> list[int] | None:
+    """Pixels of a row whose windows meet padding, if they are few enough to write out each."""
+    begin, end = axis.whole_windows
+    if not (axis.is_known and width.is_Integer):
+        return None
+    low, high = min(int(width), max(0, int(begin))), min(int(width), max(0, int(end)))
+    ends = [*range(low), *range(max(low, high), int(width))]
+    return ends if len(ends) <= WRITTEN_ENDS else None
 
 
 def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:

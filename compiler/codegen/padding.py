@@ -42,6 +42,17 @@ class PaddedAxis:
         begin, end = (self._rounded_up(b, value) for value in (start, past))
         return b.binary("arith.maxsi", begin, b.index(0)), b.minimum(end, size(self.num_taps))
 
+    @property
+    def is_known(self) -> bool:
+        """Whether sizes and padding are numbers."""
+        return all(bool(size.is_Integer) for size in (self.before, self.size, self.num_taps))
+
+    def known_taps_inside(self, out: int) -> range:
+        """`taps_inside` of an axis whose sizes are known."""
+        start = int(self.before) - out * self.stride
+        begin, end = (-(-value // self.dilation) for value in (start, start + int(self.size)))
+        return range(max(0, begin), max(0, begin, min(end, int(self.num_taps))))
+
     def _rounded_up(self, b: Builder, value: Value) -> Value:
         if self.dilation == 1:
             return value

@@ -113,8 +113,7 @@ class WindowedEmitter:
         ev.buffers[self.image] = buffer
         first = b.mul(band.panel, b.index(layout.width))
         with b.loop(band.top, band.bottom, b.index(1)) as loop, ev.scope():
-            width = ev.sizes(self.columns.sizes[2])
-            self.columns.pixels(frame, [*band.outer, loop.iv], (b.index(0), width), first, layout.width)
+            self.columns.pixels(frame, [*band.outer, loop.iv], None, first, layout.width)
 
     def _pixels(self, frame: Frame, band: Band) -> tuple[Value, Value]:
         """[begin, end) of the pixels of the image that a band reads: rows of the contraction."""
