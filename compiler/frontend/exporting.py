@@ -19,6 +19,7 @@ from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
+from llmos.compiler.frontend.size_tensors import with_sizes_read
 from llmos.compiler.ir import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
@@ -76,6 +77,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
+            program = with_sizes_read(program)
             decomposed: ExportedProgram = program.run_decompositions(decompositions(program))
         except UserError as error:
             raise type(error)(first_line(error)) from None  # torch adds where it was in the graph

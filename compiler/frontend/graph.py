@@ -154,6 +154,9 @@ _PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_b
 
 
 def _is_wanted(node: fx.Node) -> bool:
+    """Whether anything but a check of what export knows reads the value."""
+    if isinstance(node.meta.get("val"), torch.SymBool):
+        return any(op_name(user) not in IGNORED and _is_wanted(user) for user in node.users)
     return bool(node.users)
 
 

@@ -102,15 +102,18 @@ def _run_sample(case: str, op: Any, sample: Any, with_check: bool) -> Outcome:
             program = torch.export.export(module, tuple(each.clone() for each in tensors))
     except Exception:
         return Outcome(case, "refused", NOT_EXPORTED)
-    checked: CheckAnswer = _checked(program) if with_check else ""
+    checked: CheckAnswer = check_answer(program) if with_check else ""
     return judge(case, lambda: _difference(program, tensors, expected, op.name), checked)
 
 
-def _checked(program: Any) -> CheckAnswer:
+def check_answer(source: Any, example_args: Sequence[Any] | None = None, dynamic_shapes: Any = None) -> CheckAnswer:
+    """What `llmos check` says of a program, or of a module with example inputs."""
     try:
-        return "compiles" if all(row.supported for row in check(program)) else "refused"
+        return "compiles" if all(row.supported for row in check(source, example_args, dynamic_shapes)) else "refused"
     except UserError:
         return "refused"
+    except Exception:
+        return "crashed"
 
 
 def _difference(program: Any, tensors: Sequence[torch.Tensor], expected: Any, op_name: str) -> str:

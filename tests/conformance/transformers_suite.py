@@ -16,7 +16,7 @@ from torch import nn
 
 from llmos.compiler.frontend.torch import import_torch, to_numpy
 from tests.conformance.inprocess import Compiled
-from tests.conformance.opinfo import difference
+from tests.conformance.opinfo import check_answer, difference
 from tests.conformance.outcome import Outcome, judge
 
 # Traced at (3, 7); one row of one token is where broadcasts hide.
@@ -116,7 +116,7 @@ class TransformersSuite:
         return sorted(ARCHITECTURES)
 
     def run(self, case: str) -> Outcome:
-        return judge(case, lambda: run_architecture(ARCHITECTURES[case]))
+        return run_architecture(case)
 
 
 class Answer(nn.Module):
@@ -172,10 +172,17 @@ def dynamic_shapes(architecture: Architecture) -> Any:
     return {"inputs": ({0: batch},)}
 
 
-def run_architecture(architecture: Architecture) -> str:
+def run_architecture(name: str) -> Outcome:
+    """What `llmos check` says, and the numbers at every size."""
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    architecture = ARCHITECTURES[name]
     module = build(architecture)
+    checked = check_answer(module, inputs_of(architecture, *TRACED), dynamic_shapes(architecture))
+    return judge(name, lambda: _difference(module, architecture), checked)
+
+
+def _difference(module: Answer, architecture: Architecture) -> str:
     compiled = Compiled(import_torch(module, inputs_of(architecture, *TRACED), dynamic_shapes(architecture)))
     for batch, tokens in SIZES:
         inputs = inputs_of(architecture, batch, tokens)
