@@ -156,7 +156,8 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
         return None
     bare = replace(node, on_host=None)
     env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
-    with _disable_current_modes(), torch.no_grad():
+    # Not under no_grad: torch.export would split the graph around each time, and nothing here asks for gradients.
+    with _disable_current_modes():
         plain = [Host(value.array, value.dtype) if isinstance(value, Host) else None for value in values]
         results = Executor()._call(bare.function, bare, plain, env)
         if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
