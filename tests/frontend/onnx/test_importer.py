@@ -128,7 +128,7 @@ def test_bound_inputs_leave_the_signature() -> None:
 
 
 def test_function_bodies_stand_in_for_ops_without_a_function() -> None:
-    assert "MelWeightMatrix" not in supported_ops() and "SwiGLU" not in supported_ops()
+    assert "RotaryEmbedding" not in supported_ops()
     half = helper.make_node("RotaryEmbedding", ["x", "cos", "sin"], ["y"], num_heads=2)
     angles = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4)
     small = model([half], {"x": [1, 2, 16]}, {"cos": np.cos(angles)[None], "sin": np.sin(angles)[None]}, opset=23)
