@@ -21,7 +21,8 @@ class Target:
 
     `cpu` and `features` go to LLVM's code generator; `required` are the features, in LLVM's names, that a machine must have to run the
     code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are. `l2_bytes` is what a core has of
-    level-2 cache: of the processors that a target stands for a usual one, of "native" this machine's.
+    level-2 cache: of the processors that a target stands for a usual one, of "native" this machine's. `near_bytes` is how much of a
+    contraction's panel is read again and again from the first cache; 0 where the second sends it as fast as it is multiplied.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Target:
     num_registers: int
     l2_bytes: int
     required: tuple[str, ...]
+    near_bytes: int = 0
 
     def __str__(self) -> str:
         return self.name
@@ -109,6 +111,7 @@ TARGETS: tuple[Target, ...] = (
         num_registers=16,
         l2_bytes=1 << 19,
         required=_X86_64_V3,
+        near_bytes=16 << 10,
     ),
     Target(
         name="aarch64",

@@ -24,6 +24,7 @@ class Tiling:
     columns: of a panel of a packed weight: 16, 32, 48 or 64.
     rows: of a tile, at most.
     ahead: rows of a panel between a read and the request to memory, 0 for none.
+    depth: rows of a panel that are multiplied before the next, at most; 0 for all of them.
     lines: cache lines of the next panel that a full block asks for in UNROLL steps, 0 for none.
     """
 
@@ -31,12 +32,13 @@ class Tiling:
     columns: int | None = None
     rows: int | None = None
     ahead: int | None = None
+    depth: int | None = None
     lines: int | None = None
 
     def __post_init__(self) -> None:
         if self.columns not in (None, 16, 32, 48, 64):
             raise ValueError(f"columns={self.columns}: a panel has 16, 32, 48 or 64")
-        for name, low, high in (("rows", 1, 1 << 16), ("ahead", 0, 256), ("lines", 0, 64)):
+        for name, low, high in (("rows", 1, 1 << 16), ("ahead", 0, 256), ("depth", 0, 1 << 16), ("lines", 0, 64)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}={value}: expected {low} to {high}")

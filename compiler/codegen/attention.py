@@ -18,7 +18,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
-from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, store_tile, zeros
+from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, row_tiles, store_tile, zeros
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Form, pure_source
 from llmos.compiler.patterns import AttentionParts, parts_of
@@ -233,8 +233,7 @@ class AttentionEmitter:
             self._widen("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
         panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
 
-        def block(row: Value, rows: int) -> None:
-            part = TileShape(rows, self.shape.vectors, self.shape.lanes)
+        def block(row: Value, part: TileShape) -> None:
             with ev.scope():
                 loop = self._score_loop(b.index(0), b.add(first, row), b.index(0))
                 if self.wide_keys:
@@ -245,7 +244,7 @@ class AttentionEmitter:
                 made = accumulate(b, part, keys, panel, ev.sizes(self.depth), zeros(b, part))
                 store_tile(b, part, made, self._slot("scores", row, 0), self.block_rows)
 
-        for_row_blocks(b, b.index(0), count, self.shape.rows, block)
+        for_row_blocks(b, b.index(0), count, row_tiles(self.shape, self.block_rows), block)
 
     def _logits(self, first: Value, count: Value) -> list[Value]:
         """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
@@ -310,8 +309,7 @@ class AttentionEmitter:
             operand = 1 - self.parts.weights
             self._widen("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
 
-        def block(row: Value, rows: int) -> None:
-            part = TileShape(rows, self.shape.vectors, self.shape.lanes)
+        def block(row: Value, part: TileShape) -> None:
             with ev.scope():
                 loop = self._value_loop(b.index(0), first, row)
                 if self.wide_values:
@@ -320,13 +318,13 @@ class AttentionEmitter:
                     source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
                 start = [
                     b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v])
-                    for r in range(rows)
+                    for r in range(part.rows)
                     for v in self._vectors()
                 ]
                 made = accumulate(b, part, source, panel, count, start)
                 store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)
 
-        for_row_blocks(b, b.index(0), ev.sizes(self.width), self.shape.rows, block)
+        for_row_blocks(b, b.index(0), ev.sizes(self.width), row_tiles(self.shape, self.block_rows), block)
 
     def _totals(self) -> list[Value]:
         """What each row is divided by."""

@@ -34,7 +34,10 @@ from llmos.compiler.codegen.tile import (
     TileShape,
     accumulate,
     for_row_blocks,
+    load_tile,
     register_tile,
+    row_ranges,
+    row_tiles,
     store_tile,
     zeros,
 )
@@ -102,12 +105,24 @@ class ContractionEmitter:
         self.tiling = dispatch.tiling.on(target)
         shape = register_tile(target.vector_bits, self.layout.width)
         self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
+        self.row_tiles = row_tiles(self.shape, self.layout.width)
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.by_tiles = self.layout.pairs is PairArithmetic.TILES
         self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows
         self.chunk = self.tiling.rows or row_chunk(self.layout, self.block_rows, target.l2_bytes)
         self.ahead = PREFETCH if self.tiling.ahead is None else self.tiling.ahead
-        self.in_registers = not self.by_tiles and fits_registers(self.layout)
+        self.depth = self._block_depth(target)
+        self.in_registers = not self.by_tiles and not self.depth and fits_registers(self.layout)
+
+    def _block_depth(self, target: Target) -> int:
+        """Rows of a panel that are multiplied before the next: a register tile's columns of them stay in the first cache; 0: all."""
+        layout = self.layout
+        if layout.pairs is not None or layout.windows is not None or not layout.packed:
+            return 0
+        most = target.near_bytes // (4 * self.shape.columns) if self.tiling.depth is None else self.tiling.depth
+        depth = int(layout.k)
+        blocks = -(-depth // most) if most else 1
+        return 0 if blocks == 1 else -(-depth // (blocks * UNROLL)) * UNROLL
 
     def emit(self, module: ir.Module) -> Launch:
         layout = self.layout
@@ -120,10 +135,11 @@ class ContractionEmitter:
             self.tile(Points(frame, layout, split_index(b, size, flat, layout.batch)), frame.outputs, low, high, panel)
         return Launch(sympy.expand(batch * chunks * panels), self.scratch_bytes)
 
-    # -- scratch: the accumulator tile, then evaluated rows or a run of zeros, then a panel packed here or a copy of a last few rows
+    # -- scratch: the accumulator tile (of all rows, where sums wait for the next block of k), then evaluated rows or a run of zeros, then a
+    # panel packed here or a copy of a last few rows
     @property
     def _rows_offset(self) -> Expr:
-        return sympy.Integer(self.block_rows * self.layout.width * 4)
+        return sympy.Integer((self.chunk if self.depth else self.block_rows) * self.layout.width * 4)
 
     @property
     def _panel_offset(self) -> Expr:
@@ -158,13 +174,47 @@ class ContractionEmitter:
             self._by_tiles(rows, low, high, first, base)
             return
 
-        def block(row: Value, count: int) -> None:
-            left = rows.block(row, count) if isinstance(rows, WindowReader) else self._strided(rows, row)
-            self._by_columns(first, functools.partial(self._multiply, count, left, self._panel(base, count, b.sub(row, low)), row, first))
-            if not self.in_registers:
-                self.epilogue.from_tile(row, first, b.index(count))
+        if self.depth:
+            assert isinstance(rows, Rows)
+            self._by_depth(rows, low, high, first, base)
+            return
 
-        for_row_blocks(b, low, high, self.shape.rows, block)
+        def block(row: Value, tile: TileShape) -> None:
+            left = rows.block(row, tile.rows) if isinstance(rows, WindowReader) else self._strided(rows, row)
+            panel = self._panel(base, tile, b.sub(row, low))
+            self._by_columns(first, functools.partial(self._multiply, tile, left, panel, row, first))
+            if not self.in_registers:
+                self.epilogue.from_tile(row, first, b.index(tile.rows))
+
+        for_row_blocks(b, low, high, self.row_tiles, block)
+
+    def _by_depth(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
+        """All rows by one block of k after the other; sums wait in scratch between them: each is still one chain over k."""
+        b, k, width = self.frame.b, int(self.layout.k), self.layout.width
+        count = b.sub(high, low)
+        with b.loop(b.index(0), b.mul(count, b.index(width)), b.index(self.shape.lanes)) as loop:
+            b.store(b.neutral(b.f32, 0.0, self.shape.lanes), b.address(self.frame.scratch, loop.iv, b.f32), self.shape.lanes * 4)
+        with b.loop(b.index(0), b.index(k), b.index(self.depth)) as loop:
+            taken = b.index(self.depth) if k % self.depth == 0 else b.minimum(b.index(self.depth), b.sub(b.index(k), loop.iv))
+            self._by_columns(first, functools.partial(self._add_block, rows, low, high, base, loop.iv, taken))
+        self.epilogue.from_tile(low, first, count)
+
+    def _add_block(self, rows: Rows, low: Value, high: Value, base: Value, k: Value, taken: Value, columns: int) -> None:
+        """The products of `taken` k from `k` on, added to the sums in scratch of the first `columns` of a panel."""
+        b, width = self.frame.b, self.layout.width
+        part = b.address(base, b.mul(k, b.index(width)), b.f32)
+        for tile, begin, end in row_ranges(b, low, high, self.row_tiles):
+            for column in range(0, columns, tile.columns):
+                shape = replace(tile, vectors=min(tile.vectors, -(-(columns - column) // tile.lanes)))
+                with b.loop(begin, end, b.index(tile.rows)) as loop:
+                    row = b.sub(loop.iv, low)
+                    left = self._strided(rows, loop.iv)
+                    panel = self._panel(part, tile, row) if column == 0 else replace(self._panel(part, tile, row), upcoming=None)
+                    sums = b.address(self.frame.scratch, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32)
+                    a = replace(left, base=b.address(left.base, k, b.f32))
+                    right = replace(panel, base=b.address(part, b.index(column), b.f32))
+                    made = accumulate(b, shape, a, right, taken, load_tile(b, shape, sums, width))
+                    store_tile(b, shape, made, sums, width)
 
     def _by_tiles(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
         """All rows by matrix instructions: 32, then 16, then what is left."""
@@ -188,33 +238,33 @@ class ContractionEmitter:
             left = b.sub(high, position)
             block(position, [copy_rows(b, self._strided(rows, position), left, int(self.layout.k), space)], left)
 
-    def _panel(self, base: Value, count: int, row: Value) -> Panel:
-        """The panel for `count` rows, the first of them number `row` of the tile, with what to ask memory for meanwhile.
+    def _panel(self, base: Value, tile: TileShape, row: Value) -> Panel:
+        """The panel for a block of rows, the first of them number `row` of the tile, with what to ask memory for meanwhile.
 
         A full block of rows has enough to do for a near cache to keep up by itself; what it asks for is a part of the next panel, whose
         first block would use it up faster than a far cache can send it. Fewer rows ask for the panel itself as well.
         """
-        b, layout, rows = self.frame.b, self.layout, self.shape.rows
+        b, layout, full = self.frame.b, self.layout, tile.rows == self.shape.rows
         panel = Panel(base, b.index(layout.width), min(ALIGN, self.shape.lanes * 4))
         if not layout.packed or layout.pairs is not None:
             return replace(panel, prefetch=self.ahead if layout.packed else 0)
         if self.tiling.lines == 0:
-            return replace(panel, prefetch=0 if count == rows else self.ahead)
-        if count < rows:
+            return replace(panel, prefetch=0 if full else self.ahead)
+        if not full:
             return self._asking(replace(panel, prefetch=self.ahead), row, UNROLL, whole=True)
         return self._asking(panel, row, UNROLL)
 
     def _asking(self, panel: Panel, row: Value, step: int, whole: bool = False) -> Panel:
-        """The panel with what the block that starts at number `row` of the tile asks for of the next one: its part of the lines, or all.
+        """The panel with what the block that starts at number `row` of the tile asks for of what follows: its part of the lines, or all.
 
-        `step`: rows of a panel that one step of the inner loop takes.
+        `step`: rows of a panel that one step of the inner loop takes. What follows is the next block of k, or the next panel.
         """
         b, layout = self.frame.b, self.layout
         full = step * layout.width * 4 // CACHE_LINE  # lines of a panel for each step
         least = layout.dispatch.table.bounds(layout.m)[0]
         blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // self.block_rows)) if least.is_Integer else USUAL_BLOCKS
         lines = full if whole else min(full, self.tiling.lines or -(-full // blocks))
-        depth = self.frame.evaluator.sizes(layout.panel_rows)
+        depth = b.index(self.depth) if self.depth else self.frame.evaluator.sizes(layout.panel_rows)
         part = b.minimum(b.div(row, b.index(self.block_rows)), b.index(-(-full // lines) - 1))
         following = b.address(panel.base, b.mul(depth, b.index(layout.width)), b.f32)
         upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)
@@ -292,12 +342,11 @@ class ContractionEmitter:
             with b.when(b.compare("sle", end, b.index(int(n)))):
                 multiply(width)
 
-    def _multiply(self, count: int, left: Left, panel: Panel, row: Value, first: Value, columns: int) -> None:
-        """The sums of `count` rows by the first `columns` of a panel, to memory through the epilogue or to the L1 tile."""
-        b, shape, width = self.frame.b, self.shape, self.layout.width
-        for column in range(0, columns, shape.columns):
-            vectors = min(shape.vectors, -(-(columns - column) // shape.lanes))
-            part = TileShape(count, vectors, shape.lanes)
+    def _multiply(self, tile: TileShape, left: Left, panel: Panel, row: Value, first: Value, columns: int) -> None:
+        """The sums of a block of rows by the first `columns` of a panel, to memory through the epilogue or to the L1 tile."""
+        b, width = self.frame.b, self.layout.width
+        for column in range(0, columns, tile.columns):
+            part = replace(tile, vectors=min(tile.vectors, -(-(columns - column) // tile.lanes)))
             right = replace(panel, base=b.address(panel.base, b.index(column), b.f32))
             made = self._sums(part, left, right)
             if self.in_registers:

@@ -5,7 +5,7 @@ Each output element is one chain of fused multiply-adds over k in order, whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ from llmos.compiler.codegen.builder import Builder, Value
 
 CACHE_LINE = 64
 UNROLL = 4  # steps of k between two jumps
+MAX_VECTORS = 6  # of a tile of few rows: enough chains of sums to keep the multipliers busy
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,26 @@ class TileShape:
 def register_tile(vector_bits: int, width: int = 48) -> TileShape:
     """The tile that fills the register file, for panels of `width` columns: 24 of 32 accumulators of 512 or 128 bits, 12 of 16 of 256.
 
-    Fewer where a panel is narrow.
+    Fewer where a panel is narrow. Of 12 accumulators six rows of two read less of the panel than four of three: 1.2x with it in a
+    level-2 cache that sends 32 bytes a cycle.
     """
     lanes = vector_bits // 32
     if vector_bits == 256:
-        return TileShape(4, 3, lanes) if width % (3 * lanes) == 0 else TileShape(6, 2, lanes)
+        return TileShape(6, 2, lanes)
     vectors = next(v for v in (4, 3, 2, 1) if width % (v * lanes) == 0 and (width % 64 == 0 or v < 4))
     return TileShape(6 if vectors == 4 else 8, vectors, lanes)
+
+
+def row_tiles(shape: TileShape, width: int) -> list[TileShape]:
+    """`shape`, then tiles for what rows its blocks leave: fewer of them by as many more columns of a panel as there are accumulators."""
+    accumulators = shape.rows * shape.vectors
+    tiles = [shape]
+    for rows in (4, 2, 1):
+        if rows < shape.rows:
+            most = max(shape.vectors, min(accumulators // rows, MAX_VECTORS))
+            vectors = max((v for v in range(1, most + 1) if width % (v * shape.lanes) == 0), default=shape.vectors)
+            tiles.append(TileShape(rows, vectors, shape.lanes))
+    return tiles
 
 
 # One run of k: a pointer to the first element of each row, the number of that k in the panel, how many follow, sums before -> sums after.
@@ -87,12 +101,25 @@ def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Va
     """The k loop. `start`: rows * vectors accumulators, row by row."""
 
     def step(rows: Sequence[Value], first: Value, k: Value, sums: Sequence[Value]) -> list[Value]:
-        vectors = _vectors(b, shape, panel, b.add(first, k))
         at = b.mul(k, a.k_stride)
-        made: list[Value] = []
-        for r in range(shape.rows):
-            scalar = b.splat(b.load(b.address(rows[r], at, b.f32), b.f32, 4), shape.lanes)
-            made += [b.fma(scalar, vectors[v], sums[r * shape.vectors + v]) for v in range(shape.vectors)]
+        scalars = (b.splat(b.load(b.address(row, at, b.f32), b.f32, 4), shape.lanes) for row in rows)
+        vectors = _vectors(b, shape, panel, b.add(first, k))
+        made = list(sums)
+
+        def add(r: int, scalar: Value, v: int, vector: Value) -> None:
+            made[r * shape.vectors + v] = b.fma(scalar, vector, sums[r * shape.vectors + v])
+
+        # The fewer of the two are all held in registers, the others loaded one by one.
+        if shape.rows < shape.vectors:
+            held = list(enumerate(scalars))
+            for v, vector in enumerate(vectors):
+                for r, scalar in held:
+                    add(r, scalar, v, vector)
+        else:
+            held = list(enumerate(vectors))
+            for r, scalar in enumerate(scalars):
+                for v, vector in held:
+                    add(r, scalar, v, vector)
         return made
 
     def run(rows: Sequence[Value], first: Value, count: Value, sums: Sequence[Value]) -> list[Value]:
@@ -113,16 +140,16 @@ def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Va
     return a.sweep(b, shape.rows, depth, start, run)
 
 
-def _vectors(b: Builder, shape: TileShape, panel: Panel, k: Value) -> list[Value]:
-    """Row k of the panel, and requests for a later one."""
+def _vectors(b: Builder, shape: TileShape, panel: Panel, k: Value) -> Iterator[Value]:
+    """Row k of the panel, each vector loaded when it is asked for, and requests for a later row."""
     kind = b.vec(b.f32, shape.lanes)
     at = b.address(panel.base, b.mul(k, panel.stride), b.f32)
-    vectors = [b.load(b.address(at, b.index(v * shape.lanes), b.f32) if v else at, kind, panel.align) for v in range(shape.vectors)]
     if panel.prefetch:
         ahead = b.address(at, b.mul(b.index(panel.prefetch), panel.stride), b.f32)
         for line in range(0, shape.columns * 4, CACHE_LINE):
             b.prefetch(b.address(ahead, b.index(line // 4), b.f32))
-    return vectors
+    for v in range(shape.vectors):
+        yield b.load(b.address(at, b.index(v * shape.lanes), b.f32) if v else at, kind, panel.align)
 
 
 def _ask_ahead(b: Builder, panel: Panel, k: Value) -> None:
@@ -146,12 +173,25 @@ def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Valu
             b.store(values[r * shape.vectors + v], b.address(base, offset, b.f32), shape.lanes * 4)
 
 
-def for_row_blocks(b: Builder, low: Value, high: Value, rows: int, body: Callable[[Value, int], None]) -> None:
-    """Cover rows [low, high) by blocks of `rows`, then of its halves: body(first row, static number of rows)."""
+def load_tile(b: Builder, shape: TileShape, base: Value, row_stride: int) -> list[Value]:
+    """What `store_tile` wrote."""
+    kind = b.vec(b.f32, shape.lanes)
+    offsets = [b.index(r * row_stride + v * shape.lanes) for r in range(shape.rows) for v in range(shape.vectors)]
+    return [b.load(b.address(base, offset, b.f32), kind, shape.lanes * 4) for offset in offsets]
+
+
+def row_ranges(b: Builder, low: Value, high: Value, tiles: Sequence[TileShape]) -> Iterator[tuple[TileShape, Value, Value]]:
+    """Rows [low, high) by blocks of the first tile's rows, what is left by the next's, and so on: each tile and the range of its blocks."""
     position = low
-    while rows >= 1:
-        step = b.index(rows)
+    for tile in tiles:
+        step = b.index(tile.rows)
         end = b.add(position, b.mul(b.div(b.sub(high, position), step), step))
-        with b.loop(position, end, step) as loop:
-            body(loop.iv, rows)
-        position, rows = end, rows // 2
+        yield tile, position, end
+        position = end
+
+
+def for_row_blocks(b: Builder, low: Value, high: Value, tiles: Sequence[TileShape], body: Callable[[Value, TileShape], None]) -> None:
+    """Cover rows [low, high): body(first row, the tile for it and as many rows as it has)."""
+    for tile, position, end in row_ranges(b, low, high, tiles):
+        with b.loop(position, end, b.index(tile.rows)) as loop:
+            body(loop.iv, tile)

@@ -30,6 +30,7 @@ from llmos.compiler.codegen.tile import (
     accumulate,
     for_row_blocks,
     register_tile,
+    row_tiles,
     store_tile,
     zeros,
 )
@@ -201,14 +202,13 @@ class WinogradEmitter:
             left = b.address(self._scratch(self._inputs_at), b.mul(loop.iv, b.index(self._input_stride)), b.f32)
             sums = b.address(self._scratch(self._sums_at), b.mul(loop.iv, b.index(self._sum_stride)), b.f32)
 
-            def rows(row: Value, num_rows: int, right: Value = right, left: Value = left, sums: Value = sums) -> None:
-                for column in range(0, width, self.shape.columns):
-                    part = TileShape(num_rows, min(self.shape.vectors, (width - column) // self.shape.lanes), self.shape.lanes)
+            def rows(row: Value, part: TileShape, right: Value = right, left: Value = left, sums: Value = sums) -> None:
+                for column in range(0, width, part.columns):
                     operand = Strided(b.address(left, b.mul(row, b.index(channels)), b.f32), b.index(channels), b.index(1))
                     made = accumulate(b, part, operand, self._panel(right, column, row), b.index(channels), zeros(b, part))
                     store_tile(b, part, made, b.address(sums, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32), width)
 
-            for_row_blocks(b, b.index(0), count, self.shape.rows, rows)
+            for_row_blocks(b, b.index(0), count, row_tiles(self.shape, width), rows)
 
     def _panel(self, base: Value, column: int, row: Value) -> Panel:
         """A panel from `column` on, while whose use a part of the next position's is asked for."""

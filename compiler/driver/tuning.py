@@ -35,6 +35,7 @@ CHOICES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("rows", (32, 128, 64, 256)),
     ("lines", (2, 4, 8)),
     ("columns", (48, 64, 32)),
+    ("depth", (128, 256, 0)),
     ("ahead", (32, 0)),
 )
 LEAST_SHARE = 0.01  # of a call: what a dispatch takes that is worth a search

@@ -99,6 +99,8 @@ TILINGS = (
     "columns=32+rows=64+lines=2",
     "rows=1",
     "columns=48+lines=5+ahead=64",
+    "depth=24+rows=16",
+    "columns=32+depth=4",
 )
 
 

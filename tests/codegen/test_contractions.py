@@ -24,7 +24,7 @@ class Linears(nn.Module):
         return {name: layer(x) for name, layer in self.layers.items()}
 
 
-@pytest.mark.parametrize(("k", "target"), [*((k, V4) for k in (1, 17, 48)), (17, V3)])
+@pytest.mark.parametrize(("k", "target"), [*((k, V4) for k in (1, 17, 48)), (17, V3), (601, V3)])
 def test_linear_layers_of_every_tail(k: int, target: str) -> None:
     module = Linears(k)
     program = compile_torch(module, [torch.randn(5, k)], [{0: dim("b")}], target)

@@ -59,7 +59,7 @@ def test_the_pass_is_written_and_read_as_text() -> None:
     assert str(TileDispatches(tilings)) == "tile-dispatches{tilings=" + str(tilings) + "}"
 
 
-@pytest.mark.parametrize("text", ["columns=17", "rows=0", "rows=x", "depth=3", "lines=65", "ahead=-1"])
+@pytest.mark.parametrize("text", ["columns=17", "rows=0", "rows=x", "deep=3", "depth=-4", "lines=65", "ahead=-1"])
 def test_choices_that_there_are_not_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=text.partition("=")[0]):
         Tiling.parse(text)
