@@ -124,7 +124,7 @@ def test_the_python_interface_takes_a_lock(model: Path, plain: bytes, tmp_path: 
         ({"format": 2}, "has format 2"),
         ({"target": "aarch64"}, "is for aarch64, which is not among the targets"),
         ({"target": "x86-64-v9"}, "is no lock"),
-        ({"dispatches": {"0123456789abcdef": {"label": "", "choices": {"deepness": 1}, "default_us": 1, "best_us": 1}}}, "has no 'deepness'"),
+        ({"dispatches": {"0123456789abcdef": {"label": "", "choices": {"deep": 1}, "default_us": 1, "best_us": 1}}}, "has no 'deep'"),
         (
             {"dispatches": {"0123456789abcdef": {"label": "", "choices": {"rows": 8}, "default_us": 1, "best_us": 1}}},
             "1 of its 1 dispatches",
