@@ -181,8 +181,8 @@ class ContractionEmitter:
 
         def block(row: Value, tile: TileShape) -> None:
             left = rows.block(row, tile.rows) if isinstance(rows, WindowReader) else self._strided(rows, row)
-            panel = self._panel(base, tile, b.sub(row, low))
-            self._by_columns(first, functools.partial(self._multiply, tile, left, panel, row, first))
+            panels = functools.partial(self._panel, base, tile, b.sub(row, low))
+            self._by_columns(first, functools.partial(self._multiply, tile, left, panels, row, first))
             if not self.in_registers:
                 self.epilogue.from_tile(row, first, b.index(tile.rows))
 
@@ -209,11 +209,9 @@ class ContractionEmitter:
                 with b.loop(begin, end, b.index(tile.rows)) as loop:
                     row = b.sub(loop.iv, low)
                     left = self._strided(rows, loop.iv)
-                    panel = self._panel(part, tile, row) if column == 0 else replace(self._panel(part, tile, row), upcoming=None)
                     sums = b.address(self.frame.scratch, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32)
                     a = replace(left, base=b.address(left.base, k, b.f32))
-                    right = replace(panel, base=b.address(part, b.index(column), b.f32))
-                    made = accumulate(b, shape, a, right, taken, load_tile(b, shape, sums, width))
+                    made = accumulate(b, shape, a, self._panel(part, tile, row, column), taken, load_tile(b, shape, sums, width))
                     store_tile(b, shape, made, sums, width)
 
     def _by_tiles(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
@@ -222,7 +220,7 @@ class ContractionEmitter:
 
         def block(row: Value, a: list[Strided], count: Value) -> None:
             with frame.evaluator.scope():
-                panel = self._asking(Panel(base, b.index(self.layout.width), ALIGN), b.sub(row, low), STEP_ROWS)
+                panel = self._asking(Panel(base, b.index(self.layout.width), ALIGN), base, b.sub(row, low), STEP_ROWS, (0, 1))
                 self._by_columns(first, functools.partial(self._multiply_tiles, a, panel))
                 self.epilogue.from_tile(row, first, count)
 
@@ -238,35 +236,39 @@ class ContractionEmitter:
             left = b.sub(high, position)
             block(position, [copy_rows(b, self._strided(rows, position), left, int(self.layout.k), space)], left)
 
-    def _panel(self, base: Value, tile: TileShape, row: Value) -> Panel:
-        """The panel for a block of rows, the first of them number `row` of the tile, with what to ask memory for meanwhile.
+    def _panel(self, base: Value, tile: TileShape, row: Value, column: int) -> Panel:
+        """The panel from `column` on for a block of rows, number `row` of the tile the first, with what to ask memory for meanwhile.
 
         A full block of rows has enough to do for a near cache to keep up by itself; what it asks for is a part of the next panel, whose
         first block would use it up faster than a far cache can send it. Fewer rows ask for the panel itself as well.
         """
         b, layout, full = self.frame.b, self.layout, tile.rows == self.shape.rows
-        panel = Panel(base, b.index(layout.width), min(ALIGN, self.shape.lanes * 4))
+        align = min(ALIGN, self.shape.lanes * 4)
+        panel = Panel(b.address(base, b.index(column), b.f32) if column else base, b.index(layout.width), align)
         if not layout.packed or layout.pairs is not None:
             return replace(panel, prefetch=self.ahead if layout.packed else 0)
         if self.tiling.lines == 0:
             return replace(panel, prefetch=0 if full else self.ahead)
-        if not full:
-            return self._asking(replace(panel, prefetch=self.ahead), row, UNROLL, whole=True)
-        return self._asking(panel, row, UNROLL)
+        if full:
+            return self._asking(panel, base, row, UNROLL, (column // tile.columns, -(-layout.width // tile.columns)))
+        return self._asking(replace(panel, prefetch=self.ahead), base, row, UNROLL, None)
 
-    def _asking(self, panel: Panel, row: Value, step: int, whole: bool = False) -> Panel:
+    def _asking(self, panel: Panel, base: Value, row: Value, step: int, share: tuple[int, int] | None) -> Panel:
         """The panel with what the block that starts at number `row` of the tile asks for of what follows: its part of the lines, or all.
 
-        `step`: rows of a panel that one step of the inner loop takes. What follows is the next block of k, or the next panel.
+        `base`: of all columns. `step`: rows of a panel that one step of the inner loop takes. `share`: of the column tiles that have a part
+        of the lines each, which this is, and how many there are; None: all lines. What follows is the next block of k, or the next panel.
         """
         b, layout = self.frame.b, self.layout
         full = step * layout.width * 4 // CACHE_LINE  # lines of a panel for each step
         least = layout.dispatch.table.bounds(layout.m)[0]
         blocks = max(USUAL_BLOCKS, -(-min(self.chunk, int(least)) // self.block_rows)) if least.is_Integer else USUAL_BLOCKS
-        lines = full if whole else min(full, self.tiling.lines or -(-full // blocks))
+        number, shares = share or (0, 1)
+        lines = min(full, self.tiling.lines or -(-full // (blocks * shares))) if share else full
+        parts = -(-full // (lines * shares))  # that each column tile asks for, one in each block of rows
         depth = b.index(self.depth) if self.depth else self.frame.evaluator.sizes(layout.panel_rows)
-        part = b.minimum(b.div(row, b.index(self.block_rows)), b.index(-(-full // lines) - 1))
-        following = b.address(panel.base, b.mul(depth, b.index(layout.width)), b.f32)
+        part = b.add(b.minimum(b.div(row, b.index(self.block_rows)), b.index(parts - 1)), b.index(number * parts))
+        following = b.address(base, b.mul(depth, b.index(layout.width)), b.f32)
         upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)
         return replace(panel, upcoming=upcoming, lines=lines)
 
@@ -342,13 +344,15 @@ class ContractionEmitter:
             with b.when(b.compare("sle", end, b.index(int(n)))):
                 multiply(width)
 
-    def _multiply(self, tile: TileShape, left: Left, panel: Panel, row: Value, first: Value, columns: int) -> None:
-        """The sums of a block of rows by the first `columns` of a panel, to memory through the epilogue or to the L1 tile."""
+    def _multiply(self, tile: TileShape, left: Left, panel: Callable[[int], Panel], row: Value, first: Value, columns: int) -> None:
+        """The sums of a block of rows by the first `columns` of a panel, to memory through the epilogue or to the L1 tile.
+
+        `panel`: the panel from a column on.
+        """
         b, width = self.frame.b, self.layout.width
         for column in range(0, columns, tile.columns):
             part = replace(tile, vectors=min(tile.vectors, -(-(columns - column) // tile.lanes)))
-            right = replace(panel, base=b.address(panel.base, b.index(column), b.f32))
-            made = self._sums(part, left, right)
+            made = self._sums(part, left, panel(column))
             if self.in_registers:
                 self.epilogue.from_registers(part, made, row, b.add(first, b.index(column)), columns - column)
             else:
