@@ -42,7 +42,7 @@ from llmos.compiler.codegen.tile import (
     zeros,
 )
 from llmos.compiler.codegen.tile_amx import BLOCK_TILES, STEP_ROWS, TILE_ROWS, copied_bytes, copy_rows, multiply_tiles
-from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tile
+from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tiles
 from llmos.compiler.codegen.windows import WindowBlock, WindowReader
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import dim_positions
@@ -103,9 +103,9 @@ class ContractionEmitter:
     def __init__(self, dispatch: Dispatch, target: Target) -> None:
         self.dispatch, self.layout = dispatch, Layout(dispatch, PairArithmetic.of(target))
         self.tiling = dispatch.tiling.on(target)
-        shape = register_tile(target.vector_bits, self.layout.width)
-        self.shape = widened_tile(shape) if self.layout.pairs is PairArithmetic.WIDENED else shape
-        self.row_tiles = row_tiles(self.shape, self.layout.width)
+        tiles = widened_tiles if self.layout.pairs is PairArithmetic.WIDENED else row_tiles
+        self.row_tiles = tiles(register_tile(target.vector_bits, self.layout.width), self.layout.width)
+        self.shape = self.row_tiles[0]
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.by_tiles = self.layout.pairs is PairArithmetic.TILES
         self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from llmos.compiler.codegen.builder import Builder, Value
-from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape
+from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape, row_tiles
 from llmos.compiler.ir import ir
 from llmos.compiler.target import Target
 
@@ -33,9 +33,11 @@ class PairArithmetic(Enum):
         return cls.DOTS if target.has("avx512bf16") else cls.WIDENED
 
 
-def widened_tile(shape: TileShape) -> TileShape:
-    """The register tile for `accumulate_widened`, which holds each vector of the panel twice: two vectors where there are 16 registers."""
-    return TileShape(shape.rows, 2, shape.lanes) if shape.rows * shape.vectors <= 12 else shape
+def widened_tiles(shape: TileShape, width: int) -> list[TileShape]:
+    """Register tiles for `accumulate_widened`, which holds each vector of the panel twice: 4 rows by 2 where there are 16 registers."""
+    if shape.rows * shape.vectors > 12:
+        return row_tiles(shape, width)
+    return [TileShape(rows, 2, shape.lanes) for rows in (4, 2, 1)]
 
 
 def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:

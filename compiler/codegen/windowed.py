@@ -25,7 +25,7 @@ from llmos.compiler.sliding import Sliding, sliding_over
 from llmos.compiler.symbolic import Expr
 from llmos.compiler.target import Target
 
-WANTED_TILES = 8  # of the smallest input, to share out between threads
+THREADS = (1, 2, 4)  # that a smallest input is shared out between, each number alike
 
 
 def sliding_in(dispatch: Dispatch) -> Sliding:
@@ -71,16 +71,25 @@ class WindowedEmitter:
             self.contraction.chunk = self._image_rows * self._row_pixels
 
     def _height(self) -> int:
-        """Output rows of a band: as many as a level-2 cache holds, fewer where there are threads to feed, of about the same size."""
-        most, rows = self.sliding.band(self.layout.width), self.rows
-        wanted = -(-WANTED_TILES // self.panels)
-        bands = max(-(-rows.out // most), min(wanted, rows.out // (4 * max(1, rows.overlap))), 1)
-        return -(-rows.out // bands)
+        """Output rows of a band: few enough for a level-2 cache to hold what they read, and as long as threads then wait the least."""
+        rows = self.rows
+        least = -(-rows.out // self.sliding.band(self.layout.width))
+        most = max(least, rows.out // (2 * max(1, rows.overlap)))
+        return min((-(-rows.out // bands) for bands in range(least, most + 1)), key=self._turns)
+
+    def _turns(self, height: int) -> float:
+        """About how many times longer than without overlap and idle threads bands of a height take."""
+        tiles = -(-self.rows.out // height) * self.panels
+        return sum(-(-tiles // threads) * threads * self._rows_of(height) for threads in THREADS)
+
+    def _rows_of(self, height: int) -> int:
+        """Rows of the image that a band of a height reads at most."""
+        rows = self.rows
+        return min(rows.rows, (height - 1) * rows.stride + (rows.taps - 1) * rows.dilation + 1)
 
     @property
     def _image_rows(self) -> int:
-        """Rows of the image that a band reads at most."""
-        return min(self.rows.rows, (self.height - 1) * self.rows.stride + (self.rows.taps - 1) * self.rows.dilation + 1)
+        return self._rows_of(self.height)
 
     @property
     def _row_pixels(self) -> int:

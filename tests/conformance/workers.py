@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -44,9 +45,15 @@ class _Worker:
         self.pipe.send(case)
 
     def stop(self) -> None:
+        self.kill()
+        self.pipe.close()
+
+    def kill(self) -> None:
+        """The process and the compilers that it has started, which are of its group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def run_cases(suite: Suite, cases: Sequence[str], jobs: int = 2, timeout_s: float = 60.0) -> Iterator[Outcome]:
@@ -109,8 +116,7 @@ class _Pool:
     def _overdue(self, worker: _Worker) -> Outcome | None:
         if time.monotonic() - worker.started_s < self.timeout_s:
             return None
-        worker.process.kill()
-        worker.process.join()
+        worker.kill()
         return Outcome(worker.case, "crashed", f"no answer in {self.timeout_s:.0f} s")
 
 
@@ -120,6 +126,7 @@ def _exit_name(code: int | None) -> str:
 
 def _serve(suite: Suite, pipe: Connection) -> None:
     """A worker's life: cases in, outcomes out, until the pipe closes. What native code writes to the terminal is dropped."""
+    os.setpgid(0, 0)
     torch.set_num_threads(1)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)

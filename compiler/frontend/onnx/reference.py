@@ -20,6 +20,8 @@ from llmos.compiler.frontend.onnx.symbols import InputSpec
 
 # onnxruntime's own log level for errors; its warnings are about its optimizer.
 _ORT_ERRORS_ONLY = 3
+# On a processor without VNNI onnxruntime otherwise multiplies unsigned by signed bytes with sums that saturate at 16 bits.
+_ORT_EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class OnnxReference:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ORT_ERRORS_ONLY
+        options.add_session_config_entry(*_ORT_EXACT_INT8)
         source = self.model.path if self.model.path is not None else self.model.proto.SerializeToString()
         try:
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
