@@ -7,6 +7,7 @@ per lane; everything that doesn't depend on the lanes stays scalar.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,14 +180,18 @@ class Evaluator(Memory):
     def _choose(self, conditions: Sequence[Value], read: Callable[[], Value], otherwise: Value) -> Value:
         """read() where every condition holds; lanes where one doesn't are not read."""
         b = self.b
-        condition = conditions[0]
-        for more in conditions[1:]:
-            condition = b.binary("arith.andi", condition, more)
-        lanes = condition if is_vector(condition) else None
-        mask = self.mask if lanes is None else lanes if self.mask is None else b.binary("arith.andi", self.mask, lanes)
+        # What is the same on all lanes is chosen by on its own: LLVM 22 never ends on a splat of it and a constant mask, without AVX-512.
+        by_lane, for_all = (self._all([c for c in conditions if is_vector(c) is kind]) for kind in (True, False))
+        mask = self.mask if by_lane is None else by_lane if self.mask is None else b.binary("arith.andi", self.mask, by_lane)
         with self.masked(mask):
             value = read()
-        return b.select(condition, value, otherwise)
+        for condition in (by_lane, for_all):
+            value = value if condition is None else b.select(condition, value, otherwise)
+        return value
+
+    def _all(self, conditions: Sequence[Value]) -> Value | None:
+        """Whether every one holds; None for none."""
+        return functools.reduce(functools.partial(self.b.binary, "arith.andi"), conditions) if conditions else None
 
     # -- bodies
     def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:

@@ -15,7 +15,7 @@ import llvmlite.binding as llvmlite
 from llmos.compiler.codegen import elf
 from llmos.runtime.errors import PassError
 
-__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly"]
+__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "optimize"]
 
 EXPORTED_PREFIXES = ("__tvm_ffi_", "__llmos_")
 LIBC_SYMBOLS = frozenset({"malloc", "calloc", "free", "aligned_alloc", "memcpy", "memmove", "memset", "memcmp", "bcmp"})
@@ -44,7 +44,7 @@ def compile_object(ll_text: str, target: CodeTarget) -> bytes:
     machine = _target_machine(target)
     module = _parse(ll_text, target, machine)
     declared = {function.name for function in module.functions}
-    _optimize(module, machine)
+    optimize(module, machine)
     data: bytes = machine.emit_object(module)
     if data.startswith(elf.MAGIC):
         # A name that the code generator made up (exp of a vector becomes calls of expf) is in no declaration of the input.
@@ -58,7 +58,7 @@ def emit_assembly(ll_text: str, target: CodeTarget) -> str:
     """The assembly (or PTX) of what `compile_object` would emit, for people and for tests."""
     machine = _target_machine(target)
     module = _parse(ll_text, target, machine)
-    _optimize(module, machine)
+    optimize(module, machine)
     text: str = machine.emit_assembly(module)
     return text
 
@@ -83,7 +83,8 @@ def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) ->
     return module
 
 
-def _optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
+def optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
+    """LLVM's passes over a parsed module, in place, and what it exports decided."""
     _hide_symbols(module)
     tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
     # Kernels hold their vectors already. The loop vectorizer takes 2^n steps for a scalar chain of n values that are each used twice.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
-from .programs import V3, V4, ChannelsLast, Returns, assert_like_eager, compile_torch, dim, run
+import llmos
+from llmos.compiler.driver import compile as compile_model
+
+from .programs import V3, V4, ChannelsLast, Returns, assert_like_eager, compile_torch, dim, options, run
 
 F = torch.nn.functional
 Tensor = torch.Tensor
@@ -112,3 +118,18 @@ def test_an_image_has_the_same_bits_in_a_batch() -> None:
     together = run(program, images)["output"]
     for i in range(5):
         assert np.array_equal(run(program, images[i : i + 1])["output"][0], together[i])
+
+
+def test_a_mean_whose_windows_reach_past_the_padding_compiles_without_avx512(tmp_path: Path) -> None:
+    """LLVM 22 never ended on the product of a condition for all lanes and a mask that is known."""
+    node = helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[2, 2, 2, 2])
+    shapes = {"x": [1, 3, 28, 28], "y": [1, 3, 30, 30]}
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    model = helper.make_model(helper.make_graph([node], "pool", [x], [y]), opset_imports=[helper.make_opsetid("", 22)])
+    onnx.save(model, tmp_path / "pool.onnx")
+    compile_model(tmp_path / "pool.onnx", options=options(V3)).save(tmp_path / "pool.llmos")
+    image = np.random.default_rng(0).standard_normal((1, 3, 28, 28)).astype(np.float32)
+    padded = np.pad(image, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    inside = np.pad(np.ones_like(image), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    sums, counts = (np.lib.stride_tricks.sliding_window_view(each, (3, 3), (2, 3)).sum((-1, -2)) for each in (padded, inside))
+    np.testing.assert_allclose(llmos.load(tmp_path / "pool.llmos", target=V3)(image), sums / counts, rtol=1e-5, atol=1e-6)

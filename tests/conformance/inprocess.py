@@ -1,6 +1,7 @@
 """A model compiled for this machine and run in this process: every pass and kernel of a real compile, without an artifact.
 
-LLVM's optimizer, which is most of a compile's time and is tested elsewhere, is left out.
+LLVM's optimizer, which is most of a compile's time and is tested elsewhere, is left out but where code is long: there it saves more time
+than it takes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from llmos.compiler.backends.cpu import compile_module, numpy_dtype
 from llmos.compiler.codegen import elf
-from llmos.compiler.codegen.llvm import LIBC_SYMBOLS
+from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, optimize
 from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
 from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel
@@ -25,6 +26,7 @@ from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
+LONG = 300_000  # characters of LLVM IR
 
 
 @dataclass
@@ -106,6 +108,8 @@ def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
         cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="default"
     )
     module.triple, module.data_layout = target.triple, str(machine.target_data)
+    if len(text) > LONG:
+        optimize(module, machine)
     declared = {function.name for function in module.functions}
     data = machine.emit_object(module)
     invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
