@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -42,7 +42,7 @@ from llmos.compiler.codegen.tile import (
     zeros,
 )
 from llmos.compiler.codegen.tile_amx import BLOCK_TILES, STEP_ROWS, TILE_ROWS, copied_bytes, copy_rows, multiply_tiles
-from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widened_tiles
+from llmos.compiler.codegen.tile_bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widen_panel
 from llmos.compiler.codegen.windows import WindowBlock, WindowReader
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import dim_positions
@@ -73,7 +73,7 @@ def row_chunk(layout: Layout, rows: int, l2_bytes: int) -> int:
         chunk = max(2 * rows, min(most, l2_bytes // 2 // (element * max(1, int(row))) // rows * rows))
     panels, depth = ceil_div(layout.n, layout.width), layout.k
     least = layout.dispatch.table.bounds(layout.m)[0]
-    if layout.windows is None and layout.pairs is None and least.is_Integer:
+    if layout.windows is None and not layout.reads_pairs and least.is_Integer:
         chunk = min(chunk, -(-max(OWN_ROWS, -(-int(least) // 2)) // rows) * rows)
     if not (panels.is_Integer and least.is_Integer and depth.is_Integer):
         return chunk
@@ -103,9 +103,10 @@ class ContractionEmitter:
     def __init__(self, dispatch: Dispatch, target: Target) -> None:
         self.dispatch, self.layout = dispatch, Layout(dispatch, PairArithmetic.of(target))
         self.tiling = dispatch.tiling.on(target)
-        tiles = widened_tiles if self.layout.pairs is PairArithmetic.WIDENED else row_tiles
-        self.row_tiles = tiles(register_tile(target.vector_bits, self.layout.width), self.layout.width)
-        self.shape = self.row_tiles[0]
+        self.shape = register_tile(target.vector_bits, self.layout.width)
+        self.row_tiles = row_tiles(self.shape, self.layout.width)
+        # Where registers are few, a block of a bfloat16 panel is widened in scratch, once for all rows.
+        self.widens = self.layout.pairs is PairArithmetic.WIDENED and target.near_bytes > 0
         self.root, self.sizes = self.layout.root, self.layout.sizes
         self.by_tiles = self.layout.pairs is PairArithmetic.TILES
         self.block_rows = BLOCK_TILES * TILE_ROWS if self.by_tiles else self.shape.rows
@@ -117,12 +118,12 @@ class ContractionEmitter:
     def _block_depth(self, target: Target) -> int:
         """Rows of a panel that are multiplied before the next: a register tile's columns of them stay in the first cache; 0: all."""
         layout = self.layout
-        if layout.pairs is not None or layout.windows is not None or not layout.packed:
+        if (layout.pairs is not None and not self.widens) or layout.windows is not None or not layout.packed:
             return 0
         most = target.near_bytes // (4 * self.shape.columns) if self.tiling.depth is None else self.tiling.depth
         depth = int(layout.k)
         blocks = -(-depth // most) if most else 1
-        return 0 if blocks == 1 else -(-depth // (blocks * UNROLL)) * UNROLL
+        return 0 if blocks == 1 and not self.widens else -(-depth // (blocks * UNROLL)) * UNROLL
 
     def emit(self, module: ir.Module) -> Launch:
         layout = self.layout
@@ -132,11 +133,13 @@ class ContractionEmitter:
             flat, chunk, panel = split_index(b, size, tile, [batch, chunks, panels])
             low = b.mul(chunk, b.index(self.chunk))
             high = b.minimum(b.add(low, b.index(self.chunk)), size(layout.m))
-            self.tile(Points(frame, layout, split_index(b, size, flat, layout.batch)), frame.outputs, low, high, panel)
+            # Tiles that follow each other find the rows of their chunk in scratch.
+            fresh = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, frame.begin))
+            self.tile(Points(frame, layout, split_index(b, size, flat, layout.batch)), frame.outputs, low, high, panel, fresh)
         return Launch(sympy.expand(batch * chunks * panels), self.scratch_bytes)
 
     # -- scratch: the accumulator tile (of all rows, where sums wait for the next block of k), then evaluated rows or a run of zeros, then a
-    # panel packed here or a copy of a last few rows
+    # panel packed or widened here or a copy of a last few rows
     @property
     def _rows_offset(self) -> Expr:
         return sympy.Integer((self.chunk if self.depth else self.block_rows) * self.layout.width * 4)
@@ -152,12 +155,14 @@ class ContractionEmitter:
 
     @property
     def scratch_bytes(self) -> Expr:
-        panel = copied_bytes(int(self.layout.k)) if self.by_tiles else 0 if self.layout.packed else 4 * self.layout.width * self.layout.k
-        return sympy.expand(self._panel_offset + panel)
+        if self.by_tiles:
+            return sympy.expand(self._panel_offset + copied_bytes(int(self.layout.k)))
+        depth = self.layout.k if not self.layout.packed else self.depth if self.widens else 0
+        return sympy.expand(self._panel_offset + 4 * self.layout.width * depth)
 
     # -- one tile
-    def tile(self, points: Points, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value) -> None:
-        """Rows [low, high) by a panel of columns, to `outputs`."""
+    def tile(self, points: Points, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value, fresh: Value | None = None) -> None:
+        """Rows [low, high) by a panel of columns, to `outputs`. `fresh`: whether rows aren't those of the tile before; None for always."""
         self.frame: Frame = points.frame
         self.points, self.epilogue = points, Epilogue(points, outputs)
         b, frame, size = self.frame.b, self.frame, self.frame.evaluator.sizes
@@ -168,7 +173,7 @@ class ContractionEmitter:
         else:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)
             PanelCopier(self.points, base).copy(first)
-        rows = self._rows(low, high)
+        rows = self._rows(low, high, fresh)
         if self.by_tiles:
             assert isinstance(rows, Rows)
             self._by_tiles(rows, low, high, first, base)
@@ -194,15 +199,27 @@ class ContractionEmitter:
         count = b.sub(high, low)
         with b.loop(b.index(0), b.mul(count, b.index(width)), b.index(self.shape.lanes)) as loop:
             b.store(b.neutral(b.f32, 0.0, self.shape.lanes), b.address(self.frame.scratch, loop.iv, b.f32), self.shape.lanes * 4)
-        with b.loop(b.index(0), b.index(k), b.index(self.depth)) as loop:
-            taken = b.index(self.depth) if k % self.depth == 0 else b.minimum(b.index(self.depth), b.sub(b.index(k), loop.iv))
-            self._by_columns(first, functools.partial(self._add_block, rows, low, high, base, loop.iv, taken))
+        whole = k // self.depth * self.depth
+        with b.loop(b.index(0), b.index(whole), b.index(self.depth)) as loop:
+            self._add_block(rows, low, high, first, base, loop.iv, self.depth)
+        if whole < k:
+            self._add_block(rows, low, high, first, base, b.index(whole), k - whole)
         self.epilogue.from_tile(low, first, count)
 
-    def _add_block(self, rows: Rows, low: Value, high: Value, base: Value, k: Value, taken: Value, columns: int) -> None:
-        """The products of `taken` k from `k` on, added to the sums in scratch of the first `columns` of a panel."""
+    def _add_block(self, rows: Rows, low: Value, high: Value, first: Value, base: Value, k: Value, depth: int) -> None:
+        """The products of `depth` k from `k` on, added to the sums in scratch."""
         b, width = self.frame.b, self.layout.width
-        part = b.address(base, b.mul(k, b.index(width)), b.f32)
+        if self.widens:
+            part = b.address(self.frame.scratch, self.frame.evaluator.sizes(self._panel_offset), b.i8)
+            source = b.address(base, b.mul(b.div(k, b.index(2)), b.index(width)), b.f32)
+            widen_panel(b, source, part, -(-depth // 2), width, self.shape.lanes, ahead=self.depth // 2)
+        else:
+            part = b.address(base, b.mul(k, b.index(width)), b.f32)
+        self._by_columns(first, functools.partial(self._add_columns, rows, low, high, part, k, depth))
+
+    def _add_columns(self, rows: Rows, low: Value, high: Value, part: Value, k: Value, depth: int, columns: int) -> None:
+        """The same for the first `columns` of a panel, whose block is `part`."""
+        b, width = self.frame.b, self.layout.width
         for tile, begin, end in row_ranges(b, low, high, self.row_tiles):
             for column in range(0, columns, tile.columns):
                 shape = replace(tile, vectors=min(tile.vectors, -(-(columns - column) // tile.lanes)))
@@ -210,8 +227,8 @@ class ContractionEmitter:
                     row = b.sub(loop.iv, low)
                     left = self._strided(rows, loop.iv)
                     sums = b.address(self.frame.scratch, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32)
-                    a = replace(left, base=b.address(left.base, k, b.f32))
-                    made = accumulate(b, shape, a, self._panel(part, tile, row, column), taken, load_tile(b, shape, sums, width))
+                    a, panel = replace(left, base=b.address(left.base, k, b.f32)), self._panel(part, tile, row, column)
+                    made = accumulate(b, shape, a, panel, b.index(depth), load_tile(b, shape, sums, width), pairs=self.widens)
                     store_tile(b, shape, made, sums, width)
 
     def _by_tiles(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
@@ -246,7 +263,7 @@ class ContractionEmitter:
         align = min(ALIGN, self.shape.lanes * 4)
         panel = Panel(b.address(base, b.index(column), b.f32) if column else base, b.index(layout.width), align)
         if not layout.packed or layout.pairs is not None:
-            return replace(panel, prefetch=self.ahead if layout.packed else 0)
+            return replace(panel, prefetch=self.ahead if layout.packed and not self.widens else 0)
         if self.tiling.lines == 0:
             return replace(panel, prefetch=0 if full else self.ahead)
         if full:
@@ -273,10 +290,10 @@ class ContractionEmitter:
         return replace(panel, upcoming=upcoming, lines=lines)
 
     # -- the left side
-    def _rows(self, low: Value, high: Value) -> Rows | WindowReader:
+    def _rows(self, low: Value, high: Value, fresh: Value | None) -> Rows | WindowReader:
         ev, layout = self.frame.evaluator, self.layout
         if layout.windows is None:
-            return self._rows_in_place() if layout.in_place else self._evaluated_rows(low, high)
+            return self._rows_in_place() if layout.in_place else self._evaluated_rows(low, high, fresh)
         run_of_zeros = ev.b.address(self.frame.scratch, ev.sizes(self._rows_offset), ev.b.i8)
         point = dict(zip(self.root.batch, self.points.batch, strict=True))
         return WindowReader(ev, layout.windows, layout.sizes, tuple(layout.real(self.root.m)), point, run_of_zeros)
@@ -299,12 +316,21 @@ class ContractionEmitter:
             stride = buffer.strides[dim_positions(self.root.lhs_map).index(self.layout.left_groups[-1][-1])]
         return Rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0))
 
-    def _evaluated_rows(self, low: Value, high: Value) -> Rows:
+    def _evaluated_rows(self, low: Value, high: Value, fresh: Value | None) -> Rows:
         """The chunk's rows in scratch, transposed and with the prologue applied."""
         b, ev = self.frame.b, self.frame.evaluator
         rows = Rows(
             b.address(self.frame.scratch, ev.sizes(self._rows_offset), b.i8), ev.sizes(sympy.expand(self.layout.k + ROW_PADDING)), low
         )
+        with ExitStack() as stack:
+            if fresh is not None:
+                stack.enter_context(b.when(fresh))
+                stack.enter_context(ev.scope())
+            self._evaluate_rows(rows, low, high)
+        return rows
+
+    def _evaluate_rows(self, rows: Rows, low: Value, high: Value) -> None:
+        b, ev = self.frame.b, self.frame.evaluator
         target = Buffer(rows.base, self.layout.left_kind, (self.layout.k,), (sympy.S.One,))
         k_dims = self.layout.real(self.root.k)
         with b.loop(low, high, b.index(1)) as loop, ev.scope():
@@ -322,7 +348,6 @@ class ContractionEmitter:
                     over_lanes(ev, self.sizes[k_dims[-1]], write)
                 else:
                     write(b.index(0))
-        return rows
 
     def _strided(self, rows: Rows, row: Value) -> Strided:
         b = self.frame.b

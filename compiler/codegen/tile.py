@@ -97,8 +97,10 @@ class Panel:
     lines: int = 0
 
 
-def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Value, start: Sequence[Value]) -> list[Value]:
-    """The k loop. `start`: rows * vectors accumulators, row by row."""
+def accumulate(
+    b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Value, start: Sequence[Value], pairs: bool = False
+) -> list[Value]:
+    """The k loop. `start`: rows * vectors accumulators, row by row. `pairs`: the second of two k comes first; `depth` is known then."""
 
     def step(rows: Sequence[Value], first: Value, k: Value, sums: Sequence[Value]) -> list[Value]:
         at = b.mul(k, a.k_stride)
@@ -128,16 +130,26 @@ def accumulate(b: Builder, shape: TileShape, a: Operand, panel: Panel, depth: Va
         with b.loop(b.index(0), whole, together, list(sums)) as loop:
             made = loop.args
             _ask_ahead(b, panel, b.add(first, loop.iv))
-            for k in range(UNROLL):
+            for k in _order(UNROLL, pairs):
                 made = step(rows, first, b.add(loop.iv, b.index(k)), made)
             loop.yield_(made)
         if known is not None and known % UNROLL == 0:
             return loop.results
+        if known is not None and pairs:
+            made = loop.results
+            for k in _order(known % UNROLL, pairs):
+                made = step(rows, first, b.add(whole, b.index(k)), made)
+            return made
         with b.loop(whole, count, b.index(1), loop.results) as rest:
             rest.yield_(step(rows, first, rest.iv, rest.args))
         return rest.results
 
     return a.sweep(b, shape.rows, depth, start, run)
+
+
+def _order(count: int, pairs: bool) -> list[int]:
+    """In which order a few neighbouring k are added."""
+    return [k ^ 1 if pairs and k ^ 1 < count else k for k in range(count)]
 
 
 def _vectors(b: Builder, shape: TileShape, panel: Panel, k: Value) -> Iterator[Value]:

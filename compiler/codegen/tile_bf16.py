@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from llmos.compiler.codegen.builder import Builder, Value
-from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape, row_tiles
+from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape
 from llmos.compiler.ir import ir
 from llmos.compiler.target import Target
 
@@ -33,11 +33,20 @@ class PairArithmetic(Enum):
         return cls.DOTS if target.has("avx512bf16") else cls.WIDENED
 
 
-def widened_tiles(shape: TileShape, width: int) -> list[TileShape]:
-    """Register tiles for `accumulate_widened`, which holds each vector of the panel twice: 4 rows by 2 where there are 16 registers."""
-    if shape.rows * shape.vectors > 12:
-        return row_tiles(shape, width)
-    return [TileShape(rows, 2, shape.lanes) for rows in (4, 2, 1)]
+def widen_panel(b: Builder, source: Value, target: Value, num_pairs: int, width: int, lanes: int, ahead: int) -> None:
+    """Rows of pairs of a panel as rows of float32, twice as many; what lies `ahead` rows of pairs further is asked for meanwhile."""
+    kind = b.vec(b.i32, lanes)
+    align = min(CACHE_LINE, 4 * lanes)
+    with b.loop(b.index(0), b.index(num_pairs), b.index(1)) as loop:
+        row = b.mul(loop.iv, b.index(width))
+        read = b.address(source, row, b.i32)
+        for column in range(0, width, CACHE_LINE // 4):
+            b.prefetch(b.address(read, b.index(ahead * width + column), b.i32), level=2)
+        write = b.address(target, b.mul(row, b.index(2)), b.f32)
+        for column in range(0, width, lanes):
+            words = b.load(b.address(read, b.index(column), b.i32), kind, align)
+            b.store(_first(b, words), b.address(write, b.index(column), b.f32), align)
+            b.store(_second(b, words), b.address(write, b.index(width + column), b.f32), align)
 
 
 def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:
