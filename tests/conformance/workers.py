@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -60,6 +61,8 @@ def run_cases(suite: Suite, cases: Sequence[str], jobs: int = 2, timeout_s: floa
     """The outcomes of `cases`, as they come. `suite.cases()` must have been called: its data is shared with the workers."""
     for module in SHARED_MODULES:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # else each worker's first collection copies every page that it shares with this process
     pool = _Pool(suite, deque(cases), timeout_s)
     try:
         yield from pool.run(jobs)
