@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from llmos.compiler.codegen import elf
@@ -71,6 +72,7 @@ def find_linker(machine: int) -> str:
     return native
 
 
+@cache
 def _compiler_machine(compiler: str) -> int | None:
     """The machine that a compiler makes code for, from the triple it reports."""
     triple = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=False).stdout.strip()

@@ -74,7 +74,7 @@ def _target_machine(target: CodeTarget) -> llvmlite.TargetMachine:
 
 def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) -> llvmlite.ModuleRef:
     try:
-        module = llvmlite.parse_assembly(ll_text)
+        module = llvmlite.parse_assembly(ll_text, llvmlite.create_context())  # of its own: nothing is left of it when it goes
         module.triple = target.triple
         module.data_layout = str(machine.target_data)
         module.verify()

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from llmos.compiler.child import run_child
+from llmos.compiler.child import Children
 from llmos.compiler.ir import func, fx_importer, ir
 from llmos.runtime.errors import UnsupportedError
+
+_CHILDREN = Children("llmos.compiler.frontend.lowering")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
 def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
     """The module lowered by a process of its own: what ends that process is an error like any other."""
     text = module.operation.get_asm(enable_debug_info=False)
-    child = run_child("llmos.compiler.frontend.lowering", given=text.encode())
-    if not (child.failed or child.fault):
-        return ir.Module.parse(child.output.decode(), module.context)
-    detail = child.said if child.failed and child.said else f"it ended its process: {child.fault}"
+    answer = _CHILDREN.ask(text.encode())
+    if not (answer.failed or answer.fault):
+        return ir.Module.parse(answer.output.decode(), module.context)
+    detail = answer.said if answer.failed and answer.said else f"it ended its process: {answer.fault}"
     raise UnsupportedError(f"{names}: torch-mlir can't lower this ({detail}); `llmos check` lists every op of the model")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from llmos.compiler.child import FAILED
+from llmos.compiler.child import serve
 from llmos.compiler.ir import PassManager, context, ir
 from llmos.runtime.errors import UnsupportedError
 
@@ -17,18 +15,16 @@ TO_LINALG = (
 _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "torch.aten._reshape_alias")
 
 
-def main() -> int:
-    """The child: a module of torch ops on standard input, linalg on standard output."""
-    module = ir.Module.parse(sys.stdin.buffer.read().decode(), context())
+def answer(request: bytes) -> bytes:
+    """The child's work: a module of torch ops as text to linalg as text. Raises UnsupportedError."""
+    module = ir.Module.parse(request.decode(), context())
     try:
         lower(module)
-    except (ir.MLIRError, UnsupportedError) as error:
-        diagnostics = error.error_diagnostics if isinstance(error, ir.MLIRError) else ()
-        text = next((str(each.message) for each in diagnostics), str(error))
-        sys.stderr.write("\n" + text.splitlines()[0].split(": %")[0])
-        return FAILED
-    sys.stdout.buffer.write(module.operation.get_asm(enable_debug_info=False).encode())
-    return 0
+    except ir.MLIRError as error:
+        reason = next((str(each.message) for each in error.error_diagnostics), str(error))
+        raise UnsupportedError(reason.splitlines()[0].split(": %")[0]) from None
+    lowered: str = module.operation.get_asm(enable_debug_info=False)
+    return lowered.encode()
 
 
 def lower(module: ir.Module) -> None:
@@ -61,4 +57,4 @@ def _num_dynamic(value: ir.Value) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(answer)
