@@ -18,9 +18,13 @@ from llmos.compiler.symbolic import Expr, kept_dims, slice_parameters
 
 @dataclass
 class Accesses:
-    """Every read and write of a dispatch, and the dims whose value itself is used."""
+    """Every read and write of a dispatch, and the dims whose value itself is used.
+
+    through_pads: follow a padded axis, on which one step is one of the source's wherever that is read.
+    """
 
     dispatch: Dispatch
+    through_pads: bool = False
     leaves: list[tuple[tuple[Expr, ...], list[Form]]] = field(default_factory=list)  # (buffer shape, form of each axis)
     pinned: set[int] = field(default_factory=set)
     _seen: set[tuple[object, ...]] = field(default_factory=set)
@@ -85,12 +89,13 @@ class Accesses:
         """Pads and concatenations: axes whose size changes can't be walked together with others."""
         whole = self.dispatch.shapes.shape(op.results[0])
         tensors = [operand for operand in op.operands if isinstance(operand.type, ir.RankedTensorType)]
+        follows = self.through_pads and op.name == "tensor.pad"
         for tensor in tensors:
             shape = self.dispatch.shapes.shape(tensor)
             for form, size, outer in zip(forms, shape, whole, strict=True):
                 if size != outer:
                     self._pin(form)
-            self.trace(tensor, [form if size == outer else None for form, size, outer in zip(forms, shape, whole, strict=True)])
+            self.trace(tensor, [form if size == outer or follows else None for form, size, outer in zip(forms, shape, whole, strict=True)])
 
     def _pin(self, form: Form) -> None:
         self.pinned |= set(form or ())

@@ -1,7 +1,8 @@
 """Kernels of elementwise chains, moves and gathers: one walk over the space of the results, all of one shape.
 
 Lanes run along the last dims that memory holds in order. Where everything is read along another dim, lanes run along that one, and blocks
-of 16 by 16 are turned round in registers before they are written: both sides of a transposition then move whole cache lines.
+of 16 by 16 are turned round in registers before they are written: both sides of a transposition then move whole cache lines. A few rows
+(the channels of an image) are interleaved, and written as one run.
 A concatenation evaluates each of its pieces under a mask.
 """
 
@@ -19,9 +20,10 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.row_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.tile import TileShape
-from llmos.compiler.codegen.turn import transpose
+from llmos.compiler.codegen.turn import interleave, transpose
 from llmos.compiler.ir import ir
 
 CHUNK = 4096  # elements of one tile
@@ -84,7 +86,7 @@ class _Walk:
 
 def _turned_group(plan: RowPlan, groups: Sequence[Sequence[int]]) -> int | None:
     """The group along which everything that moves along it lies in order, if that isn't the last one, along which results are written."""
-    reads = Accesses(plan.dispatch)
+    reads = Accesses(plan.dispatch, through_pads=True)
     for value in plan.dispatch.results:
         shape = plan.dispatch.shapes.shape(value)
         reads.trace(value, [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)])
@@ -163,10 +165,22 @@ class _Turned:
             with ev.masked(mask):
                 for made, value in zip(rows, self.plan.dispatch.results, strict=True):
                     made.append(b.splat(ev.value(value, coords)))
+        if num_read is None and self.count is not None and self.along == len(self.groups) - 2:
+            self._store_run(rows, self._coords(read, b.index(0)))
+            return
         turned = [transpose(b, made) for made in rows]
         for i in range(b.lanes):
             with ev.masked(b.tail_mask(count) if count is not None else None):
                 self._store(turned, i, self._coords(b.add(read, b.index(i)), Lane(first)), num_read)
+
+    def _store_run(self, rows: Sequence[Sequence[Value]], coords: list[Coord]) -> None:
+        """A block whose results are neighbours in memory, from `coords` on."""
+        b, ev = self.frame.b, self.frame.evaluator
+        for made, buffer in zip(rows, self.frame.outputs, strict=True):
+            begin = b.address(buffer.pointer, ev.locate(buffer, coords), buffer.kind)
+            run = Buffer(begin, buffer.kind, (sympy.Integer(len(made) * b.lanes),), (sympy.S.One,))
+            for i, vector in enumerate(interleave(b, made)):
+                ev.store(vector, run, [Lane(b.index(i * b.lanes))])
 
     def _store(self, turned: Sequence[Sequence[Value]], i: int, coords: list[Coord], num_read: Value | None) -> None:
         """Row i of a block, if there is one."""

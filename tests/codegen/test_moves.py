@@ -101,3 +101,22 @@ def test_transpositions_of_known_size() -> None:
         )
         program = compile_torch(module, [torch.randn(shape)])
         assert_like_eager(program, module, torch.randn(shape))
+
+
+@pytest.mark.parametrize("target", [V4, V3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool, torch.bfloat16])
+@pytest.mark.parametrize("channels", [2, 3, 5, 7, 12])
+def test_images_become_channels_last(channels: int, dtype: torch.dtype, target: str) -> None:
+    """Few channels are interleaved in registers, also where the image is padded on the way."""
+    module = Returns(
+        plain=lambda x: x.movedim(1, -1).contiguous(),
+        scaled=lambda x: (x.movedim(1, -1) * 2).to(x.dtype),
+        padded=lambda x: torch.nn.functional.pad(x.movedim(1, -1), (0, 0, 1, 2, 2, 1), value=1),
+        before=lambda x: torch.nn.functional.pad(x.movedim(1, -1), (0, 0, 37, 0)),
+        cropped=lambda x: torch.nn.functional.pad(x.movedim(1, -1), (0, 0, -1, 1)),
+    )
+    example = torch.randint(0, 100, (2, channels, 5, 6)).to(dtype)
+    program = compile_torch(module, [example], [{0: dim("batch"), 3: dim("width", 4)}], target)
+    for batch, width in ((1, 4), (2, 16), (1, 61), (2, 128)):
+        x = torch.randint(0, 100, (batch, channels, 5, width)).to(dtype)
+        assert_like_eager(program, module, x, exact=True)

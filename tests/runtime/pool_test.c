@@ -1,4 +1,4 @@
-/* The thread pool by itself: every tile once, errors, callers at the same time, changes of the number of threads, time. */
+/* The thread pool by itself: every tile once, errors, callers at the same time, changes of the number of threads. */
 #include "core.h"
 
 #include <pthread.h>
@@ -46,27 +46,6 @@ static void all_callers(int num_callers) {
   for (int i = 0; i < num_callers; ++i) pthread_join(threads[i], NULL);
 }
 
-static int32_t nothing(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch) {
-  (void)buffers, (void)dims, (void)begin, (void)end, (void)scratch;
-  return LLMOS_OK;
-}
-
-static int ascending(const void* a, const void* b) {
-  int64_t x = *(const int64_t*)a, y = *(const int64_t*)b;
-  return (x > y) - (x < y);
-}
-
-static int64_t lower_quartile_ns(void) {
-  static int64_t times[4000];
-  for (int i = 0; i < 4000; ++i) {
-    int64_t begin = now_ns();
-    pool_launch(nothing, NULL, NULL, 8, 0);
-    times[i] = now_ns() - begin;
-  }
-  qsort(times, 4000, sizeof *times, ascending);
-  return times[1000];
-}
-
 int main(void) {
   const char* cases[] = {"2*a + b", "(a + 1)*(b - 2) - 3", "a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a", "a b", "c", "2*", "(a", ""};
   const symbol symbols[] = {{"a", 0, 1000}, {"b", 0, 1000}};
@@ -84,6 +63,5 @@ int main(void) {
   }
   REQUIRE(llmos_set_num_threads(0) == LLMOS_BAD_ARGUMENTS);
   REQUIRE(llmos_set_num_threads(2) == LLMOS_OK);
-  printf("%lld\n", (long long)lower_quartile_ns());
   return 0;
 }
