@@ -306,8 +306,9 @@ class ColumnsEmitter:
         return (b.index(known.start), b.index(known.stop)) if known is not None else window.ranges.get(dim, every)
 
     def _is_unrolled(self, dims: Sequence[int], window: _Window) -> bool:
-        taps = product([self.sizes[d] for d in dims])
-        return bool(taps.is_Integer) and int(taps) <= UNROLLED and not any(d in window.ranges for d in dims)
+        sizes = [self.sizes[d] for d in dims]
+        is_known = all(size.is_Integer for size in sizes)  # their product may be without them: 0 times a symbol
+        return is_known and int(product(sizes)) <= UNROLLED and not any(d in window.ranges for d in dims)
 
     def _finish(self, point: dict[int, Coord], values: Sequence[Value]) -> None:
         """The epilogue of one vector, and its stores."""

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from llmos.compiler.child import Children
-from llmos.compiler.ir import func, fx_importer, ir
+from llmos.compiler.ir import func, fx_importer, ir, tensor
 from llmos.runtime.errors import UnsupportedError
 
 _CHILDREN = Children("llmos.compiler.frontend.lowering")
@@ -99,14 +99,20 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
 def _inline(island: func.FuncOp, call: ir.Operation) -> None:
     """Move the island's ops in front of its one call. (MLIR's inliner leaves tm_tensor ops alone.)"""
     block = island.entry_block
-    for argument, operand in zip(block.arguments, list(call.operands), strict=True):
-        argument.replace_all_uses_with(operand)
-    *body, end = list(block.operations)
-    for op in body:
-        op.operation.move_before(call)
-    for result, value in zip(call.results, list(end.operation.operands), strict=True):
-        result.replace_all_uses_with(value)
+    with ir.InsertionPoint(call):
+        for argument, operand in zip(block.arguments, list(call.operands), strict=True):
+            argument.replace_all_uses_with(_of_type(operand, argument.type))
+        *body, end = list(block.operations)
+        for op in body:
+            op.operation.move_before(call)
+        for result, value in zip(call.results, list(end.operation.operands), strict=True):
+            result.replace_all_uses_with(_of_type(value, result.type))
     call.erase()
+
+
+def _of_type(value: ir.Value, kind: ir.Type) -> ir.Value:
+    """torch-mlir doesn't know ranges of sizes: what it takes for a dynamic one may be known here (the lesser of 3 and at least 5)."""
+    return value if value.type == kind else tensor.CastOp(kind, value).result
 
 
 def check_shapes(node: fx.Node) -> None:

@@ -20,6 +20,11 @@ FOUND: dict[str, tuple[tuple[tuple[int | str, ...], ...], str]] = {
     "an empty slice behind the last element": ((ONE,), "torch.cat([x0[:, :1], x0[:, 1:]], 1)"),
     "a slice of a value without elements": ((BKT,), "x0[:, :, 0:0].narrow(1, 1, 1)"),
     "an empty input, viewed": ((EMPTY,), "x0.unsqueeze(0)"),
+    "a diagonal as long as the side that is known": ((BTK,), "torch.ones(x0.shape[1], 3).diagonal(0, 0, -1)"),
+    "a sum over a dynamic dim and over one of no elements": (
+        (BTK, EMPTY),
+        "torch.einsum('bij,bik->kj', x1, F.max_pool1d(F.interpolate(F.pad(x1, (1, 1, 1, 0)), scale_factor=2, mode='nearest'), 2, 1, 0))",
+    ),
     "an empty value, viewed": ((EMPTY,), "(x0 * 2).reshape(-1)"),
 }
 
