@@ -92,6 +92,7 @@ class _Child:
         """The answer; None from a process that had ended before the request, having been idle."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._num_requests += 1
+        said_before = os.fstat(self._errors.fileno()).st_size
         try:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(_REQUEST.pack(len(request), limit_s) + request)
@@ -106,11 +107,11 @@ class _Child:
             self._process.kill()
             self.close()
             raise
-        return self._ended(limit_s)
+        return self._ended(limit_s, said_before)
 
-    def _ended(self, limit_s: int) -> Answer | None:
+    def _ended(self, limit_s: int, said_before: int) -> Answer | None:
         code = self._process.wait()
-        self._errors.seek(0)
+        self._errors.seek(said_before)  # what earlier requests said is no reason for this end
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         self.close()
         if code == 0 and self._num_requests > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from llmos.compiler.ir import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
 Source = torch.nn.Module | ExportedProgram | str | Path
+
+_PATCHING = threading.Lock()  # two threads that restore torch in another order than they patched it would leave it patched
 
 
 def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> ExportedProgram:
@@ -98,7 +101,7 @@ def _decomposed(program: ExportedProgram, chosen: Mapping[Any, Callable[..., Any
     composite = _composite_ops()
     left_alone = {op for op, body in chosen.items() if op in composite and _is_definition(op, body)}
     overridden = composite - left_alone
-    with mock.patch.object(exported_program, "_collect_all_valid_cia_ops", lambda: set(overridden)):
+    with _PATCHING, mock.patch.object(exported_program, "_collect_all_valid_cia_ops", lambda: set(overridden)):
         decomposed: ExportedProgram = program.run_decompositions({op: body for op, body in chosen.items() if op not in left_alone})
     return decomposed
 

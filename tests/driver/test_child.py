@@ -58,6 +58,12 @@ def test_one_child_answers_one_request_after_the_other(children: Children) -> No
     assert failed.failed and failed.said == "no such thing" and not failed.fault and not failed.output
 
 
+def test_what_an_earlier_request_said_is_not_why_a_later_one_ended(children: Children) -> None:
+    assert children.ask(b"import os; os.write(2, b'a warning\\n'); answer = b'on'").output == b"on"
+    found = children.ask(b"import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert (found.fault, found.said) == ("SIGSEGV", "")
+
+
 def test_processor_time_is_counted_by_request(children: Children) -> None:
     work = b"import time; end = time.process_time() + 0.8\nwhile time.process_time() < end: pass"
     answers = [children.ask(work + b"\n" + PID, limit_s=1) for _ in range(3)]
