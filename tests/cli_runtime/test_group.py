@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,16 +18,11 @@ from llmos.runtime.errors import ExecutionError, InputError, UserError
 Llmos = Callable[..., Any]
 
 
-def test_help_lists_all_commands_and_is_quick(llmos: Llmos) -> None:
-    times = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        done = llmos("--help")
-        times.append(time.perf_counter() - start_s)
+def test_help_lists_all_commands(llmos: Llmos) -> None:
+    done = llmos("--help")
     assert done.code == 0
     for name in ("compile", "check", "run", "inspect", "serve", "trust", "opt", "bench"):
         assert f"\n  {name} " in done.out
-    assert min(times) < 0.3
 
 
 def test_help_imports_nothing_heavy() -> None:

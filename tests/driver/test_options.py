@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import TARGETS, Target, resolve, runs_here
 from llmos.runtime.errors import UserError
+from tests.processors import PROCESSORS
 
 
 @pytest.mark.parametrize(
@@ -45,8 +47,26 @@ def test_matrix_tiles_are_for_bf16() -> None:
     assert not set(amx) & set(resolve("portable"))
 
 
-def test_native_is_one_of_the_portable_ones() -> None:
-    assert resolve("native")[0] in resolve("portable")
+NATIVE = {
+    "haswell": "x86-64-v3",
+    "zen3": "x86-64-v3",
+    "skylake-avx512": "x86-64-v4",
+    "icelake-server": "x86-64-v4",
+    "zen4": "x86-64-v4-bf16",
+    "sapphirerapids": "x86-64-v4-amx",
+    "neoverse-n1": "aarch64",
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_native_is_the_best_portable_variant_with_the_caches_of_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = PROCESSORS[name]
+    processor.pretend(monkeypatch)
+    (found,) = resolve("native", "bf16")
+    assert found.name == NATIVE[name]
+    (portable,) = [target for target in resolve("portable", "bf16") if target.name == found.name]
+    assert found == replace(portable, l2_bytes=processor.l2_bytes)
+    assert resolve("native")[0].name in {target.name for target in resolve("portable")}
 
 
 def test_named_targets_come_best_first_whatever_their_order() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,30 @@ def tensor(name: str, dtype: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name, dtype, shape)
 
 
+class Gate(Protocol):
+    """What a model waits for before it computes: a threading.Event, or a file for a model in another process."""
+
+    def wait(self, timeout: float | None = None, /) -> bool: ...
+
+    def set(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class FileGate:
+    """Open once its file exists."""
+
+    path: Path
+
+    def wait(self, timeout: float | None = None, /) -> bool:
+        end_s = time.monotonic() + (60 if timeout is None else timeout)
+        while not self.path.exists() and time.monotonic() < end_s:
+            time.sleep(0.002)
+        return self.path.exists()
+
+    def set(self) -> None:
+        self.path.touch()
+
+
 @dataclass
 class NumpyModel:
     """Base of the models: counts its calls and can be slowed down or held at a gate."""
@@ -32,7 +56,7 @@ class NumpyModel:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Mapping[str, bytes] = field(default_factory=dict)
     delay_s: float = 0.0
-    gate: threading.Event | None = None
+    gate: Gate | None = None
     batches: list[tuple[int, ...]] = field(default_factory=list)
 
     def asset(self, name: str) -> bytes | None:
@@ -41,7 +65,7 @@ class NumpyModel:
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         self.batches.append(arrays[0].shape)
         if self.gate is not None:
-            assert self.gate.wait(20)
+            assert self.gate.wait(60)
         time.sleep(self.delay_s)
         return self.compute(arrays)
 

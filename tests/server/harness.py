@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,9 +33,10 @@ class Answer:
 
 @dataclass
 class Server:
-    """log: what it wrote so far to stdout and stderr, line by line."""
+    """log: what it wrote so far to stdout and stderr, line by line. gate: the file that lets held calls of `affine` go on."""
 
     process: subprocess.Popen[str]
+    gate: Path | None = None
     port: int = 0
     log: list[str] = field(default_factory=list)
 
@@ -43,7 +45,7 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def request(
-        self, method: str, path: str, body: bytes | object = b"", headers: dict[str, str] | None = None, timeout_s: float = 20
+        self, method: str, path: str, body: bytes | object = b"", headers: dict[str, str] | None = None, timeout_s: float = 60
     ) -> Answer:
         """One request on a connection of its own; a body that is not bytes goes as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
@@ -66,7 +68,12 @@ class Server:
         text = self.get("/metrics").body.decode()
         return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(line_start))
 
-    def stop(self, timeout_s: float = 20) -> int:
+    def release(self) -> None:
+        """Let all calls of a held `affine` go on, now and later."""
+        assert self.gate is not None, "nothing is held: start the server with hold=True"
+        self.gate.touch()
+
+    def stop(self, timeout_s: float = 60) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
@@ -75,7 +82,7 @@ def affine_body(values: list[float]) -> dict[str, Any]:
     return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": values}]}
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end_s, "timed out waiting"
@@ -83,10 +90,10 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
 
 
 @contextmanager
-def running(command: list[str], **popen: Any) -> Iterator[Server]:
+def running(command: list[str], gate: Path | None = None, **popen: Any) -> Iterator[Server]:
     """Run a command that serves, until the block ends."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
-    server = Server(process)
+    server = Server(process, gate)
     reader = threading.Thread(target=_read, args=(server,), daemon=True)
     reader.start()
     try:
@@ -99,9 +106,13 @@ def running(command: list[str], **popen: Any) -> Iterator[Server]:
         reader.join(5)
 
 
-def numpy_server(**options: Any) -> Any:
-    """A server of the numpy models, with these settings."""
-    return running([sys.executable, str(SCRIPT), json.dumps(options)])
+@contextmanager
+def numpy_server(hold: bool = False, **options: Any) -> Iterator[Server]:
+    """A server of the numpy models, with these settings. hold: calls of `affine` run until `Server.release()`, not for a time."""
+    with tempfile.TemporaryDirectory(prefix="llmos-gate-") as folder:
+        gate = Path(folder) / "open" if hold else None
+        with running([sys.executable, str(SCRIPT), json.dumps({**options, "gate": gate and str(gate)})], gate) as server:
+            yield server
 
 
 def _read(server: Server) -> None:

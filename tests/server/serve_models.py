@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
-from numpy_models import Affine, Echo, Encoder, NotFinite
+from numpy_models import Affine, Echo, Encoder, FileGate, NotFinite
 
 from llmos.runtime.server.serve import serve
 from llmos.runtime.server.settings import ServerSettings
@@ -19,12 +19,12 @@ STARTED_S = time.monotonic()
 
 def main() -> int:
     options = json.loads(sys.argv[1])
-    delay_s = options.pop("delay_s", 0.0)
+    gate = options.pop("gate", None)
     tokenizer = Path(__file__).with_name("tokenizer.json").read_bytes()
     models = [
         Encoder(name="encoder", assets={"tokenizer.json": tokenizer}),
         Encoder(name="nested", assets={"tokenizer.json": tokenizer}, metadata={"matryoshka": True, "max_length": 8}),
-        Affine(name="affine", delay_s=delay_s),
+        Affine(name="affine", gate=FileGate(Path(gate)) if gate else None),
         Echo(name="echo"),
         NotFinite(name="not-finite"),
     ]

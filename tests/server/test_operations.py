@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,16 +19,13 @@ def ended(server: Server, reason: str) -> float:
     return server.metric(f'llmos_request_success_total{{finished_reason="{reason}",model_name="affine"}}')
 
 
-def test_ready_in_under_a_second() -> None:
-    start_s = time.monotonic()
+def test_it_is_ready_as_soon_as_it_says_where_it_serves() -> None:
     with numpy_server() as server:
         assert server.get("/v2/health/ready").json() == {"ready": True}
-        # The bound is 1 s on a quiet machine; a test machine may be busy.
-        assert time.monotonic() - start_s < 3
 
 
 def test_a_full_queue_gives_429_and_the_server_recovers() -> None:
-    with numpy_server(max_queue=3, delay_s=0.4) as server, ThreadPoolExecutor(8) as pool:
+    with numpy_server(max_queue=3, hold=True) as server, ThreadPoolExecutor(8) as pool:
         first = pool.submit(server.affine, [1, 2, 3])
         wait_for(lambda: server.metric(RUNNING) == 1)
         queued = [pool.submit(server.affine, [1, 2, 3]) for _ in range(2)]
@@ -38,27 +34,27 @@ def test_a_full_queue_gives_429_and_the_server_recovers() -> None:
         assert refused.status == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert "queue of 'affine' is full" in refused.json()["error"]
+        server.release()
         assert [future.result().status for future in (first, *queued)] == [200] * 3
         assert server.metric('llmos_request_rejected_total{model_name="affine"}') == 1
         assert server.affine([1, 2, 3]).status == 200
 
 
 def test_timeouts_give_504() -> None:
-    with numpy_server(timeout_s=0.3, delay_s=0.6) as server:
-        start_s = time.monotonic()
-        assert server.affine([1, 2, 3], {"X-Request-Timeout": "0.05"}).status == 504
-        assert time.monotonic() - start_s < 0.25
-        by_parameter = server.request("POST", "/v2/models/affine/infer", {**affine_body([1, 2, 3]), "parameters": {"timeout": 50_000}})
+    with numpy_server(timeout_s=1.0, hold=True) as server:
+        assert server.affine([1, 2, 3], {"X-Request-Timeout": "0.4"}).status == 504, "the call itself is still held"
+        by_parameter = server.request("POST", "/v2/models/affine/infer", {**affine_body([1, 2, 3]), "parameters": {"timeout": 400_000}})
         assert by_parameter.status == 504
         longer = server.affine([1, 2, 3], {"X-Request-Timeout": "100"})
         assert longer.status == 504, "a client can't ask for more than the server allows"
         assert "timed out" in longer.json()["error"]
         assert ended(server, "timeout") == 3
+        server.release()
         wait_for(lambda: server.metric(RUNNING) + server.metric(WAITING) == 0)
 
 
 def test_a_client_that_goes_away_frees_its_place() -> None:
-    with numpy_server(delay_s=0.4) as server, ThreadPoolExecutor(2) as pool:
+    with numpy_server(hold=True) as server, ThreadPoolExecutor(2) as pool:
         running = pool.submit(server.affine, [1, 2, 3])
         wait_for(lambda: server.metric(RUNNING) == 1)
         leaving = send_raw(server, post(json.dumps(affine_body([1, 2, 3])).encode()))
@@ -67,11 +63,12 @@ def test_a_client_that_goes_away_frees_its_place() -> None:
         wait_for(lambda: server.metric(WAITING) == 0)
         assert not running.done(), "it was cancelled while the other one was running"
         assert ended(server, "abort") == 1
+        server.release()
         assert running.result().status == 200
 
 
 def test_sigterm_drains_and_exits_0() -> None:
-    with numpy_server(delay_s=0.5) as server, ThreadPoolExecutor(4) as pool:
+    with numpy_server(hold=True) as server, ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(server.affine, [1, 2, 3])]
         wait_for(lambda: server.metric(RUNNING) == 1)
         jobs.append(pool.submit(server.affine, [4, 5, 6]))
@@ -82,22 +79,21 @@ def test_sigterm_drains_and_exits_0() -> None:
         assert server.get("/v2/models/affine/ready").status == 503
         refused = server.affine([1, 2, 3])
         assert (refused.status, "retry-after" in refused.headers) == (503, True)
+        server.release()
         assert [job.result().status for job in jobs] == [200, 200]
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
-def test_an_idle_server_exits_at_once() -> None:
-    with numpy_server() as server:
-        start_s = time.monotonic()
+def test_an_idle_server_does_not_wait_for_its_grace_period() -> None:
+    with numpy_server(grace_s=3600) as server:
         assert server.stop() == 0
-        assert time.monotonic() - start_s < 2
 
 
 def test_the_grace_period_ends() -> None:
-    with numpy_server(delay_s=30, grace_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+    with numpy_server(hold=True, grace_s=0.2) as server, ThreadPoolExecutor(1) as pool:
         job = pool.submit(server.affine, [1, 2, 3])
         wait_for(lambda: server.metric(RUNNING) == 1)
-        assert server.stop(10) == 1
+        assert server.stop() == 1
         assert job.result().status == 503
 
 
@@ -148,7 +144,7 @@ def test_request_ids_and_access_log(server: Server) -> None:
         "model": "affine",
         "num_items": 1,
     }
-    assert 0 < line["duration_ms"] < 10_000
+    assert line["duration_ms"] > 0
 
 
 def test_metrics_have_the_known_names(server: Server) -> None:
@@ -239,7 +235,7 @@ def gzip_of(data: bytes) -> bytes:
 
 
 def send_raw(server: Server, data: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     connection.sendall(data)
     return connection
 
