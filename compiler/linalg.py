@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -341,6 +341,27 @@ def reaches(value: Value, target: Value) -> bool:
     if isinstance(owner, ir.Block) or owner.name != "linalg.generic":
         return False
     return any(reaches(operand, target) for operand in owner.operands)
+
+
+def captured(op: ir.Operation) -> Iterator[ir.Value]:
+    """Operands of an op and of everything in its regions that are defined outside it."""
+    yield from op.operands
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                for value in captured(inner.operation):
+                    if not _defined_inside(value, op):
+                        yield value
+
+
+def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
+    parent = value.owner.owner if isinstance(value.owner, ir.Block) else value.owner.operation.parent
+    while parent is not None:
+        current = parent.operation
+        if current == op:
+            return True
+        parent = current.parent
+    return False
 
 
 def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:

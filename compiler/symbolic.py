@@ -299,10 +299,10 @@ def slice_parameters(shapes: Shapes, op: ir.Operation, first: int) -> tuple[Shap
     return parts[0], parts[1], parts[2]
 
 
-def kept_dims(op: ir.Operation) -> list[int]:
-    """The source dims that survive a rank-reducing extract_slice, in order."""
+def kept_dims(op: ir.Operation, part: ir.Value | None = None) -> list[int]:
+    """The dims that survive a rank-reducing extract_slice (or those of `part`, which an insert_slice inserts), in order."""
     static = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
-    target = list(op.results[0].type.shape)
+    target = list((part or op.results[0]).type.shape)
     kept: list[int] = []
     for dim, size in enumerate(static):
         wanted = target[len(kept)] if len(kept) < len(target) else None

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, contraction_of, has_windows, is_fill, padded_source
+from llmos.compiler.linalg import captured as captured  # the passes' own vocabulary
 from llmos.compiler.loops import STACK, VIEWS, is_loop
 from llmos.compiler.symbolic import Shapes
 
@@ -47,27 +48,6 @@ def owner_of(value: ir.Value) -> ir.Operation | None:
 def among(op: ir.Operation | None, ops: Sequence[ir.Operation]) -> bool:
     """Membership that takes the owner of an argument (none) for what it is."""
     return op is not None and op in ops
-
-
-def captured(op: ir.Operation) -> Iterator[ir.Value]:
-    """Operands of an op and of everything in its regions that are defined outside it."""
-    yield from op.operands
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                for value in captured(inner.operation):
-                    if not _defined_inside(value, op):
-                        yield value
-
-
-def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
-    parent = value.owner.owner if isinstance(value.owner, ir.Block) else value.owner.operation.parent
-    while parent is not None:
-        current = parent.operation
-        if current == op:
-            return True
-        parent = current.parent
-    return False
 
 
 def erase_dead(func: ir.Operation) -> None:

@@ -26,6 +26,7 @@ from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
 from llmos.compiler.frontend.model import STATE, ImportedModel
+from llmos.compiler.independence import Function, row_independence
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
@@ -132,15 +133,18 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
         )
         for i, (a, value) in enumerate(zip(results, returned, strict=True))
     )
+    given = tuple(
+        TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
+    )
+    functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = EntrySpec(
         name,
         f"__tvm_ffi_{name}",
         f"__llmos_shapes_{name}",
-        tuple(
-            TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
-        ),
+        given,
         outputs,
         tuple(_text(a, STATE, "") for a in inputs if STATE in a),
+        row_independence(Function(program.main, shapes), functions, given, outputs),
     )
     slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
     return CompiledModel(

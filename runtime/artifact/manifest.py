@@ -48,11 +48,24 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class RowSpec:
+    """What the compiler has proven of an entry's rows.
+
+    independent: the symbol that stands first in every input and output, where row i of each output depends on row i of the inputs alone
+    and on no size of that dimension: requests may be joined along it. reason: why there is none.
+    """
+
+    independent: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class EntrySpec:
     """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it.
 
     states: names of tensors that the model keeps from call to call. They are its last inputs and its last outputs, in this order, and the
     weights of these names are what they start with.
+    rows: None in an artifact whose compiler did not look.
     """
 
     name: str
@@ -61,6 +74,7 @@ class EntrySpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[str, ...] = ()
+    rows: RowSpec | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -185,6 +199,8 @@ def _check_entry(entry: EntrySpec, symbols: set[str]) -> None:
     _unique(f"outputs of entry {entry.name!r}", [tensor.name for tensor in entry.outputs])
     for tensor in (*entry.inputs, *entry.outputs):
         _check_tensor(tensor, symbols)
+        if entry.rows and entry.rows.independent and tensor.shape[:1] != (entry.rows.independent,):
+            raise fail(f"manifest: entry {entry.name!r}: {entry.rows.independent!r} must stand first in {tensor.name!r}")
 
 
 def _check_states(entry: EntrySpec, weights: Mapping[str, WeightSpec] | None) -> None:
@@ -258,6 +274,7 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
                 "inputs": [tensor(spec) for spec in entry.inputs],
                 "outputs": [tensor(spec) for spec in entry.outputs],
                 **({"states": list(entry.states)} if entry.states else {}),
+                **({"rows": _rows_to_dict(entry.rows)} if entry.rows else {}),
             }
             for entry in manifest.entries
         ],
@@ -281,6 +298,10 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
         "assets": list(manifest.assets),
         "members": {name: {"num_bytes": member.num_bytes, "sha256": list(member.sha256)} for name, member in manifest.members.items()},
     }
+
+
+def _rows_to_dict(rows: RowSpec) -> dict[str, str]:
+    return {"independent": rows.independent} if rows.independent else {"dependent": rows.reason}
 
 
 def _parse_fields(fields: Fields) -> Manifest:
@@ -313,7 +334,12 @@ def _parse_entry(item: Fields) -> EntrySpec:
         return tuple(TensorSpec(spec.string("name"), spec.string("dtype"), spec.dims("shape")) for spec in item.records(key))
 
     states = item.strings("states") if "states" in item.value else ()
-    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"), states)
+    rows = _parse_rows(item.record("rows")) if "rows" in item.value else None
+    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"), states, rows)
+
+
+def _parse_rows(item: Fields) -> RowSpec:
+    return RowSpec(item.string("independent")) if "independent" in item.value else RowSpec(reason=item.string("dependent"))
 
 
 def _parse_weight(item: Fields) -> WeightSpec:

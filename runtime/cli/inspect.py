@@ -108,7 +108,17 @@ def _block(title: str, content: str) -> str:
 
 def _entry(entry: Mapping[str, Any]) -> str:
     rows = [(kind, spec["name"], spec["dtype"], _shape(spec)) for kind in ("inputs", "outputs") for spec in entry[kind]]
-    return _block(f"entry {entry['name']}", table([(kind[:-1], *rest) for kind, *rest in rows]))
+    return _block(f"entry {entry['name']}", table([(kind[:-1], *rest) for kind, *rest in rows]) + f"\n  requests: {_joining(entry)}")
+
+
+def _joining(entry: Mapping[str, Any]) -> str:
+    """How a server runs requests, and why."""
+    rows = entry.get("rows")
+    if rows is None:
+        return "run one by one: an older compiler made this, which didn't look whether rows depend on one another; compile it again"
+    if "independent" in rows:
+        return f"joined along {rows['independent']}: row i of every output depends on row i of the inputs alone"
+    return f"run one by one: {rows['dependent']}"
 
 
 def _shape(spec: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
-from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 from llmos.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-# First dimensions of these names are batches: rows are independent, so requests may be joined along them.
-BATCH_SYMBOLS = frozenset({"batch", "batch_size", "n", "N", "B"})
 SENTENCE_EMBEDDING = "sentence-embedding"
 
 
@@ -30,11 +28,12 @@ def storage_dtype(spec: TensorSpec) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an entry, and the range [min, max] of each symbol."""
+    """Inputs and outputs of an entry, the range [min, max] of each symbol, and what is proven of its rows (None: nobody looked)."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     symbols: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rows: RowSpec | None = None
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)
@@ -57,7 +56,7 @@ class Model(Protocol):
 class Batching:
     """How requests to a model may be joined.
 
-    batch_symbol: the symbol of every tensor's first dimension; None: requests run one by one.
+    batch_symbol: the symbol of every tensor's first dimension, along which rows are independent; None: requests run one by one.
     length_symbol: the symbol that is padded to the longest of a batch; None: requests of different sizes are not joined.
     pad_values: what each input is padded with.
     """
@@ -79,15 +78,11 @@ class Batching:
 
 
 def _batch_symbol(model: Model) -> str | None:
-    """The symbol that stands first, and only first, in every input and output."""
+    """The symbol whose rows the compiler has proven independent. Its name says nothing: other names may be, and `batch` may not be."""
     signature = model.signature
+    symbol = signature.rows.independent if signature.rows else None
     tensors = (*signature.inputs, *signature.outputs)
-    if not signature.inputs or any(not spec.shape for spec in tensors):
-        return None
-    symbol = signature.inputs[0].shape[0]
-    if not isinstance(symbol, str) or symbol not in BATCH_SYMBOLS | {model.metadata.get("batch_symbol")}:
-        return None
-    if any(spec.shape[0] != symbol or symbol in spec.shape[1:] for spec in tensors):
+    if symbol is None or not signature.inputs or any(spec.shape[:1] != (symbol,) for spec in tensors):
         return None
     return symbol
 
@@ -116,7 +111,7 @@ class ProgramModel:
         self.name: str = name or manifest.name
         self.metadata: Mapping[str, Any] = manifest.metadata
         symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}
-        self.signature = Signature(self._entry.inputs, self._entry.outputs, symbols)
+        self.signature = Signature(self._entry.inputs, self._entry.outputs, symbols, self._entry.spec.rows)
 
     def asset(self, name: str) -> bytes | None:
         artifact = self._program.artifact

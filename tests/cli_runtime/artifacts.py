@@ -7,13 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
+from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, RowSpec, Symbol, TensorSpec
 from llmos.runtime.artifact.signature import SigningKey
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant, write_artifact
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "tests" / "server" / "tokenizer.json"
 NO_SUCH_CPU = "x86-64-v9"
+BY_BATCH = RowSpec("batch")
 
 AFFINE = """
 #include <llmos/abi.h>
@@ -58,19 +59,28 @@ def shared_object(source: str, folder: Path) -> bytes:
     return (folder / "code.so").read_bytes()
 
 
-def save(path: Path, source: str, inputs: list[TensorSpec], outputs: list[TensorSpec], key: SigningKey | None, **contents: Any) -> Path:
+def save(
+    path: Path,
+    source: str,
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    key: SigningKey | None,
+    rows: RowSpec | None = None,
+    **contents: Any,
+) -> Path:
     code = shared_object(source, path.parent)
     arch = platform.machine()
     variants = [CodeVariant(NO_SUCH_CPU, arch, ("teleport",), code), CodeVariant("baseline", arch, (), code)]
-    entry = EntrySpec("main", "__tvm_ffi_main", "__llmos_shapes_main", tuple(inputs), tuple(outputs))
+    entry = EntrySpec("main", "__tvm_ffi_main", "__llmos_shapes_main", tuple(inputs), tuple(outputs), rows=rows)
     write_artifact(path, ArtifactContents(name=path.stem, entries=[entry], code=variants, **contents), key)
     return path
 
 
-def affine_artifact(path: Path, key: SigningKey | None = None) -> Path:
+def affine_artifact(path: Path, key: SigningKey | None = None, rows: RowSpec | None = BY_BATCH) -> Path:
     """y = 2 x + 1 over [batch, 3]."""
     x, y = TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch", 3))
-    return save(path, AFFINE, [x], [y], key, symbols=[Symbol("batch", 1, 64)], kernels=[KernelSpec("scale", "elementwise", {"num_ops": 2})])
+    kernels = [KernelSpec("scale", "elementwise", {"num_ops": 2})]
+    return save(path, AFFINE, [x], [y], key, rows, symbols=[Symbol("batch", 1, 64)], kernels=kernels)
 
 
 def counts_artifact(path: Path, key: SigningKey | None = None) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmos.runtime.artifact.manifest import RowSpec
+from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.artifact.signature import new_key
 
 from .artifacts import affine_artifact
@@ -108,6 +110,20 @@ def test_inspect(llmos: Llmos, artifacts: Artifacts) -> None:
     ):
         assert line in done.out
     assert "elementwise  1" in llmos("inspect", artifacts.affine).out
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (RowSpec("batch"), "requests: joined along batch: row i of every output depends on row i of the inputs alone"),
+        (RowSpec(reason="output 'y': softmax reduces over batch"), "requests: run one by one: output 'y': softmax reduces over batch"),
+        (None, "requests: run one by one: an older compiler made this"),
+    ],
+)
+def test_inspect_says_whether_requests_are_joined(llmos: Llmos, tmp_path: Path, rows: RowSpec | None, line: str) -> None:
+    path = affine_artifact(tmp_path / "one.llmos", rows=rows)
+    assert line in llmos("inspect", path).out
+    assert Artifact.open(path).manifest.entries[0].rows == rows
 
 
 def test_inspect_as_json(llmos: Llmos, artifacts: Artifacts) -> None:

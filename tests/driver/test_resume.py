@@ -15,7 +15,7 @@ from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.saved import SavedStage, Sidecar, read_sidecar, write_sidecar, write_stage
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.weights import Weight
-from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, Symbol, TensorSpec
+from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, RowSpec, Symbol, TensorSpec
 from llmos.runtime.errors import LlmosError, UserError
 
 # An entry that does nothing, and its shapes: out = [batch].
@@ -38,6 +38,7 @@ RECORD = CompiledModel(
             "__llmos_shapes_main",
             (TensorSpec("x", "float32", ("batch",)),),
             (TensorSpec("y", "float32", ("batch",)),),
+            rows=RowSpec("batch"),
         ),
     ),
     symbols=(Symbol("batch", 1, 8),),

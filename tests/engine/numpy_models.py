@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmos.runtime.artifact.manifest import TensorSpec
+from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 from llmos.runtime.engine import Signature
 from llmos.runtime.errors import ExecutionError
 
 Array = np.ndarray[Any, Any]
 SYMBOLS = {"batch": (1, 1024), "tokens": (1, 128)}
+BY_BATCH = RowSpec("batch")
 VOCABULARY = 1000
 
 
@@ -81,7 +82,7 @@ class Encoder(NumpyModel):
 
     def __init__(self, width: int = 16, **options: Any) -> None:
         ids, mask = tensor("input_ids", "int64", "batch", "tokens"), tensor("attention_mask", "int64", "batch", "tokens")
-        signature = Signature((ids, mask), (tensor("embeddings", "float32", "batch", width),), SYMBOLS)
+        signature = Signature((ids, mask), (tensor("embeddings", "float32", "batch", width),), SYMBOLS, BY_BATCH)
         metadata = {"task": "sentence-embedding", "max_length": 64, **options.pop("metadata", {})}
         super().__init__(signature=signature, metadata=metadata, **options)
         random = np.random.default_rng(7)
@@ -104,7 +105,7 @@ class Affine(NumpyModel):
 
     def __init__(self, **options: Any) -> None:
         outputs = (tensor("y", "float32", "batch", 3), tensor("sum", "float64", "batch"))
-        super().__init__(signature=Signature((tensor("x", "float32", "batch", 3),), outputs, SYMBOLS), **options)
+        super().__init__(signature=Signature((tensor("x", "float32", "batch", 3),), outputs, SYMBOLS, BY_BATCH), **options)
 
     def compute(self, arrays: Sequence[Array]) -> list[Array]:
         return [2 * arrays[0] + 1, arrays[0].sum(1, dtype=np.float64)]
@@ -118,7 +119,7 @@ class Echo(NumpyModel):
     def __init__(self, **options: Any) -> None:
         inputs = tuple(tensor(f"in_{dtype}", dtype, "rows", 2) for dtype in self.DTYPES)
         outputs = tuple(tensor(f"out_{dtype}", dtype, "rows", 2) for dtype in self.DTYPES)
-        super().__init__(signature=Signature(inputs, outputs, {"rows": (0, 8)}), **options)
+        super().__init__(signature=Signature(inputs, outputs, {"rows": (0, 8)}, RowSpec("rows")), **options)
 
     def compute(self, arrays: Sequence[Array]) -> list[Array]:
         return list(arrays)
@@ -129,7 +130,7 @@ class NotFinite(NumpyModel):
 
     def __init__(self, **options: Any) -> None:
         x = tensor("x", "float32", "batch", 3)
-        super().__init__(signature=Signature((x,), (x,), SYMBOLS), **options)
+        super().__init__(signature=Signature((x,), (x,), SYMBOLS, BY_BATCH), **options)
 
     def compute(self, arrays: Sequence[Array]) -> list[Array]:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmos.runtime.artifact.manifest import RowSpec
 from llmos.runtime.engine import CancelledError, ClosedError, DeadlineError, Engine, EngineOptions, Limits, QueueFullError
 from llmos.runtime.errors import ExecutionError, InputError
 
@@ -70,6 +72,20 @@ def test_requests_that_arrive_while_a_batch_runs_share_the_next_one() -> None:
     assert model.batches == [(1, 3), (6, 3)]
     for rows, result in zip((1, 2, 3), results[1:], strict=True):
         np.testing.assert_array_equal(result[0], 2 * numbers(rows, rows)["x"] + 1)
+
+
+@pytest.mark.parametrize("rows", [None, RowSpec(reason="output 'y': softmax reduces over batch")])
+def test_requests_are_not_joined_without_a_proof_that_their_rows_are_independent(rows: RowSpec | None) -> None:
+    model = Affine(gate=threading.Event())
+    model.signature = replace(model.signature, rows=rows)
+    with engine_of(model) as engine:
+        jobs = [engine.submit([numbers(2, start)]) for start in range(4)]
+        assert model.gate is not None
+        model.gate.set()
+        answers = [job.result(5)[0][0] for job in jobs]
+    assert model.batches == [(2, 3)] * 4
+    for start, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer, 2 * numbers(2, start)["x"] + 1)
 
 
 def test_padded_batches_give_what_each_text_gives_alone() -> None:

@@ -154,6 +154,15 @@ def test_members_must_be_those_of_the_manifest(artifact_path: Path, tmp_path: Pa
     assert "not what the manifest lists" in refused(rezip(artifact_path, path, {}, twice))
 
 
+AN_ENTRY = {
+    "name": "main",
+    "symbol": "__tvm_ffi_main",
+    "shapes": "__llmos_shapes_main",
+    "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": ["batch", 4]}],
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -167,6 +176,8 @@ def test_members_must_be_those_of_the_manifest(artifact_path: Path, tmp_path: Pa
         ({"code": [{"target": "t", "arch": "x86_64", "features": [], "member": "code/none.so"}]}, "code/none.so"),
         ({"members": {}}, "member"),
         ({"name": 3}, "name"),
+        ({"entries": [{**AN_ENTRY, "rows": {"independent": "tokens"}}]}, "must stand first"),
+        ({"entries": [{**AN_ENTRY, "rows": {}}]}, "dependent"),
     ],
 )
 def test_a_manifest_that_makes_no_sense(artifact_path: Path, tmp_path: Path, fields: dict[str, object], message: str) -> None:
