@@ -8,16 +8,16 @@ per lane; everything that doesn't depend on the lanes stays scalar.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import sympy
 
 from llmos.compiler.codegen.builder import Value, element_type, is_float, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
-from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.memory import Buffer, Memory
+from llmos.compiler.codegen.guards import Guards
+from llmos.compiler.codegen.indices import is_in_range
+from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
 from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
@@ -27,22 +27,11 @@ DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "r
 
 
 @dataclass(kw_only=True)
-class Evaluator(Memory):
+class Evaluator(Guards):
     """Emits the values of one dispatch into one kernel."""
 
-    dispatch: Dispatch
     buffers: dict[Value, Buffer]
-    error: Value | None = None  # address of the kernel's i32 error code
     bound: dict[Value, Callable[[Sequence[Coord]], Value]] = field(default_factory=dict)
-    _memo: list[dict[tuple[object, ...], Value]] = field(default_factory=lambda: [{}])
-
-    # -- scopes
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Values made inside a loop body are forgotten at its end."""
-        self._memo.append({})
-        yield
-        self._memo.pop()
 
     # -- values
     def value(self, tensor: Value, coords: Sequence[Coord]) -> Value:
@@ -148,11 +137,13 @@ class Evaluator(Memory):
             if size == whole:
                 inner.append(coord)
                 continue
-            at, within = self._within(self.coord_add(coord, self.sizes(-before)), size)
+            at, within = self.within(self.coord_add(coord, self.sizes(-before)), size)
             inner.append(at)
             inside.append(within)
         padding = self.scalar(list(op.regions[0].blocks[0].operations)[-1].operands[0])
-        return self._choose(inside, lambda: self.value(op.operands[0], inner), padding) if inside else self.value(op.operands[0], inner)
+        guarded = any(self.may_be_empty(size) for size in source)
+        read = functools.partial(self.value, op.operands[0], inner)
+        return self.choose(inside, read, padding, guarded) if inside else read()
 
     def _concat(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         """Of the pieces along the axis, the one that the coordinate falls into."""
@@ -161,37 +152,14 @@ class Evaluator(Memory):
         offset: Expr = sympy.Integer(0)
         for piece in op.operands:
             size = self.dispatch.shapes.shape(piece)[axis]
-            at, within = self._within(self.coord_add(coords[axis], self.sizes(sympy.expand(-offset))), size)
+            at, within = self.within(self.coord_add(coords[axis], self.sizes(sympy.expand(-offset))), size)
             inner = [at if i == axis else coord for i, coord in enumerate(coords)]
             otherwise = chosen if chosen is not None else self.b.const(piece.type.element_type, 0)
-            chosen = self._choose([within], lambda piece=piece, inner=inner: self.value(piece, inner), otherwise)  # type: ignore[misc]
+            read = functools.partial(self.value, piece, inner)
+            chosen = self.choose([within], read, otherwise, self.may_be_empty(size))
             offset = sympy.expand(offset + size)
         assert chosen is not None
         return chosen
-
-    def _within(self, coord: Coord, size: Expr) -> tuple[Coord, Value]:
-        """A coordinate that is safe to read at, and whether (on which lanes) the given one is in [0, size)."""
-        b = self.b
-        within = b.compare("ult", self.lanes_of(coord), self.sizes(size))
-        if isinstance(coord, Lane):
-            return coord, within  # lanes outside are masked
-        return b.select(within, coord, b.index(0)), within
-
-    def _choose(self, conditions: Sequence[Value], read: Callable[[], Value], otherwise: Value) -> Value:
-        """read() where every condition holds; lanes where one doesn't are not read."""
-        b = self.b
-        # What is the same on all lanes is chosen by on its own: LLVM 22 never ends on a splat of it and a constant mask, without AVX-512.
-        by_lane, for_all = (self._all([c for c in conditions if is_vector(c) is kind]) for kind in (True, False))
-        mask = self.mask if by_lane is None else by_lane if self.mask is None else b.binary("arith.andi", self.mask, by_lane)
-        with self.masked(mask):
-            value = read()
-        for condition in (by_lane, for_all):
-            value = value if condition is None else b.select(condition, value, otherwise)
-        return value
-
-    def _all(self, conditions: Sequence[Value]) -> Value | None:
-        """Whether every one holds; None for none."""
-        return functools.reduce(functools.partial(self.b.binary, "arith.andi"), conditions) if conditions else None
 
     # -- bodies
     def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:
@@ -237,7 +205,7 @@ class Evaluator(Memory):
         if op.name == "cf.assert":
             return
         if op.name == "tensor.extract":
-            values[op.results[0]] = self._extract(op.operands[0], operands)
+            values[op.results[0]] = self._extract(op, operands)
         elif op.name == "affine.apply":
             values[op.results[0]] = self._affine(ir.AffineMapAttr(op.attributes["map"]).value.results[0], operands)
         elif op.name == "arith.constant":
@@ -253,31 +221,24 @@ class Evaluator(Memory):
             return self.coord_add(a, b)
         return self.b.binary(name, self.lanes_of(a), self.lanes_of(b))
 
-    def _extract(self, tensor: Value, coords: Sequence[Coord]) -> Value:
-        """An indexed read. An index that comes from data is checked: outside, the kernel reports an error and reads element 0."""
+    def _extract(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
+        """An indexed read. An index that isn't known to be in range is checked: outside, the kernel reports an error and reads element 0.
+
+        Where there may be no element 0, nothing is read.
+        """
+        tensor, table = op.operands[0], self.dispatch.table
         safe: list[Coord] = []
-        for coord, size in zip(coords, self.dispatch.shapes.shape(tensor), strict=True):
-            safe.append(coord if isinstance(coord, (Lane, Spread)) or self._is_loop_value(coord) else self._checked(coord, size))
-        return self.value(tensor, safe)
-
-    def _is_loop_value(self, coord: Value) -> bool:
-        """Loop counters and sizes need no check."""
-        owner = coord.owner
-        return isinstance(owner, ir.Block) or owner.name == "arith.constant"
-
-    def _checked(self, coord: Value, size: Expr) -> Value:
-        b = self.b
-        inside = b.compare("ult", coord, self.sizes(size))
-        if self.error is not None:
-            outside = b.op("arith.xori", [inside, b.neutral(b.i1, 1) if is_vector(inside) else b.const(b.i1, 1)], inside.type)
-            if is_vector(outside) and self.mask is not None:
-                outside = b.op("arith.andi", [outside, self.mask], outside.type)
-            anywhere = (
-                b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
-            )
-            with b.when(anywhere):
-                b.store(b.const(b.i32, 1), self.error, 4)
-        return b.select(inside, coord, b.index(0))
+        guards: list[Value] = []
+        for index, coord, size in zip(list(op.operands)[1:], coords, self.dispatch.shapes.shape(tensor), strict=True):
+            if is_in_range(index, size, table):
+                safe.append(coord)
+                continue
+            at, inside = self.checked(self.lanes_of(coord), size)
+            safe.append(at)
+            guards += [inside] if self.may_be_empty(size) else []
+        if not guards:
+            return self.value(tensor, safe)
+        return self.choose(guards, lambda: self.value(tensor, safe), self.b.const(tensor.type.element_type, 0), True)
 
     def _clone(self, op: ir.Operation, operands: Sequence[Value]) -> Value:
         """The op on vectors if any operand is one, with index as i64."""
