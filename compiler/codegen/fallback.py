@@ -1,7 +1,7 @@
 """The net below every other kernel: any op that MLIR can bufferize, as plain loops on one thread.
 
-Slow is allowed here, wrong is not. The dispatch's own function is bufferized by upstream passes and called with memref descriptors;
-temporaries inside come from malloc.
+Slow is allowed here, wrong is not. The dispatch's own function is bufferized by upstream passes, gets checks of what data decides, and is
+called with memref descriptors; temporaries inside come from malloc.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.checked_memory import add_checks
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel
 from llmos.compiler.codegen.memory import Buffer
@@ -44,12 +45,14 @@ def emit_fallback(module: ir.Module, dispatch: Dispatch) -> Launch:
         ]
         operands += [frame.b.op("arith.index_cast", [size], ir.IndexType.get()) for size in sizes]
         operands += [_descriptor(frame.b, frame, buffer, value.type) for buffer, value in zip(frame.outputs, dispatch.results, strict=True)]
+        assert frame.evaluator.error is not None
+        operands.append(frame.evaluator.error)
         ir.Operation.create("func.call", operands=operands, attributes={"callee": ir.FlatSymbolRefAttr.get(body)})
     return Launch(sympy.S.One)
 
 
 def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
-    """The dispatch's function over memrefs, results as trailing arguments."""
+    """The dispatch's function over memrefs, results as trailing arguments, and behind them the address of the error code."""
     alone = ir.Module.create()
     with ir.InsertionPoint(alone.body):
         func = dispatch.func.clone()
@@ -62,6 +65,7 @@ def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
     except ir.MLIRError as error:
         names = sorted({op.name for op in dispatch.block.operations} - {"func.return", "arith.constant", "tensor.empty"})
         raise UnsupportedError(f"no kernel for {', '.join(names)}: {str(error).splitlines()[0]}") from error
+    add_checks(next(op.operation for op in alone.body.operations if ir.StringAttr(op.attributes["sym_name"]).value == name))
     _rename_helpers(alone, name)
     with ir.InsertionPoint(module.body):
         for op in alone.body.operations:
