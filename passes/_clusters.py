@@ -19,9 +19,11 @@ from llmos.compiler.linalg import (
 )
 from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
+from llmos.compiler.scans import is_scan
 from llmos.compiler.sliding import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
 from llmos.compiler.symbolic import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
+from llmos.passes._sorts import sort_clusters, take_producer
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 
@@ -37,6 +39,8 @@ def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) ->
     for cluster in clusters:
         absorb_epilogue(graph, cluster, cluster.ops[-1].results[0], keep_last=True)
     _write_images(graph, clusters)
+    clusters += sort_clusters(graph)
+    clusters += _scans(graph)
     clusters += _rows(graph)
     clusters += _columns(graph)
     clusters += _elementwise(graph)
@@ -167,6 +171,18 @@ def _rearranges(graph: Graph, generic: Generic, operand: ir.Value, affine: ir.Af
     if sorted(read) != [dim for dim, size in enumerate(sizes) if size != 1]:
         return False
     return not keep_last or not read or read[-1] == max(read)
+
+
+# -- sorts and scans
+def _scans(graph: Graph) -> list[Cluster]:
+    """One cluster for each scan, with what follows each running value point by point."""
+    clusters: list[Cluster] = []
+    for op in [op for op in graph.ops if op not in graph.clusters and is_scan(op)]:
+        cluster = _seed(graph, "scan", [op])
+        take_producer(graph, cluster, op.operands[0])
+        absorb_epilogue(graph, cluster, op.results[0], keep_last=False)
+        clusters.append(cluster)
+    return clusters
 
 
 # -- rows

@@ -52,6 +52,10 @@ def label_of(func: ir.Operation) -> str:
             *_epilogue(generics[windows:]),
         ]
         return "+".join(parts)
+    if kind == "scan":
+        return "scan"
+    if kind == "sort":
+        return "top_k" if any(op.name == "tensor.extract_slice" for op in func.regions[0].blocks[0].operations) else "sort"
     if kind == "row":
         return _row(generics)
     if kind == "elementwise":

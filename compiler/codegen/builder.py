@@ -317,11 +317,17 @@ class Builder:
 
     def choose(self, condition: Value, kind: ir.Type, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
         """An `scf.if` with one result."""
-        op = ir.Operation.create("scf.if", results=[kind], operands=[condition], regions=2)
+        return self.branch(condition, [kind], lambda: [yes()], lambda: [no()])[0]
+
+    def branch(
+        self, condition: Value, kinds: Sequence[ir.Type], yes: Callable[[], Sequence[Value]], no: Callable[[], Sequence[Value]]
+    ) -> list[Value]:
+        """An `scf.if` with results."""
+        op = ir.Operation.create("scf.if", results=list(kinds), operands=[condition], regions=2)
         for region, emit in zip(op.regions, (yes, no), strict=True):
             with ir.InsertionPoint(region.blocks.append()):
-                ir.Operation.create("scf.yield", operands=[emit()])
-        return op.results[0]
+                ir.Operation.create("scf.yield", operands=list(emit()))
+        return list(op.results)
 
 
 class Sizes:

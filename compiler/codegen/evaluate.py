@@ -182,9 +182,13 @@ class Evaluator(Guards):
 
     def body(self, generic: Generic, arguments: dict[Value, Value], loop: Sequence[Coord]) -> list[Value]:
         """Emit a body; the yielded values."""
+        return self.run_block(generic.body, arguments, loop)
+
+    def run_block(self, block: ir.Block, arguments: dict[Value, Value], loop: Sequence[Coord] = ()) -> list[Value]:
+        """Emit the ops of a region's block; the yielded values."""
         values: dict[Value, Coord] = dict(arguments)
-        for op in generic.body.operations:
-            if op.name == "linalg.yield":
+        for op in block.operations:
+            if op.name in ("linalg.yield", "tm_tensor.yield"):
                 return [self._plain(self._operand(operand, values)) for operand in op.operands]
             self._body_op(op.operation, values, loop)
         raise AssertionError("a body without a yield")

@@ -18,6 +18,8 @@ from llmos.compiler.codegen.kernel import Kernel, Launch, product
 from llmos.compiler.codegen.layout import contraction_in
 from llmos.compiler.codegen.loops import LoopEmitter
 from llmos.compiler.codegen.rows import emit_rows
+from llmos.compiler.codegen.scan import emit_scan
+from llmos.compiler.codegen.sort import emit_sort
 from llmos.compiler.codegen.tile import register_tile
 from llmos.compiler.codegen.windowed import emit_windowed
 from llmos.compiler.codegen.winograd import emit_winograd, winograd_work
@@ -36,6 +38,8 @@ EMITTERS: Mapping[str, Emit] = {
     "windowed": emit_windowed,
     "winograd": emit_winograd,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "scan": lambda module, dispatch, _: emit_scan(module, dispatch),
+    "sort": lambda module, dispatch, _: emit_sort(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
 }

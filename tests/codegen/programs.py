@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -91,7 +92,8 @@ def compile_torch(
     need(target)
     shapes: Any = None
     if dynamic is not None:
-        shapes = {"inputs": tuple(dict(d) for d in dynamic)} if isinstance(module, Returns) else tuple(dict(d) for d in dynamic)
+        variadic = module.forward.__code__.co_flags & inspect.CO_VARARGS
+        shapes = {"inputs": tuple(dict(d) for d in dynamic)} if variadic else tuple(dict(d) for d in dynamic)
     return load(compile_model(module.eval(), tuple(example), dynamic_shapes=shapes, options=options(target)))
 
 

@@ -52,6 +52,9 @@ def test_a_contraction_takes_its_epilogue() -> None:
         (lambda x: (x.t() * 2 + 1).sum(0), ["elementwise"]),  # cheap: computed where it is read
         (lambda x: x @ x.t(), ["contraction"]),
         (lambda x: torch.softmax(x @ x.t(), -1), ["contraction", "row"]),
+        (lambda x: torch.sort(x.exp(), -1)[0], ["elementwise", "sort"]),  # the keys are made where they are read
+        (lambda x: (torch.topk(x, 3)[1] * 2).abs(), ["sort", "elementwise"]),
+        (lambda x: x.cumsum(-1) * 2, ["scan"]),
         (lambda x: F.scaled_dot_product_attention(*[x.unflatten(-1, (2, 12)).transpose(0, 1)] * 3), ["attention"]),
     ],
 )
@@ -166,3 +169,27 @@ def test_bands_that_would_overlap_by_much() -> None:
     """A level-2 cache holds the rows that few windows of 13 rows read, or all of a small image."""
     assert images(lambda y, _: F.max_pool2d(y, 13, 1), 20) == ["windowed"]
     assert images(lambda y, _: F.max_pool2d(y, 13, 1), 200) == ["contraction", "elementwise"]
+
+
+def test_a_sort_of_which_one_range_is_read_finds_only_that() -> None:
+    module = formed(lambda x: sum(torch.topk(x, 3, -1)), X)
+    check(
+        module,
+        """
+        CHECK: func.func private @d0_sort
+        CHECK: arith.bitcast
+        CHECK: tm_tensor.sort
+        CHECK: tensor.extract_slice
+        CHECK: tensor.extract_slice
+        CHECK: func.func private @d1_elementwise
+        """,
+    )
+
+
+def test_a_sort_that_is_read_whole_as_well() -> None:
+    def two_ranges(x: torch.Tensor) -> torch.Tensor:
+        values = x.sort(-1)[0]
+        return values[:, :2].sum(-1) + values.sum(-1)
+
+    sort = next(op for op in functions(formed(two_ranges, X)) if "sort" in str(op.attributes["sym_name"]))
+    assert "extract_slice" not in str(sort)

@@ -1,4 +1,4 @@
-"""Searches, counts and runs: every edge is compared with every number."""
+"""Counts and runs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-
-
-def _searchsorted(
-    edges: Tensor, values: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Tensor | None = None
-) -> Tensor:
-    """How many edges come before each value; every edge is compared."""
-    values = values if isinstance(values, Tensor) else torch.scalar_tensor(values, dtype=edges.dtype)
-    if sorter is not None:
-        edges = edges.gather(-1, sorter)
-    flat = values.reshape(1) if values.dim() == 0 else values
-    after = edges.unsqueeze(-2) > flat.unsqueeze(-1) if right or side == "right" else edges.unsqueeze(-2) >= flat.unsqueeze(-1)
-    count: Tensor = (~after).sum(-1).reshape(values.shape)
-    return count.to(torch.int32 if out_int32 else torch.int64)
-
-
-def _bucketize(values: Any, edges: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
-    return _searchsorted(edges, values, out_int32=out_int32, right=right)
 
 
 def _range_of(x: Tensor, low: float, high: float, margin: float = 1) -> tuple[Tensor, Tensor]:
@@ -132,10 +115,6 @@ def _segment_reduce(
 
 
 TABLE: dict[Any, Callable[..., Any]] = {
-    aten.searchsorted.Tensor: _searchsorted,
-    aten.searchsorted.Scalar: _searchsorted,
-    aten.bucketize.Tensor: _bucketize,
-    aten.bucketize.Scalar: _bucketize,
     aten.histc.default: _histc,
     aten.histogram.bin_ct: _histogram,
     aten.histogram.bins_tensor: _histogram_of_edges,

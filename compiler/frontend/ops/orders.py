@@ -1,137 +1,114 @@
-"""Ops about the order of numbers along one dimension, as loops: running extremes, medians, the most frequent number."""
+"""Ops about the order of numbers along one dimension: sorting, the k largest, medians, the most frequent number.
+
+Every one is a stable sort of integer keys (compiler/sorts.py). A key has the order of its number: NaN is above all others, and -0.0 equals
+0.0. In descending order keys are complemented, so that NaN comes first and equal numbers still stand in the order in which they came.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Dim
-from llmos.compiler.frontend.ops.loops import Loops
-from llmos.compiler.frontend.scalars import Scalar, select
+from llmos.compiler.frontend.ops.indexing import gather
+from llmos.compiler.frontend.ops.reductions import number, with_indices
+from llmos.compiler.frontend.ops.scans import scan
+from llmos.compiler.frontend.ops.shapes import computed, element, extract, loop
+from llmos.compiler.frontend.scalars import Scalar, element_type, from_index, select, to_index
+from llmos.compiler.ir import arith, ir
 
 INT = torch.int64
+_KEYS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INFINITIES = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
 
-def rows_of(b: Builder, x: Tensor, dim: int) -> tuple[Tensor, list[int]]:
-    """`x` as [rows, n] along `dim`, and the order of dimensions that leads back."""
-    order = [*[i for i in range(x.rank) if i != dim], dim]
-    turned = b.permute(x, order)
-    flat = b.reshape(turned, (b.sizes.product(turned.shape[:-1]), turned.shape[-1]))
-    return flat, [order.index(i) for i in range(x.rank)]
+def order_key(v: Scalar, descending: bool = False) -> Scalar:
+    """A signed integer of the width of `v` whose order is that of the numbers."""
+    kind = _KEYS[v.dtype.itemsize]
+    limits = torch.iinfo(kind)
+    bits = s.cast(v, kind) if v.dtype == torch.bool else s.bitcast(v, kind)
+    if v.is_float:
+        magnitude = bits & limits.max
+        signed = select(bits < 0, ~magnitude, magnitude)
+        nan, zero = magnitude > _INFINITIES[v.dtype], magnitude.equals(0)
+        bits = select(nan, bits.like(limits.max), select(zero, bits.like(0), signed))
+    elif v.is_unsigned and v.dtype != torch.bool:
+        bits = bits ^ limits.min
+    return ~bits if descending else bits
 
 
-def _back(b: Builder, flat: Tensor, x: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    lead = tuple(size for i, size in enumerate(x.shape) if i != dim)
-    return b.permute(b.reshape(flat, (*lead, flat.shape[-1])), order)
+def sort_by(b: Builder, keys: Tensor, payloads: Sequence[Tensor]) -> list[Tensor]:
+    """Payloads of the shape of integer `keys`, in the ascending order of the keys along the last dimension; equal keys keep their order."""
+    operands = [b.dense(each) for each in (keys, *payloads)]
+    i64 = ir.IntegerType.get_signless(64)
+    attributes = {
+        "dimension": ir.IntegerAttr.get(i64, keys.rank - 1),
+        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([0, len(operands)]),
+    }
+    values = [each.value for each in operands]
+    op = ir.Operation.create("tm_tensor.sort", results=[v.type for v in values], operands=values, attributes=attributes, regions=1)
+    block = op.regions[0].blocks.append(*[element_type(each.dtype) for each in operands for _ in range(2)])
+    with ir.InsertionPoint(block):
+        ordered = arith.cmpi(arith.CmpIPredicate.sle, block.arguments[0], block.arguments[1])
+        ir.Operation.create("tm_tensor.yield", operands=[ordered])
+    return [b.dense_tensor(value, each.shape, each.dtype) for value, each in zip(list(op.results)[1:], operands[1:], strict=True)]
 
 
-def running_extreme(relation: str) -> Callable[..., list[Tensor]]:
-    """cummax and cummin: (values, indices); of equal numbers the last one counts, and NaN stays."""
-
-    def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int) -> list[Tensor]:
-        if x.rank == 0:
-            return [x, b.full((), INT, 0)]
-        dim %= x.rank
-        flat, order = rows_of(b, x, dim)
-        count, n = flat.shape
-        loops = Loops(b, {"x": flat}, {"v": (flat.shape, x.dtype, 0), "i": (flat.shape, INT, 0), "at": ((1,), INT, 0)})
-
-        def step(row: Scalar, j: Scalar) -> None:
-            value, best = loops.get("x", row, j), loops.get("x", row, loops.get("at", 0))
-            better = s.compare("ge" if relation == "gt" else "le", value, best) | value.differs(value)
-            at = select(better, j, loops.get("at", 0))
-            loops.set("at", [0], at)
-            loops.set("v", [row, j], loops.get("x", row, at))
-            loops.set("i", [row, j], at)
-
-        def each_row(row: Scalar) -> None:
-            loops.set("at", [0], 0)
-            loops.loop(0, n, lambda j: step(row, j))
-
-        loops.loop(0, count, each_row)
-        return [_back(b, loops.result(name), x, dim, order) for name in ("v", "i")]
-
-    return lower
+def _last(x: Tensor, dim: int) -> list[int]:
+    """The order of dimensions that puts `dim` last."""
+    return [*[i for i in range(x.rank) if i != dim], dim]
 
 
-def logcumsumexp(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
-    """log of the running sum of exp, by the larger of the sum so far and the next number."""
-    if x.rank == 0:
-        return x
-    dim %= x.rank
-    flat, order = rows_of(b, x, dim)
-    count, n = flat.shape
-    loops = Loops(b, {"x": flat}, {"v": (flat.shape, x.dtype, 0), "w": ((1,), torch.float64, 0)})
-
-    def step(row: Scalar, j: Scalar) -> None:
-        value, total = loops.get("x", row, j).to(torch.float64), loops.get("w", 0)
-        high, low = value.max(total), value.min(total)
-        same = low.equals(high) & s.absolute(low).equals(math.inf)
-        loops.set("w", [0], select(same, high, high + s.log1p(s.exp(low - high))))
-        loops.set("v", [row, j], loops.get("w", 0))
-
-    def each_row(row: Scalar) -> None:
-        loops.set("w", [0], -math.inf)
-        loops.loop(0, n, lambda j: step(row, j))
-
-    loops.loop(0, count, each_row)
-    return _back(b, loops.result("v"), x, dim, order)
+def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> list[Tensor]:
+    """(values, int64 indices) of x in order along `dim`."""
+    order = _last(x, dim)
+    turned = b.dense(b.permute(x, order))
+    keys = b.elementwise(lambda v: order_key(v, descending), [turned], _KEYS[x.dtype.itemsize])
+    places = computed(b, Meta(turned.shape, INT), lambda at: from_index(at[-1], INT))
+    return [b.permute(each, [order.index(i) for i in range(x.rank)]) for each in sort_by(b, keys, [turned, places])]
 
 
-def sorted_rows(b: Builder, flat: Tensor) -> tuple[Loops, Dim, Dim]:
-    """Loops whose arrays "i" [1, n] will hold the places of a row's numbers in ascending order, NaN last; `sort_row` fills it."""
-    count, n = flat.shape
-    state = {"i": ((n,), INT, 0), "at": ((4,), INT, 0), "v": ((count,), flat.dtype, 0), "k": ((count,), INT, 0)}
-    return Loops(b, {"x": flat}, state), count, n
-
-
-def sort_row(loops: Loops, row: Scalar, n: Dim, descending: bool = False) -> None:
-    """Stable: each number's place is how many come before it; NaN counts as the largest."""
-
-    def place(j: Scalar) -> None:
-        loops.set("at", [0], 0)
-        value = loops.get("x", row, j)
-
-        def compare(k: Scalar) -> None:
-            other = loops.get("x", row, k)
-            same = other.equals(value) | (other.differs(other) & value.differs(value))
-            first, second = (value, other) if descending else (other, value)
-            ordered = (first < second) | (second.differs(second) & first.equals(first))
-            loops.add("at", [0], (ordered | (same & (k < j))).to(INT))
-
-        loops.loop(0, n, compare)
-        loops.set("i", [loops.get("at", 0)], j)
-
-    loops.loop(0, n, place)
+def sort(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> list[Tensor]:
+    """(values, indices), equal numbers in the order in which they stand."""
+    return [x, b.full((), INT, 0)] if x.rank == 0 else sorted_along(b, x, dim % x.rank, descending)
 
 
 def stable_sort(
     b: Builder, result: Sequence[Meta], x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> list[Tensor]:
-    """(values, indices), equal numbers in the order in which they stand."""
+    return sort(b, result, x, dim, descending)
+
+
+def argsort(b: Builder, result: Meta, x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> Tensor:
+    return sort(b, [], x, dim, descending)[1]
+
+
+def stable_argsort(b: Builder, result: Meta, x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    return sort(b, [], x, dim, descending)[1]
+
+
+def top_k(
+    b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, largest: bool = True, ordered: bool = True, **_: Any
+) -> list[Tensor]:
+    """(values, indices) of the k largest or smallest, in order whether or not that is asked for."""
+    if x.rank == 0:
+        return [b.reshape(each, meta.shape) for each, meta in zip((x, b.full((), INT, 0)), result, strict=True)]
+    return [extract(b, each, dim % x.rank, 0, k) for each in sorted_along(b, x, dim % x.rank, largest)]
+
+
+def kth_value(b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
+    """(value, index) of the k-th smallest, counted from 1."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
-    dim %= x.rank
-    flat, order = rows_of(b, x, dim)
-    count, n = flat.shape
-    state = {"i": ((n,), INT, 0), "at": ((1,), INT, 0), "v": (flat.shape, x.dtype, 0), "k": (flat.shape, INT, 0)}
-    loops = Loops(b, {"x": flat}, state)
-
-    def row(r: Scalar) -> None:
-        sort_row(loops, r, n, descending)
-
-        def write(j: Scalar) -> None:
-            loops.set("v", [r, j], loops.get("x", r, loops.get("i", j)))
-            loops.set("k", [r, j], loops.get("i", j))
-
-        loops.loop(0, n, write)
-
-    loops.loop(0, count, row)
-    return [_back(b, loops.result(name), x, dim, order) for name in ("v", "k")]
+    chosen = [extract(b, each, dim % x.rank, b.sizes.simplify(k - 1), 1) for each in sorted_along(b, x, dim % x.rank)]
+    return [b.reshape(each, meta.shape) for each, meta in zip(chosen, result, strict=True)]
 
 
 def median(ignore_nan: bool) -> Callable[..., list[Tensor]]:
@@ -140,28 +117,29 @@ def median(ignore_nan: bool) -> Callable[..., list[Tensor]]:
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
         if x.rank == 0:
             return [x, b.full((), INT, 0)]
-        flat, _ = rows_of(b, x, dim % x.rank)
-        loops, count, n = sorted_rows(b, flat)
-
-        def row(r: Scalar) -> None:
-            sort_row(loops, r, n)
-            loops.set("at", [1], 0)
-
-            def tally(j: Scalar) -> None:
-                value = loops.get("x", r, j)
-                loops.add("at", [1], value.equals(value).to(INT))
-
-            loops.loop(0, n, tally)
-            numbers, size = loops.get("at", 1), loops.number(n)
-            middle = ((numbers - 1) / 2).max(0) if ignore_nan else select(numbers < size, numbers, (size - 1) / 2)
-            place = loops.get("i", middle)
-            loops.set("v", [r], loops.get("x", r, place))
-            loops.set("k", [r], place)
-
-        loops.loop(0, count, row)
-        return [b.reshape(loops.result(name), meta.shape) for name, meta in zip("vk", result, strict=True)]
+        dim %= x.rank
+        ordered = sorted_along(b, x, dim)
+        if not x.dtype.is_floating_point:
+            middle = b.sizes.simplify(FloorDiv(sympy.sympify(x.shape[dim]) - 1, 2))
+            chosen = [extract(b, each, dim, middle, 1) for each in ordered]
+        else:
+            place = _middle(b, x, dim, ignore_nan)
+            chosen = [gather(b, Meta(place.shape, each.dtype), each, dim, place) for each in ordered]
+        return [b.reshape(each, meta.shape) for each, meta in zip(chosen, result, strict=True)]
 
     return lower
+
+
+def _middle(b: Builder, x: Tensor, dim: int, ignore_nan: bool) -> Tensor:
+    """Where the median of floats stands in their order, NaN at its end."""
+    above = torch.iinfo(_KEYS[x.dtype.itemsize]).max
+    numbers = b.reduce(b.elementwise(lambda v: order_key(v).differs(above), [x], INT), [dim], 0, lambda v, total: total + v, INT, True)
+
+    def place(count: Scalar) -> Scalar:
+        size = number(b, x.shape[dim], INT)
+        return ((count - 1) / 2).max(0) if ignore_nan else select(count < size, count, (size - 1) / 2)
+
+    return b.elementwise(place, [numbers], INT)
 
 
 def median_of_all(ignore_nan: bool) -> Callable[..., Tensor]:
@@ -178,25 +156,18 @@ def mode(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, keepdim: 
     """(values, indices): the most frequent number, the smallest of several, and where it stands last."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
-    flat, _ = rows_of(b, x, dim % x.rank)
-    loops, count, n = sorted_rows(b, flat)
+    dim %= x.rank
+    values, indices = sorted_along(b, x, dim)
+    dense = b.dense(values)
 
-    def row(r: Scalar) -> None:
-        sort_row(loops, r, n)
-        loops.set("at", [1], 0)
-        loops.set("at", [2], 0)
+    def start(at: list[ir.Value]) -> Scalar:
+        """The place of an element that differs from the one before, else 0."""
+        place = from_index(at[dim], INT)
+        before = [to_index((place - 1).max(0)) if i == dim else each for i, each in enumerate(at)]
+        return select(element(dense, at).equals(element(dense, before)), place.like(0), place)
 
-        def step(j: Scalar) -> None:
-            here, before = loops.get("i", j), loops.get("i", (j - 1).max(0))
-            repeated = loops.get("x", r, here).equals(loops.get("x", r, before)) & (j > 0)
-            run = select(repeated, loops.get("at", 1) + 1, here.like(1))
-            longer = run > loops.get("at", 2)
-            loops.set("at", [1], run)
-            loops.set("at", [2], select(longer, run, loops.get("at", 2)))
-            loops.set("k", [r], select(longer, here, loops.get("k", r)))
-            loops.set("v", [r], loops.get("x", r, loops.get("k", r)))
-
-        loops.loop(0, n, step)
-
-    loops.loop(0, count, row)
-    return [b.reshape(loops.result(name), meta.shape) for name, meta in zip("vk", result, strict=True)]
+    starts = scan(b, computed(b, Meta(x.shape, INT), start), dim, Scalar.max)
+    lengths = b.elementwise(lambda first: from_index(loop(dim), INT) - first, [starts], INT)
+    longest = with_indices("gt")(b, [], lengths, dim, True)[1]
+    chosen = [gather(b, Meta(longest.shape, each.dtype), each, dim, longest) for each in (values, indices)]
+    return [b.reshape(each, meta.shape) for each, meta in zip(chosen, result, strict=True)]

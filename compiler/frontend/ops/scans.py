@@ -1,46 +1,94 @@
-"""Ops that carry a value along one dimension: cumulative sums and products, as one loop over that dimension."""
+"""Ops that carry a value along one dimension: running sums, products, extremes, logcumsumexp, each one scan.
+
+Sums and products of floats run in float64 and are rounded once an element, as in torch on CPUs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
+import torch
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor, compute_dtype
 from llmos.compiler.frontend.ops.shapes import loop
-from llmos.compiler.frontend.scalars import Number, Scalar, constant, select
-from llmos.compiler.ir import arith
+from llmos.compiler.frontend.scalars import Scalar, element_type, from_index, select
+from llmos.compiler.ir import ir
+
+Combine = Callable[[Scalar, Scalar], Scalar]
 
 
-def cumulative(init: Number, combine: Callable[[Scalar, Scalar], Scalar]) -> Callable[..., Tensor]:
-    """out[i] = x[0] op ... op x[i]: a reduction over a second loop j along the dimension that takes x[j] where j <= i."""
+def scan(b: Builder, x: Tensor, dim: int, combine: Combine) -> Tensor:
+    """out[i] = x[0] op ... op x[i] along `dim`, for a commutative `combine`."""
+    x = b.dense(x)
+    i64 = ir.IntegerType.get_signless(64)
+    rest = (*x.shape[:dim], *x.shape[dim + 1 :])
+    outs = [b.fill(x.shape, x.dtype, 0), b.fill(rest, x.dtype, 0)]
+    op = ir.Operation.create(
+        "tm_tensor.scan",
+        results=[each.type for each in outs],
+        operands=[x.value, *outs],
+        attributes={
+            "dimension": ir.IntegerAttr.get(i64, dim),
+            "inclusive": ir.BoolAttr.get(True),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 2]),
+        },
+        regions=1,
+    )
+    kind = element_type(x.dtype)
+    block = op.regions[0].blocks.append(kind, kind)
+    with ir.InsertionPoint(block):
+        made = combine(*[Scalar(value, x.dtype) for value in block.arguments])
+        ir.Operation.create("tm_tensor.yield", operands=[made.value])
+    return b.dense_tensor(op.results[0], x.shape, x.dtype)
+
+
+def cumulative(combine: Combine) -> Callable[..., Tensor]:
+    """cumsum and cumprod."""
 
     def lower(b: Builder, result: Meta, x: Tensor, dim: int, **_: Any) -> Tensor:
+        x = b.cast(x, result.dtype)
         if x.rank == 0:
-            return b.cast(x, result.dtype)
-        dim %= x.rank
-        x, dtype = b.dense(x), compute_dtype(result.dtype)
-        source = [affine_dim(x.rank if i == dim else i) for i in range(x.rank)]
-
-        def body(v: Scalar, acc: Scalar) -> list[Scalar]:
-            taken = Scalar(arith.cmpi(arith.CmpIPredicate.sle, loop(x.rank), loop(dim)), _bool())
-            return [combine(acc, select(taken, v.to(dtype), constant(init, dtype)))]
-
-        (value,) = b.generic(
-            [(x, source)],
-            [(b.fill(x.shape, dtype, init), dtype, [affine_dim(i) for i in range(x.rank)])],
-            ["parallel"] * x.rank + ["reduction"],
-            body,
-        )
-        return b.cast(b.dense_tensor(value, x.shape, dtype), result.dtype)
+            return x
+        wide = torch.float64 if result.dtype.is_floating_point else result.dtype
+        return b.cast(scan(b, b.cast(x, wide), dim % x.rank, combine), result.dtype)
 
     return lower
 
 
-def _bool() -> Any:
-    import torch
-
-    return torch.bool
+cumsum = cumulative(lambda v, w: v + w)
+cumprod = cumulative(lambda v, w: v * w)
 
 
-cumsum = cumulative(0, lambda acc, v: acc + v)
-cumprod = cumulative(1, lambda acc, v: acc * v)
+def running_extreme(largest: bool) -> Callable[..., list[Tensor]]:
+    """cummax and cummin: (values, indices); of equal numbers the last one counts, and NaN stays."""
+
+    def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int) -> list[Tensor]:
+        if x.rank == 0:
+            return [x, b.full((), torch.int64, 0)]
+        dim %= x.rank
+        kind = compute_dtype(x.dtype) if x.dtype != torch.bool else torch.uint8
+        x = b.dense(x)
+        values = b.cast(scan(b, b.cast(x, kind), dim, Scalar.max if largest else Scalar.min), x.dtype)
+
+        def place(v: Scalar, best: Scalar) -> Scalar:
+            return select(v.equals(best) | v.differs(v), from_index(loop(dim), torch.int64), 0)
+
+        return [values, scan(b, b.elementwise(place, [x, values], torch.int64), dim, Scalar.max)]
+
+    return lower
+
+
+def logcumsumexp(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
+    """log of the running sum of exp, by the larger of the sum so far and the next number."""
+    if x.rank == 0:
+        return x
+
+    def combine(v: Scalar, w: Scalar) -> Scalar:
+        high, low = v.max(w), v.min(w)
+        same = low.equals(high) & s.absolute(low).equals(math.inf)
+        return select(same, high, high + s.log1p(s.exp(low - high)))
+
+    return b.cast(scan(b, b.cast(x, torch.float64), dim % x.rank, combine), result.dtype)

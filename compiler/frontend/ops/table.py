@@ -25,6 +25,7 @@ from llmos.compiler.frontend.ops import (
     recurrent,
     reductions,
     scans,
+    searches,
     series,
     shapes,
     special,
@@ -63,6 +64,7 @@ def table() -> Mapping[str, Lowering]:
         _windows(),
         _special_functions(),
         _orders(),
+        _scans(),
         series.table(),
         randomness.refusals(),
         _factorizations(),
@@ -261,8 +263,6 @@ def _reductions() -> dict[str, Lowering]:
         "linalg_vector_norm.default": r.vector_norm,
         "norm.Scalar norm.ScalarOpt_dim norm.ScalarOpt_dtype norm.ScalarOpt_dim_dtype": r.norm,
         "logsumexp.default": r.logsumexp,
-        "cumsum.default": scans.cumsum,
-        "cumprod.default": scans.cumprod,
     }
 
 
@@ -386,13 +386,27 @@ def _factorizations() -> dict[str, Lowering]:
 def _orders() -> dict[str, Lowering]:
     o = orders
     return {
-        "cummax.default": o.running_extreme("gt"),
-        "cummin.default": o.running_extreme("lt"),
-        "logcumsumexp.default _logcumsumexp.default": o.logcumsumexp,
+        "sort.default": o.sort,
+        "sort.stable": o.stable_sort,
+        "argsort.default": o.argsort,
+        "argsort.stable": o.stable_argsort,
+        "topk.default": o.top_k,
+        "kthvalue.default": o.kth_value,
         "median.dim": o.median(False),
         "nanmedian.dim": o.median(True),
         "median.default": o.median_of_all(False),
         "nanmedian.default": o.median_of_all(True),
         "mode.default": o.mode,
-        "sort.stable": o.stable_sort,
+        "searchsorted.Tensor searchsorted.Scalar": searches.search_sorted,
+        "bucketize.Tensor bucketize.Scalar": searches.bucketize,
+    }
+
+
+def _scans() -> dict[str, Lowering]:
+    return {
+        "cumsum.default": scans.cumsum,
+        "cumprod.default": scans.cumprod,
+        "cummax.default": scans.running_extreme(True),
+        "cummin.default": scans.running_extreme(False),
+        "logcumsumexp.default _logcumsumexp.default": scans.logcumsumexp,
     }

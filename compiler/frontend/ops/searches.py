@@ -1,0 +1,59 @@
+"""Binary searches in sorted rows: searchsorted and bucketize, one elementwise op that halves an interval for each number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
+from llmos.compiler.frontend.ops.indexing import gather
+from llmos.compiler.frontend.ops.reductions import number
+from llmos.compiler.frontend.ops.shapes import element, loop, pad_value
+from llmos.compiler.frontend.scalars import Scalar, select, to_index
+
+MAX_STEPS = 40  # of a row whose length has no bound
+
+
+def search_sorted(
+    b: Builder, result: Meta, edges: Tensor, values: Any, *, right: bool = False, side: str | None = None, sorter: Tensor | None = None,
+    **_: Any,
+) -> Tensor:  # fmt: skip
+    """How many of the sorted `edges` [n] or [lead..., n] come before each of `values` [any] or [lead..., m]; a NaN has all before it."""
+    if sorter is not None:
+        edges = gather(b, Meta(sorter.shape, edges.dtype), edges, -1, sorter)
+    if not isinstance(values, Tensor):
+        values = b.full((), torch.float64 if isinstance(values, float) and not edges.dtype.is_floating_point else edges.dtype, values)
+    n = edges.shape[-1]
+    if n == 0:
+        return b.full(result.shape, result.dtype, 0)
+    low, high = b.sizes.bounds(n)
+    if low < 1:  # so that there is an element to read
+        edges = pad_value(b, edges, [0] * edges.rank, [*[0] * (edges.rank - 1), 1], (*edges.shape[:-1], b.sizes.simplify(n + 1)), 0)
+    dense, from_right = b.dense(edges), right or side == "right"
+    steps = min(int(high).bit_length(), MAX_STEPS) if high != float("inf") else MAX_STEPS
+
+    def search(v: Scalar, _: Scalar) -> list[Scalar]:
+        place, size = s.constant(0, torch.int64), number(b, n, torch.int64)
+        lead = [loop(i) for i in range(dense.rank - 1)]
+        for step in reversed(range(steps)):
+            next_place = place + (1 << step)
+            inside = next_place <= size
+            edge = element(dense, [*lead, to_index(select(inside, next_place, 1) - 1)]).to(v.dtype)
+            reached = edge > v if from_right else edge >= v
+            place = select(inside & ~reached, next_place, place)
+        return [place.to(result.dtype)]
+
+    rank = len(result.shape)
+    (found,) = b.generic(
+        [(values, b.reads(values, result.shape))],
+        [(b.empty(result.shape, result.dtype), result.dtype, [affine_dim(i) for i in range(rank)])],
+        ["parallel"] * rank,
+        search,
+    )
+    return b.dense_tensor(found, result.shape, result.dtype)
+
+
+def bucketize(b: Builder, result: Meta, values: Any, edges: Tensor, *, right: bool = False, **_: Any) -> Tensor:
+    return search_sorted(b, result, edges, values, right=right)

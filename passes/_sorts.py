@@ -1,0 +1,39 @@
+"""Sorts as dispatches: what computes the keys runs where they are read, and slices of the results say which places are wanted."""
+
+from __future__ import annotations
+
+from llmos.compiler.ir import ir
+from llmos.compiler.linalg import Generic, is_fill
+from llmos.compiler.sorts import is_sort, range_of
+from llmos.passes._graph import Cluster, Graph, is_evaluable, owner_of
+
+
+def sort_clusters(graph: Graph) -> list[Cluster]:
+    """One cluster for each sort that the kernel takes."""
+    found = [op for op in graph.ops if op not in graph.clusters and is_sort(op)]
+    return [_cluster(graph, op) for op in found]
+
+
+def _cluster(graph: Graph, sort: ir.Operation) -> Cluster:
+    cluster = Cluster("sort", [])
+    graph.assign(cluster, [sort, *_slices(graph, sort)])
+    take_producer(graph, cluster, sort.operands[0])
+    return cluster
+
+
+def take_producer(graph: Graph, cluster: Cluster, value: ir.Value) -> None:
+    """Let an elementwise op that makes `value` for this cluster alone run where it is read."""
+    op = owner_of(value)
+    if op is None or op.name != "linalg.generic" or is_fill(op) or op in graph.clusters or graph.is_lazy(op):
+        return
+    generic = Generic(op)
+    alone = len(op.results) == 1 and graph.users(op.results[0]) == [cluster.ops[0]]
+    if alone and generic.is_elementwise and is_evaluable(generic) and graph.may_join(op, cluster):
+        graph.assign(cluster, [op])
+
+
+def _slices(graph: Graph, sort: ir.Operation) -> list[ir.Operation]:
+    """All that reads a sort, if that is slices of one range of places."""
+    users = list(dict.fromkeys(user for result in sort.results for user in graph.users(result)))
+    ranges = {range_of(user, graph.shapes) for user in users}
+    return users if len(ranges) == 1 and None not in ranges else []
