@@ -187,10 +187,17 @@ class Frame:
         state = join([self.state(value) for value in captured(op)])
         return [self._unless_along(state, op, "dimension", "sorts")] * len(op.results)
 
-    def _unless_along(self, state: State, op: ir.Operation, attribute: str, verb: str) -> State:
-        """What an op that mixes the places of one axis makes of its operands."""
+    def _scan(self, op: ir.Operation) -> list[State]:
+        """The running values; the totals, the second result, have an axis less and are followed no further."""
+        source, *_ = op.operands
+        state = join([self.state(value) for value in captured(op) if value != op.operands[2]])
+        return [self._unless_along(state, op, "dimension", "scans", [source]), Mixed("is not followed")]
+
+    def _unless_along(self, state: State, op: ir.Operation, attribute: str, verb: str, tensors: Sequence[ir.Value] | None = None) -> State:
+        """What an op that mixes the places of one axis, of all operands or of `tensors`, makes of its operands."""
         axis = int(ir.IntegerAttr(op.attributes[attribute]).value)
-        if isinstance(state, Mixed) or all(self.batch.is_free(self.shapes.shape(operand)[axis]) for operand in op.operands):
+        along = [self.shapes.shape(each)[axis] for each in (op.operands if tensors is None else tensors)]
+        if isinstance(state, Mixed) or all(self.batch.is_free(size) for size in along):
             return state
         return Mixed(f"{verb} along {self.batch.name}")
 
@@ -229,6 +236,7 @@ _RULES: Mapping[str, _Rule] = {
     "tensor.pad": Frame._pad,
     "tensor.concat": Frame._concat,
     "tm_tensor.sort": Frame._sort,
+    "tm_tensor.scan": Frame._scan,
     "func.call": Frame._call,
     "scf.for": Frame._for,
 }
