@@ -13,6 +13,7 @@ import torch
 
 from llmos.compiler.frontend.dims import Dim, IndexValues, Shape, Sizes
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, constant, element_type
+from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
 from llmos.compiler.ir import ir, linalg, tensor
 
 DYNAMIC = ir.ShapedType.get_dynamic_size()
@@ -88,6 +89,10 @@ class Builder:
     def index(self, dim: Dim) -> ir.Value:
         """A size as an index value."""
         return self._indices.value(dim)
+
+    def number(self, dim: Dim) -> int | SymbolicScalar:
+        """A size as a number of an op."""
+        return dim if isinstance(dim, int) else SymbolicScalar(dim, torch.int64, self.index)
 
     def dynamic(self, shape: Shape) -> list[ir.Value]:
         """The index values of the dynamic sizes of a shape."""

@@ -52,12 +52,17 @@ class Sizes:
         """A size as torch's metadata has it, in our symbols and simplified by their ranges."""
         if isinstance(size, int):
             return size
-        expr = size.node.expr if isinstance(size, torch.SymInt) else size
+        return self.simplify(self._renamed(size.node.expr if isinstance(size, torch.SymInt) else size))
+
+    def expression(self, value: torch.SymFloat | torch.SymBool) -> sympy.Basic:
+        """A float or bool of torch's metadata in our symbols."""
+        return self._renamed(value.node.expr)
+
+    def _renamed(self, expr: sympy.Basic) -> sympy.Basic:
         expr = sympy.sympify(expr).xreplace(self._names)
-        unknown = expr.free_symbols - set(self._ranges)
-        if unknown:
+        if expr.free_symbols - set(self._ranges):
             raise UnsupportedError(f"a tensor size depends on data ({expr}): only sizes that follow from input sizes can be compiled")
-        return self.simplify(expr)
+        return expr
 
     def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
         return tuple(self.dim(size) for size in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from torch import fx
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Sizes
 from llmos.compiler.frontend.islands import Islands
-from llmos.compiler.frontend.ops.errors import NotLowered
+from llmos.compiler.frontend.ops.errors import LoweringError, NotLowered
 from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
 from llmos.compiler.ir import arith, func, ir
 from llmos.runtime.errors import LlmosError, UnsupportedError
 
@@ -67,6 +69,10 @@ class GraphLowering:
             text = str(error) if str(error).startswith(op_name(node)) else f"{op_name(node)}: {error}"
             line = source_line(node)
             raise type(error)(text if line and line in text else text + line) from None
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            message = f"{op_name(node)}: its lowering failed: {type(error).__name__}: {reason}{source_line(node)}"
+            raise LoweringError(message, node) from error
 
     def _value(self, node: fx.Node) -> Any:
         if op_name(node) in IGNORED or not _is_wanted(node):
@@ -111,7 +117,8 @@ class GraphLowering:
             return value
         if isinstance(value, torch.SymInt):
             return self.sizes.dim(value)
-        raise UnsupportedError(f"a {type(value).__name__} that depends on input sizes ({value}) isn't supported")
+        dtype = torch.float64 if isinstance(value, torch.SymFloat) else torch.bool
+        return SymbolicScalar(self.sizes.expression(value), dtype, self.builder.index)
 
     def _meta(self, val: Any) -> Any:
         if isinstance(val, torch.Tensor):
@@ -119,9 +126,14 @@ class GraphLowering:
         return [self._meta(each) for each in val]
 
     def _call_arguments(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
+        numbers = _numbers_of(node.target)
         # device, layout and the like say nothing about the numbers.
-        kwargs = {name: self._argument(value) for name, value in node.kwargs.items() if name not in _PLACEMENT}
-        return [self._argument(value) for value in node.args], kwargs
+        kwargs = {name: self._given(value, name in numbers) for name, value in node.kwargs.items() if name not in _PLACEMENT}
+        return [self._given(value, place in numbers) for place, value in enumerate(node.args)], kwargs
+
+    def _given(self, value: Any, is_number: bool) -> Any:
+        found = self._argument(value)
+        return self.builder.number(found) if is_number and isinstance(found, sympy.Expr) else found
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -135,7 +147,8 @@ class GraphLowering:
         values = [value for value, _ in operands] + [size for _, sizes in operands for size in sizes]
         metas = self._meta(node.meta["val"])
         results = metas if isinstance(metas, list) else [metas]
-        island = self.islands.add(node)
+        shapes = {each: value.shape for each in node.all_input_nodes if isinstance(value := self._values[each], Tensor)}
+        island = self.islands.add(node, shapes)
         call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], island.name, values)
         tensors = [self.builder.dense_tensor(value, m.shape, m.dtype) for value, m in zip(call.results, results, strict=True)]
         return tensors if isinstance(metas, list) else tensors[0]
@@ -147,10 +160,25 @@ class GraphLowering:
             return dense.value, self.builder.dynamic(dense.shape)
         if isinstance(value, int | sympy.Expr):
             return arith.index_cast(ir.IntegerType.get_signless(64), self.builder.index(value)), []
+        if isinstance(value, SymbolicScalar):
+            return value.scalar().value, []
         raise UnsupportedError(f"an operand of kind {type(value).__name__} isn't supported")
 
 
 _PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "copy")
+
+
+@functools.cache
+def _numbers_of(target: Any) -> frozenset[int | str]:
+    """Places and names of the arguments that an op computes with, as opposed to sizes and positions."""
+    arguments = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else []
+    chosen = [
+        (place, each.name) for place, each in enumerate(arguments) if str(each.type).removeprefix("Optional[").rstrip("]") in _NUMBERS
+    ]
+    return frozenset(key for pair in chosen for key in pair)
+
+
+_NUMBERS = ("number", "float", "Tensor", "bool")
 
 
 def _is_wanted(node: fx.Node) -> bool:

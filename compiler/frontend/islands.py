@@ -7,13 +7,16 @@ of a program are lowered by one child process, since torch-mlir ends its process
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from llmos.compiler.child import Children
+from llmos.compiler.frontend.dims import Shape
 from llmos.compiler.ir import func, fx_importer, ir, tensor
 from llmos.runtime.errors import UnsupportedError
 
@@ -22,10 +25,14 @@ _CHILDREN = Children("llmos.compiler.frontend.lowering")
 
 @dataclass(frozen=True)
 class Island:
-    """One op as a function `name(operands, dynamic sizes of the tensor operands) -> results`."""
+    """One op as a function `name(operands, dynamic sizes of the tensor operands) -> results`.
+
+    `shapes` are the operands' as the program knows them: a size that export writes as a symbol may be known here.
+    """
 
     name: str
     node: fx.Node
+    shapes: Mapping[fx.Node, Shape]
 
 
 class Islands:
@@ -34,9 +41,9 @@ class Islands:
     def __init__(self) -> None:
         self._islands: list[Island] = []
 
-    def add(self, node: fx.Node) -> Island:
+    def add(self, node: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Island:
         check_shapes(node)
-        island = Island(f"island_{len(self._islands)}_{str(node.target).replace('.', '_')}", node)
+        island = Island(f"island_{len(self._islands)}_{str(node.target).replace('.', '_')}", node, shapes)
         self._islands.append(island)
         return island
 
@@ -66,8 +73,8 @@ def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
     importer = fx_importer(context)
     for island in islands:
         try:
-            function = importer.import_stateless_graph(_one_op_graph(island.node), func_name=island.name)
-        except (NotImplementedError, AssertionError, RuntimeError, TypeError, KeyError) as error:
+            function = importer.import_stateless_graph(_one_op_graph(island), func_name=island.name)
+        except Exception as error:
             raise _unsupported(island.node, str(error)) from None
         function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)
     return lowered_in_child(importer.module, ", ".join(sorted({str(island.node.target) for island in islands})))
@@ -123,12 +130,12 @@ def check_shapes(node: fx.Node) -> None:
             raise UnsupportedError("an operand has no elements, which this op can't be compiled for")
 
 
-def _one_op_graph(node: fx.Node) -> fx.Graph:
-    graph = fx.Graph()
+def _one_op_graph(island: Island) -> fx.Graph:
+    graph, node = fx.Graph(), island.node
     copies = {}
     for each in node.all_input_nodes:
         copies[each] = graph.placeholder(each.name)
-        copies[each].meta["val"] = each.meta["val"]
+        copies[each].meta["val"] = _with_known_sizes(each.meta["val"], island.shapes.get(each, ()))
     copy = graph.node_copy(node, lambda each: copies[each])
     val = node.meta["val"]
     if isinstance(val, torch.Tensor):
@@ -141,6 +148,15 @@ def _one_op_graph(node: fx.Node) -> fx.Graph:
         items.append(item)
     graph.output(tuple(items))
     return graph
+
+
+def _with_known_sizes(val: Any, shape: Shape) -> Any:
+    """A value's metadata with the sizes that are known, so that torch-mlir counts the dynamic ones as the call does."""
+    if not isinstance(val, FakeTensor) or not any(isinstance(known, int) for known in shape):
+        return val
+    sizes = [known if isinstance(known, int) else size for known, size in zip(shape, val.shape, strict=True)]
+    with val.fake_mode:
+        return torch.empty(sizes, dtype=val.dtype)
 
 
 def _take_sizes_as_arguments(function: func.FuncOp) -> None:

@@ -74,7 +74,9 @@ def highest(dtype: torch.dtype) -> Number:
     return pymath.inf if dtype.is_floating_point else True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
-def constant(value: Number, dtype: torch.dtype) -> Scalar:
+def constant(value: Number | Deferred, dtype: torch.dtype) -> Scalar:
+    if isinstance(value, Deferred):
+        return cast(value.scalar(), dtype)
     kind = element_type(dtype)
     if dtype.is_floating_point:
         return Scalar(arith.ConstantOp(kind, ir.FloatAttr.get(kind, float(value))).result, dtype)
@@ -86,6 +88,16 @@ def _wrapped(value: int, width: int) -> int:
     """The value modulo 2^width, as a signed number: what a signless attribute holds."""
     half = 1 << (width - 1)
     return (value + half) % (2 * half) - half
+
+
+class Deferred:
+    """A number that only a run of the program knows (symbolic_scalars.py)."""
+
+    dtype: torch.dtype  # int64, float64 or bool
+
+    def scalar(self) -> Scalar:
+        """The number, computed at the current insertion point."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -103,84 +115,84 @@ class Scalar:
     def is_unsigned(self) -> bool:
         return self.dtype in UNSIGNED
 
-    def like(self, other: Scalar | Number) -> Scalar:
+    def like(self, other: Scalar | Number | Deferred) -> Scalar:
         return other if isinstance(other, Scalar) else constant(other, self.dtype)
 
-    def _binary(self, other: Scalar | Number, floats: Any, signed: Any, unsigned: Any = None, swap: bool = False) -> Scalar:
+    def _binary(self, other: Scalar | Number | Deferred, floats: Any, signed: Any, unsigned: Any = None, swap: bool = False) -> Scalar:
         a, b = self, self.like(other)
         if swap:
             a, b = b, a
         build = floats if self.is_float else unsigned if unsigned and self.is_unsigned else signed
         return Scalar(build(a.value, b.value), self.dtype)
 
-    def __add__(self, other: Scalar | Number) -> Scalar:
+    def __add__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, arith.addf, arith.addi)
 
-    def __radd__(self, other: Number) -> Scalar:
+    def __radd__(self, other: Number | Deferred) -> Scalar:
         return self.like(other) + self
 
-    def __sub__(self, other: Scalar | Number) -> Scalar:
+    def __sub__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, arith.subf, arith.subi)
 
-    def __rsub__(self, other: Number) -> Scalar:
+    def __rsub__(self, other: Number | Deferred) -> Scalar:
         return self.like(other) - self
 
-    def __mul__(self, other: Scalar | Number) -> Scalar:
+    def __mul__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, arith.mulf, arith.muli if self.dtype != torch.bool else arith.andi)
 
-    def __rmul__(self, other: Number) -> Scalar:
+    def __rmul__(self, other: Number | Deferred) -> Scalar:
         return self.like(other) * self
 
-    def __truediv__(self, other: Scalar | Number) -> Scalar:
+    def __truediv__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, arith.divf, arith.divsi, arith.divui)
 
-    def __rtruediv__(self, other: Number) -> Scalar:
+    def __rtruediv__(self, other: Number | Deferred) -> Scalar:
         return self.like(other) / self
 
     def __neg__(self) -> Scalar:
         return Scalar(arith.negf(self.value), self.dtype) if self.is_float else self.like(0) - self
 
-    def __and__(self, other: Scalar | Number) -> Scalar:
+    def __and__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, None, arith.andi)
 
-    def __or__(self, other: Scalar | Number) -> Scalar:
+    def __or__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, None, arith.ori)
 
-    def __xor__(self, other: Scalar | Number) -> Scalar:
+    def __xor__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, None, arith.xori)
 
-    def __lshift__(self, other: Scalar | Number) -> Scalar:
+    def __lshift__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, None, arith.shli)
 
-    def __rshift__(self, other: Scalar | Number) -> Scalar:
+    def __rshift__(self, other: Scalar | Number | Deferred) -> Scalar:
         return self._binary(other, None, arith.shrsi, arith.shrui)
 
     def __invert__(self) -> Scalar:
         return self ^ (True if self.dtype == torch.bool else -1)
 
-    def __lt__(self, other: Scalar | Number) -> Scalar:
+    def __lt__(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("lt", self, self.like(other))
 
-    def __le__(self, other: Scalar | Number) -> Scalar:
+    def __le__(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("le", self, self.like(other))
 
-    def __gt__(self, other: Scalar | Number) -> Scalar:
+    def __gt__(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("gt", self, self.like(other))
 
-    def __ge__(self, other: Scalar | Number) -> Scalar:
+    def __ge__(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("ge", self, self.like(other))
 
-    def equals(self, other: Scalar | Number) -> Scalar:
+    def equals(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("eq", self, self.like(other))
 
-    def differs(self, other: Scalar | Number) -> Scalar:
+    def differs(self, other: Scalar | Number | Deferred) -> Scalar:
         return compare("ne", self, self.like(other))
 
-    def max(self, other: Scalar | Number) -> Scalar:
+    def max(self, other: Scalar | Number | Deferred) -> Scalar:
         """The larger; NaN where either is NaN."""
         return self._binary(other, arith.maximumf, arith.maxsi, arith.maxui)
 
-    def min(self, other: Scalar | Number) -> Scalar:
+    def min(self, other: Scalar | Number | Deferred) -> Scalar:
         """The smaller; NaN where either is NaN."""
         return self._binary(other, arith.minimumf, arith.minsi, arith.minui)
 
@@ -200,7 +212,7 @@ def compare(relation: str, a: Scalar, b: Scalar) -> Scalar:
     return Scalar(arith.cmpi(getattr(arith.CmpIPredicate, name), a.value, b.value), torch.bool)
 
 
-def select(condition: Scalar, a: Scalar | Number, b: Scalar | Number) -> Scalar:
+def select(condition: Scalar, a: Scalar | Number | Deferred, b: Scalar | Number | Deferred) -> Scalar:
     kind = a if isinstance(a, Scalar) else b
     assert isinstance(kind, Scalar)
     return Scalar(arith.select(condition.value, kind.like(a).value, kind.like(b).value), kind.dtype)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from llmos.compiler.frontend.islands import lowered_in_child
 from llmos.compiler.frontend.lowering import reject_dynamic_views
+from llmos.compiler.frontend.torch import import_torch, to_numpy
 from llmos.compiler.ir import context, ir
 from llmos.runtime.errors import UnsupportedError
+from tests.reference import run
 
 VIEW = """
 func.func @f(%x: !torch.vtensor<{old},f32>, %size: !torch.int) -> !torch.vtensor<{new},f32> {{
@@ -39,3 +42,14 @@ def test_an_op_that_ends_torch_mlir_is_an_error_of_this_process() -> None:
 
 def test_a_view_of_one_dynamic_dim_is_safe() -> None:
     reject_dynamic_views(ir.Module.parse(VIEW.format(old="[?,2,4]", new="[?,8]"), context()))
+
+
+def test_a_size_that_export_fixes_without_saying_so_is_static_for_torch_mlir_too() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided((4, 5), (1, 4)).copy_(x)
+
+    x = torch.randn(4, 5)
+    model = import_torch(Module(), (x,), (dict.fromkeys(range(2), torch.export.Dim.AUTO),))
+    (got,) = run(model, [to_numpy(x)])
+    assert (got == to_numpy(x)).all()

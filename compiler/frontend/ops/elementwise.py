@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 from torch._prims_common import elementwise_dtypes
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
-from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, select
+from llmos.compiler.frontend.scalars import Deferred, Number, Scalar, compute_dtype, select
 from llmos.runtime.errors import UnsupportedError
 
-Operand: TypeAlias = "Tensor | Number | sympy.Expr"  # an expression is a size
+Operand: TypeAlias = Tensor | Number | Deferred
 Lowering = Callable[..., Any]
 
 
@@ -29,11 +28,7 @@ def _sample(x: Operand) -> torch.Tensor | Number:
     """Something that torch's promotion rules treat as they treat `x`."""
     if isinstance(x, Tensor):
         return torch.empty((1,) * x.rank, dtype=x.dtype, device="meta")
-    return 1 if isinstance(x, sympy.Expr) else x
-
-
-def _constant(b: Builder, x: Number | sympy.Expr, dtype: torch.dtype) -> Scalar:
-    return s.from_index(b.index(x), dtype) if isinstance(x, sympy.Expr) else s.constant(x, dtype)
+    return torch.zeros((), dtype=x.dtype).item() if isinstance(x, Deferred) else x
 
 
 def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Sequence[Operand], dtype: torch.dtype) -> Tensor:
@@ -44,7 +39,7 @@ def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Seque
     def compute(*loaded: Scalar) -> Scalar:
         queue = iter(loaded)
         # A half float is rounded to its own type before it is widened: that is what eager computes with.
-        return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else _constant(b, x, dtype).to(kind) for x in operands])
+        return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else s.constant(x, dtype).to(kind) for x in operands])
 
     return b.elementwise(compute, tensors, result.dtype, result.shape)
 
@@ -67,8 +62,8 @@ def binary(body: Callable[[Scalar, Scalar], Scalar], kind: KIND = KIND.DEFAULT) 
 
 
 def add(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
-    if isinstance(y, int) and isinstance(x, Tensor) and isinstance(x.fact, Iota) and result.dtype == x.dtype:
-        return _shifted(b, x, x.fact, y * int(alpha))
+    if isinstance(y, int) and isinstance(alpha, int) and isinstance(x, Tensor) and isinstance(x.fact, Iota) and result.dtype == x.dtype:
+        return _shifted(b, x, x.fact, y * alpha)
     if (alone := _added_zero(x, y, result)) is not None:
         return alone
     return apply(b, result, lambda v, w: v + _scaled(w, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
@@ -187,7 +182,7 @@ def _select(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand)
     def compute(*loaded: Scalar) -> Scalar:
         queue = iter(loaded)
         flag = next(queue).to(torch.bool)
-        a, c = (next(queue).to(result.dtype) if isinstance(v, Tensor) else _constant(b, v, result.dtype) for v in (x, y))
+        a, c = (next(queue).to(result.dtype) if isinstance(v, Tensor) else s.constant(v, result.dtype) for v in (x, y))
         return select(flag, a, c)
 
     return b.elementwise(compute, [v for v in (condition, x, y) if isinstance(v, Tensor)], result.dtype, result.shape)

@@ -12,10 +12,11 @@ import torch
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim
-from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, select
+from llmos.compiler.frontend.scalars import Deferred, Number, Scalar, compute_dtype, select
 from llmos.compiler.ir import ir, linalg
 
 Dims = int | Sequence[int] | None
+Order = Number | Deferred
 
 
 def axes(x: Tensor, dims: Dims) -> list[int]:
@@ -123,7 +124,7 @@ def _spread(b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: 
     return _moments(b, x, dims, correction, kept, unbiased)
 
 
-def vector_norm(b: Builder, result: Meta, x: Tensor, order: Number = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
+def vector_norm(b: Builder, result: Meta, x: Tensor, order: Order = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
     over, dtype = axes(x, dims), compute_dtype(result.dtype)
     if order in (math.inf, -math.inf):
         pick = (lambda v, acc: acc.max(s.absolute(v))) if order > 0 else (lambda v, acc: acc.min(s.absolute(v)))
@@ -135,11 +136,21 @@ def vector_norm(b: Builder, result: Meta, x: Tensor, order: Number = 2, dims: Di
         return b.cast(b.reduce(x, over, 0, lambda v, acc: acc + s.absolute(v), dtype, keepdim), result.dtype)
     if order == 0:
         return b.cast(b.reduce(x, over, 0, lambda v, acc: acc + v.differs(0).to(dtype), dtype, keepdim), result.dtype)
-    summed = b.reduce(x, over, 0, lambda v, acc: acc + s.power(s.absolute(v), s.constant(order, dtype)), dtype, keepdim)
-    return b.cast(through(b, lambda v: s.power(v, s.constant(1.0 / order, dtype)), summed), result.dtype)
+    summed = b.reduce(x, over, 0, lambda v, acc: acc + _summand(v, order, dtype), dtype, keepdim)
+    return b.cast(through(b, lambda v: _root(v, order, dtype), summed), result.dtype)
 
 
-def norm(b: Builder, result: Meta, x: Tensor, order: Number | None = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
+def _summand(v: Scalar, order: Order, dtype: torch.dtype) -> Scalar:
+    raised = s.power(s.absolute(v), s.constant(order, dtype))
+    return s.select(s.constant(order, dtype).equals(0), v.differs(0).to(dtype), raised) if isinstance(order, Deferred) else raised
+
+
+def _root(v: Scalar, order: Order, dtype: torch.dtype) -> Scalar:
+    root = s.power(v, 1.0 / s.constant(order, dtype)) if isinstance(order, Deferred) else s.power(v, s.constant(1.0 / order, dtype))
+    return s.select(s.constant(order, dtype).equals(0), v, root) if isinstance(order, Deferred) else root
+
+
+def norm(b: Builder, result: Meta, x: Tensor, order: Order | None = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
     return vector_norm(b, result, x, 2 if order is None else order, dims, keepdim)
 
 

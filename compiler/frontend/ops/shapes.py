@@ -11,7 +11,7 @@ import torch
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import DYNAMIC, Builder, Iota, Meta, Splat, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim, Shape
-from llmos.compiler.frontend.scalars import Number, Scalar, select
+from llmos.compiler.frontend.scalars import Deferred, Number, Scalar, select
 from llmos.compiler.ir import arith, ir, linalg, tensor
 from llmos.runtime.errors import UnsupportedError
 
@@ -243,28 +243,25 @@ def element(x: Tensor, position: Sequence[ir.Value]) -> Scalar:
 def arange(b: Builder, result: Meta, *ends: Any, **_: Any) -> Tensor:
     """arange(end), (start, end), (start, end, step)."""
     start, step = (0, 1) if len(ends) == 1 else (ends[0], ends[2] if len(ends) > 2 else 1)
-    x = computed(b, result, lambda i: _affine(b, i[0], start, step, result.dtype))
+    x = computed(b, result, lambda i: _affine(i[0], start, step, result.dtype))
     if isinstance(start, int) and isinstance(step, int) and not result.dtype.is_floating_point:
         return replace(x, fact=Iota(0, start, step))
     return x
 
 
-def _affine(b: Builder, index: ir.Value, start: Any, step: Any, dtype: torch.dtype) -> Scalar:
-    if isinstance(start, float) or isinstance(step, float):
-        kind = torch.float64
-        return (s.from_index(index, kind) * s.constant(step, kind) + s.constant(start, kind)).to(dtype)
-    position = s.from_index(index, torch.int64)
-    position = position if step == 1 else position * _integer(b, step)
-    return (position if start == 0 else position + _integer(b, start)).to(dtype)
+def _affine(index: ir.Value, start: Any, step: Any, dtype: torch.dtype) -> Scalar:
+    position = s.from_index(index, torch.float64 if any(_is_float(each) for each in (start, step)) else torch.int64)
+    position = position if step == 1 else position * step
+    return (position if start == 0 else position + start).to(dtype)
 
 
-def _integer(b: Builder, value: Dim) -> Scalar:
-    return s.constant(value, torch.int64) if isinstance(value, int) else s.from_index(b.index(value), torch.int64)
+def _is_float(value: Number | Deferred) -> bool:
+    return isinstance(value, float) or (isinstance(value, Deferred) and value.dtype.is_floating_point)
 
 
 def linspace(b: Builder, result: Meta, start: Number, end: Number, steps: int, **_: Any) -> Tensor:
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
-    return arange(b, result, float(start), None, float(step))
+    return arange(b, result, start * 1.0, None, step)
 
 
 def full(b: Builder, result: Meta, size: Any, value: Any, **_: Any) -> Tensor:
@@ -274,7 +271,7 @@ def full(b: Builder, result: Meta, size: Any, value: Any, **_: Any) -> Tensor:
 def filled(b: Builder, result: Meta, value: Any) -> Tensor:
     if isinstance(value, bool | int | float):
         return b.full(result.shape, result.dtype, value)
-    held = computed(b, Meta((), result.dtype), lambda _: _integer(b, value))
+    held = computed(b, Meta((), result.dtype), lambda _: s.constant(value, result.dtype))
     return b.expand(held, result.shape)
 
 
@@ -298,10 +295,12 @@ def scalar_tensor(b: Builder, result: Meta, value: Any, **_: Any) -> Tensor:
 def triangle(keep_lower: bool) -> Callable[..., Tensor]:
     """tril and triu."""
 
-    def lower(b: Builder, result: Meta, x: Tensor, diagonal: int = 0) -> Tensor:
+    def lower(b: Builder, result: Meta, x: Tensor, diagonal: Dim = 0) -> Tensor:
+        offset = b.number(diagonal)
+
         def body(v: Scalar) -> Scalar:
             row, column = (s.from_index(loop(x.rank - back), torch.int64) for back in (2, 1))
-            kept = (column <= row + diagonal) if keep_lower else (column >= row + diagonal)
+            kept = (column <= row + offset) if keep_lower else (column >= row + offset)
             return select(kept, v, 0)
 
         return b.elementwise(body, [x], x.dtype, x.shape)
@@ -347,7 +346,7 @@ def pad(b: Builder, result: Meta, x: Tensor, padding: Sequence[Dim], mode: str =
     """torch.nn.functional.pad: pairs from the last dimension back; negative pairs crop."""
     pairs = [(0, 0)] * (x.rank - len(padding) // 2) + [(padding[i], padding[i + 1]) for i in range(len(padding) - 2, -1, -2)]
     if mode == "constant":
-        return _pad_constant(b, result, x, pairs, value or 0)
+        return _pad_constant(b, result, x, pairs, 0 if value is None else value)
     return _pad_from_inside(b, result, x, pairs, mode)
 
 
