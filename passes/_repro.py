@@ -21,7 +21,7 @@ def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], m
 
     Gives the command that reproduces the failure, or None where the folder can't be written: the failure itself matters more.
     """
-    target = _unused(folder)
+    target = unused_folder(folder)
     pipeline = pipeline_text(remaining[:1])
     command = f"llmos opt {shlex.quote(str(target / 'before.mlir'))} -p {shlex.quote(pipeline)}"
     files = {
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _unused(folder: Path) -> Path:
+def unused_folder(folder: Path) -> Path:
     candidate, number = folder, 2
     while candidate.exists():
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1

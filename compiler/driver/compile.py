@@ -10,6 +10,7 @@ from typing import Any
 
 from llmos.compiler.compiled import CompiledModel, StageReached
 from llmos.compiler.driver.certificate import Proof, gather, with_loaded_weights
+from llmos.compiler.driver.import_repro import reproducible
 from llmos.compiler.driver.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
 from llmos.compiler.driver.packaging import contents, weights_with_nan
 from llmos.compiler.driver.progress import Progress
@@ -164,7 +165,8 @@ class _Job:
         return SavedStage.of(Path(self.source), self.options.from_stage)
 
     def _import(self) -> ImportedModel:
-        imported = import_source(self.source, self.example_args, self.dynamic_shapes, self.options)
+        with reproducible(self.options.repro):
+            imported = import_source(self.source, self.example_args, self.dynamic_shapes, self.options)
         for note in imported.metadata.get("notes", ()):
             warnings.warn(str(note), ModelWarning, 4)
         with_nan = weights_with_nan(imported.weights)
