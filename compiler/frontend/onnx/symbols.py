@@ -119,6 +119,8 @@ def candidate_sizes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> 
 def _candidates(names: Sequence[str], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
     primes = (3, 5, 7, 11, 13, 17, 19, 23)
     yield _within({name: primes[i % len(primes)] for i, name in enumerate(names)}, ranges)
+    # A window comes after what it slides over, and must fit it.
+    yield _within({name: primes[-1 - i % len(primes)] for i, name in enumerate(names)}, ranges)
     for step in (32, 64, 128, 512):
         # The first is most often a batch.
         for first in (3, step):

@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
@@ -14,7 +15,7 @@ from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops import reductions
 from llmos.compiler.frontend.ops.contractions import add_bias
 from llmos.compiler.frontend.ops.errors import NotLowered
-from llmos.compiler.frontend.ops.shapes import _expr, computed, element, pad_value
+from llmos.compiler.frontend.ops.shapes import _expr, computed, element, extract, flip, pad, pad_value
 from llmos.compiler.frontend.scalars import Scalar
 from llmos.compiler.ir import arith, ir
 
@@ -49,17 +50,15 @@ def convolution(
     if transposed:
         return _transposed(b, result, x, weight, bias, stride, padding, dilation, output_padding, groups)
     strides, dilations = spread(stride, count), spread(dilation, count)
-    window = [dim for dim in weight.shape[2:] if isinstance(dim, int)]
-    pairs = _padding(padding, window, dilations)
+    pairs = _padding(b, padding, weight.shape[2:], dilations)
     x = _padded(b, x, pairs, 0)
     if any(size != 1 for dim, size in enumerate(weight.shape) if dim not in weight.axes):
         # The loops over the window take their bounds from the stored weight.
         weight = b.copy(weight)
     channels, filters = weight.shape[1], weight.shape[0]
-    assert isinstance(channels, int) and isinstance(filters, int)
     if groups == 1:
         sums = _direct(b, result, x, weight, strides, dilations)
-    elif channels == 1 and filters == groups:
+    elif channels == 1 and b.sizes.equal(filters, groups):
         sums = _depthwise(b, result, x, weight, strides, dilations)
     else:
         sums = _grouped(b, result, x, weight, strides, dilations, groups)
@@ -81,23 +80,49 @@ def _transposed(
     """weight [channels, filters / groups, ...]: a convolution of `x`, zeros between its elements, with the window turned around."""
     count = weight.rank - 2
     strides, dilations, paddings, extras = (spread(each, count) for each in (stride, dilation, padding, extra))
-    window = [dim for dim in weight.shape[2:] if isinstance(dim, int)]
-    reach = [d * (k - 1) for k, d in zip(window, dilations, strict=True)]
+    reach = _reach(b, weight.shape[2:], dilations)
     wide = _with_zeros_between(b, x, strides)
-    pairs = [(r - p, r - p + e) for r, p, e in zip(reach, paddings, extras, strict=True)]
-    from llmos.compiler.frontend.ops.shapes import flip, pad
-
+    pairs = [(b.sizes.simplify(_expr(r) - p), b.sizes.simplify(_expr(r) - p + e)) for r, p, e in zip(reach, paddings, extras, strict=True)]
+    if any(not isinstance(low, int) and b.sizes.bounds(low)[0] < 0 for pair in pairs for low in pair):
+        # Whether it pads or crops depends on the window's size: all is padded, and the result cropped.
+        whole = _transposed(b, _uncropped(b, result, paddings), x, weight, bias, stride, 0, dilation, _sums(extras, paddings), groups)
+        return _cropped(b, whole, paddings, result)
     flat = [each for pair in reversed(pairs) for each in pair]
     shape = (*wide.shape[:2], *[b.sizes.simplify(_expr(d) + low + high) for d, (low, high) in zip(wide.shape[2:], pairs, strict=True)])
     wide = pad(b, Meta(shape, x.dtype), wide, flat)
-    channels, filters = weight.shape[0], weight.shape[1]
-    assert isinstance(channels, int) and isinstance(filters, int)
+    channels, filters = _quotient(b, weight.shape[0], groups), weight.shape[1]
     turned = flip(b, Meta(weight.shape, weight.dtype), weight, range(2, weight.rank))
-    split = b.reshape(turned, (groups, channels // groups, filters, *weight.shape[2:]))
+    split = b.reshape(turned, (groups, channels, filters, *weight.shape[2:]))
     order = [0, 2, 1, *range(3, split.rank)]
-    swapped = b.reshape(b.permute(split, order), (groups * filters, channels // groups, *weight.shape[2:]))
+    swapped = b.reshape(b.permute(split, order), (b.sizes.product((groups, filters)), channels, *weight.shape[2:]))
     # Dense: a window of size 1 must be stored, or its loop has no bound.
     return convolution(b, result, b.dense(wide), b.dense(swapped), bias, 1, 0, dilation, False, 0, groups)
+
+
+def _sums(a: Sequence[int], c: Sequence[int]) -> list[int]:
+    return [x + y for x, y in zip(a, c, strict=True)]
+
+
+def _uncropped(b: Builder, result: Meta, paddings: Sequence[int]) -> Meta:
+    """The result before its first `padding` elements are cropped."""
+    spatial = [b.sizes.simplify(_expr(size) + p) for size, p in zip(result.shape[2:], paddings, strict=True)]
+    return Meta((*result.shape[:2], *spatial), result.dtype)
+
+
+def _cropped(b: Builder, x: Tensor, paddings: Sequence[int], result: Meta) -> Tensor:
+    for dim, p in enumerate(paddings, start=2):
+        x = extract(b, x, dim, p, result.shape[dim])
+    return x
+
+
+def _reach(b: Builder, window: Sequence[Dim], dilations: Sequence[int]) -> list[Dim]:
+    """The distance between a window's first and last element."""
+    return [b.sizes.simplify((_expr(k) - 1) * d) for k, d in zip(window, dilations, strict=True)]
+
+
+def _quotient(b: Builder, dim: Dim, groups: int) -> Dim:
+    """A whole part of a dimension that `groups` divides."""
+    return dim // groups if isinstance(dim, int) else b.sizes.simplify(FloorDiv(dim, groups))
 
 
 def _with_zeros_between(b: Builder, x: Tensor, strides: Sequence[int]) -> Tensor:
@@ -133,12 +158,13 @@ def conv(
     return convolution(b, result, x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
-def _padding(padding: Ints | str, window: Sequence[int], dilations: Sequence[int]) -> list[tuple[int, int]]:
+def _padding(b: Builder, padding: Ints | str, window: Sequence[Dim], dilations: Sequence[int]) -> Sequence[tuple[Dim, Dim]]:
     if padding == "valid":
         return [(0, 0)] * len(window)
     if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(window, dilations, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
+        totals = _reach(b, window, dilations)
+        halves = [_quotient(b, total, 2) for total in totals]
+        return [(half, b.sizes.simplify(_expr(total) - half)) for total, half in zip(totals, halves, strict=True)]
     assert not isinstance(padding, str)
     return [(p, p) for p in spread(padding, len(window))]
 
@@ -196,14 +222,13 @@ def _depthwise(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seq
 def _grouped(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequence[int], dilations: Sequence[int], groups: int) -> Tensor:
     """Loops (n, g, f, out..., c, window...) over channels split in groups."""
     n = x.rank - 2
-    filters, channels = weight.shape[0], weight.shape[1]
-    assert isinstance(filters, int) and isinstance(channels, int)
+    filters, channels = _quotient(b, weight.shape[0], groups), weight.shape[1]
     x = b.reshape(x, (x.shape[0], groups, channels, *x.shape[2:]))
-    weight = b.reshape(weight, (groups, filters // groups, channels, *weight.shape[2:]))
+    weight = b.reshape(weight, (groups, filters, channels, *weight.shape[2:]))
     outputs, channel, windows = range(3, 3 + n), 3 + n, range(4 + n, 4 + 2 * n)
     reads = [affine_dim(0), affine_dim(1), affine_dim(channel), *window_position(outputs, windows, strides, dilations)]
     taps = [affine_dim(1), affine_dim(2), affine_dim(channel), *map(affine_dim, windows)]
-    shape = (result.shape[0], groups, filters // groups, *result.shape[2:])
+    shape = (result.shape[0], groups, filters, *result.shape[2:])
     return b.reshape(_sum(b, x, reads, weight, taps, shape, 4 + 2 * n), result.shape)
 
 
