@@ -24,6 +24,7 @@ from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
 from llmos.compiler.frontend.size_tensors import with_sizes_read
+from llmos.compiler.frontend.storage_views import FOLLOWERS, read_from_storage
 from llmos.compiler.ir import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
@@ -76,7 +77,14 @@ def _reason(error: BaseException) -> str:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """Without in-place ops, and with what neither we nor torch-mlir know decomposed. Done only where needed: it costs a second."""
+    """Without in-place ops, with what neither we nor torch-mlir know decomposed, and with views of memory read from that memory."""
+    known = _of_known_ops(program)
+    read = read_from_storage(known)
+    return known if read is known else _of_known_ops(read)
+
+
+def _of_known_ops(program: ExportedProgram) -> ExportedProgram:
+    """Without in-place ops and ops that nobody knows. Decomposed only where needed: it costs a second."""
     nodes = _calls(program)
     if all((op_name(node) in table() and not _trains(node)) or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
         return program
@@ -134,13 +142,14 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """torch-mlir's table and ours less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
     kept = table()
     known = {**torch_decompositions(), **own_decompositions()}
-    chosen = {op: body for op, body in known.items() if str(op) not in kept}
+    chosen = {op: body for op, body in known.items() if str(op) not in kept and op not in FOLLOWERS}
     for node in _calls(program):
         op = node.target
         if (
             isinstance(op, torch._ops.OpOverload)
             and (op_name(node) not in kept or _trains(node))
             and op not in chosen
+            and op not in FOLLOWERS
             and op._can_decompose()
         ):
             chosen[op] = _get_decomp_for_cia(op)

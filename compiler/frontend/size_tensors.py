@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+
+from llmos.compiler.frontend.splicing import copied, updated
 
 _READS = ("aten.item.default", "aten._local_scalar_dense.default")
 _COPIES = ("aten.to.device", "aten.to.dtype", "aten._to_copy.default", "aten.detach_.default", "aten.detach.default", "aten.clone.default")
@@ -28,7 +29,7 @@ def with_sizes_read(program: ExportedProgram) -> ExportedProgram:
     """The program with every such number in the place of its read, to be traced anew: shapes still name the read."""
     if not any(str(node.target) in _READS for node in program.graph.nodes):
         return program
-    module = copy.deepcopy(program.graph_module)
+    module, signature = copied(program)
     known: dict[Any, Any] = {}
     for node in list(module.graph.nodes):
         if node.op == "call_function" and (number := _number(node, known)) is not None:
@@ -38,7 +39,7 @@ def with_sizes_read(program: ExportedProgram) -> ExportedProgram:
         node.replace_all_uses_with(known[node])
         module.graph.erase_node(node)
     module.recompile()
-    return program._update(module, program.graph_signature) if reads else program
+    return updated(program, module, signature) if reads else program
 
 
 def _number(node: fx.Node, known: Mapping[Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Writes at places: scatters, strided views, bags of table rows."""
+"""Writes at places: scatters, bags of table rows."""
 
 from __future__ import annotations
 
@@ -25,30 +25,6 @@ def _positions(x: Tensor) -> Tensor:
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     return _into_places(x, _positions(x).diagonal(offset, dim1, dim2), source)
-
-
-def _strided_places(size: Sequence[int], stride: Sequence[int], offset: int | None) -> Tensor:
-    places = torch.scalar_tensor(offset or 0, dtype=torch.int64)
-    for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
-        places = places + (torch.arange(count) * step).reshape(-1, *[1] * (len(size) - dim - 1))
-    return places.expand(list(size))
-
-
-def _as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Tensor:
-    if not x.is_contiguous():
-        raise UnsupportedError("as_strided of a tensor that isn't contiguous follows how it lies in memory: call .contiguous() first")
-    return x.reshape(-1)[_strided_places(size, stride, offset)]
-
-
-def _as_strided_scatter(x: Tensor, source: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Tensor:
-    return _into_places(x, _strided_places(size, stride, offset), source)
-
-
-def _resize(x: Tensor, size: Sequence[int], **_: Any) -> Tensor:
-    count = math.prod(size)
-    flat = x.reshape(-1)
-    kept = flat[:count] if count <= flat.shape[0] else torch.cat([flat, flat.new_zeros(count - flat.shape[0])])
-    return kept.reshape(list(size))
 
 
 def _along(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
@@ -163,10 +139,6 @@ def _scatter_edges(op: Any) -> Callable[..., Any]:
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.diagonal_scatter.default: _diagonal_scatter,
-    aten.as_strided.default: _as_strided,
-    aten.as_strided_copy.default: _as_strided,
-    aten.as_strided_scatter.default: _as_strided_scatter,
-    aten.resize.default: _resize,
     aten.index_reduce.default: _index_reduce,
     aten.put.default: _put,
     aten.index_put.default: _masked_put,

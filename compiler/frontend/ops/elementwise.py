@@ -321,13 +321,6 @@ def addcdiv(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value:
     return apply(b, result, lambda v, w, t: v + _scaled(w, value) / t, [x, y, z], result.dtype)
 
 
-def view_dtype(b: Builder, result: Meta, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits read as another type of the same width."""
-    if dtype.itemsize != x.dtype.itemsize:
-        raise UnsupportedError("a view as a type of another width isn't supported: convert with .to(dtype)")
-    return b.elementwise(lambda v: s.bitcast(v, dtype), [x], dtype, x.shape)
-
-
 def polygamma(b: Builder, result: Meta, order: int, x: Tensor) -> Tensor:
     from llmos.compiler.frontend.ops import special
 

@@ -22,6 +22,7 @@ from llmos.compiler.frontend.ops import (
     orders,
     pools,
     randomness,
+    recasts,
     recurrent,
     reductions,
     scans,
@@ -29,6 +30,7 @@ from llmos.compiler.frontend.ops import (
     series,
     shapes,
     special,
+    strided,
     windows,
 )
 
@@ -169,7 +171,7 @@ def _conversions() -> dict[str, Lowering]:
     return {
         "to.dtype to.device to.dtype_layout to.other to.prim_Device type_as.default _to_copy.default": elementwise.convert,
         "clone.default contiguous.default detach.default detach_.default alias.default": elementwise.identity,
-        "view.dtype": elementwise.view_dtype,
+        "view.dtype view_copy.dtype": recasts.view_dtype,
         "lift_fresh_copy.default positive.default": elementwise.identity,
         "dropout.default feature_dropout.default alpha_dropout.default": elementwise.dropout,
     }
@@ -186,6 +188,7 @@ def _views() -> dict[str, Lowering]:
         "numpy_T.default": shapes.reverse_dims,
         "movedim.int movedim.intlist moveaxis.int moveaxis.intlist": shapes.movedim,
         "unsqueeze.default unsqueeze_copy.default": shapes.unsqueeze,
+        "as_strided.default as_strided_copy.default": strided.as_strided,
         "squeeze.default squeeze.dim squeeze.dims squeeze_copy.default squeeze_copy.dim squeeze_copy.dims": shapes.squeeze,
     }
 

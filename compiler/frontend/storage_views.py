@@ -1,0 +1,196 @@
+"""Views that follow a tensor's memory (`as_strided`), read from the memory of the tensor that they are views of, not from its elements.
+
+`x[1:3].as_strided(size, stride, 0)` begins where `x` does. The chain of views is followed to the tensor that laid the memory down. That
+memory becomes a tensor of one dimension, which the op then takes: size, stride and offset count its elements.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from llmos.compiler.frontend.splicing import copied, splice, updated
+from llmos.runtime.errors import UnsupportedError
+
+aten = torch.ops.aten
+
+_Recast = Callable[[Tensor], Tensor]
+
+
+def read_from_storage(program: ExportedProgram) -> ExportedProgram:
+    """The program with every op that follows memory taking the memory itself, as a tensor of one dimension. The same one where all do."""
+    if not any(_follows_a_view(node) for node in program.graph.nodes):
+        return program
+    module, signature = copied(program)
+    for node in list(module.graph.nodes):
+        if _follows_a_view(node):
+            made = _rewritten(node, set(signature.user_inputs))
+            signature.replace_all_uses(node.name, made.name)
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return updated(program, module, signature)
+
+
+def _follows_a_view(node: fx.Node) -> bool:
+    """Whether an op is still to be given memory; as_strided of memory is what the table lowers."""
+    return node.target in FOLLOWERS and not (node.target in _STRIDED and _is_memory(node.args[0]))
+
+
+def _is_memory(node: Any) -> bool:
+    """Whether a tensor is all of the memory it lies in, in one dimension."""
+    root, recasts = _root(node)
+    val, whole = node.meta["val"], root.meta["val"]
+    from_start = _hint(val.storage_offset()) == _hint(whole.storage_offset()) == 0
+    return val.dim() == 1 and _hint(val.stride(0)) == 1 and _hint(val.numel()) == _hint(whole.numel()) and from_start and not recasts
+
+
+def _rewritten(node: fx.Node, inputs: set[Any]) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    root, recasts = _root(source)
+    if root.name in inputs and not root.meta["val"].is_contiguous():
+        raise UnsupportedError(f"a view follows the memory of the input {root.name!r}: export with an example that is contiguous")
+    order = _order_in_memory(root)
+    start = root.meta["val"].storage_offset()
+    others = [each for each in node.all_input_nodes if each is not source]
+
+    def read(base: Tensor, view: Tensor, *values: Any) -> list[Tensor]:
+        memory = base.permute(order).reshape(-1)
+        for recast in reversed(recasts):
+            memory = recast(memory).reshape(-1)
+        known = dict(zip(others, values, strict=True))
+        args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda each: known[each])
+        first = start * base.dtype.itemsize // memory.dtype.itemsize
+        return [FOLLOWERS[node.target](memory, view, first, *args, **kwargs)]
+
+    (made,) = splice(node, read, [root, source, *others])
+    assert isinstance(made, fx.Node)
+    return made
+
+
+def _as_strided(memory: Tensor, view: Tensor, start: Any, size: Any, stride: Any, storage_offset: Any = None) -> Tensor:
+    offset = view.storage_offset() if storage_offset is None else storage_offset
+    return memory.as_strided(size, stride, _from(offset, start))
+
+
+def _as_strided_scatter(
+    memory: Tensor, view: Tensor, start: Any, source: Tensor, size: Any, stride: Any, storage_offset: Any = None
+) -> Tensor:
+    """The view after the write: what it doesn't share with the places written to is as before."""
+    offset = view.storage_offset() if storage_offset is None else storage_offset
+    places = _places(size, stride, _from(offset, start))
+    written = memory.scatter(0, places.reshape(-1), source.to(memory.dtype).reshape(-1))
+    return written.as_strided(view.shape, view.stride(), _from(view.storage_offset(), start))
+
+
+def _places(size: Sequence[Any], stride: Sequence[Any], offset: Any) -> Tensor:
+    """Where in memory each element of a strided view lies, int64 of its shape."""
+    places = torch.full([1] * len(size), offset, dtype=torch.int64)
+    for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
+        places = places + (torch.arange(count) * step).reshape(-1, *[1] * (len(size) - dim - 1))
+    return places.expand(list(size))
+
+
+def _resize(memory: Tensor, view: Tensor, start: Any, size: Any, **_: Any) -> Tensor:
+    """The elements from where the view begins; zeros past the end of memory, where torch has anything."""
+    first, count = _from(view.storage_offset(), start), math.prod(size)
+    missing = first + count - memory.shape[0]
+    filled = torch.cat([memory, memory.new_zeros(missing)]) if missing > 0 else memory
+    return filled[first : first + count].reshape(list(size))
+
+
+def _from(offset: Any, start: Any) -> Any:
+    """An offset counted from where the memory that a model sees begins. An input's own offset is unknown to whoever calls the program."""
+    if _hint(offset) < _hint(start):
+        raise UnsupportedError("this view reads memory in front of an input or a weight: pass the tensor that it is a part of")
+    return offset - start
+
+
+_STRIDED = (aten.as_strided.default, aten.as_strided_copy.default)
+FOLLOWERS: dict[Any, Callable[..., Tensor]] = {
+    aten.as_strided.default: _as_strided,
+    aten.as_strided_copy.default: _as_strided,
+    aten.as_strided_scatter.default: _as_strided_scatter,
+    aten.resize.default: _resize,
+}
+
+
+def _root(node: fx.Node) -> tuple[fx.Node, list[_Recast]]:
+    """The tensor that laid down the memory of `node`, and the views between them that read it as other elements, the last one first."""
+    recasts: list[_Recast] = []
+    while (parent := _parent(node)) is not None:
+        recast = _recast(node)
+        if recast is not None:
+            recasts.append(recast)
+        node = parent
+    return node, recasts
+
+
+def _recast(node: fx.Node) -> _Recast | None:
+    """A view that reads memory as other elements, as a function of the whole memory."""
+    target, rest = node.target, node.args[1:]
+    if target == aten.view_as_complex.default:
+        return lambda memory: aten.view_as_complex(memory.reshape(-1, 2))
+    if target in (aten.view.dtype, aten.view_as_real.default, aten._conj.default, aten._neg_view.default):
+        return lambda memory: target(memory, *rest)
+    return None
+
+
+def _parent(node: fx.Node) -> fx.Node | None:
+    """The tensor that `node` is a view of, if it is one: torch is asked, with tensors laid out as these are."""
+    if node.op != "call_function":
+        return None
+    if node.target is operator.getitem:
+        op = node.args[0]
+        return _viewed(op, node.args[1]) if isinstance(op, fx.Node) else None
+    return _viewed(node, None)
+
+
+def _viewed(node: fx.Node, item: Any) -> fx.Node | None:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor) or not callable(node.target):
+        return None
+    stand_ins = {each: _stand_in(each.meta.get("val")) for each in node.all_input_nodes}
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: stand_ins[each])
+    try:
+        made = node.target(*args, **{**kwargs, **({"device": "meta"} if "device" in kwargs else {})})
+    except Exception:  # what torch can't do with shapes alone is no view
+        return None
+    made = made[item] if item is not None else made
+    if not isinstance(made, Tensor):
+        return None
+    shared = made.untyped_storage()._cdata == stand_ins[source].untyped_storage()._cdata
+    return source if shared else None
+
+
+def _stand_in(val: Any) -> Any:
+    if not isinstance(val, Tensor):
+        return _hint(val) if isinstance(val, torch.SymInt) else val
+    last = [_hint(size) for size in val.shape], [_hint(step) for step in val.stride()]
+    return torch.empty_strided(*last, dtype=val.dtype, device="meta")
+
+
+def _order_in_memory(root: fx.Node) -> list[int]:
+    """The dimensions of a tensor from the one that strides widest to the one that strides least. Raises where its memory has gaps."""
+    val = root.meta["val"]
+    sizes, strides = [_hint(size) for size in val.shape], [_hint(step) for step in val.stride()]
+    order = sorted(range(val.dim()), key=lambda dim: (-strides[dim], -sizes[dim]))
+    expected = 1
+    for dim in reversed(order):
+        if sizes[dim] > 1 and strides[dim] != expected:
+            raise UnsupportedError("this view follows the memory of a tensor that has gaps in memory: call .contiguous() first")
+        expected *= sizes[dim]
+    return order
+
+
+def _hint(size: Any) -> int:
+    """The number that a size had when the model was traced."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
