@@ -57,7 +57,7 @@ class Emitter:
 def _key(module: tuple[Target, str]) -> str:
     target, text = module
     revision = [importlib.metadata.version("llmos"), importlib.metadata.version("llvmlite")]
-    return cache_key(["object", *revision, target.triple, target.cpu, target.features, text])
+    return cache_key(["object", *revision, target.triple, target.cpu, target.features, *target.emulates, text])
 
 
 def emitter(options: CompileOptions) -> Emitter:

@@ -23,6 +23,7 @@ class Target:
     code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are. `l2_bytes` is what a core has of
     level-2 cache: of the processors that a target stands for a usual one, of "native" this machine's. `near_bytes` is how much of a
     contraction's panel is read again and again from the first cache; 0 where the second sends it as fast as it is multiplied.
+    `emulates` are the features that kernels use and the machine need not have (`emulated_on`).
     """
 
     name: str
@@ -35,13 +36,31 @@ class Target:
     l2_bytes: int
     required: tuple[str, ...]
     near_bytes: int = 0
+    emulates: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
 
     def has(self, feature: str) -> bool:
-        """Whether generated code may use a feature, by LLVM's name for it."""
-        return feature in self.required
+        """Whether kernels may use a feature, by LLVM's name for it."""
+        return feature in self.required or feature in self.emulates
+
+    def emulated_on(self, machine: Target) -> Target:
+        """This target's kernels as code for another's processors of the same architecture: slow, for checking the kernels' numbers there.
+
+        LLVM splits wide vectors; what else the machine lacks is written out (codegen/emulation.py). Raises ValueError where the
+        architectures differ.
+        """
+        if machine.arch != self.arch:
+            raise ValueError(f"{self} can't be emulated on {machine}: {self.arch} is not {machine.arch}")
+        return replace(
+            self,
+            name=f"{self.name}@{machine.name}",
+            cpu=machine.cpu,
+            features=machine.features,
+            required=machine.required,
+            emulates=self.required,
+        )
 
     def helps(self, precision: str) -> bool:
         """Whether code of a precision is any different here than on the next target: matrix tiles do nothing for float32."""
@@ -49,12 +68,16 @@ class Target:
 
     def code_target(self, precision: str) -> Target:
         """The plainest target whose code is the same at a precision: float32 uses no product of bfloat16, so that code is compiled once."""
-        plain = self.name.removesuffix("-bf16").removesuffix("-amx")
-        return Target.parse(plain) if precision == "fp32" else self
+        kernels, at, machine = self.name.partition("@")
+        plain = kernels.removesuffix("-bf16").removesuffix("-amx")
+        return Target.parse(f"{plain}{at}{machine}") if precision == "fp32" else self
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """The target of that name. Raises ValueError, with the names there are."""
+        """The target of that name, or of "KERNELS@MACHINE" (`emulated_on`). Raises ValueError, with the names there are."""
+        kernels, _, machine = text.partition("@")
+        if machine:
+            return cls.parse(kernels).emulated_on(cls.parse(machine))
         for target in TARGETS:
             if target.name == text:
                 return target
@@ -137,8 +160,9 @@ def resolve(name: str, precision: str = "fp32") -> list[Target]:
         return _of_this_architecture(precision)
     if name == "native":
         return [_native(precision)]
+    order = [target.name for target in TARGETS]
     chosen = {_named(part.strip()) for part in name.split(",")}
-    return [target for target in TARGETS if target in chosen]
+    return sorted(chosen, key=lambda target: (order.index(target.name.partition("@")[0]), target.name))
 
 
 def runs_here(target: Target) -> bool:

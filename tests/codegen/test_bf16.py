@@ -16,7 +16,7 @@ from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.options import CompileOptions
 from llmos.runtime.program import Program
 
-from .programs import V3, V4, dim, load, need, to_array
+from .programs import V3, V4, dim, load, runnable, to_array
 
 NATIVE = "x86-64-v4-bf16"
 TARGETS = (NATIVE, V4, V3)  # the same arithmetic in the same order: equal bits
@@ -25,8 +25,7 @@ BUDGET = 2e-2  # of the output's scale: 8 bits of mantissa through a whole netwo
 
 
 def compiled(module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]], target: str) -> Program:
-    need(target)
-    options = CompileOptions(precision="bf16", target=target, cache=False, repro=None)
+    options = CompileOptions(precision="bf16", target=runnable(target), cache=False, repro=None)
     return load(compile_model(module.eval(), tuple(example), dynamic_shapes=tuple(dict(d) for d in dynamic), options=options))
 
 

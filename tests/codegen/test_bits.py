@@ -18,7 +18,7 @@ from llmos.compiler.tiling import NO_TILINGS, Tiling, Tilings
 from llmos.passes.tile_dispatches import tiling_key
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
-from .programs import V3, V4, Returns, dim, need, options, to_array
+from .programs import V3, V4, Returns, dim, options, runnable, to_array
 
 F = torch.nn.functional
 WIDTH = 200
@@ -40,17 +40,17 @@ class Block(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    need(V3)
     path = tmp_path_factory.mktemp("bits") / "block.llmos"
     shapes = ({0: dim("b"), 1: dim("t")},)
-    compile_model(Block().eval(), (torch.randn(2, 3, WIDTH),), dynamic_shapes=shapes, options=options(f"{V3},{V4}")).save(path)
+    compile_model(
+        Block().eval(), (torch.randn(2, 3, WIDTH),), dynamic_shapes=shapes, options=options(f"{runnable(V3)},{runnable(V4)}")
+    ).save(path)
     return path
 
 
 @pytest.mark.parametrize("target", [V3, V4])
 def test_a_request_alone_and_in_a_batch(artifact: Path, target: str) -> None:
-    need(target)
-    program = llmos.load(artifact, target=target, poison_arena=True)
+    program = llmos.load(artifact, target=runnable(target), poison_arena=True)
     rng = np.random.default_rng(0)
     for tokens in (1, 7, 33):
         x = rng.standard_normal((9, tokens, WIDTH), np.float32)
@@ -76,7 +76,7 @@ def test_one_thread_and_two(artifact: Path) -> None:
 
 def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
     """Rows are reduced by 16 lanes everywhere, and their functions are our own."""
-    need(V4)
+    narrow, wide = runnable(V3), runnable(V4)
     module = Returns(
         softmax=lambda x: torch.softmax(x, -1),
         norm=lambda x: F.layer_norm(x, (WIDTH,)),
@@ -85,12 +85,12 @@ def test_row_kernels_give_the_same_bits_on_every_target(tmp_path: Path) -> None:
         down=lambda x: x.sum(0),
         length=lambda x: F.normalize(x, dim=-1),
     )
-    compile_model(module, (torch.randn(3, WIDTH),), dynamic_shapes={"inputs": ({0: dim("b")},)}, options=options(f"{V3},{V4}")).save(
-        tmp_path / "m"
-    )
+    shapes = {"inputs": ({0: dim("b")},)}
+    compile_model(module, (torch.randn(3, WIDTH),), dynamic_shapes=shapes, options=options(f"{narrow},{wide}")).save(tmp_path / "m")
     x = to_array(torch.randn(17, WIDTH))
-    for narrow, wide in zip(llmos.load(tmp_path / "m", target=V3)(x), llmos.load(tmp_path / "m", target=V4)(x), strict=True):
-        np.testing.assert_array_equal(narrow, wide)
+    first, second = (llmos.load(tmp_path / "m", target=target)(x) for target in (narrow, wide))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 TILINGS = (

@@ -23,6 +23,7 @@ class Target:
     triple: str
     cpu: str
     features: str = ""
+    emulates: tuple[str, ...] = ()
 
 
 X86_V3 = Target("x86_64-unknown-linux-gnu", "x86-64-v3")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from .images import Convolution
-from .programs import V3, V4, need
+from .programs import V3, V4
 
 SHAPES = {
     "plain": Convolution(16, 48, (3, 3), (9, 11)),
@@ -33,7 +33,6 @@ SHAPES = {
     ("name", "target"), [*((name, V4) for name in SHAPES), *((name, V3) for name in ("padded", "strided", "few_columns"))]
 )
 def test_against_eager(name: str, target: str) -> None:
-    need(target)
     conv = SHAPES[name]
     weights = conv.weights()
     program = conv.compile(weights, target)

@@ -12,7 +12,7 @@ from llmos.compiler.winograd import POINTS, TAPS, Minimal, matrices, transform_k
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
 from .images import Convolution
-from .programs import V3, V4, need
+from .programs import V3, V4
 
 MAX_ERROR = {2: 2e-6, 4: 1e-5}  # of the output's scale, against float64, over 256 channels of noise; 5e-7 and 4e-6 are usual
 
@@ -79,7 +79,6 @@ SHAPES = {
     [*((name, m, V4) for name in SHAPES for m in (2, 4)), *((name, m, V3) for name, m in (("residual", 4), ("cut_tiles", 2)))],
 )
 def test_against_float64(name: str, m: int, target: str) -> None:
-    need(target)
     conv = SHAPES[name]
     weights = conv.weights()
     program = conv.compile(weights, target, winograd=str(m))
@@ -93,7 +92,6 @@ def test_against_float64(name: str, m: int, target: str) -> None:
 
 
 def test_one_thread_and_two() -> None:
-    need(V4)
     conv = SHAPES["many_blocks"]
     program, inputs = conv.compile(conv.weights(), V4, winograd="4"), conv.inputs(3)
     before, found = num_threads(), []
