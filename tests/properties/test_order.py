@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 
 from llmos.compiler.onnx_backend import LlmosBackend
-from tests.codegen.programs import V3, V4, Returns, assert_like_eager, compile_torch, dim, need
+from tests.codegen.programs import V3, V4, Returns, assert_like_eager, compile_torch, dim
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
@@ -124,7 +124,6 @@ def test_any_axis_of_any_shape() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.uint8, np.uint32, np.uint64])
 def test_top_k_of_onnx(dtype: type[np.generic]) -> None:
     """Of equal elements the one with the lower index comes first; unsigned types too."""
-    need(V3)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     rng = np.random.default_rng(2)
     high = 4 if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max
