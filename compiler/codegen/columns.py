@@ -21,6 +21,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.padding import PaddedAxis, padding_of
+from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic, dim_positions, is_fill, is_identity, reaches
@@ -114,6 +115,7 @@ class ColumnsEmitter:
     def __init__(self, plan: Columns, shape: TileShape) -> None:
         self.plan, self.root, self.sizes = plan, plan.root, plan.sizes
         self.padding = padding_of(plan.dispatch, plan.root, plan.lane)
+        self.blocks = block_level(plan.dispatch.table, [self.sizes[d] for d in self.root.reduction_dims])
         self.registers = 8 * LANES if shape.lanes >= 16 else 4 * LANES  # lanes in all that are accumulated at once
 
     def emit(self, module: ir.Module) -> Launch:
@@ -256,7 +258,10 @@ class ColumnsEmitter:
                 point[self.plan.pixel] = pixel
             points.append((point, last_mask if v == vectors - 1 else None))
         starts = [self._start(point, mask) for point, mask in points]
-        ended = self._walk(points, list(self.root.reduction_dims), window, [ev.carried(v) for start in starts for v in start])
+        carried = [ev.carried(v) for start in starts for v in start]
+        if self.blocks is not None:
+            carried = with_rests(b, carried, summed([self.root]) * len(points))
+        ended = self._walk(points, list(self.root.reduction_dims), window, carried)
         count = len(self.root.inits)
         for i, ((point, mask), start) in enumerate(zip(points, starts, strict=True)):
             values = [ev.uncarried(v, s.type) for v, s in zip(ended[i * count : (i + 1) * count], start, strict=True)]
@@ -294,10 +299,16 @@ class ColumnsEmitter:
             for tap in window.known.get(dim, range(int(self.sizes[dim]))):
                 carried = self._walk(at(b.index(tap)), rest, window, carried)
             return carried
+
+        def run(low: Value, high: Value, values: list[Value]) -> list[Value]:
+            with b.loop(low, high, b.index(1), values) as loop, ev.scope():
+                loop.yield_(self._walk(at(loop.iv), rest, window, loop.args))
+            return loop.results
+
         low, high = self._range(dim, window)
-        with b.loop(low, high, b.index(1), carried) as loop, ev.scope():
-            loop.yield_(self._walk(at(loop.iv), rest, window, loop.args))
-        return loop.results
+        if self.blocks is not None and len(dims) == len(self.root.reduction_dims) - self.blocks[0]:
+            return loop_over_blocks(b, low, high, self.blocks[1], carried, summed([self.root]) * len(points), run)
+        return run(low, high, carried)
 
     def _range(self, dim: int, window: _Window) -> tuple[Value, Value]:
         """The part of a reduction dim that is walked."""

@@ -26,6 +26,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.codegen.layout import Layout
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.panels import PanelCopier, flat_index, nest, over_lanes
+from llmos.compiler.codegen.sums import BLOCK, TileSums, is_long
 from llmos.compiler.codegen.tile import (
     CACHE_LINE,
     UNROLL,
@@ -124,7 +125,7 @@ class ContractionEmitter:
         if (layout.pairs is not None and not self.widens) or layout.windows is not None or not layout.packed:
             return 0
         most = target.near_bytes // (4 * self.shape.columns) if self.tiling.depth is None else self.tiling.depth
-        depth = int(layout.k)
+        depth = min(int(layout.k), BLOCK)
         blocks = -(-depth // most) if most else 1
         return 0 if blocks == 1 and not self.widens else -(-depth // (blocks * UNROLL)) * UNROLL
 
@@ -141,11 +142,16 @@ class ContractionEmitter:
             self.tile(Points(frame, layout, split_index(b, size, flat, layout.batch)), frame.outputs, low, high, panel, fresh)
         return Launch(sympy.expand(batch * chunks * panels), self.scratch_bytes)
 
-    # -- scratch: the accumulator tile (of all rows, where sums wait for the next block of k), then evaluated rows or a run of zeros, then a
-    # panel packed or widened here or a copy of a last few rows
+    # -- scratch: the accumulator tile (of all rows, where sums wait for the next block of k), its rests and the sums of a block where k is
+    # long, then evaluated rows or a run of zeros, then a panel packed or widened here or a copy of a last few rows
+    @property
+    def tile_sums(self) -> TileSums:
+        rows = self.chunk if self.depth else self.block_rows
+        return TileSums(rows * self.layout.width, self.shape.lanes, int(self.layout.k) if self.depth or self.by_tiles else 0)
+
     @property
     def _rows_offset(self) -> Expr:
-        return sympy.Integer((self.chunk if self.depth else self.block_rows) * self.layout.width * 4)
+        return sympy.Integer(self.tile_sums.num_floats * 4)
 
     @property
     def _panel_offset(self) -> Expr:
@@ -198,16 +204,24 @@ class ContractionEmitter:
 
     def _by_depth(self, rows: Rows, low: Value, high: Value, first: Value, base: Value) -> None:
         """All rows by one block of k after the other; sums wait in scratch between them: each is still one chain over k."""
-        b, k, width = self.frame.b, int(self.layout.k), self.layout.width
+        b = self.frame.b
         count = b.sub(high, low)
-        with b.loop(b.index(0), b.mul(count, b.index(width)), b.index(self.shape.lanes)) as loop:
-            b.store(b.neutral(b.f32, 0.0, self.shape.lanes), b.address(self.frame.scratch, loop.iv, b.f32), self.shape.lanes * 4)
-        whole = k // self.depth * self.depth
-        with b.loop(b.index(0), b.index(whole), b.index(self.depth)) as loop:
-            self._add_block(rows, low, high, first, base, loop.iv, self.depth)
-        if whole < k:
-            self._add_block(rows, low, high, first, base, b.index(whole), k - whole)
+
+        def chains(begin: Value, length: int) -> None:
+            self._chains(rows, low, high, first, base, begin, length)
+
+        self.tile_sums.over_blocks(b, self.frame.scratch, b.mul(count, b.index(self.layout.width)), chains)
         self.epilogue.from_tile(low, first, count)
+
+    def _chains(self, rows: Rows, low: Value, high: Value, first: Value, base: Value, begin: Value, length: int) -> None:
+        """The sums of `length` k from `begin` on in scratch, `depth` of them after the other."""
+        b = self.frame.b
+        self.tile_sums.clear(b, self.tile_sums.sums_at(b, self.frame.scratch), b.mul(b.sub(high, low), b.index(self.layout.width)))
+        whole = length // self.depth * self.depth
+        with b.loop(b.index(0), b.index(whole), b.index(self.depth)) as loop:
+            self._add_block(rows, low, high, first, base, b.add(begin, loop.iv), self.depth)
+        if whole < length:
+            self._add_block(rows, low, high, first, base, b.add(begin, b.index(whole)), length - whole)
 
     def _add_block(self, rows: Rows, low: Value, high: Value, first: Value, base: Value, k: Value, depth: int) -> None:
         """The products of `depth` k from `k` on, added to the sums in scratch."""
@@ -229,7 +243,8 @@ class ContractionEmitter:
                 with b.loop(begin, end, b.index(tile.rows)) as loop:
                     row = b.sub(loop.iv, low)
                     left = self._strided(rows, loop.iv)
-                    sums = b.address(self.frame.scratch, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32)
+                    at = b.add(b.mul(row, b.index(width)), b.index(column))
+                    sums = b.address(self.tile_sums.sums_at(b, self.frame.scratch), at, b.f32)
                     a, panel = replace(left, base=b.address(left.base, k, b.f32)), self._panel(part, tile, row, column)
                     made = accumulate(b, shape, a, panel, b.index(depth), load_tile(b, shape, sums, width), pairs=self.widens)
                     store_tile(b, shape, made, sums, width)
@@ -388,11 +403,19 @@ class ContractionEmitter:
 
     def _multiply_tiles(self, a: list[Strided], panel: Panel, columns: int) -> None:
         """The same by matrix instructions, for 16 rows each of `a`, to the L1 tile."""
-        multiply_tiles(self.frame.b, a, panel, columns, int(self.layout.k), self.frame.scratch, self.layout.width)
+        b, width = self.frame.b, self.layout.width
+
+        def chains(begin: Value, length: int) -> None:
+            left = [replace(each, base=b.address(each.base, begin, ir.BF16Type.get())) for each in a]
+            right = replace(panel, base=b.address(panel.base, b.mul(b.div(begin, b.index(2)), b.index(width)), b.i32))
+            multiply_tiles(b, left, right, columns, length, self.tile_sums.sums_at(b, self.frame.scratch), width)
+
+        self.tile_sums.over_blocks(b, self.frame.scratch, b.index(len(a) * TILE_ROWS * width), chains)
 
     def _sums(self, part: TileShape, left: Left, panel: Panel) -> list[Value]:
         b, layout = self.frame.b, self.layout
         if layout.pairs is None:
+            left = replace(left, is_long=is_long(layout.dispatch.table, layout.k)) if isinstance(left, Strided) else left
             return accumulate(b, part, left, panel, self.frame.evaluator.sizes(layout.k), zeros(b, part))
         assert isinstance(left, Strided)
         return (accumulate_dots if layout.reads_pairs else accumulate_widened)(b, part, left, panel, int(layout.k), zeros(b, part))

@@ -18,6 +18,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.guards import Guards
 from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
 from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
@@ -310,8 +311,10 @@ class Evaluator(Guards):
         if has_lanes:
             inits = [self.b.splat(init) for init in inits]
         sizes = generic.loop_sizes(self.dispatch.shapes)
-        ended = self._reduce_loops(generic, loop, list(generic.reduction_dims), sizes, [self.carried(init) for init in inits])
-        return [self.uncarried(value, init.type) for value, init in zip(ended, inits, strict=True)]
+        nest = _Nest(generic, sizes, block_level(self.dispatch.table, [sizes[dim] for dim in generic.reduction_dims]))
+        start = [self.carried(init) for init in inits]
+        ended = self._reduce_loops(nest, loop, 0, with_rests(self.b, start, summed([generic])) if nest.blocks is not None else start)
+        return [self.uncarried(value, init.type) for value, init in zip(ended, inits, strict=False)]
 
     def carried(self, value: Value) -> Value:
         """An accumulator between steps. bfloat16 goes as float32: LLVM would choose between two of them in float32 and round by a call."""
@@ -322,17 +325,22 @@ class Evaluator(Guards):
     def uncarried(self, value: Value, kind: ir.Type) -> Value:
         return value if value.type == kind else self.b.op("arith.truncf", [value], kind)
 
-    def _reduce_loops(
-        self, generic: Generic, loop: list[Coord], dims: list[int], sizes: Sequence[Expr], carried: list[Value]
-    ) -> list[Value]:
-        if not dims:
-            return self.accumulate(generic, loop, carried)
-        b = self.b
-        with b.loop(b.index(0), self.sizes(sizes[dims[0]]), b.index(1), carried) as opened, self.scope():
-            inner = list(loop)
-            inner[dims[0]] = opened.iv
-            opened.yield_(self._reduce_loops(generic, inner, dims[1:], sizes, opened.args))
-        return opened.results
+    def _reduce_loops(self, nest: _Nest, loop: list[Coord], depth: int, carried: list[Value]) -> list[Value]:
+        dims = nest.generic.reduction_dims
+        if depth == len(dims):
+            return self.accumulate(nest.generic, loop, carried)
+
+        def run(low: Value, high: Value, values: list[Value]) -> list[Value]:
+            with self.b.loop(low, high, self.b.index(1), values) as opened, self.scope():
+                inner = list(loop)
+                inner[dims[depth]] = opened.iv
+                opened.yield_(self._reduce_loops(nest, inner, depth + 1, opened.args))
+            return opened.results
+
+        low, high = self.b.index(0), self.sizes(nest.sizes[dims[depth]])
+        if nest.blocks is not None and nest.blocks[0] == depth:
+            return loop_over_blocks(self.b, low, high, nest.blocks[1], carried, summed([nest.generic]), run)
+        return run(low, high, carried)
 
     def accumulate(self, generic: Generic, loop: Sequence[Coord], carried: Sequence[Value]) -> list[Value]:
         """One step of a reduction: new accumulators from the old at a loop point, both as `carried` gives them."""
@@ -385,6 +393,15 @@ class Evaluator(Guards):
             ]
             vector, lanes = self.combine(name, *parts), half
         return b.op("vector.extract", [vector], element_type(vector.type), static_position=ir.DenseI64ArrayAttr.get([0]))
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The loops of a reduction at a point, and which of them ends blocks of its sums."""
+
+    generic: Generic
+    sizes: Sequence[Expr]
+    blocks: tuple[int, int] | None
 
 
 def _added_product(generic: Generic) -> ir.Operation | None:

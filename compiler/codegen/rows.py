@@ -22,9 +22,11 @@ from llmos.compiler.codegen.kernel import Launch, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.row_space import RowPlan, accesses_of, plan_rows, spread
+from llmos.compiler.codegen.sums import BLOCK, CHAIN, block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Generic
 from llmos.compiler.sliding import neutral_element
+from llmos.compiler.symbolic import Expr
 
 
 def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
@@ -141,7 +143,9 @@ class _RowEmitter:
                 ev.store(ev.value(value, coords), buffer, coords[self.plan.num_outer :] if inner_only else coords)
             return made
 
-        ended = self._nest(0, {}, step, start, vectorized)
+        self.sums = summed(reductions)
+        self.blocks = block_level(self.plan.dispatch.table, self._extents(), BLOCK if vectorized else CHAIN) if any(self.sums) else None
+        ended = self._nest(0, {}, step, with_rests(b, start, self.sums) if self.blocks is not None else start, vectorized)
         rows: list[list[Value]] = []
         position = 0
         for _generic, found, row in zip(reductions, simple, inits, strict=True):
@@ -182,17 +186,25 @@ class _RowEmitter:
                 with ev.masked(b.tail_mask(b.index(1))):
                     return step({self.plan.rank - 1: Lane(b.index(0))}, carried)
             return step(lane, carried)
-        group = self.inner[depth]
-        extent = product([self.plan.sizes[dim] for dim in group])
+        group, extent = self.inner[depth], self._extents()[depth]
 
         def body(index: Coord, values: Sequence[Value]) -> list[Value]:
             here = {**inner, **dict.fromkeys(group, b.index(0)), group[-1]: index}
             return self._nest(depth + 1, here, step, list(values), vectorized)
 
+        def run(low: Value, high: Value, values: list[Value], static: int | None = None) -> list[Value]:
+            if vectorized and depth == len(self.inner) - 1:
+                return lane_loop(self.frame, low, high, body, values, static)
+            return scalar_loop(self.frame, low, high, body, values)
+
         low, high = b.index(0), ev.sizes(extent)
-        if vectorized and depth == len(self.inner) - 1:
-            return lane_loop(self.frame, low, high, body, carried, int(extent) if extent.is_Integer else None)
-        return scalar_loop(self.frame, low, high, body, carried)
+        if self.blocks is not None and self.blocks[0] == depth:
+            return loop_over_blocks(b, low, high, self.blocks[1], carried, self.sums, run)
+        return run(low, high, carried, int(extent) if extent.is_Integer else None)
+
+    def _extents(self) -> list[Expr]:
+        """The length of each loop over a row, outermost first."""
+        return [product([self.plan.sizes[dim] for dim in group]) for group in self.inner]
 
     def _store_outer(self) -> None:
         plan, ev = self.plan, self.frame.evaluator

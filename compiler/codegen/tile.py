@@ -1,6 +1,7 @@
 """The register tile: out[rows, columns] (+)= A[rows, k] * B[k, columns], the inner loop of contractions and attention.
 
-Each output element is one chain of fused multiply-adds over k in order, whatever the tile, so every variant gives the same bits.
+Each output element is one chain of fused multiply-adds over k in order (of a long k one for each block, `sums.py`), whatever the tile,
+so every variant gives the same bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.sums import BLOCK, loop_over_blocks, with_rests
 
 CACHE_LINE = 64
 UNROLL = 4  # steps of k between two jumps
@@ -67,7 +69,10 @@ class Operand(Protocol):
         ...
 
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
-        """Emit `run` over all of k in order. `depth`: the number of k; `start`: sums before the first. Returns the sums."""
+        """Emit `run` over all of k in order. `depth`: the number of k; `start`: sums before the first. Returns the sums.
+
+        More than `sums.BLOCK` k are summed in blocks.
+        """
         ...
 
 
@@ -78,11 +83,27 @@ class Strided:
     base: Value
     row_stride: Value
     k_stride: Value
+    is_long: bool = False  # whether a number of k that isn't known may be more than a block of a sum
 
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
-        """All of k in one run."""
+        """All of k in one run, or a run for each block."""
         rows = [b.address(self.base, b.mul(b.index(r), self.row_stride), b.f32) if r else self.base for r in range(num_rows)]
-        return run(rows, b.index(0), depth, start)
+        known = b.known(depth)
+        if (known is not None and known <= BLOCK) or (known is None and not self.is_long):
+            return run(rows, b.index(0), depth, start)
+
+        def block(first: Value, end: Value, sums: list[Value]) -> list[Value]:
+            at = b.mul(first, self.k_stride)
+            return run([b.address(row, at, b.f32) for row in rows], first, b.sub(end, first), sums)
+
+        def blocks() -> list[Value]:
+            sums = [True] * len(start)
+            return loop_over_blocks(b, b.index(0), depth, BLOCK, with_rests(b, start, sums), sums, block)[: len(start)]
+
+        if known is not None:
+            return blocks()
+        is_one = b.compare("sle", depth, b.index(BLOCK))  # asked once, so that a short k has nothing but its chain
+        return b.branch(is_one, [value.type for value in start], lambda: run(rows, b.index(0), depth, start), blocks)
 
 
 @dataclass(frozen=True)

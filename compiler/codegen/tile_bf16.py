@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.sums import BLOCK, add_blocks, nothing
 from llmos.compiler.codegen.tile import CACHE_LINE, Panel, Strided, TileShape
 from llmos.compiler.ir import ir
 from llmos.compiler.target import Target
@@ -65,11 +66,10 @@ def accumulate_dots(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: i
                 made.append(b.op("x86.avx512.dot", [total, left, vector], total.type))
         return made
 
-    with b.loop(b.index(0), b.index(k // 2), b.index(1), list(start)) as loop:
-        loop.yield_(step(loop.iv, lambda address: b.load(address, b.i32, 2), loop.args))
-    if k % 2 == 0:
-        return loop.results
-    return step(b.index(k // 2), lambda address: b.op("arith.extui", [b.load(address, i16, 2)], b.i32), loop.results)
+    def last(sums: Sequence[Value]) -> list[Value]:
+        return step(b.index(k // 2), lambda address: b.op("arith.extui", [b.load(address, i16, 2)], b.i32), sums)
+
+    return _over_pairs(b, k, start, lambda pair, sums: step(pair, lambda address: b.load(address, b.i32, 2), sums), last)
 
 
 def accumulate_widened(b: Builder, shape: TileShape, a: Strided, panel: Panel, k: int, start: Sequence[Value]) -> list[Value]:
@@ -83,15 +83,42 @@ def accumulate_widened(b: Builder, shape: TileShape, a: Strided, panel: Panel, k
             made += [b.fma(scalar, vector, sums[r * shape.vectors + v]) for v, vector in enumerate(vectors)]
         return made
 
-    with b.loop(b.index(0), b.index(k // 2), b.index(1), list(start)) as loop:
-        words = _vectors(b, shape, panel, loop.iv)
-        at = b.mul(loop.iv, b.index(2))
-        sums = multiply(b.add(at, b.index(1)), [_second(b, word) for word in words], loop.args)
-        loop.yield_(multiply(at, [_first(b, word) for word in words], sums))
-    if k % 2 == 0:
+    def step(pair: Value, sums: Sequence[Value]) -> list[Value]:
+        words = _vectors(b, shape, panel, pair)
+        at = b.mul(pair, b.index(2))
+        made = multiply(b.add(at, b.index(1)), [_second(b, word) for word in words], sums)
+        return multiply(at, [_first(b, word) for word in words], made)
+
+    def last(sums: Sequence[Value]) -> list[Value]:
+        words = _vectors(b, shape, panel, b.index(k // 2))
+        return multiply(b.index(k - 1), [_first(b, word) for word in words], sums)
+
+    return _over_pairs(b, k, start, step, last)
+
+
+def _over_pairs(
+    b: Builder, k: int, start: Sequence[Value], step: Callable[[Value, Sequence[Value]], list[Value]], last: Callable[..., list[Value]]
+) -> list[Value]:
+    """`step` for each pair of k, in blocks where there are many, then `last` for an odd one."""
+
+    def run(low: Value, high: Value, sums: Sequence[Value]) -> list[Value]:
+        with b.loop(low, high, b.index(1), list(sums)) as loop:
+            loop.yield_(step(loop.iv, loop.args))
         return loop.results
-    words = _vectors(b, shape, panel, b.index(k // 2))
-    return multiply(b.index(k - 1), [_first(b, word) for word in words], loop.results)
+
+    def ended(sums: list[Value]) -> list[Value]:
+        return last(sums) if k % 2 else sums
+
+    if k <= BLOCK:
+        return ended(run(b.index(0), b.index(k // 2), start))
+    whole = (k - 1) // BLOCK * BLOCK // 2
+    rest = [nothing(b, value) for value in start]
+    with b.loop(b.index(0), b.index(whole), b.index(BLOCK // 2), [*start, *rest]) as loop:
+        totals, lost = loop.args[: len(start)], loop.args[len(start) :]
+        sums = run(loop.iv, b.add(loop.iv, b.index(BLOCK // 2)), rest)
+        loop.yield_([value for part in add_blocks(b, totals, lost, sums) for value in part])
+    totals, lost = loop.results[: len(start)], loop.results[len(start) :]
+    return add_blocks(b, totals, lost, ended(run(b.index(whole), b.index(k // 2), rest)))[0]
 
 
 def _vectors(b: Builder, shape: TileShape, panel: Panel, pair: Value) -> list[Value]:

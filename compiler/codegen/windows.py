@@ -18,6 +18,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import Evaluator
 from llmos.compiler.codegen.kernel import product, split_index
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.sums import BLOCK, block_level, loop_over_blocks, with_rests
 from llmos.compiler.codegen.tile import Run
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, apply_form, padded_source
@@ -134,6 +135,15 @@ class WindowReader:
 
 
 @dataclass(frozen=True)
+class _Sweep:
+    """What is done in each run, and the loop over taps (the last: over a run) whose iterations end blocks of the sums, so many in each."""
+
+    run: Run
+    level: int | None
+    block: int
+
+
+@dataclass(frozen=True)
 class WindowBlock:
     """Some rows of a tile as an operand of the register tile. Without padding: a pointer a row. With: offsets and places as vectors."""
 
@@ -147,19 +157,32 @@ class WindowBlock:
         return self.reader.ev.b.index(1)
 
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
-        """One run a tap, in the order of k."""
-        return self._taps(self.reader.windows.taps, {}, b.index(0), start, run)
+        """One run a tap, in the order of k, or one for each block of a long run."""
+        reader, windows = self.reader, self.reader.windows
+        blocks = block_level(reader.ev.dispatch.table, [*(reader.sizes[dim] for dim in windows.taps), windows.run], BLOCK)
+        if blocks is None:
+            return self._taps(0, {}, b.index(0), start, _Sweep(run, None, 0))
+        return self._taps(0, {}, b.index(0), with_rests(b, start, [True] * len(start)), _Sweep(run, *blocks))[: len(start)]
 
-    def _taps(self, dims: tuple[int, ...], at: dict[int, Value], flat: Value, sums: Sequence[Value], run: Run) -> list[Value]:
-        """The loops over taps from `dims` on; `flat`: the number of the tap so far."""
-        b, size = self.reader.ev.b, self.reader.ev.sizes
-        if not dims:
-            length = size(self.reader.windows.run)
-            return run(self._pointers(at), b.mul(flat, length), length, sums)
-        extent = size(self.reader.sizes[dims[0]])
-        with b.loop(b.index(0), extent, b.index(1), list(sums)) as loop:
-            loop.yield_(self._taps(dims[1:], {**at, dims[0]: loop.iv}, b.add(b.mul(flat, extent), loop.iv), loop.args, run))
-        return loop.results
+    def _taps(self, depth: int, at: dict[int, Value], flat: Value, sums: Sequence[Value], sweep: _Sweep) -> list[Value]:
+        """The loops over taps from number `depth` on; `flat`: the number of the tap so far."""
+        b, size, windows = self.reader.ev.b, self.reader.ev.sizes, self.reader.windows
+
+        def walk(low: Value, high: Value, sums: Sequence[Value]) -> list[Value]:
+            if depth == len(windows.taps):
+                rows = self._pointers(at)
+                length = b.sub(high, low)
+                rows = rows if b.known(low) == 0 else [b.address(row, low, b.f32) for row in rows]
+                return sweep.run(rows, b.add(b.mul(flat, size(windows.run)), low), length, sums)
+            with b.loop(low, high, b.index(1), list(sums)) as loop:
+                tap = b.add(b.mul(flat, extent), loop.iv)
+                loop.yield_(self._taps(depth + 1, {**at, windows.taps[depth]: loop.iv}, tap, loop.args, sweep))
+            return loop.results
+
+        extent = size(windows.run if depth == len(windows.taps) else self.reader.sizes[windows.taps[depth]])
+        if depth == sweep.level:
+            return loop_over_blocks(b, b.index(0), extent, sweep.block, sums, [True] * (len(sums) // 2), walk)
+        return walk(b.index(0), extent, sums)
 
     def _pointers(self, at: dict[int, Value]) -> list[Value]:
         """Where each row's run of a tap starts; the row of zeros for one that lies outside."""
