@@ -13,7 +13,9 @@ aten = torch.ops.aten
 
 
 def _power_distance(difference: Tensor, p: float) -> Tensor:
-    """The p-norm over the last dimension."""
+    """The p-norm over the last dimension; of half types in float32."""
+    if difference.dtype in (torch.float16, torch.bfloat16):
+        return _power_distance(difference.float(), p).to(difference.dtype)
     size = difference.abs()
     if p == 0:
         return (size != 0).to(size.dtype).sum(-1)

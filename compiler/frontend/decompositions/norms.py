@@ -11,8 +11,12 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Mean and biased variance of each channel, as vectors, and the shape that spreads a vector over channels."""
+    """Mean and biased variance of each channel, as vectors, and the shape that spreads a vector over channels; x: not of a half type."""
     over = [0, *range(2, x.dim())]
     mean = x.mean(over, keepdim=True)
     variance = (x - mean).square().mean(over)
@@ -24,22 +28,23 @@ def _batch_norm_with_statistics(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(y, saved mean, saved 1 / sqrt(variance + eps), new running mean, new running variance)."""
+    kind, x = x.dtype, _wide(x)
     if training:
         average, spread, shape = _batch_statistics(x)
         count = x.numel() // x.shape[1]
-        new_mean = None if mean is None else (1 - momentum) * mean + momentum * average
+        new_mean = None if mean is None else ((1 - momentum) * _wide(mean) + momentum * average).to(mean.dtype)
         unbiased = spread * (count / (count - 1)) if isinstance(count, int) and count > 1 else spread * count / (count - 1)
-        new_variance = None if variance is None else (1 - momentum) * variance + momentum * unbiased
+        new_variance = None if variance is None else ((1 - momentum) * _wide(variance) + momentum * unbiased).to(variance.dtype)
     else:
         assert mean is not None and variance is not None
-        average, spread, new_mean, new_variance = mean, variance, mean, variance
+        average, spread, new_mean, new_variance = _wide(mean), _wide(variance), mean, variance
         shape = [1, -1, *[1] * (x.dim() - 2)]
     scale = torch.rsqrt(spread + eps)
     y = (x - average.reshape(shape)) * scale.reshape(shape)
     y = y * weight.reshape(shape) if weight is not None else y
     y = y + bias.reshape(shape) if bias is not None else y
     saved = (average, scale) if training else (x.new_zeros([0]), x.new_zeros([0]))
-    return y.to(x.dtype), *saved, new_mean, new_variance
+    return y.to(kind), *saved, new_mean, new_variance
 
 
 def _functional_batch_norm(

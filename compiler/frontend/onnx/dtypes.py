@@ -56,6 +56,11 @@ def torch_dtype(elem_type: int) -> torch.dtype:
     raise UnsupportedError(f"elements of type {name} aren't supported here; {advice}.")
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Numbers of a half type in float32, in which their sums, squares and statistics are computed; any other as it is."""
+    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """The numpy (or ml_dtypes) dtype with the bits of a torch dtype."""
     return BFLOAT16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))

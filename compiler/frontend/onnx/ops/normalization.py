@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llmos.compiler.frontend.onnx.dtypes import torch_dtype
+from llmos.compiler.frontend.onnx.dtypes import torch_dtype, wide
 from llmos.compiler.frontend.onnx.registry import NumOutputs, op
 from llmos.runtime.errors import UnsupportedError
 
@@ -29,23 +29,25 @@ def batch_normalization(
         raise UnsupportedError("this form of BatchNormalization isn't supported; export the model for inference.")
     if training_mode:
         axes = (0, *range(2, x.ndim))
-        batch_mean = x.mean(axes)
-        batch_variance = (x - x.mean(axes, keepdim=True)).square().mean(axes)
-        y = batch_normalization(x, scale, bias, batch_mean, batch_variance, num_outputs_=1, epsilon=epsilon)
+        x_wide = wide(x)
+        batch_mean = x_wide.mean(axes)
+        batch_variance = (x_wide - x_wide.mean(axes, keepdim=True)).square().mean(axes)
+        y = batch_normalization(x_wide, wide(scale), wide(bias), batch_mean, batch_variance, num_outputs_=1, epsilon=epsilon)
         assert isinstance(y, torch.Tensor)
-        return y, *(a * momentum + b * (1 - momentum) for a, b in ((mean, batch_mean), (variance, batch_variance)))
+        pairs = ((mean, batch_mean), (variance, batch_variance))
+        return y.to(x.dtype), *((wide(a) * momentum + b * (1 - momentum)).to(a.dtype) for a, b in pairs)
     if scale.dtype == x.dtype and mean.dtype == x.dtype:
         return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=epsilon)
     shape = [1, -1] + [1] * (x.ndim - 2)
-    factor = scale.to(mean.dtype) * torch.rsqrt(variance + epsilon)
-    return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)).to(x.dtype)
+    factor = wide(scale).to(wide(mean).dtype) * torch.rsqrt(wide(variance) + epsilon)
+    return ((wide(x) - wide(mean).reshape(shape)) * factor.reshape(shape) + wide(bias).reshape(shape)).to(x.dtype)
 
 
 @op("InstanceNormalization", since=6)
 def instance_normalization(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
     shape = [1, -1] + [1] * (x.ndim - 2)
-    normal = _standardized(x, tuple(range(2, x.ndim)), epsilon)
-    return normal * scale.reshape(shape) + bias.reshape(shape)
+    normal = _standardized(wide(x), tuple(range(2, x.ndim)), epsilon)
+    return (normal * wide(scale).reshape(shape) + wide(bias).reshape(shape)).to(x.dtype)
 
 
 @op("GroupNormalization", since=18)
@@ -101,28 +103,37 @@ def rms_normalization(x: torch.Tensor, scale: torch.Tensor, *, axis: int = -1, e
 @op("LpNormalization")
 def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Tensor:
     """A row of zeros stays zero."""
-    norm = torch.abs(x).sum(axis, keepdim=True) if p == 1 else torch.sqrt((x * x).sum(axis, keepdim=True))
-    return torch.where(norm == 0, torch.zeros_like(x), x / norm)
+    w = wide(x)
+    norm = torch.abs(w).sum(axis, keepdim=True) if p == 1 else torch.sqrt((w * w).sum(axis, keepdim=True))
+    return torch.where(norm == 0, torch.zeros_like(w), w / norm).to(x.dtype)
 
 
 @op("MeanVarianceNormalization")
 def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> torch.Tensor:
-    mean = x.mean(axes, keepdim=True)
-    deviation = torch.sqrt((x * x).mean(axes, keepdim=True) - mean * mean)
-    return (x - mean) / (deviation + 1e-9)
+    """The variance is the mean of squared differences from the mean: E[x²] - E[x]², as ONNX writes it, loses the digits of a large mean.
+
+    What the mean was rounded by is taken off as well, since next to nothing is added to the deviation: a constant input gives 0.
+    """
+    w = wide(x)
+    centered = w - w.mean(axes, keepdim=True)
+    centered = centered - centered.mean(axes, keepdim=True)
+    deviation = torch.sqrt((centered * centered).mean(axes, keepdim=True))
+    return (centered / (deviation + 1e-9)).to(x.dtype)
 
 
 @op("LRN")
 def local_response_normalization(x: torch.Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> torch.Tensor:
     """Sums of squares over `size` channels around each one."""
     before = (size - 1) // 2
-    padded = F.pad(x * x, [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
+    w = wide(x)
+    padded = F.pad(w * w, [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
     total = padded.narrow(1, 0, x.shape[1])
     for offset in range(1, size):
         total = total + padded.narrow(1, offset, x.shape[1])
-    return x / (bias + alpha / size * total) ** beta
+    return (w / (bias + alpha / size * total) ** beta).to(x.dtype)
 
 
 def _standardized(x: torch.Tensor, axes: tuple[int, ...], epsilon: float) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + epsilon); the variance in a second pass, from differences. x: not of a half type."""
     centered = x - x.mean(axes, keepdim=True)
     return centered * torch.rsqrt((centered * centered).mean(axes, keepdim=True) + epsilon)

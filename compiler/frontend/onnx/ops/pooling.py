@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmos.compiler.frontend.onnx.dtypes import to_torch
+from llmos.compiler.frontend.onnx.dtypes import to_torch, wide
 from llmos.compiler.frontend.onnx.ops.windows import Window, pad_spatial, window
 from llmos.compiler.frontend.onnx.registry import NumOutputs, op
 from llmos.runtime.errors import UnsupportedError
@@ -127,7 +127,7 @@ def average_pool(
     is_small = shape.is_symmetric and all(p <= k // 2 for p, k in zip(shape.padding, shape.kernel, strict=True))
     if is_small and set(shape.dilations) == {1}:
         return functions[len(kernel_shape)](x, kernel_shape, shape.strides, shape.padding, bool(ceil_mode), bool(count_include_pad))  # type: ignore[no-any-return]
-    return _average(x, shape, bool(ceil_mode), bool(count_include_pad))
+    return _average(wide(x), shape, bool(ceil_mode), bool(count_include_pad)).to(x.dtype)
 
 
 def _average(x: torch.Tensor, shape: Window, ceil_mode: bool, count_pads: bool) -> torch.Tensor:
@@ -162,10 +162,10 @@ def lp_pool(
     strides: Dims | None = None,
 ) -> torch.Tensor:
     shape = window(tuple(x.shape[2:]), kernel_shape, strides, dilations, pads, auto_pad)
-    powers = pad_spatial(torch.abs(x) ** p, shape.pads)
+    powers = pad_spatial(torch.abs(wide(x)) ** p, shape.pads)
     if ceil_mode:
         powers = pad_spatial(powers, _ceil_pads(tuple(powers.shape[2:]), shape, tuple(x.shape[2:])))
-    return window_sum(powers, shape, len(kernel_shape)) ** (1.0 / p)
+    return (window_sum(powers, shape, len(kernel_shape)) ** (1.0 / p)).to(x.dtype)
 
 
 @op("GlobalAveragePool")
@@ -180,4 +180,4 @@ def global_max_pool(x: torch.Tensor) -> torch.Tensor:
 
 @op("GlobalLpPool", since=2)
 def global_lp_pool(x: torch.Tensor, *, p: int = 2) -> torch.Tensor:
-    return torch.sum(torch.abs(x) ** p, tuple(range(2, x.ndim)), keepdim=True) ** (1.0 / p)
+    return (torch.sum(torch.abs(wide(x)) ** p, tuple(range(2, x.ndim)), keepdim=True) ** (1.0 / p)).to(x.dtype)

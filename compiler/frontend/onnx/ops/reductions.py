@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llmos.compiler.frontend.onnx.dtypes import wide
 from llmos.compiler.frontend.onnx.registry import Ints, op
 from llmos.runtime.errors import UnsupportedError
 
@@ -18,9 +19,10 @@ def _wide_sum(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tenso
 
 
 def _product(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    product = wide(x)
     for axis in sorted(axes, reverse=True):
-        x = torch.prod(x, axis, keepdim=keep, dtype=x.dtype)
-    return x
+        product = torch.prod(product, axis, keepdim=keep, dtype=product.dtype)
+    return product.to(x.dtype)
 
 
 def _mean(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
@@ -56,8 +58,17 @@ def _log_sum_exp(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Te
 
 
 def _l2(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
-    wide = _floating(x)
-    return torch.sqrt(torch.sum(wide * wide, axes, keepdim=keep)).to(x.dtype)
+    w = _floating(x)
+    return torch.sqrt(torch.sum(w * w, axes, keepdim=keep)).to(x.dtype)
+
+
+def _log_sum(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    return torch.log(_floating(_wide_sum(wide(x), axes, keep))).to(x.dtype)
+
+
+def _sum_of_squares(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
+    w = wide(x)
+    return _wide_sum(w * w, axes, keep).to(x.dtype)
 
 
 REDUCTIONS: tuple[tuple[str, Reduction], ...] = (
@@ -68,9 +79,9 @@ REDUCTIONS: tuple[tuple[str, Reduction], ...] = (
     ("ReduceMin", _extreme(torch.amin)),
     ("ReduceL1", lambda x, axes, keep: _wide_sum(torch.abs(x), axes, keep)),
     ("ReduceL2", _l2),
-    ("ReduceLogSum", lambda x, axes, keep: torch.log(_floating(_wide_sum(x, axes, keep))).to(x.dtype)),
+    ("ReduceLogSum", _log_sum),
     ("ReduceLogSumExp", _log_sum_exp),
-    ("ReduceSumSquare", lambda x, axes, keep: _wide_sum(x * x, axes, keep)),
+    ("ReduceSumSquare", _sum_of_squares),
 )
 
 
@@ -104,7 +115,7 @@ def _reduce(reduction: Reduction, x: torch.Tensor, axes: tuple[int, ...], keepdi
 
 
 def _floating(x: torch.Tensor) -> torch.Tensor:
-    return x if x.is_floating_point() else x.to(torch.float64)
+    return wide(x) if x.is_floating_point() else x.to(torch.float64)
 
 
 def _argument(x: torch.Tensor, axis: int, keepdims: int, select_last: int, function: Any) -> torch.Tensor:
