@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from llmos.compiler.ir import ir
 from llmos.compiler.weights import Weight
 from llmos.passes import PassObserver
-from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol
+from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol
 
 StageContent: TypeAlias = "ir.Module | str | bytes"
 
@@ -29,6 +29,7 @@ class CompiledModel:
     code: Mapping[str, bytes] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     passes: tuple[str, ...] = ()
+    computed: tuple[ComputedSymbol, ...] = ()
 
 
 class CompileObserver(PassObserver):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from llmos.runtime.errors import PassError
 ALIGNMENT = 64
 GUARD_BYTES = 1 << 16  # behind the arena: a miscompile that writes past it is to be found, not to bring this process down
 INTERNAL_ERROR = 4  # of abi.h
-ERRORS = {1: "index out of range", 2: "out of memory", 3: "bad arguments", 4: "internal error"}
+ERRORS = {1: "index out of range", 2: "out of memory", 3: "bad arguments", 4: "internal error", 5: "size out of range"}
 
 _KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 _ARENA = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -98,11 +99,11 @@ class CompiledCode:
         self,
         symbol: str,
         inputs: Sequence[np.ndarray],
-        outputs: Sequence[np.ndarray],
+        outputs: list[np.ndarray],
         weights: Sequence[np.ndarray] = (),
         on_launch: OnLaunch = Launch.run,
     ) -> int:
-        """Calls an entry on dense arrays; `outputs` are written. 0, or an error code of abi.h.
+        """Calls an entry on dense arrays; `outputs` are written, and cut to the sizes that the data gives. 0, or an error code of abi.h.
 
         weights: in the manifest's order, each at a multiple of 64 bytes (`aligned_copy`). on_launch: runs each dispatch in turn, and
         returns its code; an exception in it ends the call and is raised here.
@@ -132,14 +133,20 @@ class CompiledCode:
         status = int(entry(ctypes.byref(context), arguments, len(tensors), ctypes.byref(_Any())))
         if raised:
             raise raised[0]
+        outputs[:] = [cut(array, tensor.shape[: array.ndim]) for array, tensor in zip(outputs, tensors[len(inputs) :], strict=True)]
         return status
 
 
-def call_entry(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+def call_entry(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: list[np.ndarray]) -> None:
     """Calls an entry without weights of a shared object. Raises PassError where the code reports an error."""
     status = CompiledCode(code).call(symbol, inputs, outputs)
     if status:
         raise PassError(f"computation on weights at compile time failed: {ERRORS.get(status, status)}")
+
+
+def cut(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """What lies at the start of an array's memory, in a shape of no more elements."""
+    return array if array.shape == tuple(shape) else array.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def poisoned(num_bytes: int) -> np.ndarray:

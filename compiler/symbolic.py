@@ -22,6 +22,10 @@ _FUNCTIONS = frozenset({"floor", "Min", "Max", "Mod"})
 
 COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
 COUNTER = "llmos.counter"  # of a loop: the name of its counter
+COMPUTED = "llmos.computed"  # of a module: the sizes that the program computes from data
+COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
+
+MAX_BOUND = 2**31 - 1  # a computed size that may be larger has no bound that an output could be allocated by
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,42 @@ class Symbol:
 
     @property
     def expr(self) -> Expr:
-        return sympy.Symbol(self.name, integer=True, nonnegative=True, positive=True if self.min > 0 else None)
+        return sympy.Symbol(self.name, integer=True, nonnegative=True if self.min >= 0 else None, positive=True if self.min > 0 else None)
+
+
+@dataclass(frozen=True)
+class ComputedSymbol(Symbol):
+    """A size (or a number that sizes are made of) that the entry computes from data, while it runs.
+
+    `bound`: an expression of symbols known before that it never exceeds; what outputs are allocated by follows from it. `equals`: an
+    expression that it must be equal to, or "".
+    """
+
+    bound: str
+    equals: str = ""
 
 
 @dataclass(frozen=True)
 class SymbolTable:
-    """The program's symbols, in manifest order, and the counters of its loops, which only what runs inside a loop may read."""
+    """The program's symbols, in manifest order; those that it computes; the counters of its loops, which only loops may read."""
 
     symbols: tuple[Symbol, ...]
     counters: tuple[Symbol, ...] = ()
+    computed: tuple[ComputedSymbol, ...] = ()
 
     @classmethod
     def of(cls, module: ir.Module) -> SymbolTable:
-        return cls(_ranges(module, "llmos.symbols"), _ranges(module, COUNTERS))
+        return cls(_ranges(module, "llmos.symbols"), _ranges(module, COUNTERS), _computed(module))
+
+    @property
+    def sizes(self) -> tuple[Symbol, ...]:
+        """What the host function knows, in the order in which kernels find their values."""
+        return (*self.symbols, *self.computed)
 
     @property
     def names(self) -> tuple[Symbol, ...]:
         """All that an expression may hold, in the order in which kernels find their values."""
-        return (*self.symbols, *self.counters)
+        return (*self.sizes, *self.counters)
 
     def parse(self, dim: str | int) -> Expr:
         """The expression of one entry of `llmos.shape`."""
@@ -71,6 +93,34 @@ class SymbolTable:
         """Lower and upper bound of an expression, by interval arithmetic."""
         ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.names}
         return _interval(expr, ranges)
+
+    def computed_in(self, expr: Expr) -> list[ComputedSymbol]:
+        """The computed symbols that an expression depends on."""
+        free = expr.free_symbols if self.computed else ()
+        return [symbol for symbol in self.computed if symbol.expr in free]
+
+    def upper_bound(self, expr: Expr) -> Expr:
+        """What an expression never exceeds, over the symbols of the inputs alone."""
+        bound = self._largest(expr)
+        if bound.has(sympy.oo, -sympy.oo, sympy.nan):
+            raise UnsupportedError(
+                f"an output's size ({expr}) depends on data and has no bound that memory could be taken by: give it one in the model, "
+                "such as torch._check(x.shape[0] <= 1000)"
+            )
+        return bound
+
+    def _largest(self, expr: Expr) -> Expr:
+        """As `upper_bound`; infinity where there is none."""
+        computed = self.computed_in(expr)
+        if not computed:
+            return expr
+        ranges = {symbol.expr: (symbol.expr, symbol.expr) for symbol in self.symbols}
+        ranges |= {symbol.expr: (sympy.Integer(symbol.min), self._bound_of(symbol)) for symbol in computed}
+        return self.simplify(_interval(sympy.expand(expr), ranges)[1])
+
+    def _bound_of(self, symbol: ComputedSymbol) -> Expr:
+        bound = self._largest(self.parse(symbol.bound))
+        return sympy.oo if bound.is_Integer and bound > MAX_BOUND else bound
 
     def simplify(self, expr: Expr) -> Expr:
         """The expression without the branches that the ranges of its symbols rule out."""
@@ -99,6 +149,18 @@ def _ranges(module: ir.Module, attribute: str) -> tuple[Symbol, ...]:
     return tuple(Symbol(name, low, high) for name, (low, high) in ranges.items())
 
 
+def _computed(module: ir.Module) -> tuple[ComputedSymbol, ...]:
+    if COMPUTED not in module.operation.attributes:
+        return ()
+    table = ir.DictAttr(module.operation.attributes[COMPUTED])
+    found = []
+    for named in (table[i] for i in range(len(table))):
+        fields = ir.DictAttr(named.attr)
+        low, high = (int(bound) for bound in ir.DenseI64ArrayAttr(fields["range"]))
+        found.append(ComputedSymbol(named.name, low, high, ir.StringAttr(fields["bound"]).value, ir.StringAttr(fields["equals"]).value))
+    return tuple(found)
+
+
 def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
     if expr in ranges:
         return ranges[expr]
@@ -109,6 +171,8 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
         return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])
     if isinstance(expr, (sympy.Min, sympy.Max, sympy.floor)):
         return expr.func(*[low for low, _ in parts]), expr.func(*[high for _, high in parts])
+    if isinstance(expr, sympy.Mod) and parts[1][0].is_positive:
+        return sympy.S.Zero, parts[1][1] - 1
     if isinstance(expr, sympy.Mul):
         low, high = parts[0]
         for other in parts[1:]:
@@ -263,6 +327,12 @@ def _dim(shapes: Shapes, op: ir.Operation) -> None:
     source, axis = shapes._shapes.get(op.operands[0]), shapes._scalars.get(op.operands[1])
     if source is not None and axis is not None:
         shapes._scalars[op.results[0]] = source[int(axis)]
+
+
+def _extract(shapes: Shapes, op: ir.Operation) -> None:
+    """A read of a size that the program has computed."""
+    if COMPUTES in op.attributes:
+        shapes._scalars[op.results[0]] = shapes.table.parse(ir.StringAttr(op.attributes[COMPUTES]).value)
 
 
 def _empty(shapes: Shapes, op: ir.Operation) -> None:
@@ -450,6 +520,7 @@ _RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
     "arith.select": _select,
     "affine.apply": _apply,
     "tensor.dim": _dim,
+    "tensor.extract": _extract,
     "tensor.empty": _empty,
     "tensor.cast": _same_shape,
     "tensor.expand_shape": _expand,

@@ -21,7 +21,7 @@ from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.scans import is_scan
 from llmos.compiler.sliding import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
-from llmos.compiler.symbolic import Shape
+from llmos.compiler.symbolic import COMPUTES, Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 from llmos.passes._sorts import sort_clusters, take_producer
 
@@ -485,7 +485,8 @@ def _materialised(graph: Graph) -> list[Cluster]:
     """Dispatches for free and lazy values that somebody needs in memory: the return, a view, a fallback."""
     clusters: list[Cluster] = []
     for op in reversed(graph.ops):
-        needs_memory = op.name in ("func.return", "scf.yield", *_memory_readers()) or is_loop(op) or STACK in op.attributes
+        reads_memory = op.name in ("func.return", "scf.yield", *_memory_readers()) or COMPUTES in op.attributes
+        needs_memory = reads_memory or is_loop(op) or STACK in op.attributes
         if not needs_memory and not (op in graph.clusters and graph.clusters[op].kind == "fallback"):
             continue
         for operand in captured(op) if is_loop(op) else op.operands:

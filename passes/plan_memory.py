@@ -8,7 +8,7 @@ import sympy
 
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, ELSEWHERE, Loop, is_loop, root_of
-from llmos.compiler.symbolic import Expr, Shapes, SymbolTable
+from llmos.compiler.symbolic import COMPUTES, Expr, Shapes, SymbolTable
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
 
@@ -32,7 +32,7 @@ class PlanMemory(Pass):
     it doesn't, ELSEWHERE where it is written into the slice of a stack.
 
     A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be
-    compared with any free slot gets a new one.
+    compared with any free slot gets a new one. Tenants depend on the same computed sizes: the host asks for a slot once these are known.
     """
 
     def run(self, module: ir.Module) -> None:
@@ -68,6 +68,8 @@ class _Slots:
 
     def _larger(self, a: Expr, b: Expr) -> Expr | None:
         """The larger of two sizes, if that is the same for all values of the symbols."""
+        if self.table.computed_in(a) != self.table.computed_in(b):
+            return None
         low, high = self.table.bounds(sympy.expand(a - b))
         return a if low >= 0 else b if high <= 0 else None
 
@@ -152,7 +154,7 @@ def _last_uses(ops: list[ir.Operation]) -> dict[ir.Value, int]:
     """The last op that reads each value. A loop's results may lie where its states began or its slices went: all live as long as any."""
     last: dict[ir.Value, int] = {}
     for position, op in enumerate(ops):
-        if op.name in ("func.call", "func.return", "scf.yield", "tensor.insert_slice") or is_loop(op):
+        if op.name in ("func.call", "func.return", "scf.yield", "tensor.insert_slice") or is_loop(op) or COMPUTES in op.attributes:
             for operand in captured(op) if is_loop(op) else op.operands:
                 last[root_of(operand)] = position
     for op in reversed([op for op in ops if is_loop(op)]):

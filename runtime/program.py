@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import re
 import threading
 from collections.abc import Mapping
 from ctypes import c_char_p, c_int64, c_void_p, py_object
@@ -24,6 +26,7 @@ Outputs = np.ndarray | tuple[np.ndarray, ...]
 
 # A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has 32 bytes before it.
 _CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
+_SHAPE_OFFSET = 24  # of DLTensor.shape
 _pointer_of = ctypes.PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 _name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 
@@ -139,6 +142,7 @@ class Entry:
         self._core = core()
         self._num_inputs = len(self.spec.inputs)
         self._num_given = self.spec.num_inputs
+        self._resized = _resized_outputs(self.spec, manifest.computed_names)
         self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
         # Argument buffers that no call uses now; list.append and list.pop are atomic, so that threads (and reentrant calls) share it.
         self._idle: list[_Buffers] = []
@@ -224,6 +228,8 @@ class Entry:
         code = self._core.run(handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
         if code:
             raise self._core.error(code)
+        for position in self._resized:
+            arrays[position] = _cut(arrays[position], int(buffers.outputs[position] or 0))
         return tuple(arrays)
 
     def _export(self, inputs: tuple[Any, ...], pointers: Any) -> list[Any]:
@@ -308,6 +314,22 @@ def _output_slice(outputs: tuple[TensorSpec, ...], position: int) -> tuple[slice
     begin = sum(len(spec.shape) for spec in outputs[:position])
     spec = outputs[position]
     return slice(begin, begin + len(spec.shape)), np.dtype(DTYPES[spec.dtype].storage)
+
+
+def _resized_outputs(spec: EntrySpec, computed: frozenset[str]) -> tuple[int, ...]:
+    """Positions of the outputs whose sizes depend on data: each is allocated at its bound, and cut once its size is known."""
+    return tuple(
+        position
+        for position, tensor in enumerate(spec.outputs)
+        if any(isinstance(dim, str) and computed.intersection(re.findall(r"\w+", dim)) for dim in tensor.shape)
+    )
+
+
+def _cut(array: np.ndarray, tensor: int) -> np.ndarray:
+    """The elements of an output in the shape that a call has written into its DLTensor."""
+    sizes = c_void_p.from_address(tensor + _SHAPE_OFFSET).value
+    shape = tuple((c_int64 * array.ndim).from_address(sizes)) if sizes else ()
+    return array if shape == array.shape else array.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def _copied(value: Any) -> np.ndarray:

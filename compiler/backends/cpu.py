@@ -29,7 +29,7 @@ from llmos.compiler.frontend.model import STATE, ImportedModel
 from llmos.compiler.independence import Function, row_independence
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.symbolic import Shapes, argument_attributes, read_shape, result_attributes
+from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes, read_shape, result_attributes
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
 from llmos.compiler.worker import compile_in_child
@@ -47,7 +47,7 @@ from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.passes.tile_dispatches import TileDispatches
 from llmos.passes.winograd import Winograd
-from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol, TensorSpec
+from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol, TensorSpec
 
 DISPATCHES: tuple[Pass, ...] = (
     RecogniseAttention(),
@@ -121,7 +121,8 @@ def _lowered_for(
 
 def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence[Pass]) -> CompiledModel:
     """The manifest's part of a compiled model; no code yet."""
-    shapes = Shapes.of(program.main, program.table)
+    table = program.table
+    shapes = Shapes.of(program.main, table)
     arguments = argument_attributes(program.main)
     results = result_attributes(program.main)
     inputs = [a for a in arguments if ir.StringAttr(a["llmos.kind"]).value == "input"]
@@ -149,12 +150,19 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
     slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
     return CompiledModel(
         entries=(entry,),
-        symbols=tuple(Symbol(s.name, s.min, s.max) for s in program.table.symbols),
+        symbols=tuple(Symbol(s.name, s.min, s.max) for s in table.symbols),
         weights={**_bound_weights(arguments, weights), **{name: weights[name] for name in entry.states}},
         kernels=tuple(_kernel_specs(program)),
         plan={"slots": slots},
         passes=tuple(str(step) for step in pipeline),
+        computed=_computed_by_outputs(table, [dim for value in returned for dim in shapes.shape(value)]),
     )
+
+
+def _computed_by_outputs(table: SymbolTable, dims: Sequence[sympy.Expr]) -> tuple[ComputedSymbol, ...]:
+    """What the manifest says of sizes that the entry computes: those that an output shows."""
+    named = {symbol.name: symbol for dim in dims for symbol in table.computed_in(dim)}
+    return tuple(ComputedSymbol(s.name, s.min, s.max, manifest_dim(table.upper_bound(s.expr))) for s in named.values())
 
 
 def folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: CompileOptions) -> dict[str, Weight]:

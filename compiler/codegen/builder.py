@@ -331,16 +331,27 @@ class Builder:
 
 
 class Sizes:
-    """Symbolic expressions as i64 values, each computed once in the entry block."""
+    """Symbolic expressions as i64 values, each computed once: in the entry block or, with a symbol that was defined later, where it is
+    first used."""
 
     def __init__(self, builder: Builder, symbols: dict[sympy.Expr, Value]) -> None:
         self._builder = builder
         self._values: dict[sympy.Expr, Value] = dict(symbols)
+        self._later: set[sympy.Expr] = set()
+
+    def define(self, symbol: sympy.Expr, value: Value) -> None:
+        """A symbol whose value is known from here on. All uses follow in blocks that this place dominates."""
+        self._values[symbol] = value
+        self._later.add(symbol)
 
     def __call__(self, expr: sympy.Expr) -> Value:
         if expr.is_Integer:
             return self._builder.index(int(expr))
-        if expr not in self._values:
+        if expr in self._values:
+            return self._values[expr]
+        if self._later and self._later & expr.free_symbols:
+            self._values[expr] = self._emit(expr)
+        else:
             with self._builder.at_entry():
                 self._values[expr] = self._emit(expr)
         return self._values[expr]

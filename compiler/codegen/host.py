@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
+from llmos.compiler.codegen.computed import SIZE_OUT_OF_RANGE, is_allocatable, is_valid
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
 from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, CONTEXT_THREADS, NUM_THREADS, LoopLayout
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
-from llmos.compiler.symbolic import COUNTER, Expr, Shapes, SymbolTable, argument_attributes, read_shape
+from llmos.compiler.symbolic import COMPUTES, COUNTER, ComputedSymbol, Expr, Shapes, SymbolTable, argument_attributes, read_shape
 
 ANY_BYTES, ANY_VALUE = 16, 8  # TVMFFIAny
 TENSOR_DATA, TENSOR_SHAPE, TENSOR_OFFSET = 0, 24, 40  # DLTensor
@@ -35,6 +36,7 @@ class HostEmitter:
 
     def emit(self) -> None:
         self.shapes = Shapes.of(self.main, self.table)
+        self.defined: set[ComputedSymbol] = set()
         name = ir.StringAttr(self.main.attributes["sym_name"]).value
         self._emit_entry(f"__tvm_ffi_{name}")
         self._emit_shapes(f"__llmos_shapes_{name}")
@@ -65,7 +67,7 @@ class HostEmitter:
                     for i, symbol in enumerate(self.table.symbols)
                 }
             sizes = Sizes(b, symbols)
-            dims = [dim for value in self._terminator().operands for dim in self.shapes.shape(value)]
+            dims = [self.table.upper_bound(dim) for value in self._terminator().operands for dim in self.shapes.shape(value)]
             for i, dim in enumerate(dims):
                 b.store(sizes(dim), b.address(out, b.index(i), b.i64), 8)
             ir.Operation.create("func.return")
@@ -130,7 +132,11 @@ class HostEmitter:
                 with ir.InsertionPoint(current):
                     current = start(operation, number, current, failed)
                 number += 1
+            elif COMPUTES in operation.attributes:
+                with ir.InsertionPoint(current):
+                    current = self._define(operation, current, failed)
         with ir.InsertionPoint(current):
+            self._write_computed_shapes()
             ir.Operation.create("func.return", operands=[b.const(b.i32, 0)])
 
     def _read_arguments(self) -> None:
@@ -151,11 +157,11 @@ class HostEmitter:
                     if expr.is_Symbol and expr not in found:
                         found[expr] = b.load(b.address(self._field(tensor, TENSOR_SHAPE, b.ptr), b.index(axis), b.i64), b.i64, 8)
             self.pointers.update({arguments[position]: pointer for position, pointer in zip(inputs, data, strict=False)})
-            self.outputs = data[len(inputs) :]
+            self.outputs, self.output_tensors = data[len(inputs) :], tensors[len(inputs) :]
             if weights:
                 table = self._field(self.context, CONTEXT_WEIGHTS, b.ptr)
                 self.pointers.update({arguments[p]: b.load(b.address(table, b.index(i), b.ptr), b.ptr, 8) for i, p in enumerate(weights)})
-            self.dims = b.stack(max(1, len(self.table.symbols)))
+            self.dims = b.stack(max(1, len(self.table.sizes)))
             self.buffers = b.stack(self._most_buffers())
             for i, symbol in enumerate(self.table.symbols):
                 value = found.get(symbol.expr, b.index(symbol.min))
@@ -172,24 +178,67 @@ class HostEmitter:
         return self.b.load(self.b.address(base, self.b.index(offset), self.b.i8), kind, 8)
 
     def _reserve(self, block: ir.Block, failed: ir.Block) -> ir.Block:
-        """Ask for the arena, and place the slots in it one after the other."""
-        b = self.b
-        slots: list[Expr] = [self.table.parse(ir.StringAttr(size).value) for size in ir.ArrayAttr(self.main.attributes["llmos.slots"])]
-        self.slots: list[Value] = []
+        """Ask for the slots whose sizes the inputs give."""
+        sizes = [self.table.parse(ir.StringAttr(size).value) for size in ir.ArrayAttr(self.main.attributes["llmos.slots"])]
+        self.slots: dict[int, Value] = {}
+        self.waiting = {slot: size for slot, size in enumerate(sizes) if self.table.computed_in(size)}
+        return self._allocate({slot: size for slot, size in enumerate(sizes) if slot not in self.waiting}, block, failed)
+
+    def _allocate(self, slots: Mapping[int, Expr], block: ir.Block, failed: ir.Block) -> ir.Block:
+        """Ask for memory, and place slots in it one after the other; the block that follows if there is some."""
         if not slots:
             return block
+        b = self.b
         offset, offsets = b.index(0), []
-        for size in slots:
+        for size in slots.values():
             offsets.append(offset)
             rounded = b.binary("arith.andi", b.add(self.sizes(size), b.index(SLOT_ALIGN - 1)), b.index(-SLOT_ALIGN))
             offset = b.add(offset, rounded)
         arena = call_pointer(b, self._field(self.context, CONTEXT_ARENA, b.ptr), [self.context, offset], b.ptr)
         null = b.op("llvm.mlir.zero", [], b.ptr)
         present = b.op("llvm.icmp", [arena, null], b.i1, predicate=ir.IntegerAttr.get(b.i64, 1))
-        self.slots = [b.address(arena, at, b.i8) for at in offsets]
+        self.slots.update({slot: b.address(arena, at, b.i8) for slot, at in zip(slots, offsets, strict=True)})
+        return self._continue_if(present, block, failed, OUT_OF_MEMORY)
+
+    def _continue_if(self, condition: Value, block: ir.Block, failed: ir.Block, code: int) -> ir.Block:
+        """The block that follows where a condition holds; else the call ends with a code."""
         following = self._next(block)
-        self._branch(present, following, [], failed, [b.const(b.i32, OUT_OF_MEMORY)])
+        self._branch(condition, following, [], failed, [self.b.const(self.b.i32, code)])
         return following
+
+    # -- sizes that the entry computes
+    def _define(self, op: ir.Operation, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """Read a size that a dispatch wrote, check it, and ask for the slots that have waited for it."""
+        b = self.b
+        name = ir.StringAttr(op.attributes[COMPUTES]).value
+        place, symbol = next((i, each) for i, each in enumerate(self.table.sizes) if each.name == name)
+        assert isinstance(symbol, ComputedSymbol)
+        value = b.load(self.pointers[op.operands[0]], b.i64, 8)
+        following = self._continue_if(is_valid(b, self.sizes, self.table, symbol, value), block, failed, SIZE_OUT_OF_RANGE)
+        with ir.InsertionPoint(following):
+            b.store(value, b.address(self.dims, b.index(place), b.i64), 8)
+            self.sizes.define(symbol.expr, value)
+            self.defined.add(symbol)
+            ready = {slot: size for slot, size in self.waiting.items() if self.defined.issuperset(self.table.computed_in(size))}
+            self.waiting = {slot: size for slot, size in self.waiting.items() if slot not in ready}
+            return self._allocate_checked(ready, following, failed)
+
+    def _allocate_checked(self, slots: Mapping[int, Expr], block: ir.Block, failed: ir.Block) -> ir.Block:
+        """As `_allocate`, for sizes that nobody has checked the product of."""
+        if not slots:
+            return block
+        total = sum(slots.values(), sympy.S.Zero) + SLOT_ALIGN * len(slots)
+        following = self._continue_if(is_allocatable(self.b, self.sizes, sympy.expand(total)), block, failed, OUT_OF_MEMORY)
+        with ir.InsertionPoint(following):
+            return self._allocate(slots, following, failed)
+
+    def _write_computed_shapes(self) -> None:
+        """The true sizes of outputs, in the place of the bounds that they were allocated by."""
+        for tensor, value in zip(self.output_tensors, self._terminator().operands, strict=True):
+            for axis, dim in enumerate(self.shapes.shape(value)):
+                if self.table.computed_in(dim):
+                    sizes = self._field(tensor, TENSOR_SHAPE, self.b.ptr)
+                    self.b.store(self.sizes(dim), self.b.address(sizes, self.b.index(axis), self.b.i64), 8)
 
     def _next(self, block: ir.Block) -> ir.Block:
         return block.create_after()

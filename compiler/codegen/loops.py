@@ -108,9 +108,9 @@ class LoopEmitter:
         """Load the symbols and pointers; the kernels inside get dims of their own, which hold the counter too."""
         b, layout = self.b, self.layout
         with b.at_entry():
-            known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.symbols)}
+            known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.sizes)}
             self.buffers, self.dims = buffers, b.stack(len(self.table.names))
-            for i, symbol in enumerate(self.table.symbols):
+            for i, symbol in enumerate(self.table.sizes):
                 b.store(known[symbol.expr], b.address(self.dims, b.index(i), b.i64), 8)
             given = [b.load(b.address(buffers, b.index(i), b.ptr), b.ptr, 8) for i in range(layout.first_state)]
             self.context, given = given[0], given[1:]

@@ -130,6 +130,7 @@ def _contents(variants: Sequence[Variant], target: Target) -> ArtifactContents:
         name="tuned",
         entries=compiled.entries,
         symbols=compiled.symbols,
+        computed=compiled.computed,
         weights=compiled.weights,
         code=[CodeVariant(_name(place), target.arch, target.required, each.code) for place, each in enumerate(variants)],
         kernels=compiled.kernels,

@@ -23,6 +23,7 @@ def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate |
         name=model.name,
         entries=compiled.entries,
         symbols=compiled.symbols,
+        computed=compiled.computed,
         weights=compiled.weights,
         code=[_variant(Target.parse(name), data) for name, data in compiled.code.items()],
         kernels=compiled.kernels,

@@ -148,6 +148,7 @@ def _manifest(name: str, record: CompiledModel) -> Manifest:
         name=name,
         entries=record.entries,
         symbols=record.symbols,
+        computed=record.computed,
         kernels=record.kernels,
         plan=record.plan,
         passes=record.passes,
@@ -159,6 +160,7 @@ def _record(fields: Mapping[str, Any], weights: Mapping[str, Weight]) -> Compile
     return CompiledModel(
         entries=manifest.entries,
         symbols=manifest.symbols,
+        computed=manifest.computed,
         weights=weights,
         kernels=manifest.kernels,
         plan=manifest.plan,

@@ -19,6 +19,7 @@ from llmos.compiler.interpret import Step, Trace
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import is_loop, root_of
 from llmos.compiler.reference import element_dtype
+from llmos.compiler.symbolic import COMPUTES
 from llmos.runtime.artifact.deviation import Deviation, measure
 from llmos.runtime.errors import BudgetError
 
@@ -49,15 +50,26 @@ class Shadow:
     observed: list[Observed] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._units = [
-            op.operation for op in self.main.regions[0].blocks[0].operations if op.operation.name == "func.call" or is_loop(op.operation)
-        ]
+        ops = [op.operation for op in self.main.regions[0].blocks[0].operations]
+        self._units = [op for op in ops if op.name == "func.call" or is_loop(op)]
         self._steps: Mapping[ir.Operation, Step] = {step.op: step for step in self.trace.steps}
         self._arguments = set(self.main.regions[0].blocks[0].arguments)
         returned = list(self.main.regions[0].blocks[0].operations)[-1].operands
         self._returned = {root_of(value) for value in returned}
-        self._last_use = {root_of(v): i for i, op in enumerate(self._units) for v in self._operands(op)}
+        self._last_use = self._last_uses(ops)
         self._memory: dict[ir.Value, tuple[int, bytes]] = {}  # where a value lies, and what was written there
+
+    def _last_uses(self, ops: Sequence[ir.Operation]) -> dict[ir.Value, int]:
+        """The number of the last dispatch that reads each value; a size that the host function reads is needed up to the next one."""
+        number = 0
+        last: dict[ir.Value, int] = {}
+        for op in ops:
+            if op in self._units:
+                last |= {root_of(value): number for value in self._operands(op)}
+                number += 1
+            elif COMPUTES in op.attributes:
+                last[root_of(op.operands[0])] = number
+        return last
 
     def run(
         self,

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import sympy
 import torch
 
 from llmos.compiler.frontend.dims import Dim, IndexValues, Shape, Sizes
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, constant, element_type
 from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
-from llmos.compiler.ir import ir, linalg, tensor
+from llmos.compiler.ir import arith, ir, linalg, tensor
+from llmos.compiler.symbolic import COMPUTES
 
 DYNAMIC = ir.ShapedType.get_dynamic_size()
 
@@ -93,6 +95,25 @@ class Builder:
     def number(self, dim: Dim) -> int | SymbolicScalar:
         """A size as a number of an op."""
         return dim if isinstance(dim, int) else SymbolicScalar(dim, torch.int64, self.index)
+
+    def computed_size(self, dim: Dim | None, count: Tensor, bound: Dim) -> sympy.Symbol:
+        """The number in `count` (an int64 without dims) as a size of the program: what torch calls `dim`, if it does, and at most `bound`.
+
+        The program checks it where it reads it: sizes behind may rely on it. A negative number is never a size, so that an op may give one
+        for data that it can't take.
+        """
+        symbol = self.sizes.define(dim, bound)
+        read = tensor.ExtractOp(self.dense(count).value, [])
+        read.operation.attributes[COMPUTES] = ir.StringAttr.get(symbol.name)
+        value = arith.index_cast(ir.IndexType.get(), read.result)
+        self._indices.define(symbol, value, arith.ConstantOp(ir.IndexType.get(), 0).operation)
+        return symbol
+
+    def renamed(self, x: Tensor, shape: Shape) -> Tensor:
+        """`x`, whose sizes are those of `shape` by a check of the program."""
+        dense, kind = self.dense(x), self.type(shape, x.dtype)
+        value = dense.value if dense.value.type == kind else tensor.CastOp(kind, dense.value).result
+        return self.dense_tensor(value, shape, x.dtype)
 
     def dynamic(self, shape: Shape) -> list[ir.Value]:
         """The index values of the dynamic sizes of a shape."""

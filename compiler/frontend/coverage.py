@@ -135,7 +135,7 @@ class _Checker:
         name, where = op_name(node), source_line(node)[2:-1]
         if name in IGNORED:
             return Row(name, True, NOTHING, 1, "")
-        if not node.users or any(_is_data_dependent(each) for each in node.all_input_nodes):
+        if not node.users or any(self._is_pending(each) for each in node.all_input_nodes):
             self.stand_in(node)  # not needed, or follows from an op that is reported already
             return None
         before = self.lowering.islands.count
@@ -154,16 +154,12 @@ class _Checker:
     def stand_in(self, node: fx.Node) -> None:
         self.lowering.stand_in(node)
 
-
-def _is_data_dependent(node: fx.Node) -> bool:
-    """Whether a value's size, or the number itself, comes from data."""
-    val = node.meta.get("val")
-    values = val.shape if isinstance(val, torch.Tensor) else [val]
-    return any(
-        torch.fx.experimental.symbolic_shapes.free_unbacked_symbols(each)
-        for each in values
-        if isinstance(each, torch.SymInt | torch.SymBool)
-    )
+    def _is_pending(self, node: fx.Node) -> bool:
+        """Whether a value's size, or the number itself, comes from data that an op before couldn't read."""
+        val = node.meta.get("val")
+        values = val.shape if isinstance(val, torch.Tensor) else [val]
+        sizes = self.lowering.sizes
+        return any(sizes.is_pending(sizes.dim(each)) for each in values if isinstance(each, torch.SymInt))
 
 
 def format_rows(rows: Sequence[Row]) -> str:

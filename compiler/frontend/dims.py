@@ -6,9 +6,11 @@ A size is an `int` or a sympy expression over the program's symbols.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 import sympy
@@ -23,6 +25,7 @@ Dim: TypeAlias = "int | sympy.Expr"
 Shape: TypeAlias = tuple[Dim, ...]
 
 MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
+INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,81 @@ class Symbol:
         return sympy.Symbol(self.name, integer=True, positive=True)
 
 
+@dataclass(frozen=True)
+class DataSize:
+    """A number that an op reads from data and sizes are made of: export's unbacked symbol. `bounds`: the model says it exceeds none."""
+
+    name: str
+    min: int
+    max: int
+    bounds: tuple[sympy.Expr, ...] = ()
+
+    @property
+    def expr(self) -> sympy.Symbol:
+        return sympy.Symbol(self.name, integer=True, nonnegative=True if self.min >= 0 else None, positive=True if self.min > 0 else None)
+
+
+@dataclass(frozen=True)
+class ComputedSize:
+    """A DataSize once an op computes it. `bound`: what it never exceeds, over sizes known before; `equals`: what it must be equal to."""
+
+    size: DataSize
+    bound: Dim
+    equals: Dim | None = None
+
+
+NO_SIZES: Mapping[sympy.Symbol, DataSize] = MappingProxyType({})
+
+
 class Sizes:
     """The program's symbols, and what can be proved about sizes."""
 
-    def __init__(self, symbols: Sequence[Symbol], torch_names: Mapping[sympy.Symbol, Symbol]) -> None:
+    def __init__(
+        self, symbols: Sequence[Symbol], torch_names: Mapping[sympy.Symbol, Symbol], unbacked: Mapping[sympy.Symbol, DataSize] = NO_SIZES
+    ) -> None:
         self.symbols = tuple(symbols)
-        self._names = {torch_symbol: symbol.expr for torch_symbol, symbol in torch_names.items()}
-        self._ranges = {symbol.expr: ValueRanges(symbol.min, symbol.max) for symbol in symbols}
+        self.computed: list[ComputedSize] = []
+        self._names: dict[sympy.Symbol, Dim] = {torch_symbol: symbol.expr for torch_symbol, symbol in torch_names.items()}
+        self._names |= {torch_symbol: size.expr for torch_symbol, size in unbacked.items()}
+        self._pending = {size.expr: size for size in unbacked.values()}
+        known: list[Symbol | DataSize] = [*symbols, *unbacked.values()]
+        self._ranges = {each.expr: ValueRanges(each.min, each.max) for each in known}
+
+    def define(self, dim: Dim | None, bound: Dim) -> sympy.Symbol:
+        """A symbol for a number that the program computes, which torch calls `dim` (None: it doesn't) and which is at most `bound`.
+
+        Where `dim` is known already (another size, a number), the program checks that the new symbol is equal to it.
+        """
+        if dim is None:
+            size = self._fresh(0, self.bounds(bound)[1])
+            self.computed.append(ComputedSize(size, bound))
+            return size.expr
+        pending = self._pending.pop(dim, None) if not isinstance(dim, int) else None
+        size = pending or self._fresh_for(dim)
+        limits = [limit for each in size.bounds if not self.is_pending(limit := each.xreplace(self._names))]
+        smallest = self.simplify(sympy.Min(bound, size.max, *limits))
+        self.computed.append(ComputedSize(size, smallest, None if pending else dim))
+        return size.expr
+
+    def _fresh_for(self, dim: Dim) -> DataSize:
+        if self.is_pending(dim):
+            raise UnsupportedError(f"the size {dim} depends on data that nothing computes before it is needed")
+        return self._fresh(*self.bounds(dim))
+
+    def _fresh(self, low: int | float, high: int | float) -> DataSize:
+        taken = {symbol.name for symbol in self._ranges}
+        name = next(name for i in itertools.count() if (name := f"c{i}") not in taken)
+        size = DataSize(name, max(int(low), 0) if low > -math.inf else 0, int(high) if high < math.inf else INT64_MAX)
+        self._ranges[size.expr] = ValueRanges(size.min, size.max)
+        return size
+
+    def is_pending(self, dim: Dim) -> bool:
+        """Whether a size depends on data that no op has read yet."""
+        return not isinstance(dim, int) and not self._pending.keys().isdisjoint(dim.free_symbols)
+
+    def is_computed(self, dim: Dim) -> bool:
+        """Whether a size depends on data."""
+        return not isinstance(dim, int) and (self.is_pending(dim) or any(each.size.expr in dim.free_symbols for each in self.computed))
 
     def dim(self, size: int | torch.SymInt | sympy.Expr) -> Dim:
         """A size as torch's metadata has it, in our symbols and simplified by their ranges."""
@@ -103,6 +174,16 @@ class Sizes:
 _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 
+def plain_text(dim: Dim) -> str:
+    """A size as text in sympy's own functions, as the passes read it (compiler/symbolic.py)."""
+    if isinstance(dim, int):
+        return str(dim)
+    plain = dim.replace(lambda e: isinstance(e, torch_sympy.FloorDiv | torch_sympy.CleanDiv), lambda e: sympy.floor(e.args[0] / e.args[1]))
+    plain = plain.replace(lambda e: isinstance(e, torch_sympy.CeilDiv), lambda e: -sympy.floor(-e.args[0] / e.args[1]))
+    plain = plain.replace(torch_sympy.Min, sympy.Min).replace(torch_sympy.Max, sympy.Max)
+    return str(plain.replace(lambda e: isinstance(e, torch_sympy.Mod | torch_sympy.PythonMod), lambda e: sympy.Mod(*e.args)))
+
+
 def _bound(value: object) -> int | float:
     number = sympy.sympify(value)
     if number.is_Integer:
@@ -114,20 +195,34 @@ class IndexValues:
     """Sizes as index values of the function being built, each computed once, at the function's start, from the inputs' dimensions."""
 
     def __init__(self, anchor: ir.Operation, symbols: Mapping[sympy.Symbol, ir.Value]) -> None:
-        self._anchor = anchor
+        self._anchors = [anchor]
+        self._computed: dict[sympy.Symbol, int] = {}
         self._values: dict[Dim, ir.Value] = dict(symbols)
         self._index = ir.IndexType.get()
 
     def value(self, dim: Dim) -> ir.Value:
         """The SSA index value of a size."""
         if dim not in self._values:
-            with ir.InsertionPoint(self._anchor):
+            with ir.InsertionPoint(self._anchor_of(dim)):
                 self._values[dim] = self._build(dim)
         return self._values[dim]
+
+    def define(self, symbol: sympy.Symbol, value: ir.Value, anchor: ir.Operation) -> None:
+        """A symbol that is known from `anchor` on, which stands behind every such place before."""
+        self._values[symbol] = value
+        self._computed[symbol] = len(self._anchors)
+        self._anchors.append(anchor)
+
+    def _anchor_of(self, dim: Dim) -> ir.Operation:
+        """Where all that a size is made of is known."""
+        known = [] if isinstance(dim, int) else [self._computed.get(symbol, 0) for symbol in dim.free_symbols]
+        return self._anchors[max(known, default=0)]
 
     def _build(self, dim: Dim) -> ir.Value:
         if isinstance(dim, int) or dim.is_Integer:
             return arith.ConstantOp(self._index, int(dim)).result
+        if isinstance(dim, sympy.Symbol):
+            raise UnsupportedError(f"the size {dim} depends on data that nothing computes before it is needed")
         if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
             return self._fold(arith.muli, [dim.base] * int(dim.exp))
         for kinds, build in _INDEX_OPS:

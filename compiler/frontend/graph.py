@@ -15,6 +15,7 @@ from torch import fx
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Sizes
 from llmos.compiler.frontend.islands import Islands
+from llmos.compiler.frontend.ops.data_sizes import number_of
 from llmos.compiler.frontend.ops.errors import LoweringError, NotLowered
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
@@ -77,6 +78,8 @@ class GraphLowering:
     def _value(self, node: fx.Node) -> Any:
         if op_name(node) in IGNORED or not _is_wanted(node):
             return None
+        if op_name(node) in _READS_NUMBER and not isinstance(node.meta["val"], int | float | bool):
+            return self._number_read(node)
         if isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool):
             return self._scalar(node.meta["val"])
         if node.target is operator.getitem:
@@ -95,11 +98,16 @@ class GraphLowering:
                 pass
         return self._island(node)
 
+    def _number_read(self, node: fx.Node) -> Any:
+        if not isinstance(node.meta["val"], torch.SymInt):
+            raise UnsupportedError("only integers can be read from data as numbers: compute with the tensor instead")
+        return number_of(self.builder, self._argument(node.args[0]), self.sizes.dim(node.meta["val"]))
+
     def _without_elements(self, node: fx.Node) -> Any:
         """The results of an op that has no element to compute, whatever the op is; None for any other."""
         val = node.meta.get("val")
         values = val if isinstance(val, list | tuple) else [val]
-        if not values or not all(_has_no_elements(each) for each in values):
+        if node.meta.get("unbacked_bindings") or not values or not all(_has_no_elements(each) for each in values):
             return None
         metas = [self._meta(each) for each in values]
         made = [self.builder.dense_tensor(self.builder.fill(m.shape, m.dtype, 0), m.shape, m.dtype) for m in metas]
@@ -165,6 +173,7 @@ class GraphLowering:
         raise UnsupportedError(f"an operand of kind {type(value).__name__} isn't supported")
 
 
+_READS_NUMBER = ("aten._local_scalar_dense.default", "aten.item.default")
 _PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_blocking", "copy")
 
 
@@ -182,10 +191,14 @@ _NUMBERS = ("number", "float", "Tensor", "bool")
 
 
 def _is_wanted(node: fx.Node) -> bool:
-    """Whether anything but a check of what export knows reads the value."""
+    """Whether anything but a check of what export knows reads the value; a number that is made of it says so in its own metadata."""
     if isinstance(node.meta.get("val"), torch.SymBool):
-        return any(op_name(user) not in IGNORED and _is_wanted(user) for user in node.users)
-    return bool(node.users)
+        return any(op_name(user) not in IGNORED and not _is_number(user) and _is_wanted(user) for user in node.users)
+    return bool(node.users) or bool(node.meta.get("unbacked_bindings"))
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), int | float | torch.SymInt | torch.SymFloat)
 
 
 def _has_no_elements(value: Any) -> bool:

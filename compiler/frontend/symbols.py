@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from llmos.compiler.frontend.dims import MAX_SIZE, Sizes, Symbol
+from llmos.compiler.frontend.dims import INT64_MAX, MAX_SIZE, DataSize, Sizes, Symbol
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -35,7 +35,37 @@ def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_sh
         raise UnsupportedError(
             "a dimension is given only as part of an expression (such as 2*n); every symbol must stand alone in some input dimension"
         )
-    return Sizes(list(found.values()), found)
+    return Sizes(list(found.values()), found, _data_sizes(program, [s.name for s in found.values()]))
+
+
+def _data_sizes(program: ExportedProgram, taken: Sequence[str]) -> dict[sympy.Symbol, DataSize]:
+    """Export's unbacked symbols: numbers that its ops read from data."""
+    symbols = [symbol for node in program.graph.nodes for symbol in node.meta.get("unbacked_bindings") or ()]
+    limits = _asserted(program)
+    found: dict[sympy.Symbol, DataSize] = {}
+    for symbol in dict.fromkeys(symbols):
+        name = _unique(str(symbol), [*taken, *[size.name for size in found.values()]])
+        known = program.range_constraints.get(symbol)
+        low, high = (known.lower, known.upper) if known is not None else (-INT64_MAX, INT64_MAX)
+        ends = [int(end) if sympy.sympify(end).is_Integer else None for end in (low, high)]
+        low, high = (ends[0] if ends[0] is not None else -INT64_MAX), (ends[1] if ends[1] is not None else INT64_MAX)
+        found[symbol] = DataSize(name, low, high, tuple(limits.get(symbol, ())))
+    return found
+
+
+def _asserted(program: ExportedProgram) -> dict[sympy.Symbol, list[sympy.Expr]]:
+    """What the model says with torch._check that a number from data never exceeds."""
+    found: dict[sympy.Symbol, list[sympy.Expr]] = {}
+    for node in program.graph.nodes:
+        if str(node.target) != "aten._assert_scalar.default" or not isinstance(node.args[0], fx.Node):
+            continue
+        condition = node.args[0].meta.get("val")
+        relation = condition.node.expr if isinstance(condition, torch.SymBool) else None
+        if isinstance(relation, sympy.Ge | sympy.Gt):
+            relation = relation.reversed
+        if isinstance(relation, sympy.Le | sympy.Lt) and isinstance(relation.lhs, sympy.Symbol):
+            found.setdefault(relation.lhs, []).append(relation.rhs - (1 if isinstance(relation, sympy.Lt) else 0))
+    return found
 
 
 def _unique(name: str | None, taken: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.cleanup import clean
-from llmos.compiler.frontend.dims import IndexValues, Shape, Sizes
+from llmos.compiler.frontend.dims import ComputedSize, IndexValues, Shape, Sizes, plain_text
 from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.islands import Islands
@@ -20,6 +20,7 @@ from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
 from llmos.compiler.frontend.scalars import NUMPY_NAMES
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.ir import arith, context, func, ir, tensor
+from llmos.compiler.symbolic import COMPUTED
 from llmos.compiler.weights import Weight
 from llmos.runtime.errors import InputError, UnsupportedError
 
@@ -226,6 +227,8 @@ class _Function:
         function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
         symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
+        if self.sizes.computed:
+            module.operation.attributes[COMPUTED] = ir.DictAttr.get({each.size.name: _computed(each) for each in self.sizes.computed})
 
     def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
         shape, dtype = self._meta(each)
@@ -240,6 +243,13 @@ class _Function:
             dims = [ir.IntegerAttr.get(i64, d) if isinstance(d, int) else ir.StringAttr.get(str(d)) for d in shape]
             attributes["llmos.shape"] = ir.ArrayAttr.get(dims)
         return ir.DictAttr.get(attributes)
+
+
+def _computed(each: ComputedSize) -> ir.DictAttr:
+    """What the passes know of a size that the program computes (compiler/symbolic.py)."""
+    limits = ir.DenseI64ArrayAttr.get([each.size.min, each.size.max])
+    texts = {"bound": plain_text(each.bound), "equals": "" if each.equals is None else plain_text(each.equals)}
+    return ir.DictAttr.get({"range": limits, **{key: ir.StringAttr.get(text) for key, text in texts.items()}})
 
 
 def _no_indices() -> Any:

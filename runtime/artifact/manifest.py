@@ -6,14 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
 
-FORMAT = 1
-OLDEST_FORMAT = 1
+FORMAT = 2
+OLDEST_FORMAT = 1  # which artifacts are still written in that compute no sizes
 ALIGNMENT = 64
 CHUNK_BYTES = 1 << 20
 MAX_NDIM = 16
@@ -39,8 +39,22 @@ class Symbol:
 
 
 @dataclass(frozen=True)
+class ComputedSymbol:
+    """A number of min to max that an entry computes from data: the dims of outputs that name it are known after a call.
+
+    bound: what it never exceeds, a number or an expression of the inputs' symbols.
+    """
+
+    name: str
+    min: int
+    max: int
+    bound: Dim
+
+
+@dataclass(frozen=True)
 class TensorSpec:
-    """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"."""
+    """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"; of an output also of
+    computed symbols."""
 
     name: str
     dtype: str
@@ -132,6 +146,7 @@ class Manifest:
     name: str
     entries: tuple[EntrySpec, ...]
     symbols: tuple[Symbol, ...] = ()
+    computed: tuple[ComputedSymbol, ...] = ()
     weights: tuple[WeightSpec, ...] = ()
     code: tuple[CodeSpec, ...] = ()
     kernels: tuple[KernelSpec, ...] = ()
@@ -141,7 +156,15 @@ class Manifest:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: tuple[str, ...] = ()
     members: Mapping[str, MemberSpec] = field(default_factory=dict)
-    format: int = FORMAT
+
+    @property
+    def format(self) -> int:
+        """The oldest that has all that this manifest says."""
+        return FORMAT if self.computed else OLDEST_FORMAT
+
+    @property
+    def computed_names(self) -> frozenset[str]:
+        return frozenset(symbol.name for symbol in self.computed)
 
     def with_members(self, members: Mapping[str, MemberSpec]) -> Manifest:
         return replace(self, members=members)
@@ -169,7 +192,7 @@ def check_format(version: int) -> None:
 
 def validate(manifest: Manifest) -> None:
     """Raises ArtifactError where the parts of a manifest contradict each other."""
-    _unique("symbols", [symbol.name for symbol in manifest.symbols])
+    _unique("symbols", [*[symbol.name for symbol in manifest.symbols], *[symbol.name for symbol in manifest.computed]])
     _unique("entries", [entry.name for entry in manifest.entries])
     _unique("weights", [weight.name for weight in manifest.weights])
     _unique("code members", [code.member for code in manifest.code])
@@ -177,28 +200,46 @@ def validate(manifest: Manifest) -> None:
         raise fail("manifest: entries: there must be at least one")
     if len(manifest.symbols) > MAX_SYMBOLS:
         raise fail(f"manifest: symbols: {len(manifest.symbols)} are more than the {MAX_SYMBOLS} allowed")
+    symbols = {symbol.name for symbol in manifest.symbols}
     for symbol in manifest.symbols:
         _check_symbol(symbol)
+    for computed in manifest.computed:
+        _check_computed(computed, symbols)
     for entry in manifest.entries:
-        _check_entry(entry, {symbol.name for symbol in manifest.symbols})
+        _check_entry(entry, symbols, symbols | manifest.computed_names)
         _check_states(entry, {weight.name: weight for weight in manifest.weights} if manifest.members else None)
     for weight in manifest.weights:
         _check_weight(weight)
     _check_members(manifest)
 
 
+def _check_name(name: str) -> None:
+    if not _IDENTIFIER.fullmatch(name) or name in ("min", "max"):
+        raise fail(f"manifest: symbol {name!r}: not an identifier")
+
+
+def _check_computed(symbol: ComputedSymbol, symbols: set[str]) -> None:
+    _check_name(symbol.name)
+    if symbol.min > symbol.max or abs(symbol.min) > INT64_MAX or symbol.max > INT64_MAX:
+        raise fail(f"manifest: computed symbol {symbol.name!r}: {symbol.min} to {symbol.max} is no range")
+    _check_dim(f"manifest: computed symbol {symbol.name!r}", symbol.bound, symbols)
+
+
 def _check_symbol(symbol: Symbol) -> None:
-    if not _IDENTIFIER.fullmatch(symbol.name) or symbol.name in ("min", "max"):
-        raise fail(f"manifest: symbol {symbol.name!r}: not an identifier")
+    _check_name(symbol.name)
     if not 0 <= symbol.min <= symbol.max <= INT64_MAX:
         raise fail(f"manifest: symbol {symbol.name!r}: {symbol.min} to {symbol.max} is no range of sizes")
 
 
-def _check_entry(entry: EntrySpec, symbols: set[str]) -> None:
+def _check_entry(entry: EntrySpec, symbols: set[str], known: set[str]) -> None:
+    """`known`: symbols, and those that entries compute."""
     _unique(f"inputs of entry {entry.name!r}", [tensor.name for tensor in entry.inputs])
     _unique(f"outputs of entry {entry.name!r}", [tensor.name for tensor in entry.outputs])
-    for tensor in (*entry.inputs, *entry.outputs):
+    for tensor in entry.inputs:
         _check_tensor(tensor, symbols)
+    for tensor in entry.outputs:
+        _check_tensor(tensor, known)
+    for tensor in (*entry.inputs, *entry.outputs):
         if entry.rows and entry.rows.independent and tensor.shape[:1] != (entry.rows.independent,):
             raise fail(f"manifest: entry {entry.name!r}: {entry.rows.independent!r} must stand first in {tensor.name!r}")
 
@@ -224,11 +265,15 @@ def _check_tensor(tensor: TensorSpec, symbols: set[str]) -> None:
     if len(tensor.shape) > MAX_NDIM:
         raise fail(f"{where}: {len(tensor.shape)} dims are more than the {MAX_NDIM} allowed")
     for dim in tensor.shape:
-        if isinstance(dim, int) and not 0 <= dim <= INT64_MAX:
-            raise fail(f"{where}: {dim} is no size")
-        unknown = set(_IDENTIFIER.findall(dim)) - symbols - {"min", "max"} if isinstance(dim, str) else set()
-        if unknown:
-            raise fail(f"{where}: dim {dim!r} names {sorted(unknown)[0]!r}, which is no symbol of the manifest")
+        _check_dim(where, dim, symbols)
+
+
+def _check_dim(where: str, dim: Dim, symbols: set[str]) -> None:
+    if isinstance(dim, int) and not 0 <= dim <= INT64_MAX:
+        raise fail(f"{where}: {dim} is no size")
+    unknown = set(_IDENTIFIER.findall(dim)) - symbols - {"min", "max"} if isinstance(dim, str) else set()
+    if unknown:
+        raise fail(f"{where}: dim {dim!r} names {sorted(unknown)[0]!r}, which is no symbol of the manifest")
 
 
 def _check_weight(weight: WeightSpec) -> None:
@@ -266,6 +311,7 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
         "name": manifest.name,
         "producer": dict(manifest.producer),
         "symbols": [{"name": symbol.name, "min": symbol.min, "max": symbol.max} for symbol in manifest.symbols],
+        **({"computed": [asdict(symbol) for symbol in manifest.computed]} if manifest.computed else {}),
         "entries": [
             {
                 "name": entry.name,
@@ -306,10 +352,10 @@ def _rows_to_dict(rows: RowSpec) -> dict[str, str]:
 
 def _parse_fields(fields: Fields) -> Manifest:
     return Manifest(
-        format=fields.integer("format"),
         name=fields.string("name"),
         producer=fields.mapping("producer"),
         symbols=tuple(Symbol(item.string("name"), item.integer("min"), item.integer("max")) for item in fields.records("symbols")),
+        computed=tuple(_parse_computed(item) for item in fields.records("computed")) if "computed" in fields.value else (),
         entries=tuple(_parse_entry(item) for item in fields.records("entries")),
         weights=tuple(_parse_weight(item) for item in fields.records("weights")),
         code=tuple(
@@ -340,6 +386,11 @@ def _parse_entry(item: Fields) -> EntrySpec:
 
 def _parse_rows(item: Fields) -> RowSpec:
     return RowSpec(item.string("independent")) if "independent" in item.value else RowSpec(reason=item.string("dependent"))
+
+
+def _parse_computed(item: Fields) -> ComputedSymbol:
+    bound = item.string("bound") if isinstance(item.value.get("bound"), str) else item.integer("bound")
+    return ComputedSymbol(item.string("name"), item.integer("min"), item.integer("max"), bound)
 
 
 def _parse_weight(item: Fields) -> WeightSpec:

@@ -21,6 +21,7 @@ from llmos.runtime.artifact.manifest import (
     SIGNATURE_MEMBER,
     WEIGHTS_MEMBER,
     CodeSpec,
+    ComputedSymbol,
     EntrySpec,
     KernelSpec,
     Manifest,
@@ -62,6 +63,7 @@ class ArtifactContents:
     name: str
     entries: Sequence[EntrySpec]
     symbols: Sequence[Symbol] = ()
+    computed: Sequence[ComputedSymbol] = ()
     weights: Mapping[str, WeightSource] = field(default_factory=dict)
     code: Sequence[CodeVariant] = ()
     kernels: Sequence[KernelSpec] = ()
@@ -127,6 +129,7 @@ def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
         name=contents.name,
         entries=tuple(contents.entries),
         symbols=tuple(contents.symbols),
+        computed=tuple(contents.computed),
         weights=weights,
         code=tuple(CodeSpec(code.target, code.arch, tuple(code.features), f"code/{code.target}.so") for code in contents.code),
         kernels=tuple(contents.kernels),

@@ -89,6 +89,7 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
         f"{found['name']}: format {found['format']}, {quantity(found['file_bytes'])}" + (f", made by {producer}" if producer else ""),
         *(_entry(entry) for entry in found["entries"]),
         _block("symbols", table([(symbol["name"], f"{symbol['min']} to {symbol['max']}") for symbol in found["symbols"]])),
+        _block("sizes that data decides", table([(each["name"], f"at most {each['bound']}") for each in found.get("computed", ())])),
         _weights(found["weights"]),
         _code(found["code"]),
         _host_block(found["host"]) if "host" in found else "",

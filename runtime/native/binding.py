@@ -25,6 +25,7 @@ _EXCEPTIONS: dict[int, type[LlmosError]] = {
     ERROR_STRIDES: InputError,
     1: InputError,  # index out of range: an index is data of the caller
     3: InputError,
+    5: InputError,  # size out of range: data of the caller gives it
 }
 
 

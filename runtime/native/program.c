@@ -30,7 +30,7 @@ typedef struct {
   int32_t failed_dispatch;
   llmos_profile* profile;
   int64_t start_ns;
-  int64_t* dims;
+  int64_t *dims, *true_dims; /* of the outputs: upper bounds, and what the code makes of them */
   DLTensor* tensors;
   TVMFFIAny* arguments;
 } call;
@@ -77,6 +77,7 @@ static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* co
 static void call_free(call* self) {
   arena_free(&self->arena);
   free(self->dims);
+  free(self->true_dims);
   free(self->tensors);
   free(self->arguments);
   free(self);
@@ -89,9 +90,10 @@ static call* call_new(const llmos_program* program) {
   self->abi = (llmos_context){program->weights, call_arena, call_launch, 1};
   self->program = program;
   self->dims = calloc(num_dims, sizeof *self->dims);
+  self->true_dims = calloc(num_dims, sizeof *self->true_dims);
   self->tensors = calloc(num_tensors, sizeof *self->tensors);
   self->arguments = calloc(num_tensors, sizeof *self->arguments);
-  if (self->dims && self->tensors && self->arguments) return self;
+  if (self->dims && self->true_dims && self->tensors && self->arguments) return self;
   call_free(self);
   return NULL;
 }
@@ -283,9 +285,9 @@ static void set_argument(call* self, int32_t index, const DLTensor* source) {
 
 static int32_t run_error(const call* self, const entry* entry, int32_t code) {
   static const char* const meaning[] = {"", "an index in the data is out of range", "out of memory", "it was given bad arguments",
-                                        "an internal error"};
+                                        "an internal error", "a size that the data gives is out of range"};
   const manifest* manifest = &self->program->artifact->manifest;
-  bool known = code > 0 && code <= LLMOS_INTERNAL;
+  bool known = code > 0 && code <= LLMOS_SIZE_OUT_OF_RANGE;
   const char* where = self->failed_dispatch >= 0 && self->failed_dispatch < manifest->num_kernels ? manifest->kernels[self->failed_dispatch] : NULL;
   return fail(known ? code : LLMOS_INTERNAL, "entry \"%s\": %s (code %d%s%s)", entry->name, known ? meaning[code] : "its code failed", code,
               where ? ", in dispatch " : "", where ? where : "");
@@ -302,14 +304,37 @@ static int32_t run_entry(call* self, const entry* entry, const functions* functi
   return code ? run_error(self, entry, code) : LLMOS_OK;
 }
 
+/* Outputs get shapes of the call's own, which the code may lower: a caller's arrays change only once all went well. */
+static void set_outputs(call* self, const entry* entry, const DLTensor* const* outputs) {
+  int64_t* dims = self->true_dims;
+  for (int32_t i = 0; i < entry->num_outputs; dims += entry->outputs[i].info.ndim, ++i) {
+    set_argument(self, entry->num_inputs + i, outputs[i]);
+    self->tensors[entry->num_inputs + i].shape = dims;
+  }
+}
+
+static int32_t hand_over_dims(const call* self, const entry* entry, const DLTensor* const* outputs) {
+  const int64_t *most = self->dims, *dims = self->true_dims;
+  for (int32_t i = 0; i < entry->num_outputs; ++i) {
+    for (int32_t d = 0; d < entry->outputs[i].info.ndim; ++d, ++dims, ++most) {
+      if (*dims == *most) continue;
+      if (*dims < 0 || *dims > *most) return fail(LLMOS_INTERNAL, "output \"%s\": the artifact's code gives size %lld for dim %d", entry->outputs[i].info.name, (long long)*dims, d);
+      outputs[i]->shape[d] = *dims;
+    }
+  }
+  return LLMOS_OK;
+}
+
 static int32_t run_call(call* self, int32_t index, const DLTensor* const* inputs, const DLTensor* const* outputs, int32_t num_outputs) {
   const entry* entry = entry_at(self->program, index);
   int32_t code = llmos_program_shapes(self->program, index, inputs, entry->num_inputs, self->dims);
   if (!code) code = check_outputs(entry, outputs, num_outputs, self->dims);
   if (code) return code;
   for (int32_t i = 0; i < entry->num_inputs; ++i) set_argument(self, i, inputs[i]);
-  for (int32_t i = 0; i < num_outputs; ++i) set_argument(self, entry->num_inputs + i, outputs[i]);
-  return run_entry(self, entry, self->program->functions + index);
+  memcpy(self->true_dims, self->dims, (size_t)self->program->functions[index].num_dims * sizeof *self->dims);
+  set_outputs(self, entry, outputs);
+  code = run_entry(self, entry, self->program->functions + index);
+  return code ? code : hand_over_dims(self, entry, outputs);
 }
 
 int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,

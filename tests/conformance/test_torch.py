@@ -18,11 +18,12 @@ ENTRIES = (
     "sort", "searchsorted", "histogram", "index_put", "scatter_reduce.mean", "as_strided_scatter", "diagonal_scatter",
     "torch.ops.aten._safe_softmax.default", "nn.functional.conv2d", "nn.functional.conv_transpose3d", "nn.functional.max_pool2d",
     "nn.functional.adaptive_max_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.embedding_bag", "split_with_sizes",
-    "scatter_add", "masked_scatter", "_segment_reduce.offsets", "histogramdd", "_upsample_bilinear2d_aa", "fft.hfftn",
+    "nonzero", "masked_select", "unique_consecutive", "scatter_add", "masked_scatter", "_segment_reduce.offsets",
+    "histogramdd", "_upsample_bilinear2d_aa", "fft.hfftn",
     "linalg.lu", "linalg.qr", "linalg.eigh", "linalg.svd", "linalg.pinv", "linalg.solve", "matrix_exp", "cholesky_inverse",
 )  # fmt: skip
 REFUSED = {
-    "nonzero": "depends on data",
+    "rand_like": "random numbers",
     "randn": "random numbers",
     "fft.fft": "complex",
     "normal.in_place": "changes an input",

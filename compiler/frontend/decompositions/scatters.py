@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from llmos.runtime.errors import UnsupportedError
 
@@ -99,8 +100,10 @@ def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, acc
 
 def _one_by_one(mask: Tensor, values: Tensor) -> Tensor:
     """[mask's dimensions, rest]: at the i-th place where the mask holds the i-th of `values` [count, rest]; elsewhere any of them."""
-    if values.shape[0] == 0:
+    if guard_or_false(values.shape[0] == 0):
         return values.new_zeros([*mask.shape, *values.shape[1:]])
+    if not isinstance(values.shape[0], int):  # none at all, perhaps: there is a row to read then too
+        values = torch.cat([values, values.new_zeros([1, *values.shape[1:]])])
     places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0, values.shape[0] - 1)
     return values.index_select(0, places).reshape(*mask.shape, *values.shape[1:])
 

@@ -10,7 +10,6 @@ from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.shapes import element, extract, loop
 from llmos.compiler.frontend.scalars import Scalar, select, to_index
 from llmos.compiler.ir import ir
-from llmos.runtime.errors import UnsupportedError
 
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
@@ -36,8 +35,6 @@ def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     """x[indices]: the index tensors broadcast together; their dimensions stand where they stood if adjacent, else first."""
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
-    if any(ids.dtype.itemsize == 1 for ids in chosen.values()):
-        raise UnsupportedError("indexing by a boolean mask gives a size that depends on data; use torch.where or multiply by the mask")
     lead = max(ids.rank for ids in chosen.values())
     adjacent = max(chosen) - min(chosen) + 1 == len(chosen)
     position = min(chosen) if adjacent else 0

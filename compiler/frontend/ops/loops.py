@@ -66,6 +66,10 @@ class Loops:
         else:
             self._emit(low, high, body)
 
+    def when(self, condition: Scalar, body: Callable[[], None]) -> None:
+        """`body()` where a condition holds: a loop of one turn or none."""
+        self._emit(0, condition.to(torch.int64), lambda _: body())
+
     def _emit(self, low: Bound, high: Bound, body: Callable[[Scalar], None]) -> None:
         names = list(self._values)
         self._depth += 1

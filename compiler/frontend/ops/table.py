@@ -15,6 +15,9 @@ from llmos.compiler.frontend.ops import (
     attention,
     bits,
     contractions,
+    data_sizes,
+    data_slices,
+    data_unique,
     eigen,
     elementwise,
     factorizations,
@@ -31,6 +34,7 @@ from llmos.compiler.frontend.ops import (
     shapes,
     special,
     strided,
+    suppression,
     windows,
 )
 
@@ -77,6 +81,7 @@ def table() -> Mapping[str, Lowering]:
         "llmos.lstm_scan.default": recurrent.lstm_scan,
         "llmos.gru_scan.default": recurrent.gru_scan,
         "llmos.rnn_scan.default": recurrent.rnn_scan,
+        "llmos.non_max_suppression.default": suppression.non_max_suppression,
         "llmos.pivot_matrix.default": factorizations.pivot_matrix,
     }
 
@@ -214,11 +219,12 @@ def _creation() -> dict[str, Lowering]:
 
 def _moves() -> dict[str, Lowering]:
     return {
-        "slice.Tensor slice_copy.Tensor": shapes.slice_tensor,
-        "select.int select_copy.int": shapes.select_index,
-        "narrow.default narrow_copy.default": shapes.narrow,
-        "split.Tensor split.sizes split_with_sizes.default chunk.default split_copy.Tensor split_with_sizes_copy.default": shapes.split,
-        "unsafe_split.Tensor unsafe_chunk.default unsafe_split_with_sizes.default": shapes.split,
+        "slice.Tensor slice_copy.Tensor": data_slices.slice_tensor,
+        "select.int select_copy.int": data_slices.select_index,
+        "narrow.default narrow_copy.default": data_slices.narrow,
+        "split.Tensor split.sizes split_with_sizes.default chunk.default": data_slices.split,
+        "split_copy.Tensor split_with_sizes_copy.default": data_slices.split,
+        "unsafe_split.Tensor unsafe_chunk.default unsafe_split_with_sizes.default": data_slices.split,
         "unbind.int unbind_copy.int": shapes.unbind,
         "cat.default concat.default concatenate.default": shapes.cat,
         "stack.default": shapes.stack,
@@ -241,7 +247,15 @@ def _indexing() -> dict[str, Lowering]:
     return {
         "embedding.default": indexing.embedding,
         "index_select.default": indexing.index_select,
-        "index.Tensor _unsafe_index.Tensor": indexing.index,
+        "nonzero.default argwhere.default": data_sizes.nonzero,
+        "nonzero_numpy.default where.default": data_sizes.nonzero_columns,
+        "_unique2.default": data_unique.unique2,
+        "unique_consecutive.default": data_unique.unique_consecutive,
+        "unique_dim.default": data_unique.unique_dim,
+        "repeat_interleave.Tensor": data_sizes.repeat_interleave,
+        "bincount.default": data_sizes.bincount,
+        "masked_select.default": data_sizes.masked_select,
+        "index.Tensor _unsafe_index.Tensor": data_sizes.index,
         "gather.default": indexing.gather,
     }
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import to_torch
-from llmos.compiler.frontend.onnx.registry import Array, Ints, Value, op
+from llmos.compiler.frontend.onnx.registry import Ints, Value, op
 from llmos.compiler.frontend.onnx.values import Host, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
@@ -57,8 +57,14 @@ def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
 
 
 @op("Compress", since=9)
-def compress(x: torch.Tensor, condition: Array, *, axis: int | None = None) -> torch.Tensor:
-    """The slices that a known condition keeps: how many there are decides the size of the result."""
+def compress(x: torch.Tensor, condition: Value, *, axis: int | None = None) -> torch.Tensor:
+    """The slices that a condition keeps, which may be shorter than the axis."""
+    if isinstance(condition, torch.Tensor):
+        x, axis = (x.flatten(), 0) if axis is None else (x, axis % x.ndim)
+        kept = torch.nonzero(condition).squeeze(1)
+        return x.index_select(axis, kept)
+    if not isinstance(condition, Host):
+        raise UnsupportedError("Compress needs a tensor for its condition.")
     kept = to_torch(np.flatnonzero(condition.array.astype(bool)))
     return x.flatten().index_select(0, kept) if axis is None else x.index_select(axis, kept)
 

@@ -10,6 +10,8 @@
  *     scratch_bytes long, 64-byte aligned, private to the thread, not cleared, and never NULL when scratch_bytes > 0; kernels
  *     run in the default floating-point mode (round to nearest, denormals kept); only a kernel of one tile may launch, with
  *     -1 as its dispatch (its time and its errors are those of the dispatch around it) and no more scratch than it has itself;
+ *   - outputs whose sizes data decides have the shape that llmos_shapes gives, which is their upper bound, and room for it; the
+ *     shape array of an output is writable and private to the call;
  *   - inputs and outputs of an entry: dense, row-major, on the CPU, aligned to their element only; dtypes, ranks, static dims
  *     and symbol ranges have been checked against the manifest; byte_offset is 0; data may be NULL only where a dim is 0;
  *     strides may be NULL; the core never gives overlapping outputs unless its caller did.
@@ -74,7 +76,8 @@ enum {
   LLMOS_INDEX_OUT_OF_RANGE = 1,
   LLMOS_OUT_OF_MEMORY = 2,
   LLMOS_BAD_ARGUMENTS = 3,
-  LLMOS_INTERNAL = 4
+  LLMOS_INTERNAL = 4,
+  LLMOS_SIZE_OUT_OF_RANGE = 5 /* a size that the data gives is not one that the entry can have */
 };
 
 /* One dispatch: runs tiles [begin, end). buffers: pointers to dense row-major data. scratch: this thread's. */
@@ -91,10 +94,12 @@ typedef struct llmos_context {
 } llmos_context;
 
 /* An entry, exported as the manifest's "symbol" (TVMFFISafeCallType). args: the inputs, then the outputs, each
- * LLMOS_TYPE_DLTENSOR_PTR. handle: the llmos_context. */
+ * LLMOS_TYPE_DLTENSOR_PTR. handle: the llmos_context. Where the data decides a size of an output, the entry writes the size
+ * that it has into the output's shape, and its elements one after the other at the start of its memory, dense in that shape. */
 typedef int (*llmos_entry)(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result);
 
-/* Exported as the manifest's "shapes": all dims of all outputs, one after the other, from the symbols in manifest order. */
+/* Exported as the manifest's "shapes": all dims of all outputs, one after the other, from the symbols in manifest order; upper
+ * bounds where a dim depends on what the manifest calls "computed". */
 typedef void (*llmos_shapes)(const int64_t* symbols, int64_t* dims);
 
 #ifdef __cplusplus

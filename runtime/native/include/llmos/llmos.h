@@ -104,7 +104,7 @@ LLMOS_API int32_t llmos_program_info(const llmos_program* program, int32_t entry
 LLMOS_API int32_t llmos_program_tensor(const llmos_program* program, int32_t entry, int32_t position, llmos_tensor_info* info);
 
 /* Checks every input (dtype, rank, sizes, symbols consistent and in range, CPU, dense, aligned to its element) and writes all dims
- * of all outputs, one after the other. A bfloat16 tensor may also come as uint16. */
+ * of all outputs, one after the other: upper bounds where data decides a size. A bfloat16 tensor may also come as uint16. */
 LLMOS_API int32_t llmos_program_shapes(const llmos_program* program, int32_t entry, const DLTensor* const* inputs,
                                        int32_t num_inputs, int64_t* dims);
 
@@ -128,7 +128,9 @@ typedef struct {
 enum { LLMOS_POISON_ARENA = 1 };
 
 /* Runs an entry on the calling thread and the pool. Checks the inputs again, and the outputs against their shapes. flags: 0 or
- * LLMOS_POISON_ARENA; profile: NULL or where to put the records. After an error the outputs hold nothing of use. */
+ * LLMOS_POISON_ARENA; profile: NULL or where to put the records. After an error the outputs hold nothing of use.
+ * Where data decides a size, the output's `shape` array is lowered in place to the sizes that it has; its elements lie dense in
+ * that shape at the start of its memory. Set it to the bounds again before the next run. */
 LLMOS_API int32_t llmos_program_run(llmos_program* program, int32_t entry, const DLTensor* const* inputs, int32_t num_inputs,
                                     const DLTensor* const* outputs, int32_t num_outputs, uint32_t flags,
                                     llmos_profile* profile);

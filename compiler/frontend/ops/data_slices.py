@@ -1,0 +1,106 @@
+"""Slices whose ends data gives, and slices of what data cuts: Python's rule for each end, worked out while the program runs.
+
+What is sliced by is brought into the tensor, or checked, before a kernel reads by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.dims import Dim
+from llmos.compiler.frontend.ops import shapes
+from llmos.compiler.frontend.ops.indexing import gathered
+from llmos.compiler.frontend.scalars import Scalar, select
+
+INT = torch.int64
+
+
+def slice_tensor(
+    b: Builder, result: Meta, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Tensor:
+    dim %= x.rank
+    if not b.sizes.is_pending(result.shape[dim]) and start is not None and b.sizes.is_computed(start) and step == 1:
+        return _narrow_by_data(b, result, x, dim, start)
+    if b.sizes.is_pending(result.shape[dim]) or any(b.sizes.is_computed(each) for each in (start, end) if each is not None):
+        return _slice_by_data(b, result, x, dim, start, end, step)
+    return shapes.slice_tensor(b, result, x, dim, start, end, step)
+
+
+def select_index(b: Builder, result: Meta, x: Tensor, dim: int, at: Dim) -> Tensor:
+    dim %= x.rank
+    data = b.sizes.is_computed(at) or b.sizes.is_computed(x.shape[dim])
+    return _select_by_data(b, x, dim, at) if data else shapes.select_index(b, result, x, dim, at)
+
+
+def narrow(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim, length: Dim) -> Tensor:
+    dim %= x.rank
+    data = any(b.sizes.is_computed(each) for each in (start, length, x.shape[dim]))
+    return _narrow_by_data(b, result, x, dim, start) if data else shapes.narrow(b, result, x, dim, start, length)
+
+
+def split(b: Builder, result: Sequence[Meta], x: Tensor, given: Any, dim: int = 0) -> list[Tensor]:
+    """split, split_with_sizes, chunk: the results' sizes say where each part ends."""
+    dim %= x.rank
+    if not any(b.sizes.is_computed(each) for each in (x.shape[dim], *[meta.shape[dim] for meta in result])):
+        return shapes.split(b, result, x, given, dim)
+    parts: list[Tensor] = []
+    start: Any = 0
+    for meta in result:
+        parts.append(_narrow_by_data(b, meta, x, dim, b.sizes.simplify(start)))
+        start = sympy.sympify(start) + sympy.sympify(meta.shape[dim])
+    return parts
+
+
+def scalar_of(b: Builder, value: Callable[[], Scalar]) -> Tensor:
+    """A number as an int64 without dims."""
+    return b.elementwise(lambda: value(), [], INT, ())
+
+
+def size_scalar(b: Builder, dim: Dim) -> Scalar:
+    return s.constant(dim, INT) if isinstance(dim, int) else s.from_index(b.index(dim), INT)
+
+
+def _slice_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim | None, end: Dim | None, step: int) -> Tensor:
+    """x[start:end:step] along a dimension, with ends that data gives or behind what data cuts: Python's rule, worked out when it runs."""
+    size = x.shape[dim]
+    first = b.computed_size(None, scalar_of(b, lambda: _end(b, start, size, 0)), size)
+
+    def length() -> Scalar:
+        span = _end(b, end, size, size) - size_scalar(b, first)
+        return (span.max(0) + (step - 1)) / step
+
+    count = b.computed_size(result.shape[dim], scalar_of(b, length), size)
+    return b.renamed(shapes.extract(b, x, dim, first, count, step), result.shape)
+
+
+def _end(b: Builder, position: Dim | None, size: Dim, default: Dim) -> Scalar:
+    """One end of a slice: negative counts from the back, then brought to [0, size]."""
+    if position is None:
+        return size_scalar(b, default)
+    given, whole = size_scalar(b, position), size_scalar(b, size)
+    return select(given < 0, given + whole, given).max(0).min(whole)
+
+
+def _narrow_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim) -> Tensor:
+    """x[start : start + length] where that lies inside; anything else is an error of the call."""
+    size, length = x.shape[dim], result.shape[dim]
+
+    def first() -> Scalar:
+        given = size_scalar(b, start)
+        return select(given < 0, given + size_scalar(b, size), given)
+
+    limit = b.sizes.simplify(sympy.sympify(size) - sympy.sympify(length))
+    return shapes.extract(b, x, dim, b.computed_size(None, scalar_of(b, first), limit), length)
+
+
+def _select_by_data(b: Builder, x: Tensor, dim: int, at: Dim) -> Tensor:
+    """x[..., at, ...] with a number from data, which the kernel checks."""
+    ids = b.unsqueeze(scalar_of(b, lambda: size_scalar(b, at)), 0)
+    kept = Meta((*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.dtype)
+    return b.squeeze(gathered(b, kept, x, {dim: ids}, lead=1, position=dim), dim)

@@ -1,0 +1,148 @@
+"""Distinct numbers, or slices along a dimension: sorted or in runs, with where each came from and how often it is there.
+
+All of them work on rows [n, width]: an order of the rows (or none), which of them differ from the one before, and one pass that writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor
+from llmos.compiler.frontend.dims import Dim
+from llmos.compiler.frontend.ops.loops import Loops
+from llmos.compiler.frontend.ops.orders import stable_sort
+from llmos.compiler.frontend.scalars import Scalar
+
+INT = torch.int64
+
+
+def unique2(
+    b: Builder, result: Sequence[Meta], x: Tensor, sorted: bool = True, inverse: bool = False, counts: bool = False
+) -> list[Tensor]:
+    """(values [count], inverse of x's shape, counts [count]), in ascending order."""
+    flat = b.reshape(x, (b.sizes.product(x.shape),))
+    _, order = stable_sort(b, [Meta(flat.shape, x.dtype), Meta(flat.shape, INT)], flat, dim=0)
+    found = _distinct(b, result[0].shape[0], _column(b, flat), order)
+    return _answers(b, result, b.squeeze(found.rows, 1), found)
+
+
+def unique_consecutive(
+    b: Builder, result: Sequence[Meta], x: Tensor, inverse: bool = False, counts: bool = False, dim: int | None = None
+) -> list[Tensor]:
+    """As `unique2`, of each run of equal numbers or slices one."""
+    if dim is None:
+        found = _distinct(b, result[0].shape[0], _column(b, b.reshape(x, (b.sizes.product(x.shape),))), None)
+        return _answers(b, result, b.squeeze(found.rows, 1), found)
+    return _along(b, result, x, dim, False)
+
+
+def unique_dim(
+    b: Builder, result: Sequence[Meta], x: Tensor, dim: int, sorted: bool = True, inverse: bool = False, counts: bool = False
+) -> list[Tensor]:
+    """As `unique2`, of slices along a dimension in the order of their first different numbers."""
+    return _along(b, result, x, dim, True)
+
+
+def _along(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, is_sorted: bool) -> list[Tensor]:
+    dim %= x.rank
+    count = result[0].shape[dim]
+    front = b.permute(x, [dim, *[i for i in range(x.rank) if i != dim]])
+    rows = b.dense(b.reshape(front, (x.shape[dim], b.sizes.product(front.shape[1:]))))
+    found = _distinct(b, count, rows, _lexical_order(b, rows) if is_sorted else None)
+    values = b.reshape(found.rows, (found.rows.shape[0], *front.shape[1:]))
+    return _answers(b, result, b.permute(values, [*range(1, dim + 1), 0, *range(dim + 1, x.rank)]), found)
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    rows: Tensor  # [count, width]
+    inverse: Tensor  # [n]
+    counts: Tensor  # [count]
+
+
+def _answers(b: Builder, result: Sequence[Meta], values: Tensor, found: _Distinct) -> list[Tensor]:
+    """What the op gives; a part that nobody asked for has no elements."""
+    answers = [b.renamed(values, result[0].shape)]
+    for meta, value in zip(result[1:], (found.inverse, found.counts), strict=True):
+        if len(meta.shape) == 1 and meta.shape[0] == 0:
+            answers.append(b.dense_tensor(b.fill(meta.shape, INT, 0), meta.shape, INT))
+        else:
+            answers.append(b.renamed(b.reshape(value, meta.shape) if value is found.inverse else value, meta.shape))
+    return answers
+
+
+def _column(b: Builder, flat: Tensor) -> Tensor:
+    return b.dense(b.unsqueeze(flat, 1))
+
+
+def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Distinct:
+    """The rows that differ from the one before them in an order."""
+    n, width = rows.shape
+    inputs = {"rows": rows, **({} if order is None else {"order": order})}
+    first = Loops(b, inputs, {"flags": ((n,), torch.bool, False), "count": ((1,), INT, 0)})
+
+    def place(loops: Loops, i: Scalar) -> Scalar:
+        return loops.get("order", i) if order is not None else i
+
+    def compare(i: Scalar) -> None:
+        here, before = place(first, i), place(first, (i - 1).max(0))
+        first.set("flags", [i], i.equals(0))
+
+        def differ(j: Scalar) -> None:
+            differs = first.get("rows", here, j).differs(first.get("rows", before, j))
+            first.set("flags", [i], first.get("flags", i) | differs)
+
+        first.loop(0, width, differ)
+        first.add("count", [0], first.get("flags", i).to(INT))
+
+    first.loop(0, n, compare)
+    size = b.computed_size(dim, b.reshape(first.result("count"), ()), n)
+    inputs["flags"] = first.result("flags")
+    state = {"out": ((size, width), rows.dtype, 0), "counts": ((size,), INT, 0), "inverse": ((n,), INT, 0), "at": ((1,), INT, -1)}
+    second = Loops(b, inputs, state)
+
+    def write(i: Scalar) -> None:
+        here = place(second, i)
+
+        def begin() -> None:
+            second.add("at", [0], 1)
+            at = second.get("at", 0)
+            second.loop(0, width, lambda j: second.set("out", [at, j], second.get("rows", here, j)))
+
+        second.when(second.get("flags", i), begin)
+        at = second.get("at", 0)
+        second.set("inverse", [here], at)
+        second.add("counts", [at], 1)
+
+    second.loop(0, n, write)
+    return _Distinct(second.result("out"), second.result("inverse"), second.result("counts"))
+
+
+def _lexical_order(b: Builder, rows: Tensor) -> Tensor:
+    """[n]: rows in ascending order of their first different numbers, equal ones as they stand: each row's place is how many come before."""
+    n, width = rows.shape
+    loops = Loops(b, {"rows": rows}, {"order": ((n,), INT, 0), "at": ((2,), INT, 0)})
+
+    def compare(i: Scalar, k: Scalar) -> None:
+        loops.set("at", [1], 0)  # -1: row k comes before row i; 1: behind; 0: equal so far
+
+        def step(j: Scalar) -> None:
+            mine, other = loops.get("rows", i, j), loops.get("rows", k, j)
+            found = (mine < other).to(INT) - (other < mine).to(INT)
+            undecided = loops.get("at", 1).equals(0).to(INT)
+            loops.add("at", [1], found * undecided)
+
+        loops.loop(0, width, step)
+        sign = loops.get("at", 1)
+        loops.add("at", [0], ((sign < 0) | (sign.equals(0) & (k < i))).to(INT))
+
+    def place(i: Scalar) -> None:
+        loops.set("at", [0], 0)
+        loops.loop(0, n, lambda k: compare(i, k))
+        loops.set("order", [loops.get("at", 0)], i)
+
+    loops.loop(0, n, place)
+    return loops.result("order")
