@@ -9,7 +9,7 @@ import onnx
 import onnx.inliner
 from onnx import AttributeProto, FunctionProto, NodeProto, defs
 
-from llmos.compiler.frontend.onnx.loading import BODY_VERSION, LoadedModel
+from llmos.compiler.frontend.onnx.loading import BODY_VERSION, LoadedModel, plain_domain
 from llmos.compiler.frontend.onnx.registry import find
 
 # A body may use ops that have a body themselves; ONNX's own nest three deep.
@@ -68,7 +68,7 @@ def _types(graph: onnx.GraphProto) -> dict[str, bytes]:
 
 
 def _schema(node: NodeProto, versions: Mapping[str, int]) -> tuple[defs.OpSchema, int] | None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = plain_domain(node.domain)
     version = next((int(item.value) for item in node.metadata_props if item.key == BODY_VERSION), versions.get(domain, 1))
     if find(node.op_type, version, domain) is not None or node.op_type == "Constant" or not defs.has(node.op_type, version, domain):
         return None
@@ -124,7 +124,8 @@ class _Instance:
         copy.name = f"{self.call.name or self.prefix}{self.call.op_type}/{index}"
         self._rename_values(copy, names)
         self._fill_attributes(copy, names)
-        version = next((item.version for item in self.body.opset_import if item.domain == node.domain), None)
+        domain = plain_domain(node.domain)
+        version = next((item.version for item in self.body.opset_import if plain_domain(item.domain) == domain), None)
         if version is not None and not any(item.key == BODY_VERSION for item in copy.metadata_props):
             copy.metadata_props.add(key=BODY_VERSION, value=str(version))
         return copy

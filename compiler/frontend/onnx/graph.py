@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, numpy_helper
 
-from llmos.compiler.frontend.onnx.loading import BODY_VERSION
+from llmos.compiler.frontend.onnx.loading import BODY_VERSION, plain_domain
 from llmos.compiler.frontend.onnx.registry import OpFunction, find
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError, UserError
@@ -48,7 +48,7 @@ def parse_graph(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any =
         raise UnsupportedError("sparse initializers aren't supported; store those weights densely.")
     nodes = []
     for index, node in enumerate(proto.node):
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.op_type == "Constant" and not plain_domain(node.domain):
             constants[node.output[0]] = _constant(node)
             continue
         nodes.append(_parse_node(node, index, versions, load))
@@ -71,7 +71,7 @@ def find_problems(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any
     for index, node in enumerate(proto.node):
         inner = [p for a in node.attribute if a.type == AttributeProto.GRAPH for p in find_problems(a.g, versions, load)]
         found += inner
-        if inner or (node.op_type == "Constant" and node.domain in ("", "ai.onnx")):
+        if inner or (node.op_type == "Constant" and not plain_domain(node.domain)):
             continue
         try:
             _parse_node(node, index, versions, load)
@@ -86,7 +86,7 @@ def node_name(node: onnx.NodeProto, index: int) -> str:
 
 
 def _parse_node(node: onnx.NodeProto, index: int, versions: Mapping[str, int], load: Any) -> Node:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = plain_domain(node.domain)
     version = _body_version(node) or versions.get(domain, 1)
     function = find(node.op_type, version, domain)
     name = node_name(node, index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,8 @@ class LoadedModel:
     @property
     def versions(self) -> Mapping[str, int]:
         """Opset version per domain; ai.onnx is ""."""
-        return {("" if item.domain == "ai.onnx" else item.domain): item.version for item in self.proto.opset_import}
+        imports = self.proto.opset_import
+        return {domain: item.version for domain, item in zip(_domains(imports), imports, strict=True)}
 
     @property
     def reader(self) -> partial[np.ndarray]:
@@ -55,17 +56,43 @@ def load_model(source: Source) -> LoadedModel:
         model = LoadedModel(_parse(path), path.parent, path.stem, path)
     if not model.proto.graph.output:
         raise UserError(f"'{model.name}' isn't an ONNX model, or it is cut short: its graph has no outputs.")
-    _check_opsets(model)
+    model = replace(model, proto=_with_distinct_opsets(model))
+    _check_opset(model)
     check_model(model.proto)
     model = _upgraded(model)
     return replace(model, proto=_with_shapes(model.proto))
 
 
-def _check_opsets(model: LoadedModel) -> None:
-    domains = ["" if item.domain == "ai.onnx" else item.domain for item in model.proto.opset_import]
-    twice = next((domain for domain in domains if domains.count(domain) > 1), None)
-    if twice is not None:
-        raise UserError(f"'{model.name}' imports the opset of {twice or 'ai.onnx'} twice: export it again.")
+def _with_distinct_opsets(model: LoadedModel) -> onnx.ModelProto:
+    """The model with one import a domain, in its functions too. Tools that merge graphs repeat equal ones; others contradict each other."""
+    lists = [model.proto.opset_import, *(function.opset_import for function in model.proto.functions)]
+    if all(len(_domains(imports)) == len(set(_domains(imports))) for imports in lists):
+        return model.proto
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        versions: dict[str, int] = {}
+        for domain, item in zip(_domains(imports), imports, strict=True):
+            if versions.setdefault(domain, item.version) != item.version:
+                raise UserError(
+                    f"'{model.name}' imports versions {versions[domain]} and {item.version} of the opset of {domain or 'ai.onnx'}: "
+                    "convert its parts to one version (onnx.version_converter) before they are merged."
+                )
+        del imports[:]
+        imports.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    return proto
+
+
+def plain_domain(domain: str) -> str:
+    """A domain as the schemas have it: ai.onnx is ""."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def _domains(imports: Iterable[onnx.OperatorSetIdProto]) -> list[str]:
+    return [plain_domain(item.domain) for item in imports]
+
+
+def _check_opset(model: LoadedModel) -> None:
     version, newest = model.versions.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise UnsupportedError(

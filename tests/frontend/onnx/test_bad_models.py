@@ -120,7 +120,7 @@ BAD = {
     ),
     "an-opset-to-come": (with_opsets(999), "uses opset 999"),
     "a-negative-opset": (with_opsets(-3), "uses opset -3"),
-    "two-opsets": (with_opsets(12, 17), "twice"),
+    "two-opsets": (with_opsets(12, 17), "versions 12 and 17"),
     "two-outputs-of-a-name": (model([node("Relu", ["x"], ["y"])], outputs=[value("y"), value("y")]), "two outputs"),
     "a-function-that-calls-itself": (with_function(node("F", ["a"], ["b"], domain="my")), "Cycle"),
     "a-function-without-its-output": (with_function(node("Relu", ["a"], ["c"])), "output 'b'"),

@@ -173,6 +173,23 @@ def test_external_data_too_short(tmp_path: Path) -> None:
         export_onnx(path)
 
 
+@pytest.mark.parametrize("domains", [("", ""), ("", "ai.onnx"), ("ai.onnx", "", "ai.onnx")])
+@pytest.mark.parametrize("in_function", [False, True])
+def test_equal_imports_of_an_opset_are_one(domains: tuple[str, ...], in_function: bool) -> None:
+    imports = [helper.make_opsetid(domain, 17) for domain in domains]
+    node = helper.make_node("F", ["x"], ["y"], domain="my") if in_function else helper.make_node("Relu", ["x"], ["y"], domain=domains[-1])
+    proto = model([node], {"x": ["n"]})
+    del proto.opset_import[:]
+    proto.opset_import.extend(imports)
+    if in_function:
+        proto.opset_import.extend([helper.make_opsetid("my", 1)] * 2)
+        body = [helper.make_node("Relu", ["a"], ["b"], domain=domains[0])]
+        proto.functions.append(helper.make_function("my", "F", ["a"], ["b"], body, imports))
+    program = export_onnx(proto)
+    assert program.program.module()(torch.tensor([-1.0, 2.0]))[0].tolist() == [0, 2]
+    assert program.reference([np.float32([-1, 2])])[0].tolist() == [0, 2]
+
+
 def test_old_opset_is_converted() -> None:
     nodes = [helper.make_node("Add", ["x", "w"], ["y"], broadcast=1, axis=0)]
     program = export_onnx(model(nodes, {"x": [2, 3]}, {"w": np.float32([10, 20])}, opset=6))
