@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -123,7 +124,8 @@ class Sizes:
         """A size as torch's metadata has it, in our symbols and simplified by their ranges."""
         if isinstance(size, int):
             return size
-        return self.simplify(self._renamed(size.node.expr if isinstance(size, torch.SymInt) else size))
+        expr = self._renamed(size.node.expr if isinstance(size, torch.SymInt) else size)
+        return self.simplify(self._without_floats(expr))
 
     def expression(self, value: torch.SymFloat | torch.SymBool) -> sympy.Basic:
         """A float or bool of torch's metadata in our symbols."""
@@ -134,6 +136,18 @@ class Sizes:
         if expr.free_symbols - set(self._ranges):
             raise UnsupportedError(f"a tensor size depends on data ({expr}): only sizes that follow from input sizes can be compiled")
         return expr
+
+    def _without_floats(self, expr: sympy.Expr) -> sympy.Expr:
+        """Sizes that go through floats (int(n * 0.5), ceil(n / 3)) by integer division, where both agree for every size."""
+        return expr.replace(lambda e: isinstance(e, _ROUNDINGS), self._rounded)
+
+    def _rounded(self, rounding: sympy.Expr) -> sympy.Expr:
+        numerator, denominator = _fraction(rounding.args[0])
+        low, high = self.bounds(self.simplify(numerator))
+        # Below 2^53 a product is exact, and a quotient that isn't whole stays on its side of the next whole number.
+        if denominator == 0 or low < 0 or high >= 2**53:
+            raise UnsupportedError(f"the size {rounding} is rounded as a floating-point number, which sizes can't follow exactly")
+        return (torch_sympy.CeilDiv if isinstance(rounding, torch_sympy.CeilToInt) else torch_sympy.FloorDiv)(numerator, denominator)
 
     def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
         return tuple(self.dim(size) for size in sizes)
@@ -171,6 +185,19 @@ class Sizes:
         return self.simplify(sympy.expand(sympy.Mul(*dims)))
 
 
+def _fraction(value: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
+    """A float expression as a numerator and a denominator of integers; a denominator of 0 where it is none."""
+    if isinstance(value, torch_sympy.ToFloat):
+        return value.args[0], sympy.Integer(1)
+    if isinstance(value, torch_sympy.IntTrueDiv):
+        return value.args[0], value.args[1]
+    if isinstance(value, sympy.Mul) and len(value.args) == 2 and value.args[0].is_Float:
+        factor, (number, whole) = Fraction(float(value.args[0])), _fraction(value.args[1])
+        return (factor.numerator * number, sympy.Integer(factor.denominator)) if whole == 1 else (number, sympy.Integer(0))
+    return value, sympy.Integer(0)
+
+
+_ROUNDINGS = (torch_sympy.TruncToInt, torch_sympy.FloorToInt, torch_sympy.CeilToInt)
 _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 

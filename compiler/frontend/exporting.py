@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from torch import fx
-from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia
+from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia, _is_preservable_cia_op
 from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
@@ -108,8 +108,14 @@ def _decomposed(program: ExportedProgram, chosen: Mapping[Any, Callable[..., Any
     """
     composite = _composite_ops()
     left_alone = {op for op, body in chosen.items() if op in composite and _is_definition(op, body)}
-    overridden = composite - left_alone
-    with _PATCHING, mock.patch.object(exported_program, "_collect_all_valid_cia_ops", lambda: set(overridden)):
+    in_python = {op for op in own_decompositions() if op in chosen and _is_defined_in_python(op)}
+    overridden = composite - left_alone - in_python
+    with (
+        _PATCHING,
+        mock.patch.object(exported_program, "_collect_all_valid_cia_ops", lambda: set(overridden)),
+        mock.patch.object(exported_program, "_is_preservable_cia_op", lambda op: op not in in_python and _is_preservable_cia_op(op)),
+        _without_python_definition(in_python),
+    ):
         decomposed: ExportedProgram = program.run_decompositions({op: body for op, body in chosen.items() if op not in left_alone})
     return decomposed
 
@@ -122,6 +128,31 @@ def _composite_ops() -> frozenset[Any]:
 def _is_definition(op: Any, body: Any) -> bool:
     registered = op.py_kernels.get(torch._C.DispatchKey.CompositeImplicitAutograd)
     return body is registered or getattr(body, "keywords", {}).get("kernel") is op
+
+
+_DEFINITIONS = (torch._C.DispatchKey.Autograd, torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _is_defined_in_python(op: Any) -> bool:
+    """Whether tracing would take torch's own definition of an op, written in Python, before it looks into the table of decompositions."""
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
+    return not is_composite and any(key in op.py_kernels for key in _DEFINITIONS)
+
+
+@contextmanager
+def _without_python_definition(ops: Collection[Any]) -> Iterator[None]:
+    kept = {op: dict(op.py_kernels) for op in ops}
+    try:
+        for op in ops:
+            for key in _DEFINITIONS:
+                op.py_kernels.pop(key, None)
+            op._dispatch_cache.clear()
+        yield
+    finally:
+        for op, kernels in kept.items():
+            op.py_kernels.clear()
+            op.py_kernels.update(kernels)
+            op._dispatch_cache.clear()
 
 
 def _calls(program: ExportedProgram) -> list[fx.Node]:

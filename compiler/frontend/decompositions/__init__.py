@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmos.compiler.frontend.decompositions import counts, distances, linalg, norms, sampling, scatters, spectral
+from llmos.compiler.frontend.decompositions import counts, distances, linalg, norms, resampling, sampling, scatters, spectral
 
 
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
-    return {**distances.TABLE, **counts.TABLE, **scatters.TABLE, **linalg.TABLE, **norms.TABLE, **sampling.TABLE, **spectral.TABLE}
+    return {
+        **distances.TABLE,
+        **counts.TABLE,
+        **scatters.TABLE,
+        **linalg.TABLE,
+        **norms.TABLE,
+        **sampling.TABLE,
+        **resampling.TABLE,
+        **spectral.TABLE,
+    }

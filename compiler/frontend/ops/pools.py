@@ -12,7 +12,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops import reductions
-from llmos.compiler.frontend.ops.shapes import _expr, computed, pad_value
+from llmos.compiler.frontend.ops.shapes import _expr, computed, loop, pad_value
 from llmos.compiler.frontend.ops.windows import Ints, spread, window_position
 from llmos.compiler.frontend.scalars import Scalar
 from llmos.compiler.ir import arith, ir
@@ -132,8 +132,6 @@ def _pool_with_places(
 
 
 def _loop_number(position: int) -> Scalar:
-    from llmos.compiler.frontend.ops.shapes import loop
-
     return s.from_index(loop(position), torch.int64)
 
 
@@ -177,8 +175,6 @@ def _divided_by_count(
     b: Builder, result: Meta, x: Tensor, sums: Tensor, window: Sequence[int], strides: Sequence[int], paddings: Sequence[int], include: bool
 ) -> Tensor:
     """Divide by the number of elements that each window covers, of the input or of the padded input."""
-    from llmos.compiler.frontend.ops.shapes import loop
-
     lead = x.rank - len(window)
 
     def body(v: Scalar) -> Scalar:
@@ -211,25 +207,41 @@ def adaptive_average_pool(dimensions: int) -> Callable[..., Tensor]:
 
 
 def _averages_of_ranges(b: Builder, result: Meta, x: Tensor, over: Sequence[int]) -> Tensor:
-    """Windows floor(i * in / out) to ceil((i + 1) * in / out), which differ in size: a product with one matrix a dimension."""
-    from llmos.compiler.frontend.ops.contractions import contract
+    """Windows floor(i * in / out) to ceil((i + 1) * in / out), which differ in size, one dimension after the other.
 
+    An element outside a window is left out by a select: as a product with 0 an infinity would reach every window.
+    """
     kind = compute_dtype(x.dtype)
     answer = b.cast(x, kind)
-    letters = "abcdefgh"[: x.rank]
     for dim in over:
-        size, out = x.shape[dim], result.shape[dim]
-
-        def share(at: list[ir.Value], size: Dim = size, out: Dim = out) -> Scalar:
-            row, column = (s.from_index(v, torch.int64) for v in at)
-            whole, parts = reductions.number(b, size, torch.int64), reductions.number(b, out, torch.int64)
-            low, high = row * whole / parts, ((row + 1) * whole + parts - 1) / parts
-            width = (high - low).to(kind)
-            return s.select((column >= low) & (column < high), 1.0 / width, width.like(0.0))
-
-        matrix = computed(b, Meta((out, size), kind), share)
-        answer = contract(b, [(answer, letters), (matrix, "z" + letters[dim])], letters.replace(letters[dim], "z"))
+        answer = _averages_along(b, answer, dim, result.shape[dim])
     return b.cast(answer, result.dtype)
+
+
+def _averages_along(b: Builder, x: Tensor, dim: int, out: Dim) -> Tensor:
+    def ends(row: ir.Value) -> tuple[Scalar, Scalar]:
+        at = s.from_index(row, torch.int64)
+        whole, parts = (reductions.number(b, each, torch.int64) for each in (x.shape[dim], out))
+        return at * whole / parts, ((at + 1) * whole + parts - 1) / parts
+
+    def covers(at: list[ir.Value]) -> Scalar:
+        (low, high), place = ends(at[0]), s.from_index(at[1], torch.int64)
+        return (place >= low) & (place < high)
+
+    def divided(total: Scalar) -> Scalar:
+        low, high = ends(loop(dim))
+        return total / (high - low).to(x.dtype)
+
+    shape = (*x.shape[:dim], out, *x.shape[dim + 1 :])
+    covered = computed(b, Meta((out, x.shape[dim]), torch.bool), covers)
+    place, inside = [affine_dim(i) for i in range(x.rank)], affine_dim(x.rank)
+    (value,) = b.generic(
+        [(x, b.reads(x, x.shape, [*place[:dim], inside, *place[dim + 1 :]])), (covered, [place[dim], inside])],
+        [(b.fill(shape, x.dtype, 0), x.dtype, place)],
+        ["parallel"] * x.rank + ["reduction"],
+        lambda v, taken, acc: [acc + s.select(taken, v, 0)],
+    )
+    return b.elementwise(divided, [b.dense_tensor(value, shape, x.dtype)], x.dtype)
 
 
 def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:

@@ -355,8 +355,6 @@ def _windows() -> dict[str, Lowering]:
         **{f"avg_pool{n}d.default": pools.average_pool(n) for n in (1, 2, 3)},
         **{f"adaptive_max_pool{n}d.default": pools.adaptive_max_pool(n) for n in (1, 2, 3)},
         **{f"adaptive_avg_pool{n}d.default _adaptive_avg_pool{n}d.default": pools.adaptive_average_pool(n) for n in (1, 2, 3)},
-        "upsample_nearest1d.default upsample_nearest2d.default upsample_nearest3d.default": w.upsample_nearest,
-        "upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec": w.upsample_nearest,
         "pixel_shuffle.default": w.pixel_shuffle,
         "pixel_unshuffle.default": w.pixel_unshuffle,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv
 
@@ -14,7 +13,6 @@ from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, c
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops import reductions
 from llmos.compiler.frontend.ops.contractions import add_bias
-from llmos.compiler.frontend.ops.errors import NotLowered
 from llmos.compiler.frontend.ops.shapes import _expr, computed, element, extract, flip, pad, pad_value
 from llmos.compiler.frontend.scalars import Scalar
 from llmos.compiler.ir import arith, ir
@@ -233,25 +231,6 @@ def _grouped(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seque
 
 
 # Resampling
-
-
-def upsample_nearest(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Nearest resampling where each output size is a whole multiple of the input's."""
-    ratios = [_ratio(b, big, small) for big, small in zip(result.shape[2:], x.shape[2:], strict=True)]
-    dense = b.dense(x)
-
-    def body(at: list[ir.Value]) -> Scalar:
-        spatial = [v if r == 1 else arith.floordivsi(v, b.index(r)) for v, r in zip(at[2:], ratios, strict=True)]
-        return element(dense, [*at[:2], *spatial])
-
-    return computed(b, Meta(result.shape, x.dtype), body)
-
-
-def _ratio(b: Builder, big: Dim, small: Dim) -> int:
-    ratio = sympy.simplify(_expr(big) / _expr(small))
-    if not ratio.is_Integer:
-        raise NotLowered("resampling by a ratio that isn't whole")
-    return int(ratio)
 
 
 def pixel_shuffle(b: Builder, result: Meta, x: Tensor, factor: int) -> Tensor:

@@ -1,20 +1,29 @@
-"""Resize and Upsample: one interpolation matrix (or one gather) per axis, built from ONNX's coordinate rules."""
+"""Resize and Upsample: one axis after the other, by ONNX's rules of coordinates (the operator's specification).
+
+Coordinates are computed in float32, as onnxruntime does: which of two elements is the nearest may depend on it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._python_dispatch import _disable_current_modes
 
-from llmos.compiler.frontend.onnx.dtypes import to_torch
+from llmos.compiler.frontend.decompositions.resampling import Tap, blend, blend_windows, cubic_weights, number, quotient, repeated, rounded
 from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
 
 MAX_LENGTH = 2**20
+# Up to this size a dynamic axis is as long after scaling as onnxruntime makes it.
+MAX_SCALED_SIZE = 2**16
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,8 @@ def resize(
 def _kept_aspect(x: torch.Tensor, sizes: Sequence[int], axes: Sequence[int] | None, policy: str) -> tuple[int, ...]:
     """One scale for all axes: the smallest of the asked ones (not_larger), or the largest."""
     chosen = axes if axes is not None else range(x.ndim)
+    if not all(isinstance(size, int) for size in (*sizes, *(x.shape[axis] for axis in chosen))):
+        raise UnsupportedError(f"Resize of a dynamic dimension with keep_aspect_ratio_policy '{policy}' isn't supported: fix its size.")
     ratios = [size / x.shape[axis] for size, axis in zip(sizes, chosen, strict=True)]
     scale = min(ratios) if policy == "not_larger" else max(ratios)
     return tuple(int(np.floor(scale * x.shape[axis] + 0.5)) for axis in chosen)
@@ -85,13 +96,28 @@ def _resize(
     x: torch.Tensor, scales: Sequence[float] | None, sizes: Sequence[Any] | None, axes: Sequence[int] | None, roi: Value, how: Resampling
 ) -> torch.Tensor:
     chosen = [axis % x.ndim for axis in (axes if axes is not None else range(x.ndim))]
-    dtype = x.dtype
-    for place, axis in enumerate(chosen):
-        scale = scales[place] if scales is not None else None
-        size = sizes[place] if sizes is not None else None
+    moves = how.mode == "nearest" and how.coordinates != "tf_crop_and_resize"
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = x if moves else x.to(dtype)
+    for size in sizes or ():
+        _require_length(size)
+    for place, axis in reversed(list(enumerate(chosen))):
+        scale, size = (each[place] if each is not None else None for each in (scales, sizes))
         bounds = _roi(roi, place, len(chosen)) if how.coordinates == "tf_crop_and_resize" else (0.0, 1.0)
-        x = _resize_axis(x, axis, scale, size, bounds, how)
-    return x.to(dtype)
+        line = _Line(
+            wide.shape[axis], size if size is not None else _length(wide.shape[axis], float(scale or 1)), scale, bounds, how, dtype
+        )
+        wide = _resize_axis(wide, axis, line)
+    return wide if moves or x.is_floating_point() else _whole(wide, x.dtype, how)
+
+
+def _whole(x: torch.Tensor, dtype: torch.dtype, how: Resampling) -> torch.Tensor:
+    """Values between integers, saturated: cut off in the mode that onnxruntime has for integers, else rounded as ONNX's evaluator does."""
+    whole = torch.trunc(x) if how.mode == "linear" and not how.antialias else torch.round(x)
+    if dtype == torch.bool:
+        return whole.to(dtype)
+    limits = torch.iinfo(dtype)
+    return whole.clamp(limits.min, limits.max).to(dtype)
 
 
 def _roi(roi: Value, place: int, count: int) -> tuple[float, float]:
@@ -101,34 +127,122 @@ def _roi(roi: Value, place: int, count: int) -> tuple[float, float]:
     return float(values[place]), float(values[place + count])
 
 
-def _resize_axis(x: torch.Tensor, axis: int, scale: float | None, size: Any, bounds: tuple[float, float], how: Resampling) -> torch.Tensor:
-    n = x.shape[axis]
-    if (scale == 1.0 or (isinstance(n, int) and size == n)) and how.coordinates != "tf_crop_and_resize":
+def _length(n: Any, scale: float) -> Any:
+    """The size of an axis of n elements after it: their product in float32, cut off, as onnxruntime and shape inference compute it."""
+    if isinstance(n, int):
+        wanted = np.float32(n) * np.float32(scale)
+        _require_length(float(wanted))
+        return math.floor(wanted)
+    ratio = Fraction(float(np.float32(scale))).limit_denominator(10000)
+    tried = np.arange(1, MAX_SCALED_SIZE + 1)
+    expected = np.floor(tried.astype(np.float32) * np.float32(scale)).astype(np.int64)
+    if not np.array_equal(expected, tried * ratio.numerator // ratio.denominator):
+        raise UnsupportedError(
+            f"Resize of a dynamic dimension by {scale:g} isn't supported: fix the sizes of the inputs, or give it sizes."
+        )
+    return n * ratio.numerator // ratio.denominator
+
+
+def _require_length(wanted: Any) -> None:
+    if isinstance(wanted, int | float) and not 0 <= wanted <= MAX_LENGTH:  # not a number neither
+        raise UnsupportedError(f"Resize to {wanted:,} elements along an axis isn't supported: is a size in the model wrong?")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One axis of a resize: its sizes before and after, the scale if it was given, and its part of the region of interest."""
+
+    size: Any
+    length: Any
+    given: float | None
+    bounds: tuple[float, float]
+    how: Resampling
+    dtype: torch.dtype
+
+    @property
+    def is_static(self) -> bool:
+        return isinstance(self.size, int) and isinstance(self.length, int)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the axis stays as it is."""
+        same = self.given == 1.0 if self.given is not None else statically_known_true(self.size == self.length)
+        return same and self.how.coordinates != "tf_crop_and_resize"
+
+    @property
+    def scale(self) -> Any:
+        if self.given is not None:
+            return rounded(float(self.given), torch.float32)
+        return quotient(self.length, self.size, self.dtype)
+
+    def places(self) -> torch.Tensor:
+        """[length]: the input coordinate of each output element."""
+        i, how = torch.arange(self.length, dtype=self.dtype), self.how.coordinates
+        if how == "asymmetric":
+            return torch.div(i, self.scale)
+        if how in ("half_pixel", "pytorch_half_pixel"):
+            place = (i + 0.5) / self.scale - 0.5
+            return self._or_at_start(place, number(self.length, self.dtype)) if how == "pytorch_half_pixel" else place
+        if how == "half_pixel_symmetric":
+            size, length = number(self.size, self.dtype), number(self.length, self.dtype)
+            offset = (size / 2) * (1 - length / (size * self.scale))
+            return torch.add((i + 0.5) / self.scale, offset - 0.5)
+        if how == "align_corners":
+            width = number(self.size, self.dtype) * self.scale if self.given is not None else number(self.length, self.dtype)
+            return self._or_at_start(i * (number(self.size, self.dtype) - 1) / (width - 1), width)
+        if how == "tf_crop_and_resize":
+            return self._cropped(i)
+        raise UnsupportedError(f"Resize with coordinate_transformation_mode '{how}' isn't supported.")
+
+    def _or_at_start(self, place: torch.Tensor, width: Any) -> torch.Tensor:
+        """`place`, or 0 where the output has one element."""
+        if isinstance(width, torch.Tensor):
+            return torch.where(width > 1, place, 0.0)
+        return place if width > 1 else torch.zeros_like(place)
+
+    def _cropped(self, i: torch.Tensor) -> torch.Tensor:
+        (start, end), last, spans = self.bounds, number(self.size, self.dtype) - 1, number(self.length, self.dtype) - 1
+        middle = 0.5 * (start + end) * last
+        if isinstance(spans, torch.Tensor):
+            return torch.where(spans > 0, start * last + i * (end - start) * last / spans, middle)
+        return torch.add(i * (end - start) * last / spans, start * last) if spans > 0 else torch.zeros_like(i) + middle
+
+    def outside(self) -> torch.Tensor | None:
+        """[length]: which output elements lie outside of the input, and are the extrapolation value."""
+        if self.how.coordinates != "tf_crop_and_resize":
+            return None
+        places = self.places()
+        return torch.logical_or(places < 0, places > self.size - 1)
+
+    def inside(self, place: torch.Tensor) -> torch.Tensor:
+        return place.clamp(min=0).clamp(max=self.size - 1)
+
+
+def _resize_axis(x: torch.Tensor, axis: int, line: _Line) -> torch.Tensor:
+    how = line.how
+    if line.keeps:
         return x
-    if not isinstance(n, int) or not (size is None or isinstance(size, int)):
-        return _repeat(x, axis, scale, how)
-    length = _length(n, scale, size)
-    ratio = float(scale) if scale is not None else length / n
-    if how.mode == "nearest" and scale is not None and _is_repetition(scale, how):
-        return _repeat(x, axis, scale, how)
-    matrix = _matrix(n, length, ratio, bounds, how)
-    if how.mode == "nearest" and how.coordinates != "tf_crop_and_resize":
-        return x.index_select(axis, to_torch(matrix.argmax(1)))
-    outside = _outside(n, length, ratio, bounds, how)
-    wide = x if x.is_floating_point() else x.to(torch.float32)
-    result = torch.matmul(wide.movedim(axis, -1), to_torch(matrix.T.copy()).to(wide.dtype)).movedim(-1, axis)
-    if outside.any():
-        mask = to_torch(outside).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    if how.mode == "nearest" and line.given is not None and _is_repetition(line.given, how):
+        return repeated(x, axis, int(line.given))
+    if how.mode == "nearest":
+        result = x.index_select(axis, _made(line, _nearest))
+    elif how.antialias:
+        result = blend_windows(x, axis, Tap(*_made(line, _window)))
+    else:
+        result = blend(x, axis, [Tap(*tap) for tap in _made(line, _taps)])
+    outside = _made(line, _Line.outside)
+    if outside is not None:
+        mask = outside.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         result = torch.where(mask, torch.full((), how.extrapolation, dtype=result.dtype), result)
     return result
 
 
-def _length(n: int, scale: float | None, size: int | None) -> int:
-    """The size of an axis of n elements after it; for each of its elements a row of weights is made."""
-    wanted = size if size is not None else n * float(scale or 1)
-    if not 0 <= wanted <= MAX_LENGTH:  # not a number neither
-        raise UnsupportedError(f"Resize of {n} to {wanted:,} elements along an axis isn't supported: is a size in the model wrong?")
-    return int(np.floor(wanted))
+def _made(line: _Line, function: Any) -> Any:
+    """What a function makes of a line: computed now, outside of any tracing, where all sizes are known."""
+    if not line.is_static:
+        return function(line)
+    with _disable_current_modes():
+        return function(line)
 
 
 def _is_repetition(scale: float, how: Resampling) -> bool:
@@ -137,80 +251,60 @@ def _is_repetition(scale: float, how: Resampling) -> bool:
     return float(scale).is_integer() and scale >= 1 and (how.coordinates, how.nearest) in rules
 
 
-def _repeat(x: torch.Tensor, axis: int, scale: float | None, how: Resampling) -> torch.Tensor:
-    if how.mode != "nearest" or scale is None or not _is_repetition(scale, how):
-        raise UnsupportedError("Resize of a dynamic dimension is supported for nearest at a whole scale; fix the sizes of the inputs.")
-    times = int(scale)
-    shape = list(x.shape)
-    return x.unsqueeze(axis + 1).expand(*shape[: axis + 1], times, *shape[axis + 1 :]).flatten(axis, axis + 1)
+def _nearest(line: _Line) -> torch.Tensor:
+    """[length] int64: the element that each output element is a copy of."""
+    places, rule = line.places(), line.how.nearest
+    if rule in ("floor", "ceil"):
+        chosen = torch.floor(places) if rule == "floor" else torch.ceil(places)
+    else:
+        chosen = torch.ceil(places - 0.5) if rule == "round_prefer_floor" else torch.floor(places + 0.5)
+    return line.inside(chosen.to(torch.int64))
 
 
-def _positions(n: int, length: int, scale: float, bounds: tuple[float, float], how: Resampling) -> np.ndarray:
-    """The input coordinate of each output element (ONNX specification, coordinate_transformation_mode)."""
-    i = np.arange(length, dtype=np.float64)
-    if how.coordinates == "asymmetric":
-        return i / scale
-    if how.coordinates == "half_pixel":
-        return (i + 0.5) / scale - 0.5
-    if how.coordinates == "pytorch_half_pixel":
-        return (i + 0.5) / scale - 0.5 if length > 1 else np.zeros(length)
-    if how.coordinates == "half_pixel_symmetric":
-        return (n / 2) * (1 - length / (n * scale)) + (i + 0.5) / scale - 0.5
-    if how.coordinates == "align_corners":
-        width = n * scale
-        return i * (n - 1) / (width - 1) if width > 1 else np.zeros(length)
-    if how.coordinates == "tf_crop_and_resize":
-        start, end = bounds
-        return (
-            start * (n - 1) + i * (end - start) * (n - 1) / (length - 1) if length > 1 else np.full(length, 0.5 * (start + end) * (n - 1))
-        )
-    raise UnsupportedError(f"Resize with coordinate_transformation_mode '{how.coordinates}' isn't supported.")
+def _taps(line: _Line) -> list[tuple[torch.Tensor, ...]]:
+    """Of each element around each position: where it is, its weight, and whether it has one."""
+    places, how = line.places(), line.how
+    low = torch.floor(places)
+    ratio = places - low
+    if how.mode not in ("linear", "cubic"):
+        raise UnsupportedError(f"Resize with mode '{how.mode}' isn't supported.")
+    weights, first = ((1 - ratio, ratio), 0) if how.mode == "linear" else (cubic_weights(ratio, how.cubic), -1)
+    at = [low.to(torch.int64) + offset for offset in range(first, first + len(weights))]
+    if how.exclude_outside:
+        held = [torch.where((place >= 0) & (place <= line.size - 1), weight, 0.0) for place, weight in zip(at, weights, strict=True)]
+        total = sum(held[1:], held[0])
+        weights = tuple(weight / total for weight in held)
+    return [(line.inside(place), weight, weight != 0) for place, weight in zip(at, weights, strict=True)]
 
 
-def _outside(n: int, length: int, scale: float, bounds: tuple[float, float], how: Resampling) -> np.ndarray:
-    if how.coordinates != "tf_crop_and_resize":
-        return np.zeros(length, bool)
-    positions = _positions(n, length, scale, bounds, how)
-    return (positions < 0) | (positions > n - 1)
+def _window(line: _Line) -> tuple[torch.Tensor, ...]:
+    """As `_taps`, [length, elements of a window]: under a kernel as wide as what an output element stands for."""
+    places, how, reach = line.places().unsqueeze(1), line.how, 1 if line.how.mode == "linear" else 2
+    stretch = line.scale.clamp(max=1.0) if isinstance(line.scale, torch.Tensor) else min(line.scale, 1.0)
+    at = (torch.floor(places - reach / stretch) + 1).to(torch.int64) + torch.arange(_window_size(line, reach))
+    counted = at < torch.ceil(places + reach / stretch)
+    if how.exclude_outside:
+        counted = counted & (at >= 0) & (at <= line.size - 1)
+    weight = torch.where(counted, _kernel((at - places) * stretch, how), 0.0)
+    weight = weight / weight.sum(1, keepdim=True)
+    return line.inside(at), weight, weight != 0
 
 
-def _matrix(n: int, length: int, scale: float, bounds: tuple[float, float], how: Resampling) -> np.ndarray:
-    """[length, n] weights of the input elements in each output element, float32."""
-    positions = _positions(n, length, scale, bounds, how)
-    matrix = np.zeros((length, n), np.float64)
-    if how.mode == "nearest":
-        index = np.clip(_round(positions, how.nearest), 0, n - 1)
-        matrix[np.arange(length), index.astype(np.int64)] = 1
-        return matrix.astype(np.float32)
-    stretch = min(scale, 1.0) if how.antialias else 1.0
-    reach = (1.0 if how.mode == "linear" else 2.0) / stretch
-    for row, position in enumerate(positions):
-        taps = np.arange(int(np.floor(position - reach)) + 1, int(np.ceil(position + reach)))
-        weights = _kernel((taps - position) * stretch, how)
-        if how.exclude_outside:
-            weights = np.where((taps >= 0) & (taps < n), weights, 0.0)
-        if how.exclude_outside or how.antialias:
-            weights = weights / weights.sum()
-        np.add.at(matrix[row], np.clip(taps, 0, n - 1), weights)
-    return matrix.astype(np.float32)
+def _window_size(line: _Line, reach: int) -> Any:
+    """At least as many elements as a window holds."""
+    if isinstance(line.scale, float):
+        return math.ceil(2 * reach / min(line.scale, 1.0)) + 1
+    return 2 * torch.sym_max(-(-reach * line.size // line.length), reach) + 1  # type: ignore[no-untyped-call]
 
 
-def _round(positions: np.ndarray, mode: str) -> np.ndarray:
-    if mode == "floor":
-        return np.asarray(np.floor(positions))
-    if mode == "ceil":
-        return np.asarray(np.ceil(positions))
-    return np.asarray(np.ceil(positions - 0.5) if mode == "round_prefer_floor" else np.floor(positions + 0.5))
-
-
-def _kernel(distance: np.ndarray, how: Resampling) -> np.ndarray:
-    """Triangle, or Keys' cubic (Keys 1981, "Cubic convolution interpolation for digital image processing")."""
-    d = np.abs(distance)
+def _kernel(distance: torch.Tensor, how: Resampling) -> torch.Tensor:
+    """Triangle, or Keys' cubic."""
+    d = torch.abs(distance)
     if how.mode == "linear":
-        return np.asarray(np.maximum(1 - d, 0))
+        return (1 - d).clamp(min=0)
     if how.mode != "cubic":
         raise UnsupportedError(f"Resize with mode '{how.mode}' isn't supported.")
     a = how.cubic
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return torch.where(d <= 1, near, torch.where(d < 2, far, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -109,7 +110,10 @@ def roi_align_unshifted(
 
 
 def _weighted_corners(x: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
-    """The four neighbours of each place, times their weights: [4, batch, C, points]; 0 for a place more than a pixel outside."""
+    """The four neighbours of each place, times their weights: [4, batch, C, points]; 0 for a place more than a pixel outside.
+
+    A neighbour without weight isn't multiplied by it: 0 times an infinity would reach a place that doesn't touch it.
+    """
     counted = torch.ones_like(places[0], dtype=torch.bool)
     ends = []
     for size, place in zip(x.shape[2:], places, strict=True):
@@ -117,7 +121,10 @@ def _weighted_corners(x: torch.Tensor, places: list[torch.Tensor]) -> torch.Tens
         inside = place.clamp(0, size - 1)
         low = inside.floor()
         ends.append(((low, 1 - (inside - low)), ((low + 1).clamp(max=size - 1), inside - low)))
-    weighted = [read_at(x, [row, column]) * (a * b * counted).unsqueeze(1) for row, a in ends[0] for column, b in ends[1]]
+    weighted = []
+    for (row, a), (column, b) in itertools.product(*ends):
+        weight = (a * b * counted).unsqueeze(1)
+        weighted.append(torch.where(weight != 0, read_at(x, [row, column]) * weight, torch.zeros((), dtype=x.dtype)))
     return torch.stack(weighted)
 
 
