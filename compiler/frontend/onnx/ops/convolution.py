@@ -55,34 +55,40 @@ def conv_transpose(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Computed without pads and then cropped by them, unless they are what torch takes itself."""
+    """Computed without pads or bias and then cropped or padded, unless the pads are what torch takes itself."""
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")
     extra = output_padding or (0,) * len(shape.kernel)
-    crop = shape.pads
+    ends = shape.pads if auto_pad == "NOTSET" else ((0, 0),) * len(shape.kernel)
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        crop = _crop_to(tuple(x.shape[2:]), shape, extra, output_shape, auto_pad)
+        ends = _pads_for(tuple(x.shape[2:]), shape, extra, output_shape, auto_pad)
     functions: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
     compute = functions[len(shape.kernel)]
-    if all(isinstance(a, int) and a == b and a >= 0 for a, b in crop) and _is_legal(extra, shape):
-        return compute(x, weight, bias, shape.strides, tuple(a for a, _ in crop), extra, group, shape.dilations)  # type: ignore[no-any-return]
-    full = compute(x, weight, bias, shape.strides, 0, 0, group, shape.dilations)
-    if bias is not None and any(extra):
-        raise UnsupportedError("ConvTranspose with a bias and an output_padding of at least the stride isn't supported.")
-    return pad_spatial(full, tuple((-a, e - b) for (a, b), e in zip(crop, extra, strict=True)))
+    if all(isinstance(a, int) and a == b and a >= 0 for a, b in ends) and _is_legal(extra, shape):
+        return compute(x, weight, bias, shape.strides, tuple(a for a, _ in ends), extra, group, shape.dilations)  # type: ignore[no-any-return]
+    full = compute(x, weight, None, shape.strides, 0, 0, group, shape.dilations)
+    result = pad_spatial(full, tuple((-a, e - b) for (a, b), e in zip(ends, extra, strict=True)))
+    return result if bias is None else result + bias.reshape(-1, *[1] * len(shape.kernel))
 
 
 def _is_legal(extra: tuple[int, ...], shape: Window) -> bool:
     return all(e < max(s, d) for e, s, d in zip(extra, shape.strides, shape.dilations, strict=True))
 
 
-def _crop_to(
+def _pads_for(
     sizes: tuple[Any, ...], shape: Window, extra: tuple[int, ...], output_shape: tuple[int, ...] | None, auto_pad: str
 ) -> tuple[tuple[Any, Any], ...]:
-    """Pads that give the asked output shape (for SAME_*: size · stride); a negative one adds zeros."""
-    wanted = output_shape or tuple(size * stride for size, stride in zip(sizes, shape.strides, strict=True))
+    """Pads that give the asked output shape; for SAME_* size · stride, or less where the windows don't reach as far.
+
+    What lies beyond the windows is at the end, whatever the mode, as in onnxruntime: a negative pad there.
+    """
     pairs = []
-    for size, stride, extent, more, target in zip(sizes, shape.strides, shape.extents, extra, wanted, strict=True):
-        total = stride * (size - 1) + more + extent - target
+    for i, (size, stride, extent, more) in enumerate(zip(sizes, shape.strides, shape.extents, extra, strict=True)):
+        if output_shape is None:
+            total, beyond = max(extent + more - stride, 0), 0
+        else:
+            surplus = stride * (size - 1) + more + extent - output_shape[i]
+            total, beyond = (torch.sym_max(each, 0) for each in (surplus, -surplus))  # type: ignore[no-untyped-call]
         half = total // 2
-        pairs.append((half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half))
+        low, high = (half, total - half) if auto_pad == "SAME_UPPER" else (total - half, half)
+        pairs.append((low, high - beyond))
     return tuple(pairs)
