@@ -20,7 +20,8 @@ BUFFERIZE = (
     "func.func(linalg-generalize-named-ops)",
     "convert-shape-to-std",
     "func.func(refback-generalize-tensor-pad,refback-generalize-tensor-concat,tm-tensor-bufferize)",
-    "one-shot-bufferize{copy-before-write bufferize-function-boundaries function-boundary-type-conversion=identity-layout-map}",
+    "one-shot-bufferize{%s allow-return-allocs-from-loops bufferize-function-boundaries "
+    "function-boundary-type-conversion=identity-layout-map}",
     "refback-mlprogram-bufferize",
 )
 TO_LLVM = (
@@ -83,11 +84,26 @@ class CompiledFunctions:
 
 
 def _lower(module: ir.Module) -> None:
+    # Upstream's analysis, which writes in place where it may, doesn't know tm_tensor ops.
+    copies = "copy-before-write" if "tm_tensor." in str(module) else ""
+    forbid_writes(module)
     try:
-        for pipeline in (BUFFERIZE, TO_LLVM):
-            PassManager.parse(f"builtin.module({','.join(pipeline)})").run(module.operation)
+        PassManager.parse(f"builtin.module({','.join(BUFFERIZE)})" % copies).run(module.operation)
+        PassManager.parse(f"builtin.module({','.join(TO_LLVM)})").run(module.operation)
     except ir.MLIRError as error:
         raise UnsupportedError(f"MLIR's reference lowering doesn't take this module: {' '.join(str(error).split())[:300]}") from error
+
+
+def forbid_writes(module: ir.Module) -> None:
+    """Say that the tensors a function is given are only read: upstream's bufferization would write to them."""
+    readable = {"bufferization.writable": ir.BoolAttr.get(False)}
+    for op in module.body.operations:
+        func = op.operation
+        if func.name == "func.func" and func.regions[0].blocks:
+            kinds = [argument.type for argument in func.regions[0].blocks[0].arguments]
+            func.attributes["arg_attrs"] = ir.ArrayAttr.get(
+                [ir.DictAttr.get(readable if isinstance(kind, ir.RankedTensorType) else {}) for kind in kinds]
+            )
 
 
 def rounded_to_bfloat16(array: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ MAX_TURNS = 1 << 31
 def name_loops(module: ir.Module, func: ir.Operation) -> None:
     """Give the counter of each loop of a function that can run as dispatches a name; the others stay ops of the fallback."""
     for op in list(func.regions[0].blocks[0].operations):
-        if op.operation.name != "scf.for" or is_loop(op.operation):
+        if op.operation.name != "scf.for" or is_loop(op.operation) or _writes_elements(op.operation):
             continue
         shapes = Shapes.of(func, SymbolTable.of(module))
         if not _counts_to_a_size(op.operation, shapes):
@@ -29,6 +29,12 @@ def name_loops(module: ir.Module, func: ir.Operation) -> None:
         else:
             _mark_stacks(loop, False)
             del op.operation.attributes[COUNTER]
+
+
+def _writes_elements(op: ir.Operation) -> bool:
+    """Whether single elements of tensors are written somewhere inside: a dispatch of such a body would copy the tensors each time."""
+    bodies = [inner.operation for region in op.regions for block in region.blocks for inner in block.operations]
+    return any(inner.name == "tensor.insert" or _writes_elements(inner) for inner in bodies)
 
 
 def _counts_to_a_size(op: ir.Operation, shapes: Shapes) -> bool:

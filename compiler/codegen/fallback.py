@@ -16,6 +16,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir import PassManager, ir
+from llmos.compiler.reference import forbid_writes
 from llmos.runtime.errors import UnsupportedError
 
 BUFFERIZE = (
@@ -24,7 +25,8 @@ BUFFERIZE = (
     "func.func(refback-generalize-tensor-pad)",
     "func.func(refback-generalize-tensor-concat)",
     "func.func(tm-tensor-bufferize)",
-    "one-shot-bufferize{copy-before-write bufferize-function-boundaries function-boundary-type-conversion=identity-layout-map}",
+    "one-shot-bufferize{%s allow-return-allocs-from-loops bufferize-function-boundaries "
+    "function-boundary-type-conversion=identity-layout-map}",
     "buffer-results-to-out-params{hoist-static-allocs=true modify-public-functions=true}",
     "buffer-deallocation-pipeline",
     "func.func(tm-tensor-to-loops)",
@@ -60,8 +62,10 @@ def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
     del func.attributes["sym_visibility"]
     for key in ("arg_attrs", "llmos.dispatch"):
         del func.attributes[key]
+    forbid_writes(alone)
+    copies = any(op.name.startswith("tm_tensor.") for op in dispatch.block.operations)
     try:
-        PassManager.parse(f"builtin.module({','.join(BUFFERIZE)})").run(alone.operation)
+        PassManager.parse(f"builtin.module({','.join(BUFFERIZE)})" % ("copy-before-write" if copies else "")).run(alone.operation)
     except ir.MLIRError as error:
         names = sorted({op.name for op in dispatch.block.operations} - {"func.return", "arith.constant", "tensor.empty"})
         raise UnsupportedError(f"no kernel for {', '.join(names)}: {str(error).splitlines()[0]}") from error
