@@ -1,7 +1,7 @@
 """Symbolic sizes: every dimension of every tensor as an expression over the program's named symbols.
 
-Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min`, `Max` and `Mod`; as text they are what `llmos.shape`
-attributes and the manifest hold ("batch*tokens", "floor(tokens/2)").
+Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min` and `Max`; as text (compiler/size_text.py) they are what
+`llmos.shape` attributes and the manifest hold ("batch*tokens", "tokens//2").
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ from typing import Any, TypeAlias
 import sympy
 
 from llmos.compiler.ir import ir
+from llmos.compiler.size_text import floor_mod, size_text, truncated
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Expr: TypeAlias = sympy.Expr
 Shape: TypeAlias = tuple[Expr, ...]
-_FUNCTIONS = frozenset({"floor", "Min", "Max", "Mod"})
+_FUNCTIONS: Mapping[str, Any] = {
+    "floor": sympy.floor,
+    "min": sympy.Min,
+    "max": sympy.Max,
+    "Min": sympy.Min,
+    "Max": sympy.Max,
+    "Mod": floor_mod,
+}
 
 COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
 COUNTER = "llmos.counter"  # of a loop: the name of its counter
@@ -81,18 +89,30 @@ class SymbolTable:
             return sympy.Integer(dim)
         names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
         # sympy runs what it is given, and makes symbols of names that it doesn't know.
-        unknown = set(re.findall(r"[^\W\d]\w*", dim)) - set(names) - _FUNCTIONS
-        if unknown or not re.fullmatch(r"[\w\s()+*/,-]+", dim):
+        unknown = set(re.findall(r"[^\W\d]\w*", dim)) - set(names) - set(_FUNCTIONS)
+        if unknown or not re.fullmatch(r"[\w\s()+*/%,-]+", dim):
             raise UserError(f"the size {dim!r} is no expression of {', '.join(names) or 'numbers'}")
         try:
-            return self.simplify(sympy.sympify(dim, locals=names))
+            return self.simplify(_without_mod(sympy.sympify(dim, locals={**_FUNCTIONS, **names})))
         except (sympy.SympifyError, TypeError, ValueError) as error:
             raise UserError(f"the size {dim!r} can't be read: {error}") from None
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
         """Lower and upper bound of an expression, by interval arithmetic."""
         ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.names}
-        return _interval(expr, ranges)
+        low, high = _interval(expr, ranges)
+        if not expr.has(sympy.floor):
+            return low, high
+        # floor(x) is x less a fraction: what is rounded and what is not may cancel, as in a remainder.
+        fractions: dict[Expr, tuple[Expr, Expr]] = {}
+
+        def unrounded(x: Expr) -> Expr:
+            fraction, divisor = sympy.Dummy(), sympy.fraction(sympy.together(x))[1]
+            fractions[fraction] = (sympy.S.Zero, 1 - 1 / divisor if divisor.is_Integer else sympy.S.One)
+            return x - fraction
+
+        other_low, other_high = _interval(sympy.expand(expr.replace(sympy.floor, unrounded)), {**ranges, **fractions})
+        return sympy.Max(low, sympy.ceiling(other_low)), sympy.Min(high, sympy.floor(other_high))
 
     def computed_in(self, expr: Expr) -> list[ComputedSymbol]:
         """The computed symbols that an expression depends on."""
@@ -141,6 +161,11 @@ class SymbolTable:
         return choice.func(*kept)
 
 
+def _without_mod(expr: Expr) -> Expr:
+    """Of what text with % in it is parsed to."""
+    return expr.replace(sympy.Mod, floor_mod)
+
+
 def _ranges(module: ir.Module, attribute: str) -> tuple[Symbol, ...]:
     if attribute not in module.operation.attributes:
         return ()
@@ -176,11 +201,12 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
     if isinstance(expr, sympy.Mul):
         low, high = parts[0]
         for other in parts[1:]:
-            ends = [a * b for a in (low, high) for b in other]
+            ends = [sympy.S.Zero if a == 0 or b == 0 else a * b for a in (low, high) for b in other]  # not NaN where one is infinite
             low, high = sympy.Min(*ends), sympy.Max(*ends)
         return low, high
-    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0 and parts[0][0] >= 0:
-        return parts[0][0] ** expr.exp, parts[0][1] ** expr.exp
+    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and parts[0][0] >= (0 if expr.exp > 0 else 1):
+        ends = [end**expr.exp for end in parts[0]]
+        return (ends[0], ends[1]) if expr.exp > 0 else (ends[1], ends[0])
     return -sympy.oo, sympy.oo
 
 
@@ -280,7 +306,7 @@ def read_shape(attr: ir.Attribute) -> list[str | int]:
 def shape_attribute(shape: Sequence[Expr]) -> ir.Attribute:
     """`llmos.shape` of symbolic sizes."""
     i64 = ir.IntegerType.get_signless(64)
-    return ir.ArrayAttr.get([ir.IntegerAttr.get(i64, int(dim)) if dim.is_Integer else ir.StringAttr.get(str(dim)) for dim in shape])
+    return ir.ArrayAttr.get([ir.IntegerAttr.get(i64, int(dim)) if dim.is_Integer else ir.StringAttr.get(size_text(dim)) for dim in shape])
 
 
 def _short(value: ir.Value) -> str:
@@ -306,6 +332,39 @@ def _binary(combine: Callable[[Expr, Expr], Expr]) -> Callable[[Shapes, ir.Opera
             shapes._scalars[op.results[0]] = shapes.table.simplify(combine(a, b))
 
     return rule
+
+
+def _signed(combine: Callable[[Expr, Expr], Expr], plain: Callable[[Expr, Expr], Expr]) -> Callable[[Shapes, ir.Operation], None]:
+    """A rule for signed division: `plain` where neither side is negative, as sizes are; `combine` where the divisor is a number."""
+
+    def rule(shapes: Shapes, op: ir.Operation) -> None:
+        a, b = (shapes._scalars.get(operand) for operand in op.operands)
+        if a is None or b is None:
+            return
+        positive = shapes.table.bounds(a)[0] >= 0 and shapes.table.bounds(b)[0] >= 0
+        if positive or (b.is_Integer and b != 0):
+            shapes._scalars[op.results[0]] = shapes.table.simplify((plain if positive else combine)(a, b))
+
+    return rule
+
+
+def _unsigned(combine: Callable[[Expr, Expr], Expr]) -> Callable[[Shapes, ir.Operation], None]:
+    """A rule for what takes its operands for unsigned: known where neither is negative."""
+
+    def rule(shapes: Shapes, op: ir.Operation) -> None:
+        operands = [shapes._scalars.get(operand) for operand in op.operands]
+        if all(operand is not None and shapes.table.bounds(operand)[0] >= 0 for operand in operands):
+            _binary(combine)(shapes, op)
+
+    return rule
+
+
+def _floor_div(a: Expr, b: Expr) -> Expr:
+    return sympy.floor(a / b)
+
+
+def _ceil_div(a: Expr, b: Expr) -> Expr:
+    return -sympy.floor(-a / b)
 
 
 def _constant(shapes: Shapes, op: ir.Operation) -> None:
@@ -444,7 +503,7 @@ def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) 
         return sympy.floor(a / b)
     if isinstance(expr, ir.AffineCeilDivExpr):
         return -sympy.floor(-a / b)
-    return sympy.Mod(a, b)
+    return floor_mod(a, b)
 
 
 def _loop(shapes: Shapes, op: ir.Operation) -> None:
@@ -507,16 +566,17 @@ _RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
     "arith.addi": _binary(lambda a, b: a + b),
     "arith.subi": _binary(lambda a, b: a - b),
     "arith.muli": _binary(lambda a, b: a * b),
-    "arith.divsi": _binary(lambda a, b: sympy.floor(a / b)),  # sizes are not negative
-    "arith.divui": _binary(lambda a, b: sympy.floor(a / b)),
-    "arith.floordivsi": _binary(lambda a, b: sympy.floor(a / b)),
-    "arith.ceildivsi": _binary(lambda a, b: -sympy.floor(-a / b)),
-    "arith.ceildivui": _binary(lambda a, b: -sympy.floor(-a / b)),
-    "arith.remsi": _binary(lambda a, b: sympy.Mod(a, b)),
+    "arith.divsi": _signed(truncated, _floor_div),
+    "arith.remsi": _signed(lambda a, b: a - b * truncated(a, b), floor_mod),
+    "arith.floordivsi": _binary(_floor_div),
+    "arith.ceildivsi": _binary(_ceil_div),
+    "arith.divui": _unsigned(_floor_div),
+    "arith.remui": _unsigned(floor_mod),
+    "arith.ceildivui": _unsigned(_ceil_div),
     "arith.minsi": _binary(sympy.Min),
     "arith.maxsi": _binary(sympy.Max),
-    "arith.minui": _binary(sympy.Min),
-    "arith.maxui": _binary(sympy.Max),
+    "arith.minui": _unsigned(sympy.Min),
+    "arith.maxui": _unsigned(sympy.Max),
     "arith.select": _select,
     "affine.apply": _apply,
     "tensor.dim": _dim,

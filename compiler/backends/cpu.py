@@ -29,6 +29,7 @@ from llmos.compiler.frontend.model import STATE, ImportedModel
 from llmos.compiler.independence import Function, row_independence
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
+from llmos.compiler.size_text import size_text
 from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes, read_shape, result_attributes
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
@@ -219,14 +220,8 @@ def _text(attributes: Mapping[str, ir.Attribute], key: str, default: str) -> str
 
 
 def manifest_dim(dim: sympy.Expr) -> int | str:
-    """A size as the manifest writes it: a number, or an expression of symbols with // for floor."""
-    if dim.is_Integer:
-        return int(dim)
-    floors = {
-        f: sympy.Symbol(f"({manifest_dim(sympy.fraction(sympy.together(f.args[0]))[0])})//{sympy.fraction(sympy.together(f.args[0]))[1]}")
-        for f in dim.atoms(sympy.floor)
-    }
-    return str(dim.subs(floors)).replace("Min(", "min(").replace("Max(", "max(")
+    """A size as the manifest writes it: a number, or an expression of symbols."""
+    return int(dim) if dim.is_Integer else size_text(dim)
 
 
 def _kernel_specs(program: Program) -> list[KernelSpec]:

@@ -359,23 +359,35 @@ class Sizes:
     def _emit(self, expr: sympy.Expr) -> Value:
         b = self._builder
         if isinstance(expr, sympy.floor):
-            numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
-            return b.binary("arith.floordivsi", self(sympy.expand(numerator)), self(denominator))
-        if isinstance(expr, sympy.Mod):
-            return b.binary("arith.remsi", self(expr.args[0]), self(expr.args[1]))
+            return self._quotient(expr.args[0])
+        if _has_divisor(expr):
+            return self._quotient(expr)  # it divides without a rest
         if isinstance(expr, sympy.Pow):
-            return self(sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)) if expr.exp == 1 else self._power(expr)
+            return self._power(expr)
         names = {sympy.Add: "arith.addi", sympy.Mul: "arith.muli", sympy.Min: "arith.minsi", sympy.Max: "arith.maxsi"}
-        if type(expr) is sympy.Mul and any(arg.is_Rational and not arg.is_Integer for arg in expr.args):
-            numerator, denominator = sympy.fraction(sympy.together(expr))
-            return b.binary("arith.divsi", self(sympy.expand(numerator)), self(denominator))
         value = self(expr.args[0])
         for arg in expr.args[1:]:
             value = b.binary(names[type(expr)], value, self(arg))
         return value
+
+    def _quotient(self, expr: sympy.Expr) -> Value:
+        """Rounded down. A divisor that is 0, as sizes may be, gives a number that nobody reads, not a trap."""
+        numerator, denominator = sympy.fraction(sympy.together(expr))
+        divisor = self(denominator)
+        if not denominator.is_nonzero:
+            is_zero = self._builder.compare("eq", divisor, self._builder.index(0))
+            divisor = self._builder.select(is_zero, self._builder.index(1), divisor)
+        return self._builder.binary("arith.floordivsi", self(sympy.expand(numerator)), divisor)
 
     def _power(self, expr: sympy.Expr) -> Value:
         value = base = self(expr.base)
         for _ in range(int(expr.exp) - 1):
             value = self._builder.binary("arith.muli", value, base)
         return value
+
+
+def _has_divisor(expr: sympy.Expr) -> bool:
+    """Whether a sum or product is a fraction: a number that isn't whole or a negative power is among its factors."""
+    if isinstance(expr, (sympy.Add, sympy.Mul)):
+        return any(_has_divisor(arg) for arg in expr.args)
+    return (expr.is_Rational and not expr.is_Integer) or (isinstance(expr, sympy.Pow) and bool(expr.exp.is_negative))

@@ -93,10 +93,13 @@ class Coordinates:
         a, b = self._affine(expr.lhs, coords), self._affine(expr.rhs, coords)
         if isinstance(expr, ir.AffineAddExpr):
             return self.coord_add(a, b)
+        if isinstance(expr, ir.AffineModExpr):  # never negative, unlike arith.remsi
+            a, b = self.lanes_of(a), self.lanes_of(b)
+            whole = self.b.binary("arith.muli", self.b.binary("arith.floordivsi", a, b), b)
+            return self.b.binary("arith.subi", a, whole)
         names = {
             ir.AffineFloorDivExpr: "arith.floordivsi",
             ir.AffineCeilDivExpr: "arith.ceildivsi",
-            ir.AffineModExpr: "arith.remsi",
             ir.AffineMulExpr: "arith.muli",
         }
         return self.b.binary(names[type(expr)], self.lanes_of(a), self.lanes_of(b))

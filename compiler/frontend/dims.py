@@ -252,6 +252,9 @@ class IndexValues:
             raise UnsupportedError(f"the size {dim} depends on data that nothing computes before it is needed")
         if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
             return self._fold(arith.muli, [dim.base] * int(dim.exp))
+        if isinstance(dim, _REMAINDERS):
+            a, b = (self.value(arg) for arg in dim.args)
+            return arith.subi(a, arith.muli(arith.floordivsi(a, b), b))
         for kinds, build in _INDEX_OPS:
             if isinstance(dim, kinds):
                 return self._fold(build, dim.args)
@@ -269,5 +272,5 @@ _INDEX_OPS = (
     ((sympy.Max, torch_sympy.Max), arith.maxsi),
     (torch_sympy.CeilDiv, arith.ceildivsi),
     ((torch_sympy.FloorDiv, torch_sympy.CleanDiv), arith.floordivsi),
-    ((torch_sympy.Mod, torch_sympy.PythonMod, sympy.Mod), arith.remsi),
 )
+_REMAINDERS = (torch_sympy.Mod, torch_sympy.PythonMod, sympy.Mod)  # with the sign of the divisor

@@ -1,7 +1,8 @@
-/* Integer expressions of symbols, such as "2*tokens + 1", as they appear in the dims of inputs.
+/* Integer expressions of symbols, such as "2*tokens + 1", in the grammar and with the meaning of Python (compiler/size_text.py):
  *
- *   sum = product (("+" | "-") product)*      product = factor ("*" factor)*      factor = number | symbol | "(" sum ")"
- * Overflow makes the whole invalid.
+ *   sum = product (("+" | "-") product)*            product = factor (("*" | "//" | "%") factor)*
+ *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")" | "(" sum ")"
+ * "//" rounds down and "%" has the sign of its right side. Overflow and a division by zero make the whole invalid.
  */
 #include "core.h"
 
@@ -14,6 +15,7 @@ typedef struct {
 } reader;
 
 static bool sum(reader* in, int64_t* result);
+static bool factor(reader* in, int64_t* result);
 
 static bool accept(reader* in, char c) {
   while (*in->text == ' ') ++in->text;
@@ -32,10 +34,22 @@ static bool number(reader* in, int64_t* result) {
   return true;
 }
 
+static bool extremum(reader* in, bool largest, int64_t* result) {
+  int64_t other;
+  if (!accept(in, '(') || !sum(in, result)) return false;
+  while (accept(in, ',')) {
+    if (!sum(in, &other)) return false;
+    if (largest ? other > *result : other < *result) *result = other;
+  }
+  return accept(in, ')');
+}
+
 static bool named(reader* in, int64_t* result) {
   const char* start = in->text;
   while (is_letter(*in->text) || is_digit(*in->text)) ++in->text;
   size_t length = (size_t)(in->text - start);
+  if (length == 3 && memcmp(start, "min", 3) == 0) return extremum(in, false, result);
+  if (length == 3 && memcmp(start, "max", 3) == 0) return extremum(in, true, result);
   for (int32_t i = 0; i < in->num_symbols; ++i) {
     *result = in->values[i];
     if (strlen(in->symbols[i].name) == length && memcmp(in->symbols[i].name, start, length) == 0) return true;
@@ -43,22 +57,41 @@ static bool named(reader* in, int64_t* result) {
   return false;
 }
 
-static bool factor(reader* in, int64_t* result) {
-  if (accept(in, '(')) {
-    bool ok = ++in->depth < 64 && sum(in, result) && accept(in, ')');
-    --in->depth;
-    return ok;
-  }
+static bool simple_factor(reader* in, int64_t* result) {
+  if (accept(in, '-')) return factor(in, result) && !__builtin_sub_overflow((int64_t)0, *result, result);
+  if (accept(in, '(')) return sum(in, result) && accept(in, ')');
   return is_digit(*in->text) ? number(in, result) : is_letter(*in->text) && named(in, result);
+}
+
+static bool factor(reader* in, int64_t* result) {
+  bool ok = ++in->depth < 64 && simple_factor(in, result);
+  --in->depth;
+  return ok;
+}
+
+/* a // b and a % b in one. */
+static bool divide(int64_t a, int64_t b, bool rest, int64_t* result) {
+  if (b == 0 || (a == INT64_MIN && b == -1)) return false;
+  int64_t quotient = a / b, remainder = a % b;
+  bool down = remainder != 0 && (remainder < 0) != (b < 0);
+  *result = rest ? remainder + (down ? b : 0) : quotient - (down ? 1 : 0);
+  return true;
 }
 
 static bool product(reader* in, int64_t* result) {
   int64_t other;
   if (!factor(in, result)) return false;
-  while (accept(in, '*')) {
-    if (!factor(in, &other) || __builtin_mul_overflow(*result, other, result)) return false;
+  for (;;) {
+    if (accept(in, '*')) {
+      if (!factor(in, &other) || __builtin_mul_overflow(*result, other, result)) return false;
+    } else if (accept(in, '%')) {
+      if (!factor(in, &other) || !divide(*result, other, true, result)) return false;
+    } else if (accept(in, '/')) {
+      if (!accept(in, '/') || !factor(in, &other) || !divide(*result, other, false, result)) return false;
+    } else {
+      return true;
+    }
   }
-  return true;
 }
 
 static bool sum(reader* in, int64_t* result) {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from onnx import helper
 
+from llmos.compiler.frontend.onnx import conditions
 from llmos.compiler.frontend.onnx.registry import Array, Ints, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host
 from llmos.runtime.errors import UnsupportedError
@@ -31,28 +32,20 @@ def _elementwise(name: str, function: Binary, dtype: Any = None) -> Callable[...
     return compute
 
 
-def _divide(a: Any, b: Any) -> Any:
-    """Integers divide towards zero; sizes are never negative, so there floor division does."""
-    if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
-        return a / b
-    if isinstance(a, int) and isinstance(b, int):
-        return int(math.copysign(1, a) * math.copysign(1, b)) * (abs(a) // abs(b))
-    return a // b
-
-
 BINARY = (
     _elementwise("Add", operator.add),
     _elementwise("Sub", operator.sub),
     _elementwise("Mul", operator.mul),
-    _elementwise("Div", _divide),
+    _elementwise("Div", conditions.divide),
     _elementwise("Mod", operator.mod),
-    _elementwise("Equal", operator.eq, np.bool_),
-    _elementwise("Greater", operator.gt, np.bool_),
-    _elementwise("GreaterOrEqual", operator.ge, np.bool_),
-    _elementwise("Less", operator.lt, np.bool_),
-    _elementwise("LessOrEqual", operator.le, np.bool_),
-    _elementwise("And", lambda a, b: bool(a) and bool(b), np.bool_),
-    _elementwise("Or", lambda a, b: bool(a) or bool(b), np.bool_),
+    _elementwise("Equal", conditions.equal, np.bool_),
+    _elementwise("Greater", lambda a, b: conditions.less(b, a), np.bool_),
+    _elementwise("GreaterOrEqual", lambda a, b: conditions.less_or_equal(b, a), np.bool_),
+    _elementwise("Less", conditions.less, np.bool_),
+    _elementwise("LessOrEqual", conditions.less_or_equal, np.bool_),
+    _elementwise("And", conditions.logical_and, np.bool_),
+    _elementwise("Or", conditions.logical_or, np.bool_),
+    _elementwise("Xor", conditions.logical_xor, np.bool_),
 )
 
 
@@ -75,7 +68,7 @@ def minimum(*items: Array) -> Host:
 
 @op("Not", on_host=True)
 def logical_not(x: Array) -> Host:
-    return _map(lambda item: not bool(item), x, np.bool_)
+    return _map(conditions.logical_not, x, np.bool_)
 
 
 @op("Neg", on_host=True)
@@ -95,8 +88,7 @@ def ceil(x: Array) -> Host:
 
 @op("Where", on_host=True)
 def where(condition: Array, a: Array, b: Array) -> Host:
-    """A condition on a size becomes a fact about the sizes that the compiled model accepts."""
-    choice = np.frompyfunc(lambda c, x, y: x if bool(c) else y, 3, 1)
+    choice = np.frompyfunc(conditions.choose, 3, 1)
     picked = choice(condition.array.astype(object), a.array.astype(object), b.array.astype(object))
     return host(np.asarray(picked, dtype=object), a.dtype)
 
@@ -125,7 +117,7 @@ def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Hos
         "f": torch.sym_float,
         "i": torch.sym_int,
         "u": torch.sym_int,
-        "b": lambda item: item != 0,
+        "b": lambda item: conditions.logical_not(conditions.equal(item, 0)),
     }
     if dtype.kind not in converters:
         raise UnsupportedError(f"Cast of a size to {dtype} isn't supported.")

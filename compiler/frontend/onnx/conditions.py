@@ -1,0 +1,86 @@
+"""Comparisons of sizes that stay open while a graph is traced: 1 where they hold and 0 where not, as an expression of the sizes.
+
+A bool of a symbol would make the outcome at the traced sizes a condition on every size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from llmos.runtime.errors import UnsupportedError
+
+
+def less(a: Any, b: Any) -> Any:
+    if not _is_open(a, b):
+        return a < b
+    return _decided(a < b, a >= b, lambda: _is_positive(b - a))
+
+
+def less_or_equal(a: Any, b: Any) -> Any:
+    return logical_not(less(b, a))
+
+
+def equal(a: Any, b: Any) -> Any:
+    if not _is_open(a, b):
+        return a == b
+    return _decided(a == b, a != b, lambda: 1 - torch.sym_min(torch.sym_max(a - b, b - a), 1))
+
+
+def logical_not(a: Any) -> Any:
+    return 1 - a if isinstance(a, torch.SymInt) else not bool(a)
+
+
+def logical_and(a: Any, b: Any) -> Any:
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        return a * b
+    if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
+        plain, symbol = (b, a) if isinstance(a, torch.SymInt) else (a, b)
+        return symbol if bool(plain) else False
+    return bool(a) and bool(b)
+
+
+def logical_or(a: Any, b: Any) -> Any:
+    return logical_not(logical_and(logical_not(a), logical_not(b)))
+
+
+def logical_xor(a: Any, b: Any) -> Any:
+    return logical_and(logical_or(a, b), logical_not(logical_and(a, b)))
+
+
+def choose(condition: Any, yes: Any, no: Any) -> Any:
+    """Where. A condition that chooses between other things than integers becomes one on the sizes that the compiled model accepts."""
+    if isinstance(condition, torch.SymInt) and all(isinstance(each, (int, torch.SymInt)) for each in (yes, no)):
+        return no + condition * (yes - no)
+    return yes if bool(condition) else no
+
+
+def divide(a: Any, b: Any) -> Any:
+    """Div: integers divide towards zero. Raises UnsupportedError for a divisor 0."""
+    if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
+        return a / b
+    if isinstance(b, int) and b == 0:
+        raise UnsupportedError("Div of a size by 0.")
+    if b < 0:
+        return divide(-a, -b)
+    if statically_known_true(a >= 0):
+        return a // b
+    # Python rounds down: what lies below zero is divided apart.
+    return torch.sym_max(a, 0) // b - torch.sym_max(-a, 0) // b
+
+
+def _is_open(a: Any, b: Any) -> bool:
+    symbols = [each for each in (a, b) if not isinstance(each, (bool, int, float))]
+    return bool(symbols) and all(isinstance(each, (int, torch.SymInt)) for each in (a, b))
+
+
+def _decided(holds: Any, fails: Any, otherwise: Any) -> Any:
+    if statically_known_true(holds):
+        return True
+    return False if statically_known_true(fails) else otherwise()
+
+
+def _is_positive(number: Any) -> Any:
+    return torch.sym_min(torch.sym_max(number, 0), 1)
