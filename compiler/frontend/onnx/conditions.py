@@ -5,12 +5,16 @@ A bool of a symbol would make the outcome at the traced sizes a condition on eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from llmos.runtime.errors import UnsupportedError
+
+_min: Callable[[Any, Any], Any] = torch.sym_min
+_max: Callable[[Any, Any], Any] = torch.sym_max
 
 
 def less(a: Any, b: Any) -> Any:
@@ -26,7 +30,7 @@ def less_or_equal(a: Any, b: Any) -> Any:
 def equal(a: Any, b: Any) -> Any:
     if not _is_open(a, b):
         return a == b
-    return _decided(a == b, a != b, lambda: 1 - torch.sym_min(torch.sym_max(a - b, b - a), 1))
+    return _decided(a == b, a != b, lambda: 1 - _min(_max(a - b, b - a), 1))
 
 
 def logical_not(a: Any) -> Any:
@@ -68,7 +72,7 @@ def divide(a: Any, b: Any) -> Any:
     if statically_known_true(a >= 0):
         return a // b
     # Python rounds down: what lies below zero is divided apart.
-    return torch.sym_max(a, 0) // b - torch.sym_max(-a, 0) // b
+    return _max(a, 0) // b - _max(-a, 0) // b
 
 
 def _is_open(a: Any, b: Any) -> bool:
@@ -83,4 +87,4 @@ def _decided(holds: Any, fails: Any, otherwise: Any) -> Any:
 
 
 def _is_positive(number: Any) -> Any:
-    return torch.sym_min(torch.sym_max(number, 0), 1)
+    return _min(_max(number, 0), 1)
