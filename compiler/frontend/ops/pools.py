@@ -11,11 +11,11 @@ import torch
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
 from llmos.compiler.frontend.dims import Dim
-from llmos.compiler.frontend.ops import reductions
-from llmos.compiler.frontend.ops.shapes import _expr, computed, loop, pad_value
+from llmos.compiler.frontend.ops import adaptive, reductions
+from llmos.compiler.frontend.ops.shapes import _expr, loop, pad_value
 from llmos.compiler.frontend.ops.windows import Ints, spread, window_position
 from llmos.compiler.frontend.scalars import Scalar
-from llmos.compiler.ir import arith, ir
+from llmos.compiler.ir import arith
 
 
 def _pool(
@@ -199,98 +199,8 @@ def adaptive_average_pool(dimensions: int) -> Callable[..., Tensor]:
             return reductions.mean(b, result, x, over, True)
         ins = [x.shape[i] for i in over]
         if not all(isinstance(i, int) and isinstance(o, int) and o and i % o == 0 for i, o in zip(ins, outs, strict=True)):
-            return _averages_of_ranges(b, result, x, over)
+            return adaptive.average(b, result, x, dimensions)
         window = [i // o for i, o in zip(ins, outs, strict=True)]
         return average_pool(dimensions)(b, result, x, window)
-
-    return lower
-
-
-def _averages_of_ranges(b: Builder, result: Meta, x: Tensor, over: Sequence[int]) -> Tensor:
-    """Windows floor(i * in / out) to ceil((i + 1) * in / out), which differ in size, one dimension after the other.
-
-    An element outside a window is left out by a select: as a product with 0 an infinity would reach every window.
-    """
-    kind = compute_dtype(x.dtype)
-    answer = b.cast(x, kind)
-    for dim in over:
-        answer = _averages_along(b, answer, dim, result.shape[dim])
-    return b.cast(answer, result.dtype)
-
-
-def _averages_along(b: Builder, x: Tensor, dim: int, out: Dim) -> Tensor:
-    def ends(row: ir.Value) -> tuple[Scalar, Scalar]:
-        at = s.from_index(row, torch.int64)
-        whole, parts = (reductions.number(b, each, torch.int64) for each in (x.shape[dim], out))
-        return at * whole / parts, ((at + 1) * whole + parts - 1) / parts
-
-    def covers(at: list[ir.Value]) -> Scalar:
-        (low, high), place = ends(at[0]), s.from_index(at[1], torch.int64)
-        return (place >= low) & (place < high)
-
-    def divided(total: Scalar) -> Scalar:
-        low, high = ends(loop(dim))
-        return total / (high - low).to(x.dtype)
-
-    shape = (*x.shape[:dim], out, *x.shape[dim + 1 :])
-    covered = computed(b, Meta((out, x.shape[dim]), torch.bool), covers)
-    place, inside = [affine_dim(i) for i in range(x.rank)], affine_dim(x.rank)
-    (value,) = b.generic(
-        [(x, b.reads(x, x.shape, [*place[:dim], inside, *place[dim + 1 :]])), (covered, [place[dim], inside])],
-        [(b.fill(shape, x.dtype, 0), x.dtype, place)],
-        ["parallel"] * x.rank + ["reduction"],
-        lambda v, taken, acc: [acc + s.select(taken, v, 0)],
-    )
-    return b.elementwise(divided, [b.dense_tensor(value, shape, x.dtype)], x.dtype)
-
-
-def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:
-    """(values, indices into the flat spatial dimensions), as loops over windows that differ in size."""
-
-    def lower(b: Builder, result: Sequence[Meta], x: Tensor, size: Ints) -> list[Tensor]:
-        from llmos.compiler.frontend.ops.loops import Loops, batched
-
-        flat, spatial, outs = batched(b, x, dimensions), x.shape[x.rank - dimensions :], result[0].shape[x.rank - dimensions :]
-        count = flat.shape[0]
-        state = {"v": ((count, *outs), x.dtype, 0), "i": ((count, *outs), torch.int64, 0)}
-        loops = Loops(b, {"x": flat}, state)
-
-        def window(at: list[Scalar]) -> None:
-            place: list[Scalar] = []
-            starts = [v * loops.number(i) / loops.number(o) for v, i, o in zip(at[1:], spatial, outs, strict=True)]
-            first = starts[0]
-            for start, extent in zip(starts[1:], spatial[1:], strict=True):
-                first = first * loops.number(extent) + start
-            loops.set("i", at, first)
-            loops.set("v", at, loops.get("x", at[0], *starts))
-
-            def visit(place: list[Scalar]) -> None:
-                where = place[0]
-                for v, extent in zip(place[1:], spatial[1:], strict=True):
-                    where = where * loops.number(extent) + v
-                value, best = loops.get("x", at[0], *place), loops.get("v", *at)
-                better = (value > best) | (value.differs(value) & best.equals(best))
-                loops.set("v", at, s.select(better, value, best))
-                loops.set("i", at, s.select(better, where, loops.get("i", *at)))
-
-            def walk(place: list[Scalar]) -> None:
-                if len(place) == dimensions:
-                    visit(place)
-                    return
-                dim = len(place)
-                whole, parts = loops.number(spatial[dim]), loops.number(outs[dim])
-                high = ((at[1 + dim] + 1) * whole + parts - 1) / parts
-                loops.loop(starts[dim], high, lambda v: walk([*place, v]))
-
-            walk(place)
-
-        def each(at: list[Scalar]) -> None:
-            if len(at) == 1 + dimensions:
-                window(at)
-                return
-            loops.loop(0, (count, *outs)[len(at)], lambda v: each([*at, v]))
-
-        each([])
-        return [b.reshape(loops.result(name), meta.shape) for name, meta in zip("vi", result, strict=True)]
 
     return lower

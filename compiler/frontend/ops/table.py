@@ -12,6 +12,7 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.ops import (
+    adaptive,
     attention,
     bits,
     contractions,
@@ -353,7 +354,7 @@ def _windows() -> dict[str, Lowering]:
         **{f"max_pool{n}d.default": pools.max_pool(n) for n in (1, 2, 3)},
         **{f"max_pool{n}d_with_indices.default": pools.max_pool_with_indices(n) for n in (2, 3)},
         **{f"avg_pool{n}d.default": pools.average_pool(n) for n in (1, 2, 3)},
-        **{f"adaptive_max_pool{n}d.default": pools.adaptive_max_pool(n) for n in (1, 2, 3)},
+        **{f"adaptive_max_pool{n}d.default": adaptive.adaptive_max_pool(n) for n in (1, 2, 3)},
         **{f"adaptive_avg_pool{n}d.default _adaptive_avg_pool{n}d.default": pools.adaptive_average_pool(n) for n in (1, 2, 3)},
         "pixel_shuffle.default": w.pixel_shuffle,
         "pixel_unshuffle.default": w.pixel_unshuffle,

@@ -1,0 +1,121 @@
+"""Adaptive pooling: windows floor(i * in / out) to ceil((i + 1) * in / out) of the last dimensions, which differ in size.
+
+One reduction over as many places as the longest window has; places beyond the end of a shorter one are read inside it and left out. So the
+work is that of the windows, and the code is the same for any sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch.utils._sympy.functions import FloorDiv
+
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
+from llmos.compiler.frontend.dims import Dim
+from llmos.compiler.frontend.ops import reductions
+from llmos.compiler.frontend.ops.shapes import computed, element, loop
+from llmos.compiler.frontend.ops.windows import Ints
+from llmos.compiler.frontend.scalars import Scalar, to_index
+from llmos.compiler.ir import ir
+
+INT = torch.int64
+Reduce = Callable[[Scalar, Scalar, Scalar, Sequence[Scalar]], list[Scalar]]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of the last dimensions of `x`: `ends` holds a vector of first places and one of ends for each."""
+
+    b: Builder
+    x: Tensor
+    shape: tuple[Dim, ...]  # of the result
+    dimensions: int
+
+    @property
+    def lead(self) -> int:
+        return self.x.rank - self.dimensions
+
+    @property
+    def longest(self) -> tuple[Dim, ...]:
+        """At least the length of the longest window of each dimension; that length where sizes are known."""
+        return tuple(self._longest(size, out) for size, out in zip(self.x.shape[self.lead :], self.shape[self.lead :], strict=True))
+
+    def _longest(self, size: Dim, out: Dim) -> Dim:
+        # A window begins r / out before an element, r a multiple of what `size` and `out` have in common.
+        common = math.gcd(size, out) if isinstance(size, int) and isinstance(out, int) else 1
+        most = FloorDiv(sympy.sympify(size) + 2 * sympy.sympify(out) - common - 1, sympy.sympify(out))
+        return self.b.sizes.simplify(most)
+
+    def ends(self, dim: int) -> tuple[Tensor, Tensor]:
+        size, out = (reductions.number(self.b, each[self.lead + dim], INT) for each in (self.x.shape, self.shape))
+        vector = Meta((self.shape[self.lead + dim],), INT)
+
+        def first(at: list[ir.Value]) -> Scalar:
+            return s.from_index(at[0], INT) * size / out
+
+        def end(at: list[ir.Value]) -> Scalar:
+            return ((s.from_index(at[0], INT) + 1) * size + out - 1) / out
+
+        return computed(self.b, vector, first), computed(self.b, vector, end)
+
+    def reduce(self, starts: Sequence[tuple[torch.dtype, s.Number]], body: Reduce) -> list[Tensor]:
+        """`body(element, place, is in the window, running values)`, where the place is flat in the spatial dimensions."""
+        b, x, rank = self.b, self.b.dense(self.x), self.x.rank
+        bounds = [each for dim in range(self.dimensions) for each in self.ends(dim)]
+        along = [[affine_dim(self.lead + dim)] for dim in range(self.dimensions) for _ in range(2)]
+        extent = b.dense_tensor(b.empty(self.longest, x.dtype), self.longest, x.dtype)  # gives the window loops their extents
+
+        def step(*scalars: Scalar) -> list[Scalar]:
+            count = 2 * self.dimensions
+            inside, flat, place = s.constant(True, torch.bool), s.constant(0, INT), []
+            for dim, (first, end) in enumerate(zip(scalars[:count:2], scalars[1:count:2], strict=True)):
+                at = first + s.from_index(loop(rank + dim), INT)
+                inside = inside & (at < end)
+                place.append(at.min(end - 1))
+                flat = flat * reductions.number(b, x.shape[self.lead + dim], INT) + place[-1]
+            value = element(x, [*[loop(i) for i in range(self.lead)], *[to_index(each) for each in place]])
+            return body(value, flat, inside, scalars[count + 1 :])
+
+        out = [affine_dim(i) for i in range(rank)]
+        made = b.generic(
+            [*zip(bounds, along, strict=True), (extent, [affine_dim(rank + i) for i in range(self.dimensions)])],
+            [(b.fill(self.shape, dtype, start), dtype, out) for dtype, start in starts],
+            ["parallel"] * rank + ["reduction"] * self.dimensions,
+            step,
+        )
+        return [b.dense_tensor(value, self.shape, dtype) for value, (dtype, _) in zip(made, starts, strict=True)]
+
+
+def average(b: Builder, result: Meta, x: Tensor, dimensions: int) -> Tensor:
+    """Means of windows; what isn't in a window doesn't reach its mean."""
+    kind = compute_dtype(x.dtype)
+    windows = Windows(b, x, result.shape, dimensions)
+    (total,) = windows.reduce([(kind, 0)], lambda v, _, inside, acc: [acc[0] + s.select(inside, v.to(kind), 0)])
+    lengths = []
+    for dim in range(dimensions):
+        length = b.elementwise(lambda first, end: end - first, windows.ends(dim), INT)
+        for _ in range(dimensions - dim - 1):
+            length = b.unsqueeze(length, length.rank)
+        lengths.append(length)
+    return b.elementwise(lambda v, *counts: v / functools.reduce(operator.mul, counts).to(kind), [total, *lengths], result.dtype)
+
+
+def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:
+    """(values, indices into the flat spatial dimensions); the first of equal numbers counts, and NaN wins."""
+
+    def lower(b: Builder, result: Sequence[Meta], x: Tensor, size: Ints) -> list[Tensor]:
+        def better(v: Scalar, flat: Scalar, inside: Scalar, running: Sequence[Scalar]) -> list[Scalar]:
+            best, at = running
+            taken = inside & ((v > best) | (v.differs(v) & best.equals(best)) | (at < 0))
+            return [s.select(taken, v, best), s.select(taken, flat, at)]
+
+        return Windows(b, x, result[0].shape, dimensions).reduce([(x.dtype, s.lowest(x.dtype)), (INT, -1)], better)
+
+    return lower
