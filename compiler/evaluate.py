@@ -67,14 +67,15 @@ class Launch:
         """Of an operand or result."""
         return int(ctypes.c_void_p.from_address(self.buffers + 8 * position).value or 0)
 
-    def run(self, addresses: Sequence[int] | None = None) -> int:
-        """All tiles on this thread, with its own buffers or on other ones; 0 or an error code of abi.h."""
+    def run(self, addresses: Sequence[int] | None = None, scratch: int | None = None) -> int:
+        """All tiles on this thread, with its own buffers or on other ones; 0 or an error code of abi.h. scratch: an address."""
         buffers = (ctypes.c_void_p * len(addresses))(*addresses) if addresses is not None else self.buffers
-        scratch = poisoned(self.scratch_bytes)
-        return int(_KERNEL(self.kernel)(buffers, self.dims, 0, self.num_tiles, scratch.ctypes.data))
+        own = poisoned(self.scratch_bytes)
+        return int(_KERNEL(self.kernel)(buffers, self.dims, 0, self.num_tiles, own.ctypes.data if scratch is None else scratch))
 
 
 OnLaunch = Callable[[Launch], int]
+Allocate = Callable[[int], int]  # a number of bytes to an address, a multiple of 64
 
 
 class CompiledCode:
@@ -102,16 +103,19 @@ class CompiledCode:
         outputs: list[np.ndarray],
         weights: Sequence[np.ndarray] = (),
         on_launch: OnLaunch = Launch.run,
+        allocate: Allocate | None = None,
     ) -> int:
         """Calls an entry on dense arrays; `outputs` are written, and cut to the sizes that the data gives. 0, or an error code of abi.h.
 
         weights: in the manifest's order, each at a multiple of 64 bytes (`aligned_copy`). on_launch: runs each dispatch in turn, and
-        returns its code; an exception in it ends the call and is raised here.
+        returns its code; an exception in it ends the call and is raised here. allocate: gives the memory of temporaries.
         """
         blocks: list[np.ndarray] = []
         raised: list[BaseException] = []
 
-        def allocate(_: int, num_bytes: int) -> int:
+        def arena(_: int, num_bytes: int) -> int:
+            if allocate is not None:
+                return allocate(num_bytes)
             blocks.append(poisoned(num_bytes + GUARD_BYTES))
             return int(blocks[-1].ctypes.data)
 
@@ -125,7 +129,7 @@ class CompiledCode:
 
         assert all(each.ctypes.data % ALIGNMENT == 0 for each in weights)
         table = (ctypes.c_void_p * max(1, len(weights)))(*[each.ctypes.data for each in weights])
-        context = _Context(ctypes.addressof(table), _ARENA(allocate), _LAUNCH(launch), 1)
+        context = _Context(ctypes.addressof(table), _ARENA(arena), _LAUNCH(launch), 1)
         tensors = [_tensor(array) for array in (*inputs, *outputs)]
         arguments = (_Any * len(tensors))(*[_Any(7, 0, ctypes.addressof(tensor)) for tensor in tensors])
         entry = getattr(self._library, symbol)

@@ -20,6 +20,7 @@ from llmos.compiler.linalg import (
 from llmos.compiler.loops import STACK, is_loop
 from llmos.compiler.patterns import parts_of
 from llmos.compiler.scans import is_scan
+from llmos.compiler.scatters import scatter_of
 from llmos.compiler.sliding import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
 from llmos.compiler.symbolic import COMPUTES, Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
@@ -44,6 +45,7 @@ def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) ->
     clusters += _rows(graph)
     clusters += _columns(graph)
     clusters += _elementwise(graph)
+    clusters += _scatters(graph)
     clusters += _fallbacks(graph)
     clusters += _materialised(graph)
     return clusters
@@ -471,6 +473,16 @@ def _may_merge(graph: Graph, first: Cluster, second: Cluster) -> bool:
         for v in captured(op)
         if not among(owner_of(v), cluster.ops)
     )
+
+
+def _scatters(graph: Graph) -> list[Cluster]:
+    return [_seed(graph, "scatter", [op]) for op in graph.ops if op not in graph.clusters and _is_scatter(graph, op)]
+
+
+def _is_scatter(graph: Graph, op: ir.Operation) -> bool:
+    """Whether an op is a scatter of known sizes."""
+    found = scatter_of(op)
+    return found is not None and all(graph.shapes.has_index(bound) for bound in found.bounds)
 
 
 def _fallbacks(graph: Graph) -> list[Cluster]:

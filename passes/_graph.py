@@ -22,7 +22,7 @@ BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extr
 class Cluster:
     """Ops that will be one dispatch."""
 
-    kind: str  # attention, contraction, row, elementwise, fallback
+    kind: str  # attention, contraction, row, elementwise, scatter, fallback
     ops: list[ir.Operation]
     num_outer: int = -1  # of a row cluster: loop dims before the reduced ones
     sizes: tuple[object, ...] = ()  # of a row cluster: the full loop space

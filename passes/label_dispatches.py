@@ -38,8 +38,8 @@ def label_of(func: ir.Operation) -> str:
     generics = [
         Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)
     ]
-    if kind == "attention":
-        return "attention"
+    if kind in ("attention", "scatter"):
+        return str(kind)
     if kind in ("contraction", "winograd"):
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")

@@ -15,6 +15,8 @@ from llmos.compiler.widening import NARROW, WIDEN, convert, widened, with_elemen
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 
+LOOPS = ("scatter", "fallback")  # kinds whose ops keep their types
+
 
 @dataclass(frozen=True)
 class NarrowActivations(Pass):
@@ -147,7 +149,7 @@ class _Program:
                 continue
             for result in call.op.results:
                 real.add(result)
-                if _is_f32(result) and call.kind != "fallback" and self._is_multiplied(result) and self._may_narrow(result):
+                if _is_f32(result) and call.kind not in LOOPS and self._is_multiplied(result) and self._may_narrow(result):
                     found.append(result)
         return found
 
@@ -170,7 +172,7 @@ def _takes_narrow(call: _Call, number: int) -> bool:
     """Whether a dispatch may read that argument in bfloat16."""
     if call.kind == "attention":
         return call.block.arguments[number] in call.factors
-    return call.kind != "fallback"
+    return call.kind not in LOOPS
 
 
 def _arguments_of(values: list[ir.Value]) -> set[ir.Value]:

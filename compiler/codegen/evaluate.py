@@ -190,11 +190,12 @@ class Evaluator(Guards):
         values: dict[Value, Coord] = dict(arguments)
         for op in block.operations:
             if op.name in ("linalg.yield", "tm_tensor.yield"):
-                return [self._plain(self._operand(operand, values)) for operand in op.operands]
-            self._body_op(op.operation, values, loop)
+                return [self._plain(self.operand(operand, values)) for operand in op.operands]
+            self.body_op(op.operation, values, loop)
         raise AssertionError("a body without a yield")
 
-    def _operand(self, operand: Value, values: dict[Value, Coord]) -> Coord:
+    def operand(self, operand: Value, values: dict[Value, Coord]) -> Coord:
+        """What an op in a body reads: a value of the body, or a scalar from outside."""
         if operand not in values:
             values[operand] = self.scalar(operand)
         return values[operand]
@@ -202,11 +203,12 @@ class Evaluator(Guards):
     def _plain(self, coord: Coord) -> Value:
         return self.lanes_of(coord)
 
-    def _body_op(self, op: ir.Operation, values: dict[Value, Coord], loop: Sequence[Coord]) -> None:
+    def body_op(self, op: ir.Operation, values: dict[Value, Coord], loop: Sequence[Coord]) -> None:
+        """Emit one op of a body; its result joins `values`."""
         if op.name == "linalg.index":
             values[op.results[0]] = loop[ir.IntegerAttr(op.attributes["dim"]).value]
             return
-        operands = [self._operand(operand, values) for operand in op.operands if not isinstance(operand.type, ir.RankedTensorType)]
+        operands = [self.operand(operand, values) for operand in op.operands if not isinstance(operand.type, ir.RankedTensorType)]
         if op.name == "cf.assert":
             return
         if op.name == "tensor.extract":
@@ -367,11 +369,11 @@ class Evaluator(Guards):
             return values[value]
         owner = value.owner
         if isinstance(owner, ir.Block) or owner.operation.block != generic.body:
-            return self._operand(value, values)
+            return self.operand(value, values)
         for operand in owner.operands:
             if not isinstance(operand.type, ir.RankedTensorType):
                 self._needed(operand, generic, values, loop)
-        self._body_op(owner.operation, values, loop)
+        self.body_op(owner.operation, values, loop)
         return values[value]
 
     def combine(self, name: str, a: Value, b: Value) -> Value:

@@ -84,6 +84,7 @@ class Guards(Memory):
         block = draft.regions[0].blocks.append()
         with ir.InsertionPoint(block), self.scope():
             value = read()
+            value = self.b.splat(value, otherwise.type.shape[0]) if is_vector(otherwise) else value
             ir.Operation.create("scf.yield", operands=[value])
         op = ir.Operation.create("scf.if", results=[value.type], operands=[condition], regions=2)
         block.append_to(op.regions[0])

@@ -21,7 +21,7 @@ def is_in_range(index: Value, size: Expr, table: SymbolTable) -> bool:
     if isinstance(owner, ir.Block):
         return not depends_on_data(index)
     if owner.name == "arith.constant":
-        return 0 <= ir.IntegerAttr(owner.attributes["value"]).value < table.bounds(size)[0]
+        return bool(0 <= ir.IntegerAttr(owner.attributes["value"]).value < table.bounds(size)[0])
     return (owner.name == "linalg.index" or owner.name in _LINEAR) and not depends_on_data(index)
 
 

@@ -19,6 +19,7 @@ from llmos.compiler.codegen.layout import contraction_in
 from llmos.compiler.codegen.loops import LoopEmitter
 from llmos.compiler.codegen.rows import emit_rows
 from llmos.compiler.codegen.scan import emit_scan
+from llmos.compiler.codegen.scatter import emit_scatter
 from llmos.compiler.codegen.sort import emit_sort
 from llmos.compiler.codegen.tile import register_tile
 from llmos.compiler.codegen.windowed import emit_windowed
@@ -41,6 +42,7 @@ EMITTERS: Mapping[str, Emit] = {
     "scan": lambda module, dispatch, _: emit_scan(module, dispatch),
     "sort": lambda module, dispatch, _: emit_sort(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
+    "scatter": lambda module, dispatch, _: emit_scatter(module, dispatch),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
 }
 

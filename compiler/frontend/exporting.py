@@ -19,6 +19,7 @@ from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from llmos.compiler.frontend.decompositions import own_decompositions
+from llmos.compiler.frontend.decompositions.scatters import takes_mask
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
@@ -86,7 +87,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 def _of_known_ops(program: ExportedProgram) -> ExportedProgram:
     """Without in-place ops and ops that nobody knows. Decomposed only where needed: it costs a second."""
     nodes = _calls(program)
-    if all((op_name(node) in table() and not _trains(node)) or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
+    if all((op_name(node) in table() and not _is_decomposed(node)) or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
         return program
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -164,6 +165,11 @@ def _trains(node: fx.Node) -> bool:
     return op_name(node) == "aten.batch_norm.default" and node.args[5] is True
 
 
+def _is_decomposed(node: fx.Node) -> bool:
+    """Whether a call of an op in our table is of a form that the table doesn't take."""
+    return _trains(node) or takes_mask(node.target, node.args)
+
+
 def _is_plain(node: fx.Node) -> bool:
     """getitem and size arithmetic."""
     return not isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator) or "sym_" in op_name(node)
@@ -173,7 +179,8 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """torch-mlir's table and ours less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
     kept = table()
     known = {**torch_decompositions(), **own_decompositions()}
-    chosen = {op: body for op, body in known.items() if str(op) not in kept and op not in FOLLOWERS}
+    partial = torch.ops.aten.index_put.default  # its masks are said in other ops
+    chosen = {op: body for op, body in known.items() if (str(op) not in kept or op is partial) and op not in FOLLOWERS}
     for node in _calls(program):
         op = node.target
         if (

@@ -28,37 +28,6 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
     return _into_places(x, _positions(x).diagonal(offset, dim1, dim2), source)
 
 
-def _along(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """A vector of indices along one dimension, for every element of `source`."""
-    shape = [1] * source.dim()
-    shape[dim] = -1
-    return index.reshape(shape).expand(source.shape)
-
-
-_REDUCTIONS = {"mean": "mean", "prod": "prod", "amax": "amax", "amin": "amin"}
-
-
-def _index_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Tensor:
-    if x.dim() == 0:
-        return _index_reduce(x.reshape(1), 0, index.reshape(-1), source.reshape(-1), reduce, include_self=include_self).reshape(())
-    dim %= x.dim()
-    return x.scatter_reduce(dim, _along(x, dim, index, source), source, _REDUCTIONS[reduce], include_self=include_self)
-
-
-def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    places = torch.where(index < 0, index + x.numel(), index).reshape(-1)
-    flat = x.reshape(-1)
-    values = source.reshape(-1)
-    return (flat.scatter_add(0, places, values) if accumulate else flat.scatter(0, places, values)).reshape(x.shape)
-
-
-def _scatter_with(x: Tensor, dim: int, index: Tensor, source: Any, *, reduce: str) -> Tensor:
-    values = source if isinstance(source, Tensor) else torch.full(index.shape, source, dtype=x.dtype)
-    if isinstance(source, Tensor) and source.shape != index.shape:
-        values = source[tuple(slice(0, size) for size in index.shape)]
-    return x.scatter_reduce(dim, index, values, {"add": "sum", "multiply": "prod"}[reduce])
-
-
 def _embedding_bag(
     table: Tensor, ids: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0, sparse: bool = False,
     weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int = -1,
@@ -113,42 +82,44 @@ def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     return torch.where(mask, _one_by_one(mask.expand(shape), source.reshape(-1)), x)
 
 
-def _whole_mean(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Any:
-    """The mean of integers, rounded down; any other reduction is left as it is."""
-    if reduce != "mean" or x.dtype.is_floating_point:
-        return NotImplemented
-    start = x if include_self else x.scatter(dim, index, torch.zeros_like(source))
-    total = start.scatter_add(dim, index, source[tuple(slice(0, size) for size in index.shape)])
-    ones = torch.ones_like(x) if include_self else torch.ones_like(x).scatter(dim, index, torch.zeros_like(source))
-    count = ones.scatter_add(dim, index, torch.ones(index.shape, dtype=x.dtype))
-    return torch.div(total, count.clamp(min=1), rounding_mode="floor")
-
-
-def _scatter_edges(op: Any) -> Callable[..., Any]:
-    """Scatters of a number, of nothing, and along a dimension counted from the end; any other is left as it is."""
-
-    def decompose(x: Tensor, dim: int, index: Tensor, source: Any, *rest: Any, **options: Any) -> Any:
-        if 0 in [size for size in index.shape if isinstance(size, int)]:
-            return x.clone()
-        if x.dim() > 0:
-            if op is aten.scatter_reduce.two:
-                return _whole_mean(x, dim, index, source, *rest, **options)
-            return op(x, dim % x.dim(), index, source, *rest, **options) if dim < 0 else NotImplemented
-        values = source.reshape(1) if isinstance(source, Tensor) else source
-        return op(x.reshape(1), 0, index.reshape(1), values, *rest, **options).reshape(())
-
-    return decompose
+def _max_unpool(x: Tensor, indices: Tensor, output_size: Sequence[int], *_: Any) -> Tensor:
+    """Each value at its index of the flattened image of its channel [..., channel, spatial]; zeros elsewhere."""
+    rank = len(output_size)
+    lead = x.shape[:-rank]
+    flat = x.new_zeros([math.prod(lead), math.prod(output_size)])
+    places, values = (each.reshape(flat.shape[0], math.prod(x.shape[-rank:])) for each in (indices, x))
+    return flat.scatter(1, places, values).reshape([*lead, *output_size])
 
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.diagonal_scatter.default: _diagonal_scatter,
-    aten.index_reduce.default: _index_reduce,
-    aten.put.default: _put,
     aten.index_put.default: _masked_put,
     aten.masked_scatter.default: _masked_scatter,
-    **{op: _scatter_edges(op) for op in (aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.scatter_reduce.two)},
-    aten.scatter.reduce: _scatter_with,
-    aten.scatter.value_reduce: _scatter_with,
+    aten.max_unpool2d.default: _max_unpool,
+    aten.max_unpool3d.default: _max_unpool,
     aten._embedding_bag.default: _embedding_bag,
     aten._embedding_bag_forward_only.default: _embedding_bag,
 }
+
+
+@torch.library.custom_op("llmos::scatter_nd", mutates_args=())
+def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, reduce: str | None) -> Tensor:
+    """Slices of `x` at indices [lead..., depth], written or reduced ("sum", "prod", "amax", "amin"); updates [lead..., rest of x]."""
+    depth, made = indices.shape[-1], x.clone()
+    for place, update in zip(indices.reshape(-1, depth).tolist(), updates.reshape(-1, *x.shape[depth:]), strict=True):
+        old = made[tuple(place)]
+        joined: dict[str, Any] = {"sum": torch.add, "prod": torch.mul, "amax": torch.maximum, "amin": torch.minimum}
+        made[tuple(place)] = update if reduce is None else joined[reduce](old, update)
+    return made
+
+
+@scatter_nd.register_fake
+def _(x: Tensor, indices: Tensor, updates: Tensor, reduce: str | None) -> Tensor:
+    torch._check(tuple(updates.shape) == (*indices.shape[:-1], *x.shape[indices.shape[-1] :]), lambda: "updates don't fit the indices")  # type: ignore[no-untyped-call]
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def takes_mask(op: Any, args: Sequence[Any]) -> bool:
+    """Whether a call is an index_put to where a mask holds, which is said in other ops."""
+    kinds = (torch.bool, torch.uint8)
+    return op is aten.index_put.default and any(index is not None and index.meta["val"].dtype in kinds for index in args[1])

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
+import torch
+
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.shapes import element, extract, loop
@@ -14,15 +17,20 @@ from llmos.compiler.ir import ir
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
     """Rows of `table` [rows, width] for ids of any shape. Known ids (one row, or consecutive rows) are a slice."""
-    if isinstance(ids.fact, Splat):
+    if isinstance(ids.fact, Splat) and _is_inside(b, int(ids.fact.value), 1, table.shape[0]):
         return b.expand(extract(b, table, 0, int(ids.fact.value), 1), result.shape)
-    if isinstance(ids.fact, Iota) and ids.fact.step == 1 and ids.fact.start >= 0:
+    if isinstance(ids.fact, Iota) and ids.fact.step == 1 and _is_inside(b, ids.fact.start, ids.shape[ids.fact.axis], table.shape[0]):
         length: Dim = ids.shape[ids.fact.axis]
         rows = extract(b, table, 0, ids.fact.start, length)
         for _dim in range(ids.rank - 1 - ids.fact.axis):
             rows = b.unsqueeze(rows, 1)
         return b.expand(rows, result.shape)
     return gathered(b, result, table, {0: ids}, lead=ids.rank, position=0, wraps=False)
+
+
+def _is_inside(b: Builder, start: int, length: Dim, size: Dim) -> bool:
+    """Whether [start, start + length) lies in [0, size) at every size; else the kernel checks each index."""
+    return start >= 0 and b.sizes.bounds(b.sizes.simplify(sympy.sympify(size) - length - start))[0] >= 0
 
 
 def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> Tensor:
@@ -104,10 +112,20 @@ def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
 
     if at.is_unsigned:
         return to_index(at)
-    return to_index(select(at < 0, at + number(b, size, at.dtype), at))
+    wide = at.to(torch.int64)  # the size may be more than an index of few bits holds
+    return to_index(select(wide < 0, wide + number(b, size, torch.int64), wide))
 
 
-def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, **_: Any) -> Tensor:
+def take_along_dim(b: Builder, result: Meta, x: Tensor, ids: Tensor, dim: int | None = None) -> Tensor:
+    """`gather` of what broadcasts beside `dim`; takes negative indices."""
+    if dim is None:
+        x, ids, dim = b.reshape(x, (b.sizes.product(x.shape),)), b.reshape(ids, (b.sizes.product(ids.shape),)), 0
+    dim %= x.rank
+    source = b.expand(x, (*result.shape[:dim], x.shape[dim], *result.shape[dim + 1 :]))
+    return gather(b, result, source, dim, b.expand(ids, result.shape), wraps=True)
+
+
+def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, *, wraps: bool = False, **_: Any) -> Tensor:
     """out[i, j] = x[ids[i, j], j] for dim 0."""
     if x.rank == 0:
         return b.expand(x, result.shape)
@@ -117,7 +135,8 @@ def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, **_: Any)
     dense = b.dense(x)
 
     def body(at: Scalar, _: Scalar) -> list[Scalar]:
-        return [element(dense, [to_index(at) if i == dim else loop(i) for i in range(x.rank)])]
+        place = wrapped(b, at, x.shape[dim]) if wraps else to_index(at)
+        return [element(dense, [place if i == dim else loop(i) for i in range(x.rank)])]
 
     (value,) = b.generic(
         [(ids, b.reads(ids, result.shape))],

@@ -30,6 +30,7 @@ from llmos.compiler.frontend.ops import (
     recurrent,
     reductions,
     scans,
+    scatters,
     searches,
     series,
     shapes,
@@ -65,6 +66,7 @@ def table() -> Mapping[str, Lowering]:
         _creation(),
         _moves(),
         _indexing(),
+        scatters.table(),
         _reductions(),
         _norms(),
         _products(),
@@ -82,6 +84,7 @@ def table() -> Mapping[str, Lowering]:
         "llmos.lstm_scan.default": recurrent.lstm_scan,
         "llmos.gru_scan.default": recurrent.gru_scan,
         "llmos.rnn_scan.default": recurrent.rnn_scan,
+        "llmos.scatter_nd.default": scatters.scatter_nd,
         "llmos.non_max_suppression.default": suppression.non_max_suppression,
         "llmos.pivot_matrix.default": factorizations.pivot_matrix,
     }
@@ -258,6 +261,7 @@ def _indexing() -> dict[str, Lowering]:
         "masked_select.default": data_sizes.masked_select,
         "index.Tensor _unsafe_index.Tensor": data_sizes.index,
         "gather.default": indexing.gather,
+        "take_along_dim.default": indexing.take_along_dim,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,22 @@ def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
     return torch.where(indices < 0, indices + size, indices)
 
 
+def _indices(op_name: str, indices: Value, size: Any) -> torch.Tensor:
+    """Indices from 0 on along a dim of `size`. Constants are checked where the size is known."""
+    if isinstance(indices, Host) and not indices.is_symbolic:
+        _require_inside(op_name, indices.array, size)
+        return wrapped(to_torch(indices.array), size)
+    if not isinstance(indices, torch.Tensor):
+        raise UnsupportedError(f"{op_name} needs a tensor of indices.")
+    return wrapped(indices, size)
+
+
+def _require_inside(op_name: str, array: np.ndarray, size: Any) -> None:
+    outside = array[(array < -size) | (array >= size)] if isinstance(size, int) else array[:0]
+    if outside.size:
+        raise IndexError(f"{op_name} has the constant index {outside.reshape(-1)[0]}, outside of a dim of size {size}")
+
+
 @op("Gather")
 def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
     axis = axis % x.ndim
@@ -41,16 +58,19 @@ def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
 
 
 def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
-    """One known index is a select, which costs nothing."""
-    if indices.array.size == 1 and not indices.is_symbolic:
+    """One known index is a select, which costs nothing, where every size has it; any other index is checked when the program runs."""
+    size = x.shape[axis]
+    if not indices.is_symbolic:
+        _require_inside("Gather", indices.array, size)
+    if indices.array.size == 1 and not indices.is_symbolic and (isinstance(size, int) or scalar_of(indices) in (0, -1)):
         place = scalar_of(indices)
         picked = x.narrow(axis, place, 1) if place >= 0 else x.narrow(axis, x.shape[axis] + place, 1)
         return picked.reshape((*x.shape[:axis], *indices.array.shape, *x.shape[axis + 1 :]))
     if indices.is_symbolic:
         items = [torch.scalar_tensor(item, dtype=torch.int64) for item in indices.array.reshape(-1)]
         return gather(x, torch.stack(items).reshape(indices.array.shape), axis=axis)
-    if isinstance(x.shape[axis], int):
-        resolved = indices.array.astype("int64") % x.shape[axis]
+    if isinstance(size, int):
+        resolved = indices.array.astype("int64") % max(size, 1)
         flat = x.index_select(axis, to_torch(resolved.reshape(-1)))
         return flat.reshape((*x.shape[:axis], *resolved.shape, *x.shape[axis + 1 :]))
     return gather(x, to_torch(indices.array), axis=axis)
@@ -92,12 +112,24 @@ def max_unpool(
 
 
 @op("GatherElements")
-def gather_elements(x: torch.Tensor, indices: torch.Tensor, *, axis: int = 0) -> torch.Tensor:
-    return torch.gather(x, axis, wrapped(indices, x.shape[axis]))
+def gather_elements(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
+    return torch.gather(x, axis, _indices("GatherElements", indices, x.shape[axis]))
+
+
+def _coordinates(op_name: str, places: Value, sizes: Sequence[Any]) -> torch.Tensor:
+    """Indices whose last dim holds coordinates of the first `sizes`; constants are checked where a size is known."""
+    if isinstance(places, Host) and not places.is_symbolic:
+        for axis in range(places.array.shape[-1]):
+            _require_inside(op_name, places.array[..., axis], sizes[axis])
+        return to_torch(places.array)
+    if not isinstance(places, torch.Tensor):
+        raise UnsupportedError(f"{op_name} needs a tensor of indices.")
+    return places
 
 
 @op("GatherND")
-def gather_nd(x: torch.Tensor, indices: torch.Tensor, *, batch_dims: int = 0) -> torch.Tensor:
+def gather_nd(x: torch.Tensor, places: Value, *, batch_dims: int = 0) -> torch.Tensor:
+    indices = _coordinates("GatherND", places, x.shape[batch_dims:])
     depth = indices.shape[-1]
     index = [torch.arange(x.shape[dim]).reshape([-1] + [1] * (indices.ndim - 2 - dim)) for dim in range(batch_dims)]
     index += [wrapped(indices[..., i], x.shape[batch_dims + i]) for i in range(depth)]
@@ -108,30 +140,25 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 @op("ScatterElements", "Scatter")
-def scatter_elements(
-    x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none"
-) -> torch.Tensor:
-    index = wrapped(indices, x.shape[axis])
+def scatter_elements(x: torch.Tensor, indices: Value, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none") -> torch.Tensor:
+    index = _indices("ScatterElements", indices, x.shape[axis])
     if reduction == "none":
         return torch.scatter(x, axis, index, updates)
-    return torch.scatter_reduce(x, axis, index, updates, _REDUCTIONS[reduction], include_self=True)
+    return torch.scatter_reduce(x, axis, index, updates, _reduction(reduction), include_self=True)
 
 
 @op("ScatterND")
-def scatter_nd(x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor, *, reduction: str = "none") -> torch.Tensor:
-    """Slices of `x` named by the last dim of `indices`, written (or reduced) in one flat scatter."""
-    depth = indices.shape[-1]
-    inner = tuple(x.shape[depth:])
-    place = torch.zeros(tuple(indices.shape[:-1]), dtype=torch.int64)
-    for dim in range(depth):
-        place = place * x.shape[dim] + wrapped(indices[..., dim], x.shape[dim])
-    width = math.prod(inner)
-    flat = x.reshape(-1, width)
-    rows = place.reshape(-1, 1).expand(-1, width)
-    source = updates.reshape(-1, width)
-    if reduction == "none":
-        return torch.scatter(flat, 0, rows, source).reshape(x.shape)
-    return torch.scatter_reduce(flat, 0, rows, source, _REDUCTIONS[reduction], include_self=True).reshape(x.shape)
+def scatter_nd(x: torch.Tensor, places: Value, updates: torch.Tensor, *, reduction: str = "none") -> torch.Tensor:
+    """Slices of `x` named by the last dim of `places`, written (or reduced) in order."""
+    indices = _coordinates("ScatterND", places, x.shape)
+    written: torch.Tensor = torch.ops.llmos.scatter_nd(x, indices, updates, None if reduction == "none" else _reduction(reduction))
+    return written
+
+
+def _reduction(name: str) -> str:
+    if name not in _REDUCTIONS:
+        raise UnsupportedError(f"a scatter with reduction '{name}' isn't supported; supported are none, {', '.join(_REDUCTIONS)}.")
+    return _REDUCTIONS[name]
 
 
 @op("OneHot")
