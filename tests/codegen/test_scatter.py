@@ -42,7 +42,6 @@ def test_every_form_is_one_kernel() -> None:
 def test_tiles_along_every_axis(target: str, width: int) -> None:
     module = Returns(
         rows=lambda x, i, s, each: x.index_add(0, i, s),
-        rows_copy=lambda x, i, s, each: x.index_copy(0, i, s),
         elements=lambda x, i, s, each: x.scatter_add(0, each, s),
         along=lambda x, i, s, each: s.scatter_add(1, each % s.shape[1], s),
         turned=lambda x, i, s, each: x.mT.index_add(1, i, s.mT),
@@ -72,6 +71,16 @@ def test_of_several_updates_the_last_stays() -> None:
     x, i, j = torch.zeros(3, 4), torch.tensor([0, 2, 0, 0, -1, 2, 0]), torch.tensor([1, 3, 1, -3, 3, 3, 0])
     inputs = (x, i, j, torch.arange(1.0, 8.0))
     assert_like_eager(compile_torch(module, inputs, target=V3), module, *inputs, exact=True)
+
+
+def test_the_last_of_wide_rows_stays() -> None:
+    """Torch itself writes them in any order."""
+    x, places, source = _inputs(3, 40, 1025)[:3]
+    program = compile_torch(Returns(y=lambda x, i, s: x.index_copy(0, i, s)), (x, places, source), target=V3)
+    expected = x.clone()
+    for place, row in zip(places.tolist(), source, strict=True):
+        expected[place] = row
+    assert np.array_equal(run(program, x, places, source)["y"], expected.numpy())
 
 
 def test_bits_depend_on_no_thread() -> None:
