@@ -181,6 +181,15 @@ class Sizes:
         """Whether two sizes are the same for every value of the symbols."""
         return a == b or sympy.expand(sympy.sympify(a) - sympy.sympify(b)) == 0
 
+    def differ(self, a: Dim, b: Dim) -> bool:
+        """Whether two sizes are not the same for some values of the symbols, of those that are tried."""
+        if self.equal(a, b):
+            return False
+        difference = sympy.sympify(a) - sympy.sympify(b)
+        samples = [{s.expr: min(max(s.min, first + 3 * i), s.max) for i, s in enumerate(self.symbols)} for first in (2, 5, 16, 37)]
+        found = [difference.subs(sample) for sample in samples]
+        return any(each.is_number and each != 0 for each in found)
+
     def product(self, dims: Sequence[Dim]) -> Dim:
         return self.simplify(sympy.expand(sympy.Mul(*dims)))
 

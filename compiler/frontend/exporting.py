@@ -18,7 +18,8 @@ from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia,
 from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
-from llmos.compiler.frontend.decompositions import own_decompositions
+from llmos.compiler.frontend.decompositions import own_decompositions, result_types
+from llmos.compiler.frontend.decompositions.checking import checked
 from llmos.compiler.frontend.decompositions.scatters import takes_mask
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
@@ -191,7 +192,12 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
             and op._can_decompose()
         ):
             chosen[op] = _get_decomp_for_cia(op)
-    return chosen
+    return {op: body if _is_trusted(op, body) else checked(op, body) for op, body in chosen.items()}
+
+
+def _is_trusted(op: Any, body: Any) -> bool:
+    """A decomposition that needs no check against torch's metadata: it is the op's definition, or better than the metadata."""
+    return op in result_types.TABLE or (op in _composite_ops() and _is_definition(op, body))
 
 
 @dataclass(frozen=True)

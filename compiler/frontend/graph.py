@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
-from llmos.compiler.frontend.dims import Sizes
+from llmos.compiler.frontend.dims import Shape, Sizes
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.ops.data_sizes import number_of
 from llmos.compiler.frontend.ops.errors import LoweringError, NotLowered
@@ -93,7 +93,10 @@ class GraphLowering:
         if lowering is not None:
             try:
                 args, kwargs = self._call_arguments(node)
-                return lowering(self.builder, self._meta(node.meta["val"]), *args, **kwargs)
+                meta = self._meta(node.meta["val"])
+                found = lowering(self.builder, meta, *args, **kwargs)
+                self._check_result(found, meta)
+                return found
             except NotLowered:
                 pass
         return self._island(node)
@@ -102,6 +105,20 @@ class GraphLowering:
         if not isinstance(node.meta["val"], torch.SymInt):
             raise UnsupportedError("only integers can be read from data as numbers: compute with the tensor instead")
         return number_of(self.builder, self._argument(node.args[0]), self.sizes.dim(node.meta["val"]))
+
+    def _check_result(self, found: Any, meta: Any) -> None:
+        """Raises UnsupportedError for a tensor whose shape or dtype isn't what torch gives; a result may be left out (None)."""
+        if isinstance(meta, list):
+            if len(found) != len(meta):
+                raise UnsupportedError(f"its lowering gives {len(found)} results where torch gives {len(meta)}")
+            for each, expected in zip(found, meta, strict=True):
+                self._check_result(each, expected)
+        elif found is not None and (found.dtype != meta.dtype or self._differ(found.shape, meta.shape)):
+            have, want = (f"{str(each.dtype).removeprefix('torch.')}[{', '.join(map(str, each.shape))}]" for each in (found, meta))
+            raise UnsupportedError(f"its lowering gives {have} where torch gives {want}")
+
+    def _differ(self, a: Shape, b: Shape) -> bool:
+        return len(a) != len(b) or any(self.sizes.differ(x, y) for x, y in zip(a, b, strict=True))
 
     def _without_elements(self, node: fx.Node) -> Any:
         """The results of an op that has no element to compute, whatever the op is; None for any other."""

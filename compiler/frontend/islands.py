@@ -60,11 +60,11 @@ class Islands:
         if not self._islands:
             return
         lowered = _lowered(self._islands, module.context)
-        calls = _calls(module)
+        calls, ops = _calls(module), {each.name: str(each.node.target) for each in self._islands}
         for op in list(lowered.body.operations):
             if isinstance(op, func.FuncOp):
                 _take_sizes_as_arguments(op)
-                _inline(op, calls[op.name.value])
+                _inline(op, calls[op.name.value], ops[op.name.value])
             else:
                 raise UnsupportedError(f"torch-mlir keeps state in {op.operation.name}, which compiled models can't")
 
@@ -103,8 +103,8 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
     return found
 
 
-def _inline(island: func.FuncOp, call: ir.Operation) -> None:
-    """Move the island's ops in front of its one call. (MLIR's inliner leaves tm_tensor ops alone.)"""
+def _inline(island: func.FuncOp, call: ir.Operation, name: str) -> None:
+    """Move the ops of the island, which is the op `name`, in front of its one call. (MLIR's inliner leaves tm_tensor ops alone.)"""
     block = island.entry_block
     with ir.InsertionPoint(call):
         for argument, operand in zip(block.arguments, list(call.operands), strict=True):
@@ -113,8 +113,19 @@ def _inline(island: func.FuncOp, call: ir.Operation) -> None:
         for op in body:
             op.operation.move_before(call)
         for result, value in zip(call.results, list(end.operation.operands), strict=True):
+            if not _is_alike(value.type, result.type):
+                raise UnsupportedError(f"{name}: torch-mlir gives {value.type} where torch gives {result.type}")
             result.replace_all_uses_with(_of_type(value, result.type))
     call.erase()
+
+
+def _is_alike(a: ir.Type, b: ir.Type) -> bool:
+    """Whether two tensor types are of one rank and element type, and of one size where both know it."""
+    a, b = ir.RankedTensorType(a), ir.RankedTensorType(b)
+    if a.rank != b.rank or a.element_type != b.element_type:
+        return False
+    dims = [(a.get_dim_size(i), b.get_dim_size(i)) for i in range(a.rank) if not (a.is_dynamic_dim(i) or b.is_dynamic_dim(i))]
+    return all(x == y for x, y in dims)
 
 
 def _of_type(value: ir.Value, kind: ir.Type) -> ir.Value:

@@ -34,6 +34,8 @@ class SymbolicScalar(Deferred):
     index: Index
 
     def scalar(self) -> Scalar:
+        if self.expr.has(sympy.oo, -sympy.oo, sympy.nan):
+            raise UnsupportedError(f"a number that follows from input sizes is not finite ({self.expr})")
         return _emitted(self.expr, self.index).to(self.dtype)
 
     def _with(self, other: object, function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None) -> SymbolicScalar:

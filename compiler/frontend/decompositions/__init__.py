@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llmos.compiler.frontend.decompositions import counts, distances, linalg, norms, resampling, sampling, scatters, spectral
+from llmos.compiler.frontend.decompositions import (
+    bags,
+    counts,
+    distances,
+    linalg,
+    norms,
+    resampling,
+    result_types,
+    sampling,
+    scatters,
+    spectral,
+)
 
 
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
-    return {
-        **distances.TABLE,
-        **counts.TABLE,
-        **scatters.TABLE,
-        **linalg.TABLE,
-        **norms.TABLE,
-        **sampling.TABLE,
-        **resampling.TABLE,
-        **spectral.TABLE,
-    }
+    files = (distances, counts, scatters, bags, linalg, norms, sampling, resampling, spectral, result_types)
+    return {op: body for each in files for op, body in each.TABLE.items()}

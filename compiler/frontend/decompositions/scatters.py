@@ -1,4 +1,4 @@
-"""Writes at places: scatters, bags of table rows."""
+"""Writes at places: scatters."""
 
 from __future__ import annotations
 
@@ -26,30 +26,6 @@ def _positions(x: Tensor) -> Tensor:
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     return _into_places(x, _positions(x).diagonal(offset, dim1, dim2), source)
-
-
-def _embedding_bag(
-    table: Tensor, ids: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0, sparse: bool = False,
-    weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int = -1,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Sums, means or maxima of table rows over bags that start at `offsets`; the second to fourth results serve training."""
-    starts = offsets[:-1] if include_last_offset else offsets
-    bags = starts.shape[0]
-    bag = (starts.unsqueeze(0) <= torch.arange(ids.shape[0]).unsqueeze(1)).sum(1) - 1
-    member = bag.unsqueeze(0) == torch.arange(bags).unsqueeze(1)
-    if padding_idx >= 0:
-        member = member & (ids != padding_idx).unsqueeze(0)
-    rows = torch.nn.functional.embedding(ids, table)
-    count = member.sum(1, keepdim=True)
-    if mode == 2:
-        spread = torch.where(member.unsqueeze(-1), rows.unsqueeze(0), -math.inf).amax(1)
-        answer = torch.where(count > 0, spread, 0.0)
-    else:
-        share = member.to(table.dtype) if weights is None else member.to(table.dtype) * weights.to(table.dtype)
-        answer = share @ rows
-        answer = answer / count.clamp(min=1) if mode == 1 else answer
-    nothing = torch.zeros([0], dtype=torch.int64)
-    return answer, nothing, nothing, nothing
 
 
 def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
@@ -97,8 +73,6 @@ TABLE: dict[Any, Callable[..., Any]] = {
     aten.masked_scatter.default: _masked_scatter,
     aten.max_unpool2d.default: _max_unpool,
     aten.max_unpool3d.default: _max_unpool,
-    aten._embedding_bag.default: _embedding_bag,
-    aten._embedding_bag_forward_only.default: _embedding_bag,
 }
 
 
