@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from llmos.passes._math import power
+from llmos.passes._math import power, reduction
 from llmos.passes._math.expr import (
     Expr,
     bits,
@@ -17,6 +17,7 @@ from llmos.passes._math.expr import (
     float_of_bits,
     fma,
     horner,
+    i64,
     select,
     sqrt,
     truncate,
@@ -26,6 +27,7 @@ ROUND = 6755399441055744.0  # 1.5 * 2^52: a float64 of this size has no fraction
 LN2 = 0.6931471805599453
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # 32 bits, so that n * LN2_HIGH is exact
 SMALLEST_NORMAL = 2.0**-1022
+LARGEST_SIMPLE = 2.0**30  # argument that multiples of pi / 2 are taken off by multiply-adds
 HALF_PI = (1.5707963267948966, 6.123233995736766e-17, -1.4973849048591833e-33)  # its sum is pi / 2 to 160 bits
 
 EXP = tuple(1.0 / math.factorial(k) for k in range(13, -1, -1))
@@ -97,20 +99,18 @@ def log1p(x: Expr) -> Expr:
 
 
 def sin(x: Expr) -> Expr:
-    """For |x| <= 2^30; beyond, the error grows with x, and arguments are limited to 2^50."""
+    """Keeps the sign of zero."""
     reduced = _reduce(x)
     value = select(reduced.is_odd, reduced.cos, reduced.sin)
     return select(abs(x) < 1e-9, x, _finite_only(x, _flip_sign(value, reduced.quarters)))
 
 
 def cos(x: Expr) -> Expr:
-    """As sin."""
     reduced = _reduce(x)
     return _finite_only(x, _flip_sign(select(reduced.is_odd, reduced.sin, reduced.cos), reduced.quarters + 1))
 
 
 def tan(x: Expr) -> Expr:
-    """As sin."""
     reduced = _reduce(x)
     ratio = select(reduced.is_odd, -reduced.cos, reduced.sin) / select(reduced.is_odd, reduced.sin, reduced.cos)
     return select(abs(x) < 1e-9, x, _finite_only(x, ratio))
@@ -179,17 +179,20 @@ class _Reduced(NamedTuple):
 
 
 def _reduce(x: Expr) -> _Reduced:
-    limited = clamp_above(clamp_below(x, -(2.0**50)), 2.0**50)
-    shifted = fma(limited, 2.0 / math.pi, ROUND)
+    """Of arguments above 2^30 the closest to a multiple of pi / 2 are known to 2e-15."""
+    shifted = fma(x, 2.0 / math.pi, ROUND)
     n = shifted - ROUND
-    main = fma(n, -HALF_PI[0], limited)
+    main = fma(n, -HALF_PI[0], x)
     r = fma(n, -HALF_PI[1], main)
     low = fma(n, -HALF_PI[1], main - r)  # what the sum above lost
     low = fma(n, -HALF_PI[2], low)
+    simple = (r, low, bits(shifted))
+    r, low, quarters = reduction.where_large(
+        abs(x) > LARGEST_SIMPLE, x, simple, lambda turned: (turned.high, turned.low, convert(turned.quarters, i64()))
+    )
     s = r * r
     sine = fma(r * s, horner(s, SIN), r + low)
     cosine = fma(s * s, horner(s, COS), fma(-r, low, fma(s, -0.5, 1.0)))
-    quarters = bits(shifted)
     return _Reduced(sine, cosine, quarters, (quarters & 1).differs(0))
 
 

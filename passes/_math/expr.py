@@ -240,6 +240,10 @@ def i32() -> ir.Type:
     return ir.IntegerType.get_signless(32)
 
 
+def i64() -> ir.Type:
+    return ir.IntegerType.get_signless(64)
+
+
 def known_number(value: ir.Value) -> float:
     """The number in a float constant (in every lane of a splat), or NaN where there is none."""
     owner = value.owner

@@ -1,8 +1,7 @@
 """sin, cos, tan and their inverses, in float32.
 
 The argument is reduced by multiples of pi/2 in float64, where two fused multiply-adds leave an error of 1e-16 up to |x| = 2^50; float32
-lanes convert exactly, so no slow path is needed. Beyond 2^50, where neighbouring floats are many periods apart, the argument is limited
-to 2^50.
+lanes convert exactly. Beyond that the reduction is a loop over the bits of 2/pi (reduction.py), where some lane needs it.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from typing import NamedTuple
 from llmos.passes._math.expr import (
     Expr,
     bits,
-    clamp_above,
-    clamp_below,
     convert,
     copy_sign,
     f32,
@@ -26,9 +23,10 @@ from llmos.passes._math.expr import (
     select,
     sqrt,
 )
+from llmos.passes._math.reduction import where_large
 
 ROUND_F64 = 6755399441055744.0  # 1.5 * 2^52: a float64 of this size has no fraction
-LARGEST_ARGUMENT = 2.0**50
+LARGEST_SIMPLE = 2.0**50
 TWO_OVER_PI = 0.6366197723675814
 HALF_PI_F64, HALF_PI_F64_LOW = 1.5707963267948966, 6.123233995736766e-17
 HALF_PI, HALF_PI_LOW = 1.5707963705062866, -4.3711390001862426e-08
@@ -63,12 +61,12 @@ class SinCos(NamedTuple):
 
 
 def sin(x: Expr) -> Expr:
-    """At most 1e-7 off and 2 ulp for |x| <= 2^50; keeps the sign of zero."""
+    """At most 1e-7 off and 2 ulp; keeps the sign of zero."""
     return sincos(x).sin
 
 
 def cos(x: Expr) -> Expr:
-    """At most 1e-7 off and 2 ulp for |x| <= 2^50."""
+    """At most 1e-7 off and 2 ulp."""
     return sincos(x).cos
 
 
@@ -82,7 +80,7 @@ def sincos(x: Expr) -> SinCos:
 
 
 def tan(x: Expr) -> Expr:
-    """At most 4 ulp for |x| <= 2^50; keeps the sign of zero."""
+    """At most 4 ulp; keeps the sign of zero."""
     reduced = _reduce(x)
     swap = (reduced.quarters & 1).differs(0)
     over = select(swap, -reduced.cos, reduced.sin)
@@ -128,14 +126,17 @@ def atan2(y: Expr, x: Expr) -> Expr:
 
 
 def _reduce(x: Expr) -> Reduced:
-    wide = convert(clamp_above(clamp_below(x, -LARGEST_ARGUMENT), LARGEST_ARGUMENT), f64())
+    wide = convert(x, f64())
     shifted = fma(wide, TWO_OVER_PI, ROUND_F64)
     n = shifted - ROUND_F64
-    r = convert(fma(n, -HALF_PI_F64_LOW, fma(n, -HALF_PI_F64, wide)), f32())
+    simple = convert(fma(n, -HALF_PI_F64_LOW, fma(n, -HALF_PI_F64, wide)), f32()), convert(bits(shifted), i32())
+    r, quarters = where_large(
+        abs(x) > LARGEST_SIMPLE, wide, simple, lambda turned: (convert(turned.high, f32()), convert(turned.quarters, i32()))
+    )
     s = r * r
     sine = fma(r * s, horner(s, SIN), r)
     cosine = fma(s * s, horner(s, COS), fma(s, -0.5, 1.0))
-    return Reduced(sine, cosine, convert(bits(shifted), i32()))
+    return Reduced(sine, cosine, quarters)
 
 
 def _flip_sign(x: Expr, quarters: Expr) -> Expr:

@@ -131,7 +131,6 @@ class Case:
     reference: Callable[[Array], Array]
     ulps: float
     ranges: tuple[tuple[float, float], ...]
-    largest: float = np.inf  # the bound holds for |x| up to this
 
 
 UNARY = {
@@ -148,9 +147,9 @@ UNARY = {
     "asinh": Case(np.arcsinh, 2.0, ((-5, 5),)),
     "acosh": Case(np.arccosh, 3.0, ((1, 5), (1, 1.1))),
     "atanh": Case(np.arctanh, 2.0, ((-1, 1),)),
-    "sin": Case(np.sin, 2.0, ((-10, 10), (-1e5, 1e5)), largest=2.0**50),
-    "cos": Case(np.cos, 2.0, ((-10, 10), (-1e5, 1e5)), largest=2.0**50),
-    "tan": Case(np.tan, 4.0, ((-10, 10), (-1e5, 1e5)), largest=2.0**50),
+    "sin": Case(np.sin, 2.0, ((-10, 10), (-1e5, 1e5))),
+    "cos": Case(np.cos, 2.0, ((-10, 10), (-1e5, 1e5))),
+    "tan": Case(np.tan, 4.0, ((-10, 10), (-1e5, 1e5))),
     "asin": Case(np.arcsin, 2.5, ((-1, 1),)),
     "acos": Case(np.arccos, 2.0, ((-1, 1),)),
     "atan": Case(np.arctan, 1.5, ((-5, 5),)),
@@ -260,7 +259,7 @@ def test_function_is_within_its_bound_everywhere(name: str, library: Library) ->
     x = floats(case.ranges)
     got, reference = library.run(name, x), case.reference(x.astype(np.float64))
     error = ulp_errors(got, reference)
-    inside = ~(np.abs(x) > case.largest) | np.isinf(x)
+    inside = np.ones_like(x, dtype=bool)
     if name in FLUSHED:
         inside &= ~((reference < 2.0**-125.5) & (got == 0.0))
     error[~inside] = 0.0
@@ -311,11 +310,9 @@ def test_exp_is_monotone(library: Library) -> None:
 
 def test_sine_and_cosine_are_close_in_absolute_terms(library: Library) -> None:
     x = floats(((-1e5, 1e5), (-1e3, 1e3)))
-    x[~(np.abs(x) < 1e15)] = 0
+    x[~np.isfinite(x)] = 0
     for name, reference in (("sin", np.sin), ("cos", np.cos)):
         assert np.abs(library.run(name, x) - reference(x.astype(np.float64))).max() < 1.2e-7
-    huge = np.full(16, 3e38, np.float32)
-    assert np.isfinite(library.run("sin", huge)).all()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -358,7 +355,9 @@ def test_float64(name: str, library: Library) -> None:
     )
     x = x[: len(x) // 16 * 16].copy()
     if name in ("sin", "cos", "tan"):
-        x[np.abs(x) > 2.0**30] = 0.5
+        x = np.concatenate([x, 2.0 ** rng.uniform(29, 1023, 2000)])
+        closest = np.full(16, 6381956970095103 * 2.0**797)  # to a multiple of pi/2, of all float64 numbers
+        np.testing.assert_allclose(library.run(f"{name}_f64", closest), DOUBLE[name](closest), rtol=2e-15)
     bound = 5e-15 if name == "erf" else 5e-16
     np.testing.assert_allclose(library.run(f"{name}_f64", x), DOUBLE[name](x), rtol=bound, atol=5e-324)
 
