@@ -286,6 +286,11 @@ asin, acos, atan, sinh, cosh, asinh, acosh, atanh = map(
 float_abs = unary(math.absf)
 
 
+def fma(x: Scalar, y: Scalar, z: Scalar) -> Scalar:
+    """x * y + z with one rounding."""
+    return Scalar(math.fma(x.value, y.value, z.value), x.dtype)
+
+
 def power(x: Scalar, y: Scalar) -> Scalar:
     return Scalar((math.powf if x.is_float else math.ipowi)(x.value, y.value), x.dtype)
 

@@ -98,6 +98,26 @@ def log1p(x: Expr) -> Expr:
     return select(u.equals(0.0) | x.equals(math.inf), log(u), result)
 
 
+def asinh(x: Expr) -> Expr:
+    a = abs(x)
+    square = a * a
+    near = log1p(a + square / (1.0 + sqrt(square + 1.0)))
+    return copy_sign(select(a < 2.0**28, near, log(a) + LN2), x)
+
+
+def acosh(x: Expr) -> Expr:
+    """NaN below 1."""
+    above = x - 1.0
+    near = log1p(above + sqrt(above * (above + 2.0)))
+    return select(x < 1.0, math.nan, select(x < 2.0**28, near, log(x) + LN2))
+
+
+def atanh(x: Expr) -> Expr:
+    """NaN beyond 1."""
+    a = abs(x)
+    return copy_sign(0.5 * log1p((a + a) / (1.0 - a)), x)
+
+
 def sin(x: Expr) -> Expr:
     """Keeps the sign of zero."""
     reduced = _reduce(x)

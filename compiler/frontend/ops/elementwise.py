@@ -106,7 +106,21 @@ def trunc_quotient(v: Scalar, w: Scalar) -> Scalar:
 def floor_quotient(v: Scalar, w: Scalar) -> Scalar:
     if v.is_unsigned:
         return v / w
-    return (v - modulo(v, w)) / w if not v.is_float else s.floor(v / w)
+    if v.is_float:
+        return _float_floor_quotient(v, w)
+    quotient, rest = v / w, fmod(v, w)
+    return select(rest.differs(0) & ((rest < 0) ^ (w < 0)), quotient - 1, quotient)
+
+
+def _float_floor_quotient(v: Scalar, w: Scalar) -> Scalar:
+    """The floor of the exact quotient, which a rounded one may be above; of special numbers what torch gives."""
+    quotient = v / w
+    whole = s.floor(quotient)
+    rest = s.fma(whole, -w, v)
+    whole = select(rest.differs(0) & ((rest < 0) ^ (w < 0)), whole - 1.0, whole)
+    of_infinite = select(v.differs(0) & ((v < 0) ^ (w < 0)), v.like(-1.0), quotient)
+    whole = select(isinf(w), of_infinite, whole)
+    return select(w.equals(0), quotient, select(isinf(v) | isnan(v), v - v, whole))
 
 
 def fmod(v: Scalar, w: Scalar) -> Scalar:
@@ -130,7 +144,12 @@ def power(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
     small = {0.5: s.sqrt, -0.5: s.rsqrt, 1: lambda v: v, 2: lambda v: v * v, 3: lambda v: v * v * v, -1: lambda v: 1.0 / v}
     if isinstance(x, Tensor) and isinstance(y, int | float) and y in small and (dtype.is_floating_point or y > 0):
         return apply(b, result, small[y], [x], dtype)
-    return apply(b, result, s.power, [x, y], dtype)
+    return apply(b, result, _unsigned_power if dtype == torch.uint8 else s.power, [x, y], dtype)
+
+
+def _unsigned_power(v: Scalar, w: Scalar) -> Scalar:
+    """By way of a type in which no exponent is negative."""
+    return s.power(v.to(torch.int32), w.to(torch.int32)).to(v.dtype)
 
 
 def comparison(relation: str) -> Lowering:
@@ -314,11 +333,29 @@ def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Ten
 
 
 def addcmul(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
-    return apply(b, result, lambda v, w, t: v + _scaled(w * t, value), [x, y, z], result.dtype)
+    def body(v: Scalar, w: Scalar, t: Scalar) -> Scalar:
+        return s.fma(_scaled(w, value), t, v) if v.is_float else v + _scaled(w, value) * t
+
+    return apply(b, result, body, [x, y, z], result.dtype)
 
 
 def addcdiv(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
     return apply(b, result, lambda v, w, t: v + _scaled(w, value) / t, [x, y, z], result.dtype)
+
+
+def ldexp(v: Scalar, w: Scalar) -> Scalar:
+    return v * s.exp2(w)
+
+
+def log_add_exp(exponential: Callable[[Scalar], Scalar], unit: float) -> Callable[[Scalar, Scalar], Scalar]:
+    """log(b^v + b^w) to base b, for b^v as `exponential` and the logarithm of b as `unit`."""
+
+    def body(v: Scalar, w: Scalar) -> Scalar:
+        top = v.max(w)
+        grown = top + s.log1p(exponential(v.min(w) - top)) / unit
+        return select(v.equals(w) & isinf(v), v, grown)
+
+    return body
 
 
 def polygamma(b: Builder, result: Meta, order: int, x: Tensor) -> Tensor:

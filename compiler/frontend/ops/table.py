@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -96,8 +97,8 @@ def _arithmetic() -> dict[str, Lowering]:
     floats = {
         "exp": s.exp, "exp2": s.exp2, "expm1": s.expm1, "log": s.log, "log2": s.log2, "log10": s.log10, "log1p": s.log1p,
         "sqrt": s.sqrt, "rsqrt": s.rsqrt, "sin": s.sin, "cos": s.cos, "tan": s.tan, "asin": s.asin, "acos": s.acos, "atan": s.atan,
-        "sinh": s.sinh, "cosh": s.cosh, "tanh": s.tanh, "asinh": s.asinh, "acosh": s.acosh, "atanh": s.atanh, "erf": s.erf, "erfc": s.erfc,
-        "sigmoid": s.sigmoid, "reciprocal": lambda v: 1.0 / v,
+        "sinh": s.sinh, "cosh": s.cosh, "tanh": s.tanh, "asinh": s.asinh, "acosh": s.acosh, "atanh": s.atanh,
+        "erf": s.erf, "erfc": special.erfc, "sigmoid": s.sigmoid, "reciprocal": lambda v: 1.0 / v,
     }  # fmt: skip
     kept = {
         "neg": lambda v: -v, "abs": s.absolute, "square": lambda v: v * v, "sign": e.sign, "sgn": e.sign,
@@ -122,6 +123,9 @@ def _arithmetic() -> dict[str, Lowering]:
         "atan2.default": binary(s.arctan2, to_float),
         "copysign.Tensor copysign.Scalar": binary(s.copysign, to_float),
         "hypot.default": binary(bits.hypot),
+        "ldexp.Tensor": binary(e.ldexp, to_float),
+        "logaddexp.default": binary(e.log_add_exp(s.exp, 1.0)),
+        "logaddexp2.default": binary(e.log_add_exp(s.exp2, math.log(2.0))),
         "fmax.default": binary(bits.fmax),
         "fmin.default": binary(bits.fmin),
         "nextafter.default": binary(bits.nextafter),

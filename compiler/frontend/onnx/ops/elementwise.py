@@ -27,7 +27,6 @@ UNARY = (
     unary("Erf", torch.erf),
     unary("Exp", torch.exp),
     unary("Floor", torch.floor),
-    unary("HardSwish", F.hardswish),
     unary("IsNaN", torch.isnan),
     unary("Log", torch.log),
     unary("Mish", F.mish),
@@ -37,7 +36,6 @@ UNARY = (
     unary("Relu", torch.relu),
     unary("Round", torch.round),
     unary("Sigmoid", torch.sigmoid),
-    unary("Sign", torch.sign),
     unary("Sin", torch.sin),
     unary("Sinh", torch.sinh),
     unary("Softsign", F.softsign),
@@ -244,12 +242,12 @@ def elu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
 
 @op("Celu")
 def celu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
-    return F.relu(x) + torch.clamp(alpha * (torch.exp(x / alpha) - 1), max=0)
+    return F.relu(x) + torch.clamp(alpha * torch.expm1(x / alpha), max=0)
 
 
 @op("Selu")
 def selu(x: torch.Tensor, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> torch.Tensor:
-    return gamma * torch.where(x > 0, x, alpha * (torch.exp(x) - 1))
+    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
 @op("LeakyRelu")
@@ -276,6 +274,18 @@ def thresholded_relu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
 @op("HardSigmoid")
 def hard_sigmoid(x: torch.Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> torch.Tensor:
     return torch.clamp(alpha * x + beta, 0, 1)
+
+
+@op("HardSwish")
+def hard_swish(x: torch.Tensor) -> torch.Tensor:
+    """As ONNX writes it, x times a number of 0 to 1: no product that is larger than x."""
+    return x * torch.clamp(x / 6 + 0.5, 0, 1)
+
+
+@op("Sign")
+def sign(x: torch.Tensor) -> torch.Tensor:
+    """NaN of NaN, where torch has 0."""
+    return torch.where(x.isnan(), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
 
 
 @op("Softplus")
