@@ -18,6 +18,7 @@ from llmos.runtime.errors import UserError
 NUM_SIZES = 2  # at which a model with dynamic dims is run, beside the size of its example
 STORED_BYTES = 1 << 16  # inputs of a case up to this size are kept by their bytes
 EXAMPLE_BYTES = 1 << 18  # larger examples only say what values are like
+SAMPLED = 1 << 18  # elements of a larger example that are looked at
 _SMALL_SIZES = ((2, 5, 3, 7), (3, 7, 2, 11))
 _NO_SIZE: dict[str, int] = {}
 
@@ -190,7 +191,7 @@ def _untraced(symbol: Symbol, size: int, traced: int | None) -> int:
 def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
     """Values like those of the examples: integers of their range, so that an index stays within its table; floats of their spread."""
     seed = 1 + sum(spec.name.encode())
-    values = np.concatenate([numbers(array, spec.dtype).reshape(-1).real for array in examples] or [np.zeros(0)])
+    values = np.concatenate([numbers(_part(array, spec.dtype), spec.dtype).reshape(-1).real for array in examples] or [np.zeros(0)])
     values = np.clip(values[np.isfinite(values)], -(2.0**31), 2.0**31)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if spec.dtype == "bool":
@@ -200,6 +201,13 @@ def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
     if low == high or not values.size:
         return Recipe("normal", seed, -4.0, 4.0)
     return Recipe("normal", seed, low, high, float(f"{values.mean():.6g}"), float(f"{values.std():.6g}"))
+
+
+def _part(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Of a large array both ends of its range, if it holds integers, else elements at equal distances."""
+    if array.size <= SAMPLED:
+        return array
+    return np.stack([array.min(), array.max()]) if is_exact(dtype) else array.reshape(-1)[:: array.size // SAMPLED]
 
 
 def _text(attribute: ir.Attribute) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from llmos.runtime.artifact.fields import Fields
 
 SMALLEST_SCALE = 1e-3  # an output that is smaller everywhere is taken as of this scale: rounding in a sum that cancels is no error
+
+_BLOCK = 1 << 15  # elements compared at a time
 
 ROUNDINGS = 8  # how many times an output's own sensitivity to one rounding of the inputs is still no error
 
@@ -73,8 +76,11 @@ def numbers(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def scale_of(array: np.ndarray, dtype: str) -> float:
     """The largest finite magnitude, at least SMALLEST_SCALE."""
-    values = np.abs(numbers(array, dtype))
-    return max(SMALLEST_SCALE, float(np.max(values, initial=0.0, where=np.isfinite(values))))
+    largest = SMALLEST_SCALE
+    for values, _ in _blocks(array, array, dtype):
+        magnitudes = np.abs(values)
+        largest = max(largest, float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes))))
+    return largest
 
 
 def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | None = None, logits: bool = False) -> Deviation:
@@ -83,17 +89,61 @@ def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | Non
     dtype: numpy's name, or "bfloat16" for arrays of uint16. scale: of the whole output where the arrays are samples of it.
     logits: whether the last dimension holds the logits of a class each.
     """
-    a, b = numbers(got, dtype), numbers(want, dtype)
-    errors = _errors(a, b) / (scale_of(want, dtype) if scale is None else scale)
-    with_rows = logits and a.ndim > 0 and a.size > 0
-    return Deviation(
-        max_error=float(np.max(errors, initial=0.0)),
-        mean_error=float(np.mean(errors)) if errors.size else 0.0,
-        cosine=_cosine(a.reshape(-1), b.reshape(-1)),
-        differing=float(np.mean(a != b)) if a.size and is_exact(dtype) else None,
-        kl=_divergence(a, b) if with_rows else None,
-        top1=float(np.mean(np.argmax(a, -1) == np.argmax(b, -1))) if with_rows else None,
+    total = _Totals()
+    for a, b in _blocks(got, want, dtype):
+        total.add(a, b)
+    whole = max(got.size, 1)
+    scale = scale_of(want, dtype) if scale is None else scale
+    found = Deviation(
+        max_error=total.largest / scale,
+        mean_error=total.errors / whole / scale,
+        cosine=total.cosine,
+        differing=total.differing / whole if got.size and is_exact(dtype) else None,
     )
+    return _with_rows(found, numbers(got, dtype), numbers(want, dtype)) if logits and got.ndim > 0 and got.size > 0 else found
+
+
+def _with_rows(found: Deviation, a: np.ndarray, b: np.ndarray) -> Deviation:
+    """With what is said of logits."""
+    return replace(found, kl=_divergence(a, b), top1=float(np.mean(np.argmax(a, -1) == np.argmax(b, -1))))
+
+
+def _blocks(got: np.ndarray, want: np.ndarray, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both arrays in float64, few elements at a time, which stay in the cache."""
+    flat = got.reshape(-1), want.reshape(-1)
+    for start in range(0, got.size, _BLOCK):
+        a, b = (numbers(each[start : start + _BLOCK], dtype) for each in flat)
+        yield a, b
+
+
+@dataclass
+class _Totals:
+    """What is summed up over blocks of two arrays."""
+
+    largest: float = 0.0
+    errors: float = 0.0
+    differing: int = 0
+    products: np.ndarray = field(default_factory=lambda: np.zeros(3))  # a·a, b·b, a·b of the elements that are finite on both sides
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        errors = _errors(a, b)
+        self.largest = max(self.largest, float(np.max(errors, initial=0.0)))
+        self.errors += float(np.sum(errors))
+        self.differing += int(np.count_nonzero(a != b))
+        finite = np.isfinite(a) & np.isfinite(b)
+        if not finite.all():
+            a, b = a[finite], b[finite]
+        with np.errstate(over="ignore"):
+            self.products += [float(np.sum(x * y.conj()).real) for x, y in ((a, a), (b, b), (a, b))]
+
+    @property
+    def cosine(self) -> float:
+        """1 where both arrays are all zeros."""
+        squared_a, squared_b, product = (float(each) for each in self.products)
+        length = math.sqrt(squared_a) * math.sqrt(squared_b)
+        if length == 0.0:
+            return 1.0 if squared_a == squared_b == 0.0 else 0.0
+        return product / length
 
 
 def is_exact(dtype: str) -> bool:
@@ -107,16 +157,6 @@ def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         errors: np.ndarray = np.where(same, 0.0, np.abs(a - b))
     return np.where(np.isnan(errors), np.inf, errors)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the elements that are finite on both sides; 1 where both are all zeros."""
-    finite = np.isfinite(a) & np.isfinite(b)
-    a, b = a[finite], b[finite]
-    product = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if product == 0.0:
-        return 1.0 if not a.any() and not b.any() else 0.0
-    return float(np.real(np.vdot(a, b))) / product
 
 
 def _divergence(got: np.ndarray, want: np.ndarray) -> float:
