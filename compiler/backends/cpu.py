@@ -26,6 +26,7 @@ from llmos.compiler.compiled import CompiledModel, CompileObserver
 from llmos.compiler.emit import emitter
 from llmos.compiler.evaluate import call_entry
 from llmos.compiler.frontend.model import STATE, ImportedModel
+from llmos.compiler.guards import guards_of
 from llmos.compiler.independence import Function, row_independence
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
@@ -48,7 +49,7 @@ from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.passes.tile_dispatches import TileDispatches
 from llmos.passes.winograd import Winograd
-from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol, TensorSpec
+from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, GuardSpec, KernelSpec, Symbol, TensorSpec
 
 DISPATCHES: tuple[Pass, ...] = (
     RecogniseAttention(),
@@ -138,6 +139,7 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
     given = tuple(
         TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
     )
+    guards = guards_of(program.module.operation, table)
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = EntrySpec(
         name,
@@ -146,7 +148,8 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
         given,
         outputs,
         tuple(_text(a, STATE, "") for a in inputs if STATE in a),
-        row_independence(Function(program.main, shapes), functions, given, outputs),
+        row_independence(Function(program.main, shapes), functions, given, outputs, guards),
+        GuardSpec(f"__llmos_guards_{name}", tuple(guard.text for guard in guards)) if guards else None,
     )
     slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
     return CompiledModel(

@@ -14,6 +14,7 @@ from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.computed import SIZE_OUT_OF_RANGE, is_allocatable, is_valid
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
 from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, CONTEXT_THREADS, NUM_THREADS, LoopLayout
+from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
 from llmos.compiler.symbolic import COMPUTES, COUNTER, ComputedSymbol, Expr, Shapes, SymbolTable, argument_attributes, read_shape
@@ -27,7 +28,7 @@ SLOT_ALIGN = 64
 
 @dataclass
 class HostEmitter:
-    """Emits `__tvm_ffi_<entry>` and `__llmos_shapes_<entry>` for a planned main function."""
+    """Emits `__tvm_ffi_<entry>`, `__llmos_shapes_<entry>` and, where sizes must satisfy something, `__llmos_guards_<entry>`."""
 
     module: ir.Module
     main: ir.Operation
@@ -40,6 +41,8 @@ class HostEmitter:
         name = ir.StringAttr(self.main.attributes["sym_name"]).value
         self._emit_entry(f"__tvm_ffi_{name}")
         self._emit_shapes(f"__llmos_shapes_{name}")
+        if guards := guards_of(self.main.parent, self.table):
+            self._emit_guards(f"__llmos_guards_{name}", guards)
 
     # -- pieces of the module
     def _function(self, name: str, kinds: Sequence[ir.Type], results: Sequence[ir.Type]) -> ir.Block:
@@ -54,19 +57,32 @@ class HostEmitter:
             )
         return func.regions[0].blocks.append(*kinds)
 
+    def _sizes_from(self, block: ir.Block) -> tuple[Builder, Sizes]:
+        """At the start of a function whose first argument points to the symbols, in manifest order."""
+        b = Builder(block, 1)
+        b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
+        with b.at_entry():
+            places = [b.address(block.arguments[0], b.index(i), b.i64) for i in range(len(self.table.symbols))]
+            symbols = {symbol.expr: b.load(place, b.i64, 8) for symbol, place in zip(self.table.symbols, places, strict=True)}
+        return b, Sizes(b, symbols)
+
+    def _emit_guards(self, name: str, guards: Sequence[Guard]) -> None:
+        """The number of the first condition that doesn't hold, or -1."""
+        block = self._function(name, [ir.Type.parse("!llvm.ptr")], [ir.IntegerType.get_signless(64)])
+        with ir.InsertionPoint(block):
+            b, sizes = self._sizes_from(block)
+            found = b.index(-1)
+            for number, guard in reversed(list(enumerate(guards))):
+                holds = b.compare(guard.predicate, sizes(guard.left), sizes(guard.right))
+                found = b.select(holds, found, b.index(number))
+            ir.Operation.create("func.return", operands=[found])
+
     def _emit_shapes(self, name: str) -> None:
         ptr = ir.Type.parse("!llvm.ptr")
         block = self._function(name, [ptr, ptr], [])
-        symbols_pointer, out = block.arguments
+        out = block.arguments[1]
         with ir.InsertionPoint(block):
-            b = Builder(block, 1)
-            b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
-            with b.at_entry():
-                symbols = {
-                    symbol.expr: b.load(b.address(symbols_pointer, b.index(i), b.i64), b.i64, 8)
-                    for i, symbol in enumerate(self.table.symbols)
-                }
-            sizes = Sizes(b, symbols)
+            b, sizes = self._sizes_from(block)
             dims = [self.table.upper_bound(dim) for value in self._terminator().operands for dim in self.shapes.shape(value)]
             for i, dim in enumerate(dims):
                 b.store(sizes(dim), b.address(out, b.index(i), b.i64), 8)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmos.compiler.frontend.model import Reference
+from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Symbol, SymbolTable, argument_attributes, read_shape, result_attributes
 from llmos.runtime.artifact.deviation import is_exact, measure, numbers
@@ -70,6 +71,7 @@ class Signature:
     table: SymbolTable
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
+    guards: tuple[Guard, ...] = ()
 
     @classmethod
     def of(cls, module: ir.Module) -> Signature:
@@ -81,7 +83,7 @@ class Signature:
             for a in arguments
         )
         results = tuple(OutputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"])) for a in result_attributes(main))
-        return cls(table, inputs, results)
+        return cls(table, inputs, results, guards_of(module.operation, table))
 
     def sizes_of(self, inputs: Sequence[np.ndarray]) -> dict[str, int]:
         """The symbols' sizes in a call."""
@@ -152,15 +154,16 @@ def _record_made_up(
     reference: Reference, signature: Signature, recipes: Sequence[Recipe], traced: Mapping[str, int], number: int
 ) -> Recording:
     """A run at the first sizes that the reference takes."""
-    failure: UserError | None = None
+    failure = UserError(f"no sizes were found that satisfy {' and '.join(guard.text for guard in signature.guards)}")
     for sizes in candidate_sizes(signature.table.symbols, traced, number):
+        if not all(guard.holds(sizes) for guard in signature.guards):
+            continue
         try:
             seeded = [Recipe(r.kind, r.seed + 100 * number, r.low, r.high, r.mean, r.std) for r in recipes]
             inputs = [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(seeded, signature.inputs, strict=True)]
             return _run(reference, sizes, inputs, seeded)
         except UserError as error:
             failure = error
-    assert failure is not None
     raise failure
 
 

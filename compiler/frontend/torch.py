@@ -15,10 +15,12 @@ from llmos.compiler.frontend.cleanup import clean
 from llmos.compiler.frontend.dims import ComputedSize, IndexValues, Shape, Sizes, plain_text
 from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering
+from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
 from llmos.compiler.frontend.scalars import NUMPY_NAMES
 from llmos.compiler.frontend.symbols import find_symbols
+from llmos.compiler.guards import GUARDS
 from llmos.compiler.ir import arith, context, func, ir, tensor
 from llmos.compiler.symbolic import COMPUTED
 from llmos.compiler.weights import Weight
@@ -54,7 +56,9 @@ def import_torch(
     inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names") + states
     given = dict(weights or {})
     sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes)
-    lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names)
+    conditions, unread = find_conditions(program, sizes)
+    notes = tuple(f"a condition on the sizes of inputs isn't checked at calls: {text}" for text in unread)
+    lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names, conditions)
     module, used = lowering.build(ir_context or context())
     return ImportedModel(
         name=name,
@@ -63,8 +67,12 @@ def import_torch(
         reference=reference or _reference(source, program, inputs),
         examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, inputs),
         assets=dict(assets or {}),
-        metadata=dict(metadata or {}),
+        metadata=_with_notes(metadata or {}, notes),
     )
+
+
+def _with_notes(metadata: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    return {**metadata, "notes": [*metadata.get("notes", ()), *notes]} if notes else dict(metadata)
 
 
 def torch_weight(value: torch.Tensor) -> Weight:
@@ -152,6 +160,7 @@ class _Function:
     weights: Sequence[ProgramInput]
     sizes: Sizes
     output_names: Sequence[str] | None
+    conditions: Sequence[str] = ()
 
     def build(self, ctx: ir.Context) -> tuple[ir.Module, list[ProgramInput]]:
         """The module, and the weights that its function takes, in order."""
@@ -227,6 +236,8 @@ class _Function:
         function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
         symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
+        if self.conditions:
+            module.operation.attributes[GUARDS] = ir.ArrayAttr.get([ir.StringAttr.get(text) for text in self.conditions])
         if self.sizes.computed:
             module.operation.attributes[COMPUTED] = ir.DictAttr.get({each.size.name: _computed(each) for each in self.sizes.computed})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from llmos.compiler.guards import Guard
 from llmos.compiler.independence.domain import Batch, Mixed, Rows, State, Uniform
 from llmos.compiler.independence.function import Frame, Function
 from llmos.compiler.ir import ir
@@ -12,12 +13,19 @@ from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 
 
 def row_independence(
-    main: Function, functions: Mapping[str, Function], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    main: Function,
+    functions: Mapping[str, Function],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    guards: Sequence[Guard] = (),
 ) -> RowSpec:
     """Along which symbol rows are independent, or why along none. `inputs`, `outputs`: what the manifest says of the entry."""
     candidate = _candidate(inputs, outputs)
     if isinstance(candidate, RowSpec):
         return candidate
+    for guard in guards:
+        if candidate in {str(symbol) for symbol in guard.symbols}:
+            return RowSpec(reason=f"a call needs {guard.text}, which says something of {candidate!r}")
     found = objections(main, functions, inputs, candidate)
     reasons = [f"output {spec.name!r}: {reason}" for spec, reason in zip(outputs, found, strict=True) if reason]
     return RowSpec(reason=reasons[0]) if reasons else RowSpec(candidate)

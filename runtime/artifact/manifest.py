@@ -13,7 +13,7 @@ from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
 
 FORMAT = 2
-OLDEST_FORMAT = 1  # which artifacts are still written in that compute no sizes
+OLDEST_FORMAT = 1  # which artifacts are still written in that compute no sizes and need no guards
 ALIGNMENT = 64
 CHUNK_BYTES = 1 << 20
 MAX_NDIM = 16
@@ -74,12 +74,20 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
+class GuardSpec:
+    """What the sizes of a call must satisfy beyond their ranges: texts for people, and the function that checks them."""
+
+    symbol: str
+    conditions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EntrySpec:
     """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it.
 
     states: names of tensors that the model keeps from call to call. They are its last inputs and its last outputs, in this order, and the
     weights of these names are what they start with.
-    rows: None in an artifact whose compiler did not look.
+    rows: None in an artifact whose compiler did not look. guards: None where ranges say all.
     """
 
     name: str
@@ -89,6 +97,7 @@ class EntrySpec:
     outputs: tuple[TensorSpec, ...]
     states: tuple[str, ...] = ()
     rows: RowSpec | None = None
+    guards: GuardSpec | None = None
 
     @property
     def num_inputs(self) -> int:
@@ -160,7 +169,7 @@ class Manifest:
     @property
     def format(self) -> int:
         """The oldest that has all that this manifest says."""
-        return FORMAT if self.computed else OLDEST_FORMAT
+        return FORMAT if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
 
     @property
     def computed_names(self) -> frozenset[str]:
@@ -321,6 +330,7 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
                 "outputs": [tensor(spec) for spec in entry.outputs],
                 **({"states": list(entry.states)} if entry.states else {}),
                 **({"rows": _rows_to_dict(entry.rows)} if entry.rows else {}),
+                **({"guards": {"symbol": entry.guards.symbol, "conditions": list(entry.guards.conditions)}} if entry.guards else {}),
             }
             for entry in manifest.entries
         ],
@@ -381,7 +391,13 @@ def _parse_entry(item: Fields) -> EntrySpec:
 
     states = item.strings("states") if "states" in item.value else ()
     rows = _parse_rows(item.record("rows")) if "rows" in item.value else None
-    return EntrySpec(item.string("name"), item.string("symbol"), item.string("shapes"), tensors("inputs"), tensors("outputs"), states, rows)
+    guards = _parse_guards(item.record("guards")) if "guards" in item.value else None
+    names = (item.string("name"), item.string("symbol"), item.string("shapes"))
+    return EntrySpec(*names, tensors("inputs"), tensors("outputs"), states, rows, guards)
+
+
+def _parse_guards(item: Fields) -> GuardSpec:
+    return GuardSpec(item.string("symbol"), item.strings("conditions"))
 
 
 def _parse_rows(item: Fields) -> RowSpec:

@@ -180,3 +180,25 @@ int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_
   }
   return LLMOS_OK;
 }
+
+static bool is_name(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_'; }
+
+static bool mentions(const char* text, const char* name) {
+  size_t length = strlen(name);
+  for (const char* at = strstr(text, name); at; at = strstr(at + 1, name)) {
+    if ((at == text || !is_name(at[-1])) && !is_name(at[length])) return true;
+  }
+  return false;
+}
+
+int32_t check_guards(const manifest* manifest, const entry* entry, const int64_t* symbols, int64_t broken) {
+  char sizes[256] = "", one[128];
+  if (broken < 0) return LLMOS_OK;
+  const char* text = broken < entry->num_conditions ? entry->conditions[broken] : "a condition of the model";
+  for (int32_t i = 0; i < manifest->num_symbols; ++i) {
+    if (!mentions(text, manifest->symbols[i].name)) continue;
+    snprintf(one, sizeof one, "%s%s = %lld", *sizes ? ", " : "", manifest->symbols[i].name, (long long)symbols[i]);
+    append(sizes, one);
+  }
+  return fail(LLMOS_ERROR_INPUT, "entry \"%s\": the model needs %s, got %s", entry->name, text, sizes);
+}

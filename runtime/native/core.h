@@ -75,8 +75,9 @@ typedef struct {
 } tensor;
 
 typedef struct {
-  const char *name, *symbol, *shapes;
-  int32_t num_inputs, num_outputs;
+  const char *name, *symbol, *shapes, *guards; /* guards: NULL where ranges say all */
+  const char* const* conditions;               /* what the guards check, for messages */
+  int32_t num_inputs, num_outputs, num_conditions;
   const tensor *inputs, *outputs;
 } entry;
 
@@ -153,5 +154,6 @@ uint32_t set_float_mode(uint32_t mode); /* gives the one before; 0x1F80 is the d
 int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols);
 int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
 int32_t check_dims(const entry* entry, const int64_t* dims);
+int32_t check_guards(const manifest* manifest, const entry* entry, const int64_t* symbols, int64_t broken); /* broken: -1 for none */
 
 #endif

@@ -130,6 +130,10 @@ static void parse_entry(reader* in, const json_node* item, void* out) {
   result->shapes = string(in, item, "shapes");
   result->inputs = records(in, item, "inputs", sizeof(tensor), MAX_TENSORS, &result->num_inputs, parse_tensor);
   result->outputs = records(in, item, "outputs", sizeof(tensor), MAX_TENSORS, &result->num_outputs, parse_tensor);
+  const json_node* guards = find(in, item, "guards");
+  if (!guards) return;
+  result->guards = string(in, guards, "symbol");
+  result->conditions = records(in, guards, "conditions", sizeof(char*), MAX_TENSORS, &result->num_conditions, parse_string);
 }
 
 static void parse_weight(reader* in, const json_node* item, void* out) {

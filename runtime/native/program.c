@@ -18,6 +18,7 @@ enum { NUM_SLOTS = 64 };
 typedef struct {
   llmos_entry run;
   llmos_shapes shapes;
+  llmos_guards guards; /* or NULL */
   int32_t num_dims; /* of all outputs */
 } functions;
 
@@ -169,6 +170,9 @@ static int32_t bind_entry(llmos_program* program, const entry* entry, functions*
   }
   memcpy(&result->run, &run, sizeof run); /* ISO C knows no cast from an object pointer to a function pointer */
   memcpy(&result->shapes, &shapes, sizeof shapes);
+  void* guards = entry->guards ? dlsym(program->library, entry->guards) : NULL;
+  if (entry->guards && !guards) return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" has no function \"%s\"", program->code->member, entry->guards);
+  memcpy(&result->guards, &guards, sizeof guards);
   int32_t num_tensors = entry->num_inputs + entry->num_outputs;
   for (int32_t i = 0; i < entry->num_outputs; ++i) result->num_dims += entry->outputs[i].info.ndim;
   if (num_tensors > program->max_tensors) program->max_tensors = num_tensors;
@@ -270,8 +274,10 @@ int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const 
   const entry* entry = entry_at(program, index);
   if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
   int32_t code = check_inputs(&program->artifact->manifest, entry, inputs, num_inputs, symbols);
+  const functions* functions = program->functions + index;
+  if (!code && functions->guards) code = check_guards(&program->artifact->manifest, entry, symbols, functions->guards(symbols));
   if (code) return code;
-  program->functions[index].shapes(symbols, dims);
+  functions->shapes(symbols, dims);
   return check_dims(entry, dims);
 }
 

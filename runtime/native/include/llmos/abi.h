@@ -102,6 +102,10 @@ typedef int (*llmos_entry)(void* handle, const TVMFFIAny* args, int32_t num_args
  * bounds where a dim depends on what the manifest calls "computed". */
 typedef void (*llmos_shapes)(const int64_t* symbols, int64_t* dims);
 
+/* Exported as "symbol" of the manifest's "guards", where an entry has them: the number of the first of their conditions that the
+ * symbols do not satisfy, or -1. */
+typedef int64_t (*llmos_guards)(const int64_t* symbols);
+
 #ifdef __cplusplus
 }
 #endif
