@@ -125,7 +125,7 @@ class Executor:
         if kind is Kind.ARRAY:
             return value
         items = tuple(item.item() if isinstance(item, np.generic) else item for item in value.array.reshape(-1))
-        return items if kind is Kind.INTS else tuple(float(item) for item in items)
+        return tuple(float(item) for item in items) if kind is Kind.FLOATS else items
 
     def _operand(self, value: Value, rank: int) -> Any:
         """A one-element constant as a Python number, so that it stays visible in the graph; else a tensor.

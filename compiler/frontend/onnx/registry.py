@@ -7,6 +7,7 @@ The annotation of an input says in which form the function wants it:
     Operand       a tensor, or a      Floats  a tuple of floats, known likewise
                   Python number       Array   a Host value         Value   whatever there is
     AnyTensor     a tensor, of a coded type too (coded.py)
+    Numbers       a tuple of Python numbers of the input's own kind, known likewise
     Known         a Host value or None; the function itself says what is wrong with anything else
 
 A node with an attribute that the function doesn't name is refused: an attribute ignored is a wrong number.
@@ -38,6 +39,7 @@ class Kind(enum.Enum):
     OPERAND = "operand"
     INTS = "ints"
     FLOATS = "floats"
+    NUMBERS = "numbers"
     ARRAY = "array"
     ANY_TENSOR = "any_tensor"
     VALUE = "value"
@@ -49,6 +51,7 @@ class Kind(enum.Enum):
 Operand = Annotated[Any, Kind.OPERAND]
 Ints = Annotated[tuple[Any, ...], Kind.INTS]
 Floats = Annotated[tuple[float, ...], Kind.FLOATS]
+Numbers = Annotated[tuple[Any, ...], Kind.NUMBERS]
 Array = Annotated[Host, Kind.ARRAY]
 AnyTensor = Annotated["torch.Tensor | Coded", Kind.ANY_TENSOR]
 Value = Annotated[AnyValue, Kind.VALUE]

@@ -29,15 +29,15 @@ def gemm(
     if transB and alpha == 1.0 and beta == 1.0 and (c is None or c.ndim == 1):
         return F.linear(a, b, c)
     product = torch.matmul(a, b.t() if transB else b)
-    product = product if alpha == 1.0 else product * alpha
+    product = product if alpha == 1.0 else (product * alpha).to(a.dtype)
     if c is None or beta == 0.0:
         return product
-    return product + (c if beta == 1.0 else c * beta)
+    return product + (c if beta == 1.0 else (c * beta).to(a.dtype))
 
 
 @op("Einsum", since=12)
 def einsum(*items: torch.Tensor, equation: str) -> torch.Tensor:
-    return torch.einsum(equation.replace(" ", ""), *items)
+    return torch.einsum(equation.replace(" ", ""), *items).to(items[0].dtype)  # torch sums small integers to int64
 
 
 @op("Det")

@@ -106,12 +106,12 @@ def dequantize_linear(
 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | Coded, torch.Tensor, torch.Tensor]:
-    """uint8 over the range of the data, with zero inside it."""
+    """uint8 over the range of the data, with zero inside it; zeros alone have a scale of 1, as in onnxruntime."""
     low, high = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
-    scale = (high - low) / 255
-    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.clamp(torch.round(-low / safe), 0, 255).to(torch.uint8)
-    return quantize(x, safe, zero, torch.uint8), scale, zero
+    span = (high - low) / 255
+    scale = torch.where(span == 0, torch.ones_like(span), span)
+    zero = torch.clamp(torch.round(-low / scale), 0, 255).to(torch.uint8)
+    return quantize(x, scale, zero, torch.uint8), scale, zero
 
 
 @op("MatMulInteger")

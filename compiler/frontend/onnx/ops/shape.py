@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_torch, torch_dtype
-from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, NumOutputs, op
+from llmos.compiler.frontend.onnx.registry import Ints, Known, Numbers, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -231,15 +230,15 @@ def pad_by_attributes(x: torch.Tensor, *, pads: tuple[int, ...], mode: str = "co
 
 
 @op("Pad", since=11)
-def pad(x: torch.Tensor, pads: Ints, value: Floats | None = None, axes: Ints | None = None, *, mode: str = "constant") -> torch.Tensor:
+def pad(x: torch.Tensor, pads: Ints, value: Numbers | None = None, axes: Ints | None = None, *, mode: str = "constant") -> torch.Tensor:
     chosen = [axis % x.ndim for axis in axes] if axes is not None else list(range(x.ndim))
     full: list[Any] = [0] * (2 * x.ndim)
     for place, axis in enumerate(chosen):
         full[axis], full[axis + x.ndim] = pads[place], pads[place + len(chosen)]
-    return _pad(x, tuple(full), mode, value[0] if value else 0.0)
+    return _pad(x, tuple(full), mode, value[0] if value else 0)
 
 
-def _pad(x: torch.Tensor, pads: tuple[Any, ...], mode: str, value: float) -> torch.Tensor:
+def _pad(x: torch.Tensor, pads: tuple[Any, ...], mode: str, value: Any) -> torch.Tensor:
     pairs = [(pads[axis], pads[axis + x.ndim]) for axis in range(x.ndim)]
     if mode == "constant":
         return _pad_constant(x, pairs, value)
@@ -249,13 +248,14 @@ def _pad(x: torch.Tensor, pads: tuple[Any, ...], mode: str, value: float) -> tor
     return x
 
 
-def _pad_constant(x: torch.Tensor, pairs: list[tuple[Any, Any]], value: float) -> torch.Tensor:
+def _pad_constant(x: torch.Tensor, pairs: list[tuple[Any, Any]], value: Any) -> torch.Tensor:
+    """By the op that takes an integer for a tensor of integers: F.pad takes a float, which has 53 bits."""
     if all(_is_zero(item) for pair in pairs for item in pair):
         return x
     flat = [item for pair in reversed(pairs) for item in pair]
     if x.dtype == torch.bool:
-        return F.pad(x.to(torch.uint8), flat, value=int(value)).to(torch.bool)
-    return F.pad(x, flat, value=value if x.is_floating_point() else int(value))
+        return torch.constant_pad_nd(x.to(torch.uint8), flat, int(value)).to(torch.bool)
+    return torch.constant_pad_nd(x, flat, value if x.is_floating_point() else int(value))
 
 
 def _pad_by_index(x: torch.Tensor, axis: int, before: Any, after: Any, mode: str) -> torch.Tensor:
@@ -300,4 +300,4 @@ def center_crop_pad(x: torch.Tensor, shape: Ints, *, axes: tuple[int, ...] | Non
         missing = wanted - x.shape[axis]
         before = missing // 2 if missing >= 0 else -((-missing) // 2)
         pairs[axis % x.ndim] = (before, missing - before)
-    return _pad_constant(x, pairs, 0.0)
+    return _pad_constant(x, pairs, 0)
