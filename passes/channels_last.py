@@ -91,12 +91,14 @@ class _Region:
         return known
 
     def _pinned(self) -> set[ir.Value]:
-        """Tensors that an op's region uses in a way that no layout follows."""
+        """Tensors that an op's region uses in a way that no layout follows, and weights that are computed: they get their own layout."""
         pinned: set[ir.Value] = set()
         for op in self.ops:
             followed = {extract.operands[0] for extract in extracts(op)}
             inner = [v for v in captured(op) if v not in list(op.operands)]
             pinned.update(v for v in inner if is_layout_tensor(v) and v not in followed)
+            if (found := convolution_of(op)) is not None:
+                pinned.add(found.generic.inputs[found.weight])
         return pinned
 
     # -- growth

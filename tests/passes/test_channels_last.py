@@ -74,7 +74,7 @@ def test_a_pointwise_convolution_is_a_matrix_product() -> None:
         (lambda w, x: F.conv2d(x, w).amax((2, 3), keepdim=True), 1),
         (lambda w, x: F.max_pool2d(F.conv2d(x, w, padding=1).exp(), 2).mean((2, 3)), 1),
         (lambda w, x: F.conv2d(torch.cat([x, x * 2], 1)[:, 4:12], w).mean((2, 3)), 1),
-        (lambda w, x: F.conv2d(F.interpolate(x, scale_factor=2), w).mean((2, 3)), 1),
+        (lambda w, x: F.conv2d(F.interpolate(x, scale_factor=2), w).mean((2, 3)), 2),  # the copies themselves
         (lambda w, x: F.conv2d(F.channel_shuffle(x, 4), w).mean((2, 3)), 2),  # the shuffle itself
         (lambda w, x: F.conv2d(x, w).permute(0, 2, 3, 1).contiguous(), 1),  # asked for: no move
         (lambda w, x: F.conv2d(x, w).flatten(2).transpose(1, 2).contiguous().softmax(-1), 1),

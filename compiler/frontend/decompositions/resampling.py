@@ -7,7 +7,7 @@ results agree where a position falls on the border between two elements. Sizes m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -78,10 +78,15 @@ def rounded(value: Any, dtype: torch.dtype) -> Any:
     return float(np.float32(value)) if isinstance(value, float) and dtype == torch.float32 else value
 
 
-def repeated(x: Tensor, axis: int, times: int) -> Tensor:
-    """Each element of an axis `times` times."""
-    wide = x.unsqueeze(axis + 1).expand(*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
-    return wide.flatten(axis, axis + 1)
+def repeated(x: Tensor, times: Mapping[int, int]) -> Tensor:
+    """Each element of some axes a number of times, in one copy."""
+    if not times:
+        return x
+    shape = [size * times.get(axis, 1) for axis, size in enumerate(x.shape)]
+    split = [(size, times[axis]) if axis in times else (size,) for axis, size in enumerate(x.shape)]
+    for axis in sorted(times, reverse=True):
+        x = x.unsqueeze(axis + 1)
+    return x.expand([size for sizes in split for size in sizes]).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -217,20 +222,18 @@ def _resized(x: Tensor, sizes: Sequence[Any], scales: Sequence[float | None], al
     if not (moves or x.is_floating_point()):
         return NotImplemented
     dtype = torch.float64 if x.dtype == torch.float64 and not moves else torch.float32
-    wide = x if moves else x.to(dtype)
+    wide, copies = x if moves else x.to(dtype), {}
     for axis in reversed(range(2, x.ndim)):
-        size, length = x.shape[axis], sizes[axis - 2]
-        if scales[axis - 2] is not None or not statically_known_true(size == length):
-            wide = resize(wide, axis, _Axis(size, length, scales[axis - 2], align_corners, dtype))
-    return wide.to(x.dtype)
+        how = _Axis(x.shape[axis], sizes[axis - 2], scales[axis - 2], align_corners, dtype)
+        if moves and (times := _whole_ratio(how)) is not None:
+            copies[axis] = times
+        elif how.scale is not None or not statically_known_true(how.size == how.length):
+            wide = resize(wide, axis, how)
+    return repeated(wide, copies).to(x.dtype)
 
 
 def _copies(places: Callable[[_Axis], Tensor]) -> Resize:
-    def resize(x: Tensor, axis: int, how: _Axis) -> Tensor:
-        times = _whole_ratio(how)
-        return x.index_select(axis, places(how)) if times is None else repeated(x, axis, times)
-
-    return resize
+    return lambda x, axis, how: x.index_select(axis, places(how))
 
 
 def _whole_ratio(axis: _Axis) -> int | None:

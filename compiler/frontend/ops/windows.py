@@ -50,9 +50,9 @@ def convolution(
     strides, dilations = spread(stride, count), spread(dilation, count)
     pairs = _padding(b, padding, weight.shape[2:], dilations)
     x = _padded(b, x, pairs, 0)
-    if any(size != 1 for dim, size in enumerate(weight.shape) if dim not in weight.axes):
-        # The loops over the window take their bounds from the stored weight.
-        weight = b.copy(weight)
+    if any(dim not in weight.axes for dim in range(weight.rank)):
+        # The loops over the window, of one step too, take their bounds from the stored weight.
+        weight = b.dense(weight)
     channels, filters = weight.shape[1], weight.shape[0]
     if groups == 1:
         sums = _direct(b, result, x, weight, strides, dilations)

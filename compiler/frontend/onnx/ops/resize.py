@@ -98,7 +98,7 @@ def _resize(
     chosen = [axis % x.ndim for axis in (axes if axes is not None else range(x.ndim))]
     moves = how.mode == "nearest" and how.coordinates != "tf_crop_and_resize"
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide = x if moves else x.to(dtype)
+    wide, copies = x if moves else x.to(dtype), dict[int, int]()
     for size in sizes or ():
         _require_length(size)
     for place, axis in reversed(list(enumerate(chosen))):
@@ -107,7 +107,11 @@ def _resize(
         line = _Line(
             wide.shape[axis], size if size is not None else _length(wide.shape[axis], float(scale or 1)), scale, bounds, how, dtype
         )
-        wide = _resize_axis(wide, axis, line)
+        if moves and line.given is not None and _is_repetition(line.given, how):
+            copies[axis] = int(line.given)
+        else:
+            wide = _resize_axis(wide, axis, line)
+    wide = repeated(wide, copies)
     return wide if moves or x.is_floating_point() else _whole(wide, x.dtype, how)
 
 
@@ -222,8 +226,6 @@ def _resize_axis(x: torch.Tensor, axis: int, line: _Line) -> torch.Tensor:
     how = line.how
     if line.keeps:
         return x
-    if how.mode == "nearest" and line.given is not None and _is_repetition(line.given, how):
-        return repeated(x, axis, int(line.given))
     if how.mode == "nearest":
         result = x.index_select(axis, _made(line, _nearest))
     elif how.antialias:
@@ -248,7 +250,7 @@ def _made(line: _Line, function: Any) -> Any:
 def _is_repetition(scale: float, how: Resampling) -> bool:
     """Whether nearest at a whole scale repeats each element: the positions then fall on floor(i / scale)."""
     rules = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
-    return float(scale).is_integer() and scale >= 1 and (how.coordinates, how.nearest) in rules
+    return float(scale).is_integer() and scale > 1 and (how.coordinates, how.nearest) in rules
 
 
 def _nearest(line: _Line) -> torch.Tensor:
