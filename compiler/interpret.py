@@ -93,7 +93,7 @@ class Interpreter:
     def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray]) -> Trace:
         """Runs the entry. bfloat16 as uint16. Raises UnsupportedError where upstream can't lower an op."""
         given = {**weights, **self.folded(weights)}
-        queue = iter(inputs)
+        queue = iter([_as_pairs(array) for array in inputs])
         kinds = argument_attributes(self.main)
         arguments = [next(queue) if _text(each, "llmos.kind") == "input" else _bound(each, given) for each in kinds]
         trace = self.run_function(self.main, arguments)
@@ -261,8 +261,17 @@ def _bound(argument: Mapping[str, ir.Attribute], weights: Mapping[str, Weight | 
 
 
 def _as_declared(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Unsigned integers, which MLIR's types don't show, by the dtype that the entry declares."""
+    """Unsigned integers and complex numbers, which the module's types don't show, by the dtype that the entry declares."""
+    if dtype.startswith("complex"):
+        return np.ascontiguousarray(array).view(dtype).reshape(array.shape[:-1])
     return array.view(dtype) if dtype.startswith("uint") else array
+
+
+def _as_pairs(array: np.ndarray) -> np.ndarray:
+    """Complex numbers as the module takes them: [..., 2], real and imaginary part."""
+    if array.dtype.kind != "c":
+        return array
+    return np.ascontiguousarray(array).reshape(*array.shape, 1).view(array.real.dtype)
 
 
 def _text(attributes: Mapping[str, ir.Attribute], key: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import sympy
 
@@ -19,6 +19,7 @@ from llmos.runtime.errors import UnsupportedError, UserError
 
 Expr: TypeAlias = sympy.Expr
 Shape: TypeAlias = tuple[Expr, ...]
+T = TypeVar("T")
 _FUNCTIONS: Mapping[str, Any] = {
     "floor": sympy.floor,
     "min": sympy.Min,
@@ -301,6 +302,11 @@ def _items(attr: ir.DictAttr) -> list[ir.NamedAttribute]:
 def read_shape(attr: ir.Attribute) -> list[str | int]:
     """The entries of an `llmos.shape` attribute."""
     return [ir.StringAttr(dim).value if isinstance(dim, ir.StringAttr) else ir.IntegerAttr(dim).value for dim in ir.ArrayAttr(attr)]
+
+
+def callers_shape(dtype: str, dims: Sequence[T]) -> tuple[T, ...]:
+    """The dimensions that a caller sees: the last one of complex numbers holds their two parts, and is none."""
+    return tuple(dims[:-1] if dtype.startswith("complex") else dims)
 
 
 def shape_attribute(shape: Sequence[Expr]) -> ir.Attribute:

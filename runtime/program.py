@@ -236,6 +236,8 @@ class Entry:
         """Writes the address of each input's DLTensor; the result keeps them alive."""
         capsules = []
         for position, value in enumerate(inputs):
+            if not isinstance(value, np.ndarray):
+                value = _resolved(value)
             try:
                 capsule = value.__dlpack__()
                 pointers[position] = _pointer_of(capsule, _CAPSULE)
@@ -330,6 +332,14 @@ def _cut(array: np.ndarray, tensor: int) -> np.ndarray:
     sizes = c_void_p.from_address(tensor + _SHAPE_OFFSET).value
     shape = tuple((c_int64 * array.ndim).from_address(sizes)) if sizes else ()
     return array if shape == array.shape else array.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def _resolved(value: Any) -> Any:
+    """A torch tensor whose elements are those that it shows: DLPack has no mark for conjugate and negative views."""
+    for mark, resolve in (("is_conj", "resolve_conj"), ("is_neg", "resolve_neg")):
+        if getattr(value, mark, bool)():
+            value = getattr(value, resolve)()
+    return value
 
 
 def _copied(value: Any) -> np.ndarray:

@@ -31,7 +31,7 @@ from llmos.compiler.independence import Function, row_independence
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.size_text import size_text
-from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes, read_shape, result_attributes
+from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.target import Target, resolve
 from llmos.compiler.weights import Weight
 from llmos.compiler.worker import compile_in_child
@@ -131,14 +131,10 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
     returned = list(list(program.main.regions[0].blocks[0].operations)[-1].operands)
     name = ir.StringAttr(program.main.attributes["sym_name"]).value
     outputs = tuple(
-        TensorSpec(
-            _text(a, "llmos.name", f"output{i}"), _text(a, "llmos.dtype", "float32"), tuple(manifest_dim(d) for d in shapes.shape(value))
-        )
+        _spec(a, f"output{i}", [manifest_dim(d) for d in shapes.shape(value)])
         for i, (a, value) in enumerate(zip(results, returned, strict=True))
     )
-    given = tuple(
-        TensorSpec(_text(a, "llmos.name", ""), _text(a, "llmos.dtype", "float32"), tuple(read_shape(a["llmos.shape"]))) for a in inputs
-    )
+    given = tuple(_spec(a, "", read_shape(a["llmos.shape"])) for a in inputs)
     guards = guards_of(program.module.operation, table)
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = EntrySpec(
@@ -167,6 +163,11 @@ def _computed_by_outputs(table: SymbolTable, dims: Sequence[sympy.Expr]) -> tupl
     """What the manifest says of sizes that the entry computes: those that an output shows."""
     named = {symbol.name: symbol for dim in dims for symbol in table.computed_in(dim)}
     return tuple(ComputedSymbol(s.name, s.min, s.max, manifest_dim(table.upper_bound(s.expr))) for s in named.values())
+
+
+def _spec(attributes: Mapping[str, ir.Attribute], name: str, dims: Sequence[int | str]) -> TensorSpec:
+    dtype = _text(attributes, "llmos.dtype", "float32")
+    return TensorSpec(_text(attributes, "llmos.name", name), dtype, callers_shape(dtype, dims))
 
 
 def folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: CompileOptions) -> dict[str, Weight]:

@@ -17,7 +17,18 @@ from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, CONTEXT_THREADS, NUM_TH
 from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
-from llmos.compiler.symbolic import COMPUTES, COUNTER, ComputedSymbol, Expr, Shapes, SymbolTable, argument_attributes, read_shape
+from llmos.compiler.symbolic import (
+    COMPUTES,
+    COUNTER,
+    ComputedSymbol,
+    Expr,
+    Shapes,
+    SymbolTable,
+    argument_attributes,
+    callers_shape,
+    read_shape,
+    result_attributes,
+)
 
 ANY_BYTES, ANY_VALUE = 16, 8  # TVMFFIAny
 TENSOR_DATA, TENSOR_SHAPE, TENSOR_OFFSET = 0, 24, 40  # DLTensor
@@ -83,10 +94,15 @@ class HostEmitter:
         out = block.arguments[1]
         with ir.InsertionPoint(block):
             b, sizes = self._sizes_from(block)
-            dims = [self.table.upper_bound(dim) for value in self._terminator().operands for dim in self.shapes.shape(value)]
+            dims = [self.table.upper_bound(dim) for shape in self._result_shapes() for dim in shape]
             for i, dim in enumerate(dims):
                 b.store(sizes(dim), b.address(out, b.index(i), b.i64), 8)
             ir.Operation.create("func.return")
+
+    def _result_shapes(self) -> list[Sequence[Expr]]:
+        """The dimensions that a caller sees of each output."""
+        results = zip(self._terminator().operands, result_attributes(self.main), strict=True)
+        return [callers_shape(_dtype(named), self.shapes.shape(value)) for value, named in results]
 
     def _terminator(self) -> ir.Operation:
         return list(self.main.regions[0].blocks[0].operations)[-1].operation
@@ -250,8 +266,8 @@ class HostEmitter:
 
     def _write_computed_shapes(self) -> None:
         """The true sizes of outputs, in the place of the bounds that they were allocated by."""
-        for tensor, value in zip(self.output_tensors, self._terminator().operands, strict=True):
-            for axis, dim in enumerate(self.shapes.shape(value)):
+        for tensor, shape in zip(self.output_tensors, self._result_shapes(), strict=True):
+            for axis, dim in enumerate(shape):
                 if self.table.computed_in(dim):
                     sizes = self._field(tensor, TENSOR_SHAPE, self.b.ptr)
                     self.b.store(self.sizes(dim), self.b.address(sizes, self.b.index(axis), self.b.i64), 8)
@@ -302,3 +318,7 @@ class HostEmitter:
             else:
                 self.pointers[result] = self.pointers[root_of(loop.inits[position])]
         return following
+
+
+def _dtype(attributes: Mapping[str, ir.Attribute]) -> str:
+    return str(ir.StringAttr(attributes["llmos.dtype"]).value) if "llmos.dtype" in attributes else ""

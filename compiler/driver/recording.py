@@ -11,7 +11,7 @@ import numpy as np
 from llmos.compiler.frontend.model import Reference
 from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Symbol, SymbolTable, argument_attributes, read_shape, result_attributes
+from llmos.compiler.symbolic import Symbol, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.runtime.artifact.deviation import is_exact, measure, numbers
 from llmos.runtime.artifact.recorded import Recipe, RecordedArray
 from llmos.runtime.errors import UserError
@@ -79,8 +79,7 @@ class Signature:
         table = SymbolTable.of(module)
         arguments = [a for a in argument_attributes(main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
         inputs = tuple(
-            InputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"]), tuple(map(table.parse, read_shape(a["llmos.shape"]))))
-            for a in arguments
+            InputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"]), tuple(map(table.parse, _given_dims(a)))) for a in arguments
         )
         results = tuple(OutputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"])) for a in result_attributes(main))
         return cls(table, inputs, results, guards_of(module.operation, table))
@@ -95,6 +94,10 @@ class Signature:
     def shape(self, spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
         values = {symbol.expr: sizes[symbol.name] for symbol in self.table.symbols if symbol.name in sizes}
         return tuple(int(dim.subs(values)) for dim in spec.dims)
+
+
+def _given_dims(attributes: Mapping[str, ir.Attribute]) -> tuple[str | int, ...]:
+    return callers_shape(_text(attributes["llmos.dtype"]), read_shape(attributes["llmos.shape"]))
 
 
 def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[Recording]:
@@ -143,6 +146,8 @@ def with_sensitivities(recording: Recording, reference: Reference, signature: Si
 
 
 def _moved(array: np.ndarray, seed: int) -> np.ndarray:
+    if array.dtype == np.complex64:
+        return _moved(array.reshape(-1).view(np.float32), seed).view(np.complex64).reshape(array.shape)
     if array.dtype != np.float32:
         return array.copy()
     up = np.random.PCG64(seed).random_raw(array.size).reshape(array.shape) % 2 == 1
@@ -191,10 +196,15 @@ def _untraced(symbol: Symbol, size: int, traced: int | None) -> int:
     return choices[0] if choices else size
 
 
+def _reals(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The elements in float64, complex ones as their real and imaginary parts."""
+    return np.ascontiguousarray(numbers(array, dtype)).reshape(-1).view(np.float64)
+
+
 def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
     """Values like those of the examples: integers of their range, so that an index stays within its table; floats of their spread."""
     seed = 1 + sum(spec.name.encode())
-    values = np.concatenate([numbers(_part(array, spec.dtype), spec.dtype).reshape(-1).real for array in examples] or [np.zeros(0)])
+    values = np.concatenate([_reals(_part(array, spec.dtype), spec.dtype) for array in examples] or [np.zeros(0)])
     values = np.clip(values[np.isfinite(values)], -(2.0**31), 2.0**31)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if spec.dtype == "bool":

@@ -15,7 +15,7 @@ from torch import fx
 from llmos.compiler.files import read_text
 from llmos.compiler.frontend.builder import Builder
 from llmos.compiler.frontend.dims import IndexValues, Sizes
-from llmos.compiler.frontend.exporting import Source, check_outputs, export, program_inputs
+from llmos.compiler.frontend.exporting import Source, check_outputs, export, over_real_numbers, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering, op_name, source_line
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.mlir import foreign_ops, import_mlir, parse
@@ -94,6 +94,7 @@ def _check_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes
     rows = []
     try:
         check_outputs(program)
+        program = over_real_numbers(program)
     except LlmosError as error:
         rows.append(Row("(output)", False, "", 1, "", str(error)))
     inputs = program_inputs(program)

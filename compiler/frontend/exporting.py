@@ -18,6 +18,7 @@ from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia,
 from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
+from llmos.compiler.frontend.complex_numbers import COMPLEX, as_pairs, has_complex
 from llmos.compiler.frontend.decompositions import own_decompositions, result_types
 from llmos.compiler.frontend.decompositions.checking import checked
 from llmos.compiler.frontend.decompositions.scatters import takes_mask
@@ -83,6 +84,21 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     known = _of_known_ops(program)
     read = read_from_storage(known)
     return known if read is known else _of_known_ops(read)
+
+
+def over_real_numbers(program: ExportedProgram) -> ExportedProgram:
+    """A functional program with pairs of real numbers in the place of complex ones; COMPLEX in the metadata says which they are."""
+    if not has_complex(program):
+        return program
+    pairs = as_pairs(program)
+    real = functional(pairs)
+    for before, after in zip(_ends(pairs), _ends(real), strict=True):
+        after.meta.update({COMPLEX: before.meta[COMPLEX]} if COMPLEX in before.meta else {})
+    return real
+
+
+def _ends(program: ExportedProgram) -> list[fx.Node]:
+    return [node for node in program.graph.nodes if node.op in ("placeholder", "output")]
 
 
 def _of_known_ops(program: ExportedProgram) -> ExportedProgram:
@@ -208,6 +224,11 @@ class ProgramInput:
     kind: str  # "input", "weight" or "state": a buffer that the model changes
     name: str
     tensor: torch.Tensor | None  # a weight's value
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether its last dimension, of size 2, is that of pairs which stand for complex numbers."""
+        return bool(self.node.meta.get(COMPLEX, False))
 
 
 def program_inputs(program: ExportedProgram) -> list[ProgramInput]:

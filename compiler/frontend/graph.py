@@ -210,8 +210,12 @@ _NUMBERS = ("number", "float", "Tensor", "bool")
 def _is_wanted(node: fx.Node) -> bool:
     """Whether anything but a check of what export knows reads the value; a number that is made of it says so in its own metadata."""
     if isinstance(node.meta.get("val"), torch.SymBool):
-        return any(op_name(user) not in IGNORED and not _is_number(user) and _is_wanted(user) for user in node.users)
+        return any(user.op == "output" or _reads(user) for user in node.users)
     return bool(node.users) or bool(node.meta.get("unbacked_bindings"))
+
+
+def _reads(user: fx.Node) -> bool:
+    return op_name(user) not in IGNORED and not _is_number(user) and _is_wanted(user)
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from llmos.compiler.frontend.splicing import copied, splice, updated
+from llmos.compiler.frontend.splicing import copied, rename_outputs, splice, updated
 from llmos.runtime.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -31,7 +31,7 @@ def read_from_storage(program: ExportedProgram) -> ExportedProgram:
     for node in list(module.graph.nodes):
         if _follows_a_view(node):
             made = _rewritten(node, set(signature.user_inputs))
-            signature.replace_all_uses(node.name, made.name)
+            rename_outputs(signature, {node.name: made.name})
             node.replace_all_uses_with(made)
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

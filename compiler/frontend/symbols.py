@@ -14,9 +14,9 @@ from llmos.compiler.frontend.dims import INT64_MAX, MAX_SIZE, DataSize, Sizes, S
 from llmos.runtime.errors import UnsupportedError
 
 
-def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_shapes: Any) -> Sizes:
-    """Every symbol of the inputs' shapes, in input order."""
-    named = _dim_names(inputs, dynamic_shapes)
+def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_shapes: Any, num_states: int = 0) -> Sizes:
+    """Every symbol of the inputs' shapes, in input order. The last `num_states` inputs are states, which `dynamic_shapes` doesn't name."""
+    named = _dim_names(inputs[: len(inputs) - num_states], dynamic_shapes)
     found: dict[sympy.Symbol, Symbol] = {}
     derived: set[sympy.Symbol] = set()
     for argument, node in enumerate(inputs):

@@ -13,18 +13,18 @@ from torch.export import ExportedProgram
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.cleanup import clean
 from llmos.compiler.frontend.dims import ComputedSize, IndexValues, Shape, Sizes, plain_text
-from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, program_inputs
+from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, over_real_numbers, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
-from llmos.compiler.frontend.scalars import NUMPY_NAMES
+from llmos.compiler.frontend.results import as_array, as_result, complex_outputs, dtype_name, output_names, output_nodes
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.guards import GUARDS
 from llmos.compiler.ir import arith, context, func, ir, tensor
 from llmos.compiler.symbolic import COMPUTED
 from llmos.compiler.weights import Weight
-from llmos.runtime.errors import InputError, UnsupportedError
+from llmos.runtime.errors import InputError
 
 SMALL_BUFFER_BYTES = 1 << 20  # integer buffers up to this size are looked into for ranges and constants
 
@@ -49,22 +49,23 @@ def import_torch(
     `weights` replaces the values of parameters and buffers by name (for weights that stay mmapped in their file).
     `reference` stands in for running the module in eager torch. Raises UnsupportedError for what can't be compiled, naming op and line.
     """
-    program = export(source, example_args, dynamic_shapes)
-    check_outputs(program)
+    exported = export(source, example_args, dynamic_shapes)
+    check_outputs(exported)
+    program = over_real_numbers(exported)
     arguments = program_inputs(program)
     states = [a for a in arguments if a.kind == "state"]
     inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names") + states
     given = dict(weights or {})
-    sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes)
-    conditions, unread = find_conditions(program, sizes)
+    sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes, len(states))
+    conditions, unread = find_conditions(exported, sizes)
     notes = tuple(f"a condition on the sizes of inputs isn't checked at calls: {text}" for text in unread)
     lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names, conditions)
     module, used = lowering.build(ir_context or context())
     return ImportedModel(
         name=name,
         module=module,
-        weights={w.name: given.get(w.name) or torch_weight(_tensor_of(w)) for w in [*used, *states]},
-        reference=reference or _reference(source, program, inputs),
+        weights={w.name: given.get(w.name) or _weight(w) for w in [*used, *states]},
+        reference=reference or _reference(source, exported, program_inputs(exported)),
         examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, inputs),
         assets=dict(assets or {}),
         metadata=_with_notes(metadata or {}, notes),
@@ -75,14 +76,26 @@ def _with_notes(metadata: Mapping[str, Any], notes: Sequence[str]) -> dict[str, 
     return {**metadata, "notes": [*metadata.get("notes", ()), *notes]} if notes else dict(metadata)
 
 
+def _weight(argument: ProgramInput) -> Weight:
+    return torch_weight(_given_value(argument) if argument.kind == "state" else _tensor_of(argument))
+
+
+def _given_value(argument: ProgramInput) -> torch.Tensor:
+    """A weight's or a state's value as a caller sees it."""
+    value = _tensor_of(argument)
+    return torch.view_as_complex(value.detach()) if argument.is_complex else value
+
+
 def torch_weight(value: torch.Tensor) -> Weight:
     """A Weight that reads a torch tensor when loaded."""
-    return Weight(NUMPY_NAMES[value.dtype], tuple(value.shape), lambda: to_numpy(value))
+    return Weight(
+        dtype_name(value.real.dtype if value.is_complex() else value.dtype, value.is_complex()), tuple(value.shape), lambda: to_numpy(value)
+    )
 
 
 def to_numpy(value: torch.Tensor) -> np.ndarray:
     """The tensor as a dense array, without a copy where it is dense already; bfloat16 as uint16."""
-    dense = value.detach().cpu().contiguous()
+    dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return dense.view(torch.uint16).numpy() if dense.dtype == torch.bfloat16 else dense.numpy()
 
 
@@ -104,14 +117,15 @@ def _examples(args: Sequence[torch.Tensor] | None, inputs: Sequence[ProgramInput
         return ()
     count = len(inputs)
     tensors = [arg for arg in torch.utils._pytree.tree_leaves(tuple(args)) if isinstance(arg, torch.Tensor)]
-    tensors += [_tensor_of(each) for each in inputs if each.kind == "state"]
+    tensors += [_given_value(each) for each in inputs if each.kind == "state"]
     return (tuple(to_numpy(each).copy() for each in tensors),) if len(tensors) == count and not any(t.is_meta for t in tensors) else ()
 
 
 def _reference(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
     """Eager torch on numpy inputs."""
     if any(each.kind == "state" for each in inputs):
-        return _stateful_reference(program, inputs)
+        return _stateful_reference(program, [each for each in inputs if each.kind != "weight"])
+    inputs = [each for each in inputs if each.kind == "input"]
     run: Callable[..., Any] = source if isinstance(source, torch.nn.Module) else program.module()
     dtypes = [each.node.meta["val"].dtype for each in inputs]
 
@@ -119,7 +133,7 @@ def _reference(source: Source, program: ExportedProgram, inputs: Sequence[Progra
         tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
         with torch.no_grad():
             answer = run(*tensors)
-        return [to_numpy(leaf) for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)]
+        return _arrays(answer)
 
     return reference
 
@@ -140,10 +154,14 @@ def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]
             module.get_submodule(owner)._buffers[leaf] = value
         with torch.no_grad():
             answer = module(*given)
-        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)]
-        return [to_numpy(leaf).copy() for leaf in [*leaves, *buffers]]
+        return [array.copy() for array in [*_arrays(answer), *[to_numpy(buffer) for buffer in buffers]]]
 
     return reference
+
+
+def _arrays(answer: Any) -> list[np.ndarray]:
+    leaves = torch.utils._pytree.tree_leaves(answer)
+    return [to_numpy(leaf) if isinstance(leaf, torch.Tensor) else as_array(leaf) for leaf in leaves if leaf is not None]
 
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -202,10 +220,15 @@ class _Function:
                 kept = distinct[each.name]
                 lowering.bind(each.node, self._weight_tensor(builder, kept, values[f"weight {kept.name}"]))
             values_out = lowering.run(self.program.graph)
-            moved = len(self._states)  # export returns new states first
-            results = [self._result(builder, each) for each in [*values_out[moved:], *values_out[:moved]]]
+            given = [value for value, each in zip(values_out, output_nodes(self.program), strict=True) if each is not None]
+            results = [as_result(builder, each) for each in self._states_last(given)]
             func.ReturnOp([each.value for each in results])
         return results
+
+    def _states_last(self, outputs: list[Any]) -> list[Any]:
+        """What the graph returns in the order of the function's results: export puts new states first."""
+        count = len(self._states)
+        return [*outputs[count:], *outputs[:count]]
 
     def _weight_tensor(self, builder: Builder, weight: ProgramInput, value: ir.Value) -> Tensor:
         shape, dtype = self._meta(weight)
@@ -215,24 +238,20 @@ class _Function:
             return plain
         return _recognised(builder, plain, tensor_value)
 
-    def _result(self, builder: Builder, value: Any) -> Tensor:
-        if not isinstance(value, Tensor):
-            raise UnsupportedError(f"an output of the model is {value!r}, not a tensor: return tensors only")
-        dense = builder.dense(value)
-        # An input or a weight that is returned as it is gets a buffer of its own.
-        return builder.copy(dense) if isinstance(dense.value.owner, ir.Block) else dense
-
     def _annotate(self, module: ir.Module, weights: Sequence[ProgramInput], results: Sequence[Tensor]) -> None:
         function = next(op for op in module.body.operations if isinstance(op, func.FuncOp))
         arguments = [*self.inputs, *weights]
         function.arg_attrs = ir.ArrayAttr.get([self._argument_attributes(each) for each in arguments])
         states = [each.name for each in self._states]
         count = len(results) - len(states)
-        names = self.output_names or _output_names(self.program, count)
+        returned = output_nodes(self.program)
+        names = self.output_names or output_names(self.program, returned[len(states) :])
         if len(names) != count:
             raise InputError(f"output_names has {len(names)} names, the model has {count} outputs")
-        named = [_named(name, each.dtype) for name, each in zip(names, results, strict=False)]
-        named += [_named(state_name(name), each.dtype, name) for name, each in zip(states, results[count:], strict=True)]
+        flags = [flag for flag, each in zip(complex_outputs(self.program), returned, strict=True) if each is not None]
+        dtypes = [dtype_name(each.dtype, flag) for each, flag in zip(results, self._states_last(flags), strict=True)]
+        named = [_named(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
+        named += [_named(state_name(name), dtype, name) for name, dtype in zip(states, dtypes[count:], strict=True)]
         function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
         symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
@@ -248,7 +267,7 @@ class _Function:
         attributes["llmos.name"] = ir.StringAttr.get(state_name(each.name) if is_state else each.name)
         if is_state:
             attributes[STATE] = ir.StringAttr.get(each.name)
-        attributes["llmos.dtype"] = ir.StringAttr.get(NUMPY_NAMES[dtype])
+        attributes["llmos.dtype"] = ir.StringAttr.get(dtype_name(dtype, each.is_complex and each.kind != "weight"))
         if each.kind != "weight":
             i64 = ir.IntegerType.get_signless(64)
             dims = [ir.IntegerAttr.get(i64, d) if isinstance(d, int) else ir.StringAttr.get(str(d)) for d in shape]
@@ -271,23 +290,14 @@ def _index_constant(value: int) -> ir.Value:
     return arith.ConstantOp(ir.IndexType.get(), value).result
 
 
-def _named(name: str, dtype: torch.dtype, state: str = "") -> ir.DictAttr:
-    texts = {"llmos.name": name, "llmos.dtype": NUMPY_NAMES[dtype], **({STATE: state} if state else {})}
+def _named(name: str, dtype: str, state: str = "") -> ir.DictAttr:
+    texts = {"llmos.name": name, "llmos.dtype": dtype, **({STATE: state} if state else {})}
     return ir.DictAttr.get({key: ir.StringAttr.get(text) for key, text in texts.items()})
 
 
 def state_name(buffer: str) -> str:
     """What the input and the output of a state are called, apart from the model's own."""
     return f"state.{buffer}"
-
-
-def _output_names(program: ExportedProgram, count: int) -> list[str]:
-    """Keys of a returned dict, else `output`, or output0, output1, ..."""
-    spec = program.call_spec.out_spec
-    keys = list(spec.context) if spec is not None and spec.type is dict and len(spec.context) == count else []
-    if all(isinstance(key, str) for key in keys) and keys:
-        return [str(key) for key in keys]
-    return ["output"] if count == 1 else [f"output{i}" for i in range(count)]
 
 
 def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:

@@ -32,5 +32,6 @@ DTYPES = {
         DType("float32", 4, "float32", "F32"),
         DType("float64", 8, "float64", "F64"),
         DType("complex64", 8, "complex64", "C64"),
+        DType("complex128", 16, "complex128", "C128"),
     )
 }

@@ -37,6 +37,9 @@ class Recipe:
     def make(self, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """A dense array; bfloat16 as uint16."""
         storage = np.dtype(DTYPES[dtype].storage)
+        if storage.kind == "c":
+            pairs: np.ndarray = self.make("float32" if storage.itemsize == 8 else "float64", (*shape, 2)).view(storage)
+            return pairs.reshape(shape)
         if self.kind == "mask":
             return _padded_mask(shape, storage)
         stream = np.random.PCG64(self.seed)

@@ -259,6 +259,7 @@ static const struct {
     {"bool", {6, 8, 1}},    {"int8", {0, 8, 1}},     {"int16", {0, 16, 1}},    {"int32", {0, 32, 1}},   {"int64", {0, 64, 1}},
     {"uint8", {1, 8, 1}},   {"uint16", {1, 16, 1}},  {"uint32", {1, 32, 1}},   {"uint64", {1, 64, 1}},  {"float16", {2, 16, 1}},
     {"float32", {2, 32, 1}}, {"float64", {2, 64, 1}}, {"bfloat16", {4, 16, 1}}, {"complex64", {5, 64, 1}},
+    {"complex128", {5, 128, 1}},
 };
 enum { NUM_DTYPES = sizeof DTYPES / sizeof *DTYPES };
 

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from llmos.compiler.frontend.coverage import check
+from llmos.compiler.frontend.results import as_array
 from llmos.compiler.frontend.torch import import_torch, to_numpy
 from llmos.runtime.errors import UserError
 from tests.conformance.inprocess import Compiled
@@ -119,11 +120,16 @@ def check_answer(source: Any, example_args: Sequence[Any] | None = None, dynamic
 def _difference(program: Any, tensors: Sequence[torch.Tensor], expected: Any, op_name: str) -> str:
     compiled = Compiled(import_torch(program))
     found = compiled([to_numpy(each.resolve_conj().resolve_neg()) for each in tensors])
-    leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
+    leaves = [_as_tensor(leaf) for leaf in pytree.tree_leaves(expected) if leaf is not None]
     if op_name in TIES:
         found, leaves = found[:1], leaves[:1]
     shapes_only = op_name.startswith(UNDEFINED)
     return next((text for got, want in zip(found, leaves, strict=True) if (text := difference(got, want, shapes_only))), "")
+
+
+def _as_tensor(leaf: Any) -> torch.Tensor:
+    """A tensor, or a Python number as what a compiled model makes of it."""
+    return leaf if isinstance(leaf, torch.Tensor) else torch.from_numpy(as_array(leaf))
 
 
 def difference(got: np.ndarray, tensor: torch.Tensor, shapes_only: bool = False) -> str:
@@ -133,6 +139,8 @@ def difference(got: np.ndarray, tensor: torch.Tensor, shapes_only: bool = False)
         return f"{got.dtype}{list(got.shape)} where {want.dtype}{list(want.shape)} is right"
     if shapes_only:
         return ""
+    if want.dtype.kind == "c":  # as real and imaginary parts
+        got, want = (each.reshape(*each.shape, 1).view(each.real.dtype) for each in (got, want))
     if want.dtype.kind != "f" and tensor.dtype != torch.bfloat16:
         return "" if np.array_equal(got, want) else f"{int((got != want).sum())} of {want.size} integers differ"
     loose = 1.0 if want.dtype.itemsize > 2 else 200.0

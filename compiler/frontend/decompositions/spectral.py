@@ -1,12 +1,8 @@
-"""Fourier transforms of real numbers to real numbers, as products with matrices of sines and cosines.
-
-A spectrum is a pair of tensors, its real and its imaginary part: no tensor is complex. Other transforms are left as they are.
-"""
+"""Short-time Fourier transforms: frames of a signal, transformed, and summed where they overlap."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,82 +10,94 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-Pair = tuple[Tensor, Tensor]
 
-# A matrix of this many rows takes 2 x 64 MiB.
-MAX_LENGTH = 4096
-
-
-def _fitted(x: Tensor, size: int) -> Tensor:
-    """The last dimension cut or filled up with zeros."""
-    missing = size - x.shape[-1]
-    return torch.nn.functional.pad(x, [0, missing]) if missing > 0 else x[..., :size]
+def _window(window: Tensor | None, n_fft: int, win_length: int | None, like: Tensor) -> Tensor:
+    """A window in the middle of a frame; ones where none is given."""
+    length = n_fft if win_length is None else win_length
+    given = torch.ones(length, dtype=like.real.dtype if like.is_complex() else like.dtype) if window is None else window
+    before = (n_fft - length) // 2
+    return torch.nn.functional.pad(given, [before, n_fft - length - before]) if length < n_fft else given
 
 
-def _waves(rows: int, columns: int, length: int, dtype: torch.dtype) -> Pair:
-    """cos and sin of 2 pi j k / length [rows, columns]; the angle is reduced in integers first, so that large ones stay exact."""
-    turns = (torch.arange(rows).unsqueeze(1) * torch.arange(columns)) % length
-    angles = turns.to(torch.float64) * (2 * math.pi / length)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _scale(norm: str | None, length: int, inverse: bool) -> float:
-    """What torch.fft's `norm` asks for: "backward" divides inverse transforms, "forward" the others."""
-    if norm == "ortho":
-        return 1 / math.sqrt(length)
-    return 1 / length if inverse == (norm in (None, "backward")) else 1.0
-
-
-def _along(spectrum: Pair, dim: int, length: int, inverse: bool, scale: float) -> Pair:
-    """The transform of one dimension of a spectrum."""
-    real, imaginary = (_fitted(part.movedim(dim, -1), length) for part in spectrum)
-    cosine, sine = _waves(length, length, length, real.dtype)
-    sine = -sine if inverse else sine
-    parts = real @ cosine + imaginary @ sine, imaginary @ cosine - real @ sine
-    return (parts[0] * scale).movedim(-1, dim), (parts[1] * scale).movedim(-1, dim)
-
-
-def _to_real(spectrum: Pair, dim: int, length: int, scale: float) -> Tensor:
-    """The inverse transform of half a spectrum, whose other half is its mirror."""
-    taken = length // 2 + 1
-    real, imaginary = (_fitted(part.movedim(dim, -1), taken) for part in spectrum)
-    cosine, sine = _waves(taken, length, length, real.dtype)
-    place = torch.arange(taken)
-    twice = torch.where((place == 0) | (2 * place == length), 1.0, 2.0).to(real.dtype) * scale
-    return ((real * twice) @ cosine - (imaginary * twice) @ sine).movedim(-1, dim)
-
-
-def _transform(x: Tensor, sizes: Sequence[int | None] | None, dims: Sequence[int] | None, norm: str | None, inverse: bool) -> Any:
-    """irfftn (inverse) and hfftn: dimensions before the last as any spectrum, the last to real numbers."""
-    if x.dtype.is_complex:
+def _stft(
+    x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None,
+    normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None, align_to_window: bool | None = None,
+) -> Any:  # fmt: skip
+    """[..., frequencies, frames] of a signal [..., n]."""
+    if align_to_window:
         return NotImplemented
-    chosen = list(dims) if dims is not None else list(range(-len(sizes), 0)) if sizes is not None else list(range(x.dim()))
-    given = [None if size == -1 else size for size in sizes] if sizes is not None else [None] * len(chosen)
-    last = given[-1] if given[-1] is not None else 2 * (x.shape[chosen[-1]] - 1)
-    lengths = [size if size is not None else x.shape[dim] for size, dim in zip(given[:-1], chosen[:-1], strict=True)]
-    if not all(isinstance(size, int) and 0 < size <= MAX_LENGTH for size in (*lengths, last)):
-        return NotImplemented
-    real = x if x.dtype.is_floating_point else x.to(torch.float32)
-    spectrum = real, torch.zeros_like(real)
-    for dim, length in zip(chosen[:-1], lengths, strict=True):
-        spectrum = _along(spectrum, dim, length, inverse, _scale(norm, length, inverse))
-    mirrored = spectrum if inverse else (spectrum[0], -spectrum[1])
-    return _to_real(mirrored, chosen[-1], last, _scale(norm, last, inverse))
+    hop = n_fft // 4 if hop_length is None else hop_length
+    frames = x.unfold(-1, n_fft, hop) * _window(window, n_fft, win_length, x)
+    half = onesided if onesided is not None else not frames.is_complex()
+    transform: Callable[..., Tensor] = torch.fft.rfft if half else torch.fft.fft
+    spectrum = transform(frames, norm="ortho" if normalized else "backward").transpose(-1, -2)
+    return spectrum if return_complex else torch.view_as_real(spectrum)
 
 
-def _of_one(inverse: bool) -> Callable[..., Any]:
-    return lambda x, n=None, dim=-1, norm=None: _transform(x, [n], [dim], norm, inverse)
+def _stft_centered(
+    x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
+    pad_mode: str = "reflect", normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None,
+    align_to_window: bool | None = None,
+) -> Any:  # fmt: skip
+    if center:
+        rows = x.reshape(1, -1, x.shape[-1])  # the form in which every mode of padding is taken
+        padded = torch.nn.functional.pad(rows, [n_fft // 2, n_fft // 2], mode=pad_mode)
+        x = padded.reshape(*x.shape[:-1], x.shape[-1] + 2 * (n_fft // 2))
+    return _stft(x, n_fft, hop_length, win_length, window, normalized, onesided, return_complex, align_to_window)
 
 
-def _of_many(inverse: bool, default: Sequence[int] | None) -> Callable[..., Any]:
-    return lambda x, s=None, dim=default, norm=None: _transform(x, s, dim, norm, inverse)
+def _istft(
+    x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
+    normalized: bool = False, onesided: bool | None = None, length: Any = None, return_complex: bool = False,
+) -> Tensor:  # fmt: skip
+    """The signal whose frames come nearest: overlapping frames summed, over the sum of the squares of their windows."""
+    hop = n_fft // 4 if hop_length is None else hop_length
+    half = onesided if onesided is not None else x.shape[-2] != n_fft
+    norm = "ortho" if normalized else "backward"
+    turned = x.transpose(-1, -2)
+    if return_complex:
+        frames = torch.fft.ifft(turned, norm=norm)
+    else:
+        frames = torch.fft.irfft(turned if half else turned[..., : n_fft // 2 + 1], n=n_fft, norm=norm)
+    weight = _window(window, n_fft, win_length, frames)
+    weight = weight.to(frames.real.dtype if frames.is_complex() else frames.dtype)
+    signal = _overlapped(frames * weight, hop)
+    envelope = _overlapped((weight * weight).expand(x.shape[-1], n_fft), hop)
+    start = n_fft // 2 if center else 0
+    whole = signal.shape[-1]
+    end = start + length if length is not None else whole - n_fft // 2 if center else whole
+    missing = end - whole if length is not None and end > whole else 0
+    kept = signal[..., start : end - missing] / envelope[start : end - missing]
+    return torch.nn.functional.pad(kept, [0, missing]) if length is not None and end > whole else kept
+
+
+def _overlapped(frames: Tensor, hop: int) -> Tensor:
+    """[..., n] from frames [..., count, length] that begin `hop` elements after one another, summed where they overlap.
+
+    Frames are cut into blocks of `hop` elements. Block j of the sum is that of the k-th blocks of the frames j - k.
+    """
+    count, length = frames.shape[-2:]
+    blocks = -(-length // hop)
+    padded = torch.nn.functional.pad(frames, [0, blocks * hop - length]) if blocks * hop > length else frames
+    cut = padded.reshape(*frames.shape[:-1], blocks, hop)
+    place = torch.arange(blocks)
+    frame = torch.arange(count + blocks - 1).unsqueeze(1) - place
+    inside = (frame >= 0) & (frame < count)
+    chosen = cut[..., frame.clamp(0, count - 1), place.expand(frame.shape), :]
+    summed = torch.where(inside.unsqueeze(-1), chosen, 0.0).sum(-2)
+    return summed.reshape(*frames.shape[:-2], (count + blocks - 1) * hop)[..., : (count - 1) * hop + length]
+
+
+def _unfold_backward(grad: Tensor, sizes: Any, dim: int, size: int, step: int) -> Tensor:
+    """Each element of the windows [..., count, ..., size] added where it was taken from."""
+    found = _overlapped(grad.movedim(dim, -2), step)
+    missing = sizes[dim] - found.shape[-1]
+    return torch.nn.functional.pad(found, [0, missing]).movedim(-1, dim)
 
 
 TABLE: dict[Any, Callable[..., Any]] = {
-    aten.fft_irfft.default: _of_one(True),
-    aten.fft_hfft.default: _of_one(False),
-    aten.fft_irfft2.default: _of_many(True, (-2, -1)),
-    aten.fft_hfft2.default: _of_many(False, (-2, -1)),
-    aten.fft_irfftn.default: _of_many(True, None),
-    aten.fft_hfftn.default: _of_many(False, None),
+    aten.stft.default: _stft,
+    aten.stft.center: _stft_centered,
+    aten.istft.default: _istft,
+    aten.unfold_backward.default: _unfold_backward,
 }

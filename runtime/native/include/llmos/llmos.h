@@ -104,7 +104,8 @@ LLMOS_API int32_t llmos_program_info(const llmos_program* program, int32_t entry
 LLMOS_API int32_t llmos_program_tensor(const llmos_program* program, int32_t entry, int32_t position, llmos_tensor_info* info);
 
 /* Checks every input (dtype, rank, sizes, symbols consistent and in range, CPU, dense, aligned to its element) and writes all dims
- * of all outputs, one after the other: upper bounds where data decides a size. A bfloat16 tensor may also come as uint16. */
+ * of all outputs, one after the other: upper bounds where data decides a size. A bfloat16 tensor may also come as uint16. A complex64 or
+ * complex128 tensor is DLPack's kDLComplex: its elements are real and imaginary part, one beside the other, and its dims don't count the two. */
 LLMOS_API int32_t llmos_program_shapes(const llmos_program* program, int32_t entry, const DLTensor* const* inputs,
                                        int32_t num_inputs, int64_t* dims);
 
