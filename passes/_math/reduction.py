@@ -130,7 +130,8 @@ def _if_any(condition: Expr, body: Callable[[], Sequence[Expr]], otherwise: Sequ
         kind = ir.Attribute.parse("#vector.kind<or>")
         condition = operation("vector.reduction", condition.element, condition, kind=kind)
     choice = ir.Operation.create("scf.if", results=[each.type for each in otherwise], operands=[condition.value], regions=2)
-    for region, made in zip(choice.regions, (body, lambda: otherwise), strict=True):
-        with ir.InsertionPoint(region.blocks.append()):
-            ir.Operation.create("scf.yield", operands=[each.value for each in made()])
+    with ir.InsertionPoint(choice.regions[0].blocks.append()):
+        ir.Operation.create("scf.yield", operands=[each.value for each in body()])
+    with ir.InsertionPoint(choice.regions[1].blocks.append()):
+        ir.Operation.create("scf.yield", operands=[each.value for each in otherwise])
     return [Expr(result) for result in choice.results]

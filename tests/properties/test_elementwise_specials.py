@@ -120,6 +120,8 @@ BINARY_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "prelu": lambda x, y: torch.ops.aten._prelu_kernel(x, y),
     "addcmul": lambda x, y: torch.addcmul(x, x, y, value=2),
     "lerp": lambda x, y: torch.lerp(x, y, 0.25),
+    "lerp_far": lambda x, y: torch.lerp(x, y, 0.75),
+    "lerp_all": lambda x, y: torch.lerp(x, y, 1.0),
 }
 CONVERSIONS = ("to_float16", "to_bfloat16", "to_float32", "to_float64")
 """What eager torch and this compiler leave undefined: shifts by negative counts, division of integers by zero."""

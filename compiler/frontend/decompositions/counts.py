@@ -40,9 +40,13 @@ def _membership(x: Tensor, edges: Tensor) -> Tensor:
     return (flat >= edges[:-1]) & ((flat < edges[1:]) | (last & (flat == edges[1:])))
 
 
+def _shares(is_member: Tensor, share: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """The share of what is in a bin; 0 elsewhere, where a product would be NaN of an infinite share."""
+    return torch.where(is_member, share, torch.zeros((), dtype=dtype)).to(dtype)
+
+
 def _histogram_of_edges(x: Tensor, edges: Tensor, *, weight: Tensor | None = None, density: bool = False) -> tuple[Tensor, Tensor]:
-    share = weight.reshape(-1, 1) if weight is not None else 1
-    counts = (_membership(x.reshape(-1), edges).to(x.dtype) * share).sum(0)
+    counts = _shares(_membership(x.reshape(-1), edges), weight.reshape(-1, 1) if weight is not None else 1.0, x.dtype).sum(0)
     return (counts / counts.sum() / (edges[1:] - edges[:-1]) if density else counts), edges.clone()
 
 
@@ -71,7 +75,7 @@ def _histogram_of_columns(x: Tensor, edges: Sequence[Tensor], *, weight: Tensor 
     hits = torch.ones([points.shape[0], 1], dtype=x.dtype) if weight is None else weight.reshape(-1, 1)
     volume = torch.ones([1], dtype=x.dtype)
     for column, ends in zip(points.unbind(-1), edges, strict=True):
-        hits = (hits.unsqueeze(2) * _membership(column, ends).to(x.dtype).unsqueeze(1)).flatten(1)
+        hits = _shares(_membership(column, ends).unsqueeze(1), hits.unsqueeze(2), x.dtype).flatten(1)
         volume = (volume.unsqueeze(1) * (ends[1:] - ends[:-1])).flatten()
     counts = hits.sum(0)
     counts = counts / counts.sum() / volume if density else counts

@@ -329,7 +329,12 @@ def prelu(b: Builder, result: Meta, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Tensor:
-    return apply(b, result, lambda v, w, t: v + t * (w - v), [x, y, weight], result.dtype)
+    """From the end that is nearer, so that a weight of 1 gives y."""
+
+    def body(v: Scalar, w: Scalar, t: Scalar) -> Scalar:
+        return select(s.absolute(t) < 0.5, v + t * (w - v), w - (w - v) * (1.0 - t))
+
+    return apply(b, result, body, [x, y, weight], result.dtype)
 
 
 def addcmul(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
