@@ -197,8 +197,6 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
         return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])
     if isinstance(expr, (sympy.Min, sympy.Max, sympy.floor)):
         return expr.func(*[low for low, _ in parts]), expr.func(*[high for _, high in parts])
-    if isinstance(expr, sympy.Mod) and parts[1][0].is_positive:
-        return sympy.S.Zero, parts[1][1] - 1
     if isinstance(expr, sympy.Mul):
         low, high = parts[0]
         for other in parts[1:]:

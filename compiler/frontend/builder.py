@@ -96,13 +96,13 @@ class Builder:
         """A size as a number of an op."""
         return dim if isinstance(dim, int) else SymbolicScalar(dim, torch.int64, self.index)
 
-    def computed_size(self, dim: Dim | None, count: Tensor, bound: Dim) -> sympy.Symbol:
+    def computed_size(self, dim: Dim | None, count: Tensor, bound: Dim, is_exact: bool = False) -> sympy.Symbol:
         """The number in `count` (an int64 without dims) as a size of the program: what torch calls `dim`, if it does, and at most `bound`.
 
         The program checks it where it reads it: sizes behind may rely on it. A negative number is never a size, so that an op may give one
-        for data that it can't take.
+        for data that it can't take. `is_exact`: as `Sizes.define` has it.
         """
-        symbol = self.sizes.define(dim, bound)
+        symbol = self.sizes.define(dim, bound, is_exact)
         read = tensor.ExtractOp(self.dense(count).value, [])
         read.operation.attributes[COMPUTES] = ir.StringAttr.get(symbol.name)
         value = arith.index_cast(ir.IndexType.get(), read.result)

@@ -13,8 +13,9 @@ import torch.fx.experimental.symbolic_shapes
 from torch import fx
 
 from llmos.compiler.files import read_text
+from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder
-from llmos.compiler.frontend.dims import IndexValues, Sizes
+from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
 from llmos.compiler.frontend.exporting import Source, check_outputs, export, over_real_numbers, program_inputs
 from llmos.compiler.frontend.graph import GraphLowering, op_name, source_line
 from llmos.compiler.frontend.islands import Islands
@@ -119,6 +120,7 @@ def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[R
                     counts[row] += 1
         rows = [Row(row.op, row.supported, row.how, count, row.where, row.reason) for row, count in counts.items()]
         try:
+            require_bounds(sizes, checker.output_dims(graph))
             require_addressable(module)
         except UserError as error:
             rows.append(Row("(sizes)", False, "", 1, "", str(error)))
@@ -154,6 +156,14 @@ class _Checker:
 
     def stand_in(self, node: fx.Node) -> None:
         self.lowering.stand_in(node)
+
+    def output_dims(self, graph: fx.Graph) -> list[Dim]:
+        """The sizes of the outputs, as far as ops that data decides the size of are supported."""
+        (outputs,) = (node.args[0] for node in graph.nodes if node.op == "output")
+        values = [each.meta.get("val") for each in outputs if isinstance(each, fx.Node)]
+        sizes = self.lowering.sizes
+        dims = [sizes.dim(size) for val in values if isinstance(val, torch.Tensor) for size in val.shape]
+        return [dim for dim in dims if not sizes.is_pending(dim)]
 
     def _is_pending(self, node: fx.Node) -> bool:
         """Whether a value's size, or the number itself, comes from data that an op before couldn't read."""

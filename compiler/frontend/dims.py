@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import TypeAlias
@@ -84,10 +84,11 @@ class Sizes:
         known: list[Symbol | DataSize] = [*symbols, *unbacked.values()]
         self._ranges = {each.expr: ValueRanges(each.min, each.max) for each in known}
 
-    def define(self, dim: Dim | None, bound: Dim) -> sympy.Symbol:
+    def define(self, dim: Dim | None, bound: Dim, is_exact: bool = False) -> sympy.Symbol:
         """A symbol for a number that the program computes, which torch calls `dim` (None: it doesn't) and which is at most `bound`.
 
-        Where `dim` is known already (another size, a number), the program checks that the new symbol is equal to it.
+        Where `dim` is known already (another size, a number), the program checks that the new symbol is equal to it. `is_exact`: the op
+        knows better than torch how large it may be.
         """
         if dim is None:
             size = self._fresh(0, self.bounds(bound)[1])
@@ -95,6 +96,9 @@ class Sizes:
             return size.expr
         pending = self._pending.pop(dim, None) if not isinstance(dim, int) else None
         size = pending or self._fresh_for(dim)
+        if is_exact:
+            size = replace(size, max=INT64_MAX, bounds=())
+            self._ranges[size.expr] = ValueRanges(size.min, size.max)
         limits = [limit for each in size.bounds if not self.is_pending(limit := each.xreplace(self._names))]
         smallest = self.simplify(sympy.Min(bound, size.max, *limits))
         self.computed.append(ComputedSize(size, smallest, None if pending else dim))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.cleanup import clean
 from llmos.compiler.frontend.dims import ComputedSize, IndexValues, Shape, Sizes, plain_text
@@ -222,6 +223,7 @@ class _Function:
             values_out = lowering.run(self.program.graph)
             given = [value for value, each in zip(values_out, output_nodes(self.program), strict=True) if each is not None]
             results = [as_result(builder, each) for each in self._states_last(given)]
+            require_bounds(self.sizes, [dim for each in results for dim in each.shape])
             func.ReturnOp([each.value for each in results])
         return results
 

@@ -340,6 +340,45 @@ def test_a_detector_of_torch(tmp_path: Path) -> None:
         assert_same(program(predicted.numpy()), module(predicted), f"{anchors} anchors, {lift} higher")
 
 
+def test_onnx_sizes_from_data(tmp_path: Path) -> None:
+    """Slice, TopK, Range, Expand and Tile by numbers that are inputs, or counts of what a threshold leaves."""
+    constants = {"axis": np.int64([0]), "zero": np.int64(0), "one": np.int64(1), "ones": np.int64([1]), "most": np.int64([4])}
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["sliced"]),
+        helper.make_node("TopK", ["x", "end"], ["best", "where"]),
+        helper.make_node("Squeeze", ["end", "axis"], ["number"]),
+        helper.make_node("Range", ["zero", "number", "one"], ["range"]),
+        helper.make_node("ReduceSum", ["range"], ["range_sum"], keepdims=0),
+        helper.make_node("Concat", ["end", "ones"], ["pair"], axis=0),
+        helper.make_node("Expand", ["x", "pair"], ["wide"]),
+        helper.make_node("Tile", ["x", "end"], ["long"]),
+        *[helper.make_node("ReduceSum", [name], [f"{name}_sum"], keepdims=0) for name in ("wide", "long")],
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Squeeze", ["places", "axis"], ["found"]),
+        helper.make_node("Gather", ["x", "found"], ["values"]),
+        helper.make_node("Shape", ["values"], ["count"]),
+        helper.make_node("Min", ["count", "most"], ["few"]),
+        helper.make_node("TopK", ["values", "few"], ["most_of_few", "their_places"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+        *[helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("start", "end")],
+    ]
+    floats, integers = ("sliced", "best", "wide_sum", "long_sum", "most_of_few"), ("where", "range_sum", "count", "their_places")
+    outputs = [helper.make_tensor_value_info(name, kind, None) for names, kind in ((floats, 1), (integers, 7)) for name in names]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    llmos.compile(tmp_path / "m.onnx").save(tmp_path / "m.llmos")
+    program, session = llmos.load(tmp_path / "m.llmos", poison_arena=True), onnxruntime.InferenceSession(model.SerializeToString())
+    x = np.float32([2, 0, 5, 0, 1, 7, 3, 4])
+    for given, start, end in ((x, 1, 3), (x, -3, 8), (x * 0, 5, 2), (x[:2], 0, 1)):
+        feed = {"x": given, "start": np.int64([start]), "end": np.int64([end])}
+        assert_same(program(**feed), session.run(None, feed), f"{start}:{end} of {len(given)}")
+    with pytest.raises(InputError, match="out of range"):
+        program(x=x, start=np.int64([0]), end=np.int64([9]))  # TopK of 9 of 8
+
+
 @pytest.mark.parametrize("kept", [[], [1], [0, 2, 3]])
 def test_onnx_selections(kept: list[int], onnx_selections: tuple[Program, Any]) -> None:
     program, session = onnx_selections

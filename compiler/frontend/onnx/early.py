@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from llmos.compiler.frontend.onnx.graph import Graph, Node
 from llmos.compiler.frontend.onnx.registry import Kind
 
-_KNOWN_EARLY = (Kind.INTS, Kind.FLOATS, Kind.NUMBERS, Kind.ARRAY, Kind.KNOWN)
+_KNOWN_EARLY = (Kind.INTS, Kind.SIZES, Kind.FLOATS, Kind.NUMBERS, Kind.ARRAY, Kind.KNOWN)
 # Ops whose result needs only the sizes of their input.
 _OF_SIZES = frozenset({"Shape", "Size"})
 

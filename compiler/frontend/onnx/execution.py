@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmos.compiler.frontend.onnx.coded import Coded, array_of, coded_type, codes_of
@@ -22,6 +23,7 @@ from llmos.runtime.errors import UnsupportedError, UserError
 Environment = MutableMapping[str, Value]
 
 MAX_FOLDED_ELEMENTS = 65536
+MAX_READ = 8  # numbers that an op takes from data as sizes
 # Ops that move elements without looking at them: they do with codes what they do with numbers.
 MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
@@ -58,6 +60,11 @@ class Executor:
         function = node.on_host if on_host and node.on_host is not None else node.function
         try:
             results = self._call(function, node, values, env)
+        except GuardOnDataDependentSymNode as error:
+            raise UnsupportedError(
+                f"node {node}: its result depends on sizes that are computed from the data of the model's inputs in a way that can't be "
+                "compiled; bind the input they come from to a constant, or simplify the model before the export."
+            ) from error
         except Exception as error:
             error.add_note(f"in ONNX node {node}")
             raise
@@ -117,6 +124,8 @@ class Executor:
             return self.tensor(value)
         if kind is Kind.OPERAND:
             return self._operand(value, rank)
+        if kind is Kind.SIZES and isinstance(value, torch.Tensor) and _is_short(value):
+            return tuple(value.reshape(-1).tolist())
         if not isinstance(value, Host):
             raise UnsupportedError(
                 f"node {node}: input '{node.inputs[index]}' is computed from the data of the model's inputs, "
@@ -141,6 +150,11 @@ class Executor:
         ):
             return scalar_of(value)
         return self.tensor(value)
+
+
+def _is_short(value: torch.Tensor) -> bool:
+    """Whether a tensor is a list of sizes, by its type and its length."""
+    return value.dtype in (torch.int32, torch.int64) and value.ndim <= 1 and all(isinstance(n, int) and n <= MAX_READ for n in value.shape)
 
 
 def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:

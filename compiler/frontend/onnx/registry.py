@@ -4,6 +4,7 @@ Positional parameters are the node's inputs and keyword-only ones its attributes
 The annotation of an input says in which form the function wants it:
 
     torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (the value must be known before any kernel runs)
+    Sizes         as Ints; what is not known is read from data, and sizes follow from it
     Operand       a tensor, or a      Floats  a tuple of floats, known likewise
                   Python number       Array   a Host value         Value   whatever there is
     AnyTensor     a tensor, of a coded type too (coded.py)
@@ -38,6 +39,7 @@ class Kind(enum.Enum):
     TENSOR = "tensor"
     OPERAND = "operand"
     INTS = "ints"
+    SIZES = "sizes"
     FLOATS = "floats"
     NUMBERS = "numbers"
     ARRAY = "array"
@@ -50,6 +52,7 @@ class Kind(enum.Enum):
 
 Operand = Annotated[Any, Kind.OPERAND]
 Ints = Annotated[tuple[Any, ...], Kind.INTS]
+Sizes = Annotated[tuple[Any, ...], Kind.SIZES]
 Floats = Annotated[tuple[float, ...], Kind.FLOATS]
 Numbers = Annotated[tuple[Any, ...], Kind.NUMBERS]
 Array = Annotated[Host, Kind.ARRAY]

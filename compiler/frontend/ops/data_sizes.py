@@ -19,6 +19,7 @@ from llmos.compiler.frontend.scalars import Scalar, select
 from llmos.runtime.errors import UnsupportedError
 
 INT = torch.int64
+MOST_REPEATS = 2**31  # of one element: sums of more could wrap around
 
 
 def number_of(b: Builder, x: Tensor, dim: Dim) -> Dim:
@@ -50,7 +51,7 @@ def masked_select(b: Builder, result: Meta, x: Tensor, mask: Tensor) -> Tensor:
     shape = b.broadcast_shape([x.shape, mask.shape])
     values, total = _flat(b, x, shape)
     flags = _is_set(b, _flat(b, mask, shape)[0])
-    size = b.computed_size(result.shape[0], _count(b, flags), total)
+    size = b.computed_size(result.shape[0], _count(b, flags), total, is_exact=True)  # torch: no more than x has, which a mask may exceed
     taken = indexing.index_select(b, Meta((size,), x.dtype), values, 0, b.reshape(_places(b, flags, size), (size,)))
     return b.renamed(taken, result.shape)
 
@@ -131,7 +132,7 @@ def _places(b: Builder, mask: Tensor, size: Dim) -> Tensor:
 def repeat_interleave(b: Builder, result: Meta, repeats: Tensor, output_size: Dim | None = None) -> Tensor:
     """[sum of repeats]: each i as often as `repeats[i]` says; none may be negative."""
     times = b.cast(repeats, INT)
-    total = b.reduce(times, [0], 0, lambda each, sum_: sum_ + each.max(0), INT, False)
+    total = b.reduce(times, [0], 0, lambda each, sum_: sum_ + each.max(0).min(MOST_REPEATS), INT, False)
     least = b.reduce(times, [0], 0, lambda each, low: low.min(each), INT, False)
     count = b.elementwise(lambda low, sum_: select(low < 0, sum_.like(-1), sum_), [least, total], INT)
     size = b.computed_size(result.shape[0], count, 2**63 - 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.loops import Loops
@@ -81,7 +82,8 @@ def _column(b: Builder, flat: Tensor) -> Tensor:
 def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Distinct:
     """The rows that differ from the one before them in an order."""
     n, width = rows.shape
-    inputs = {"rows": rows, **({} if order is None else {"order": order})}
+    compared = b.cast(rows, torch.float32) if rows.dtype == torch.bfloat16 else rows
+    inputs = {"rows": compared, **({} if order is None else {"order": order})}
     first = Loops(b, inputs, {"flags": ((n,), torch.bool, False), "count": ((1,), INT, 0)})
 
     def place(loops: Loops, i: Scalar) -> Scalar:
@@ -100,8 +102,9 @@ def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Dist
 
     first.loop(0, n, compare)
     size = b.computed_size(dim, b.reshape(first.result("count"), ()), n)
-    inputs["flags"] = first.result("flags")
-    state = {"out": ((size, width), rows.dtype, 0), "counts": ((size,), INT, 0), "inverse": ((n,), INT, 0), "at": ((1,), INT, -1)}
+    moved = _bits(b, rows, rows.dtype, torch.int16)
+    inputs |= {"rows": moved, "flags": first.result("flags")}
+    state = {"out": ((size, width), moved.dtype, 0), "counts": ((size,), INT, 0), "inverse": ((n,), INT, 0), "at": ((1,), INT, -1)}
     second = Loops(b, inputs, state)
 
     def write(i: Scalar) -> None:
@@ -118,7 +121,12 @@ def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Dist
         second.add("counts", [at], 1)
 
     second.loop(0, n, write)
-    return _Distinct(second.result("out"), second.result("inverse"), second.result("counts"))
+    return _Distinct(_bits(b, second.result("out"), rows.dtype, rows.dtype), second.result("inverse"), second.result("counts"))
+
+
+def _bits(b: Builder, x: Tensor, dtype: torch.dtype, wanted: torch.dtype) -> Tensor:
+    """bfloat16 as the integers that are moved in its place, and back: LLVM would move numbers of it through float32."""
+    return b.elementwise(lambda v: s.bitcast(v, wanted), [x], wanted) if dtype == torch.bfloat16 else x
 
 
 def _lexical_order(b: Builder, rows: Tensor) -> Tensor:

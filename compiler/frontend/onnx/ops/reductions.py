@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from llmos.compiler.frontend.onnx.dtypes import wide
-from llmos.compiler.frontend.onnx.registry import Ints, op
+from llmos.compiler.frontend.onnx.registry import Ints, Sizes, op
 from llmos.runtime.errors import UnsupportedError
 
 Reduction = Callable[[torch.Tensor, tuple[int, ...], bool], torch.Tensor]
@@ -194,14 +194,14 @@ def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
 
 
 @op("TopK", since=10)
-def top_k(x: torch.Tensor, k: Ints, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def top_k(x: torch.Tensor, k: Sizes, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Of equal elements the one with the lower index comes first, which only a stable sort promises."""
     values, indices = torch.sort(_signed(x), dim=axis, descending=bool(largest), stable=True)
     return _signed(values.narrow(axis, 0, k[0]), x.dtype), indices.narrow(axis, 0, k[0])
 
 
 def _signed(x: torch.Tensor, back_to: torch.dtype | None = None) -> torch.Tensor:
-    """Numbers of an unsigned type that torch can't sort as int64 in the same order, and back."""
+    """Sizes of an unsigned type that torch can't sort as int64 in the same order, and back."""
     if (back_to or x.dtype) == torch.uint64:
         flipped = x.view(torch.int64) ^ torch.iinfo(torch.int64).min
         return flipped if back_to is None else flipped.view(back_to)

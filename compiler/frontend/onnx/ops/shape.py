@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_torch, torch_dtype
-from llmos.compiler.frontend.onnx.registry import Ints, Known, Numbers, NumOutputs, op
+from llmos.compiler.frontend.onnx.registry import Ints, Known, Numbers, NumOutputs, Sizes, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -121,7 +121,7 @@ def _split(x: torch.Tensor, axis: int, lengths: tuple[Any, ...] | None, count: i
 
 
 @op("Slice", since=10)
-def slice_by_inputs(x: torch.Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> torch.Tensor:
+def slice_by_inputs(x: torch.Tensor, starts: Sizes, ends: Sizes, axes: Ints | None = None, steps: Ints | None = None) -> torch.Tensor:
     for axis, start, end, step in zip(
         axes if axes is not None else range(len(starts)), starts, ends, steps if steps is not None else [1] * len(starts), strict=True
     ):
@@ -163,7 +163,7 @@ def _slice_backwards(x: torch.Tensor, axis: int, start: int, end: int, step: int
 
 
 @op("Expand")
-def expand(x: torch.Tensor, shape: Ints) -> torch.Tensor:
+def expand(x: torch.Tensor, shape: Sizes) -> torch.Tensor:
     """Broadcasts both ways: a 1 in `shape` keeps the input's dim."""
     rank = max(x.ndim, len(shape))
     own = (1,) * (rank - x.ndim) + tuple(x.shape)
@@ -173,7 +173,7 @@ def expand(x: torch.Tensor, shape: Ints) -> torch.Tensor:
 
 
 @op("Tile", since=6)
-def tile(x: torch.Tensor, repeats: Ints) -> torch.Tensor:
+def tile(x: torch.Tensor, repeats: Sizes) -> torch.Tensor:
     return x.repeat(repeats)
 
 
@@ -186,7 +186,7 @@ def _require_room(count: int, dtype: np.dtype) -> None:
 
 
 @op("ConstantOfShape")
-def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
+def constant_of_shape(shape: Sizes, *, value: Host | None = None) -> Any:
     fill = scalar_of(value) if value is not None else 0.0
     dtype = value.dtype if value is not None else np.dtype(np.float32)
     if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
@@ -198,10 +198,11 @@ def constant_of_shape(shape: Ints, *, value: Host | None = None) -> Any:
 
 @op("Range")
 def arange(start: Known, limit: Known, delta: Known) -> Any:
-    if not all(isinstance(item, Host) for item in (start, limit, delta)):
-        raise UnsupportedError("Range with bounds computed from data isn't supported: its length would depend on the data.")
-    first, last, step = (scalar_of(item) for item in (start, limit, delta) if isinstance(item, Host))
-    dtype = start.dtype if isinstance(start, Host) else np.dtype(np.int64)
+    given = (start, limit, delta)
+    if any(isinstance(item, torch.Tensor) and item.is_floating_point() for item in given):
+        raise UnsupportedError("Range with float bounds that are computed from data isn't supported: its length would depend on the data.")
+    first, last, step = (item.item() if isinstance(item, torch.Tensor) else scalar_of(item) for item in given)  # type: ignore[arg-type]
+    dtype = next((item.dtype for item in given if isinstance(item, Host)), np.dtype(np.int64))
     if all(isinstance(item, (int, float)) for item in (first, last, step)):
         if step == 0:
             raise UserError("Range has a step of 0.")

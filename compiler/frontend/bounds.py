@@ -1,0 +1,23 @@
+"""Whether an output can be allocated: a size that data decides needs a bound by the sizes of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from llmos.compiler.frontend.dims import Dim, Sizes, plain_text
+from llmos.compiler.symbolic import ComputedSymbol, Symbol, SymbolTable
+
+
+def require_bounds(sizes: Sizes, dims: Iterable[Dim]) -> None:
+    """Raises UnsupportedError for a size of an output that nothing bounds."""
+    if not sizes.computed:
+        return
+    symbols = tuple(Symbol(each.name, each.min, each.max) for each in sizes.symbols)
+    computed = tuple(
+        ComputedSymbol(each.size.name, each.size.min, each.size.max, plain_text(each.bound), plain_text(each.equals or 0))
+        for each in sizes.computed
+    )
+    table = SymbolTable(symbols, (), computed)
+    for dim in dims:
+        if sizes.is_computed(dim):
+            table.upper_bound(table.parse(plain_text(dim)))
