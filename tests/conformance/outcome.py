@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ VERDICTS: tuple[Verdict, ...] = ("passed", "refused", "wrong", "crashed")
 CheckAnswer = Literal["", "compiles", "refused", "crashed"]
 
 MAX_REASON = 500
+LIMIT_S = 10.0  # for one op: code and compile time grow with the number of ops, not with sizes
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Outcome:
     """One case.
 
     passed: the numbers are right. refused: a UserError or UnsupportedError said before any number what isn't supported (`reason`).
-    wrong: the numbers differ. crashed: any other exception, the end of the worker process, or no answer in time.
+    wrong: the numbers differ. crashed: any other exception, the end of the worker process, no answer in time, or too much time.
     checked: what `llmos check` said of the same model before it was compiled.
     """
 
@@ -62,10 +64,16 @@ class Suite(Protocol):
         ...
 
 
-def judge(case: str, difference: Callable[[], str], checked: CheckAnswer = "") -> Outcome:
-    """The outcome of a case whose `difference` compiles, runs and compares: "" where all is right, else what differs."""
+def judge(case: str, difference: Callable[[], str], checked: CheckAnswer = "", limit_s: float = LIMIT_S) -> Outcome:
+    """The outcome of a case whose `difference` compiles, runs and compares: "" where all is right, else what differs.
+
+    It may take `limit_s` of a processor's time: other work on the machine counts for nothing.
+    """
     try:
+        started = time.process_time()
         found = difference()
+        if (spent := time.process_time() - started) > limit_s:
+            return Outcome(case, "crashed", f"it took {spent:.0f} s of a processor, more than {limit_s:.0f}", checked)
     except (UnsupportedError, UserError) as error:
         return Outcome(case, "refused", one_line(str(error)), checked)
     except LlmosError as error:

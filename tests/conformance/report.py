@@ -18,7 +18,8 @@ Standard suites of others, each case compiled through the whole road (front end,
 compared with the suite's own. Written by `make conformance`; how a suite is added stands in `tests/conformance/__init__.py`.
 
 * **passed**: the numbers are right. **refused**: a typed error says what isn't supported, before any number. **wrong**: other numbers.
-  **crashed**: anything else, the end of the process included. Wrong and crashed are errors of the compiler.
+  **crashed**: anything else, the end of the process included, or an op that takes more than 10 s of a
+  processor. Wrong and crashed are errors of the compiler.
 * **check**: cases in which `llmos check` said something else than the compile then did.
 """
 

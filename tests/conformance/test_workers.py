@@ -20,6 +20,19 @@ def refuse() -> str:
     raise UnsupportedError("op 'x7' isn't supported")
 
 
+def work() -> str:
+    """A second of this processor, however busy it is."""
+    end = time.process_time() + 1
+    while time.process_time() < end:
+        pass
+    return ""
+
+
+def test_a_case_that_takes_too_long() -> None:
+    assert judge("slow", work, limit_s=0.5).reason == "it took 1 s of a processor, more than 0"
+    assert judge("slow", work).verdict == "passed"
+
+
 def fail() -> str:
     raise ValueError("a bug")
 

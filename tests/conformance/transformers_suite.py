@@ -179,7 +179,7 @@ def run_architecture(name: str) -> Outcome:
     architecture = ARCHITECTURES[name]
     module = build(architecture)
     checked = check_answer(module, inputs_of(architecture, *TRACED), dynamic_shapes(architecture))
-    return judge(name, lambda: _difference(module, architecture), checked)
+    return judge(name, lambda: _difference(module, architecture), checked, limit_s=60)
 
 
 def _difference(module: Answer, architecture: Architecture) -> str:
