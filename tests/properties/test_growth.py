@@ -37,6 +37,10 @@ LINEAR: dict[str, Callable[[torch.Tensor], object]] = {
     "searchsorted": lambda x: torch.searchsorted(x.sort(1)[0], x),
     "bucketize": lambda x: torch.bucketize(x, x[0].sort()[0]),
     "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x[None], 7),
+    "histc": lambda x: torch.histc(x, 40, -1, 1),
+    "isin": lambda x: torch.isin(x, x.flip(1)),
+    "segment_reduce": lambda x: torch.segment_reduce(x, "max", lengths=torch.ones_like(x, dtype=torch.int64), axis=1),
+    "embedding_bag": lambda x: F.embedding_bag(x[0].long().clamp(0, 4), torch.ones(5, 2), torch.arange(x.shape[1]), mode="max"),
     "softmax": lambda x: x.softmax(1),
     "flip": lambda x: x.flip(1).roll(1, 1),
 }

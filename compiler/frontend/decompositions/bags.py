@@ -20,7 +20,7 @@ def _embedding_bag(
     The second to fourth are what torch keeps for training: all zeros, or of no elements, where it needs none.
     """
     starts = offsets[:-1] if include_last_offset else offsets
-    bag = (starts.unsqueeze(0) <= torch.arange(ids.shape[0]).unsqueeze(1)).sum(1) - 1
+    bag = torch.searchsorted(starts, torch.arange(ids.shape[0], dtype=starts.dtype), right=True) - 1
     kept = ids != padding_idx if padding_idx >= 0 else torch.ones_like(ids, dtype=torch.bool)
     rows = torch.nn.functional.embedding(ids, table)
     count = torch.zeros(starts.shape[0], dtype=torch.int64).index_add(0, bag, kept.to(torch.int64))
@@ -47,11 +47,15 @@ def _sums(rows: Tensor, bag: Tensor, kept: Tensor, weights: Tensor | None, num_b
 
 def _maxima(rows: Tensor, ids: Tensor, bag: Tensor, kept: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The largest element of each bag and column, and the id that it comes from; zeros for a bag of none."""
-    member = (bag.unsqueeze(0) == torch.arange(count.shape[0]).unsqueeze(1)) & kept.unsqueeze(0)
-    spread = torch.where(member.unsqueeze(-1), rows.unsqueeze(0), torch.full((), -math.inf, dtype=rows.dtype))
-    largest, at = spread.max(1)
+    spread, last = bag.unsqueeze(1).expand(rows.shape), torch.full(rows.shape, ids.shape[0] - 1)
+    taken = torch.where(kept.unsqueeze(1), rows, torch.full((), -math.inf, dtype=rows.dtype))
+    shape = [count.shape[0], rows.shape[1]]
+    largest = torch.full(shape, -math.inf, dtype=rows.dtype).scatter_reduce(0, spread, taken, "amax")
+    is_largest = ((taken == largest[bag]) | taken.isnan()) & kept.unsqueeze(1)
+    at = torch.where(is_largest, torch.arange(ids.shape[0]).unsqueeze(1), last)
+    first = torch.full(shape, ids.shape[0] - 1).scatter_reduce(0, spread, at, "amin")
     found = (count > 0).unsqueeze(1)
-    return torch.where(found, largest, 0.0).to(rows.dtype), torch.where(found, ids[at], 0)
+    return torch.where(found, largest, 0.0).to(rows.dtype), torch.where(found, ids[first], 0)
 
 
 TABLE = {aten._embedding_bag.default: _embedding_bag, aten._embedding_bag_forward_only.default: _embedding_bag}

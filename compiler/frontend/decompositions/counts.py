@@ -1,4 +1,4 @@
-"""Counts and runs."""
+"""Counts, runs and membership: each number is put into its bin, segment or place by a search."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def _range_of(x: Tensor, low: float, high: float, margin: float = 1) -> tuple[Te
     return torch.where(same, start - margin, start), torch.where(same, end + margin, end)
 
 
+def _tally(places: Tensor, inside: Tensor, bins: Any, share: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """How many of `places` [count], those `inside`, name each bin, or the sum of their shares; the others go to a bin of their own."""
+    at = torch.where(inside, places, bins).to(torch.int64)
+    kind = torch.int64 if share is None else dtype
+    each = torch.ones_like(at) if share is None else share.reshape(-1).to(dtype)
+    return torch.zeros([bins + 1], dtype=kind).scatter_add(0, at, each)[:bins].to(dtype)
+
+
 def _histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Tensor:
     flat = x.reshape(-1)
     start, end = _range_of(flat, low, high)
     place = ((flat - start) / (end - start) * bins).floor()
     place = torch.where(flat == end, bins - 1, place)
-    inside = (flat >= start) & (flat <= end)
-    hits = (place.unsqueeze(-1) == torch.arange(bins, dtype=x.dtype)) & inside.unsqueeze(-1)
-    return hits.to(x.dtype).sum(0)
+    return _tally(place, (flat >= start) & (flat <= end), bins, None, x.dtype)
 
 
-def _membership(x: Tensor, edges: Tensor) -> Tensor:
-    """Whether each of x [count] is in each bin: [count, bins]; the last bin has both its ends."""
-    flat = x.unsqueeze(-1)
-    last = torch.arange(edges.shape[0] - 1) == edges.shape[0] - 2
-    return (flat >= edges[:-1]) & ((flat < edges[1:]) | (last & (flat == edges[1:])))
-
-
-def _shares(is_member: Tensor, share: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """The share of what is in a bin; 0 elsewhere, where a product would be NaN of an infinite share."""
-    return torch.where(is_member, share, torch.zeros((), dtype=dtype)).to(dtype)
+def _bin_of(x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """The bin of each of x [count], and whether it is in one; the last bin has both its ends."""
+    places = torch.searchsorted(edges.contiguous(), x.contiguous(), right=True) - 1
+    return places.clamp(max=edges.shape[0] - 2), (x >= edges[0]) & (x <= edges[-1])
 
 
 def _histogram_of_edges(x: Tensor, edges: Tensor, *, weight: Tensor | None = None, density: bool = False) -> tuple[Tensor, Tensor]:
-    counts = _shares(_membership(x.reshape(-1), edges), weight.reshape(-1, 1) if weight is not None else 1.0, x.dtype).sum(0)
+    counts = _tally(*_bin_of(x.reshape(-1), edges), edges.shape[0] - 1, weight, x.dtype)
     return (counts / counts.sum() / (edges[1:] - edges[:-1]) if density else counts), edges.clone()
 
 
@@ -71,13 +71,12 @@ def _edges_of(x: Tensor, bins: Sequence[int], range: Sequence[float] | None = No
 
 def _histogram_of_columns(x: Tensor, edges: Sequence[Tensor], *, weight: Tensor | None = None, density: bool = False) -> Tensor:
     """x [points, columns]: how many points are in each box of bins."""
-    points = x.reshape(-1, x.shape[-1])
-    hits = torch.ones([points.shape[0], 1], dtype=x.dtype) if weight is None else weight.reshape(-1, 1)
-    volume = torch.ones([1], dtype=x.dtype)
-    for column, ends in zip(points.unbind(-1), edges, strict=True):
-        hits = _shares(_membership(column, ends).unsqueeze(1), hits.unsqueeze(2), x.dtype).flatten(1)
+    places, inside, volume = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool), torch.ones([1], dtype=x.dtype)
+    for column, ends in zip(x.reshape(-1, x.shape[-1]).unbind(-1), edges, strict=True):
+        place, within = _bin_of(column, ends)
+        places, inside = places * (ends.shape[0] - 1) + place, inside & within
         volume = (volume.unsqueeze(1) * (ends[1:] - ends[:-1])).flatten()
-    counts = hits.sum(0)
+    counts = _tally(places, inside, math.prod(each.shape[0] - 1 for each in edges), weight, x.dtype)
     counts = counts / counts.sum() / volume if density else counts
     return counts.reshape([each.shape[0] - 1 for each in edges])
 
@@ -88,6 +87,7 @@ def _histogram_of_counts(
     return _histogram_of_columns(x, _edges_of(x, bins, range), weight=weight, density=density)
 
 
+_FEW = 16  # tests of membership that are compared one by one
 _STARTS = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 
 
@@ -103,19 +103,32 @@ def _segment_reduce(
         starts = ends - lengths
     else:
         return NotImplemented
-    place = torch.arange(x.shape[axis])
-    member = (place >= starts.unsqueeze(-1)) & (place < ends.unsqueeze(-1))
-    member = member.reshape(*member.shape, *[1] * (x.dim() - axis - 1))
+    place = torch.arange(x.shape[axis]).expand([*ends.shape[:-1], x.shape[axis]])
+    count = ends.shape[-1]
+    segment = torch.searchsorted(ends.contiguous(), place.contiguous(), right=True)
+    segment = torch.where(place >= starts[..., :1], segment, count).reshape(*place.shape, *[1] * (x.dim() - axis - 1))
     start = _STARTS[reduce] if initial is None else initial
-    spread = torch.where(member, x.unsqueeze(axis), _STARTS[reduce])
-    if reduce in ("max", "min"):
-        found = spread.amax(axis + 1) if reduce == "max" else spread.amin(axis + 1)
-        return found.clamp(min=start) if reduce == "max" else found.clamp(max=start)
-    if reduce == "prod":
-        return spread.prod(axis + 1) * start
-    total, count = spread.sum(axis + 1) + start, member.sum(axis + 1)
-    empty = math.nan if initial is None else start
-    return total if reduce == "sum" else torch.where(count > 0, total / count.clamp(min=1), empty)
+    shape = [*x.shape[:axis], count + 1, *x.shape[axis + 1 :]]  # the last one takes what is in no segment
+    how = {"sum": "sum", "mean": "sum", "prod": "prod", "max": "amax", "min": "amin"}[reduce]
+    found = torch.full(shape, start, dtype=x.dtype).scatter_reduce(axis, segment.expand(x.shape), x, how).narrow(axis, 0, count)
+    if reduce != "mean":
+        return found
+    number = (ends - starts).reshape(*ends.shape, *[1] * (x.dim() - axis - 1))
+    return torch.where(number > 0, found / number.clamp(min=1), math.nan if initial is None else start)
+
+
+def _isin(x: Any, tests: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
+    """Whether each of x is among the tests: each is searched in the sorted tests, or compared with all where they are few."""
+    x, tests = (each if isinstance(each, Tensor) else torch.scalar_tensor(each) for each in (x, tests))
+    kind = torch.result_type(x, tests)
+    flat, x = tests.reshape(-1).to(kind), x.to(kind)
+    if isinstance(flat.shape[0], int) and flat.shape[0] <= _FEW:
+        found = (x.unsqueeze(-1) == flat).any(-1)
+    else:
+        ordered = flat.sort()[0]
+        place = torch.searchsorted(ordered, x.contiguous()).clamp(max=flat.shape[0] - 1)
+        found = torch.eq(ordered[place], x)
+    return found.logical_not() if invert else found
 
 
 TABLE: dict[Any, Callable[..., Any]] = {
@@ -126,4 +139,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
     aten._histogramdd_from_bin_cts.default: _histogram_of_counts,
     aten._histogramdd_from_bin_tensors.default: _histogram_of_columns,
     aten.segment_reduce.default: _segment_reduce,
+    aten.isin.Tensor_Tensor: _isin,
+    aten.isin.Tensor_Scalar: _isin,
+    aten.isin.Scalar_Tensor: _isin,
 }
