@@ -25,6 +25,7 @@ from llmos.compiler.frontend.decompositions.scatters import takes_mask
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
+from llmos.compiler.frontend.prims import without_prims
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
 from llmos.compiler.frontend.size_tensors import with_sizes_read
 from llmos.compiler.frontend.storage_views import FOLLOWERS, read_from_storage
@@ -81,8 +82,8 @@ def _reason(error: BaseException) -> str:
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """Without in-place ops, with what neither we nor torch-mlir know decomposed, and with views of memory read from that memory."""
-    known = _of_known_ops(program)
-    read = read_from_storage(known)
+    known = _of_known_ops(without_prims(program))
+    read = read_from_storage(without_prims(known))  # torch's definitions may leave primitive ops
     return known if read is known else _of_known_ops(read)
 
 

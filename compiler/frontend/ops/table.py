@@ -339,7 +339,9 @@ def _batch_norm(
 def _native_batch_norm(
     b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
 ) -> list[Any]:
-    return [reductions.batch_norm(b, x, weight, bias, mean, var, eps, result[0].dtype), None, None]
+    """The statistics of the last two results serve training; on a CPU torch gives none."""
+    statistics = [b.full(each.shape, each.dtype, 0) if 0 in each.shape else None for each in result[1:]]
+    return [reductions.batch_norm(b, x, weight, bias, mean, var, eps, result[0].dtype), *statistics]
 
 
 def _products() -> dict[str, Lowering]:
