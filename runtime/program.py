@@ -344,7 +344,7 @@ def _resolved(value: Any) -> Any:
 
 def _copied(value: Any) -> np.ndarray:
     """A contiguous, aligned copy; bfloat16 as uint16."""
-    array = value if isinstance(value, np.ndarray) else _from_dlpack(value)
+    array = value if isinstance(value, np.ndarray) else _from_dlpack(_resolved(value))
     return np.array(array, order="C", copy=True)
 
 

@@ -131,6 +131,8 @@ class Proof:
         amount = (
             f"differs in {found.differing:.2%} of its elements, over the budget of {allowed.differing:.2%},"
             if found.differing is not None
+            else f"is NaN or infinite in {found.unmatched} of its elements where the reference is not, or the other way round,"
+            if found.unmatched
             else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
         )
         return (

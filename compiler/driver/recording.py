@@ -142,7 +142,13 @@ def with_sensitivities(recording: Recording, reference: Reference, signature: Si
     """Runs the reference once more, each float32 input one rounding up or down: what moves then is not the compiler's doing."""
     moved = [_moved(array, number) for number, array in enumerate(recording.inputs)]
     pairs = zip(signature.outputs, reference(moved), recording.outputs, strict=True)
-    return replace(recording, sensitivities=tuple(measure(got, want, spec.dtype).max_error for spec, got, want in pairs))
+    return replace(recording, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
+
+
+def _finite_error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
+    """The error of what is finite on both sides: an element that turns into NaN or Inf says nothing of the others."""
+    finite = np.isfinite(numbers(got, dtype)) & np.isfinite(numbers(want, dtype))
+    return measure(np.where(finite, got, want), want, dtype).max_error
 
 
 def _moved(array: np.ndarray, seed: int) -> np.ndarray:
@@ -151,8 +157,9 @@ def _moved(array: np.ndarray, seed: int) -> np.ndarray:
     if array.dtype != np.float32:
         return array.copy()
     up = np.random.PCG64(seed).random_raw(array.size).reshape(array.shape) % 2 == 1
-    moved: np.ndarray = np.nextafter(array, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
-    return moved
+    with np.errstate(over="ignore"):
+        moved: np.ndarray = np.nextafter(array, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+    return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
 
 
 def _record_made_up(

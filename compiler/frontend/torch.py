@@ -311,7 +311,10 @@ def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:
         key = (
             weight.name
             if value.is_meta
-            else (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, id(value) if value.numel() == 0 else 0)
+            else (
+                *(value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, id(value) if value.numel() == 0 else 0),
+                *(value.is_neg(), value.is_conj()),
+            )
         )
         chosen[weight.name] = first.setdefault(key, weight)
     return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -39,7 +40,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Deviation:
-    """`max_error` and `mean_error` relative to the reference's largest finite magnitude; inf where a NaN or Inf is on one side only.
+    """`max_error` and `mean_error` relative to the reference's largest finite magnitude; inf where a NaN or Inf is on one side only, which
+    `unmatched` elements are. The same on both sides agrees.
 
     `differing`: share of unequal elements, for integers and bools. For logits, `kl` is the largest Kullback-Leibler divergence
     KL(softmax(reference) || softmax(got)) of a row, in nats, and `top1` the share of rows with the same largest element.
@@ -51,6 +53,7 @@ class Deviation:
     differing: float | None = None
     kl: float | None = None
     top1: float | None = None
+    unmatched: int = 0
 
     def within(self, budget: Budget) -> bool:
         if self.differing is not None:
@@ -58,13 +61,17 @@ class Deviation:
         return self.max_error <= budget.max_error
 
     def to_json(self) -> dict[str, Any]:
-        """Figures of three digits, without those that don't apply."""
-        return {key: float(f"{value:.3g}") for key, value in asdict(self).items() if value is not None}
+        """Figures of three digits, without those that don't apply; JSON has no infinity, so `unmatched` stands for it."""
+        figures = {key: value for key, value in asdict(self).items() if value is not None and key != "unmatched" and math.isfinite(value)}
+        unmatched = {"unmatched": max(1, self.unmatched)} if not math.isfinite(self.max_error) else {}
+        return {**{key: float(f"{value:.3g}") for key, value in figures.items()}, **unmatched}
 
     @classmethod
     def parse(cls, fields: Fields) -> Deviation:
-        given = {key: fields.number(key) for key in ("differing", "kl", "top1") if key in fields.value}
-        return cls(fields.number("max_error"), fields.number("mean_error"), fields.number("cosine"), **given)
+        differing, kl, top1 = (fields.number(key) if key in fields.value else None for key in ("differing", "kl", "top1"))
+        unmatched = fields.integer("unmatched") if "unmatched" in fields.value else 0
+        errors = (math.inf, math.inf) if unmatched else (fields.number("max_error"), fields.number("mean_error"))
+        return cls(*errors, fields.number("cosine"), differing, kl, top1, unmatched)
 
 
 def numbers(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -95,12 +102,18 @@ def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | Non
     whole = max(got.size, 1)
     scale = scale_of(want, dtype) if scale is None else scale
     found = Deviation(
-        max_error=total.largest / scale,
-        mean_error=total.errors / whole / scale,
+        max_error=_bounded(total.largest / scale, total.unmatched),
+        mean_error=_bounded(total.errors / whole / scale, total.unmatched),
         cosine=total.cosine,
         differing=total.differing / whole if got.size and is_exact(dtype) else None,
+        unmatched=total.unmatched,
     )
     return _with_rows(found, numbers(got, dtype), numbers(want, dtype)) if logits and got.ndim > 0 and got.size > 0 else found
+
+
+def _bounded(error: float, unmatched: int) -> float:
+    """Finite numbers that are too far apart for a float are not infinitely so: that would mean another thing."""
+    return error if unmatched else min(error, sys.float_info.max)
 
 
 def _with_rows(found: Deviation, a: np.ndarray, b: np.ndarray) -> Deviation:
@@ -123,12 +136,15 @@ class _Totals:
     largest: float = 0.0
     errors: float = 0.0
     differing: int = 0
+    unmatched: int = 0
     products: np.ndarray = field(default_factory=lambda: np.zeros(3))  # a·a, b·b, a·b of the elements that are finite on both sides
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         errors = _errors(a, b)
         self.largest = max(self.largest, float(np.max(errors, initial=0.0)))
-        self.errors += float(np.sum(errors))
+        with np.errstate(over="ignore"):
+            self.errors += float(np.sum(errors))
+        self.unmatched += int(np.count_nonzero(np.isinf(errors)))
         self.differing += int(np.count_nonzero(a != b))
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.all():
@@ -143,7 +159,7 @@ class _Totals:
         length = math.sqrt(squared_a) * math.sqrt(squared_b)
         if length == 0.0:
             return 1.0 if squared_a == squared_b == 0.0 else 0.0
-        return product / length
+        return product / length if math.isfinite(product / length) else 0.0
 
 
 def is_exact(dtype: str) -> bool:
@@ -153,18 +169,18 @@ def is_exact(dtype: str) -> bool:
 
 def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|; 0 where both are NaN or the same infinity, inf where one is and the other isn't."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         same = (a == b) | (np.isnan(a) & np.isnan(b))
-        errors: np.ndarray = np.where(same, 0.0, np.abs(a - b))
-    return np.where(np.isnan(errors), np.inf, errors)
+        finite = np.isfinite(a) & np.isfinite(b)
+        errors: np.ndarray = np.where(same, 0.0, np.where(finite, np.minimum(np.abs(a - b), sys.float_info.max), np.inf))
+    return errors
 
 
 def _divergence(got: np.ndarray, want: np.ndarray) -> float:
     p, q = _log_softmax(want), _log_softmax(got)
     with np.errstate(invalid="ignore"):
         rows = np.sum(np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0), -1)
-    largest = float(np.max(rows, initial=0.0))
-    return largest if math.isfinite(largest) else math.inf
+    return float(np.max(rows, initial=0.0, where=np.isfinite(rows)))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

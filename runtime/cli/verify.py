@@ -89,7 +89,7 @@ def _figures(checked: Checked) -> tuple[str, ...]:
 
     found, exact = checked.finding.deviation, checked.finding.deviation.differing is not None
     return (
-        shown(found.max_error, ".2e"),
+        f"NaN or Inf: {found.unmatched}" if found.unmatched else shown(found.max_error, ".2e"),
         shown(found.mean_error, ".2e"),
         shown(found.cosine, ".7f"),
         shown(found.differing, ".2%"),

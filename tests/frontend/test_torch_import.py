@@ -131,3 +131,23 @@ def test_coverage_lists_every_unsupported_op_at_once() -> None:
 
 def test_coverage_of_a_supported_model_has_no_bad_row() -> None:
     assert all(row.supported for row in coverage(mlp(), (torch.randn(3, 7, 8),), dynamic_shapes(X)))
+
+
+def test_weights_and_examples_that_are_negated_when_read() -> None:
+    class Negated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            values = torch.view_as_complex(torch.arange(8, dtype=torch.float32).reshape(4, 2))
+            self.register_buffer("plain", values.imag)
+            self.register_buffer("negated", values.conj().imag)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.negated + self.plain
+
+    model = Negated()
+    x = torch.view_as_complex(torch.randn(4, 2)).conj().imag
+    made = import_torch(model, (x,))
+    np.testing.assert_array_equal(made.examples[0][0], x.resolve_neg().numpy())
+    weights = {name: weight.load() for name, weight in made.weights.items()}
+    np.testing.assert_array_equal(weights["negated"], -weights["plain"])
+    assert weights["plain"].tolist() == [1, 3, 5, 7]

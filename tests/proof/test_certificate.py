@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import llmos
 from llmos.compiler.driver import Artifact, ModelWarning
 from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.options import CompileOptions
 from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate, certificate_of
-from llmos.runtime.artifact.deviation import Budget, measure
+from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.runtime.artifact.fields import Fields
 from llmos.runtime.artifact.recorded import Recipe
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import BudgetError
@@ -191,6 +195,52 @@ def test_the_certificate_is_found_in_an_artifact(tmp_path: Path) -> None:
 )
 def test_errors_are_relative_to_the_output(got: list[float], want: list[float], expected: float) -> None:
     assert measure(np.array(got, np.float32), np.array(want, np.float32), "float32").max_error == pytest.approx(expected)
+
+
+NUMBERS = st.lists(st.tuples(*[st.floats(width=32) | st.sampled_from([np.nan, np.inf, -np.inf, 3e38])] * 2), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(NUMBERS, st.booleans())
+def test_figures_of_any_numbers_are_json_and_come_back(pairs: list[tuple[float, float]], logits: bool) -> None:
+    """A NaN or an infinity on both sides agrees; on one side it is over any budget, and counted."""
+    got, want = (np.array(side, np.float32).reshape(1, -1) for side in zip(*pairs, strict=True))
+    found = measure(got, want, "float32", logits=logits)
+    one_sided = sum(not (a == b or (np.isnan(a) and np.isnan(b))) for a, b in pairs if not (np.isfinite(a) and np.isfinite(b)))
+    assert found.unmatched == one_sided
+    assert found.within(Budget(1e100)) == (one_sided == 0)
+    text = json.dumps(found.to_json(), allow_nan=False)
+    again = Deviation.parse(Fields("deviation", json.loads(text)))
+    assert (again.unmatched, again.within(Budget(1e100))) == (found.unmatched, found.within(Budget(1e100)))
+    assert json.dumps(again.to_json(), allow_nan=False) == text
+
+
+def test_a_difference_of_huge_numbers_is_a_number() -> None:
+    found = measure(np.array([1e308, 1.0]), np.array([-1e308, 1.0]), "float64")
+    assert found.unmatched == 0 and np.isfinite(found.max_error) and not found.within(Budget(1.0))
+
+
+class Logarithm(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(x) * 3
+
+
+def test_a_report_of_inputs_and_outputs_that_are_not_finite(tmp_path: Path) -> None:
+    x = torch.tensor([[0.0, -1.0, float("inf"), float("nan"), 2.0, float("-inf")]] * 2)
+    artifact = compile_model(Logarithm(), (x,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},), options=options())
+    worst = parsed(artifact).worst()
+    assert worst is not None and worst.deviation.unmatched == 0 and worst.deviation.max_error < 1e-5
+    artifact.save(tmp_path / "log.llmos")
+    assert run(["verify", str(tmp_path / "log.llmos")]) == 0
+
+
+def test_a_nan_that_the_reference_does_not_have_is_said_in_words() -> None:
+    def divided(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.zeros_like(arrays[0])]
+
+    imported = replace(import_torch(Logarithm(), (torch.zeros(2, 3),)), reference=divided)
+    with pytest.raises(BudgetError, match="is NaN or infinite in 6 of its elements where the reference is not, or the other way round"):
+        compile_model(imported, options=options())
 
 
 def test_integers_are_counted() -> None:

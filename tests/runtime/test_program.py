@@ -250,3 +250,14 @@ def test_two_programs_share_their_threads_which_sleep_when_idle(artifact_path: P
     command = [sys.executable, "-c", THREADS, str(artifact_path), str(other)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LLMOS_NUM_THREADS": "3"})
     assert done.stdout.split() == ["2", "True"]
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_torch_tensors_that_are_negated_when_read(program: Program, strided: bool) -> None:
+    """The imaginary part of a conjugate is a view that torch negates lazily; DLPack would show what lies in memory."""
+    torch = pytest.importorskip("torch")
+    pairs = torch.arange(24, dtype=torch.float32).reshape(3, 4, 2)
+    negated = torch.view_as_complex(pairs).conj().imag
+    given = negated if strided else torch._neg_view(pairs[..., 1].contiguous())
+    assert given.is_neg()
+    np.testing.assert_array_equal(program(given), program(given.resolve_neg().contiguous().numpy()))
