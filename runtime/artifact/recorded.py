@@ -103,8 +103,7 @@ class RecordedArray:
     @classmethod
     def of(cls, name: str, dtype: str, array: np.ndarray, recipe: Recipe | None = None) -> RecordedArray:
         """Records an array, by its bytes unless `recipe` makes it."""
-        data = dense_bytes(array)
-        return cls(name, dtype, tuple(array.shape), hashlib.sha256(data).hexdigest(), None if recipe else data, recipe)
+        return cls(name, dtype, tuple(array.shape), _digest(array), None if recipe else dense_bytes(array), recipe)
 
     def load(self) -> np.ndarray:
         """The array; bfloat16 as uint16. Raises ArtifactError where what comes out isn't what was recorded."""
@@ -116,7 +115,7 @@ class RecordedArray:
             if len(self.data) != math.prod(self.shape) * storage.itemsize:
                 raise fail(f"certificate: {self.name!r} holds {len(self.data)} bytes, which its shape doesn't take")
             array = np.frombuffer(self.data, storage).reshape(self.shape)
-        if hashlib.sha256(dense_bytes(array)).hexdigest() != self.sha256:
+        if _digest(array) != self.sha256:
             raise fail(f"certificate: {self.name!r} can't be made again as it was recorded")
         return array
 
@@ -143,7 +142,16 @@ def _decoded(fields: Fields) -> bytes:
 
 def dense_bytes(array: np.ndarray) -> bytes:
     """Row-major, little-endian."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return _dense(array).tobytes()
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of its `dense_bytes`, where they lie."""
+    return hashlib.sha256(_dense(array).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def _dense(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
 def sample_rows(array: np.ndarray, limit: int) -> np.ndarray:

@@ -123,7 +123,7 @@ def _isin(x: Any, tests: Any, *, assume_unique: bool = False, invert: bool = Fal
     kind = torch.result_type(x, tests)
     flat, x = tests.reshape(-1).to(kind), x.to(kind)
     if isinstance(flat.shape[0], int) and flat.shape[0] <= _FEW:
-        found = (x.unsqueeze(-1) == flat).any(-1)
+        found: Tensor = (x.unsqueeze(-1) == flat).any(-1)
     else:
         ordered = flat.sort()[0]
         place = torch.searchsorted(ordered, x.contiguous()).clamp(max=flat.shape[0] - 1)
