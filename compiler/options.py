@@ -27,6 +27,7 @@ class CompileOptions:
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
+    random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
     from_stage, stop_after: extensions of STAGES; "" for the whole way.
     dump_ir: folder for numbered dumps of the IR after every pass that changed it.
@@ -45,6 +46,7 @@ class CompileOptions:
     dynamic: tuple[str, ...] = ()
     sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
     bind: Mapping[str, float | int] = field(default_factory=dict)
+    random: str = ""
     name: str = ""
     from_stage: str = ""
     stop_after: str = ""
@@ -64,6 +66,8 @@ class CompileOptions:
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
+        if self.random and not self.random.isidentifier():
+            raise UserError(f"the seed's name {self.random!r} is not a name: letters, digits and _")
         if len(set(self.dynamic)) != len(self.dynamic):
             raise UserError(f"dynamic dimensions are named twice: {', '.join(self.dynamic)}")
         for name, size in self.sizes.items():

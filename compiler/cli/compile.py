@@ -29,6 +29,9 @@ from llmos.runtime.errors import UserError
     "them to, or a range: batch=1:64,height=480.",
 )
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="An input of an ONNX model that becomes a constant; repeatable.")
+@click.option(
+    "--random", default="", metavar="NAME", help="An input to add, the seed of the model's random numbers; without it they are refused."
+)
 @click.option("--name", default="", help="The model's name in the artifact; default from SOURCE.")
 @click.option("--from", "from_stage", default="", metavar="STAGE", help=f"SOURCE is a saved stage: {', '.join(STAGES[:-1])}.")
 @click.option("--stop-after", default="", metavar="STAGE", help="Save that stage beside OUTPUT and stop.")
@@ -53,6 +56,7 @@ def command(
     precision: str,
     dynamic: str,
     bind: tuple[str, ...],
+    random: str,
     name: str,
     from_stage: str,
     stop_after: str,
@@ -74,6 +78,7 @@ def command(
         dynamic=names,
         sizes=sizes,
         bind=dict(map(binding, bind)),
+        random=random,
         name=name,
         from_stage=from_stage,
         stop_after=stop_after,

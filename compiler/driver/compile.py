@@ -67,6 +67,7 @@ def compile(
     precision: str = "fp32",
     target: str = "portable",
     name: str = "",
+    random: str = "",
     tune: float | None = None,
     lock: str | Path | None = None,
     options: CompileOptions | None = None,
@@ -76,12 +77,13 @@ def compile(
     source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory;
     or what a front end made of one (ImportedModel).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
+    random: name of an input, int64 [], that is added where the model draws random numbers; without it such a model is refused.
     tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
     lock: the lock file of an earlier search, whose choices are taken; the search leaves out what is in it.
-    options: takes the place of precision, target, name and tune.
+    options: takes the place of precision, target, name, random and tune.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
-    chosen = options or CompileOptions(precision=precision, target=target, name=name, tune=tune)
+    chosen = options or CompileOptions(precision=precision, target=target, name=name, random=random, tune=tune)
     with Progress() as progress:
         job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
         job.lock_file = Path(lock) if lock else None

@@ -50,14 +50,16 @@ def _import_onnx(path: Path, options: CompileOptions) -> ImportedModel:
     with warnings.catch_warnings():
         # What it has to say of the model is in the metadata too, from where the driver tells it.
         warnings.simplefilter("ignore", UserWarning)
-        return import_onnx(path, dynamic=options.sizes or options.dynamic or None, bind=options.bind, name=options.name or path.stem)
+        return import_onnx(
+            path, dynamic=options.sizes or options.dynamic or None, bind=options.bind, name=options.name or path.stem, random=options.random
+        )
 
 
 def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
     from llmos.compiler.frontend.torch import import_torch
 
     name = options.name or (source.stem if isinstance(source, Path) else "model")
-    return import_torch(source, example_args, dynamic_shapes, name=name)
+    return import_torch(source, example_args, dynamic_shapes, name=name, random=options.random)
 
 
 def _import_path(path: Path, options: CompileOptions) -> ImportedModel:

@@ -27,6 +27,7 @@ from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.prims import without_prims
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
+from llmos.compiler.frontend.seeding import seeded
 from llmos.compiler.frontend.size_tensors import with_sizes_read
 from llmos.compiler.frontend.storage_views import FOLLOWERS, read_from_storage
 from llmos.compiler.ir import torch_decompositions
@@ -37,15 +38,15 @@ Source = torch.nn.Module | ExportedProgram | str | Path
 _PATCHING = threading.Lock()  # two threads that restore torch in another order than they patched it would leave it patched
 
 
-def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> ExportedProgram:
-    """The source exported, functional, of ops that can be lowered."""
+def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any, random: str = "") -> ExportedProgram:
+    """The source exported, functional, of ops that can be lowered. `random` names the input that random numbers follow from."""
     if isinstance(source, ExportedProgram):
         program = source
     elif isinstance(source, torch.nn.Module):
         program = _export_module(source, example_args, dynamic_shapes)
     else:
         program = load_program(Path(source))
-    return functional(program)
+    return functional(seeded(program, random) if random else program)
 
 
 def _distinct(example_args: Sequence[Any]) -> tuple[Any, ...]:

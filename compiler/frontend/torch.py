@@ -9,17 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
 from llmos.compiler.frontend.cleanup import clean
 from llmos.compiler.frontend.dims import ComputedSize, IndexValues, Shape, Sizes, plain_text
-from llmos.compiler.frontend.exporting import ProgramInput, Source, check_outputs, export, over_real_numbers, program_inputs
+from llmos.compiler.frontend.exporting import (
+    ProgramInput,
+    Source,
+    check_outputs,
+    export,
+    mutated_buffers,
+    over_real_numbers,
+    program_inputs,
+)
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
 from llmos.compiler.frontend.results import as_array, as_result, complex_outputs, dtype_name, output_names, output_nodes
+from llmos.compiler.frontend.seeding import draws
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.guards import GUARDS
 from llmos.compiler.ir import arith, context, func, ir, tensor
@@ -43,21 +53,26 @@ def import_torch(
     weights: Mapping[str, Weight] | None = None,
     reference: Reference | None = None,
     ir_context: ir.Context | None = None,
+    random: str = "",
 ) -> ImportedModel:
     """A torch model as linalg on tensors, its weights beside it.
 
     `dynamic_shapes` is torch.export's; the names of its `Dim`s become the program's symbols, others are called s0, s1, ... in input order.
     `weights` replaces the values of parameters and buffers by name (for weights that stay mmapped in their file).
+    `random` names an input, int64 [], that is added where the model draws random numbers (seeding.py); "" refuses such a model.
     `reference` stands in for running the module in eager torch. Raises UnsupportedError for what can't be compiled, naming op and line.
     """
-    exported = export(source, example_args, dynamic_shapes)
+    exported = export(source, example_args, dynamic_shapes, random)
+    is_seeded = draws(exported)
+    given_args = exported.example_inputs[0] if example_args is None and exported.example_inputs else example_args
     check_outputs(exported)
     program = over_real_numbers(exported)
     arguments = program_inputs(program)
     states = [a for a in arguments if a.kind == "state"]
-    inputs = _renamed([a for a in arguments if a.kind == "input"], input_names, "input_names") + states
+    names = [*input_names, random] if input_names is not None and is_seeded else input_names
+    inputs = _renamed([a for a in arguments if a.kind == "input"], names, "input_names") + states
     given = dict(weights or {})
-    sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes, len(states))
+    sizes = find_symbols(program, [each.node for each in inputs], dynamic_shapes, len(states) + is_seeded)
     conditions, unread = find_conditions(exported, sizes)
     notes = tuple(f"a condition on the sizes of inputs isn't checked at calls: {text}" for text in unread)
     lowering = _Function(program, inputs, [a for a in arguments if a.kind == "weight"], sizes, output_names, conditions)
@@ -66,8 +81,8 @@ def import_torch(
         name=name,
         module=module,
         weights={w.name: given.get(w.name) or _weight(w) for w in [*used, *states]},
-        reference=reference or _reference(source, exported, program_inputs(exported)),
-        examples=_examples(program.example_inputs[0] if example_args is None and program.example_inputs else example_args, inputs),
+        reference=_seeded_reference(exported) if is_seeded else reference or _reference(source, exported, program_inputs(exported)),
+        examples=_examples(given_args if given_args is None or not is_seeded else (*given_args, torch.tensor(0)), inputs),
         assets=dict(assets or {}),
         metadata=_with_notes(metadata or {}, notes),
     )
@@ -163,6 +178,24 @@ def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]
 def _arrays(answer: Any) -> list[np.ndarray]:
     leaves = torch.utils._pytree.tree_leaves(answer)
     return [to_numpy(leaf) if isinstance(leaf, torch.Tensor) else as_array(leaf) for leaf in leaves if leaf is not None]
+
+
+def _seeded_reference(program: ExportedProgram) -> Reference:
+    """The graph itself on inputs (the seed is the last), then states; its outputs, then the states' new values."""
+    dtypes = [each.node.meta["val"].dtype for each in program_inputs(program) if each.kind != "weight"]
+    changed, specs = mutated_buffers(program), program.graph_signature.input_specs
+    held = {**program.state_dict, **program.constants}
+
+    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        count = len(tensors) - len(changed)
+        given, known = iter(tensors[:count]), {**held, **dict(zip(changed, tensors[count:], strict=True))}
+        values = [next(given) if spec.kind == InputKind.USER_INPUT else known[str(spec.target)] for spec in specs]
+        with torch.no_grad():
+            found = list(program.graph_module(*values))
+        return [array.copy() for array in _arrays([*found[len(changed) :], *found[: len(changed)]])]
+
+    return reference
 
 
 def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

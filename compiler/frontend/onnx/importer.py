@@ -74,12 +74,14 @@ def import_onnx(
     bind: Mapping[str, np.ndarray | int | float] | None = None,
     example_args: Sequence[np.ndarray] | None = None,
     name: str | None = None,
+    random: str = "",
 ) -> ImportedModel:
     """An .onnx file (or ModelProto) as linalg on tensors with its weights beside it.
 
     `dynamic` says what its dynamic dimensions are: None keeps the file's own names; a mapping gives a dimension a range (min, max)
     or fixes it to a size; a sequence of names renames them in order. `bind` fixes inputs to constants and takes them out of the
-    inputs. `example_args` are inputs to trace with, in order, where random ones don't do.
+    inputs. `example_args` are inputs to trace with, in order, where random ones don't do. `random` as import_torch's: the ops' own
+    `seed` attributes say nothing then.
 
     Raises UserError for a file that isn't ONNX, UnsupportedError for ops that have no meaning here (all of them at once).
     """
@@ -95,6 +97,7 @@ def import_onnx(
         name=name or exported.model.name,
         metadata=_metadata(exported),
         reference=exported.reference,
+        random=random,
     )
 
 

@@ -85,6 +85,7 @@ def table() -> Mapping[str, Lowering]:
         "llmos.lstm_scan.default": recurrent.lstm_scan,
         "llmos.gru_scan.default": recurrent.gru_scan,
         "llmos.rnn_scan.default": recurrent.rnn_scan,
+        "llmos.philox.default": randomness.philox,
         "llmos.scatter_nd.default": scatters.scatter_nd,
         "llmos.non_max_suppression.default": suppression.non_max_suppression,
         "llmos.pivot_matrix.default": factorizations.pivot_matrix,

@@ -322,14 +322,17 @@ def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch
 
 @op("Dropout", since=12)
 def dropout_with_inputs(
-    x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int = 0
+    x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The identity, unless a known `training` asks for random zeros at a `ratio` above 0."""
+    """The identity, unless a known `training` asks for random zeros."""
     if training is not None and not isinstance(training, Host):
         raise UnsupportedError("Dropout whose mode is computed from data isn't supported; export the model for inference.")
-    if training is not None and bool(scalar_of(training)) and not (isinstance(ratio, Host) and scalar_of(ratio) == 0):
-        raise UnsupportedError("Dropout in training mode isn't supported, it is random; export the model for inference.")
-    return x, torch.ones_like(x, dtype=torch.bool)
+    if ratio is not None and not isinstance(ratio, Host):
+        raise UnsupportedError("Dropout whose ratio is computed from data isn't supported.")
+    share = 0.5 if ratio is None else float(scalar_of(ratio))
+    if training is None or not bool(scalar_of(training)) or share == 0:
+        return x, torch.ones_like(x, dtype=torch.bool)
+    return torch.native_dropout(x, share, True)
 
 
 # What torch's eager kernels lack for unsigned integers above 8 bits goes through a signed type that holds them. uint64 stays as it is: it
