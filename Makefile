@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test check conformance fuzz fuzz-artifact proof bench clean
+.PHONY: venv demo test check conformance fuzz fuzz-artifact fuzz-index proof bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -43,6 +43,10 @@ fuzz: venv
 # A hundred thousand mutated artifacts through the C core, under the address and undefined-behaviour sanitizers.
 fuzz-artifact: venv
 	LLMOS_FUZZ_CASES=100000 $(RUN) -m pytest tests/runtime/test_native.py -k mutated
+
+# A hundred thousand calls of programs that read and write where data says, between pages that nobody may touch.
+fuzz-index: venv
+	$(RUN) -W ignore -m tests.properties.index_bounds --calls 100000 --calls-of-program 500
 
 # Every seeded miscompile, found by llmos bisect in models of 12 layers.
 proof: venv

@@ -140,13 +140,18 @@ def _lengths(d: Draw) -> Case:
     return _node(d, "LSTM", *[Given(shape) for shape in shapes], Given((2,), torch.int32, loose=True), hidden_size=5)
 
 
+def _rotary(d: Draw) -> Case:
+    positions = Given((2, 3), torch.int64, lambda _: -5, lambda _: 5)
+    return _node(d, "RotaryEmbedding", Given((2, 3, 8)), Given((5, 2)), Given((5, 2)), positions, num_heads=2)
+
+
 def _moved_taps(d: Draw) -> Case:
     return _node(d, "DeformConv", Given((1, 2, 4, 4)), Given((3, 2, 2, 2)), Given((1, 8, 3, 3), loose=True), kernel_shape=[2, 2])
 
 
 FAMILIES: tuple[Callable[[Draw], Case], ...] = (
     _gather, _gather, _gather_elements, _gather_nd, _scatter_elements, _scatter_elements, _scatter_nd, _scatter_nd, _tensor_scatter,
-    _unpool, _rois, _loss, _reverse, _grid, _lengths, _moved_taps,
+    _unpool, _rotary, _rois, _loss, _reverse, _grid, _lengths, _moved_taps,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.shapes import element, extract, loop
 from llmos.compiler.frontend.scalars import Scalar, select, to_index
 from llmos.compiler.ir import ir
+from llmos.runtime.errors import UserError
 
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
@@ -85,6 +86,8 @@ def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
 
     `wraps`: whether a negative index counts from the end; where it doesn't, the kernel reports it.
     """
+    for dim, ids in chosen.items():
+        require_inside(ids, x.shape[dim], wraps)
     dense, rank = b.dense(x), len(result.shape)
     block = [affine_dim(position + i) for i in range(lead)]
     shape = result.shape[position : position + lead]
@@ -104,6 +107,18 @@ def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
         body,
     )
     return b.cast(b.dense_tensor(value, result.shape, x.dtype), result.dtype)
+
+
+def require_inside(ids: Tensor, size: Dim, wraps: bool) -> None:
+    """Raises UserError for an index that is known to lie outside of a dimension of known size."""
+    if not isinstance(size, int) or not isinstance(ids.fact, (Splat, Iota)) or 0 in ids.shape:
+        return
+    ends = [int(ids.fact.value)] if isinstance(ids.fact, Splat) else [ids.fact.start]
+    if isinstance(ids.fact, Iota) and isinstance(length := ids.shape[ids.fact.axis], int):
+        ends.append(ids.fact.start + (length - 1) * ids.fact.step)
+    for index in ends:
+        if not (-size if wraps else 0) <= index < size:
+            raise UserError(f"the constant index {index} lies outside of a dimension of size {size}")
 
 
 def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
@@ -132,6 +147,7 @@ def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, *, wraps:
     if isinstance(x.fact, Splat):
         return b.full(result.shape, x.dtype, x.fact.value)
     dim %= x.rank
+    require_inside(ids, x.shape[dim], wraps)
     dense = b.dense(x)
 
     def body(at: Scalar, _: Scalar) -> list[Scalar]:

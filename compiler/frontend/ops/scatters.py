@@ -17,7 +17,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Shape
 from llmos.compiler.frontend.ops.elementwise import floor_quotient
-from llmos.compiler.frontend.ops.indexing import wrapped
+from llmos.compiler.frontend.ops.indexing import require_inside, wrapped
 from llmos.compiler.frontend.ops.reductions import number
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, to_index
 from llmos.compiler.ir import ir, scf, tensor
@@ -126,6 +126,7 @@ def _at_least_1d(b: Builder, x: Any) -> Any:
 def _along(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reduction: Reduction | None = None) -> Tensor:
     """out[ids[i, j], j] = source[i, j] for dim 0. `ids` may be smaller than `x` and `source` in the other dimensions."""
     value_at = _reader(b, source, x.dtype)
+    require_inside(ids, x.shape[dim], False)
 
     def update(at: list[ir.Value]) -> tuple[list[ir.Value], Scalar]:
         place = to_index(read(b, ids, at))
@@ -184,6 +185,7 @@ def _reduced(
 def _slices(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reduction: Reduction | None, wraps: bool = False) -> Tensor:
     """out[ids[i], j] = source[i, j] for dim 0: `ids` [n], `source` as `x` with n along `dim`."""
     value_at = _reader(b, source, x.dtype)
+    require_inside(ids, x.shape[dim], wraps)
 
     def update(at: list[ir.Value]) -> tuple[list[ir.Value], Scalar]:
         index = read(b, ids, [at[dim]])
@@ -244,6 +246,9 @@ def index_put(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | No
     is_adjacent = max(chosen) - min(chosen) + 1 == len(chosen)
     position = min(chosen) if is_adjacent else 0
     bounds = (*[x.shape[dim] for dim in rest[:position]], *lead, *[x.shape[dim] for dim in rest[position:]])
+
+    for dim, ids in chosen.items():
+        require_inside(ids, x.shape[dim], True)
 
     def place_of(base: Tensor, at: list[ir.Value]) -> list[ir.Value]:
         free = iter([*at[:position], *at[position + len(lead) :]])
