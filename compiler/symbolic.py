@@ -130,6 +130,13 @@ class SymbolTable:
             )
         return bound
 
+    def at_most(self, expr: Expr) -> Expr:
+        """As `upper_bound`; where there is none, the expression at the least of what data can give."""
+        bound = self._largest(expr)
+        if not bound.has(sympy.oo, -sympy.oo, sympy.nan):
+            return bound
+        return self.simplify(expr.subs({symbol.expr: symbol.min for symbol in self.computed}))
+
     def _largest(self, expr: Expr) -> Expr:
         """As `upper_bound`; infinity where there is none."""
         computed = self.computed_in(expr)

@@ -197,5 +197,5 @@ class _Region:
             shape = self.shapes.shape(value)
         except UnsupportedError:
             return float(TYPICAL)
-        typical = {s.expr: min(max(TYPICAL, s.min), s.max) for s in self.shapes.table.symbols}
+        typical = {s.expr: min(max(TYPICAL, s.min), s.max) for s in self.shapes.table.sizes}
         return math.prod(float(size.subs(typical)) for size in shape)

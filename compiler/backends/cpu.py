@@ -234,14 +234,16 @@ def _kernel_specs(program: Program) -> list[KernelSpec]:
     for unit in program.units:
         if isinstance(unit, LoopUnit):
             label = f"loop({', '.join(_label(dispatch) for dispatch in unit.dispatches)})"
-            specs.append(_kernel_spec(unit.name, "loop", label, describe_loop(unit)))
+            specs.append(_kernel_spec(program.table, unit.name, "loop", label, describe_loop(unit)))
         else:
-            specs.append(_kernel_spec(unit.name, unit.kind, _label(unit), describe_work(unit)))
+            specs.append(_kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit)))
     return specs
 
 
-def _kernel_spec(name: str, kind: str, label: str, work: Work) -> KernelSpec:
-    return KernelSpec(name, kind, {"label": label, "flops": str(work.flops), "bytes": str(work.num_bytes)})
+def _kernel_spec(table: SymbolTable, name: str, kind: str, label: str, work: Work) -> KernelSpec:
+    """Its work by the sizes of the inputs alone: at most that, where data decides sizes."""
+    flops, num_bytes = (str(table.at_most(count)) for count in (work.flops, work.num_bytes))
+    return KernelSpec(name, kind, {"label": label, "flops": flops, "bytes": num_bytes})
 
 
 def _label(dispatch: Dispatch) -> str:

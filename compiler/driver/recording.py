@@ -146,7 +146,10 @@ def with_sensitivities(recording: Recording, reference: Reference, signature: Si
 
 
 def _finite_error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
-    """The error of what is finite on both sides: an element that turns into NaN or Inf says nothing of the others."""
+    """The error of what is finite on both sides: an element that turns into NaN or Inf says nothing of the others. All of an output moves
+    where even its size is another."""
+    if got.shape != want.shape:
+        return 1.0
     finite = np.isfinite(numbers(got, dtype)) & np.isfinite(numbers(want, dtype))
     return measure(np.where(finite, got, want), want, dtype).max_error
 

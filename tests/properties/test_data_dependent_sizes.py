@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import llmos
+from llmos.compiler.devtools.bench.work import total_flops
 from llmos.runtime.engine import load_model
 from llmos.runtime.engine.model import Batching
 from llmos.runtime.errors import InputError, UnsupportedError
@@ -164,6 +165,7 @@ def test_the_manifest_names_what_the_entry_computes(selection: Path) -> None:
     first, second = (each.name for each in manifest.computed)
     assert [spec.shape for spec in manifest.entries[0].outputs] == [(first, 3), (second, 1), (3,)]
     assert [(each.min, each.bound) for each in manifest.computed] == [(0, "rows"), (0, "rows")]
+    assert total_flops(manifest, {"rows": 4}) is not None  # of the sizes of the inputs alone
 
 
 def test_outputs_take_no_part_of_one_another(selection: Path) -> None:
