@@ -49,6 +49,7 @@ class HostEmitter:
     def emit(self) -> None:
         self.shapes = Shapes.of(self.main, self.table)
         self.defined: set[ComputedSymbol] = set()
+        self.doubtful = self._doubtful_dims()
         name = ir.StringAttr(self.main.attributes["sym_name"]).value
         self._emit_entry(f"__tvm_ffi_{name}")
         self._emit_shapes(f"__llmos_shapes_{name}")
@@ -251,9 +252,28 @@ class HostEmitter:
             b.store(value, b.address(self.dims, b.index(place), b.i64), 8)
             self.sizes.define(symbol.expr, value)
             self.defined.add(symbol)
+            following = self._check_dims(following, failed)
+        with ir.InsertionPoint(following):
             ready = {slot: size for slot, size in self.waiting.items() if self.defined.issuperset(self.table.computed_in(size))}
             self.waiting = {slot: size for slot, size in self.waiting.items() if slot not in ready}
             return self._allocate_checked(ready, following, failed)
+
+    def _doubtful_dims(self) -> list[Expr]:
+        """Sizes of tensors that data might make negative."""
+        ops = [op.operation for op in self.main.regions[0].blocks[0].operations]
+        tensors = [r for op in ops for r in op.results if isinstance(r.type, ir.RankedTensorType) and op.name != "tensor.empty"]
+        dims = dict.fromkeys(dim for value in tensors for dim in self.shapes.shape(value) if self.table.computed_in(dim))
+        return [dim for dim in dims if not self.table.bounds(dim)[0] >= 0]
+
+    def _check_dims(self, block: ir.Block, failed: ir.Block) -> ir.Block:
+        """End the call where a size that is known by now is negative."""
+        ready = [dim for dim in self.doubtful if self.defined.issuperset(self.table.computed_in(dim))]
+        self.doubtful = [dim for dim in self.doubtful if dim not in ready]
+        for dim in ready:
+            with ir.InsertionPoint(block):
+                fits = self.b.compare("sge", self.sizes(dim), self.b.index(0))
+                block = self._continue_if(fits, block, failed, SIZE_OUT_OF_RANGE)
+        return block
 
     def _allocate_checked(self, slots: Mapping[int, Expr], block: ir.Block, failed: ir.Block) -> ir.Block:
         """As `_allocate`, for sizes that nobody has checked the product of."""

@@ -254,6 +254,21 @@ def test_data_that_gives_no_size_is_an_error_of_the_call(tmp_path: Path) -> None
     program.check_integrity()
 
 
+def test_a_size_that_data_makes_negative_is_an_error_of_the_call(tmp_path: Path) -> None:
+    class Neighbours(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            kept = x[mask]
+            torch._check(kept.shape[0] >= 1)
+            return nn.functional.conv1d(kept.T[None], torch.ones(2, 3, 3))
+
+    program = compiled(Neighbours(), (torch.randn(6, 3), torch.ones(6, dtype=torch.bool)), None, tmp_path / "m.llmos")
+    x = np.ones((6, 3), np.float32)
+    assert program(x, np.array([True, True, True, False, True, False])).tolist() == [[[9.0, 9.0]] * 2]  # type: ignore[union-attr]
+    for count in (0, 1):
+        with pytest.raises(InputError, match=r"size that the data gives is out of range"):
+            program(x, np.arange(6) < count)
+
+
 def test_an_output_without_a_bound_is_refused_with_what_to_write() -> None:
     class Range(nn.Module):
         def forward(self, n: Tensor) -> Tensor:
