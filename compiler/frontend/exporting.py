@@ -29,6 +29,7 @@ from llmos.compiler.frontend.prims import without_prims
 from llmos.compiler.frontend.recurrent import RecurrentAsScan, has_recurrent_layers
 from llmos.compiler.frontend.seeding import seeded
 from llmos.compiler.frontend.size_tensors import with_sizes_read
+from llmos.compiler.frontend.spectra import SpectraOfAnySize
 from llmos.compiler.frontend.storage_views import FOLLOWERS, read_from_storage
 from llmos.compiler.ir import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
@@ -64,7 +65,9 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
     if example_args is None:
         raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), QuietTorch(), RecurrentAsScan() if has_recurrent_layers(module) else nullcontext():
+        recurrent = RecurrentAsScan() if has_recurrent_layers(module) else nullcontext()
+        spectra = SpectraOfAnySize() if dynamic_shapes else nullcontext()
+        with warnings.catch_warnings(), torch.no_grad(), QuietTorch(), recurrent, spectra:
             warnings.simplefilter("ignore")
             return torch.export.export(module, _distinct(example_args), dynamic_shapes=dynamic_shapes)
     except UserError:

@@ -109,7 +109,7 @@ def _transforms(x: Tensor, z: Tensor, sizes: tuple[int | None, ...], norms: tupl
 
 
 def test_fourier_transforms() -> None:
-    agree(lambda x, z: _transforms(x, z, (None,), ("ortho",)), torch.randn(3, 12), complexes(3, 12))
+    agree(lambda x, z: _transforms(x, z, (None, 15), ("ortho",)), torch.randn(3, 12), complexes(3, 12))
     agree(lambda x, z: _transforms(x, z, (1, 2, 8, 9), ("forward",)), torch.randn(2, 5), complexes(2, 5), dynamic=False)
 
 
@@ -143,6 +143,21 @@ def test_short_time_transforms() -> None:
         return spectrum, spectrum.abs().pow(2).mean(1), torch.stft(x, 16, 5, normalized=True, center=False, return_complex=True), *again
 
     agree(run, torch.randn(2, 64), dynamic=False, tolerance=1e-4)
+
+
+def test_short_time_transforms_of_a_signal_of_any_length() -> None:
+    window = torch.hann_window(16)
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        spectrum = torch.stft(x, 16, 4, window=window, return_complex=True)
+        return spectrum, spectrum.abs().pow(2).mean(1), torch.istft(spectrum, 16, 4, window=window), torch.fft.fft(x.unfold(1, 12, 5), n=15)
+
+    samples = torch.export.Dim("samples", min=48, max=400)
+    compiled = Compiled(import_torch(Model(run), (torch.randn(2, 64),), (({1: samples},),)))
+    for length in (64, 100, 53):
+        x = torch.randn(2, length)
+        for got, want in zip(compiled([x.numpy()]), run(x), strict=True):
+            np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_inverse_takes_any_number_of_frames() -> None:

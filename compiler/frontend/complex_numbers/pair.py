@@ -13,6 +13,7 @@ from torch._prims_common import corresponding_complex_dtype, corresponding_real_
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmos.compiler.frontend.spectra import RFFT
 from llmos.runtime.errors import UnsupportedError
 
 Rule: TypeAlias = Callable[..., Any]
@@ -69,7 +70,7 @@ aten = torch.ops.aten
 
 # Ops of real tensors whose result is complex.
 MAKERS = frozenset(
-    {aten.complex.default, aten.polar.default, aten.view_as_complex.default, aten._fft_r2c.default, aten.linalg_eig.default,
+    {RFFT, aten.complex.default, aten.polar.default, aten.view_as_complex.default, aten._fft_r2c.default, aten.linalg_eig.default,
      aten.linalg_eigvals.default, aten._linalg_eigvals.default}
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmos.compiler.frontend.complex_numbers.pair import Pair, Rule, both
+from llmos.compiler.frontend.spectra import FFT, IRFFT, RFFT
 from llmos.runtime.errors import UnsupportedError
 
 aten = torch.ops.aten
@@ -139,4 +140,7 @@ RULES: dict[Any, Rule] = {
     aten._fft_c2c: c2c,
     aten._fft_r2c: r2c,
     aten._fft_c2r: c2r,
+    RFFT: lambda x: r2c(x, [x.dim() - 1], 0, True),
+    IRFFT: lambda x, length: c2r(x, [x.dim() - 1], 0, length),
+    FFT: lambda x, forward: c2c(x, [x.dim() - 1], 0, forward),
 }

@@ -34,7 +34,7 @@ def _stft(
     return spectrum if return_complex else torch.view_as_real(spectrum)
 
 
-def _stft_centered(
+def stft_centered(
     x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
     pad_mode: str = "reflect", normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None,
     align_to_window: bool | None = None,
@@ -46,7 +46,7 @@ def _stft_centered(
     return _stft(x, n_fft, hop_length, win_length, window, normalized, onesided, return_complex, align_to_window)
 
 
-def _istft(
+def istft(
     x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
     normalized: bool = False, onesided: bool | None = None, length: Any = None, return_complex: bool = False,
 ) -> Tensor:  # fmt: skip
@@ -97,7 +97,7 @@ def _unfold_backward(grad: Tensor, sizes: Any, dim: int, size: int, step: int) -
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.stft.default: _stft,
-    aten.stft.center: _stft_centered,
-    aten.istft.default: _istft,
+    aten.stft.center: stft_centered,
+    aten.istft.default: istft,
     aten.unfold_backward.default: _unfold_backward,
 }
