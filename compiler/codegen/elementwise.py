@@ -3,7 +3,7 @@
 Lanes run along the last dims that memory holds in order. Where everything is read along another dim, lanes run along that one, and blocks
 of 16 by 16 are turned round in registers before they are written: both sides of a transposition then move whole cache lines. A few rows
 (the channels of an image) are interleaved, and written as one run.
-A concatenation evaluates each of its pieces under a mask.
+A concatenation of few, short pieces evaluates each of them under a mask; others are written piece by piece (concat.py).
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import sympy
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.columns import columns_in, emit_columns
+from llmos.compiler.codegen.concat import emit_pieces, pieces_in
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
-from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.row_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.tile import TileShape
 from llmos.compiler.codegen.turn import interleave, transpose
+from llmos.compiler.codegen.walk import Walk
 from llmos.compiler.ir import ir
-
-CHUNK = 4096  # elements of one tile
 
 
 def emit_elementwise(module: ir.Module, dispatch: Dispatch, shape: TileShape) -> Launch:
@@ -34,54 +33,21 @@ def emit_elementwise(module: ir.Module, dispatch: Dispatch, shape: TileShape) ->
     columns = columns_in(dispatch)
     if columns is not None:
         return emit_columns(module, columns, shape)
+    pieces = pieces_in(dispatch)
+    if pieces is not None:
+        return emit_pieces(module, pieces)
     plan = plan_rows(dispatch)
     groups = group_dims(accesses_of(plan), plan.sizes, range(plan.rank))
     turned = _turned_group(plan, groups)
     if turned is not None:
         return _Turned(plan, groups, turned).emit(module)
-    return _Walk(plan, groups).emit(module)
+    return _emit_walk(module, Walk(plan, groups))
 
 
-@dataclass
-class _Walk:
-    """Lanes along the last group of dims; a tile is some neighbours along the group before, or a part of a long one."""
-
-    plan: RowPlan
-    groups: list[list[int]]
-
-    def emit(self, module: ir.Module) -> Launch:
-        extents = [product([self.plan.sizes[dim] for dim in group]) for group in self.groups]
-        *outer, lane_extent = extents if extents else [sympy.S.One]
-        row_extent = outer.pop() if outer else sympy.S.One
-        rows = max(1, CHUNK // max(1, int(lane_extent))) if lane_extent.is_Integer else 1
-        blocks, chunks = ceil_div(row_extent, rows), ceil_div(lane_extent, CHUNK)
-        with kernel(module, self.plan.dispatch) as frame, frame.tiles() as tile:
-            b, size = frame.b, frame.evaluator.sizes
-            *at, block, chunk = split_index(b, size, tile, [*outer, blocks, chunks])
-            low = b.mul(chunk, b.index(CHUNK))
-            high = b.minimum(b.add(low, b.index(CHUNK)), size(lane_extent)) if chunks != 1 else size(lane_extent)
-            first = b.mul(block, b.index(rows))
-            last = b.minimum(b.add(first, b.index(rows)), size(row_extent))
-            static = int(lane_extent) if lane_extent.is_Integer and chunks == 1 else None
-            with b.loop(first, last, b.index(1)) as loop, frame.evaluator.scope():
-                row = [loop.iv] if len(self.groups) > 1 else []
-                self._row(frame, [*at, *row], low, high, static)
-        return Launch(sympy.expand(product(outer) * blocks * chunks))
-
-    def _row(self, frame: Frame, outer: list[Coord], low: Value, high: Value, static: int | None) -> None:
-        b, ev = frame.b, frame.evaluator
-
-        def point(lane: Coord, _: Sequence[Value]) -> list[Value]:
-            place = spread(self.plan, self.groups, [*outer, lane] if self.groups else [], b.index(0))
-            coords = [place.get(dim, b.index(0)) for dim in range(self.plan.rank)]
-            for value, buffer in zip(self.plan.dispatch.results, frame.outputs, strict=True):
-                ev.store(ev.value(value, coords), buffer, coords)
-            return []
-
-        if static == 1:
-            point(b.index(0), [])
-        else:
-            lane_loop(frame, low, high, point, [], static)
+def _emit_walk(module: ir.Module, walk: Walk) -> Launch:
+    with kernel(module, walk.plan.dispatch) as frame, frame.tiles() as tile:
+        walk.emit(frame, tile, list(zip(walk.plan.dispatch.results, frame.outputs, strict=True)))
+    return Launch(walk.num_tiles)
 
 
 def _turned_group(plan: RowPlan, groups: Sequence[Sequence[int]]) -> int | None:

@@ -147,7 +147,7 @@ def dense_bytes(array: np.ndarray) -> bytes:
 
 def _digest(array: np.ndarray) -> str:
     """Of its `dense_bytes`, where they lie."""
-    return hashlib.sha256(_dense(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(_dense(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _dense(array: np.ndarray) -> np.ndarray:
