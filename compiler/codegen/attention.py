@@ -18,6 +18,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.sums import is_long
 from llmos.compiler.codegen.tile import Panel, Strided, TileShape, accumulate, for_row_blocks, row_tiles, store_tile, zeros
 from llmos.compiler.ir import ir
 from llmos.compiler.linalg import Contraction, Form, pure_source
@@ -47,6 +48,7 @@ class AttentionEmitter:
         self.score_shape = shapes.shape(scores.generic.op.results[0])
         self.num_queries = self.score_shape[self.parts.query_axis]
         self.num_keys = self.score_shape[self.parts.key_axis]
+        self.is_long = is_long(dispatch.table, self.num_keys)  # then each block of keys has sums of its own, which are added
         self.batch_axes = [axis for axis in range(len(self.score_shape)) if axis not in (self.parts.query_axis, self.parts.key_axis)]
         self.depth = product([self.score_sizes[d] for d in scores.k])
         self.value_dims = values.n if self.parts.weights == 0 else values.m
@@ -290,7 +292,8 @@ class AttentionEmitter:
     def _exponentials(self, count: Value) -> None:
         b = self.frame.b
         highest = [self._get("max", None, v) for v in self._vectors()]
-        start = [self._get("sum", None, v) for v in self._vectors()]
+        before = [self._get("sum", None, v) for v in self._vectors()]
+        start = [b.neutral(b.f32, 0.0) for _ in before] if self.is_long else before
         with b.loop(b.index(0), count, b.index(1), start) as loop:
             made = []
             for v in self._vectors():
@@ -299,7 +302,7 @@ class AttentionEmitter:
                 made.append(b.binary("arith.addf", loop.args[v], weight))
             loop.yield_(made)
         for v in self._vectors():
-            self._put(loop.results[v], "sum", None, v)
+            self._put(b.binary("arith.addf", before[v], loop.results[v]) if self.is_long else loop.results[v], "sum", None, v)
 
     def _weigh(self, first: Value, count: Value) -> None:
         b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
@@ -316,12 +319,13 @@ class AttentionEmitter:
                     source = Strided(b.address(self._at("values"), row, b.f32), b.index(1), ev.sizes(self.width))
                 else:
                     source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
-                start = [
-                    b.binary("arith.mulf", self._get("output", b.add(row, b.index(r)), v), scale[v])
-                    for r in range(part.rows)
-                    for v in self._vectors()
-                ]
-                made = accumulate(b, part, source, panel, count, start)
+                places = [(b.add(row, b.index(r)), v) for r in range(part.rows) for v in self._vectors()]
+                if self.is_long:
+                    sums = accumulate(b, part, source, panel, count, zeros(b, part))
+                    made = [b.fma(self._get("output", r, v), scale[v], total) for (r, v), total in zip(places, sums, strict=True)]
+                else:
+                    start = [b.binary("arith.mulf", self._get("output", r, v), scale[v]) for r, v in places]
+                    made = accumulate(b, part, source, panel, count, start)
                 store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)
 
         for_row_blocks(b, b.index(0), ev.sizes(self.width), row_tiles(self.shape, self.block_rows), block)

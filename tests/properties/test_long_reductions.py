@@ -99,6 +99,22 @@ def test_accumulated_half_types_are_float32() -> None:
             np.testing.assert_allclose(array.astype(np.float64), want, rtol=2.0**-8 if dtype is torch.bfloat16 else 2.0**-10, err_msg=name)
 
 
+def test_attention_over_many_keys() -> None:
+    """The denominators of a softmax, and the values that it weighs."""
+    x = torch.rand(1, 1, 1 << 15, 16, generator=torch.Generator().manual_seed(4))
+    for values in (x, torch.full_like(x, 0.1)):
+        args = [x[:, :, :8].clone(), x, values]
+        program = compile_torch(Attention(), args, target=V3)
+        (found,) = run(program, *args).values()
+        want = Attention()(*[each.double() for each in args]).numpy()
+        assert np.abs(found - want).max() <= 64 * 2.0**-23 * np.abs(want).max()
+
+
+class Attention(torch.nn.Module):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
 def test_infinite_and_undefined_terms() -> None:
     """An infinite total has no rest that would make it NaN."""
     names = ("sum", "columns", "rows", "apart", "matrix", "pool")

@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, Function] = {
     "layer_norm": lambda x: F.layer_norm(x, x.shape[3:]),
     "layer_norm_all": lambda x: F.layer_norm(x, x.shape[1:]),
     "group_norm": lambda x: F.group_norm(x, 2),
+    "rms_norm": lambda x: F.rms_norm(x, x.shape[3:], eps=None if x.dtype is not torch.float64 else 2.0**-23),  # its default in float32
     "instance_norm": lambda x: F.instance_norm(x),
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
     "average": lambda x: F.avg_pool2d(x, 3, 2, 1),
@@ -52,9 +53,8 @@ def elements(shape: tuple[int, ...], dtype: torch.dtype, mean: float, spread: fl
 
 def exact(name: str, x: Tensor) -> Tensor:
     """In float64, and moved to 0 where a function takes the mean off anyway: float64 isn't wide enough for it either."""
-    return (
-        x.double() if "average" in name or name in ("adaptive", "global", "std_mean", "var_mean") else x.double() - x.double().flatten()[0]
-    )
+    has_mean = "average" in name or name in ("adaptive", "global", "std_mean", "var_mean", "rms_norm")
+    return x.double() if has_mean else x.double() - x.double().flatten()[0]
 
 
 def tolerance(dtype: torch.dtype, mean: float, spread: float) -> float:

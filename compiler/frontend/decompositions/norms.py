@@ -44,7 +44,7 @@ def _batch_norm_with_statistics(
     y = y * weight.reshape(shape) if weight is not None else y
     y = y + bias.reshape(shape) if bias is not None else y
     saved = (average, scale) if training else (x.new_zeros([0]), x.new_zeros([0]))
-    return y.to(kind), *saved, new_mean, new_variance
+    return y.to(kind), saved[0].to(kind), saved[1].to(kind), new_mean, new_variance
 
 
 def _functional_batch_norm(

@@ -231,7 +231,7 @@ def layer_norm(
 
 def rms_norm(b: Builder, result: Meta, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     over, dtype = list(range(x.rank - len(shape), x.rank)), compute_dtype(x.dtype)
-    small = torch.finfo(x.dtype).eps if eps is None else eps
+    small = torch.finfo(dtype).eps if eps is None else eps
     squares = b.reduce(x, over, 0, lambda v, acc: acc + v * v, dtype, True)
     scale = through(b, lambda v: s.rsqrt(v / number(b, count(b, x, over), dtype) + small), squares)
     return _affine(b, b.elementwise(lambda v, t: v.to(dtype) * t, [x, scale], dtype, x.shape), weight, None, result.dtype)
