@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes_config
 
+from llmos.compiler.frontend.dims import MAX_SIZE
 from llmos.compiler.frontend.loading import QuietTorch, first_line
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.onnx.coded import FORMATS, codes_of
@@ -246,7 +249,7 @@ def _examples(
 def _export(
     module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
 ) -> tuple[ExportedProgram, tuple[InputSpec, ...], tuple[str, ...]]:
-    """With every dimension dynamic if the graph allows it; else with those fixed that the graph itself fixes, and a warning."""
+    """With every dimension dynamic if the graph allows it; else with narrower ranges, else with dimensions fixed, and a warning."""
     try:
         return _export_as(module, specs, ranges, examples), specs, ()
     except UserError:
@@ -254,7 +257,13 @@ def _export(
     except Exception as error:
         if not symbols_of(specs):
             raise
-        reason = _first_line(error)
+        reason, narrower = _first_line(error), _suggested_ranges(str(error), specs, ranges)
+    with suppress(Exception):
+        if narrower:
+            program = _export_as(module, specs, {**ranges, **narrower}, examples)
+            note = _note_of_ranges(narrower, reason)
+            warnings.warn(note, stacklevel=3)
+            return program, specs, (note,)
     for fixed in _fallbacks(module, specs, examples):
         static = with_static(specs, _sizes(specs, examples, fixed))
         try:
@@ -267,6 +276,21 @@ def _export(
         warnings.warn(note, stacklevel=3)
         return program, static, (note,)
     raise AssertionError("the last fallback is fully static and either returns or raises")
+
+
+def _suggested_ranges(text: str, specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges that export asks for in place of those that were given, by the name of the dimension."""
+    names, found = symbols_of(specs), {}
+    for name, low, high in re.findall(r"^\s*(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)$", text, re.MULTILINE):
+        if name in names:
+            least, most = ranges.get(name, (1, MAX_SIZE))
+            found[name] = (max(int(low or 1), least), min(int(high or MAX_SIZE), most))
+    return found
+
+
+def _note_of_ranges(ranges: Mapping[str, Range], reason: str) -> str:
+    parts = [f"'{name}' of {low}{' or more' if high == MAX_SIZE else f' to {high}'}" for name, (low, high) in ranges.items()]
+    return f"the graph doesn't allow every size: it takes {', '.join(parts)} ({reason})."
 
 
 def _note(sizes: Mapping[str, int], reason: str) -> str:
@@ -305,6 +329,21 @@ def _sizes(specs: Sequence[InputSpec], examples: Sequence[torch.Tensor], names: 
 
 
 def _export_as(
+    module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> ExportedProgram:
+    """The module exported; where export fixes a size that another is computed from, again without its assumption that none is 0 or 1."""
+    try:
+        return _traced(module, specs, ranges, examples)
+    except UserError:
+        raise
+    except Exception:
+        if not symbols_of(specs):
+            raise
+    with symbolic_shapes_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        return _traced(module, specs, ranges, examples)
+
+
+def _traced(
     module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
 ) -> ExportedProgram:
     shapes = dynamic_shapes(specs, ranges)

@@ -42,7 +42,7 @@ def max_pool(
 
 
 def _max(x: torch.Tensor, shape: Window, ceil_mode: bool) -> torch.Tensor:
-    functions: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+    functions: dict[int, Any] = {1: _max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
     compute = functions[len(shape.kernel)]
     if shape.is_symmetric and all(p <= k // 2 for p, k in zip(shape.padding, shape.kernel, strict=True)):
         return compute(x, shape.kernel, shape.strides, shape.padding, shape.dilations, ceil_mode)  # type: ignore[no-any-return]
@@ -50,6 +50,14 @@ def _max(x: torch.Tensor, shape: Window, ceil_mode: bool) -> torch.Tensor:
     if ceil_mode:
         padded = pad_spatial(padded, _ceil_pads(tuple(padded.shape[2:]), shape, tuple(x.shape[2:])), float("-inf"))
     return compute(padded, shape.kernel, shape.strides, 0, shape.dilations)  # type: ignore[no-any-return]
+
+
+def _max_pool1d(x: torch.Tensor, kernel: Dims, strides: Dims, padding: Any, dilations: Dims, ceil_mode: bool = False) -> torch.Tensor:
+    """In two dimensions where the size is dynamic, which torch's shape function for one fixes."""
+    if isinstance(x.shape[-1], int):
+        return F.max_pool1d(x, kernel, strides, padding, dilations, ceil_mode)
+    wide = F.max_pool2d(x.unsqueeze(-2), (1, *kernel), (1, *strides), (0, *padding) if padding else 0, (1, *dilations), ceil_mode)
+    return wide.squeeze(-2)
 
 
 def _max_with_indices(x: torch.Tensor, shape: Window, ceil_mode: bool, by_columns: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,11 +155,15 @@ def _slice_axis(x: torch.Tensor, axis: int, start: Any, end: Any, step: Any) -> 
 def _slice_backwards(x: torch.Tensor, axis: int, start: int, end: int, step: int) -> torch.Tensor:
     """x[start:end:-step] as a slice of the flipped axis; element i stands there at n - 1 - i."""
     n = x.shape[axis]
-    first = 0 if start >= n - 1 else (n - 1 - start if start >= 0 else -1 - start)
-    last = n if end < -n else (n - 1 - end if end >= 0 else -1 - end)
+    first, last = ((_within(n - 1 - at, n) if at >= 0 else min(-1 - at, END)) for at in (start, end))
     index = [slice(None)] * x.ndim
-    index[axis] = slice(first, max(last, first), step)
+    index[axis] = slice(first, torch.sym_max(last, first), step)  # type: ignore[no-untyped-call]
     return torch.flip(x, (axis,))[tuple(index)]
+
+
+def _within(at: Any, n: Any) -> Any:
+    """A place in a dim, or one of its ends."""
+    return torch.sym_max(torch.sym_min(at, n), 0)  # type: ignore[no-untyped-call]
 
 
 @op("Expand")
@@ -298,7 +302,12 @@ def space_to_depth(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> tor
 def center_crop_pad(x: torch.Tensor, shape: Ints, *, axes: tuple[int, ...] | None = None) -> torch.Tensor:
     pairs: list[tuple[Any, Any]] = [(0, 0)] * x.ndim
     for axis, wanted in zip(axes if axes is not None else range(x.ndim), shape, strict=True):
+        axis %= x.ndim
+        size = x.shape[axis]
+        if not isinstance(size, int):  # one of the two is no change, which of them depends on the size
+            kept, cut = torch.sym_min(size, wanted), torch.sym_max(size - wanted, 0)
+            x = x.index_select(axis, torch.arange(kept) + cut // 2)
         missing = wanted - x.shape[axis]
-        before = missing // 2 if missing >= 0 else -((-missing) // 2)
-        pairs[axis % x.ndim] = (before, missing - before)
+        before = missing // 2 if not isinstance(size, int) or missing >= 0 else -((-missing) // 2)
+        pairs[axis] = (before, missing - before)
     return _pad_constant(x, pairs, 0)
