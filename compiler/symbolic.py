@@ -401,8 +401,12 @@ def _dim(shapes: Shapes, op: ir.Operation) -> None:
 
 def _extract(shapes: Shapes, op: ir.Operation) -> None:
     """A read of a size that the program has computed."""
-    if COMPUTES in op.attributes:
-        shapes._scalars[op.results[0]] = shapes.table.parse(ir.StringAttr(op.attributes[COMPUTES]).value)
+    if COMPUTES not in op.attributes:
+        return
+    name = ir.StringAttr(op.attributes[COMPUTES]).value
+    if name not in [symbol.name for symbol in shapes.table.computed]:
+        raise UserError(f"{COMPUTES} names {name!r}, which {COMPUTED} of the module doesn't list")
+    shapes._scalars[op.results[0]] = shapes.table.parse(name)
 
 
 def _empty(shapes: Shapes, op: ir.Operation) -> None:

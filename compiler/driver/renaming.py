@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from llmos.compiler.ir import ir
+from llmos.compiler.symbolic import COMPUTED
 from llmos.runtime.errors import UserError
 
 SYMBOLS = "llmos.symbols"
@@ -26,12 +27,15 @@ def rename_symbols(module: ir.Module, names: Sequence[str]) -> None:
         have = f"its dynamic dimensions are {', '.join(order)}" if order else "it has none: export it with dynamic shapes"
         raise UserError(f"--dynamic names {len(names)} dimensions ({', '.join(names)}) and the model has {len(order)}; {have}")
     renaming = dict(zip(order, names, strict=False))
-    clash = set(renaming.values()) & (set(order) - set(renaming))
+    computed = {entry.name: ir.DictAttr(entry.attr) for entry in ir.DictAttr(attributes[COMPUTED])} if COMPUTED in attributes else {}
+    clash = set(renaming.values()) & (set(order) - set(renaming) | set(computed))
     if clash:
         raise UserError(f"--dynamic: the model has another dimension that is called {sorted(clash)[0]}; name that one too")
     with module.context, ir.Location.unknown():
         ranges = ir.DictAttr(attributes[SYMBOLS]) if order else ir.DictAttr.get({})
         attributes[SYMBOLS] = ir.DictAttr.get({renaming.get(entry.name, entry.name): entry.attr for entry in ranges})
+        if computed:
+            attributes[COMPUTED] = ir.DictAttr.get({name: _renamed_texts(fields, renaming) for name, fields in computed.items()})
         for function in functions:
             for key in ("arg_attrs", "res_attrs"):
                 if key in function.operation.attributes:
@@ -59,6 +63,10 @@ def _renamed(argument: ir.DictAttr, renaming: Mapping[str, str]) -> ir.DictAttr:
     if SHAPE in entries:
         entries[SHAPE] = ir.ArrayAttr.get([_renamed_dim(dim, renaming) for dim in ir.ArrayAttr(entries[SHAPE])])
     return ir.DictAttr.get(entries)
+
+
+def _renamed_texts(fields: ir.DictAttr, renaming: Mapping[str, str]) -> ir.DictAttr:
+    return ir.DictAttr.get({entry.name: _renamed_dim(entry.attr, renaming) for entry in fields})
 
 
 def _renamed_dim(dim: ir.Attribute, renaming: Mapping[str, str]) -> ir.Attribute:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from llmos.compiler.ir import func, ir
+from llmos.compiler.symbolic import COMPUTED
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.errors import UserError
 
@@ -13,7 +14,8 @@ _ADVICE = "see the linalg stage in docs/architecture.md"
 
 
 def check_symbols(module: ir.Module) -> None:
-    """Raises UserError unless the table of symbols, where there is one, gives each a range."""
+    """Raises UserError unless the tables of symbols and of computed sizes, where there are some, say of each what it can be."""
+    _check_computed(module)
     if _SYMBOLS not in module.operation.attributes:
         return
     table = module.operation.attributes[_SYMBOLS]
@@ -23,6 +25,21 @@ def check_symbols(module: ir.Module) -> None:
         bounds = list(named.attr) if isinstance(named.attr, ir.DenseI64ArrayAttr) else []
         if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
             raise UserError(f"{_SYMBOLS} gives {named.name} no range [min, max]; {_ADVICE}")
+
+
+def _check_computed(module: ir.Module) -> None:
+    if COMPUTED not in module.operation.attributes:
+        return
+    table = module.operation.attributes[COMPUTED]
+    if not isinstance(table, ir.DictAttr):
+        raise UserError(f"{COMPUTED} is not a dictionary of sizes; {_ADVICE}")
+    for named in (table[i] for i in range(len(table))):
+        fields = ir.DictAttr(named.attr) if isinstance(named.attr, ir.DictAttr) else ir.DictAttr.get({}, module.context)
+        limits = list(fields["range"]) if "range" in fields and isinstance(fields["range"], ir.DenseI64ArrayAttr) else []
+        if len(limits) != 2 or limits[0] > limits[1]:
+            raise UserError(f"{COMPUTED} gives {named.name} no range [min, max]; {_ADVICE}")
+        for key in ("bound", "equals"):
+            _text(f"{COMPUTED}: {named.name}", fields, key)
 
 
 def check_annotations(module: ir.Module, weights: Collection[str]) -> None:
