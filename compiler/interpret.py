@@ -20,7 +20,7 @@ from llmos.compiler.weights import Weight
 # Cloned into whatever uses them: they hold no numbers of their own.
 _FREE = frozenset({"tensor.empty", "linalg.fill", "arith.constant", "tensor.splat"})
 _NAME = "reference_op"
-FOLD = "fold"  # the function of what passes moved out of the program: its results are the weights fold.0, fold.1, ...
+FOLD = "fold"  # the function of what passes moved out of the program: its results are weights by their names
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Interpreter:
             return {}
         fold = self._functions[FOLD]
         outputs = self.run_function(fold, [_bound(each, weights) for each in argument_attributes(fold)]).outputs
-        return {f"{FOLD}.{i}": array for i, array in enumerate(outputs)}
+        return {_text(each, "llmos.name"): array for each, array in zip(result_attributes(fold), outputs, strict=True)}
 
     def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray]) -> Trace:
         """Runs one function on tensors."""

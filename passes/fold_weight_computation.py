@@ -25,7 +25,7 @@ class FoldWeightComputation(Pass):
           %s = linalg.generic {gamma * rsqrt(var + eps)} ins(%gamma, %var)
           %y = linalg.generic {x * s} ins(%x, %s)
     After:
-        func.func private @fold(%gamma, %var) -> tensor<64xf32> attributes {llmos.fold} { ... }
+        func.func private @fold(%gamma, %var) -> (tensor<64xf32> {llmos.name = "fold.0"}) attributes {llmos.fold} { ... }
         func.func @main(%x, %s {llmos.kind = "weight", llmos.name = "fold.0"}) {
           %y = linalg.generic {x * s} ins(%x, %s)
 
@@ -53,8 +53,10 @@ def _fold(func: ir.Operation, module: ir.Module) -> None:
         return
     needed = _cone(results, folded)
     inputs = list(dict.fromkeys(v for op in needed for v in captured(op) if v in weights))
-    _outline(func, module, needed, inputs, results, dict(zip(block.arguments, attributes, strict=True)))
-    _replace(func, results)
+    by_argument = dict(zip(block.arguments, attributes, strict=True))
+    names = _names(len(results), by_argument)
+    _outline(func, module, needed, inputs, results, by_argument, names)
+    _replace(func, results, names)
     erase_dead(func)
 
 
@@ -142,6 +144,7 @@ def _outline(
     inputs: list[ir.Value],
     results: list[ir.Value],
     attributes: dict[ir.Value, dict[str, ir.Attribute]],
+    names: list[str],
 ) -> None:
     kinds = [v.type for v in inputs]
     shapes = [ir.ArrayAttr.get([ir.IntegerAttr.get(ir.IntegerType.get_signless(64), size) for size in v.type.shape]) for v in inputs]
@@ -158,7 +161,7 @@ def _outline(
                 "sym_visibility": ir.StringAttr.get("private"),
                 "function_type": ir.TypeAttr.get(ir.FunctionType.get(kinds, [r.type for r in results])),
                 "arg_attrs": ir.ArrayAttr.get(arguments),
-                "res_attrs": ir.ArrayAttr.get([ir.DictAttr.get({"llmos.dtype": ir.StringAttr.get(dtype_name(r))}) for r in results]),
+                "res_attrs": ir.ArrayAttr.get([ir.DictAttr.get(_name_and_dtype(*each)) for each in zip(names, results, strict=True)]),
                 FOLD: ir.UnitAttr.get(),
             },
         )
@@ -172,6 +175,19 @@ def _outline(
         ir.Operation.create("func.return", operands=[mapping[r] for r in results])
 
 
+def _names(count: int, attributes: dict[ir.Value, dict[str, ir.Attribute]]) -> list[str]:
+    """fold.0, fold.1, ..., or another word where a weight of the model is called so."""
+    taken = {ir.StringAttr(each[key]).value for each in attributes.values() for key in ("llmos.name", "llmos.state") if key in each}
+    word = "fold"
+    while any(name.startswith(f"{word}.") for name in taken):
+        word += "_"
+    return [f"{word}.{number}" for number in range(count)]
+
+
+def _name_and_dtype(name: str, value: ir.Value) -> dict[str, ir.Attribute]:
+    return {"llmos.name": ir.StringAttr.get(name), "llmos.dtype": ir.StringAttr.get(dtype_name(value))}
+
+
 def _remap(op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> None:
     for i, operand in enumerate(op.operands):
         if operand in mapping:
@@ -182,25 +198,17 @@ def _remap(op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> None:
                 _remap(inner.operation, mapping)
 
 
-def _replace(func: ir.Operation, results: list[ir.Value]) -> None:
+def _replace(func: ir.Operation, results: list[ir.Value], names: list[str]) -> None:
     """Read the folded values from new weight arguments."""
     block = func.regions[0].blocks[0]
     kind = ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
     attributes = list(ir.ArrayAttr(func.attributes["arg_attrs"]))
     inputs = list(kind.inputs)
-    for number, result in enumerate(results):
+    for name, result in zip(names, results, strict=True):
         argument = block.add_argument(result.type, ir.Location.unknown())
         result.replace_all_uses_with(argument)
         inputs.append(result.type)
-        attributes.append(
-            ir.DictAttr.get(
-                {
-                    "llmos.kind": ir.StringAttr.get("weight"),
-                    "llmos.name": ir.StringAttr.get(f"fold.{number}"),
-                    "llmos.dtype": ir.StringAttr.get(dtype_name(result)),
-                }
-            )
-        )
+        attributes.append(ir.DictAttr.get({"llmos.kind": ir.StringAttr.get("weight"), **_name_and_dtype(name, result)}))
     func.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, list(kind.results)))
     func.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
 

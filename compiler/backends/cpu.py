@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +50,7 @@ from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.passes.tile_dispatches import TileDispatches
 from llmos.passes.winograd import Winograd
 from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, GuardSpec, KernelSpec, Symbol, TensorSpec
+from llmos.runtime.artifact.safetensors import is_reserved
 
 DISPATCHES: tuple[Pass, ...] = (
     RecogniseAttention(),
@@ -204,7 +205,7 @@ def _lazily(program: Program, record: CompiledModel, weights: Mapping[str, Weigh
     def load(number: int) -> Callable[[], np.ndarray]:
         return lambda: outputs()[number]
 
-    return {f"fold.{i}": Weight(spec.dtype, tuple(int(d) for d in spec.shape), load(i)) for i, spec in enumerate(entry.outputs)}
+    return {spec.name: Weight(spec.dtype, tuple(int(d) for d in spec.shape), load(i)) for i, spec in enumerate(entry.outputs)}
 
 
 def lowered(program: Program, target: Target) -> str:
@@ -262,10 +263,17 @@ def _bound_weights(arguments: Sequence[Mapping[str, ir.Attribute]], weights: Map
             name, weight = f"{name}#bfloat16", _narrowed(weight)
         if "llmos.packed" in attributes:
             spec = [list(ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attributes["llmos.packed"])]
-            bound[f"{name}#packed{''.join(map(str, spec))}".replace(" ", "")] = _packed(weight, *spec)
-        else:
-            bound[name] = weight
+            layout = "".join(map(str, spec)).replace(" ", "")
+            name, weight = f"{name}#packed{layout}", _packed(weight, *spec)
+        bound[_stored_name(name, bound)] = weight
     return bound
+
+
+def _stored_name(name: str, taken: Collection[str]) -> str:
+    """The name itself, or a free one where the file needs it or another weight has it: the code goes by the order."""
+    while name in taken or is_reserved(name):
+        name = f"{name}_" if name in taken else f"weight.{name}"
+    return name
 
 
 def _packed(weight: Weight, n_axes: list[int], k_axes: list[int], width: Sequence[int] = (), tile: Sequence[int] = ()) -> Weight:

@@ -37,7 +37,7 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int],
     """Rearrange a weight. Returns float32 [ceil(n/w), k, w]; columns past n are 0."""
     panels, k, width = packed_shape(array.shape, n_axes, k_axes, width)
     rest = [axis for axis in range(array.ndim) if axis not in (*n_axes, *k_axes)]  # of size 1
-    matrix = array.transpose(*n_axes, *k_axes, *rest).reshape(-1, k)
+    matrix = array.transpose(*n_axes, *k_axes, *rest).reshape(math.prod(array.shape[axis] for axis in n_axes), k)
     packed = np.zeros((panels, k, width), array.dtype)
     whole = matrix.shape[0] // width
     packed[:whole] = matrix[: whole * width].reshape(whole, width, k).transpose(0, 2, 1)

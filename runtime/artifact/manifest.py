@@ -306,6 +306,9 @@ def _check_members(manifest: Manifest) -> None:
 
 
 def _unique(what: str, names: list[str]) -> None:
+    for name in names:
+        if "\0" in name or name.encode(errors="replace").decode() != name:
+            raise fail(f"manifest: {what}: {name!r} is no text that an artifact can hold")
     repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if repeated:
         raise fail(f"manifest: {what}: {sorted(repeated)[0]!r} appears twice")

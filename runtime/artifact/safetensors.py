@@ -21,12 +21,17 @@ def layout(weights: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[WeightS
     for name, dtype, shape in weights:
         if dtype not in DTYPES:
             raise ArtifactError(f"weight {name!r}: dtype {dtype!r} can't be stored")
-        if name.startswith(PADDING_PREFIX) or name == "__metadata__":
+        if is_reserved(name):
             raise ArtifactError(f"weight {name!r}: the name is reserved")
         num_bytes = prod(shape) * DTYPES[dtype].num_bytes
         specs.append(WeightSpec(name, dtype, tuple(int(dim) for dim in shape), offset, num_bytes))
         offset += aligned(num_bytes)
     return tuple(specs)
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the file's header has another use for a name."""
+    return name.startswith(PADDING_PREFIX) or name == "__metadata__"
 
 
 def aligned(num_bytes: int) -> int:

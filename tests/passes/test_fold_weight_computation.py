@@ -34,7 +34,7 @@ def test_a_scale_of_weights_becomes_a_weight() -> None:
         CHECK: arith.mulf
         CHECK: return
         CHECK: func.func private @fold(
-        CHECK-SAME: -> (tensor<24xf32> {llmos.dtype = "float32"}) attributes {llmos.fold}
+        CHECK-SAME: -> (tensor<24xf32> {llmos.dtype = "float32", llmos.name = "fold.0"}) attributes {llmos.fold}
         CHECK: math.rsqrt
         """,
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import keyword
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +12,7 @@ import onnx
 import torch
 from torch.export import Dim
 
+from llmos.compiler.frontend.names import identifiers
 from llmos.compiler.frontend.onnx.coded import FORMATS
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
 from llmos.runtime.errors import UnsupportedError, UserError
@@ -39,11 +38,13 @@ class InputSpec:
 def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
     """The model's inputs in order, without the initializers that old files list among them."""
     constants = {tensor.name for tensor in graph.initializer}
-    fresh = (f"d{i}" for i in itertools.count())
-    return tuple(_spec(value, fresh) for value in graph.input if value.name not in constants)
+    inputs = [value for value in graph.input if value.name not in constants]
+    names = identifiers(dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param)
+    fresh = (name for i in itertools.count() if (name := f"d{i}") not in names.values())
+    return tuple(_spec(value, names, fresh) for value in inputs)
 
 
-def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
+def _spec(value: onnx.ValueInfoProto, names: Mapping[str, str], fresh: Iterator[str]) -> InputSpec:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedError(
             f"input '{value.name}' is {value.type.WhichOneof('value') or 'of no type'}, not a tensor; export the model with plain tensors."
@@ -51,22 +52,16 @@ def _spec(value: onnx.ValueInfoProto, fresh: Iterator[str]) -> InputSpec:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         raise UnsupportedError(f"input '{value.name}' has no declared rank; export the model with the shapes of its inputs.")
-    shape = tuple(_dim(dim, fresh) for dim in tensor.shape.dim)
+    shape = tuple(_dim(dim, names, fresh) for dim in tensor.shape.dim)
     if tensor.elem_type in FORMATS:
         return InputSpec(value.name, torch.uint8, shape, tensor.elem_type)
     return InputSpec(value.name, torch_dtype(tensor.elem_type), shape)
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: Iterator[str]) -> int | str:
+def _dim(dim: onnx.TensorShapeProto.Dimension, names: Mapping[str, str], fresh: Iterator[str]) -> int | str:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
-    return symbol_name(dim.dim_param) if dim.dim_param else next(fresh)
-
-
-def symbol_name(text: str) -> str:
-    """A dim_param as an identifier."""
-    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "d"
-    return f"d_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
+    return names[dim.dim_param] if dim.dim_param else next(fresh)
 
 
 def symbols_of(specs: Sequence[InputSpec]) -> tuple[str, ...]:
@@ -88,7 +83,8 @@ def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec
         raise UserError(
             f"{len(names)} names for the model's {len(own)} dynamic dimensions ({', '.join(own) or 'none'}): give one for each, in order."
         )
-    new = {old: symbol_name(name) for old, name in zip(own, names, strict=True)}
+    called = identifiers(names)
+    new = {old: called[name] for old, name in zip(own, names, strict=True)}
     return tuple(replace(s, shape=tuple(new[d] if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
 

@@ -1,0 +1,46 @@
+"""Identifiers for whatever a model calls its dimensions: expressions of sizes are text in Python's grammar."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Collection, Iterable
+
+RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod"})  # functions of sizes (compiler/symbolic.py)
+MAX_LENGTH = 64
+
+
+def identifiers(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """Each text with a name of ASCII letters, digits and _ that no other text and none of `taken` has.
+
+    What is such a name already keeps it; of others a character that may not stand there becomes _, and a number tells apart those
+    that would be the same.
+    """
+    distinct = list(dict.fromkeys(texts))
+    found = {text: text for text in distinct if is_identifier(text) and text not in taken}
+    used = {*taken, *found.values()}
+    for text in distinct:
+        if text not in found:
+            found[text] = _free(_plain(text), used)
+            used.add(found[text])
+    return {text: found[text] for text in distinct}
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text may be a name as it is."""
+    short = len(text) <= MAX_LENGTH and text.isascii() and text.isidentifier()
+    return short and not keyword.iskeyword(text) and text not in RESERVED
+
+
+def _plain(text: str) -> str:
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")[:MAX_LENGTH] or "d"
+    return name if is_identifier(name) else f"d_{name}"[:MAX_LENGTH]
+
+
+def _free(name: str, used: Collection[str]) -> str:
+    number = 2
+    candidate = name
+    while candidate in used:
+        candidate = f"{name[: MAX_LENGTH - 8]}_{number}"
+        number += 1
+    return candidate
