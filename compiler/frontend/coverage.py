@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ from llmos.compiler.memory import require_addressable
 from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"
+NOTE = "note"  # of a row that is no op: what the compiled model is not free in
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op of the model. `how` is "linalg" (our own lowering), "torch-mlir" or "nothing to do"; empty where unsupported."""
+    """One op of the model. `how` is "linalg" (our own lowering), "torch-mlir", "nothing to do" or "note"; empty where unsupported."""
 
     op: str
     supported: bool
@@ -83,11 +85,14 @@ def check_onnx(source: Any, bind: Mapping[str, Any] | None = None, example_args:
     if problems:
         return _sorted(problems)
     try:
-        program = export_onnx(source, bind=bind, example_args=example_args).program
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is a row each
+            exported = export_onnx(source, bind=bind, example_args=example_args)
     except UserError as error:
         place = next((note.removeprefix("in ONNX node ") for note in getattr(error, "__notes__", ())), "")
         return [Row("(export)", False, "", 1, place, str(error))]
-    return _sorted(_check_torch(program, None, None))
+    notes = [Row("(dimensions)", True, NOTE, 1, "", note) for note in exported.notes]
+    return _sorted(notes + _check_torch(exported.program, None, None))
 
 
 def _check_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any) -> list[Row]:
@@ -180,9 +185,10 @@ def format_rows(rows: Sequence[Row]) -> str:
         for row in rows
         if not row.supported
     ]
+    lines += [f"{NOTE:<13}{row.reason}" for row in rows if row.how == NOTE]
     totals: Counter[tuple[str, str]] = Counter()
     for row in rows:
-        if row.supported:
+        if row.supported and row.how != NOTE:
             totals[row.op, row.how] += row.count
     lines += [f"{how:<13}{op}  ×{count}" for (op, how), count in sorted(totals.items())]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from llmos.compiler.frontend.coverage import check_onnx, format_rows
 from llmos.compiler.frontend.onnx import export_onnx, import_onnx
 from tests.conformance.inprocess import Compiled
 from tests.properties.onnx_nodes import agree, expected, one_node
@@ -107,4 +108,5 @@ def test_a_smallest_size_is_a_range_and_said() -> None:
         exported = export_onnx(node("TopK", {"k": array(3)}, outputs=2))
     assert exported.inputs[0].shape == (2, "n")
     assert [(int(each.lower)) for each in exported.program.range_constraints.values()] == [3]
-    assert exported.notes
+    (note,) = exported.notes
+    assert f"note         {note}" in format_rows(check_onnx(node("TopK", {"k": array(3)}, outputs=2))).splitlines()
