@@ -90,7 +90,8 @@ def _array(given: Given, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:
     shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in given.shape)
     if given.is_index:
         assert given.low is not None and given.high is not None
-        made: np.ndarray = rng.integers(given.low(sizes), given.high(sizes), shape)
+        low, high = given.low(sizes), given.high(sizes)
+        made: np.ndarray = rng.integers(low, high, shape) if low < high else np.zeros(shape)
     elif given.loose and given.dtype.is_floating_point:
         made = rng.choice(LOOSE_FLOATS, shape)
     elif given.loose and given.dtype != torch.bool:
@@ -102,7 +103,7 @@ def _array(given: Given, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:
 
 
 def _break(case: Case, arrays: list[Any], sizes: Sizes, rng: random.Random) -> bool:
-    """One element of an index that lies outside; whether there is one to change."""
+    """Put one element of an index outside; whether there is one to change."""
     indices = [i for i, each in enumerate(case.inputs) if each.is_index and arrays[i].numel()]
     if not indices:
         return False
@@ -121,7 +122,13 @@ def _data(case: Case, seed: int, break_it: bool) -> Data:
     sizes = case.sizes(rng)
     generator = np.random.default_rng(seed)
     arrays = [_array(each, sizes, generator) for each in case.inputs]
-    return Data(arrays, break_it and _break(case, arrays, sizes, rng))
+    is_hopeless = any(_admits_none(each, sizes) and array.numel() for each, array in zip(case.inputs, arrays, strict=True))
+    return Data(arrays, is_hopeless or (break_it and _break(case, arrays, sizes, rng)))
+
+
+def _admits_none(given: Given, sizes: Sizes) -> bool:
+    """Whether an index lies outside whatever it is, since the dim is empty."""
+    return given.low is not None and given.high is not None and given.low(sizes) >= given.high(sizes)
 
 
 def _stored(tensor: Any) -> np.ndarray:
@@ -215,7 +222,8 @@ def call(cases: Sequence[Case], program: GuardedProgram, seed: int, tally: Tally
     is_loose = any(each.loose for case in cases for each in case.inputs)
     allowed = {0, OUT_OF_RANGE} if is_broken or is_loose else {0}
     names = ", ".join(case.name + "!" * each.is_broken for case, each in zip(cases, data, strict=True))
-    if not set(codes) <= allowed or (is_broken and OUT_OF_RANGE not in codes):
+    must_tell = any(each.is_broken and all(array.numel() for array in each.arrays) for each in data)  # else the index may be of no use
+    if not set(codes) <= allowed or (must_tell and OUT_OF_RANGE not in codes):
         tally.wrong.append(f"seed {seed}: {names}: codes {sorted(set(codes))}")
     for case, each, found in zip(cases, data, outputs, strict=True):
         tally.cases[case.name] += 1

@@ -86,6 +86,8 @@ class Draw:
             "n": self.rng.choice((1, 2, 5, 9)),
             "m": self.rng.choice((1, 3, 4)),
         }
+        if self.rng.random() < 0.15:
+            self.traced[self.rng.choice(list(self.traced))] = 0
 
     @property
     def at(self) -> str:
@@ -108,7 +110,7 @@ class Draw:
 
     def case(self, name: str, function: Callable[..., Any], *inputs: Given, static: tuple[str, ...] = ()) -> Case:
         used = [dim for each in inputs for dim in each.shape if isinstance(dim, str)]
-        moving = {name for name in used if name not in static and self.rng.random() < 0.5}
+        moving = {name for name in used if name not in static and self.traced[name] and self.rng.random() < 0.5}
         traced = {name: max(self.traced[name], 2) if name in moving else self.traced[name] for name in used}
         return Case(name, function, inputs, traced, frozenset(moving))
 
@@ -245,7 +247,7 @@ def _unpool(d: Draw) -> Case:
 
 def _losses(d: Draw) -> Case:
     target = d.index(("n",), lambda _: 5)
-    form = d.rng.choice(("nll_loss", "cross_entropy", "multi_margin_loss"))
+    form = d.rng.choice(("nll_loss", "cross_entropy", *(["multi_margin_loss"] if d.traced["n"] else [])))
     return d.case(form, lambda x, t: getattr(F, form)(x, t), Given(("n", 5)), target)
 
 

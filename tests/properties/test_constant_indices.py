@@ -18,7 +18,7 @@ from llmos.runtime.program import Program
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
 ROWS, COLUMNS = 4, 6
-INSIDE = ([0], [3], [-1], [-4], [0, 3, -2], [1] * 70)
+INSIDE = ([0], [-4], [0, 3, -2], [1] * 70)
 OUTSIDE = ([4], [-5], [0, 9], [10**11, 0], [2**63 - 1], [5] * 70)
 
 

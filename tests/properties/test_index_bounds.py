@@ -21,7 +21,7 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_no_index_leaves_its_buffer() -> None:
-    calls = os.environ.get("LLMOS_INDEX_CALLS", "240")
+    calls = os.environ.get("LLMOS_INDEX_CALLS", "180")
     found = _python("-m", "tests.properties.index_bounds", "--calls", calls, "--calls-of-program", "60", "--seed", "7")
     assert found.returncode == 0, f"{found.stdout}\n{found.stderr[-2000:]}"
 
