@@ -18,7 +18,7 @@ from llmos.compiler.onnx_backend import LlmosBackend
 from tests.codegen.programs import V3, V4, Returns, assert_like_eager, compile_torch, dim
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+INTEGERS = (torch.int8, torch.int32, torch.int64, torch.uint8)
 LENGTHS = (2, 15, 128, 129, 700)
 SPECIALS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, -1.0)
 CASES = int(os.environ.get("LLMOS_PROPERTY_CASES", "0"))
@@ -115,7 +115,7 @@ def test_any_axis_of_any_shape() -> None:
     rng = np.random.default_rng(1)
     for _ in range(1 + CASES // 12):
         cases = [random_case(rng) for _ in range(12)]
-        dtypes = [(*FLOATS, *INTEGERS, torch.bool)[int(rng.integers(10))] for _ in cases]
+        dtypes = [(*FLOATS, *INTEGERS, torch.int16, torch.bool)[int(rng.integers(10))] for _ in cases]
         sides = [Returns(**{f"r{i}": (lambda *xs, i=i, f=case[side]: f(xs[i])) for i, case in enumerate(cases)}) for side in (0, 1)]
         inputs = [numbers(rng, dtype, shape) for dtype, (_, _, shape) in zip(dtypes, cases, strict=True)]
         assert_like_eager(compile_torch(sides[0], inputs, None, V3), sides[1], *inputs, exact=True)
