@@ -36,9 +36,10 @@ check: venv
 conformance: venv
 	$(RUN) -m tests.conformance --jobs $(JOBS)
 
-# Two thousand random graphs against eager torch, in worker processes: a line for each that fails, the smallest program that still does, a table.
+# Three thousand random graphs against eager torch, in worker processes: a line for each that fails, the smallest program that still does, a table.
 fuzz: venv
 	$(RUN) -m tests.fuzz --graphs 2000 --jobs $(JOBS)
+	$(RUN) -m tests.fuzz --first 100000 --graphs 1000 --jobs $(JOBS)
 
 # A hundred thousand mutated artifacts through the C core, under the address and undefined-behaviour sanitizers.
 fuzz-artifact: venv

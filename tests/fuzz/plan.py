@@ -14,6 +14,9 @@ import torch
 
 from .graph import Graph, Input, Misfit, Sizes
 from .ops import OPS
+from .orders import ORDERS
+from .places import PLACES
+from .signals import SIGNALS
 
 # What a graph runs at, (batch, tokens), the traced size first. Windows over tokens need a few of them; torch.export refuses many graphs
 # for a batch of 1, because they hold an op that treats a dim of size 1 in another way.
@@ -21,6 +24,9 @@ SMALL: tuple[Sizes, ...] = ((7, 11), (1, 1), (2, 17), (3, 40))
 LARGE: tuple[Sizes, ...] = ((7, 11), (1, 6), (2, 18), (1, 67))
 LARGER: tuple[Sizes, ...] = ((7, 11), (3, 8), (5, 18), (3, 67))
 MAX_OPS, NUM_CHOICES = 15, 8
+# Graphs of lower numbers are made of OPS alone. A new op goes to the end of its file, and moves the numbers of these only.
+FIRST_OF_ALL = 100_000
+ALL = (*OPS, *ORDERS, *PLACES, *SIGNALS)
 
 Kind = tuple[torch.dtype, tuple[int | str, ...]]
 FIRST: tuple[Kind, ...] = ((torch.float32, ("b", "t", 12)), (torch.float32, ("b", 6, "t")), (torch.float32, ("b", 3, "t", 10)))
@@ -64,7 +70,7 @@ class Plan:
         graph = Graph(tuple(Input(f"x{i}", dtype, dims) for i, (dtype, dims) in enumerate(self.inputs)), self.sizes)
         for step in self.steps:
             try:
-                graph.add(OPS[step.op], step.numbers)
+                graph.add(ALL[step.op], step.numbers)
             except Misfit:
                 continue
             if len(graph.body) == self.max_ops:
@@ -77,7 +83,8 @@ def random_plan(seed: int, max_ops: int = MAX_OPS) -> Plan:
     source = random.Random(seed)
     inputs = (source.choice(FIRST), *source.sample(OTHERS, source.randrange(4)))
     count = source.randint(6, 2 * max_ops)
-    steps = tuple(Step(source.randrange(len(OPS)), tuple(source.randrange(1000) for _ in range(NUM_CHOICES))) for _ in range(count))
+    ops = len(OPS) if seed < FIRST_OF_ALL else len(ALL)
+    steps = tuple(Step(source.randrange(ops), tuple(source.randrange(1000) for _ in range(NUM_CHOICES))) for _ in range(count))
     return Plan(inputs, source.choice((SMALL, LARGE, LARGE, LARGER, LARGER)), steps, max_ops)
 
 
