@@ -189,8 +189,10 @@ class Frame:
 
     def _scan(self, op: ir.Operation) -> list[State]:
         """The running values; the totals, the second result, have an axis less and are followed no further."""
-        source, *_ = op.operands
-        state = join([self.state(value) for value in captured(op) if value != op.operands[2]])
+        source, _, start = op.operands
+        state = join([self.state(value) for value in captured(op) if value != start])
+        if not isinstance(self.state(start), Uniform):
+            state = Mixed("is not followed")
         return [self._unless_along(state, op, "dimension", "scans", [source]), Mixed("is not followed")]
 
     def _unless_along(self, state: State, op: ir.Operation, attribute: str, verb: str, tensors: Sequence[ir.Value] | None = None) -> State:
