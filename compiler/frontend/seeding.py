@@ -10,6 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.utils import _pytree as pytree
 
 from llmos.compiler.frontend.decompositions.randomness import TABLE
 from llmos.compiler.frontend.loading import first_line
@@ -68,7 +69,24 @@ def _with_seed(program: ExportedProgram, name: str) -> ExportedProgram:
         graph.erase_node(node)
     module.recompile()
     signature.input_specs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(seed.name), None))
-    return updated(program, module, signature)
+    with_seed = updated(program, module, signature)
+    _call_with(with_seed, seed.name)
+    return with_seed
+
+
+def _call_with(program: ExportedProgram, name: str) -> None:
+    """Have the program be called with one keyword more: whoever traces it again unpacks the inputs by how it is called."""
+    call = program.module_call_graph[0].signature
+    if call is not None:
+        args, kwargs = pytree.tree_unflatten(range(call.in_spec.num_leaves), call.in_spec)
+        call.in_spec = pytree.tree_structure((args, {**kwargs, name: 0}) if kwargs else ((*args, 0), kwargs))
+        call.inputs.append(TensorArgument(name))
+        if call.forward_arg_names is not None:
+            call.forward_arg_names = [*call.forward_arg_names, name]
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        seed = torch.zeros((), dtype=torch.int64)
+        program.example_inputs = (args, {**kwargs, name: seed}) if kwargs else ((*args, seed), kwargs)
 
 
 def _fake_seed(like: Any) -> torch.Tensor:

@@ -64,7 +64,7 @@ def import_torch(
     """
     exported = export(source, example_args, dynamic_shapes, random)
     is_seeded = draws(exported)
-    given_args = exported.example_inputs[0] if example_args is None and exported.example_inputs else example_args
+    given_args = _given_args(exported, example_args, is_seeded)
     check_outputs(exported)
     program = over_real_numbers(exported)
     arguments = program_inputs(program)
@@ -82,7 +82,7 @@ def import_torch(
         module=module,
         weights={w.name: given.get(w.name) or _weight(w) for w in [*used, *states]},
         reference=_seeded_reference(exported) if is_seeded else reference or _reference(source, exported, program_inputs(exported)),
-        examples=_examples(given_args if given_args is None or not is_seeded else (*given_args, torch.tensor(0)), inputs),
+        examples=_examples(given_args, inputs),
         assets=dict(assets or {}),
         metadata=_with_notes(metadata or {}, notes),
     )
@@ -90,6 +90,13 @@ def import_torch(
 
 def _with_notes(metadata: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     return {**metadata, "notes": [*metadata.get("notes", ()), *notes]} if notes else dict(metadata)
+
+
+def _given_args(program: ExportedProgram, example_args: Sequence[Any] | None, is_seeded: bool) -> Sequence[Any] | None:
+    """Values of the inputs, the seed among them; those that the program was exported with where no others are given."""
+    if example_args is None:
+        return program.example_inputs[0] if program.example_inputs else None
+    return (*example_args, torch.tensor(0)) if is_seeded else example_args
 
 
 def _weight(argument: ProgramInput) -> Weight:

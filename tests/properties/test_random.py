@@ -199,3 +199,14 @@ def test_from_a_module_to_the_answer(tmp_path: Path) -> None:
     first, again, other = (program(x, np.array(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert 0.3 < (first == 0).mean() < 0.7
+
+
+def test_a_model_that_draws_may_hold_ops_that_are_decomposed() -> None:
+    def run(x: Tensor) -> Tensor:
+        return torch.cdist(F.dropout(x, 0.5, True), x)
+
+    x = torch.ones(4, 3)
+    (found,) = Compiled(import_torch(_module(run), (x,), random="seed"))([x.numpy(), np.asarray(3)])
+    kept = 3 - np.round(found[:, 0].astype(np.float64) ** 2)  # a factor that is dropped lies 1 from its row, one that is kept as well
+    assert found.shape == (4, 4)
+    np.testing.assert_array_equal(kept, 0)
