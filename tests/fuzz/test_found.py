@@ -25,6 +25,10 @@ FOUND: dict[str, tuple[tuple[tuple[int | str, ...], ...], str]] = {
         (BTK, EMPTY),
         "torch.einsum('bij,bik->kj', x1, F.max_pool1d(F.interpolate(F.pad(x1, (1, 1, 1, 0)), scale_factor=2, mode='nearest'), 2, 1, 0))",
     ),
+    "a grouped convolution of one filter a group and windows of one element": (
+        (BKT,),
+        "F.conv1d(x0, x0[:1, :2, :3].sum().reshape(1) * torch.ones(2, 3, 1), groups=2)",
+    ),
     "an empty value, viewed": ((EMPTY,), "(x0 * 2).reshape(-1)"),
 }
 

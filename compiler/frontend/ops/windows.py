@@ -50,9 +50,6 @@ def convolution(
     strides, dilations = spread(stride, count), spread(dilation, count)
     pairs = _padding(b, padding, weight.shape[2:], dilations)
     x = _padded(b, x, pairs, 0)
-    if any(dim not in weight.axes for dim in range(weight.rank)):
-        # The loops over the window, of one step too, take their bounds from the stored weight.
-        weight = b.dense(weight)
     channels, filters = weight.shape[1], weight.shape[0]
     if groups == 1:
         sums = _direct(b, result, x, weight, strides, dilations)
@@ -189,6 +186,9 @@ def _sum(
     b: Builder, x: Tensor, reads: Sequence[ir.AffineExpr], weight: Tensor, taps: Sequence[ir.AffineExpr], shape: tuple[Dim, ...], loops: int
 ) -> Tensor:
     dtype = compute_dtype(x.dtype)
+    if any(dim not in weight.axes for dim in range(weight.rank)):
+        # The loops over the window, of one iteration too, take their bounds from the stored weight.
+        weight = b.dense(weight)
     (value,) = b.generic(
         [(x, b.reads(x, x.shape, reads)), (weight, b.reads(weight, weight.shape, taps))],
         [(b.fill(shape, dtype, 0), dtype, [affine_dim(i) for i in range(len(shape))])],
