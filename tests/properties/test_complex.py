@@ -248,6 +248,9 @@ def test_numbers_among_the_outputs() -> None:
     (lambda z: z.to(torch.complex32), complexes(2, 3), "complex32"),
     (torch.linalg.eigvals, torch.eye(3), "linalg_eig"),
     (torch.linalg.inv, complexes(3, 3), "not supported for complex numbers"),
+    (torch.linalg.pinv, complexes(3, 2), "not supported for complex numbers"),
+    (torch.linalg.svdvals, complexes(3, 2), "not supported for complex numbers"),
+    (torch.linalg.matrix_exp, complexes(3, 3), "not supported for complex numbers"),
 ])  # fmt: skip
 def test_what_has_no_rule_is_refused_by_name(function: Function, example: Tensor, says: str) -> None:
     with pytest.raises(UnsupportedError, match=says):

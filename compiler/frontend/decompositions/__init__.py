@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch.utils import _pytree as pytree
+
 from llmos.compiler.frontend.decompositions import (
     bags,
     counts,
@@ -20,9 +23,22 @@ from llmos.compiler.frontend.decompositions import (
     scatters,
     spectral,
 )
+from llmos.runtime.errors import UnsupportedError
 
 
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
     files = (distances, counts, scatters, bags, linalg, norms, sampling, resampling, spectral, result_types)
-    return {op: body for each in files for op, body in each.TABLE.items()}
+    complex_too = (scatters, spectral, result_types)
+    return {op: body if each in complex_too else _of_reals(op, body) for each in files for op, body in each.TABLE.items()}
+
+
+def _of_reals(op: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    """A decomposition whose formulas are those of real numbers."""
+
+    def decompose(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, torch.Tensor) and each.is_complex() for each in pytree.tree_leaves((args, kwargs))):
+            raise UnsupportedError(f"{op}: not supported for complex numbers")
+        return body(*args, **kwargs)
+
+    return decompose
