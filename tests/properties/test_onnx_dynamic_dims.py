@@ -48,7 +48,7 @@ def stays_dynamic(model: onnx.ModelProto, sizes: tuple[int, ...] = SIZES, tolera
         assert any(all(agree(got, want, tolerance) for got, want in zip(outputs, each, strict=True)) for each in answers), size
 
 
-@pytest.mark.parametrize("seed", range(CASES or 6))
+@pytest.mark.parametrize("seed", range(CASES or 4))
 def test_slices(seed: int) -> None:
     rng = random.Random(seed)
     start, end, step = rng.choice(ENDS), rng.choice(ENDS), rng.choice([1, 2, 3, -1, -2])
@@ -96,7 +96,7 @@ ALL: dict[str, onnx.ModelProto] = {
 }
 
 
-@pytest.mark.parametrize("name", ALL if CASES else random.Random(0).sample(sorted(ALL), 12) + ["CumSum-11", "CenterCropPad"])
+@pytest.mark.parametrize("name", ALL if CASES else random.Random(0).sample(sorted(ALL), 7) + ["CumSum-11", "CenterCropPad"])
 def test_nodes(name: str) -> None:
     sizes = tuple(size for size in SIZES if size > 1) if name in ("Resize-down", "InstanceNormalization") else SIZES
     stays_dynamic(ALL[name], sizes)

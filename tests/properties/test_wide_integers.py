@@ -57,7 +57,7 @@ def sampled(names: Any, numbers: Any) -> list[tuple[str, int]]:
 def test_torch_programs() -> None:
     """All functions in one program a number, which is one compile."""
     x = torch.tensor([[1, -1, 2**53 + 1], [2**63 - 1, -(2**63), 0], [2**53, 2**62, 5]])
-    for number in NUMBERS if CASES else NUMBERS[:2]:
+    for number in NUMBERS if CASES else NUMBERS[:1]:
         module = module_of(lambda x, number=number: tuple(function(x, number) for function in FUNCTIONS.values()))
         outputs = Compiled(import_torch(module, (x,)))([x.numpy()])
         for name, got, want in zip(FUNCTIONS, outputs, module(x), strict=True):
