@@ -52,7 +52,7 @@ def find_conditions(program: ExportedProgram, sizes: Sizes) -> tuple[list[str], 
     """
     found: dict[str, None] = {}
     unread: dict[str, None] = {}
-    for relation in _relations(program):
+    for relation in (*_relations(program), *_slices(program)):
         sides = _sides(relation, sizes)
         if sides is None or _is_implied(relation, sizes, *sides):
             continue
@@ -79,6 +79,22 @@ def _relations(program: ExportedProgram) -> Iterator[sympy.Rel]:
         relation = _parsed(text, program)
         if relation is not None and not isinstance(relation, sympy.Ne):
             yield relation
+
+
+def _slices(program: ExportedProgram) -> Iterator[sympy.Rel]:
+    """What slices need: export takes `x[:2]` to have two elements, and `x[1:-1]` two less than x, without asking whether x has them."""
+    for node in program.graph.nodes:
+        if str(node.target) != "aten.slice.Tensor" or not node.args:
+            continue
+        given: list[Any] = [*node.args, *(None, 0, None, None, 1)[len(node.args) :]]
+        x, dim, start, _, step = given
+        size, whole = _shape(node)[dim], _shape(x)[dim]
+        if isinstance(size, torch.SymInt):
+            yield sympy.Ge(size.node.expr, 0, evaluate=False)
+        elif isinstance(whole, torch.SymInt) and size and isinstance(start, int | None) and isinstance(step, int):
+            first = start or 0
+            needed = -first if first < 0 else first + (size - 1) * step + 1
+            yield sympy.Ge(whole.node.expr, needed, evaluate=False)
 
 
 def _placeholders(program: ExportedProgram) -> list[fx.Node]:

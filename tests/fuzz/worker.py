@@ -38,7 +38,7 @@ class Verdict:
 
 def judge(plan: Plan) -> Verdict:
     """Build the graph, compile it and compare it, in this process."""
-    from llmos.runtime.errors import UnsupportedError
+    from llmos.runtime.errors import InputError, UnsupportedError
 
     from .check import check
 
@@ -48,6 +48,9 @@ def judge(plan: Plan) -> Verdict:
             check(plan.graph())
     except UnsupportedError as error:
         return Verdict(UNTRACED if "can't trace" in str(error) else REFUSED, str(error))
+    except InputError as error:
+        is_guard = "the model needs" in str(error)  # export takes some sizes of its range to be others
+        return Verdict(REFUSED if is_guard else type(error).__name__, str(error))
     except Exception as error:
         return Verdict(type(error).__name__, str(error))
     return Verdict(PASSED)

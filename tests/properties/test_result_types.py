@@ -102,3 +102,10 @@ def test_a_decomposition_with_another_result_is_refused(monkeypatch: pytest.Monk
     program = torch.export.export(_module(lambda x, y: torch.xlogy(x, y)), (torch.randn(3, 4), torch.randn(3, 4)))
     with pytest.raises(UnsupportedError, match=r"aten\.xlogy\.Tensor: its decomposition gives float64\[3, 4\] where torch gives float32"):
         import_torch(program)
+
+
+def test_a_slice_that_export_takes_to_be_whole_asks_for_its_elements() -> None:
+    """torch.export gives x[:2] two elements whatever the size of x: a call with fewer is refused, and reads nothing beyond the input."""
+    dims = {0: torch.export.Dim("rows", min=1, max=8), 1: torch.export.Dim("width", min=1, max=8)}
+    model = import_torch(_module(lambda x: x[:2] + x[:, :1].sum()), (torch.zeros(4, 6),), (dims,))
+    assert [str(each) for each in model.module.operation.attributes["llmos.guards"]] == ['"rows >= 2"']
