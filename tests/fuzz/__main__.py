@@ -18,6 +18,7 @@ from .plan import LARGER, MAX_OPS, Plan, random_plan, shrink
 from .worker import REFUSED, TIMEOUT_S, UNTRACED, Verdict, Worker
 
 MAX_SHRUNK = 3  # of one failure
+PROGRESS = 50  # graphs between two lines that say how far the run is
 
 
 @dataclass
@@ -33,6 +34,9 @@ class Report:
         with self.lock:
             self.kinds[verdict.kind] += 1
             self.num_ops += len(graph.body)
+            total = sum(self.kinds.values())
+            if total % PROGRESS == 0:
+                print(f"# {total} graphs, {sum(self.failures.values())} failed", file=sys.stderr, flush=True)
             if verdict.kind in (REFUSED, UNTRACED):
                 self.refusals[verdict.reason] += 1
             if verdict.failed:
