@@ -116,7 +116,8 @@ def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
     assert not invented, f"the generated code calls {invented}"
     empty = llvmlite.parse_assembly("")
     empty.triple = target.triple
-    engine = llvmlite.create_mcjit_compiler(empty, machine)
+    # One block of memory for all sections: apart, they may lie farther from each other than a 32-bit relocation reaches.
+    engine = llvmlite.create_mcjit_compiler(empty, machine, use_lmm=True)
     engine.add_object_file(llvmlite.ObjectFileRef.from_data(data))
     engine.finalize_object()
     return engine
