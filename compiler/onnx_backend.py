@@ -38,6 +38,7 @@ Key: TypeAlias = tuple[Any, ...]
 
 # Code for one machine that lives as long as the process, whose numbers the caller compares; a refused model leaves nothing behind.
 NATIVE = CompileOptions(target="native", jobs=1, cache=False, repro=None, certificate=False)
+SEED = "llmos_seed"  # the input that a model gets where it draws random numbers
 
 
 class LlmosBackend(Backend):  # type: ignore[misc]
@@ -56,13 +57,14 @@ class LlmosBackend(Backend):  # type: ignore[misc]
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> LlmosModel:
-        """The model, checked; it is compiled at its first run. `options`: CompileOptions in place of this machine's.
+        """The model, checked; it is compiled at its first run. `options`: CompileOptions in place of this machine's. `seed`: an int64 that
+        the model's random numbers follow from; without it a model that draws any is refused at its first run.
 
         Raises UnsupportedError for what can't be compiled, UserError for a model that isn't valid.
         """
         if not cls.supports_device(device):
             raise UnsupportedError(f"device {device} isn't supported; llmos compiles for CPU")
-        prepared = LlmosModel(model, kwargs.get("options", NATIVE))
+        prepared = LlmosModel(model, kwargs.get("options", NATIVE), kwargs.get("seed"))
         prepared.check()
         return prepared
 
@@ -83,6 +85,7 @@ class LlmosModel(BackendRep):  # type: ignore[misc]
 
     model: onnx.ModelProto
     options: CompileOptions = NATIVE
+    seed: int | None = None
     _programs: dict[Key, _Compiled] = field(default_factory=dict)
 
     @property
@@ -132,20 +135,23 @@ class LlmosModel(BackendRep):  # type: ignore[misc]
         values = {name: feed[name] for name in sorted(bound)}
         key: Key = (tuple(feed), *((name, value.dtype.str, value.shape, value.tobytes()) for name, value in values.items()))
         if key not in self._programs:
-            self._programs[key] = _compile(model, feed, values, self.options)
+            self._programs[key] = _compile(model, feed, values, self.options, self.seed)
         return self._programs[key]
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """A loaded program, the names of the inputs that it takes, and the element types of the tensors that it gives."""
+    """A loaded program, the names of the inputs that it takes, the element types of the tensors that it gives, and what its seed is."""
 
     program: Program
     inputs: tuple[str, ...]
     elem_types: Mapping[str, int]
+    seed: int | None
 
     def run(self, feed: Mapping[str, np.ndarray]) -> list[Any]:
-        answer = self.program(*(to_storage(feed[name]) for name in self.inputs))
+        arrays_in = [to_storage(feed[name]) for name in self.inputs]
+        draws = len(self.program["main"].inputs) > len(self.inputs)
+        answer = self.program(*arrays_in, *([np.asarray(self.seed, np.int64)] if draws else []))
         arrays = answer if isinstance(answer, tuple) else (answer,)
         found = [self._typed(array, spec) for array, spec in zip(arrays, self.program["main"].outputs, strict=True)]
         outputs = self.program.manifest.metadata.get("onnx_outputs")
@@ -171,16 +177,18 @@ def _bindings(model: onnx.ModelProto) -> list[frozenset[str]]:
     return list(dict.fromkeys((early_inputs(model), early_inputs(model, conditions=True))))
 
 
-def _compile(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], bound: Mapping[str, np.ndarray], options: CompileOptions) -> _Compiled:
+def _compile(
+    model: onnx.ModelProto, feed: Mapping[str, np.ndarray], bound: Mapping[str, np.ndarray], options: CompileOptions, seed: int | None
+) -> _Compiled:
     held = {tensor.name for tensor in model.graph.initializer}
     names = tuple(value.name for value in model.graph.input if value.name not in held and value.name not in bound)
-    imported = import_onnx(model, bind=bound, example_args=[feed[name] for name in names])
+    imported = import_onnx(model, bind=bound, example_args=[feed[name] for name in names], random="" if seed is None else SEED)
     artifact = compile(imported, options=options)
     with tempfile.TemporaryDirectory(prefix="llmos-backend-") as folder:
         path = Path(folder) / "model.llmos"
         artifact.save(path)
         # The file stays mapped after its name is gone.
-        return _Compiled(load(path), names, _elem_types(model.graph.output))
+        return _Compiled(load(path), names, _elem_types(model.graph.output), seed)
 
 
 def _elem_types(outputs: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
