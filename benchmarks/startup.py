@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import llmos
+from llmos.compiler.options import CompileOptions
 
 HELP = "import llmos.runtime.cli.command as m; m.run(['--help'])"
 LOAD = "import sys, time; s = time.perf_counter(); import llmos; llmos.load(sys.argv[1]); print(time.perf_counter() - s)"
@@ -77,8 +78,9 @@ def process_figures(artifact: Path, runs: int) -> list[Figure]:
 
 def call_figures(folder: Path, runs: int) -> list[Figure]:
     large, small = folder / "large.llmos", folder / "add.llmos"
-    llmos.compile(Large(), (torch.zeros(1, 4096),), target="native", certificate=False).save(large)
-    llmos.compile(Add(), (torch.ones(8), torch.ones(8)), target="native", certificate=False).save(small)
+    options = CompileOptions(target="native", certificate=False)
+    llmos.compile(Large(), (torch.zeros(1, 4096),), options=options).save(large)
+    llmos.compile(Add(), (torch.ones(8), torch.ones(8)), options=options).save(small)
     data = np.zeros(90 << 20, np.uint8)
     hashes = median_ms(lambda: hashlib.sha256(data).digest(), runs)
     figures = [Figure(f"load of 90 MiB (hashes alone on one thread {hashes:.1f} ms)", median_ms(lambda: llmos.load(large), runs), 60)]
