@@ -104,8 +104,9 @@ def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
     llvmlite.initialize_native_target()
     llvmlite.initialize_native_asmprinter()
     module = llvmlite.parse_assembly(text)
+    # Sections may come to lie farther apart than a 32-bit relocation reaches: LLVM would end the process.
     machine = llvmlite.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="default"
+        cpu=target.cpu, features=target.features, opt=1, reloc="static", codemodel="large"
     )
     module.triple, module.data_layout = target.triple, str(machine.target_data)
     if len(text) > LONG:
@@ -116,8 +117,7 @@ def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
     assert not invented, f"the generated code calls {invented}"
     empty = llvmlite.parse_assembly("")
     empty.triple = target.triple
-    # One block of memory for all sections: apart, they may lie farther from each other than a 32-bit relocation reaches.
-    engine = llvmlite.create_mcjit_compiler(empty, machine, use_lmm=True)
+    engine = llvmlite.create_mcjit_compiler(empty, machine)
     engine.add_object_file(llvmlite.ObjectFileRef.from_data(data))
     engine.finalize_object()
     return engine
