@@ -247,6 +247,10 @@ def _difference(case: Case, arrays: Sequence[Any], found: np.ndarray) -> str:
             if "INTERNAL ASSERT" in str(error):  # of torch, at sizes of 1
                 return ""
             raise
+        except ValueError:
+            if case.kind == "onnx" and not all(array.numel() for array in arrays):  # ONNX's evaluator doesn't take every size of 0
+                return ""
+            raise
     expected = torch.as_tensor(np.asarray(made)) if case.kind == "onnx" else made
     got = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16) if expected.dtype == torch.bfloat16 else torch.from_numpy(found)
     if got.shape != expected.shape or got.dtype != expected.dtype:
