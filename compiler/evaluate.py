@@ -13,11 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from llmos.runtime.errors import PassError
+from llmos.runtime.native import abi
+from llmos.runtime.native.abi import ALIGNMENT
 
-ALIGNMENT = 64
 GUARD_BYTES = 1 << 16  # behind the arena: a miscompile that writes past it is to be found, not to bring this process down
-INTERNAL_ERROR = 4  # of abi.h
-ERRORS = {1: "index out of range", 2: "out of memory", 3: "bad arguments", 4: "internal error", 5: "size out of range"}
+ERRORS = {
+    abi.INDEX_OUT_OF_RANGE: "index out of range",
+    abi.OUT_OF_MEMORY: "out of memory",
+    abi.BAD_ARGUMENTS: "bad arguments",
+    abi.INTERNAL: "internal error",
+    abi.SIZE_OUT_OF_RANGE: "size out of range",
+}
 
 _KERNEL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 _ARENA = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -125,13 +131,13 @@ class CompiledCode:
                 return on_launch(started) if dispatch >= 0 else started.run()  # else: part of the dispatch that is running
             except BaseException as error:  # ctypes would print it and go on
                 raised.append(error)
-                return INTERNAL_ERROR
+                return abi.INTERNAL
 
         assert all(each.ctypes.data % ALIGNMENT == 0 for each in weights)
         table = (ctypes.c_void_p * max(1, len(weights)))(*[each.ctypes.data for each in weights])
         context = _Context(ctypes.addressof(table), _ARENA(arena), _LAUNCH(launch), 1)
         tensors = [_tensor(array) for array in (*inputs, *outputs)]
-        arguments = (_Any * len(tensors))(*[_Any(7, 0, ctypes.addressof(tensor)) for tensor in tensors])
+        arguments = (_Any * len(tensors))(*[_Any(abi.TYPE_DLTENSOR_PTR, 0, ctypes.addressof(tensor)) for tensor in tensors])
         entry = getattr(self._library, symbol)
         entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]
         status = int(entry(ctypes.byref(context), arguments, len(tensors), ctypes.byref(_Any())))

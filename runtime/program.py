@@ -20,13 +20,13 @@ from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import cpu
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError
-from llmos.runtime.native.binding import ERROR_STRIDES, POISON_ARENA, Handle, ProfileBuffer, ProfileRecord, core
+from llmos.runtime.native.abi import ERROR_STRIDES, POISON_ARENA, TENSOR_SHAPE
+from llmos.runtime.native.binding import Handle, ProfileBuffer, ProfileRecord, core
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
 
 # A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has 32 bytes before it.
 _CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
-_SHAPE_OFFSET = 24  # of DLTensor.shape
 _pointer_of = ctypes.PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 _name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 
@@ -329,7 +329,7 @@ def _resized_outputs(spec: EntrySpec, computed: frozenset[str]) -> tuple[int, ..
 
 def _cut(array: np.ndarray, tensor: int) -> np.ndarray:
     """The elements of an output in the shape that a call has written into its DLTensor."""
-    sizes = c_void_p.from_address(tensor + _SHAPE_OFFSET).value
+    sizes = c_void_p.from_address(tensor + TENSOR_SHAPE).value
     shape = tuple((c_int64 * array.ndim).from_address(sizes)) if sizes else ()
     return array if shape == array.shape else array.reshape(-1)[: math.prod(shape)].reshape(shape)
 

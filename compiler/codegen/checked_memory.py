@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from llmos.compiler.codegen.builder import Value
-from llmos.compiler.codegen.indices import OUT_OF_RANGE, depends_on_data
+from llmos.compiler.codegen.indices import depends_on_data
 from llmos.compiler.ir import ir
 from llmos.runtime.errors import UnsupportedError
+from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 _PLACES = frozenset({"memref.subview", "memref.reinterpret_cast", "memref.alloc", "memref.alloca"})  # sizes and offsets as operands
 _DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))
@@ -75,7 +76,7 @@ def _is_inside(memref: Value, axis: int, index: Value) -> Value:
 
 def _report(error: Value, kinds: Sequence[ir.Type]) -> list[Value]:
     """Stores the code; what a load then gives."""
-    code = _constant(ir.IntegerType.get_signless(32), OUT_OF_RANGE)
+    code = _constant(ir.IntegerType.get_signless(32), INDEX_OUT_OF_RANGE)
     _op("llvm.store", [code, error], None, alignment=ir.IntegerAttr.get(ir.IntegerType.get_signless(64), 4))
     return [_zero(kind) for kind in kinds]
 

@@ -12,7 +12,6 @@ from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import ComputedSymbol, Expr, SymbolTable
 
-SIZE_OUT_OF_RANGE = 5  # of abi.h
 LESS = 4  # olt, as arith.cmpf numbers it
 MAX_BYTES = 2.0**62  # more would overflow the arithmetic of sizes
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from llmos.compiler.codegen.builder import Value, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.indices import OUT_OF_RANGE
 from llmos.compiler.codegen.memory import Memory
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Expr
+from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class Guards(Memory):
                 b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
             )
             with b.when(anywhere):
-                b.store(b.const(b.i32, OUT_OF_RANGE), self.error, 4)
+                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.error, 4)
         return b.select(inside, coord, b.index(0)), inside
 
     def within(self, coord: Coord, size: Expr) -> tuple[Coord, Value]:

@@ -1,6 +1,6 @@
 """The host function of an entry: reads the arguments' sizes, lays out the arena, launches the dispatches in order, checks each.
 
-Its signature is TVM FFI's (docs/architecture.md, "The ABI between generated code and the C core"); offsets below are those of abi.h.
+Its signature is TVM FFI's (runtime/native/include/llmos/abi.h); runtime/native/abi.py has the header's numbers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
-from llmos.compiler.codegen.computed import SIZE_OUT_OF_RANGE, is_allocatable, is_valid
+from llmos.compiler.codegen.computed import is_allocatable, is_valid
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
-from llmos.compiler.codegen.loops import CONTEXT_LAUNCH, CONTEXT_THREADS, NUM_THREADS, LoopLayout
+from llmos.compiler.codegen.loops import NUM_THREADS, LoopLayout
 from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
@@ -29,12 +29,21 @@ from llmos.compiler.symbolic import (
     read_shape,
     result_attributes,
 )
-
-ANY_BYTES, ANY_VALUE = 16, 8  # TVMFFIAny
-TENSOR_DATA, TENSOR_SHAPE, TENSOR_OFFSET = 0, 24, 40  # DLTensor
-CONTEXT_WEIGHTS, CONTEXT_ARENA = 0, 8  # llmos_context
-OUT_OF_MEMORY, BAD_ARGUMENTS = 2, 3
-SLOT_ALIGN = 64
+from llmos.runtime.native.abi import (
+    ALIGNMENT,
+    ANY_BYTES,
+    ANY_VALUE,
+    BAD_ARGUMENTS,
+    CONTEXT_ARENA,
+    CONTEXT_LAUNCH,
+    CONTEXT_THREADS,
+    CONTEXT_WEIGHTS,
+    OUT_OF_MEMORY,
+    SIZE_OUT_OF_RANGE,
+    TENSOR_DATA,
+    TENSOR_OFFSET,
+    TENSOR_SHAPE,
+)
 
 
 @dataclass
@@ -225,7 +234,7 @@ class HostEmitter:
         offset, offsets = b.index(0), []
         for size in slots.values():
             offsets.append(offset)
-            rounded = b.binary("arith.andi", b.add(self.sizes(size), b.index(SLOT_ALIGN - 1)), b.index(-SLOT_ALIGN))
+            rounded = b.binary("arith.andi", b.add(self.sizes(size), b.index(ALIGNMENT - 1)), b.index(-ALIGNMENT))
             offset = b.add(offset, rounded)
         arena = call_pointer(b, self._field(self.context, CONTEXT_ARENA, b.ptr), [self.context, offset], b.ptr)
         null = b.op("llvm.mlir.zero", [], b.ptr)
@@ -279,7 +288,7 @@ class HostEmitter:
         """As `_allocate`, for sizes that nobody has checked the product of."""
         if not slots:
             return block
-        total = sum(slots.values(), sympy.S.Zero) + SLOT_ALIGN * len(slots)
+        total = sum(slots.values(), sympy.S.Zero) + ALIGNMENT * len(slots)
         following = self._continue_if(is_allocatable(self.b, self.sizes, sympy.expand(total)), block, failed, OUT_OF_MEMORY)
         with ir.InsertionPoint(following):
             return self._allocate(slots, following, failed)

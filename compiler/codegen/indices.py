@@ -6,8 +6,6 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.ir import ir
 from llmos.compiler.symbolic import Expr, SymbolTable
 
-OUT_OF_RANGE = 1  # the error code of abi.h that a kernel stores
-
 _LINEAR = frozenset({"arith.addi", "arith.subi", "arith.muli", "affine.apply"})
 _KNOWN = frozenset({"arith.constant", "linalg.index", "memref.dim", "tensor.dim"})
 

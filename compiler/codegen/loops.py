@@ -21,8 +21,8 @@ from llmos.compiler.codegen.kernel import Kernel, Launch, address_of, call_point
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, ELSEWHERE, Loop, root_of
 from llmos.compiler.symbolic import COUNTER, Expr, SymbolTable
+from llmos.runtime.native.abi import CONTEXT_LAUNCH, CONTEXT_THREADS
 
-CONTEXT_LAUNCH, CONTEXT_THREADS = 16, 24  # llmos_context
 NUM_THREADS = sympy.Symbol("llmos.threads", integer=True, positive=True)
 NOT_PROFILED = -1  # as the number of a dispatch: its time is part of the loop's
 SMALL_NS = 10_000  # a dispatch that takes longer on one thread is worth a fork and join (1 to 3 us) in every turn

@@ -18,12 +18,13 @@ import sympy
 from llmos.compiler.codegen.builder import Value, byte_width
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.indices import OUT_OF_RANGE, is_in_range
+from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
 from llmos.compiler.ir import ir
 from llmos.compiler.scatters import Scatter, scatter_of
 from llmos.compiler.symbolic import Expr
+from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 COLUMNS, FEW_COLUMNS = 1024, 32  # of one tile, along the last axis: where all are written at one place, and each at its own
 BLOCKS = 16  # of one axis, at most
@@ -267,7 +268,7 @@ class _Emitter:
                 own.append(b.compare("ult", b.sub(place, low), b.sub(high, low)))
         if valid:
             with b.when(b.binary("arith.xori", self._all(valid), b.const(b.i1, 1))):
-                b.store(b.const(b.i32, OUT_OF_RANGE), self.ev.error, 4)
+                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.ev.error, 4)
         if not valid and not own:
             yield
             return

@@ -11,13 +11,8 @@ from typing import Any
 
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
+from llmos.runtime.native.abi import ALIGNMENT, CHUNK_BYTES, FORMAT, MAX_NDIM, MAX_SYMBOLS, OLDEST_FORMAT
 
-FORMAT = 2
-OLDEST_FORMAT = 1  # which artifacts are still written in that compute no sizes and need no guards
-ALIGNMENT = 64
-CHUNK_BYTES = 1 << 20
-MAX_NDIM = 16
-MAX_SYMBOLS = 64
 INT64_MAX = 2**63 - 1
 
 MANIFEST_MEMBER = "manifest.json"

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from math import prod
 
 from llmos.runtime.artifact.dtypes import DTYPES
-from llmos.runtime.artifact.manifest import ALIGNMENT, WeightSpec
+from llmos.runtime.artifact.manifest import WeightSpec
 from llmos.runtime.errors import ArtifactError
+from llmos.runtime.native.abi import ALIGNMENT
 
 # The format allows no holes between tensors, so what aligns the next tensor is a tensor of this name and a number.
 PADDING_PREFIX = "__padding__."

@@ -16,7 +16,6 @@ from llmos.runtime.artifact import safetensors
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.files import atomic_file
 from llmos.runtime.artifact.manifest import (
-    CHUNK_BYTES,
     MANIFEST_MEMBER,
     SIGNATURE_MEMBER,
     WEIGHTS_MEMBER,
@@ -33,6 +32,7 @@ from llmos.runtime.artifact.manifest import (
 from llmos.runtime.artifact.signature import SigningKey, signature_member, user_key
 from llmos.runtime.artifact.zipformat import ZipMember, central_header, end_records, local_header
 from llmos.runtime.errors import ArtifactError
+from llmos.runtime.native.abi import CHUNK_BYTES
 
 
 class WeightSource(Protocol):

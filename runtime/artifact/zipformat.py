@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from llmos.runtime.artifact.manifest import ALIGNMENT
+from llmos.runtime.native.abi import ALIGNMENT
 
 _VERSION = 45
 _MADE_BY = 3 << 8 | _VERSION  # Unix, so that tools restore the mode below

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError, LlmosError
-
-ERROR_ARTIFACT = 16
-ERROR_INPUT = 17
-ERROR_STRIDES = 18
-TRUST_ALWAYS = 1
-POISON_ARENA = 1
+from llmos.runtime.native.abi import (
+    BAD_ARGUMENTS,
+    ERROR_ARTIFACT,
+    ERROR_INPUT,
+    ERROR_STRIDES,
+    INDEX_OUT_OF_RANGE,
+    SIZE_OUT_OF_RANGE,
+    TRUST_ALWAYS,
+)
 
 _EXCEPTIONS: dict[int, type[LlmosError]] = {
     ERROR_ARTIFACT: ArtifactError,
     ERROR_INPUT: InputError,
     ERROR_STRIDES: InputError,
-    1: InputError,  # index out of range: an index is data of the caller
-    3: InputError,
-    5: InputError,  # size out of range: data of the caller gives it
+    INDEX_OUT_OF_RANGE: InputError,  # an index is data of the caller
+    BAD_ARGUMENTS: InputError,
+    SIZE_OUT_OF_RANGE: InputError,  # data of the caller gives it
 }
 
 

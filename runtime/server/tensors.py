@@ -12,6 +12,7 @@ from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine.bfloat16 import bfloat16_bits, bfloat16_values
 from llmos.runtime.engine.model import Array
+from llmos.runtime.native.abi import MAX_NDIM
 from llmos.runtime.server.errors import HttpError
 
 DATATYPES = {
@@ -30,7 +31,6 @@ DATATYPES = {
     "float64": "FP64",
 }
 _NUMPY_NAMES = {datatype: name for name, datatype in DATATYPES.items()}
-MAX_NDIM = 16
 MAX_ELEMENTS = 1 << 40
 
 

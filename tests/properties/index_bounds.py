@@ -28,12 +28,12 @@ from onnx import helper
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import LlmosError
+from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 from .guarded import GuardedProgram
 from .index_cases import OUTSIDE, Case, Given, Sizes, torch_case
 from .index_cases_onnx import OPSET, PROTO, onnx_case
 
-OUT_OF_RANGE = 1  # of abi.h
 CASES = 6  # of a program
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
@@ -220,10 +220,10 @@ def call(cases: Sequence[Case], program: GuardedProgram, seed: int, tally: Tally
     tally.calls += 1
     tally.broken += is_broken
     is_loose = any(each.loose for case in cases for each in case.inputs)
-    allowed = {0, OUT_OF_RANGE} if is_broken or is_loose else {0}
+    allowed = {0, INDEX_OUT_OF_RANGE} if is_broken or is_loose else {0}
     names = ", ".join(case.name + "!" * each.is_broken for case, each in zip(cases, data, strict=True))
     must_tell = any(each.is_broken and all(array.numel() for array in each.arrays) for each in data)  # else the index may be of no use
-    if not set(codes) <= allowed or (must_tell and OUT_OF_RANGE not in codes):
+    if not set(codes) <= allowed or (must_tell and INDEX_OUT_OF_RANGE not in codes):
         tally.wrong.append(f"seed {seed}: {names}: codes {sorted(set(codes))}")
     for case, each, found in zip(cases, data, outputs, strict=True):
         tally.cases[case.name] += 1

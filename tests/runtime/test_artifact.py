@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from llmos.runtime.artifact import signature
-from llmos.runtime.artifact.manifest import FORMAT, Manifest
+from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant, write_artifact
 from llmos.runtime.artifact.zipformat import ZipMember, central_header, end_records, local_header
 from llmos.runtime.device.cpu import Host, choose, host, judge
 from llmos.runtime.errors import ArtifactError, UserError
+from llmos.runtime.native.abi import FORMAT
 from llmos.runtime.native.binding import core
 from llmos.runtime.program import load
 
