@@ -1,4 +1,5 @@
-"""Sizes as text, in Python's grammar and with its meaning: +, -, *, // and % that round down, min, max.
+"""Sizes as text, in Python's grammar and with its meaning: +, -, *, // and % that round down, min, max,
+and floor_mul(n, p, q), which is math.floor(n * (p / q)).
 
 It is what manifests hold and what the C core reads (runtime/native/expression.c). Expressions of `compiler.symbolic` have no `%` of their
 own: a % b is a - b * floor(a / b).
@@ -8,11 +9,13 @@ from __future__ import annotations
 
 import sympy
 
+from llmos.compiler.rounded_sizes import FloorMul
+
 _SUM, _PRODUCT, _ATOM = range(3)  # how tightly a text holds together
 
 
 def size_text(expr: sympy.Expr) -> str:
-    """The text of a size of integers, symbols, sums, products, whole powers, floor, Min and Max. Raises ValueError for another."""
+    """The text of a size of integers, symbols, sums, products, whole powers, floor, Min, Max, FloorMul. Raises ValueError for another."""
     return _text(expr)[0]
 
 
@@ -39,6 +42,8 @@ def _text(expr: sympy.Expr) -> tuple[str, int]:
     if isinstance(expr, (sympy.Min, sympy.Max)):
         name = "min" if isinstance(expr, sympy.Min) else "max"
         return f"{name}({', '.join(sorted(size_text(each) for each in expr.args))})", _ATOM
+    if isinstance(expr, FloorMul):
+        return f"floor_mul({', '.join(size_text(each) for each in expr.args)})", _ATOM
     numerator, denominator = sympy.fraction(sympy.together(expr))
     if denominator != 1:  # it divides without a rest
         return f"{_held(sympy.expand(numerator))}//{_held(denominator)}", _PRODUCT

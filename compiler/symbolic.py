@@ -1,7 +1,7 @@
 """Symbolic sizes: every dimension of every tensor as an expression over the program's named symbols.
 
-Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min` and `Max`; as text (compiler/size_text.py) they are what
-`llmos.shape` attributes and the manifest hold ("batch*tokens", "tokens//2").
+Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min`, `Max` and `FloorMul`; as text
+(compiler/size_text.py) they are what `llmos.shape` attributes and the manifest hold ("batch*tokens", "tokens//2").
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import sympy
 
 from llmos.compiler.ir import ir
+from llmos.compiler.rounded_sizes import FloorMul
 from llmos.compiler.size_text import floor_mod, size_text, truncated
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -27,6 +28,8 @@ _FUNCTIONS: Mapping[str, Any] = {
     "Min": sympy.Min,
     "Max": sympy.Max,
     "Mod": floor_mod,
+    "FloorMul": FloorMul,
+    "floor_mul": FloorMul,
 }
 
 COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
@@ -200,6 +203,9 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
     if not expr.args:
         return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
     parts = [_interval(arg, ranges) for arg in expr.args]
+    if isinstance(expr, FloorMul):
+        low, high = (end if end.is_infinite else FloorMul(end, *expr.args[1:]) for end in parts[0])
+        return (low, high) if expr.scale > 0 else (-high if high.is_infinite else high, -low if low.is_infinite else low)
     if isinstance(expr, sympy.Add):
         return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])
     if isinstance(expr, (sympy.Min, sympy.Max, sympy.floor)):
@@ -399,6 +405,20 @@ def _dim(shapes: Shapes, op: ir.Operation) -> None:
         shapes._scalars[op.results[0]] = source[int(axis)]
 
 
+def _floor_of_product(shapes: Shapes, op: ir.Operation) -> None:
+    """fptosi(floor(sitofp(n) * constant)) in float64."""
+    chain, value = [], op.operands[0]
+    for name in ("math.floor", "arith.mulf", "arith.sitofp"):
+        if isinstance(value.owner, ir.Block) or value.owner.name != name:
+            return
+        chain.append(value.owner)
+        value = value.owner.operands[0]
+    scale, number = chain[1].operands[1], shapes._scalars.get(value)
+    is_double = isinstance(scale.type, ir.F64Type) and not isinstance(scale.owner, ir.Block)
+    if number is not None and is_double and scale.owner.name == "arith.constant":
+        shapes._scalars[op.results[0]] = FloorMul.by(number, ir.FloatAttr(scale.owner.attributes["value"]).value)
+
+
 def _extract(shapes: Shapes, op: ir.Operation) -> None:
     """A read of a size that the program has computed."""
     if COMPUTES not in op.attributes:
@@ -578,6 +598,7 @@ _RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
     "arith.index_cast": _same_scalar,
     "arith.extsi": _same_scalar,
     "arith.trunci": _same_scalar,
+    "arith.fptosi": _floor_of_product,
     "arith.addi": _binary(lambda a, b: a + b),
     "arith.subi": _binary(lambda a, b: a - b),
     "arith.muli": _binary(lambda a, b: a * b),

@@ -14,8 +14,10 @@ from typing import TypeAlias
 import sympy
 
 from llmos.compiler.ir import ir
+from llmos.compiler.rounded_sizes import FloorMul
 
 Value: TypeAlias = ir.Value
+_OGT = 2  # as arith.cmpf numbers it
 LOOP_DYNAMIC = -(2**31)  # "take this index from the operands" in llvm.getelementptr
 
 
@@ -360,6 +362,8 @@ class Sizes:
         b = self._builder
         if isinstance(expr, sympy.floor):
             return self._quotient(expr.args[0])
+        if isinstance(expr, FloorMul):
+            return self._rounded_product(expr)
         if _has_divisor(expr):
             return self._quotient(expr)  # it divides without a rest
         if isinstance(expr, sympy.Pow):
@@ -378,6 +382,15 @@ class Sizes:
             is_zero = self._builder.compare("eq", divisor, self._builder.index(0))
             divisor = self._builder.select(is_zero, self._builder.index(1), divisor)
         return self._builder.binary("arith.floordivsi", self(sympy.expand(numerator)), divisor)
+
+    def _rounded_product(self, expr: FloorMul) -> Value:
+        """math.floor would be a call of libm on a machine without an instruction for it."""
+        b, f64 = self._builder, ir.F64Type.get()
+        product = b.binary("arith.mulf", b.op("arith.sitofp", [self(expr.args[0])], f64), b.const(f64, expr.scale))
+        towards_zero = b.op("arith.fptosi", [product], b.i64)
+        greater = ir.IntegerAttr.get(b.i64, _OGT)
+        is_above = b.op("arith.cmpf", [b.op("arith.sitofp", [towards_zero], f64), product], b.i1, predicate=greater)
+        return b.sub(towards_zero, b.op("arith.extui", [is_above], b.i64))
 
     def _power(self, expr: sympy.Expr) -> Value:
         value = base = self(expr.base)

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -19,7 +18,9 @@ import torch
 from torch.utils._sympy import functions as torch_sympy
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from llmos.compiler.frontend.float_sizes import ROUNDINGS, rounded_size
 from llmos.compiler.ir import arith, ir
+from llmos.compiler.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 Dim: TypeAlias = "int | sympy.Expr"
@@ -142,16 +143,8 @@ class Sizes:
         return expr
 
     def _without_floats(self, expr: sympy.Expr) -> sympy.Expr:
-        """Sizes that go through floats (int(n * 0.5), ceil(n / 3)) by integer division, where both agree for every size."""
-        return expr.replace(lambda e: isinstance(e, _ROUNDINGS), self._rounded)
-
-    def _rounded(self, rounding: sympy.Expr) -> sympy.Expr:
-        numerator, denominator = _fraction(rounding.args[0])
-        low, high = self.bounds(self.simplify(numerator))
-        # Below 2^53 a product is exact, and a quotient that isn't whole stays on its side of the next whole number.
-        if denominator == 0 or low < 0 or high >= 2**53:
-            raise UnsupportedError(f"the size {rounding} is rounded as a floating-point number, which sizes can't follow exactly")
-        return (torch_sympy.CeilDiv if isinstance(rounding, torch_sympy.CeilToInt) else torch_sympy.FloorDiv)(numerator, denominator)
+        """Sizes that go through floats (int(n * 0.5), ceil(n / 3)) by integer arithmetic that gives the same for every size."""
+        return expr.replace(lambda e: isinstance(e, ROUNDINGS), lambda e: rounded_size(e, self.bounds))
 
     def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
         return tuple(self.dim(size) for size in sizes)
@@ -160,8 +153,17 @@ class Sizes:
         """Lower and upper bound of a size; infinities where nothing is known."""
         if isinstance(dim, int):
             return dim, dim
-        found = bound_sympy(dim, self._ranges)
+        products: dict[sympy.Symbol, ValueRanges] = {}
+        plain = dim.replace(FloorMul, lambda *args: self._stand_in(FloorMul(*args), products)) if dim.has(FloorMul) else dim
+        found = bound_sympy(plain, {**self._ranges, **products})
         return _bound(found.lower), _bound(found.upper)
+
+    def _stand_in(self, product: FloorMul, ranges: dict[sympy.Symbol, ValueRanges]) -> sympy.Symbol:
+        """A symbol for what torch knows nothing of, with its range."""
+        ends = sorted(int(FloorMul(sympy.Integer(end), *product.args[1:])) for end in self.bounds(product.args[0]))
+        symbol = sympy.Dummy(integer=True)
+        ranges[symbol] = ValueRanges(*ends)
+        return symbol
 
     def simplify(self, dim: Dim) -> Dim:
         """The expression without the branches that the symbols' ranges rule out; an `int` where it is one."""
@@ -198,19 +200,6 @@ class Sizes:
         return self.simplify(sympy.expand(sympy.Mul(*dims)))
 
 
-def _fraction(value: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr]:
-    """A float expression as a numerator and a denominator of integers; a denominator of 0 where it is none."""
-    if isinstance(value, torch_sympy.ToFloat):
-        return value.args[0], sympy.Integer(1)
-    if isinstance(value, torch_sympy.IntTrueDiv):
-        return value.args[0], value.args[1]
-    if isinstance(value, sympy.Mul) and len(value.args) == 2 and value.args[0].is_Float:
-        factor, (number, whole) = Fraction(float(value.args[0])), _fraction(value.args[1])
-        return (factor.numerator * number, sympy.Integer(factor.denominator)) if whole == 1 else (number, sympy.Integer(0))
-    return value, sympy.Integer(0)
-
-
-_ROUNDINGS = (torch_sympy.TruncToInt, torch_sympy.FloorToInt, torch_sympy.CeilToInt)
 _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 
@@ -265,6 +254,8 @@ class IndexValues:
             raise UnsupportedError(f"the size {dim} depends on data that nothing computes before it is needed")
         if isinstance(dim, sympy.Pow) and dim.exp.is_Integer and dim.exp > 0:
             return self._fold(arith.muli, [dim.base] * int(dim.exp))
+        if isinstance(dim, FloorMul):
+            return self._rounded_product(dim)
         if isinstance(dim, _REMAINDERS):
             a, b = (self.value(arg) for arg in dim.args)
             return arith.subi(a, arith.muli(arith.floordivsi(a, b), b))
@@ -272,6 +263,15 @@ class IndexValues:
             if isinstance(dim, kinds):
                 return self._fold(build, dim.args)
         raise UnsupportedError(f"the size expression {dim} ({type(dim).__name__}) isn't supported")
+
+    def _rounded_product(self, product: FloorMul) -> ir.Value:
+        """In the form that the passes know (compiler/symbolic.py)."""
+        from llmos.compiler.ir import math as math_dialect
+
+        i64, f64 = ir.IntegerType.get_signless(64), ir.F64Type.get()
+        number = arith.sitofp(f64, arith.index_cast(i64, self.value(product.args[0])))
+        rounded = math_dialect.floor(arith.mulf(number, arith.ConstantOp(f64, product.scale).result))
+        return arith.index_cast(self._index, arith.fptosi(i64, rounded))
 
     def _fold(self, build: object, args: Sequence[Dim]) -> ir.Value:
         assert callable(build)

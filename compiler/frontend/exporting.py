@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import fx
 from torch._export.utils import _collect_all_valid_cia_ops, _get_decomp_for_cia, _is_preservable_cia_op
 from torch.export import ExportedProgram, exported_program
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.fx.experimental import _config as symbolic_shapes_config
 
 from llmos.compiler.frontend.complex_numbers import COMPLEX, as_pairs, has_complex
 from llmos.compiler.frontend.decompositions import own_decompositions, result_types
@@ -65,15 +66,30 @@ def _export_module(module: torch.nn.Module, example_args: Sequence[Any] | None, 
     if example_args is None:
         raise InputError("example inputs are needed to export a module: pass example_args=(tensor, ...)")
     try:
-        recurrent = RecurrentAsScan() if has_recurrent_layers(module) else nullcontext()
-        spectra = SpectraOfAnySize() if dynamic_shapes else nullcontext()
-        with warnings.catch_warnings(), torch.no_grad(), QuietTorch(), recurrent, spectra:
-            warnings.simplefilter("ignore")
-            return torch.export.export(module, _distinct(example_args), dynamic_shapes=dynamic_shapes)
+        return _traced(module, example_args, dynamic_shapes)
     except UserError:
         raise
     except Exception as error:
-        raise UnsupportedError(f"torch.export can't trace this module: {_reason(error)}") from error
+        program = _traced_at_any_size(module, example_args, dynamic_shapes) if str(error).startswith("Constraints violated") else None
+        if program is None:
+            raise UnsupportedError(f"torch.export can't trace this module: {_reason(error)}") from error
+        return program
+
+
+def _traced(module: torch.nn.Module, example_args: Sequence[Any], dynamic_shapes: Any, strict: bool = False) -> ExportedProgram:
+    recurrent = RecurrentAsScan() if has_recurrent_layers(module) else nullcontext()
+    spectra = SpectraOfAnySize() if dynamic_shapes else nullcontext()
+    with warnings.catch_warnings(), torch.no_grad(), QuietTorch(), recurrent, spectra:
+        warnings.simplefilter("ignore")
+        return torch.export.export(module, _distinct(example_args), dynamic_shapes=dynamic_shapes, strict=strict)
+
+
+def _traced_at_any_size(module: torch.nn.Module, example_args: Sequence[Any], dynamic_shapes: Any) -> ExportedProgram | None:
+    """Exported without the assumption that no computed size is 0 or 1; then by TorchDynamo, to which `int(h * 0.7)` is no one number."""
+    for strict in (False, True):
+        with suppress(Exception), symbolic_shapes_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return _traced(module, example_args, dynamic_shapes, strict)
+    return None
 
 
 def _reason(error: BaseException) -> str:

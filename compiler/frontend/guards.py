@@ -16,6 +16,7 @@ from torch.utils._sympy import functions as torch_sympy
 from torch.utils._sympy.printers import PythonPrinter
 
 from llmos.compiler.frontend.dims import Dim, Sizes
+from llmos.compiler.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 TORCH = Path(torch.__file__).parent
@@ -42,6 +43,7 @@ _READABLE = (
     torch_sympy.PythonMod,
     torch_sympy.FloorDiv,
     torch_sympy.CleanDiv,
+    FloorMul,
 )
 
 

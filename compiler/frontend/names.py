@@ -6,7 +6,8 @@ import keyword
 import re
 from collections.abc import Collection, Iterable
 
-RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod"})  # functions of sizes (compiler/symbolic.py)
+# Functions of sizes (compiler/symbolic.py).
+RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod", "FloorMul", "floor_mul"})
 MAX_LENGTH = 64
 
 

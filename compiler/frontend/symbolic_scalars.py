@@ -15,6 +15,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.scalars import Deferred, Number, Scalar
 from llmos.compiler.ir import ir
+from llmos.compiler.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 Index = Callable[[Dim], ir.Value]
@@ -168,7 +169,7 @@ def _to_integer(function: Callable[[Scalar], Scalar]) -> Callable[[Scalar], Scal
 
 _INTEGER_ARITHMETIC = (
     sympy.Add, sympy.Mul, sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max, torch_sympy.CeilDiv, torch_sympy.FloorDiv,
-    torch_sympy.CleanDiv, torch_sympy.Mod, torch_sympy.PythonMod, sympy.Mod,
+    torch_sympy.CleanDiv, torch_sympy.Mod, torch_sympy.PythonMod, sympy.Mod, FloorMul,
 )  # fmt: skip
 _RULES: Mapping[Any, Callable[..., Scalar]] = {
     sympy.Add: _alike(lambda a, b: a + b),

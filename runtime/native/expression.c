@@ -1,8 +1,10 @@
 /* Integer expressions of symbols, such as "2*tokens + 1", in the grammar and with the meaning of Python (compiler/size_text.py):
  *
  *   sum = product (("+" | "-") product)*            product = factor (("*" | "//" | "%") factor)*
- *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")" | "(" sum ")"
- * "//" rounds down and "%" has the sign of its right side. Overflow and a division by zero make the whole invalid.
+ *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")" | "floor_mul" "(" sum "," sum "," sum ")"
+ *          | "(" sum ")"
+ * "//" rounds down and "%" has the sign of its right side. floor_mul(n, p, q) is floor(n * (p / q)) in float64. Overflow and a division
+ * by zero make the whole invalid.
  */
 #include "core.h"
 
@@ -44,12 +46,23 @@ static bool extremum(reader* in, bool largest, int64_t* result) {
   return accept(in, ')');
 }
 
+static bool rounded_product(reader* in, int64_t* result) {
+  int64_t n, p, q;
+  if (!accept(in, '(') || !sum(in, &n) || !accept(in, ',') || !sum(in, &p) || !accept(in, ',') || !sum(in, &q) || q == 0) return false;
+  double product = (double)n * ((double)p / (double)q);
+  if (!(product > -0x1p62 && product < 0x1p62)) return false;
+  *result = (int64_t)product;
+  if ((double)*result > product) --*result;
+  return accept(in, ')');
+}
+
 static bool named(reader* in, int64_t* result) {
   const char* start = in->text;
   while (is_letter(*in->text) || is_digit(*in->text)) ++in->text;
   size_t length = (size_t)(in->text - start);
   if (length == 3 && memcmp(start, "min", 3) == 0) return extremum(in, false, result);
   if (length == 3 && memcmp(start, "max", 3) == 0) return extremum(in, true, result);
+  if (length == 9 && memcmp(start, "floor_mul", 9) == 0) return rounded_product(in, result);
   for (int32_t i = 0; i < in->num_symbols; ++i) {
     *result = in->values[i];
     if (strlen(in->symbols[i].name) == length && memcmp(in->symbols[i].name, start, length) == 0) return true;

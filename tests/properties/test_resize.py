@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -81,7 +82,7 @@ def test_a_cubic_that_overshoots_is_saturated(dtype: str) -> None:
 def test_onnx_resize_of_dynamic_dimensions(seed: int) -> None:
     rng = random.Random(seed)
     how = attributes(rng)
-    scales = np.float32([1, 1, rng.choice([0.5, 1.5, 2, 2.3]), rng.choice([0.75, 2.5, 3, 0.4])])
+    scales = np.float32([1, 1, rng.choice([0.5, 1.5, 2, 2.3, 1.3]), rng.choice([0.75, 2.5, 3, 0.4, 0.7, 1 / 3])])
     by = {"scales": scales} if seed % 2 else {"sizes": np.array([1, 2, rng.randint(1, 14), rng.randint(1, 14)])}
     model = resize(image(rng, (1, 2, 5, 7)), by, {"x": [1, 2, "h", "w"]}, **how)
     run = Compiled(import_onnx(model, dynamic={"h": (5, 512), "w": (5, 512)}))
@@ -101,6 +102,14 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "bilinear-scales": lambda x: aten.upsample_bilinear2d(x, [11, 11], False, 2.3, 1.7),
     "bilinear-corners": lambda x: F.interpolate(x, (x.shape[2] + 3, 5), mode="bilinear", align_corners=True),
     "bicubic": lambda x: F.interpolate(x, scale_factor=(0.5, 2.5), mode="bicubic"),
+    "nearest-scale": lambda x: F.interpolate(x, scale_factor=1.7),
+    "nearest-exact-scale": lambda x: F.interpolate(x, scale_factor=(0.7, 2.3), mode="nearest-exact"),
+    "bilinear-scale": lambda x: F.interpolate(x, scale_factor=(1.3, 0.7), mode="bilinear"),
+    "bilinear-recomputed": lambda x: F.interpolate(x, scale_factor=(1.3, 0.7), mode="bilinear", recompute_scale_factor=True),
+    "bilinear-int": lambda x: F.interpolate(x, (int(x.shape[2] * 0.7), math.ceil(x.shape[3] / 1.5)), mode="bilinear"),
+    "bicubic-scale": lambda x: F.interpolate(x, scale_factor=(2.3, 1.4), mode="bicubic"),
+    "linear-scale": lambda x: F.interpolate(x[0], scale_factor=2.3, mode="linear"),
+    "trilinear-scale": lambda x: F.interpolate(x[None], scale_factor=(1.5, 1.3, 0.7), mode="trilinear"),
     "antialiased": lambda x: F.interpolate(x, (x.shape[2] // 2, 5), mode="bilinear", antialias=True),
     "antialiased-bicubic": lambda x: aten._upsample_bicubic2d_aa(x, [5, 4], True),
 }
@@ -109,9 +118,9 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", list(FUNCTIONS)[:: 1 if CASES else 3])
 def test_torch_resizing_of_dynamic_dimensions(name: str) -> None:
     function = FUNCTIONS[name]
-    dims = ({2: Dim("h", min=4, max=512), 3: Dim("w", min=4, max=512)},)
+    dims = ({2: Dim("h", min=2, max=512), 3: Dim("w", min=2, max=512)},)
     run = Compiled(import_torch(module_of(function), (torch.randn(1, 2, 6, 8),), dims))
-    for size in ((4, 5), (6, 8), (11, 11), (22, 7)):
+    for size in ((2, 5), (4, 2), (6, 8), (10, 50), (11, 11), (22, 7)):
         x = torch.randn(1, 2, *size)
         (got,), want = run([x.numpy()]), function(x).numpy()
         assert agree(got, want, 1e-5), size

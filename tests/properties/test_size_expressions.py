@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,15 @@ from torch.utils._sympy import functions as torch_sympy
 import llmos
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.dims import IndexValues
+from llmos.compiler.frontend.float_sizes import rounded_size
+from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir import context, ir
 from llmos.compiler.options import CompileOptions
+from llmos.compiler.rounded_sizes import FloorMul
 from llmos.compiler.size_text import size_text
 from llmos.compiler.symbolic import Shapes, Symbol, SymbolTable
+from llmos.runtime.errors import UnsupportedError
+from tests.conformance.inprocess import Compiled
 
 ROOT = Path(__file__).parents[2]
 TABLE = SymbolTable((Symbol("h", 1, 100), Symbol("w", 1, 60)))
@@ -42,13 +48,18 @@ def _texts() -> st.SearchStrategy[str]:
             st.tuples(inner, st.sampled_from(["//", "%"]), divisors).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
             inner.map(lambda t: f"-{t}"),
             st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"),
+            st.tuples(inner, st.integers(-50, 50).filter(bool), st.integers(1, 30)).map(lambda t: f"floor_mul({t[0]}, {t[1]}, {t[2]})"),
         )
 
     return st.recursive(leaves, larger, max_leaves=6)
 
 
 def _python(text: str, h: int, w: int) -> int:
-    return int(eval(text, {"min": min, "max": max}, {"h": h, "w": w}))
+    return int(eval(text, {"min": min, "max": max, "floor_mul": _floor_mul}, {"h": h, "w": w}))
+
+
+def _floor_mul(n: int, p: int, q: int) -> int:
+    return math.floor(n * (p / q))
 
 
 def _value(expr: sympy.Expr, h: int, w: int) -> int:
@@ -103,7 +114,22 @@ def test_the_c_core_reads_the_same_text(evaluate: Callable[[str, int, int], int 
 
 
 @pytest.mark.parametrize(
-    "text", ["h // 0", "h % (h - h)", "h /2", "h //", "min()", "min(h", "h**2", "q", "2 3", "9223372036854775807 + h", "(" * 70]
+    "text",
+    [
+        "h // 0",
+        "h % (h - h)",
+        "h /2",
+        "h //",
+        "min()",
+        "min(h",
+        "h**2",
+        "q",
+        "2 3",
+        "9223372036854775807 + h",
+        "(" * 70,
+        "floor_mul(h, 1)",
+        "floor_mul(h, 1, 0)",
+    ],
 )
 def test_the_c_core_refuses_what_is_no_size(evaluate: Callable[[str, int, int], int | None], text: str) -> None:
     assert evaluate(text, 5, 6) is None
@@ -114,6 +140,7 @@ def test_the_c_core_refuses_what_is_no_size(evaluate: Callable[[str, int, int], 
 def test_torchs_expressions_become_index_arithmetic_with_the_same_meaning(text: str) -> None:
     h, w = (sympy.Symbol(name, integer=True, positive=True) for name in "hw")
     names = {"FloorDiv": torch_sympy.FloorDiv, "PythonMod": torch_sympy.PythonMod, "min": torch_sympy.Min, "max": torch_sympy.Max}
+    names["floor_mul"] = FloorMul
     expr = sympy.sympify(eval(_with_functions(text), names, {"h": h, "w": w}))
     with context(), ir.Location.unknown():
         module = ir.Module.parse(
@@ -228,3 +255,60 @@ def test_onnx_divides_sizes_towards_zero(tmp_path: Path) -> None:
     for h in (1, 31, 32, 33, 64, 65):
         x = np.arange(2 * h, dtype=np.float32).reshape(2, h)
         np.testing.assert_array_equal(program(x), np.broadcast_to(x[:1], (2 + h // 32, h)))
+
+
+ROUNDINGS: dict[str, tuple[Any, Callable[[float], int]]] = {
+    "trunc": (torch_sympy.TruncToInt, math.trunc),
+    "floor": (torch_sympy.FloorToInt, math.floor),
+    "ceil": (torch_sympy.CeilToInt, math.ceil),
+    "round": (torch_sympy.RoundToInt, round),
+}
+
+
+@pytest.mark.parametrize("largest", [2000, 2**31 - 1])
+@pytest.mark.parametrize("name", ROUNDINGS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_size_that_goes_through_floats_is_the_same_at_every_size(name: str, largest: int, data: st.DataObject) -> None:
+    """Times or over constants of one and two decimals, odd and even ones, and such as no fraction of small numbers is equal to."""
+    decimal = st.tuples(st.integers(1, 400), st.sampled_from([1, 2, 3, 4, 7, 8, 10, 100])).map(lambda t: t[0] / t[1])
+    scale = data.draw(st.one_of(decimal, st.floats(0.05, 20)))
+    form = data.draw(st.sampled_from(["product", "product", "product", "quotient", "shifted", "whole"]))
+    n, rounding = sympy.Symbol("n", integer=True, positive=True), ROUNDINGS[name]
+    value: Any = {
+        "product": scale * torch_sympy.ToFloat(n),
+        "quotient": torch_sympy.FloatTrueDiv(torch_sympy.ToFloat(n), sympy.Float(scale)),
+        "shifted": scale * torch_sympy.ToFloat(n) + 0.5,
+        "whole": torch_sympy.IntTrueDiv(n, sympy.Integer(math.ceil(scale))),
+    }[form]
+    python: Any = {
+        "product": lambda n: scale * n,
+        "quotient": lambda n: n / scale,
+        "shifted": lambda n: scale * n + 0.5,
+        "whole": lambda n: n / math.ceil(scale),
+    }[form]
+    try:
+        found = rounded_size(rounding[0](value), lambda _: (1, largest))
+    except UnsupportedError as error:
+        assert form in ("quotient", "shifted"), (form, scale, error)
+        return
+    functions = {"FloorDiv": lambda a, b: a // b, "PythonMod": lambda a, b: a % b, "FloorMul": _floor_mul}
+    function = sympy.lambdify(n, found, modules=[functions])
+    for size in (*range(1, 400), *random.Random(0).sample(range(1, largest), 100), largest):
+        assert function(size) == rounding[1](python(size)), (form, scale, size, found)
+
+
+def test_sizes_that_go_through_floats_in_a_torch_model() -> None:
+    def sizes(x: torch.Tensor) -> tuple[int, ...]:
+        h: Any = x.shape[0]
+        whole = (int(h * 2.3), int(h * 0.7), math.ceil(h / 3), math.ceil(h * 0.3), round(h * 0.7), round(h / 4), math.floor(h * 1.1 + 0.5))
+        return (*whole, int(h / 1.5), int((h // 2) * 1.7), round(h * 0.5))
+
+    model = _module(lambda x: tuple(x.new_ones(size + 1) for size in sizes(x)))
+    run = Compiled(import_torch(model, (torch.randn(6),), ({0: torch.export.Dim("h", min=1, max=1000)},)))
+    for h in (*range(1, 60), 100, 511, 999, 1000):
+        assert tuple(len(each) - 1 for each in run([np.zeros(h, np.float32)])) == sizes(torch.zeros(h)), h
+
+
+def _module(function: Callable[..., Any]) -> torch.nn.Module:
+    return type("Module", (torch.nn.Module,), {"forward": staticmethod(function)})()

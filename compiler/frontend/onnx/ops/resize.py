@@ -141,9 +141,7 @@ def _length(n: Any, scale: float) -> Any:
     tried = np.arange(1, MAX_SCALED_SIZE + 1)
     expected = np.floor(tried.astype(np.float32) * np.float32(scale)).astype(np.int64)
     if not np.array_equal(expected, tried * ratio.numerator // ratio.denominator):
-        raise UnsupportedError(
-            f"Resize of a dynamic dimension by {scale:g} isn't supported: fix the sizes of the inputs, or give it sizes."
-        )
+        ratio = Fraction(float(np.float32(scale)))  # as ONNX defines it: the product is rounded down, not to a float32 first
     return n * ratio.numerator // ratio.denominator
 
 
