@@ -13,6 +13,8 @@ from llmos.compiler.frontend.suppression import non_max_suppression
 @op("NonZero", since=9)
 def nonzero(x: torch.Tensor) -> torch.Tensor:
     """[rank, count]: where x is not 0, in row-major order."""
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # of which eager torch counts none
+        x = x != 0
     return torch.nonzero(x.reshape(1) if x.ndim == 0 else x).T
 
 

@@ -81,6 +81,8 @@ def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
 @op("Pow")
 def power(base: torch.Tensor, exponent: Operand) -> torch.Tensor:
     """The result has the base's type, whatever the exponent's is."""
+    if isinstance(exponent, torch.Tensor) and exponent.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        exponent = exponent.to(torch.int64)  # torch promotes none of them
     if isinstance(exponent, torch.Tensor) and exponent.dtype != base.dtype:
         wide = torch.promote_types(base.dtype, exponent.dtype)
         return torch.pow(base.to(wide), exponent.to(wide)).to(base.dtype)
@@ -219,7 +221,7 @@ def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 
 @op("Clip", since=11)
 def clip(x: torch.Tensor, low: Operand = None, high: Operand = None) -> torch.Tensor:
     """`high` wins where the bounds cross (ONNX specification: min(max(x, low), high))."""
-    if x.dtype not in _WIDER and not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
+    if x.dtype not in (*_WIDER, torch.uint64) and not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
         return x if low is None and high is None else torch.clamp(x, low, high)
     if low is not None:
         x = _wide(x, _like(low, x), torch.maximum)
@@ -306,8 +308,24 @@ def swish(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
 
 @op("Shrink")
 def shrink(x: torch.Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> torch.Tensor:
+    if not x.is_floating_point():
+        return _shrunk_integers(x, bias, lambd)
     inside = torch.where(x > lambd, x - bias, torch.zeros_like(x))
-    return torch.where(x < -lambd, x + bias, inside).to(x.dtype)
+    return torch.where(x < -lambd, x + bias, inside)
+
+
+def _shrunk_integers(x: torch.Tensor, bias: float, lambd: float) -> torch.Tensor:
+    """As `shrink`: exact where `bias` is whole, else by way of float64. No unsigned number is below a negative one."""
+    low, high = INTEGER_RANGE.get(x.dtype, (0, 2**64 - 1))
+
+    def moved(by: float) -> torch.Tensor:
+        return _wide(x, int(by), lambda v, w: v + w) if by == int(by) else (x.to(torch.float64) + by).to(x.dtype)
+
+    limits = math.floor(lambd), math.ceil(-lambd)
+    zeros = torch.zeros_like(x)
+    above = _wide(x, limits[0], lambda v, w: v > w, keep=False) if low <= limits[0] < high else zeros.to(torch.bool) ^ (limits[0] < low)
+    below = _wide(x, limits[1], lambda v, w: v < w, keep=False) if low < limits[1] <= high else zeros.to(torch.bool) ^ (limits[1] > high)
+    return torch.where(below, moved(bias), torch.where(above, moved(-bias), zeros))
 
 
 @op("Identity")

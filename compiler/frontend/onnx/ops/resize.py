@@ -98,7 +98,7 @@ def _resize(
     chosen = [axis % x.ndim for axis in (axes if axes is not None else range(x.ndim))]
     moves = how.mode == "nearest" and how.coordinates != "tf_crop_and_resize"
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    wide, copies = x if moves else x.to(dtype), dict[int, int]()
+    wide, copies = x if moves else x.to(torch.float64 if x.dtype in _BEYOND_FLOAT32 else dtype), dict[int, int]()
     for size in sizes or ():
         _require_length(size)
     for place, axis in reversed(list(enumerate(chosen))):
@@ -115,13 +115,17 @@ def _resize(
     return wide if moves or x.is_floating_point() else _whole(wide, x.dtype, how)
 
 
+_BEYOND_FLOAT32 = frozenset((torch.int32, torch.uint32, torch.int64, torch.uint64))
+
+
 def _whole(x: torch.Tensor, dtype: torch.dtype, how: Resampling) -> torch.Tensor:
     """Values between integers, saturated: cut off in the mode that onnxruntime has for integers, else rounded as ONNX's evaluator does."""
     whole = torch.trunc(x) if how.mode == "linear" and not how.antialias else torch.round(x)
     if dtype == torch.bool:
         return whole.to(dtype)
     limits = torch.iinfo(dtype)
-    return whole.clamp(limits.min, limits.max).to(dtype)
+    high = math.nextafter(float(limits.max), 0) if float(limits.max) > limits.max else float(limits.max)
+    return whole.clamp(float(limits.min), high).to(dtype)
 
 
 def _roi(roi: Value, place: int, count: int) -> tuple[float, float]:

@@ -25,7 +25,21 @@ def grid_sample(
         raise UnsupportedError(f"GridSample with mode '{mode}' over {x.ndim - 2} spatial dims isn't supported.")
     if x.ndim == 5 and _MODES[mode] == "bicubic":
         raise UnsupportedError("GridSample with mode 'cubic' over 3 spatial dims isn't supported.")
+    if not x.is_floating_point():
+        return _sampled_integers(x, grid, _MODES[mode], padding_mode, bool(align_corners))
     return F.grid_sample(x, grid.to(x.dtype), _MODES[mode], padding_mode, bool(align_corners))
+
+
+def _sampled_integers(x: torch.Tensor, grid: torch.Tensor, mode: str, padding_mode: str, align_corners: bool) -> torch.Tensor:
+    """As `grid_sample`, of integers or bools: the nearest is moved as it is; a number between integers is cut off."""
+    if mode != "nearest":
+        return F.grid_sample(x.to(torch.float64), grid.to(torch.float64), mode, padding_mode, align_corners).to(x.dtype)
+    flat = x.flatten(2)
+    places = torch.arange(1, flat.shape[2] + 1, dtype=torch.float64).reshape(1, 1, *x.shape[2:]).expand(x.shape[0], 1, *x.shape[2:])
+    chosen = F.grid_sample(places, grid.to(torch.float64), mode, padding_mode, align_corners).to(torch.int64)
+    with_zero = torch.cat([torch.zeros_like(flat[:, :, :1]), flat], 2)
+    index = chosen.flatten(2).expand(-1, x.shape[1], -1)
+    return torch.gather(with_zero, 2, index).unflatten(2, tuple(chosen.shape[2:]))  # type: ignore[no-any-return, no-untyped-call]
 
 
 @op("Col2Im", since=18)
