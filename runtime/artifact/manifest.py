@@ -21,6 +21,7 @@ SIGNATURE_MEMBER = "signature"
 
 Dim = int | str
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_FUNCTIONS = frozenset({"min", "max", "floor_mul"})  # of sizes
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -164,7 +165,10 @@ class Manifest:
     @property
     def format(self) -> int:
         """The oldest that has all that this manifest says."""
-        return FORMAT if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
+        dims = [str(dim) for entry in self.entries for tensor in (*entry.inputs, *entry.outputs) for dim in tensor.shape]
+        if any("floor_mul" in text for text in (*dims, *[symbol.bound for symbol in self.computed])):
+            return FORMAT
+        return 2 if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
 
     @property
     def computed_names(self) -> frozenset[str]:
@@ -218,7 +222,7 @@ def validate(manifest: Manifest) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not _IDENTIFIER.fullmatch(name) or name in ("min", "max"):
+    if not _IDENTIFIER.fullmatch(name) or name in _FUNCTIONS:
         raise fail(f"manifest: symbol {name!r}: not an identifier")
 
 
@@ -275,7 +279,7 @@ def _check_tensor(tensor: TensorSpec, symbols: set[str]) -> None:
 def _check_dim(where: str, dim: Dim, symbols: set[str]) -> None:
     if isinstance(dim, int) and not 0 <= dim <= INT64_MAX:
         raise fail(f"{where}: {dim} is no size")
-    unknown = set(_IDENTIFIER.findall(dim)) - symbols - {"min", "max"} if isinstance(dim, str) else set()
+    unknown = set(_IDENTIFIER.findall(dim)) - symbols - _FUNCTIONS if isinstance(dim, str) else set()
     if unknown:
         raise fail(f"{where}: dim {dim!r} names {sorted(unknown)[0]!r}, which is no symbol of the manifest")
 

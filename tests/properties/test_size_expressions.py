@@ -213,13 +213,22 @@ def test_rounding_up_in_a_torch_model(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             h = x.shape[1]
             up = -(-h // 32)
-            sizes = (up + 1, (-h) % 32 + 2, (h - 70) // 9 + 10, (h - 70) % 7 + 2, 6 - (3 - h) // 4 + (-h) % 5, (h - 9) // (-4) + 60)
+            sizes = (
+                up + 1,
+                (-h) % 32 + 2,
+                (h - 70) // 9 + 10,
+                (h - 70) % 7 + 2,
+                6 - (3 - h) // 4 + (-h) % 5,
+                (h - 9) // (-4) + 60,
+                int(h * 2.3),
+            )
             return tuple(x.new_ones(size) for size in sizes)
 
     dims = ({1: torch.export.Dim("h", min=1, max=200)},)
     compile_model(Windows(), (torch.randn(2, 40),), dynamic_shapes=dims, options=OPTIONS).save(tmp_path / "up.llmos")
     program = llmos.load(tmp_path / "up.llmos")
-    for h in (1, 2, 31, 32, 33, 64, 65, 100, 127):
+    assert program.manifest.entries[0].outputs[-1].shape == ("floor_mul(h, 23, 10)",) and program.manifest.format == 3
+    for h in (1, 2, 31, 32, 33, 50, 65, 100, 127):
         x = torch.randn(2, h)
         assert [each.shape for each in program(x.numpy())] == [tuple(each.shape) for each in Windows()(x)]
 
