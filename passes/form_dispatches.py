@@ -8,6 +8,7 @@ from llmos.compiler.ir import ir
 from llmos.compiler.linalg import map_elements
 from llmos.compiler.loops import STACK, VIEWS, is_loop, loops_in, root_of
 from llmos.compiler.symbolic import COUNTER, Shapes, SymbolTable
+from llmos.compiler.updates import updated_arguments
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops
@@ -83,11 +84,18 @@ def materialise_empty(func: ir.Operation) -> None:
 
 
 def copy_returned_arguments(func: ir.Operation) -> None:
-    """An argument, or a value returned already, is copied before it is returned: each output has memory of its own."""
+    """An argument, or a value returned already, is copied before it is returned: each output has memory of its own.
+
+    The new value of an updated input comes first: it lies where the input does, and is no copy of an output.
+    """
     terminator = list(func.regions[0].blocks[0].operations)[-1].operation
+    updated = updated_arguments(func)
     returned: list[ir.Value] = []
-    for i, value in enumerate(list(terminator.operands)):
+    for i in [*updated, *[i for i in range(len(terminator.operands)) if i not in updated]]:
+        value = terminator.operands[i]
         root = root_of(value)
+        if i in updated and root == func.regions[0].blocks[0].arguments[updated[i]]:
+            continue  # nothing changes
         if root in returned or isinstance(root.owner, ir.Block) or _is_state(root):
             with ir.InsertionPoint(terminator):
                 terminator.operands[i] = map_elements(value, value.type.element_type, lambda each: each)

@@ -9,6 +9,7 @@ import sympy
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import BUFFERS, ELSEWHERE, Loop, is_loop, root_of
 from llmos.compiler.symbolic import COMPUTES, Expr, Shapes, SymbolTable
+from llmos.compiler.updates import WITHIN, argument_place, integer_of, output_numbers
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
 
@@ -31,6 +32,7 @@ class PlanMemory(Pass):
     In a loop each result has two places, which the turns use in turn: two slots where the next turn reads it, the same one twice where
     it doesn't, ELSEWHERE where it is written into the slice of a stack.
 
+    A result that update-in-place has put into an argument's memory needs no slot.
     A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be
     compared with any free slot gets a new one. Tenants depend on the same computed sizes: the host asks for a slot once these are known.
     """
@@ -84,12 +86,14 @@ class _Planner:
 
     def plan(self) -> None:
         ops = [op.operation for op in self.func.regions[0].blocks[0].operations]
-        self.outputs = {root_of(value): number for number, value in enumerate(ops[-1].operands)}
+        returned = list(ops[-1].operands)
+        self.outputs = {root_of(returned[result]): number for number, result in enumerate(output_numbers(self.func))}
         last_use = _last_uses(ops)
         held: dict[ir.Value, list[int]] = {}
         for position, op in enumerate(ops):
             if op.name == "func.call":
-                places = [self._place(result, held) for result in op.results]
+                within = integer_of(op, WITHIN)
+                places = [argument_place(within)] if within is not None else [self._place(result, held) for result in op.results]
                 op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get(places)
             elif is_loop(op):
                 self._place_loop(Loop(op, self.shapes), held)

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from ctypes import c_char_p, c_int64, c_void_p, py_object
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -19,16 +19,12 @@ from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import cpu
+from llmos.runtime.dlpack import CAPSULE, copied, export_slowly, export_updated, pointer_of, resolved
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError
 from llmos.runtime.native.abi import ERROR_STRIDES, POISON_ARENA, TENSOR_SHAPE
 from llmos.runtime.native.binding import Handle, ProfileBuffer, ProfileRecord, core
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
-
-# A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has 32 bytes before it.
-_CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
-_pointer_of = ctypes.PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-_name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 
 
 def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False) -> Program:
@@ -142,6 +138,7 @@ class Entry:
         self._core = core()
         self._num_inputs = len(self.spec.inputs)
         self._num_given = self.spec.num_inputs
+        self._updated = frozenset(self.spec.updated)
         self._resized = _resized_outputs(self.spec, manifest.computed_names)
         self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
         # Argument buffers that no call uses now; list.append and list.pop are atomic, so that threads (and reentrant calls) share it.
@@ -162,16 +159,22 @@ class Entry:
 
         Returns one numpy array, or a tuple where the entry has several outputs; bfloat16 comes as uint16. What is not contiguous is
         copied first. Raises InputError that names the input at fault, ExecutionError when the run itself fails.
+
+        An input whose `updated` is true is written where it lies, and no copy is made: it must be writable, contiguous, and in no
+        memory of another input. A call that fails before it starts leaves it as it was; one that fails in its run, which only an index
+        or a size in the data can make it do, may have written a part of it. Two calls must not be given it at the same time.
         """
         if named or len(inputs) != self._num_given:
             inputs = self._in_order(inputs, named)
         return self._run(inputs, None)
 
     def with_states(self, *arrays: Any) -> tuple[np.ndarray, ...]:
-        """A call that keeps nothing: takes the inputs and then the states, gives the outputs and then the states' new values."""
+        """A call that keeps and changes nothing: takes the inputs and then the states, gives the outputs, then the states' new values,
+        then those of the inputs that a call updates."""
         if len(arrays) != self._num_inputs:
             raise InputError(f'entry "{self.spec.name}": expected {self._num_inputs} inputs and states, got {len(arrays)}')
-        return self._arrays(arrays, None)
+        own = {position: copied(arrays[position]) for position in self.spec.updated}
+        return (*self._arrays(tuple(own.get(i, value) for i, value in enumerate(arrays)), None), *own.values())
 
     def profile(self, *inputs: Any, **named: Any) -> Profile:
         """Runs the entry once and times each launch."""
@@ -190,22 +193,25 @@ class Entry:
     def _advance(self, state: State, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
         """Runs on the state as it is, and keeps what it becomes; a call that fails leaves it as it was."""
         with state.lock:
-            arrays = self._arrays((*inputs, *state.arrays), profile)
+            arrays = self._arrays((*inputs, *state.arrays), profile, state.spare)
             count = self.spec.num_outputs
-            state.arrays = arrays[count:]
+            state.spare, state.arrays = state.arrays, arrays[count:]
         return arrays[:count]
 
-    def _arrays(self, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
+    def _arrays(self, inputs: tuple[Any, ...], profile: int | None, last: tuple[np.ndarray, ...] = ()) -> tuple[np.ndarray, ...]:
+        """The outputs of a call. last: what the last of them are written to."""
         try:
             buffers = self._idle.pop()
         except IndexError:
             buffers = _Buffers(self._num_inputs, self.spec.outputs)
         try:
-            return self._run_with(buffers, inputs, profile)
+            return self._run_with(buffers, inputs, profile, last)
         finally:
             self._idle.append(buffers)
 
-    def _run_with(self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
+    def _run_with(
+        self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None, last: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, ...]:
         handle = self.handle  # keeps the program open until this call ends
         if handle is None:
             raise ExecutionError("the program is closed; load it again")
@@ -213,16 +219,17 @@ class Entry:
         capsules = self._export(inputs, buffers.inputs)
         code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
         if code == ERROR_STRIDES:
-            inputs = tuple(_copied(value) for value in inputs)
+            inputs = tuple(value if i in self._updated else copied(value) for i, value in enumerate(inputs))
             capsules = self._export(inputs, buffers.inputs)
             code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
         if code:
             raise self._core.error(code)
         arrays, dims = [], buffers.dims
+        first_given = len(self._outputs) - len(last)
         for position, (part, dtype) in enumerate(self._outputs):
-            array = np.empty(dims[part], dtype)
+            array = np.empty(dims[part], dtype) if position < first_given else last[position - first_given]
             capsule = array.__dlpack__()
-            buffers.outputs[position] = _pointer_of(capsule, _CAPSULE)
+            buffers.outputs[position] = pointer_of(capsule, CAPSULE)
             capsules.append(capsule)
             arrays.append(array)
         code = self._core.run(handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
@@ -236,34 +243,19 @@ class Entry:
         """Writes the address of each input's DLTensor; the result keeps them alive."""
         capsules = []
         for position, value in enumerate(inputs):
+            if position in self._updated:
+                capsule, pointers[position] = export_updated(self.spec.inputs[position].name, value)
+                capsules.append(capsule)
+                continue
             if not isinstance(value, np.ndarray):
-                value = _resolved(value)
+                value = resolved(value)
             try:
                 capsule = value.__dlpack__()
-                pointers[position] = _pointer_of(capsule, _CAPSULE)
+                pointers[position] = pointer_of(capsule, CAPSULE)
             except (AttributeError, BufferError, TypeError, ValueError, RuntimeError):
-                capsule = self._export_slowly(position, value)
-                name = _name_of(capsule)
-                pointers[position] = _pointer_of(capsule, name) + (_VERSIONED_OFFSET if name == _VERSIONED_CAPSULE else 0)
+                capsule, pointers[position] = export_slowly(self.spec.inputs[position].name, value)
             capsules.append(capsule)
         return capsules
-
-    def _export_slowly(self, position: int, value: Any) -> Any:
-        """What plain __dlpack__ refuses: read-only arrays, bfloat16 of ml_dtypes; anything else is an InputError."""
-        name = self.spec.inputs[position].name
-        if not hasattr(value, "__dlpack__"):
-            raise InputError(f'input "{name}": expected a numpy array or something with __dlpack__, got {type(value).__name__}')
-        if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":
-            value = value.view(np.uint16)
-        if isinstance(value, np.ndarray) and not value.dtype.isnative:
-            value = value.astype(value.dtype.newbyteorder("="))
-        try:
-            if isinstance(value, np.ndarray) and not value.flags.writeable:
-                value = _writable_alias(value)
-            return value.__dlpack__()
-        except (BufferError, TypeError, ValueError, RuntimeError) as error:
-            kind = getattr(value, "dtype", type(value).__name__)
-            raise InputError(f'input "{name}": {kind} data can\'t be passed ({error})') from error
 
     def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         names = [spec.name for spec in self.inputs]
@@ -289,18 +281,24 @@ class Entry:
 
 
 class State:
-    """What one Program keeps from call to call for an entry: arrays in the order of the manifest's `states`."""
+    """What one Program keeps from call to call for an entry: arrays in the order of the manifest's `states`.
+
+    Double-buffered: a call reads `arrays` and writes `spare`, and the two change places once it went well, so that no call allocates a
+    state and one that fails leaves it as it was. Whoever keeps an array of it beyond a call copies it.
+    """
 
     def __init__(self, artifact: Artifact, names: tuple[str, ...]) -> None:
         self._artifact = artifact
         self._names = names
         self.lock = threading.Lock()
         self.arrays: tuple[np.ndarray, ...] = ()
+        self.spare: tuple[np.ndarray, ...] = ()
         self.reset()
 
     def reset(self) -> None:
         with self.lock:
             self.arrays = tuple(self._artifact.weights[name].copy() for name in self._names)
+            self.spare = tuple(map(np.empty_like, self.arrays))
 
 
 class _Buffers:
@@ -332,29 +330,3 @@ def _cut(array: np.ndarray, tensor: int) -> np.ndarray:
     sizes = c_void_p.from_address(tensor + TENSOR_SHAPE).value
     shape = tuple((c_int64 * array.ndim).from_address(sizes)) if sizes else ()
     return array if shape == array.shape else array.reshape(-1)[: math.prod(shape)].reshape(shape)
-
-
-def _resolved(value: Any) -> Any:
-    """A torch tensor whose elements are those that it shows: DLPack has no mark for conjugate and negative views."""
-    for mark, resolve in (("is_conj", "resolve_conj"), ("is_neg", "resolve_neg")):
-        if getattr(value, mark, bool)():
-            value = getattr(value, resolve)()
-    return value
-
-
-def _copied(value: Any) -> np.ndarray:
-    """A contiguous, aligned copy; bfloat16 as uint16."""
-    array = value if isinstance(value, np.ndarray) else _from_dlpack(_resolved(value))
-    return np.array(array, order="C", copy=True)
-
-
-def _from_dlpack(value: Any) -> np.ndarray:
-    return np.from_dlpack(value)
-
-
-def _writable_alias(array: np.ndarray) -> np.ndarray:
-    """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
-    buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
-    buffer.owner = array  # type: ignore[attr-defined]
-    alias: np.ndarray = np.ndarray(array.shape, array.dtype, memoryview(buffer), strides=array.strides)
-    return alias

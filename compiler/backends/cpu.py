@@ -33,6 +33,7 @@ from llmos.compiler.options import CompileOptions
 from llmos.compiler.size_text import size_text
 from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.target import Target, resolve
+from llmos.compiler.updates import output_numbers, updated_arguments
 from llmos.compiler.weights import Weight
 from llmos.compiler.worker import compile_in_child
 from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline
@@ -48,6 +49,7 @@ from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
 from llmos.passes.tile_dispatches import TileDispatches
+from llmos.passes.update_in_place import UpdateInPlace
 from llmos.passes.winograd import Winograd
 from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, GuardSpec, KernelSpec, Symbol, TensorSpec
 from llmos.runtime.artifact.safetensors import is_reserved
@@ -59,6 +61,7 @@ DISPATCHES: tuple[Pass, ...] = (
     Winograd(),
     LabelDispatches(),
     PackWeights(),
+    UpdateInPlace(),
     PlanMemory(),
 )
 
@@ -82,7 +85,7 @@ def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
     """The passes of one compile."""
     narrow = [NarrowActivations()] if options.precision == "bf16" else []
     tile = [TileDispatches(options.tilings)] if options.tilings else []
-    place = PIPELINE.index(DISPATCHES[-2])  # before the weights are packed
+    place = PIPELINE.index(PackWeights())  # before the weights are packed
     passes = (*PIPELINE[:place], *narrow, *tile, *PIPELINE[place:])
     return passes if options.winograd and not narrow else tuple(each for each in passes if not isinstance(each, Winograd))
 
@@ -132,10 +135,10 @@ def describe(program: Program, weights: Mapping[str, Weight], pipeline: Sequence
     returned = list(list(program.main.regions[0].blocks[0].operations)[-1].operands)
     name = ir.StringAttr(program.main.attributes["sym_name"]).value
     outputs = tuple(
-        _spec(a, f"output{i}", [manifest_dim(d) for d in shapes.shape(value)])
-        for i, (a, value) in enumerate(zip(results, returned, strict=True))
+        _spec(results[i], f"output{i}", [manifest_dim(d) for d in shapes.shape(returned[i])]) for i in output_numbers(program.main)
     )
-    given = tuple(_spec(a, "", read_shape(a["llmos.shape"])) for a in inputs)
+    updated = updated_arguments(program.main).values()
+    given = tuple(replace(_spec(a, "", read_shape(a["llmos.shape"])), updated=position in updated) for position, a in enumerate(inputs))
     guards = guards_of(program.module.operation, table)
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = EntrySpec(

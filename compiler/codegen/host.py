@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.codegen.builder import Builder, Sizes, Value
+from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.computed import is_allocatable, is_valid
-from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer
+from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer, product
 from llmos.compiler.codegen.loops import NUM_THREADS, LoopLayout
 from llmos.compiler.guards import Guard, guards_of
 from llmos.compiler.ir import ir
@@ -29,6 +29,7 @@ from llmos.compiler.symbolic import (
     read_shape,
     result_attributes,
 )
+from llmos.compiler.updates import argument_of, output_numbers, updated_arguments
 from llmos.runtime.native.abi import (
     ALIGNMENT,
     ANY_BYTES,
@@ -111,8 +112,8 @@ class HostEmitter:
 
     def _result_shapes(self) -> list[Sequence[Expr]]:
         """The dimensions that a caller sees of each output."""
-        results = zip(self._terminator().operands, result_attributes(self.main), strict=True)
-        return [callers_shape(_dtype(named), self.shapes.shape(value)) for value, named in results]
+        returned, named = list(self._terminator().operands), result_attributes(self.main)
+        return [callers_shape(_dtype(named[i]), self.shapes.shape(returned[i])) for i in output_numbers(self.main)]
 
     def _terminator(self) -> ir.Operation:
         return list(self.main.regions[0].blocks[0].operations)[-1].operation
@@ -144,7 +145,7 @@ class HostEmitter:
 
     def _num_arguments(self) -> int:
         inputs = [a for a in argument_attributes(self.main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
-        return len(inputs) + len(self._terminator().operands)
+        return len(inputs) + len(output_numbers(self.main))
 
     def _branch(self, condition: Value, yes: ir.Block, yes_args: Sequence[Value], no: ir.Block, no_args: Sequence[Value]) -> None:
         ir.Operation.create(
@@ -179,6 +180,7 @@ class HostEmitter:
                     current = self._define(operation, current, failed)
         with ir.InsertionPoint(current):
             self._write_computed_shapes()
+            self._copy_updates()
             ir.Operation.create("func.return", operands=[b.const(b.i32, 0)])
 
     def _read_arguments(self) -> None:
@@ -301,6 +303,17 @@ class HostEmitter:
                     sizes = self._field(tensor, TENSOR_SHAPE, self.b.ptr)
                     self.b.store(self.sizes(dim), self.b.address(sizes, self.b.index(axis), self.b.i64), 8)
 
+    def _copy_updates(self) -> None:
+        """The new values of updated inputs that lie elsewhere, to where the inputs do. By then nothing reads an old one."""
+        b, arguments = self.b, list(self.main.regions[0].blocks[0].arguments)
+        for number, position in updated_arguments(self.main).items():
+            value = self._terminator().operands[number]
+            target, source = self.pointers[arguments[position]], self.pointers[root_of(value)]
+            if source != target:
+                width = byte_width(ir.RankedTensorType(value.type).element_type)
+                num_bytes = self.sizes(product(self.shapes.shape(value)) * width)
+                b.op("llvm.intr.memcpy", [target, source, num_bytes], None, isVolatile=ir.BoolAttr.get(False))
+
     def _next(self, block: ir.Block) -> ir.Block:
         return block.create_after()
 
@@ -313,6 +326,9 @@ class HostEmitter:
         return self._start(self.kernels[dispatch], [*tensors, *results], number, block, failed)
 
     def _place(self, place: int) -> Value:
+        argument = argument_of(place)
+        if argument is not None:
+            return self.pointers[self.main.regions[0].blocks[0].arguments[argument]]
         return self.slots[place] if place >= 0 else self.outputs[-1 - place]
 
     def _start(self, kernel: Kernel, pointers: Sequence[Value], number: int, block: ir.Block, failed: ir.Block) -> ir.Block:

@@ -1,4 +1,4 @@
-"""Kernels of scatters: a tile copies a part of the tensor, then makes the updates that fall into it, in order.
+"""Kernels of scatters: a tile copies a part of the tensor, then makes the updates that fall into it, in order. In place nothing is copied.
 
 Tiles share the coordinates that loop counters are (compiler/scatters.py), and blocks of the first axis whose coordinate data gives: of
 the few that there are, each reads all places and leaves out what isn't its own. No two tiles write one element, and each element's updates
@@ -24,6 +24,7 @@ from llmos.compiler.codegen.lanes import lane_loop
 from llmos.compiler.ir import ir
 from llmos.compiler.scatters import Scatter, scatter_of
 from llmos.compiler.symbolic import Expr
+from llmos.compiler.updates import IN_PLACE
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 COLUMNS, FEW_COLUMNS = 1024, 32  # of one tile, along the last axis: where all are written at one place, and each at its own
@@ -104,7 +105,8 @@ class _Emitter:
             self.at = dict(zip(self.outer, at, strict=True))
             self.columns = self._columns(chunk) if self.lane_loop is not None else None
             self.block = self._block(block)
-            self._copy()
+            if not self._is_in_place:
+                self._copy()
             with self._in_turn():
                 self._updates(self.ordered, dict(self.at))
         return Launch(sympy.expand(product(extents) * self.blocks * self.chunks))
@@ -126,6 +128,11 @@ class _Emitter:
         return low, high
 
     # -- the copy
+    @property
+    def _is_in_place(self) -> bool:
+        """Whether the result lies where the base does."""
+        return IN_PLACE in self.dispatch.func.attributes
+
     def _copy(self) -> None:
         """The tile's part of the base."""
         coords: dict[int, Coord] = {axis: self.at[loop] for loop, axis in self.outer.items()}

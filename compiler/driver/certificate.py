@@ -188,14 +188,19 @@ def engine_of(reference: Reference | None) -> str:
 def run_entry(
     code: CompiledCode, compiled: CompiledModel, weights: Sequence[np.ndarray], inputs: Sequence[np.ndarray], sizes: Mapping[str, int]
 ) -> list[np.ndarray]:
-    """Outputs of the entry; bfloat16 as uint16. Raises BudgetError where the code reports an error."""
+    """Outputs of the entry, then what it updates; bfloat16 as uint16. Raises BudgetError where the code reports an error."""
     entry = compiled.entries[0]
-    outputs = empty_outputs(code, compiled, entry, sizes)
-    status = code.call(entry.symbol, [np.ascontiguousarray(array) for array in inputs], outputs, weights)
+    given, outputs = given_arrays(entry, inputs), empty_outputs(code, compiled, entry, sizes)
+    status = code.call(entry.symbol, given, outputs, weights)
     if status:
         problem = ERRORS.get(status, str(status))
         raise BudgetError(f"the compiled model reports '{problem}' on inputs that the reference takes ({_at(sizes)}): try `llmos bisect`")
-    return outputs
+    return [*outputs, *[given[position] for position in entry.updated]]
+
+
+def given_arrays(entry: EntrySpec, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Dense arrays for a call, of its own where it writes into them."""
+    return [(np.array if i in entry.updated else np.asarray)(array, order="C") for i, array in enumerate(inputs)]
 
 
 def empty_outputs(code: CompiledCode, compiled: CompiledModel, entry: EntrySpec, sizes: Mapping[str, int]) -> list[np.ndarray]:

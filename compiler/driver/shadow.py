@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llmos.compiler.compiled import CompiledModel
-from llmos.compiler.driver.certificate import empty_outputs
+from llmos.compiler.driver.certificate import empty_outputs, given_arrays
 from llmos.compiler.evaluate import ERRORS, CompiledCode, Launch, aligned_copy, poisoned_array
 from llmos.compiler.interpret import Step, Trace
 from llmos.compiler.ir import ir
 from llmos.compiler.loops import is_loop, root_of
 from llmos.compiler.reference import element_dtype
 from llmos.compiler.symbolic import COMPUTES
+from llmos.compiler.updates import WITHIN
 from llmos.runtime.artifact.deviation import Deviation, measure
 from llmos.runtime.errors import BudgetError
 
@@ -79,14 +80,14 @@ class Shadow:
         inputs: Sequence[np.ndarray],
         sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
-        """The outputs of the entry. Raises BudgetError where the code reports an error."""
+        """The outputs of the entry, then what it updates. Raises BudgetError where the code reports an error."""
         entry = model.entries[0]
-        outputs = empty_outputs(code, model, entry, sizes)
-        status = code.call(entry.symbol, [np.ascontiguousarray(array) for array in inputs], outputs, weights, self._on_launch)
+        given, outputs = given_arrays(entry, inputs), empty_outputs(code, model, entry, sizes)
+        status = code.call(entry.symbol, given, outputs, weights, self._on_launch)
         if status:
             where = self.observed[-1].name if self.observed else "the host function"
             raise BudgetError(f"the compiled model reports '{ERRORS.get(status, status)}' in {where}")
-        return outputs
+        return [*outputs, *[given[position] for position in entry.updated]]
 
     def _operands(self, op: ir.Operation) -> list[ir.Value]:
         """Tensors that a dispatch is given; for a loop, what is known to lie in memory before it."""
@@ -131,6 +132,8 @@ class Shadow:
     def _alone(self, op: ir.Operation, launch: Launch) -> Deviation | None:
         """The dispatch on the reference's values; weights and inputs are the code's own, packed as it wants them."""
         operands = self._tensors(op)
+        if WITHIN in op.attributes:
+            return None  # alone it would write into what the dispatches behind it read
         kept = []
         addresses = []
         for position, value in enumerate(operands):
@@ -153,7 +156,7 @@ class Shadow:
         for number, (value, array) in enumerate(zip(op.results, expected, strict=True)):
             address = launch.address(first + number)
             data = ctypes.string_at(address, array.nbytes)
-            self._memory.pop(value, None)
+            self._memory = {each: held for each, held in self._memory.items() if each != value and held[0] != address}  # also in place
             self._memory[value] = (address, data)
             got.append(np.frombuffer(data, array.dtype).reshape(array.shape))
         deviation = _worst(got, expected, [element_dtype(result.type) for result in op.results])

@@ -245,6 +245,7 @@ class ProgramInput:
     kind: str  # "input", "weight" or "state": a buffer that the model changes
     name: str
     tensor: torch.Tensor | None  # a weight's value
+    is_updated: bool = False  # an input that the model changes
 
     @property
     def is_complex(self) -> bool:
@@ -254,7 +255,7 @@ class ProgramInput:
 
 def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
     """The placeholders that are tensors, user inputs first, then states, in the order in which their new values are returned."""
-    mutated = mutated_buffers(program)
+    mutated, updated = mutated_buffers(program), mutated_inputs(program)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs: list[ProgramInput] = []
     weights: list[ProgramInput] = []
@@ -266,7 +267,7 @@ def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
         if node.meta["val"].layout != torch.strided:
             raise UnsupportedError(f"{spec.arg.name} is a sparse tensor, which isn't supported: make it dense with .to_dense()")
         if spec.kind == InputKind.USER_INPUT:
-            inputs.append(ProgramInput(node, "input", spec.arg.name, None))
+            inputs.append(ProgramInput(node, "input", spec.arg.name, None, spec.arg.name in updated))
         else:
             assert spec.target is not None
             kind = "state" if spec.target in mutated else "weight"
@@ -279,9 +280,30 @@ def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
 
 
 def mutated_buffers(program: ExportedProgram) -> list[str]:
-    """Names of the buffers that the model changes; their new values are the graph's first outputs, in this order."""
-    found = [spec for spec in program.graph_signature.output_specs if spec.kind == OutputKind.BUFFER_MUTATION]
-    return [str(spec.target) for spec in found]
+    """Names of the buffers that the model changes, in the order of their new values among the graph's outputs."""
+    return _targets(program, OutputKind.BUFFER_MUTATION)
+
+
+def mutated_inputs(program: ExportedProgram) -> list[str]:
+    """Names of the placeholders of inputs that the model changes, in their order."""
+    changed = _targets(program, OutputKind.USER_INPUT_MUTATION)
+    return [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT and spec.arg.name in changed]
+
+
+def _targets(program: ExportedProgram, kind: OutputKind) -> list[str]:
+    return [str(spec.target) for spec in program.graph_signature.output_specs if spec.kind == kind]
+
+
+def outputs_in_order(program: ExportedProgram, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """What belongs to each of the graph's outputs, in groups: the model's own outputs, new values of buffers, new values of inputs."""
+    pairs = list(zip(program.graph_signature.output_specs, values, strict=True))
+    buffers = [value for spec, value in pairs if spec.kind == OutputKind.BUFFER_MUTATION]
+    inputs = {spec.target: value for spec, value in pairs if spec.kind == OutputKind.USER_INPUT_MUTATION}
+    outputs = [value for spec, value in pairs if spec.kind not in _MUTATIONS]
+    return outputs, buffers, [inputs[name] for name in mutated_inputs(program)]
+
+
+_MUTATIONS = (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION)
 
 
 def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
@@ -291,8 +313,7 @@ def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
 
 def check_outputs(program: ExportedProgram) -> None:
     for spec in program.graph_signature.output_specs:
-        if spec.kind in (OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION):
-            what = "an input" if spec.kind == OutputKind.USER_INPUT_MUTATION else "the parameter"
+        if spec.kind == OutputKind.PARAMETER_MUTATION:
             raise UnsupportedError(
-                f"the model changes {what} {spec.target!r} while it runs: keep it in a buffer, or return the new value as an output"
+                f"the model changes the parameter {spec.target!r} while it runs: keep it in a buffer, or return the new value as an output"
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
 from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor
@@ -20,7 +20,8 @@ from llmos.compiler.frontend.exporting import (
     Source,
     check_outputs,
     export,
-    mutated_buffers,
+    mutated_inputs,
+    outputs_in_order,
     over_real_numbers,
     program_inputs,
 )
@@ -28,12 +29,14 @@ from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
-from llmos.compiler.frontend.results import as_array, as_result, complex_outputs, dtype_name, output_names, output_nodes
+from llmos.compiler.frontend.references import reference_of, seeded_reference, to_numpy
+from llmos.compiler.frontend.results import as_result, complex_outputs, dtype_name, output_names, output_nodes
 from llmos.compiler.frontend.seeding import draws
 from llmos.compiler.frontend.symbols import find_symbols
 from llmos.compiler.guards import GUARDS
 from llmos.compiler.ir import arith, context, func, ir, tensor
 from llmos.compiler.symbolic import COMPUTED
+from llmos.compiler.updates import UPDATES
 from llmos.compiler.weights import Weight
 from llmos.runtime.errors import InputError
 
@@ -81,7 +84,7 @@ def import_torch(
         name=name,
         module=module,
         weights={w.name: given.get(w.name) or _weight(w) for w in [*used, *states]},
-        reference=_seeded_reference(exported) if is_seeded else reference or _reference(source, exported, program_inputs(exported)),
+        reference=seeded_reference(exported) if is_seeded else reference or reference_of(source, exported, program_inputs(exported)),
         examples=_examples(given_args, inputs),
         assets=dict(assets or {}),
         metadata=_with_notes(metadata or {}, notes),
@@ -116,12 +119,6 @@ def torch_weight(value: torch.Tensor) -> Weight:
     )
 
 
-def to_numpy(value: torch.Tensor) -> np.ndarray:
-    """The tensor as a dense array, without a copy where it is dense already; bfloat16 as uint16."""
-    dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return dense.view(torch.uint16).numpy() if dense.dtype == torch.bfloat16 else dense.numpy()
-
-
 def _tensor_of(weight: ProgramInput) -> torch.Tensor:
     assert weight.tensor is not None
     return weight.tensor
@@ -132,7 +129,7 @@ def _renamed(inputs: list[ProgramInput], names: Sequence[str] | None, what: str)
         return inputs
     if len(names) != len(inputs):
         raise InputError(f"{what} has {len(names)} names ({', '.join(names)}), the model has {len(inputs)} tensors there")
-    return [ProgramInput(each.node, each.kind, name, None) for each, name in zip(inputs, names, strict=True)]
+    return [replace(each, name=name) for each, name in zip(inputs, names, strict=True)]
 
 
 def _examples(args: Sequence[torch.Tensor] | None, inputs: Sequence[ProgramInput]) -> tuple[tuple[np.ndarray, ...], ...]:
@@ -142,72 +139,6 @@ def _examples(args: Sequence[torch.Tensor] | None, inputs: Sequence[ProgramInput
     tensors = [arg for arg in torch.utils._pytree.tree_leaves(tuple(args)) if isinstance(arg, torch.Tensor)]
     tensors += [_given_value(each) for each in inputs if each.kind == "state"]
     return (tuple(to_numpy(each).copy() for each in tensors),) if len(tensors) == count and not any(t.is_meta for t in tensors) else ()
-
-
-def _reference(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
-    """Eager torch on numpy inputs."""
-    if any(each.kind == "state" for each in inputs):
-        return _stateful_reference(program, [each for each in inputs if each.kind != "weight"])
-    inputs = [each for each in inputs if each.kind == "input"]
-    run: Callable[..., Any] = source if isinstance(source, torch.nn.Module) else program.module()
-    dtypes = [each.node.meta["val"].dtype for each in inputs]
-
-    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
-        with torch.no_grad():
-            answer = run(*tensors)
-        return _arrays(answer)
-
-    return reference
-
-
-def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
-    """The exported program on inputs, then states; its outputs, then the states' new values."""
-    dtypes = [each.node.meta["val"].dtype for each in inputs]
-    names = [each.name for each in inputs if each.kind == "state"]
-
-    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        module = program.module()
-        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
-        given, states = tensors[: len(tensors) - len(names)], tensors[len(tensors) - len(names) :]
-        # The module's own buffers are the program's, and the user's: it works on others.
-        buffers = [value.clone() for value in states]
-        for name, value in zip(names, buffers, strict=True):
-            owner, _, leaf = name.rpartition(".")
-            module.get_submodule(owner)._buffers[leaf] = value
-        with torch.no_grad():
-            answer = module(*given)
-        return [array.copy() for array in [*_arrays(answer), *[to_numpy(buffer) for buffer in buffers]]]
-
-    return reference
-
-
-def _arrays(answer: Any) -> list[np.ndarray]:
-    leaves = torch.utils._pytree.tree_leaves(answer)
-    return [to_numpy(leaf) if isinstance(leaf, torch.Tensor) else as_array(leaf) for leaf in leaves if leaf is not None]
-
-
-def _seeded_reference(program: ExportedProgram) -> Reference:
-    """The graph itself on inputs (the seed is the last), then states; its outputs, then the states' new values."""
-    dtypes = [each.node.meta["val"].dtype for each in program_inputs(program) if each.kind != "weight"]
-    changed, specs = mutated_buffers(program), program.graph_signature.input_specs
-    held = {**program.state_dict, **program.constants}
-
-    def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        tensors = [_from_numpy(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
-        count = len(tensors) - len(changed)
-        given, known = iter(tensors[:count]), {**held, **dict(zip(changed, tensors[count:], strict=True))}
-        values = [next(given) if spec.kind == InputKind.USER_INPUT else known[str(spec.target)] for spec in specs]
-        with torch.no_grad():
-            found = list(program.graph_module(*values))
-        return [array.copy() for array in _arrays([*found[len(changed) :], *found[: len(changed)]])]
-
-    return reference
-
-
-def _from_numpy(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    dense = torch.from_numpy(np.asarray(array, order="C"))
-    return dense.view(torch.bfloat16) if dtype == torch.bfloat16 else dense
 
 
 @dataclass(frozen=True)
@@ -260,17 +191,15 @@ class _Function:
             for each in self.weights:
                 kept = distinct[each.name]
                 lowering.bind(each.node, self._weight_tensor(builder, kept, values[f"weight {kept.name}"]))
-            values_out = lowering.run(self.program.graph)
-            given = [value for value, each in zip(values_out, output_nodes(self.program), strict=True) if each is not None]
-            results = [as_result(builder, each) for each in self._states_last(given)]
+            results = [as_result(builder, each) for each in self._returned(lowering.run(self.program.graph))]
             require_bounds(self.sizes, [dim for each in results for dim in each.shape])
             func.ReturnOp([each.value for each in results])
         return results
 
-    def _states_last(self, outputs: list[Any]) -> list[Any]:
-        """What the graph returns in the order of the function's results: export puts new states first."""
-        count = len(self._states)
-        return [*outputs[count:], *outputs[:count]]
+    def _returned(self, values: Sequence[Any]) -> list[Any]:
+        """What belongs to the graph's outputs in the order of the function's results: outputs, new states, new values of inputs."""
+        outputs, states, updates = outputs_in_order(self.program, list(zip(values, output_nodes(self.program), strict=True)))
+        return [value for value, node in (*outputs, *states, *updates) if node is not None]
 
     def _weight_tensor(self, builder: Builder, weight: ProgramInput, value: ir.Value) -> Tensor:
         shape, dtype = self._meta(weight)
@@ -284,23 +213,31 @@ class _Function:
         function = next(op for op in module.body.operations if isinstance(op, func.FuncOp))
         arguments = [*self.inputs, *weights]
         function.arg_attrs = ir.ArrayAttr.get([self._argument_attributes(each) for each in arguments])
-        states = [each.name for each in self._states]
-        count = len(results) - len(states)
-        returned = output_nodes(self.program)
-        names = self.output_names or output_names(self.program, returned[len(states) :])
-        if len(names) != count:
-            raise InputError(f"output_names has {len(names)} names, the model has {count} outputs")
-        flags = [flag for flag, each in zip(complex_outputs(self.program), returned, strict=True) if each is not None]
-        dtypes = [dtype_name(each.dtype, flag) for each, flag in zip(results, self._states_last(flags), strict=True)]
-        named = [_named(name, dtype) for name, dtype in zip(names, dtypes, strict=False)]
-        named += [_named(state_name(name), dtype, name) for name, dtype in zip(states, dtypes[count:], strict=True)]
-        function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
+        function.attributes["res_attrs"] = ir.ArrayAttr.get(self._result_attributes(results))
         symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
         if self.conditions:
             module.operation.attributes[GUARDS] = ir.ArrayAttr.get([ir.StringAttr.get(text) for text in self.conditions])
         if self.sizes.computed:
             module.operation.attributes[COMPUTED] = ir.DictAttr.get({each.size.name: _computed(each) for each in self.sizes.computed})
+
+    def _result_attributes(self, results: Sequence[Tensor]) -> list[ir.DictAttr]:
+        states = [each.name for each in self._states]
+        updates = [self._input_names[name] for name in mutated_inputs(self.program)]
+        count = len(results) - len(states) - len(updates)
+        names = self.output_names or output_names(self.program, outputs_in_order(self.program, output_nodes(self.program))[0])
+        if len(names) != count:
+            raise InputError(f"output_names has {len(names)} names, the model has {count} outputs")
+        flags = self._returned(complex_outputs(self.program))
+        dtypes = iter([dtype_name(each.dtype, flag) for each, flag in zip(results, flags, strict=True)])
+        named = [_named(name, next(dtypes)) for name in names]
+        named += [_named(state_name(name), next(dtypes), {STATE: name}) for name in states]
+        return named + [_named(updated_name(name), next(dtypes), {UPDATES: name}) for name in updates]
+
+    @property
+    def _input_names(self) -> dict[str, str]:
+        """What inputs are called, by their placeholders' names."""
+        return {each.node.name: each.name for each in self.inputs}
 
     def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
         shape, dtype = self._meta(each)
@@ -332,14 +269,19 @@ def _index_constant(value: int) -> ir.Value:
     return arith.ConstantOp(ir.IndexType.get(), value).result
 
 
-def _named(name: str, dtype: str, state: str = "") -> ir.DictAttr:
-    texts = {"llmos.name": name, "llmos.dtype": dtype, **({STATE: state} if state else {})}
+def _named(name: str, dtype: str, marks: Mapping[str, str] = MappingProxyType({})) -> ir.DictAttr:
+    texts = {"llmos.name": name, "llmos.dtype": dtype, **marks}
     return ir.DictAttr.get({key: ir.StringAttr.get(text) for key, text in texts.items()})
 
 
 def state_name(buffer: str) -> str:
     """What the input and the output of a state are called, apart from the model's own."""
     return f"state.{buffer}"
+
+
+def updated_name(name: str) -> str:
+    """What the new value of an input is called in accuracy reports."""
+    return f"updated.{name}"
 
 
 def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:

@@ -20,6 +20,9 @@ def row_independence(
     guards: Sequence[Guard] = (),
 ) -> RowSpec:
     """Along which symbol rows are independent, or why along none. `inputs`, `outputs`: what the manifest says of the entry."""
+    updated = next((spec.name for spec in inputs if spec.updated), None)
+    if updated is not None:
+        return RowSpec(reason=f"a call updates input {updated!r}")
     candidate = _candidate(inputs, outputs)
     if isinstance(candidate, RowSpec):
         return candidate

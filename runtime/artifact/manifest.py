@@ -19,6 +19,8 @@ MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
 
+_DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards; FORMAT is that with floor_mul and updated inputs
+
 Dim = int | str
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _FUNCTIONS = frozenset({"min", "max", "floor_mul"})  # of sizes
@@ -50,11 +52,12 @@ class ComputedSymbol:
 @dataclass(frozen=True)
 class TensorSpec:
     """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"; of an output also of
-    computed symbols."""
+    computed symbols. updated: of an input that a call writes its new value into, where it lies."""
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    updated: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ class EntrySpec:
     def num_outputs(self) -> int:
         """Of those that a caller gets."""
         return len(self.outputs) - len(self.states)
+
+    @property
+    def updated(self) -> tuple[int, ...]:
+        """Positions of the inputs that a call writes into."""
+        return tuple(position for position, spec in enumerate(self.inputs) if spec.updated)
 
 
 @dataclass(frozen=True)
@@ -165,10 +173,14 @@ class Manifest:
     @property
     def format(self) -> int:
         """The oldest that has all that this manifest says."""
-        dims = [str(dim) for entry in self.entries for tensor in (*entry.inputs, *entry.outputs) for dim in tensor.shape]
-        if any("floor_mul" in text for text in (*dims, *[symbol.bound for symbol in self.computed])):
+        if any(entry.updated for entry in self.entries) or self._has_rounded_sizes:
             return FORMAT
-        return 2 if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
+        return _DATA_SIZES_FORMAT if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
+
+    @property
+    def _has_rounded_sizes(self) -> bool:
+        dims = [str(dim) for entry in self.entries for tensor in (*entry.inputs, *entry.outputs) for dim in tensor.shape]
+        return any("floor_mul" in text for text in (*dims, *[str(symbol.bound) for symbol in self.computed]))
 
     @property
     def computed_names(self) -> frozenset[str]:
@@ -247,6 +259,8 @@ def _check_entry(entry: EntrySpec, symbols: set[str], known: set[str]) -> None:
         _check_tensor(tensor, symbols)
     for tensor in entry.outputs:
         _check_tensor(tensor, known)
+    if any(tensor.updated for tensor in (*entry.outputs, *entry.inputs[entry.num_inputs :])):
+        raise fail(f"manifest: entry {entry.name!r}: only inputs that a caller gives can be marked as updated")
     for tensor in (*entry.inputs, *entry.outputs):
         if entry.rows and entry.rows.independent and tensor.shape[:1] != (entry.rows.independent,):
             raise fail(f"manifest: entry {entry.name!r}: {entry.rows.independent!r} must stand first in {tensor.name!r}")
@@ -315,7 +329,8 @@ def _unique(what: str, names: list[str]) -> None:
 
 def _to_dict(manifest: Manifest) -> dict[str, Any]:
     def tensor(spec: TensorSpec) -> dict[str, Any]:
-        return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+        named = {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+        return {**named, "updated": True} if spec.updated else named
 
     return {
         "format": manifest.format,
@@ -389,13 +404,18 @@ def _parse_fields(fields: Fields) -> Manifest:
 
 def _parse_entry(item: Fields) -> EntrySpec:
     def tensors(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(spec.string("name"), spec.string("dtype"), spec.dims("shape")) for spec in item.records(key))
+        return tuple(_parse_tensor(spec) for spec in item.records(key))
 
     states = item.strings("states") if "states" in item.value else ()
     rows = _parse_rows(item.record("rows")) if "rows" in item.value else None
     guards = _parse_guards(item.record("guards")) if "guards" in item.value else None
     names = (item.string("name"), item.string("symbol"), item.string("shapes"))
     return EntrySpec(*names, tensors("inputs"), tensors("outputs"), states, rows, guards)
+
+
+def _parse_tensor(item: Fields) -> TensorSpec:
+    updated = "updated" in item.value and bool(item.get("updated", bool, "true or false"))
+    return TensorSpec(item.string("name"), item.string("dtype"), item.dims("shape"), updated)
 
 
 def _parse_guards(item: Fields) -> GuardSpec:

@@ -108,6 +108,11 @@ class ProgramModel:
         self._entry = program[entry]
         if self._entry.state is not None:
             raise InputError(f"{manifest.name} keeps state from call to call, which requests can't share: run it with llmos.load")
+        for spec in self._entry.inputs:
+            if spec.updated:
+                raise InputError(
+                    f'{manifest.name} writes into its input "{spec.name}", which requests can\'t share: run it with llmos.load'
+                )
         self.name: str = name or manifest.name
         self.metadata: Mapping[str, Any] = manifest.metadata
         symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}

@@ -67,11 +67,12 @@ static int32_t check_memory(const char* role, const tensor* want, const DLTensor
   }
   if (__builtin_mul_overflow(elements, size, &bytes)) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its size is out of bounds", role, want->info.name);
   if (!have->data && elements) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": its data is NULL", role, want->info.name);
-  if (!is_dense(have)) return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": it is not contiguous (row-major); copy it first", role, want->info.name);
-  if (((uintptr_t)have->data + have->byte_offset) % (uintptr_t)unit) {
-    return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": its data is not aligned to its element; copy it first", role, want->info.name);
-  }
-  return LLMOS_OK;
+  const char* problem = !is_dense(have) ? "contiguous (row-major)"
+                        : ((uintptr_t)have->data + have->byte_offset) % (uintptr_t)unit ? "aligned to its element"
+                                                                                          : NULL;
+  if (!problem) return LLMOS_OK;
+  if (want->updated) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": the call writes into it, so it must be %s", role, want->info.name, problem);
+  return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": it is not %s; copy it first", role, want->info.name, problem);
 }
 
 static int32_t wrong_size(const tensor* want, int32_t d, int64_t expected, const DLTensor* have) {
@@ -148,6 +149,31 @@ int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTenso
   for (int32_t i = 0; i < num_inputs && !code; ++i) code = check_expressions(&in, i);
   for (int32_t i = 0; i < num_inputs && !code; ++i) code = check_memory("input", entry->inputs + i, inputs[i]);
   return code;
+}
+
+/* The bytes of a tensor that was checked. */
+static uint64_t bytes_of(const DLTensor* tensor) {
+  uint64_t bytes = tensor->dtype.bits / 8;
+  for (int32_t i = 0; i < tensor->ndim; ++i) bytes *= (uint64_t)tensor->shape[i];
+  return bytes;
+}
+
+static bool overlap(const DLTensor* a, const DLTensor* b) {
+  uintptr_t first = (uintptr_t)a->data + a->byte_offset, second = (uintptr_t)b->data + b->byte_offset;
+  uint64_t first_bytes = bytes_of(a), second_bytes = bytes_of(b);
+  return first_bytes && second_bytes && first < second + second_bytes && second < first + first_bytes;
+}
+
+int32_t check_updated(const entry* entry, const DLTensor* const* inputs, const DLTensor* const* outputs) {
+  for (int32_t i = 0; i < entry->num_inputs; ++i) {
+    for (int32_t j = 0; j < entry->num_inputs + entry->num_outputs && entry->inputs[i].updated; ++j) {
+      bool input = j < entry->num_inputs;
+      if (j == i || !overlap(inputs[i], input ? inputs[j] : outputs[j - entry->num_inputs])) continue;
+      return fail(LLMOS_ERROR_INPUT, "input \"%s\": the call writes into it, so it can't share memory with %s \"%s\"", entry->inputs[i].info.name,
+                  input ? "input" : "output", (input ? entry->inputs + j : entry->outputs + (j - entry->num_inputs))->info.name);
+    }
+  }
+  return LLMOS_OK;
 }
 
 int32_t check_dims(const entry* entry, const int64_t* dims) {

@@ -44,7 +44,7 @@ typedef struct {
   json_type type;
   uint32_t count; /* children of an array; pairs of an object */
   uint32_t next;  /* the index of the node after this one and all it holds */
-  int64_t integer;
+  int64_t integer; /* of a bool: 0 or 1 */
   const char* string; /* NUL-terminated UTF-8 without NULs inside */
 } json_node;
 typedef struct {
@@ -72,6 +72,7 @@ typedef struct {
 typedef struct {
   llmos_tensor_info info;
   const dim* dims;
+  bool updated; /* an input whose new value the entry writes where it lies */
 } tensor;
 
 typedef struct {
@@ -153,6 +154,8 @@ uint32_t set_float_mode(uint32_t mode); /* gives the one before; 0x1F80 is the d
 /* ---- check.c: tensors of a call against their specification ---- */
 int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols);
 int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
+/* Inputs that the entry writes into share memory with no other tensor of the call. */
+int32_t check_updated(const entry* entry, const DLTensor* const* inputs, const DLTensor* const* outputs);
 int32_t check_dims(const entry* entry, const int64_t* dims);
 int32_t check_guards(const manifest* manifest, const entry* entry, const int64_t* symbols, int64_t broken); /* broken: -1 for none */
 

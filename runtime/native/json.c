@@ -176,7 +176,10 @@ static bool value(reader* in, int depth) {
     case '{': return container(in, JSON_OBJECT, depth);
     case '[': return container(in, JSON_ARRAY, depth);
     case '"': return string(in);
-    case 't': return accept_word(in, "true") && new_node(in, JSON_BOOL, &index);
+    case 't':
+      if (!accept_word(in, "true") || !new_node(in, JSON_BOOL, &index)) return false;
+      in->out->nodes[index].integer = 1;
+      return true;
     case 'f': return accept_word(in, "false") && new_node(in, JSON_BOOL, &index);
     case 'n': return accept_word(in, "null") && new_node(in, JSON_NULL, &index);
     default: return number(in);

@@ -43,7 +43,8 @@ static const json_node* find(const reader* in, const json_node* object, const ch
 
 static const json_node* field(reader* in, const json_node* object, const char* key, json_type type) {
   static const char* const kinds[] = {"null", "a bool", "an integer", "a number", "a string", "an array", "an object"};
-  static const json_node none[] = {[JSON_INTEGER] = {.type = JSON_INTEGER},
+  static const json_node none[] = {[JSON_BOOL] = {.type = JSON_BOOL},
+                                   [JSON_INTEGER] = {.type = JSON_INTEGER},
                                    [JSON_STRING] = {.type = JSON_STRING, .string = ""},
                                    [JSON_ARRAY] = {.type = JSON_ARRAY},
                                    [JSON_OBJECT] = {.type = JSON_OBJECT}};
@@ -121,6 +122,11 @@ static void parse_tensor(reader* in, const json_node* item, void* out) {
   info->shape = shape;
 }
 
+static void parse_input(reader* in, const json_node* item, void* out) {
+  parse_tensor(in, item, out);
+  ((tensor*)out)->updated = find(in, item, "updated") && field(in, item, "updated", JSON_BOOL)->integer;
+}
+
 enum { MAX_TENSORS = 1 << 16, MAX_COUNT = 1 << 22 };
 
 static void parse_entry(reader* in, const json_node* item, void* out) {
@@ -128,7 +134,7 @@ static void parse_entry(reader* in, const json_node* item, void* out) {
   result->name = string(in, item, "name");
   result->symbol = string(in, item, "symbol");
   result->shapes = string(in, item, "shapes");
-  result->inputs = records(in, item, "inputs", sizeof(tensor), MAX_TENSORS, &result->num_inputs, parse_tensor);
+  result->inputs = records(in, item, "inputs", sizeof(tensor), MAX_TENSORS, &result->num_inputs, parse_input);
   result->outputs = records(in, item, "outputs", sizeof(tensor), MAX_TENSORS, &result->num_outputs, parse_tensor);
   const json_node* guards = find(in, item, "guards");
   if (!guards) return;

@@ -266,6 +266,11 @@ int32_t llmos_program_tensor(const llmos_program* program, int32_t index, int32_
   return LLMOS_OK;
 }
 
+int32_t llmos_program_updates(const llmos_program* program, int32_t index, int32_t position) {
+  const entry* entry = entry_at(program, index);
+  return entry && position >= 0 && position < entry->num_inputs && entry->inputs[position].updated;
+}
+
 /* ---- Running ---- */
 
 int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,
@@ -335,6 +340,7 @@ static int32_t run_call(call* self, int32_t index, const DLTensor* const* inputs
   const entry* entry = entry_at(self->program, index);
   int32_t code = llmos_program_shapes(self->program, index, inputs, entry->num_inputs, self->dims);
   if (!code) code = check_outputs(entry, outputs, num_outputs, self->dims);
+  if (!code) code = check_updated(entry, inputs, outputs);
   if (code) return code;
   for (int32_t i = 0; i < entry->num_inputs; ++i) set_argument(self, i, inputs[i]);
   memcpy(self->true_dims, self->dims, (size_t)self->program->functions[index].num_dims * sizeof *self->dims);

@@ -19,6 +19,7 @@ from llmos.compiler.backends.cpu import compile_module, numpy_dtype
 from llmos.compiler.codegen import elf
 from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, optimize
 from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.driver.certificate import given_arrays
 from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.options import CompileOptions
@@ -61,13 +62,13 @@ class Compiled:
         self._code = _Loaded(observer.text, target)
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs. Raises RuntimeError with the code that the entry returns."""
-        dense = [np.ascontiguousarray(array).reshape(array.shape) for array in inputs]
+        """The outputs, then what the entry updates. Raises RuntimeError with the code that it returns."""
+        dense = given_arrays(self.entry, inputs)
         outputs = self._outputs(dense)
         status = self._code.call(self.entry.symbol, dense, outputs, self._weights)
         if status:
             raise RuntimeError(f"the entry returned an error: {ERRORS.get(status, status)}")
-        return outputs
+        return [*outputs, *[dense[position] for position in self.entry.updated]]
 
     def _outputs(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         ranks = [len(spec.shape) for spec in self.entry.outputs]

@@ -48,10 +48,13 @@ def compile_c(output: Path, *arguments: str | Path) -> Path:
 
 
 def entry(
-    name: str, inputs: dict[str, tuple[str, tuple[int | str, ...]]], outputs: dict[str, tuple[str, tuple[int | str, ...]]]
+    name: str,
+    inputs: dict[str, tuple[str, tuple[int | str, ...]]],
+    outputs: dict[str, tuple[str, tuple[int | str, ...]]],
+    updated: str = "",
 ) -> EntrySpec:
     def specs(tensors: dict[str, tuple[str, tuple[int | str, ...]]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(tensor, dtype, shape) for tensor, (dtype, shape) in tensors.items())
+        return tuple(TensorSpec(tensor, dtype, shape, tensor == updated) for tensor, (dtype, shape) in tensors.items())
 
     return EntrySpec(name, f"__tvm_ffi_{name}", f"__llmos_shapes_{name}", specs(inputs), specs(outputs))
 
@@ -70,5 +73,6 @@ ENTRIES = (
     entry("slow", {"turns": ("int64", (1,))}, {"y": ("int64", (64,))}),
     entry("echo", {"x": ("bfloat16", ("batch",))}, {"y": ("bfloat16", ("batch",))}),
     entry("add", {"a": ("float32", ("batch",)), "b": ("float32", ("batch",))}, {"y": ("float32", ("batch",))}),
+    entry("write", {"table": ("float32", ("batch", 4)), "index": ("int64", ("tokens",)), "row": ("float32", (4,))}, {}, "table"),
 )
-KERNELS = tuple(KernelSpec(name, "elementwise") for name in ("scale_rows", "sum_rows", "look_up", "turn", "add_all"))
+KERNELS = tuple(KernelSpec(name, "elementwise") for name in ("scale_rows", "sum_rows", "look_up", "turn", "add_all", "write_rows"))

@@ -145,3 +145,23 @@ ENTRY int __tvm_ffi_add(void* handle, const TVMFFIAny* args, int32_t num_args, T
   return context->launch(context, add_all, buffers, tensor_at(args, 0)->shape, 1, 0, 4);
 }
 ENTRY void __llmos_shapes_add(const int64_t* symbols, int64_t* dims) { dims[0] = symbols[BATCH]; }
+
+/* write: table[index[i], :] = row[4] where the table lies, in order; what comes before an index outside has been written by then */
+static int32_t write_rows(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch) {
+  (void)begin, (void)end, (void)scratch;
+  for (int64_t i = 0; i < dims[1]; ++i) {
+    int64_t index = ((const int64_t*)buffers[1])[i];
+    if (index < 0 || index >= dims[0]) return LLMOS_INDEX_OUT_OF_RANGE;
+    for (int64_t k = 0; k < 4; ++k) ((float*)buffers[0])[index * 4 + k] = ((const float*)buffers[2])[k];
+  }
+  return LLMOS_OK;
+}
+ENTRY int __tvm_ffi_write(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result) {
+  llmos_context* context = handle;
+  (void)result;
+  if (num_args != 3) return LLMOS_BAD_ARGUMENTS;
+  void* buffers[] = {tensor_at(args, 0)->data, tensor_at(args, 1)->data, tensor_at(args, 2)->data};
+  int64_t dims[] = {tensor_at(args, 0)->shape[0], tensor_at(args, 1)->shape[0]};
+  return context->launch(context, write_rows, buffers, dims, 1, 0, 5);
+}
+ENTRY void __llmos_shapes_write(const int64_t* symbols, int64_t* dims) { (void)symbols, (void)dims; }

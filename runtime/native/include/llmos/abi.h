@@ -12,6 +12,8 @@
  *     -1 as its dispatch (its time and its errors are those of the dispatch around it) and no more scratch than it has itself;
  *   - outputs whose sizes data decides have the shape that llmos_shapes gives, which is their upper bound, and room for it; the
  *     shape array of an output is writable and private to the call;
+ *   - inputs that the manifest marks as updated: writable, and in no memory of another argument; the entry writes their new
+ *     values there, and may do so in part before it returns an error;
  *   - inputs and outputs of an entry: dense, row-major, on the CPU, aligned to their element only; dtypes, ranks, static dims
  *     and symbol ranges have been checked against the manifest; byte_offset is 0; data may be NULL only where a dim is 0;
  *     strides may be NULL; the core never gives overlapping outputs unless its caller did.

@@ -103,6 +103,10 @@ typedef struct {
 LLMOS_API int32_t llmos_program_info(const llmos_program* program, int32_t entry, llmos_entry_info* info);
 LLMOS_API int32_t llmos_program_tensor(const llmos_program* program, int32_t entry, int32_t position, llmos_tensor_info* info);
 
+/* Whether a run writes into an input: its new value is where it was, and it must be contiguous, aligned to its element, and share
+ * memory with no other tensor of the run. Two runs must not be given it at the same time. 1, or 0 also where there is no such input. */
+LLMOS_API int32_t llmos_program_updates(const llmos_program* program, int32_t entry, int32_t position);
+
 /* Checks every input (dtype, rank, sizes, symbols consistent and in range, CPU, dense, aligned to its element) and writes all dims
  * of all outputs, one after the other: upper bounds where data decides a size. A bfloat16 tensor may also come as uint16. A complex64 or
  * complex128 tensor is DLPack's kDLComplex: its elements are real and imaginary part, one beside the other, and its dims don't count the two. */
@@ -129,7 +133,8 @@ typedef struct {
 enum { LLMOS_POISON_ARENA = 1 };
 
 /* Runs an entry on the calling thread and the pool. Checks the inputs again, and the outputs against their shapes. flags: 0 or
- * LLMOS_POISON_ARENA; profile: NULL or where to put the records. After an error the outputs hold nothing of use.
+ * LLMOS_POISON_ARENA; profile: NULL or where to put the records. After an error the outputs hold nothing of use; an input that the
+ * run updates (llmos_program_updates) is as it was where the error is LLMOS_ERROR_INPUT, and may have been written in part otherwise.
  * Where data decides a size, the output's `shape` array is lowered in place to the sizes that it has; its elements lie dense in
  * that shape at the start of its memory. Set it to the bounds again before the next run. */
 LLMOS_API int32_t llmos_program_run(llmos_program* program, int32_t entry, const DLTensor* const* inputs, int32_t num_inputs,

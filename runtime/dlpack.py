@@ -1,0 +1,108 @@
+"""Arrays of callers as addresses of DLTensors: what plain `__dlpack__` refuses, and what a call may write into."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_uint64, c_void_p, py_object
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.errors import InputError
+
+# A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has flags and more before it.
+CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
+_FLAGS_OFFSET, _READ_ONLY, _IS_COPIED = 24, 1, 2
+_REFUSALS = (AttributeError, BufferError, TypeError, ValueError, RuntimeError)
+pointer_of = ctypes.PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+
+
+def export_slowly(name: str, value: Any) -> tuple[Any, int]:
+    """A capsule of an input that plain `__dlpack__` refuses (a read-only array, bfloat16 of ml_dtypes) and its DLTensor's address.
+
+    Raises InputError for anything else.
+    """
+    _require_array(name, value)
+    if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":
+        value = value.view(np.uint16)
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    try:
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            value = _writable_alias(value)
+        capsule = value.__dlpack__()
+    except _REFUSALS as error:
+        raise _not_passed(name, value, error) from error
+    return capsule, _tensor_in(capsule)
+
+
+def export_updated(name: str, value: Any) -> tuple[Any, int]:
+    """A capsule of an input that the call writes into, never of a copy. Raises InputError where it can't be written."""
+    _require_array(name, value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.name == "bfloat16":
+            value = value.view(np.uint16)
+        if not value.flags.writeable or not value.dtype.isnative:
+            what = "writable" if value.dtype.isnative else "in this machine's byte order"
+            raise _not_updated(name, what)
+    if any(getattr(value, mark, bool)() for mark in ("is_conj", "is_neg")):
+        raise _not_updated(name, "no conjugate or negative view")
+    try:
+        capsule = _exported(value)
+    except _REFUSALS as error:
+        raise _not_passed(name, value, error) from error
+    if _name_of(capsule) == _VERSIONED_CAPSULE:
+        flags = c_uint64.from_address(pointer_of(capsule, _VERSIONED_CAPSULE) + _FLAGS_OFFSET).value
+        if flags & (_READ_ONLY | _IS_COPIED):
+            raise _not_updated(name, "writable")
+    return capsule, _tensor_in(capsule)
+
+
+def copied(value: Any) -> np.ndarray:
+    """A contiguous, aligned copy; bfloat16 as uint16."""
+    array = value if isinstance(value, np.ndarray) else np.from_dlpack(resolved(value))
+    return np.array(array, order="C", copy=True)
+
+
+def resolved(value: Any) -> Any:
+    """A torch tensor whose elements are those that it shows: DLPack has no mark for conjugate and negative views."""
+    for mark, resolve in (("is_conj", "resolve_conj"), ("is_neg", "resolve_neg")):
+        if getattr(value, mark, bool)():
+            value = getattr(value, resolve)()
+    return value
+
+
+def _exported(value: Any) -> Any:
+    """With the flags of DLPack 1 where the producer knows them."""
+    try:
+        return value.__dlpack__(max_version=(1, 0))
+    except TypeError:
+        return value.__dlpack__()
+
+
+def _tensor_in(capsule: Any) -> int:
+    name = _name_of(capsule)
+    return int(pointer_of(capsule, name)) + (_VERSIONED_OFFSET if name == _VERSIONED_CAPSULE else 0)
+
+
+def _require_array(name: str, value: Any) -> None:
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(f'input "{name}": expected a numpy array or something with __dlpack__, got {type(value).__name__}')
+
+
+def _not_passed(name: str, value: Any, error: Exception) -> InputError:
+    kind = getattr(value, "dtype", type(value).__name__)
+    return InputError(f'input "{name}": {kind} data can\'t be passed ({error})')
+
+
+def _not_updated(name: str, what: str) -> InputError:
+    return InputError(f'input "{name}": the call writes into it, so it must be {what}')
+
+
+def _writable_alias(array: np.ndarray) -> np.ndarray:
+    """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
+    buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
+    buffer.owner = array  # type: ignore[attr-defined]
+    alias: np.ndarray = np.ndarray(array.shape, array.dtype, memoryview(buffer), strides=array.strides)
+    return alias

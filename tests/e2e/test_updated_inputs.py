@@ -1,0 +1,150 @@
+"""Models that change their inputs, against eager torch: arrays of the caller are written where they lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import llmos
+from llmos.compiler.options import CompileOptions
+from llmos.runtime.artifact.certificate import certificate_of
+from llmos.runtime.cli.verify import findings_of
+from llmos.runtime.engine.model import ProgramModel
+from llmos.runtime.errors import InputError
+from llmos.runtime.program import Program
+
+OPTIONS = CompileOptions(target="native", cache=False, repro=None)
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> object:
+        return self.function(*inputs)
+
+
+def compiled(model: nn.Module, inputs: Tensors, folder: Path, shapes: object = None) -> Program:
+    path = folder / "model.llmos"
+    given = tuple(each.clone() for each in inputs)
+    llmos.compile(model, given, dynamic_shapes=shapes, options=OPTIONS).save(path)
+    assert all(torch.equal(a, b) for a, b in zip(given, inputs, strict=True)), "a compile changes the examples"
+    return llmos.load(path, poison_arena=True)
+
+
+def check(program: Program, model: nn.Module, inputs: Tensors) -> None:
+    """A call gives what eager gives, and leaves the inputs as eager does."""
+    ours, theirs = [each.clone().numpy() for each in inputs], [each.clone() for each in inputs]
+    got, want = program(*ours), model(*theirs)
+    outputs = got if isinstance(got, tuple) else (got,)
+    expected = () if want is None else want if isinstance(want, tuple) else (want,)
+    for a, b in zip([*outputs, *ours], [*expected, *theirs], strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-5)
+    program.check_integrity()
+
+
+def step(cache: torch.Tensor, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Writes a row and attends to all of them."""
+    cache.index_copy_(0, at, row)
+    return (row @ cache.T).softmax(-1) @ cache
+
+
+@pytest.fixture(scope="module")
+def stepper(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    shapes = ((({0: torch.export.Dim("slots", min=2, max=1 << 22)}, {}, {})),)
+    return compiled(Function(step), (torch.randn(8, 4), torch.randn(1, 4), torch.tensor([3])), tmp_path_factory.mktemp("step"), shapes)
+
+
+@pytest.mark.parametrize("slots", [2, 8, 1000])
+def test_at_other_sizes_than_the_traced_one(stepper: Program, slots: int) -> None:
+    check(stepper, Function(step), (torch.randn(slots, 4), torch.randn(1, 4), torch.tensor([slots - 1])))
+    assert stepper.manifest.format == 3 and [spec.updated for spec in stepper["main"].inputs] == [True, False, False]
+
+
+def test_it_verifies_and_the_engine_refuses_it(stepper: Program) -> None:
+    certificate = certificate_of(stepper.artifact)
+    assert certificate is not None
+    findings = list(findings_of(stepper, certificate.cases))
+    assert {finding.output for finding in findings} == {"output", "updated.inputs_0"}
+    assert all(finding.deviation.within(certificate.allowed(finding)) for finding in findings)
+    with pytest.raises(InputError, match='input "inputs_0"'):
+        ProgramModel(stepper)
+
+
+def test_a_write_into_a_large_array_makes_no_copy(tmp_path: Path) -> None:
+    """No memory is planned for it, and a call takes as long for 64 MiB as for 64 KiB: a copy would take hundreds of times as long."""
+
+    def write(cache: torch.Tensor, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        cache.index_copy_(0, at, row)
+        return row + 1
+
+    shapes = ((({0: torch.export.Dim("slots", min=2, max=1 << 22)}, {}, {})),)
+    program = compiled(Function(write), (torch.zeros(8, 64), torch.ones(1, 64), torch.tensor([3])), tmp_path, shapes)
+    assert program.manifest.plan == {"slots": []}
+    small, large = (np.zeros((slots, 64), np.float32) for slots in (256, 1 << 18))
+    address = large.ctypes.data
+    fast, slow = (_fastest_s(program, cache) for cache in (small, large))
+    assert slow < 20 * fast
+    assert large.ctypes.data == address and large[3].tolist() == [1.0] * 64 and not large[4].any()
+
+
+def _fastest_s(program: Program, cache: np.ndarray) -> float:
+    row, at = np.ones((1, 64), np.float32), np.array([3])
+    profiles = [program["main"].profile(cache, row, at) for _ in range(30)]
+    return min(each.total_s for each in profiles)
+
+
+# -- random programs
+
+STATEMENTS = (
+    "{a}.index_copy_(0, at, row)",
+    "{a}[at] = row * 2",
+    "{a}.index_add_(0, at, row)",
+    "{a}.view(-1, 2, 4)[:, 1][at // 2] = row",
+    "{a}.scatter_(0, at.view(-1, 1).expand(-1, 4), row)",
+    "{a}[1:3] = row[:1]",
+    "{a}[:, 1] = row[0, 0]",
+    "{a}[-1] = row[0]",
+    "{a}.add_(1)",
+    "{a}.mul_({a}.amax())",
+    "{a}.copy_({b}.flip(0))",
+    "{a}.index_copy_(0, at, {b}[2:4])",
+    "{a}.index_copy_(0, at, {a}[2:4].clone())",
+    "kept.append({a}.sum(0))",
+    "kept.append({a}.clone())",
+    "kept.append({a} @ {b}.T)",
+    "row = row + {a}[:2]",
+)
+
+
+def random_program(seed: int) -> tuple[str, Callable[..., Tensors]]:
+    """Four to six statements on two arrays; returns what it kept, and at times what it changed."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(draw.randint(4, 6)):
+        first, second = draw.sample("ab", 2)
+        lines.append(draw.choice(STATEMENTS).format(a=first, b=second))
+    ends = draw.choice(["*kept, row", "*kept, row, a", "*kept, row, b + a"])
+    source = "def function(a, b, row, at):\n  kept = []\n" + "".join(f"  {line}\n" for line in lines) + f"  return {ends},\n"
+    scope: dict[str, Callable[..., Tensors]] = {}
+    exec(source, scope)
+    return source, scope["function"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs(seed: int, tmp_path: Path) -> None:
+    source, function = random_program(seed)
+    torch.manual_seed(seed)
+    inputs = (torch.randn(8, 4), torch.randn(8, 4), torch.randn(2, 4), torch.tensor([5, 2]))
+    print(source)
+    program = compiled(Function(function), inputs, tmp_path)
+    check(program, Function(function), inputs)
+    check(program, Function(function), (*[torch.randn_like(each) for each in inputs[:3]], torch.tensor([0, 7])))
