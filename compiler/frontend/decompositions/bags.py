@@ -46,16 +46,23 @@ def _sums(rows: Tensor, bag: Tensor, kept: Tensor, weights: Tensor | None, num_b
 
 
 def _maxima(rows: Tensor, ids: Tensor, bag: Tensor, kept: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest element of each bag and column, and the id that it comes from; zeros for a bag of none."""
-    spread, last = bag.unsqueeze(1).expand(rows.shape), torch.full(rows.shape, ids.shape[0] - 1)
-    taken = torch.where(kept.unsqueeze(1), rows, torch.full((), -math.inf, dtype=rows.dtype))
-    shape = [count.shape[0], rows.shape[1]]
+    """The largest element of each bag and column, and the id that it comes from; zeros for a bag of none.
+
+    As in torch a NaN counts where it is the first of its bag, and then stays; any other is left out.
+    """
+    spread, last = bag.unsqueeze(1).expand(rows.shape), ids.shape[0] - 1
+    counted = kept.unsqueeze(1) & ~rows.isnan()
+    taken = torch.where(counted, rows, torch.full((), -math.inf, dtype=rows.dtype))
+    shape, order = [count.shape[0], rows.shape[1]], torch.arange(ids.shape[0])
     largest = torch.full(shape, -math.inf, dtype=rows.dtype).scatter_reduce(0, spread, taken, "amax")
-    is_largest = ((taken == largest[bag]) | taken.isnan()) & kept.unsqueeze(1)
-    at = torch.where(is_largest, torch.arange(ids.shape[0]).unsqueeze(1), last)
-    first = torch.full(shape, ids.shape[0] - 1).scatter_reduce(0, spread, at, "amin")
+    at = torch.where((taken == largest[bag]) & counted, order.unsqueeze(1), torch.full(rows.shape, last))
+    place = torch.full(shape, last).scatter_reduce(0, spread, at, "amin")
+    start = torch.full([count.shape[0]], last).scatter_reduce(0, bag, torch.where(kept, order, last), "amin")
+    starts_with_nan = rows[start].isnan()
+    largest = torch.where(starts_with_nan, torch.full((), math.nan, dtype=rows.dtype), largest)
+    place = torch.where(starts_with_nan, start.unsqueeze(1), place)
     found = (count > 0).unsqueeze(1)
-    return torch.where(found, largest, 0.0).to(rows.dtype), torch.where(found, ids[first], 0)
+    return torch.where(found, largest, 0.0).to(rows.dtype), torch.where(found, ids[place], 0)
 
 
 TABLE = {aten._embedding_bag.default: _embedding_bag, aten._embedding_bag_forward_only.default: _embedding_bag}

@@ -25,7 +25,10 @@ def _power_distance(difference: Tensor, p: float) -> Tensor:
 
 
 def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
-    return _power_distance(x.unsqueeze(-2) - y.unsqueeze(-3), p)
+    difference = x.unsqueeze(-2) - y.unsqueeze(-3)
+    if p == math.inf:  # whose largest leaves out NaN in torch, here alone
+        difference = torch.where(difference.isnan(), 0.0, difference)
+    return _power_distance(difference, p)
 
 
 def _dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:

@@ -113,7 +113,7 @@ def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, size: Ints) -> list[Tensor]:
         def better(v: Scalar, flat: Scalar, inside: Scalar, running: Sequence[Scalar]) -> list[Scalar]:
             best, at = running
-            taken = inside & ((v > best) | (v.differs(v) & best.equals(best)) | (at < 0))
+            taken = inside & ((v > best) | v.differs(v) | (at < 0))
             return [s.select(taken, v, best), s.select(taken, flat, at)]
 
         return Windows(b, x, result[0].shape, dimensions).reduce([(x.dtype, s.lowest(x.dtype)), (INT, -1)], better)

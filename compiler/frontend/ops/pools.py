@@ -76,7 +76,7 @@ def max_pool(dimensions: int) -> Callable[..., Tensor]:
 
 
 def max_pool_with_indices(dimensions: int) -> Callable[..., list[Tensor]]:
-    """(values, indices into the flat spatial dimensions of x); the first of equal numbers counts, and NaN wins."""
+    """(values, indices into the flat spatial dimensions of x); the first of equal numbers counts, and the last NaN wins."""
 
     def lower(
         b: Builder,
@@ -115,7 +115,7 @@ def _pool_with_places(
             size = reductions.number(b, x.shape[lead + i], torch.int64)
             inside = inside & (here >= 0) & (here < size)
             flat = flat * size + here
-        better = (v > best) | (v.differs(v) & best.equals(best)) | (at < 0)
+        better = (v > best) | v.differs(v) | (at < 0)
         better = better & inside
         return [s.select(better, v, best), s.select(better, flat, at)]
 

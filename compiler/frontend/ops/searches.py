@@ -35,15 +35,16 @@ def search_sorted(
     steps = min(int(high).bit_length(), MAX_STEPS) if high != float("inf") else MAX_STEPS
 
     def search(v: Scalar, _: Scalar) -> list[Scalar]:
-        place, size = s.constant(0, torch.int64), number(b, n, torch.int64)
+        start, end = s.constant(0, torch.int64), number(b, n, torch.int64)
+        last = (end - 1).max(0)
         lead = [loop(i) for i in range(dense.rank - 1)]
-        for step in reversed(range(steps)):
-            next_place = place + (1 << step)
-            inside = next_place <= size
-            edge = element(dense, [*lead, to_index(select(inside, next_place, 1) - 1)]).to(v.dtype)
+        for _step in range(steps):  # the middles that torch looks at: of edges with a NaN the answer depends on them
+            middle = start + ((end - start) >> 1)
+            edge = element(dense, [*lead, to_index(middle.min(last))]).to(v.dtype)
             reached = edge > v if from_right else edge >= v
-            place = select(inside & ~reached, next_place, place)
-        return [place.to(result.dtype)]
+            is_below = ~reached & (start < end)
+            start, end = select(is_below, middle + 1, start), select(reached, middle, end)
+        return [start.to(result.dtype)]
 
     rank = len(result.shape)
     (found,) = b.generic(
