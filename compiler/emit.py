@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llmos.compiler.cache import Cache, cache_key
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target
+from llmos.compiler.target import Target, targets_of
 from llmos.compiler.worker import compile_in_child
 
 Progress = Callable[[int, int], None]
@@ -63,5 +63,5 @@ def _key(module: tuple[Target, str]) -> str:
 def emitter(options: CompileOptions) -> Emitter:
     """The emitter that a compile's options and environment ask for."""
     environment = read_environment()
-    jobs = min(options.jobs or environment.jobs, len(options.targets()))
+    jobs = min(options.jobs or environment.jobs, len(targets_of(options)))
     return Emitter(jobs, Cache(environment.cache) if options.cache else None)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmos.compiler.target import Target, resolve
 from llmos.compiler.tiling import NO_TILINGS, Tilings
 from llmos.runtime.errors import UserError
 
@@ -23,7 +22,7 @@ class CompileOptions:
     """Options of one compile.
 
     precision: arithmetic of contractions, "fp32" or "bf16".
-    target: "portable", "native" or names of targets (compiler/target.py).
+    target: "portable", "native" or names of targets; the backend checks them (compiler/target.py).
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
@@ -62,7 +61,6 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
-        resolve(self.target, self.precision)
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
@@ -85,10 +83,6 @@ class CompileOptions:
             raise UserError(f"--tune {self.tune}: give the seconds that the search may take, such as 30")
         if self.jobs < 0:
             raise UserError(f"jobs must be 0 or more, not {self.jobs}")
-
-    def targets(self) -> list[Target]:
-        """Best first."""
-        return resolve(self.target, self.precision)
 
 
 def _one_of(option: str, value: str, choices: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import UserError
 
 _X86_64_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
@@ -163,6 +164,11 @@ def resolve(name: str, precision: str = "fp32") -> list[Target]:
     order = [target.name for target in TARGETS]
     chosen = {_named(part.strip()) for part in name.split(",")}
     return sorted(chosen, key=lambda target: (order.index(target.name.partition("@")[0]), target.name))
+
+
+def targets_of(options: CompileOptions) -> list[Target]:
+    """What `resolve` says of a compile's options."""
+    return resolve(options.target, options.precision)
 
 
 def runs_here(target: Target) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llmos.compiler.target import Target
+if TYPE_CHECKING:
+    from llmos.compiler.target import Target
 
 TILING = "llmos.tiling"  # attribute of a dispatch function: its Tiling as text
 _NEXT_FIELD, _NEXT_DISPATCH = "+", ";"

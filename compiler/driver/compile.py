@@ -23,6 +23,7 @@ from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir import ir
 from llmos.compiler.memory import require_addressable
 from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import targets_of
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
@@ -123,6 +124,9 @@ class _Job:
     lock_file: Path | None = None
     found: Lock | None = None  # by this run
 
+    def __post_init__(self) -> None:
+        targets_of(self.options)  # a wrong name is refused before minutes of work
+
     def artifact(self) -> Artifact:
         """Runs to the end."""
         contents = self._contents()
@@ -154,7 +158,7 @@ class _Job:
         if saved and saved.stage not in MODULE_STAGES:
             sidecar = read_sidecar(saved, self.weights)
             watcher = self._watch(sidecar)
-            return sidecar, resume(saved, sidecar, self.options.targets(), emitter(self.options), watcher)
+            return sidecar, resume(saved, sidecar, targets_of(self.options), emitter(self.options), watcher)
         self.progress.phase("import")
         imported = read_imported(saved, self.weights) if saved else self._import()
         require_addressable(imported.module)
@@ -189,7 +193,7 @@ class _Job:
         lock = self._lock(imported, stage)
         options = replace(self.options, from_stage=stage, tilings=lock.tilings() if lock else self.options.tilings)
         self.progress.phase("passes")
-        compiled = compile_module(imported, options.targets(), options, watcher)
+        compiled = compile_module(imported, targets_of(options), options, watcher)
         if lock and not self.found:
             self._report_strangers(lock, imported.module)
         return compiled
@@ -213,7 +217,7 @@ class _Job:
             return None
         try:
             lock = read_lock(self.lock_file)
-            if lock and lock.target not in {target.code_target(self.options.precision).name for target in self.options.targets()}:
+            if lock and lock.target not in {target.code_target(self.options.precision).name for target in targets_of(self.options)}:
                 raise LockMismatch(f"is for {lock.target}, which is not among the targets")
         except LockMismatch as mismatch:
             _say(f"{self.lock_file} {mismatch}: left out")
@@ -228,7 +232,7 @@ class _Job:
 
     def _watch(self, sidecar: Sidecar) -> Watcher:
         options = self.options
-        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir, len(options.targets()))
+        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir, len(targets_of(options)))
         return self.watcher
 
     def _remove_written(self) -> None:

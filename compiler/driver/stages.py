@@ -15,6 +15,7 @@ from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.interpret import Interpreter, OpCache, Trace
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import targets_of
 from llmos.compiler.weights import Weight
 from llmos.passes import Pass, PassRun, PipelineOptions, run_pipeline
 
@@ -66,14 +67,14 @@ class Passed:
     @cached_property
     def compiled(self) -> CompiledModel:
         """The code, made when it is first asked for."""
-        return compile_module(self.fused, self.options.targets(), replace(self.options, from_stage="fused.mlir"), CompileObserver())
+        return compile_module(self.fused, targets_of(self.options), replace(self.options, from_stage="fused.mlir"), CompileObserver())
 
 
 def run_passes(imported: ImportedModel, options: CompileOptions) -> Passed:
     """Runs the passes of a compile, and keeps the module as it was after each."""
     snapshots = _Snapshots(imported.module)
     with contextlib.suppress(StageReached):
-        compile_module(imported, options.targets(), options, snapshots)
+        compile_module(imported, targets_of(options), options, snapshots)
     assert snapshots.fused is not None
     return Passed(tuple(snapshots.stages), snapshots.fused, options)
 

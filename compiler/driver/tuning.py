@@ -26,7 +26,7 @@ from llmos.compiler.emit import Emitter
 from llmos.compiler.environment import read_environment
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target, runs_here
+from llmos.compiler.target import Target, runs_here, targets_of
 from llmos.compiler.tiling import Tiling, Tilings
 from llmos.runtime.errors import ExecutionError, InputError, UserError
 
@@ -88,9 +88,9 @@ def usual_points(imported: ImportedModel) -> list[Point]:
 
 def tuned_target(options: CompileOptions) -> Target:
     """The best of the targets that this machine runs. Raises UserError where there is none."""
-    found = next((target for target in options.targets() if runs_here(target)), None)
+    found = next((target for target in targets_of(options) if runs_here(target)), None)
     if found is None:
-        names = ", ".join(target.name for target in options.targets())
+        names = ", ".join(target.name for target in targets_of(options))
         raise UserError(
             f"--tune measures code on this machine, which doesn't run {names}: tune where it runs, and take the lock file along"
         )

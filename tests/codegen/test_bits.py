@@ -14,6 +14,7 @@ from llmos.compiler.codegen.kernels import Program
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.driver.stages import run_passes
+from llmos.compiler.target import targets_of
 from llmos.compiler.tiling import NO_TILINGS, Tiling, Tilings
 from llmos.passes.tile_dispatches import tiling_key
 from llmos.runtime.native.binding import num_threads, set_num_threads
@@ -128,7 +129,7 @@ def test_no_choice_of_tiles_changes_a_bit(precision: str, tmp_path: Path) -> Non
         return list(llmos.load(tmp_path / "m.llmos", poison_arena=True)(*map(to_array, inputs)))
 
     stages = run_passes(import_source(exported, None, None, plain), plain)
-    target = plain.targets()[0].name
+    target = targets_of(plain)[0].name
     with stages.fused.module.context:
         keys = [tiling_key(each.func) for each in Program.of(stages.fused.module).dispatches if each.kind == "contraction"]
     expected = outputs(NO_TILINGS)

@@ -13,7 +13,7 @@ from llmos.compiler.codegen.elf import EM_AARCH64, machine, symbols, undefined_s
 from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, compile_object, emit_assembly
 from llmos.compiler.compiled import CompileObserver, StageContent, StageReached
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.target import Target
+from llmos.compiler.target import Target, targets_of
 from llmos.compiler.weights import Weight
 
 from .programs import dim, options
@@ -60,7 +60,7 @@ def texts() -> dict[str, str]:
     chosen, kept = options(",".join(NAMES)), Texts()
     imported = import_source(Encoder().eval(), example, ({0: b, 1: t}, {0: b, 1: t}), chosen)
     with pytest.raises(StageReached):
-        compile_module(imported, chosen.targets(), chosen, kept)
+        compile_module(imported, targets_of(chosen), chosen, kept)
     return kept.texts
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import llmos
 from llmos.compiler.environment import read_environment
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import TARGETS, Target, resolve, runs_here
@@ -21,8 +22,6 @@ from tests.processors import PROCESSORS
     ("options", "message"),
     [
         ({"precision": "fp16"}, "precision has no 'fp16'; did you mean"),
-        ({"target": "x86-64-v5"}, "'x86-64-v5' is no target; .*did you mean x86-64-v4"),
-        ({"target": "x86-64-v3,toaster"}, "'toaster' is no target; there are"),
         ({"dynamic": ("batch", "2x")}, "dynamic dimension '2x' is not a name"),
         ({"dynamic": ("batch", "batch")}, "named twice"),
         ({"stop_after": "fused"}, "--stop-after has no 'fused'; did you mean fused.mlir"),
@@ -33,6 +32,18 @@ from tests.processors import PROCESSORS
 def test_wrong_options_are_refused_when_they_are_made(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CompileOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("x86-64-v5", "'x86-64-v5' is no target; .*did you mean x86-64-v4"),
+        ("x86-64-v3,toaster", "'toaster' is no target; there are"),
+    ],
+)
+def test_wrong_targets_are_refused_before_anything_is_read(target: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        llmos.compile("no-such-model.onnx", target=target)
 
 
 def test_portable_holds_all_variants_of_one_architecture_best_first() -> None:

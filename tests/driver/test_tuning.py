@@ -20,7 +20,7 @@ from llmos.compiler.driver.progress import LineProgress
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.driver.stages import run_passes
 from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target
+from llmos.compiler.target import Target, targets_of
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.errors import UserError
 
@@ -73,7 +73,7 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def a_lock(model: Path, tmp_path: Path, **choices: int) -> Lock:
     """One that gives every dispatch of the model some choices."""
     keys = tiling_keys(run_passes(import_source(model, None, None, OPTIONS), OPTIONS).fused.module)
-    target = OPTIONS.targets()[0].code_target("fp32").name
+    target = targets_of(OPTIONS)[0].code_target("fp32").name
     return Lock(target, "some machine", {"batch": 1}, {key: Locked("matmul", choices, 2.0, 1.0) for key in keys})
 
 
@@ -113,7 +113,7 @@ def test_the_python_interface_takes_a_lock(model: Path, plain: bytes, tmp_path: 
     llmos.compile(str(model), target="native", name="layers", lock=path).save(tmp_path / "m.llmos")
     assert not lock_path(tmp_path / "m.llmos").exists()
     (tmp_path / "plain.llmos").write_bytes(plain)
-    member = f"code/{OPTIONS.targets()[0].name}.so"
+    member = f"code/{targets_of(OPTIONS)[0].name}.so"
     with_lock, without = (bytes(llmos.load(tmp_path / name).artifact.member(member)) for name in ("m.llmos", "plain.llmos"))
     assert with_lock != without
 
@@ -160,7 +160,7 @@ def test_a_lock_is_read_as_it_was_written() -> None:
 
 
 def test_code_that_this_machine_does_not_run_is_not_tuned(model: Path, tmp_path: Path) -> None:
-    other = "aarch64" if OPTIONS.targets()[0].arch == "x86_64" else "x86-64-v3"
+    other = "aarch64" if targets_of(OPTIONS)[0].arch == "x86_64" else "x86-64-v3"
     assert Target.parse(other)
     with pytest.raises(UserError, match="--tune measures code on this machine"):
         compiled(model, tmp_path / "m.llmos", CompileOptions(target=other, certificate=False, tune=1.0))

@@ -10,6 +10,7 @@ from llmos.compiler.compiled import CompileObserver
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir import ir
 from llmos.compiler.options import CompileOptions
+from llmos.compiler.target import targets_of
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 
@@ -72,7 +73,7 @@ def test_a_result_far_larger_than_its_weights_stays() -> None:
 def test_folded_weights_have_the_values_that_the_program_would_compute() -> None:
     imported = import_torch(Call(lambda g, v, x: x * (g * torch.rsqrt(v + 0.1)), G, V).eval(), (X,), None, name="m")
     options = CompileOptions(target="native", cache=False, repro=None)
-    compiled = compile_module(imported, options.targets(), options, CompileObserver())
+    compiled = compile_module(imported, targets_of(options), options, CompileObserver())
     assert list(compiled.weights) == ["fold.0"]
     np.testing.assert_allclose(compiled.weights["fold.0"].array, (G * torch.rsqrt(V + 0.1)).numpy(), rtol=1e-6)
 
