@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from llmos.compiler.ir import ir
+from llmos.compiler.versions import installed
 from llmos.passes._pass import Pass
 from llmos.passes._pipeline import pipeline_text
-
-_PACKAGES = ("llmos", "torch-mlir", "llvmlite", "torch", "onnx", "numpy")
 
 
 def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], message: str) -> str | None:
@@ -27,7 +24,7 @@ def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], m
     files = {
         "before.mlir": str(before),
         "pipeline.txt": pipeline_text(remaining) + "\n",
-        "versions.json": json.dumps(versions(), indent=2) + "\n",
+        "versions.json": json.dumps(installed(), indent=2) + "\n",
         "error.txt": f"{message}\n\n{command}\n",
     }
     try:
@@ -37,17 +34,6 @@ def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], m
     except OSError:
         return None
     return command
-
-
-def versions() -> dict[str, str]:
-    """Versions of python and of the packages that take part in a compile and are installed."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def unused_folder(folder: Path) -> Path:

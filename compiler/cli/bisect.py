@@ -27,13 +27,16 @@ def command(
 
     SOURCE is what `llmos compile` takes.
     """
-    from llmos.compiler.driver.bisect import CLEAN, bisect_source
+    from llmos.compiler.driver.bisect import CLEAN, bisect
+    from llmos.compiler.driver.sources import import_source, require_model
 
     names, sizes = parse_dynamic(dynamic)
     options = CompileOptions(
         target=target, precision=precision, dynamic=names, sizes=sizes, bind=dict(map(binding, bind)), budget=budget, repro=None
     )
-    verdict = bisect_source(source, options, lambda text: None if quiet else click.echo(text, err=True))
+    require_model(source)
+    imported = import_source(source, None, None, options)
+    verdict = bisect(imported, options, lambda text: None if quiet else click.echo(text, err=True))
     click.echo(json.dumps(verdict.to_json(), indent=1) if as_json else _render(verdict.line(), dict(verdict.history)))
     return 0 if verdict.kind == CLEAN else 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from llmos.compiler.driver.certificate import Proof, as_stored, gather
 from llmos.compiler.driver.origin import Comparison, Side
 from llmos.compiler.driver.recording import Recording
 from llmos.compiler.driver.shadow import Observed, Shadow
-from llmos.compiler.driver.sources import import_source, require_model
 from llmos.compiler.driver.stages import Passed, Runner, Stage, run_passes
 from llmos.compiler.evaluate import CompiledCode, aligned_copy
 from llmos.compiler.frontend.model import ImportedModel
@@ -83,12 +81,6 @@ def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     with imported.module.context:
         runner = Runner(recording.inputs, imported.weights, imported.module.context, cache or OpCache())
         return _Bisection(proof, recording, passed, runner, say).verdict()
-
-
-def bisect_source(source: Path, options: CompileOptions, say: Callable[[str], None]) -> Verdict:
-    """Of what `llmos compile` takes."""
-    require_model(source)
-    return bisect(import_source(source, None, None, options), options, say)
 
 
 @dataclass

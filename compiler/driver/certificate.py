@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmos.compiler.compiled import CompiledModel
-from llmos.compiler.driver.packaging import producer
 from llmos.compiler.driver.recording import Recording, Signature, record, with_sensitivities
 from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel, Reference
@@ -18,6 +17,7 @@ from llmos.compiler.ir import ir
 from llmos.compiler.memory import largest_value, machine_bytes
 from llmos.compiler.options import CompileOptions
 from llmos.compiler.target import Target, runs_here
+from llmos.compiler.versions import producer
 from llmos.compiler.weights import Weight
 from llmos.runtime.artifact.certificate import FAILED, NOT_RUN, PASSED, Case, Certificate, Finding, RecordedOutput, TargetVerdict
 from llmos.runtime.artifact.deviation import Budget, Deviation, measure

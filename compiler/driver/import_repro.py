@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmos.compiler.frontend.ops.errors import LoweringError
-from llmos.passes._repro import unused_folder, versions
+from llmos.compiler.versions import installed
+from llmos.passes._repro import unused_folder
 from llmos.runtime.errors import PassError
 
 
@@ -37,7 +38,7 @@ def _write(folder: Path, error: LoweringError) -> str | None:
         target.mkdir(parents=True)
         torch.export.save(program, target / "op.pt2")
         (target / "graph.txt").write_text(f"{program.graph}\n")
-        (target / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+        (target / "versions.json").write_text(json.dumps(installed(), indent=2) + "\n")
         (target / "error.txt").write_text("".join(traceback.format_exception(error)) + f"\n{command}\n")
     except Exception:  # torch can't save every graph
         return None

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 
 import numpy as np
 
+from llmos.compiler import versions
 from llmos.compiler.compiled import CompiledModel
 from llmos.compiler.driver.saved import Sidecar
 from llmos.compiler.target import Target
 from llmos.compiler.weights import Weight
 from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant
-
-_PRODUCERS = ("llmos", "torch", "torch-mlir", "llvmlite")
 
 
 def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate | None = None) -> ArtifactContents:
@@ -27,7 +25,7 @@ def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate |
         weights=compiled.weights,
         code=[_variant(Target.parse(name), data) for name, data in compiled.code.items()],
         kernels=compiled.kernels,
-        producer=producer(),
+        producer=versions.producer(),
         plan=compiled.plan,
         passes=compiled.passes,
         metadata=model.metadata,
@@ -53,14 +51,3 @@ def _has_nan(weight: Weight) -> bool:
 
 def _variant(target: Target, data: bytes) -> CodeVariant:
     return CodeVariant(target.name, target.arch, target.required, data)
-
-
-def producer() -> dict[str, str]:
-    """Versions of what decides the bytes of an artifact."""
-    found = {}
-    for package in _PRODUCERS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
