@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 
 
 class Call(torch.nn.Module):

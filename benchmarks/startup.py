@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import llmos
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.backends.options import CompileOptions
 
 HELP = "import llmos.runtime.cli.command as m; m.run(['--help'])"
 LOAD = "import sys, time; s = time.perf_counter(); import llmos; llmos.load(sys.argv[1]); print(time.perf_counter() - s)"

@@ -21,8 +21,8 @@ import click
 import numpy as np
 
 import llmos
-from llmos.compiler.devtools.bench.inputs import make_inputs, parse_shape
-from llmos.compiler.devtools.bench.peak import measure_limits
+from llmos.compiler.bench.inputs import make_inputs, parse_shape
+from llmos.compiler.bench.peak import measure_limits
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.native.binding import set_num_threads
 from llmos.runtime.program import Program

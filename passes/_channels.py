@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, dim_positions, dims_of, is_fill
-from llmos.compiler.symbolic import DYNAMIC, reassociation
+from llmos.compiler.analysis.generic import Generic, dim_positions, dims_of, is_fill
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import DYNAMIC, reassociation
 
 Channels: TypeAlias = tuple[int, ...]  # axes in order; () where there are none
 Order: TypeAlias = tuple[int, ...]  # storage axis i holds axis order[i]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import (
+from llmos.compiler.analysis.attention import parts_of
+from llmos.compiler.analysis.generic import (
     Contraction,
     Generic,
     contraction_of,
@@ -17,12 +17,12 @@ from llmos.compiler.linalg import (
     padded_source,
     pure_source,
 )
-from llmos.compiler.loops import STACK, is_loop
-from llmos.compiler.patterns import parts_of
-from llmos.compiler.scans import is_scan
-from llmos.compiler.scatters import scatter_of
-from llmos.compiler.sliding import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
-from llmos.compiler.symbolic import COMPUTES, Shape
+from llmos.compiler.analysis.loops import STACK, is_loop
+from llmos.compiler.analysis.scans import is_scan
+from llmos.compiler.analysis.scatters import scatter_of
+from llmos.compiler.analysis.windows import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COMPUTES, Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 from llmos.passes._sorts import sort_clusters, take_producer
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, contraction_of, has_windows, is_fill, padded_source
-from llmos.compiler.linalg import captured as captured  # the passes' own vocabulary
-from llmos.compiler.loops import STACK, VIEWS, is_loop
-from llmos.compiler.symbolic import Shapes
+from llmos.compiler.analysis.generic import Generic, contraction_of, has_windows, is_fill, padded_source
+from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
+from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes
 
 FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
 HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")

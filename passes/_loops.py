@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import map_elements
-from llmos.compiler.loops import STACK, Loop, is_loop, root_of
-from llmos.compiler.symbolic import COUNTER, COUNTERS, Expr, Shapes, SymbolTable, slice_parameters
+from llmos.compiler.analysis.generic import map_elements
+from llmos.compiler.analysis.loops import STACK, Loop, is_loop, root_of
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, COUNTERS, Expr, Shapes, SymbolTable, slice_parameters
 from llmos.passes._graph import is_tensor, owner_of
 
 MAX_TURNS = 1 << 31

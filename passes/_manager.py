@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._dump import IrDump
 from llmos.passes._pass import Pass
 from llmos.passes._pipeline import parse_pipeline

@@ -6,9 +6,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmos.compiler.ir import ir
-from llmos.compiler.loops import is_loop
-from llmos.compiler.symbolic import Expr, shape_attribute
+from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr, shape_attribute
 from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
 
 

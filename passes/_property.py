@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 Check = Callable[[ir.Module], str | None]
 

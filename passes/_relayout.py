@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, dim_positions, is_fill
-from llmos.compiler.symbolic import DYNAMIC, reassociation
+from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import DYNAMIC, reassociation
 from llmos.passes._channels import (
     RESHAPES,
     SAME_AXES,

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmos.compiler.ir import ir
-from llmos.compiler.versions import installed
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.support.versions import installed
 from llmos.passes._pass import Pass
 from llmos.passes._pipeline import pipeline_text
 

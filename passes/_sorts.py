@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, is_fill
-from llmos.compiler.sorts import is_sort, range_of
+from llmos.compiler.analysis.generic import Generic, is_fill
+from llmos.compiler.analysis.sorts import is_sort, range_of
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._graph import Cluster, Graph, is_evaluable, owner_of
 
 

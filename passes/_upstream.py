@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos.compiler.ir import PassManager, context, ir
+from llmos.compiler.ir.bindings import PassManager, context, ir
 from llmos.passes._pass import Pass
 from llmos.runtime.errors import UserError
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Shapes, SymbolTable, argument_attributes
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable, argument_attributes
 from llmos.passes._channels import (
     RESHAPES,
     SAME_AXES,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._math import double, error_function, exponential, extremum, logarithm, narrow, power, remainder, trigonometric
 from llmos.passes._math.expr import Expr, f32, known_number, operation, sqrt
 from llmos.passes._pass import Pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import map_elements
-from llmos.compiler.loops import STACK, VIEWS, is_loop, loops_in, root_of
-from llmos.compiler.symbolic import COUNTER, Shapes, SymbolTable
-from llmos.compiler.updates import updated_arguments
+from llmos.compiler.analysis.generic import map_elements
+from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop, loops_in, root_of
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, Shapes, SymbolTable
+from llmos.compiler.ir.updates import updated_arguments
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.loops import loops_in
-from llmos.compiler.symbolic import COUNTER, COUNTERS, Shapes, SymbolTable
+from llmos.compiler.analysis.loops import loops_in
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, COUNTERS, Shapes, SymbolTable
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._pass import Pass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, is_fill
-from llmos.compiler.widening import WIDEN, convert
+from llmos.compiler.analysis.casts import WIDEN, convert
+from llmos.compiler.analysis.generic import Generic, is_fill
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
 
 

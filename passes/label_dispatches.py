@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic, combiner_of, contraction_of, dim_positions, is_fill
+from llmos.compiler.analysis.generic import Generic, combiner_of, contraction_of, dim_positions, is_fill
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
 
 LABEL = "llmos.label"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, contraction_of, dim_positions, dims_of, pure_source
-from llmos.compiler.loops import is_loop
-from llmos.compiler.symbolic import argument_attributes
-from llmos.compiler.tiling import TILING, Tiling
-from llmos.compiler.widening import WIDEN
+from llmos.compiler.analysis.casts import WIDEN
+from llmos.compiler.analysis.generic import Contraction, contraction_of, dim_positions, dims_of, pure_source
+from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import argument_attributes
+from llmos.compiler.ir.tiling import TILING, Tiling
 from llmos.passes._pass import Pass
 
 PACKED = "llmos.packed"
@@ -29,7 +29,7 @@ class PackWeights(Pass):
         call @d0_contraction(%x, %w)            // and its argument carries llmos.packed
 
     Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]]. Of a winograd dispatch
-    the side of its tiles comes last, and the kernels are kept transformed (compiler/winograd.py): [[0], [2, 3, 1], [], [4]].
+    the side of its tiles comes last, and the kernels are kept transformed (compiler/analysis/winograd.py): [[0], [2, 3, 1], [], [4]].
     A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """

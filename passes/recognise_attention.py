@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Contraction, Generic, combiner_of, contraction_of, dim_positions, dims_of, is_fill, is_identity, unit_dims
-from llmos.compiler.patterns import describe
+from llmos.compiler.analysis.attention import describe
+from llmos.compiler.analysis.generic import (
+    Contraction,
+    Generic,
+    combiner_of,
+    contraction_of,
+    dim_positions,
+    dims_of,
+    is_fill,
+    is_identity,
+    unit_dims,
+)
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
 
 GROUP = "llmos.attention"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
-from llmos.compiler.loops import VIEWS, is_loop, root_of
-from llmos.compiler.scatters import scatter_of
-from llmos.compiler.updates import IN_PLACE, WITHIN, updated_arguments
+from llmos.compiler.analysis.loops import VIEWS, is_loop, root_of
+from llmos.compiler.analysis.scatters import scatter_of
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.updates import IN_PLACE, WITHIN, updated_arguments
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import contraction_of
-from llmos.compiler.stencils import Stencil, stencil_of
-from llmos.compiler.symbolic import Shapes, SymbolTable
-from llmos.compiler.winograd import POINTS, TAPS, transform_operations
+from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
+from llmos.compiler.analysis.generic import contraction_of
+from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable
 from llmos.passes._pass import Pass
 from llmos.passes.pack_weights import WINOGRAD, weighted_contractions
 
@@ -23,8 +23,8 @@ TYPICAL = 8  # a batch, beside the smallest, that the choice is for
 
 @dataclass(frozen=True)
 class Winograd(Pass):
-    """A convolution of stride 1 with a constant 3x3 kernel is marked for Winograd's algorithm (compiler/winograd.py), in tiles of m by m
-    outputs, m = 2 or 4.
+    """A convolution of stride 1 with a constant 3x3 kernel is marked for Winograd's algorithm (compiler/analysis/winograd.py), in tiles of
+    m by m outputs, m = 2 or 4.
 
     Before:
         func.func private @d4_contraction(...) attributes {llmos.dispatch = "contraction"} { conv, bias, relu }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmos.compiler import target
+from llmos.compiler.backends.cpu import target
 
 from .processors import PROCESSORS
 

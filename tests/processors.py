@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from llmos.compiler import target
+from llmos.compiler.backends.cpu import target
 
 _V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
 _V4 = (*_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")

@@ -1,4 +1,4 @@
-"""The independent oracle of the front end's tests: a module run by compiler/interpret.py."""
+"""The independent oracle of the front end's tests: a module run by compiler/execution/interpreter.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from llmos.compiler.execution.interpreter import Interpreter
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.interpret import Interpreter
-from llmos.compiler.ir import ir
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.weights import Weight
 
 
 class Executor:

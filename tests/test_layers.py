@@ -22,10 +22,10 @@ def test_an_import_upwards_is_found(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=sources)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "runtime" / "errors.py").open("a") as file:
-        file.write("\nimport llmos.compiler.options\n")
+        file.write("\nimport llmos.compiler.backends.options\n")
     kept, report = check_layers(tmp_path)
     assert not kept
-    assert "llmos.runtime.errors -> llmos.compiler.options" in report
+    assert "llmos.runtime.errors -> llmos.compiler.backends.options" in report
 
 
 def test_the_type_checker_sees_every_folder() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.driver.model_options import binding, parse_dynamic
-from llmos.compiler.options import PRECISIONS, CompileOptions
+from llmos.compiler.backends.options import PRECISIONS, CompileOptions
+from llmos.compiler.cli.model_options import binding, parse_dynamic
 
 
 @click.command("bisect")
@@ -27,8 +27,8 @@ def command(
 
     SOURCE is what `llmos compile` takes.
     """
-    from llmos.compiler.driver.bisect import CLEAN, bisect
     from llmos.compiler.driver.sources import import_source, require_model
+    from llmos.compiler.verify.bisect import CLEAN, bisect
 
     names, sizes = parse_dynamic(dynamic)
     options = CompileOptions(

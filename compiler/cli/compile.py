@@ -10,9 +10,9 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.driver.model_options import binding, parse_dynamic
-from llmos.compiler.driver.progress import progress_for_terminal
-from llmos.compiler.options import PRECISIONS, STAGES, CompileOptions
+from llmos.compiler.backends.options import PRECISIONS, STAGES, CompileOptions
+from llmos.compiler.cli.model_options import binding, parse_dynamic
+from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.errors import UserError
 
 

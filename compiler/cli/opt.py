@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.files import read_module
+from llmos.compiler.ir.parsing import read_module
 from llmos.passes import PipelineOptions, parse_pipeline, pass_names, run_pipeline
 from llmos.runtime.errors import UserError
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from llmos.compiler.analysis.generic import Form, Generic, apply_form, is_fill
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Form, Generic, apply_form, is_fill
-from llmos.compiler.symbolic import Expr, kept_dims, slice_parameters
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr, kept_dims, slice_parameters
 
 
 @dataclass

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import sympy
 
-from llmos.compiler.ir import ir
-from llmos.compiler.rounded_sizes import FloorMul
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.rounded_sizes import FloorMul
 
 Value: TypeAlias = ir.Value
 _OGT = 2  # as arith.cmpf numbers it

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, is_vector
-from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Expr
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
 from llmos.runtime.errors import UnsupportedError
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Shapes, SymbolTable
-from llmos.compiler.tiling import TILING, Tiling
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable
+from llmos.compiler.ir.tiling import TILING, Tiling
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
 from llmos.compiler.codegen.builder import Value, element_type, is_float, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.guards import Guards
 from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
-from llmos.compiler.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
 from llmos.runtime.errors import UnsupportedError
 
 DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))

@@ -11,8 +11,8 @@ from llmos.compiler.codegen.builder import Value, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.memory import Memory
-from llmos.compiler.ir import ir
-from llmos.compiler.symbolic import Expr
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 

@@ -1,7 +1,7 @@
 """The `kernels` stage to LLVM IR text: MLIR's conversions to the LLVM dialect, and its translation."""
 
 from llmos.compiler.codegen.llvm_text import for_llvm_22
-from llmos.compiler.ir import PassManager, ir, translate_module_to_llvmir
+from llmos.compiler.ir.bindings import PassManager, ir, translate_module_to_llvmir
 from llmos.runtime.errors import PassError
 
 LOWERING = (

@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmos.compiler.compiled import CompiledModel, StageReached
-from llmos.compiler.driver.certificate import Proof, gather, with_loaded_weights
+from llmos.compiler.backends.base import CompiledModel, StageReached
+from llmos.compiler.backends.cpu.emit import emitter
+from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver.callbacks import Watcher
 from llmos.compiler.driver.import_repro import reproducible
-from llmos.compiler.driver.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
 from llmos.compiler.driver.packaging import contents, weights_with_nan
-from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.resume import resume
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, read_imported, read_sidecar
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.driver.watcher import Watcher
-from llmos.compiler.emit import emitter
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.ir import ir
-from llmos.compiler.memory import require_addressable
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import targets_of
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.limits import require_addressable
+from llmos.compiler.support.progress import Progress
+from llmos.compiler.tuning.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
+from llmos.compiler.verify.accuracy import Proof, gather, with_loaded_weights
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
@@ -182,7 +182,7 @@ class _Job:
         return imported
 
     def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel:
-        from llmos.compiler.backends.cpu import compile_module
+        from llmos.compiler.backends.cpu.pipeline import compile_module
 
         if self.options.certificate and self.options.stop_after in ("", "llmos"):
             self.progress.phase("reference")
@@ -207,7 +207,7 @@ class _Job:
         known = self._read_lock()
         if self.options.tune is None:
             return known
-        from llmos.compiler.driver.tuning import tune
+        from llmos.compiler.tuning.search import tune
 
         self.found = tune(imported, self.options, known, self.progress)
         return self.found

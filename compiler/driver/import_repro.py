@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmos.compiler.frontend.ops.errors import LoweringError
-from llmos.compiler.versions import installed
+from llmos.compiler.support.versions import installed
 from llmos.passes._repro import unused_folder
 from llmos.runtime.errors import PassError
 

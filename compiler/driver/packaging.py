@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llmos.compiler import versions
-from llmos.compiler.compiled import CompiledModel
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cpu.target import Target
 from llmos.compiler.driver.saved import Sidecar
-from llmos.compiler.target import Target
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.support import versions
 from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant
 

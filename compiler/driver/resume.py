@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmos.compiler.compiled import CompiledModel, CompileObserver
+from llmos.compiler.backends.base import CompiledModel, CompileObserver
+from llmos.compiler.backends.cpu.emit import Emitter
+from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.options import STAGES
 from llmos.compiler.driver.saved import SavedStage, Sidecar
-from llmos.compiler.emit import Emitter
-from llmos.compiler.files import parse_module, read_text
-from llmos.compiler.options import STAGES
-from llmos.compiler.target import Target
+from llmos.compiler.ir.parsing import parse_module, read_text
 from llmos.runtime.errors import UserError
 
 
@@ -49,7 +49,7 @@ def _to_llvm(target: str, text: str | bytes) -> str:
 
 
 def _link(_: str, data: str | bytes) -> bytes:
-    from llmos.compiler.codegen.link import link_shared
+    from llmos.compiler.backends.cpu.link import link_shared
 
     assert isinstance(data, bytes)
     return link_shared([data])

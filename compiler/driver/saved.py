@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmos.compiler.compiled import CompiledModel, StageContent
+from llmos.compiler.backends.base import CompiledModel, StageContent
+from llmos.compiler.backends.cpu.target import TARGETS
+from llmos.compiler.backends.options import STAGES
 from llmos.compiler.driver.weights_file import read_weights, write_weights
-from llmos.compiler.files import parse_module, read_text
 from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.options import STAGES
-from llmos.compiler.target import TARGETS
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.parsing import parse_module, read_text
+from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.files import atomic_file
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.errors import UserError

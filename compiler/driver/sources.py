@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver.renaming import rename_symbols
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import UserError
 
 ACCEPTED = ".pt2, .onnx, .mlir, a Hugging Face directory, a torch.nn.Module or an ExportedProgram"

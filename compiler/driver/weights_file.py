@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact import safetensors
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.errors import UserError

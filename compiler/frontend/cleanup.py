@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from llmos.compiler.ir import PassManager, func, ir
+from llmos.compiler.ir.bindings import PassManager, func, ir
 from llmos.runtime.errors import PassError, UnsupportedError
 
 T = TypeVar("T")

@@ -13,7 +13,6 @@ import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import fx
 
-from llmos.compiler.files import read_text
 from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder
 from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
@@ -23,8 +22,9 @@ from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.mlir import foreign_ops, import_mlir, parse
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbols import find_symbols
-from llmos.compiler.ir import arith, context, ir
-from llmos.compiler.memory import require_addressable
+from llmos.compiler.ir.bindings import arith, context, ir
+from llmos.compiler.ir.limits import require_addressable
+from llmos.compiler.ir.parsing import read_text
 from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"

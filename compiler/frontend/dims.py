@@ -19,8 +19,8 @@ from torch.utils._sympy import functions as torch_sympy
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from llmos.compiler.frontend.float_sizes import ROUNDINGS, rounded_size
-from llmos.compiler.ir import arith, ir
-from llmos.compiler.rounded_sizes import FloorMul
+from llmos.compiler.ir.bindings import arith, ir
+from llmos.compiler.ir.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 Dim: TypeAlias = "int | sympy.Expr"
@@ -204,7 +204,7 @@ _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 
 def plain_text(dim: Dim) -> str:
-    """A size as text in sympy's own functions, as the passes read it (compiler/symbolic.py)."""
+    """A size as text in sympy's own functions, as the passes read it (compiler/ir/symbolic.py)."""
     if isinstance(dim, int):
         return str(dim)
     plain = dim.replace(lambda e: isinstance(e, torch_sympy.FloorDiv | torch_sympy.CleanDiv), lambda e: sympy.floor(e.args[0] / e.args[1]))
@@ -265,8 +265,8 @@ class IndexValues:
         raise UnsupportedError(f"the size expression {dim} ({type(dim).__name__}) isn't supported")
 
     def _rounded_product(self, product: FloorMul) -> ir.Value:
-        """In the form that the passes know (compiler/symbolic.py)."""
-        from llmos.compiler.ir import math as math_dialect
+        """In the form that the passes know (compiler/ir/symbolic.py)."""
+        from llmos.compiler.ir.bindings import math as math_dialect
 
         i64, f64 = ir.IntegerType.get_signless(64), ir.F64Type.get()
         number = arith.sitofp(f64, arith.index_cast(i64, self.value(product.args[0])))

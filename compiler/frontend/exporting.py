@@ -32,7 +32,7 @@ from llmos.compiler.frontend.seeding import seeded
 from llmos.compiler.frontend.size_tensors import with_sizes_read
 from llmos.compiler.frontend.spectra import SpectraOfAnySize
 from llmos.compiler.frontend.storage_views import FOLLOWERS, read_from_storage
-from llmos.compiler.ir import torch_decompositions
+from llmos.compiler.ir.bindings import torch_decompositions
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
 Source = torch.nn.Module | ExportedProgram | str | Path

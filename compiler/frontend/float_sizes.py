@@ -11,7 +11,7 @@ import numpy as np
 import sympy
 from torch.utils._sympy import functions as torch_sympy
 
-from llmos.compiler.rounded_sizes import EXACT, FloorMul, is_floor_of_ratio, nearest_ratio
+from llmos.compiler.ir.rounded_sizes import EXACT, FloorMul, is_floor_of_ratio, nearest_ratio
 from llmos.runtime.errors import UnsupportedError
 
 Bounds: TypeAlias = Callable[[sympy.Expr], tuple[int | float, int | float]]

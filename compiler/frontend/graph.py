@@ -19,7 +19,7 @@ from llmos.compiler.frontend.ops.data_sizes import number_of
 from llmos.compiler.frontend.ops.errors import LoweringError, NotLowered
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
-from llmos.compiler.ir import arith, func, ir
+from llmos.compiler.ir.bindings import arith, func, ir
 from llmos.runtime.errors import LlmosError, UnsupportedError
 
 

@@ -16,7 +16,7 @@ from torch.utils._sympy import functions as torch_sympy
 from torch.utils._sympy.printers import PythonPrinter
 
 from llmos.compiler.frontend.dims import Dim, Sizes
-from llmos.compiler.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 TORCH = Path(torch.__file__).parent
@@ -48,7 +48,8 @@ _READABLE = (
 
 
 def find_conditions(program: ExportedProgram, sizes: Sizes) -> tuple[list[str], list[str]]:
-    """The conditions that the symbols' ranges don't imply, simplest first, in the grammar of compiler/guards.py; and those in no grammar.
+    """The conditions that the symbols' ranges don't imply, simplest first, in the grammar of compiler/ir/guards.py; and those in no
+    grammar.
 
     An inequality that torch itself came upon is left out: it only says that no dim was 1, or equal to another, by chance.
     """

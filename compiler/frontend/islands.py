@@ -15,9 +15,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from llmos.compiler.child import Children
 from llmos.compiler.frontend.dims import Shape
-from llmos.compiler.ir import func, fx_importer, ir, tensor
+from llmos.compiler.ir.bindings import func, fx_importer, ir, tensor
+from llmos.compiler.support.children import Children
 from llmos.runtime.errors import UnsupportedError
 
 _CHILDREN = Children("llmos.compiler.frontend.lowering")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from llmos.compiler.files import read_text, require_shallow
 from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.cleanup import ALLOWED, check_dialects, drop_assertions
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.ir import PassManager, arith, context, func, ir, linalg, tensor
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.bindings import PassManager, arith, context, func, ir, linalg, tensor
+from llmos.compiler.ir.parsing import read_text, require_shallow
+from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import UnsupportedError, UserError
 
 MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded

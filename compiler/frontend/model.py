@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llmos.compiler.ir import ir
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.weights import Weight
 
 STATE = "llmos.state"  # of an input and an output of main: the weight that the state starts with
 

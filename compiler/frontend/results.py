@@ -15,7 +15,7 @@ from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.complex_numbers import COMPLEX
 from llmos.compiler.frontend.ops.shapes import filled
 from llmos.compiler.frontend.scalars import NUMPY_NAMES, Deferred
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.runtime.errors import UnsupportedError
 
 _COMPLEX_NAMES = {torch.float32: "complex64", torch.float64: "complex128"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llmos.compiler.ir import arith, ir, math
+from llmos.compiler.ir.bindings import arith, ir, math
 from llmos.runtime.errors import UnsupportedError
 
 Number = bool | int | float

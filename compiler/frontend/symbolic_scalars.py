@@ -14,8 +14,8 @@ from torch.utils._sympy import functions as torch_sympy
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.scalars import Deferred, Number, Scalar
-from llmos.compiler.ir import ir
-from llmos.compiler.rounded_sizes import FloorMul
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.rounded_sizes import FloorMul
 from llmos.runtime.errors import UnsupportedError
 
 Index = Callable[[Dim], ir.Value]

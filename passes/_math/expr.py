@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 Number = int | float
 

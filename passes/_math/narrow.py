@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._math.expr import Expr, bits, convert, f32, f64, float_of_bits, i32, operation, select
 
 

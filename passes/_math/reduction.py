@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes._math.expr import Expr, bits, float_of_bits, floor, fma, operation, select
 
 CHUNK_BITS = 26  # so that half of a float64 times a chunk is exact

@@ -23,10 +23,8 @@ COMMANDS = {
     "trust": LazyCommand("llmos.runtime.cli.trust:command", "Manage the keys whose artifacts may run here."),
     "opt": LazyCommand("llmos.compiler.cli.opt:command", "Run passes on an MLIR file.", "compile"),
     "bisect": LazyCommand("llmos.compiler.cli.bisect:command", "Find the pass and dispatch where an error enters a compile.", "compile"),
-    "compare": LazyCommand(
-        "llmos.compiler.devtools.compare:command", "Compare an artifact with its source, dispatch by dispatch.", "compile"
-    ),
-    "bench": LazyCommand("llmos.compiler.devtools.bench:command", "Measure an artifact against other engines.", "compile,bench"),
+    "compare": LazyCommand("llmos.compiler.cli.compare:command", "Compare an artifact with its source, dispatch by dispatch.", "compile"),
+    "bench": LazyCommand("llmos.compiler.cli.bench:command", "Measure an artifact against other engines.", "compile,bench"),
 }
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130

@@ -1,4 +1,4 @@
-/* Integer expressions of symbols, such as "2*tokens + 1", in the grammar and with the meaning of Python (compiler/size_text.py):
+/* Integer expressions of symbols, such as "2*tokens + 1", in the grammar and with the meaning of Python (compiler/ir/size_text.py):
  *
  *   sum = product (("+" | "-") product)*            product = factor (("*" | "//" | "%") factor)*
  *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")" | "floor_mul" "(" sum "," sum "," sum ")"

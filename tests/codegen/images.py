@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from llmos.compiler.backends.cpu import PIPELINE
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.passes.winograd import Winograd
 from llmos.runtime.program import Program
 

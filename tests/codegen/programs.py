@@ -14,16 +14,16 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.backends.cpu import compile_module
-from llmos.compiler.compiled import CompileObserver
+from llmos.compiler.backends.base import CompileObserver
+from llmos.compiler.backends.cpu.pipeline import compile_module
+from llmos.compiler.backends.cpu.target import Target, resolve, runs_here
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.saved import Sidecar
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.ir import context, ir
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target, resolve, runs_here
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.bindings import context, ir
+from llmos.compiler.ir.weights import Weight
 from llmos.passes import Pass, PipelineOptions, run_pipeline
 from llmos.runtime.artifact.writer import write_artifact
 from llmos.runtime.program import Program

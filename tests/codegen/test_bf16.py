@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 
-from llmos.compiler.codegen.packing import PANEL, pack_pairs, packed_pairs_shape, to_bfloat16
+from llmos.compiler.backends.cpu.packing import PANEL, pack_pairs, packed_pairs_shape, to_bfloat16
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.program import Program
 
 from .programs import V3, V4, dim, load, runnable, to_array

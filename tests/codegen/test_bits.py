@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.codegen.kernels import Program
+from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.cpu.target import targets_of
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.driver.stages import run_passes
-from llmos.compiler.target import targets_of
-from llmos.compiler.tiling import NO_TILINGS, Tiling, Tilings
+from llmos.compiler.ir.tiling import NO_TILINGS, Tiling, Tilings
+from llmos.compiler.verify.snapshots import run_passes
 from llmos.passes.tile_dispatches import tiling_key
 from llmos.runtime.native.binding import num_threads, set_num_threads
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.codegen.emulation import emulate
-from llmos.compiler.codegen.llvm import compile_object
+from llmos.compiler.backends.cpu.emulation import emulate
+from llmos.compiler.backends.cpu.llvm import compile_object
+from llmos.compiler.backends.cpu.target import Target, resolve, runs_here
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target, resolve, runs_here
 from llmos.runtime.errors import UserError
 
 from .programs import V3, load, runnable

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu import compile_module
-from llmos.compiler.codegen.elf import EM_AARCH64, machine, symbols, undefined_symbols
-from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, compile_object, emit_assembly
-from llmos.compiler.compiled import CompileObserver, StageContent, StageReached
+from llmos.compiler.backends.base import CompileObserver, StageContent, StageReached
+from llmos.compiler.backends.cpu.elf import EM_AARCH64, machine, symbols, undefined_symbols
+from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, compile_object, emit_assembly
+from llmos.compiler.backends.cpu.pipeline import compile_module
+from llmos.compiler.backends.cpu.target import Target, targets_of
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.target import Target, targets_of
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.weights import Weight
 
 from .programs import dim, options
 

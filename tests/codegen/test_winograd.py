@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from llmos.compiler.winograd import POINTS, TAPS, Minimal, matrices, transform_kernel
+from llmos.compiler.analysis.winograd import POINTS, TAPS, Minimal, matrices, transform_kernel
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
 from .images import Convolution

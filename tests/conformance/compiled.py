@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.options import CompileOptions
 
 # Code of a case is used once; a compiler error's reproduction would litter the working tree.
 OPTIONS = CompileOptions(target="native", cache=False, jobs=1, repro=None, certificate=False)

@@ -15,16 +15,16 @@ from typing import Any
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from llmos.compiler.backends.cpu import compile_module, numpy_dtype
-from llmos.compiler.codegen import elf
-from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, optimize
-from llmos.compiler.compiled import CompiledModel, CompileObserver, StageContent, StageReached
-from llmos.compiler.driver.certificate import given_arrays
-from llmos.compiler.evaluate import ERRORS, CompiledCode, aligned_copy, poisoned_array
+from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.backends.cpu import elf
+from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, optimize
+from llmos.compiler.backends.cpu.pipeline import compile_module, numpy_dtype
+from llmos.compiler.backends.cpu.target import Target, resolve
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target, resolve
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.verify.accuracy import given_arrays
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
 LONG = 300_000  # characters of LLVM IR

@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from llmos.compiler.onnx_backend import LlmosBackend, LlmosModel
+from llmos.compiler.integrations.onnx_backend import LlmosBackend, LlmosModel
 from llmos.runtime.errors import UserError
 from tests.conformance.outcome import CheckAnswer, Outcome, judge
 

@@ -21,7 +21,12 @@ import torch
 from tests.conformance.outcome import Outcome, Suite, one_line
 
 # What every case imports sooner or later; loaded before workers are forked, so that none of them has to.
-SHARED_MODULES = ("llmos.compiler.backends.cpu", "llmos.compiler.driver.compile", "llmos.compiler.frontend.torch", "llmos.runtime.program")
+SHARED_MODULES = (
+    "llmos.compiler.backends.cpu.pipeline",
+    "llmos.compiler.driver.compile",
+    "llmos.compiler.frontend.torch",
+    "llmos.runtime.program",
+)
 
 # Fork: a worker starts in milliseconds with everything imported. The parent must have started no threads.
 _FORK = multiprocessing.get_context("fork")

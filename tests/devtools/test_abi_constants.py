@@ -6,8 +6,8 @@ import ctypes
 
 import pytest
 
-from llmos.compiler import evaluate
 from llmos.compiler.devtools.abi_constants import MODULE, module_text
+from llmos.compiler.execution import native as evaluate
 from llmos.runtime.errors import UserError
 from llmos.runtime.native import abi
 

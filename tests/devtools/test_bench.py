@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from llmos.compiler.devtools.bench.inputs import make_inputs, parse_shape
-from llmos.compiler.devtools.bench.measure import Measurement
-from llmos.compiler.devtools.bench.peak import Limits, measure_limits
-from llmos.compiler.devtools.bench.profile import profile_call, profile_lines
-from llmos.compiler.devtools.bench.work import evaluate, total_flops
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.bench.inputs import make_inputs, parse_shape
+from llmos.compiler.bench.measure import Measurement
+from llmos.compiler.bench.peak import Limits, measure_limits
+from llmos.compiler.bench.profile import profile_call, profile_lines
+from llmos.compiler.bench.work import evaluate, total_flops
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, Symbol, TensorSpec
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import ArtifactError, InputError

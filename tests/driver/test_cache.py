@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmos.compiler.cache import Cache, cache_key
+from llmos.compiler.support.cache import Cache, cache_key
 
 
 def entries(folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmos.compiler import child
-from llmos.compiler.child import Children
+from llmos.compiler.support import children as child
+from llmos.compiler.support.children import Children
 
 PID = b"import os; answer = str(os.getpid()).encode()"
 

@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 
 import llmos
-from llmos.compiler.driver.model_options import parse_dynamic
+from llmos.compiler.cli.model_options import parse_dynamic
 from llmos.runtime.cli.command import run
 
 RELU_LAYER = """

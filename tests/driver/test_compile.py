@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import ModelWarning, compile_to_file
-from llmos.compiler.driver.progress import Progress
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.support.progress import Progress
 from llmos.runtime.errors import UserError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.coverage import check
 from llmos.compiler.frontend.ops.table import table
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import PassError
 
 

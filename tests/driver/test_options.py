@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import llmos
-from llmos.compiler.environment import read_environment
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import TARGETS, Target, resolve, runs_here
+from llmos.compiler.backends.cpu.target import TARGETS, Target, resolve, runs_here
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.support.environment import read_environment
 from llmos.runtime.errors import UserError
 from tests.processors import PROCESSORS
 
@@ -85,7 +85,7 @@ def test_named_targets_come_best_first_whatever_their_order() -> None:
 
 
 def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use() -> None:
-    from llmos.compiler.codegen.llvm import compile_object
+    from llmos.compiler.backends.cpu.llvm import compile_object
 
     for target in TARGETS:
         assert compile_object("define i32 @__llmos_f() {\n ret i32 0\n}", target).startswith(b"\x7fELF")
@@ -95,7 +95,7 @@ def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use
 
 
 def test_full_width_vectors_are_kept() -> None:
-    from llmos.compiler.codegen.llvm import emit_assembly
+    from llmos.compiler.backends.cpu.llvm import emit_assembly
 
     add = """define void @__llmos_f(ptr %p) {
       %a = load <16 x float>, ptr %p
@@ -122,7 +122,7 @@ def test_a_bad_variable_is_named(value: str) -> None:
 
 _TILES_LENT = """
 import ctypes
-from llmos.compiler.target import Target, runs_here
+from llmos.compiler.backends.cpu.target import Target, runs_here
 assert runs_here(Target.parse("x86-64-v4-amx"))
 lent = ctypes.c_uint64()
 assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(lent)) == 0  # arch_prctl(ARCH_GET_XCOMP_PERM)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmos.compiler.compiled import CompiledModel
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile_to_file
-from llmos.compiler.driver.progress import Progress
 from llmos.compiler.driver.saved import SavedStage, Sidecar, read_sidecar, write_sidecar, write_stage
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.weights import Weight
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.support.progress import Progress
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, RowSpec, Symbol, TensorSpec
 from llmos.runtime.errors import LlmosError, UserError
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import llmos
+from llmos.compiler.backends.cpu.target import Target, targets_of
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import ModelWarning, compile_to_file
-from llmos.compiler.driver.lock import Lock, Locked, LockMismatch, lock_path
-from llmos.compiler.driver.progress import LineProgress
 from llmos.compiler.driver.sources import import_source
-from llmos.compiler.driver.stages import run_passes
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import Target, targets_of
+from llmos.compiler.support.progress import LineProgress
+from llmos.compiler.tuning.lock import Lock, Locked, LockMismatch, lock_path
+from llmos.compiler.verify.snapshots import run_passes
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.errors import UserError
 

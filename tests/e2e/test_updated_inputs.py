@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import llmos
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.backends.options import CompileOptions
 from llmos.runtime.artifact.certificate import certificate_of
 from llmos.runtime.cli.verify import findings_of
 from llmos.runtime.engine.model import ProgramModel

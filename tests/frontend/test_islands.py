@@ -8,7 +8,7 @@ import torch
 from llmos.compiler.frontend.islands import lowered_in_child
 from llmos.compiler.frontend.lowering import reject_dynamic_views
 from llmos.compiler.frontend.torch import import_torch, to_numpy
-from llmos.compiler.ir import context, ir
+from llmos.compiler.ir.bindings import context, ir
 from llmos.runtime.errors import UnsupportedError
 from tests.reference import run
 

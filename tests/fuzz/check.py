@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.program import Program
 
 from .graph import HALF, Graph, Tensor

@@ -12,9 +12,9 @@ from filecheck.matcher import Matcher
 from filecheck.options import Options
 from filecheck.parser import Parser, pattern_for_opts
 
-from llmos.compiler.backends.cpu import PIPELINE
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import context, ir
+from llmos.compiler.ir.bindings import context, ir
 from llmos.passes import Pass, PipelineOptions, run_pipeline
 from llmos.passes.channels_last import ChannelsLast
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import moved_operand
+from llmos.compiler.analysis.generic import moved_operand
+from llmos.compiler.ir.bindings import ir
 from llmos.passes import Upstream
 from llmos.passes.channels_last import ChannelsLast
 from tests.codegen.programs import assert_like_eager, compile_torch, dim

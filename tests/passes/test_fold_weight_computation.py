@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llmos.compiler.backends.cpu import compile_module
-from llmos.compiler.compiled import CompileObserver
+from llmos.compiler.backends.base import CompileObserver
+from llmos.compiler.backends.cpu.pipeline import compile_module
+from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.target import targets_of
+from llmos.compiler.ir.bindings import ir
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
 

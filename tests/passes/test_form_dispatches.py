@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes import Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.form_dispatches import FormDispatches

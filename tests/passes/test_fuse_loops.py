@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.compiler.ir import ir
-from llmos.compiler.loops import Loop, loops_in
-from llmos.compiler.symbolic import Shapes, SymbolTable
+from llmos.compiler.analysis.loops import Loop, loops_in
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.fuse_loops import FuseLoops
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.compiler.ir import context, ir
-from llmos.compiler.linalg import contraction_of
+from llmos.compiler.analysis.generic import contraction_of
+from llmos.compiler.ir.bindings import context, ir
 from llmos.passes.hoist_widening import HoistWidening
 
 from .ir_tests import apply, check, functions

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu import PIPELINE
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes import PipelineOptions, run_pipeline
 
 

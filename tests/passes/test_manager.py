@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from llmos.compiler.ir import context, ir
+from llmos.compiler.ir.bindings import context, ir
 from llmos.passes import Pass, PassObserver, PassRun, PipelineOptions, Property, Upstream, run_pipeline
 from llmos.passes._property import ONLY_LINALG_GENERICS, TENSORS_ONLY, operations
 from llmos.runtime.errors import PassError, UnsupportedError

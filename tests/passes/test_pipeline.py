@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from llmos.compiler.ir import context, ir
+from llmos.compiler.ir.bindings import context, ir
 from llmos.passes import Pass, Upstream, parse_pipeline, pipeline_text, run_pipeline
 from llmos.passes._options import options_text, parse_options
 from llmos.runtime.errors import UserError

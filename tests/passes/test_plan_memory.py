@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes.plan_memory import PlanMemory
 
 from .ir_tests import apply, check, functions, parse

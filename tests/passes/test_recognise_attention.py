@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes.recognise_attention import GROUP, RecogniseAttention
 
 from .ir_tests import apply, check, functions, generics

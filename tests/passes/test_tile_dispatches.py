@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.ir import ir
-from llmos.compiler.target import Target
-from llmos.compiler.tiling import Tiling, Tilings
+from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.tiling import Tiling, Tilings
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.tile_dispatches import TileDispatches, tiling_key

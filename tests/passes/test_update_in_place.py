@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.backends.cpu import PIPELINE
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.passes import Pass, run_pipeline
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.update_in_place import UpdateInPlace

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import pytest
 
-from llmos.compiler.driver.bisect import Verdict, bisect
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.interpret import OpCache
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.verify.bisect import Verdict, bisect
 from tests.proof.miscompiles import (
     Expected,
     InPass,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from llmos.compiler.backends import cpu
-from llmos.compiler.codegen import kernels
-from llmos.compiler.driver import bisect as bisection
-from llmos.compiler.ir import ir
+from llmos.compiler.backends.cpu import program as kernels
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.verify import bisect as bisection
 from llmos.passes import Pass
 from llmos.passes.plan_memory import PlanMemory
 

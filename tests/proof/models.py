@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 WIDTH, HEADS, VOCABULARY = 32, 4, 50
 

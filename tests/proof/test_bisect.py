@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.compiler.driver.bisect import CLEAN, bisect
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.verify.bisect import CLEAN, bisect
 from tests.proof.bisecting import CACHE, ENCODER, OPTIONS, found
 from tests.proof.models import encoder, fresh, located
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import Artifact, ModelWarning
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate, certificate_of
 from llmos.runtime.artifact.deviation import Budget, Deviation, measure
 from llmos.runtime.artifact.fields import Fields

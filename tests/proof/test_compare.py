@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile_to_file
-from llmos.compiler.driver.bisect import CLEAN, bisect
-from llmos.compiler.driver.progress import Progress
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.support.progress import Progress
+from llmos.compiler.verify.bisect import CLEAN, bisect
 from llmos.runtime.cli.command import run
 from tests.proof.bisecting import CACHE, OPTIONS
 from tests.proof.miscompiles import LostTile

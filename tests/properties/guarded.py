@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmos.compiler.evaluate import CompiledCode, Launch
+from llmos.compiler.execution.native import CompiledCode, Launch
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import cpu

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from onnx import helper
 
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import LlmosError
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from llmos.compiler.backends.cpu import describe
-from llmos.compiler.codegen.kernels import Program
-from llmos.compiler.driver.stages import run_passes
+from llmos.compiler.analysis.independence import Function
+from llmos.compiler.analysis.independence.entry import objections
+from llmos.compiler.backends.cpu.pipeline import describe
+from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.independence import Function
-from llmos.compiler.independence.entry import objections
-from llmos.compiler.ir import ir
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.symbolic import Shapes
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes
+from llmos.compiler.verify.snapshots import run_passes
 from tests.fuzz.graph import Graph, Input, Misfit, Value
 from tests.fuzz.ops import OPS
 from tests.fuzz.plan import FIRST, OTHERS, random_plan

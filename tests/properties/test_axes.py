@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
-from llmos.compiler.options import CompileOptions
 
 SHAPE = (3, 4, 5)
 RANK = len(SHAPE)

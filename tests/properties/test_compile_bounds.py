@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu import PIPELINE
-from llmos.compiler.codegen.kernels import Program, emit_kernels
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
+from llmos.compiler.backends.cpu.program import Program, emit_kernels
+from llmos.compiler.backends.cpu.target import resolve
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
-from llmos.compiler.target import resolve
+from llmos.compiler.ir.bindings import ir
 from llmos.passes import PipelineOptions, run_pipeline
 from tests.codegen.programs import V3, Returns, assert_like_eager, compile_torch, dim
 from tests.frontend.harness import module_of

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.torch import import_torch, to_numpy
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import InputError, UnsupportedError
 from tests.conformance.inprocess import Compiled
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import llmos
-from llmos.compiler.devtools.bench.work import total_flops
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.bench.work import total_flops
 from llmos.runtime.engine import load_model
 from llmos.runtime.engine.model import Batching
 from llmos.runtime.errors import InputError, UnsupportedError, UserError

@@ -18,7 +18,7 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from llmos.compiler.onnx_backend import LlmosBackend
+from llmos.compiler.integrations.onnx_backend import LlmosBackend
 from tests.codegen.programs import V3, Returns, compile_torch, run
 
 F = torch.nn.functional

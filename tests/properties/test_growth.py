@@ -8,13 +8,13 @@ import pytest
 import sympy
 import torch
 
-from llmos.compiler.backends.cpu import PIPELINE
-from llmos.compiler.codegen.kernels import Program, emit_kernels
+from llmos.compiler.analysis.generic import Generic
+from llmos.compiler.backends.cpu.pipeline import PIPELINE
+from llmos.compiler.backends.cpu.program import Program, emit_kernels
+from llmos.compiler.backends.cpu.target import resolve
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import ir
-from llmos.compiler.linalg import Generic
-from llmos.compiler.symbolic import Shapes, SymbolTable
-from llmos.compiler.target import resolve
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable
 from llmos.passes import PipelineOptions, run_pipeline
 from tests.frontend.harness import module_of
 

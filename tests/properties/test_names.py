@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.names import identifiers
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.symbolic import Symbol, SymbolTable
+from llmos.compiler.ir.symbolic import Symbol, SymbolTable
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
 ODD = ["seq len", "seq-len", "seq_len", "", "größe", "grö ße", "lambda", "min", "日本", "n" * 200]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from llmos.compiler.onnx_backend import LlmosBackend
+from llmos.compiler.integrations.onnx_backend import LlmosBackend
 from tests.codegen.programs import V3, V4, Returns, assert_like_eager, compile_torch, dim
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

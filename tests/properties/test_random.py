@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from onnx import helper
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.onnx import import_onnx
 from llmos.compiler.frontend.philox import philox, random_words
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.options import CompileOptions
 from llmos.runtime.errors import UnsupportedError, UserError
 from tests.conformance.inprocess import Compiled
 

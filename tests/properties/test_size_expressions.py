@@ -20,15 +20,15 @@ from onnx import TensorProto, helper
 from torch.utils._sympy import functions as torch_sympy
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.dims import IndexValues
 from llmos.compiler.frontend.float_sizes import rounded_size
 from llmos.compiler.frontend.torch import import_torch
-from llmos.compiler.ir import context, ir
-from llmos.compiler.options import CompileOptions
-from llmos.compiler.rounded_sizes import FloorMul
-from llmos.compiler.size_text import size_text
-from llmos.compiler.symbolic import Shapes, Symbol, SymbolTable
+from llmos.compiler.ir.bindings import context, ir
+from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.size_text import size_text
+from llmos.compiler.ir.symbolic import Shapes, Symbol, SymbolTable
 from llmos.runtime.errors import UnsupportedError
 from tests.conformance.inprocess import Compiled
 

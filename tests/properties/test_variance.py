@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from llmos.compiler.onnx_backend import LlmosBackend
+from llmos.compiler.integrations.onnx_backend import LlmosBackend
 from tests.codegen.programs import V3, Returns, compile_torch, dim, run
 
 F = torch.nn.functional

@@ -23,7 +23,7 @@ from llmos.compiler.frontend.ops import reductions
 from llmos.compiler.frontend.ops.shapes import computed, element, loop
 from llmos.compiler.frontend.ops.windows import Ints
 from llmos.compiler.frontend.scalars import Scalar, to_index
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 INT = torch.int64
 Reduce = Callable[[Scalar, Scalar, Scalar, Sequence[Scalar]], list[Scalar]]

@@ -14,7 +14,7 @@ from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.contractions import contract
 from llmos.compiler.frontend.ops.reductions import number, softmax_over
 from llmos.compiler.frontend.scalars import Scalar, select
-from llmos.compiler.ir import ir, linalg
+from llmos.compiler.ir.bindings import ir, linalg
 from llmos.runtime.errors import UnsupportedError
 
 _BATCH = "abcd"

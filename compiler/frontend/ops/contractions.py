@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
 from llmos.compiler.frontend.dims import Dim, Shape
 from llmos.compiler.frontend.scalars import Number, Scalar
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 Operand = tuple[Tensor, str]
 

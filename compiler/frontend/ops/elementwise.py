@@ -125,7 +125,7 @@ def _float_floor_quotient(v: Scalar, w: Scalar) -> Scalar:
 
 def fmod(v: Scalar, w: Scalar) -> Scalar:
     """The remainder with the dividend's sign (C's fmod and %)."""
-    from llmos.compiler.ir import arith
+    from llmos.compiler.ir.bindings import arith
 
     build = arith.remf if v.is_float else arith.remui if v.is_unsigned else arith.remsi
     return Scalar(build(v.value, w.value), v.dtype)

@@ -12,7 +12,7 @@ from llmos.compiler.frontend.builder import Builder, Iota, Meta, Splat, Tensor, 
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.shapes import element, extract, loop
 from llmos.compiler.frontend.scalars import Scalar, select, to_index
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.runtime.errors import UserError
 
 

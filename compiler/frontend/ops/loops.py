@@ -17,7 +17,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Tensor
 from llmos.compiler.frontend.dims import Dim, Shape
 from llmos.compiler.frontend.scalars import Number, Scalar
-from llmos.compiler.ir import arith, ir, scf, tensor
+from llmos.compiler.ir.bindings import arith, ir, scf, tensor
 
 Index: TypeAlias = "Scalar | int"
 Bound: TypeAlias = "Scalar | int | sympy.Expr"

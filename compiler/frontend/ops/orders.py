@@ -1,7 +1,8 @@
 """Ops about the order of numbers along one dimension: sorting, the k largest, medians, the most frequent number.
 
-Every one is a stable sort of integer keys (compiler/sorts.py). A key has the order of its number: NaN is above all others, and -0.0 equals
-0.0. In descending order keys are complemented, so that NaN comes first and equal numbers still stand in the order in which they came.
+Every one is a stable sort of integer keys (compiler/analysis/sorts.py). A key has the order of its number: NaN is above all others, and
+-0.0 equals 0.0. In descending order keys are complemented, so that NaN comes first and equal numbers still stand in the order in which they
+came.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llmos.compiler.frontend.ops.reductions import number, with_indices
 from llmos.compiler.frontend.ops.scans import scan
 from llmos.compiler.frontend.ops.shapes import computed, element, extract, loop
 from llmos.compiler.frontend.scalars import Scalar, element_type, from_index, select, to_index
-from llmos.compiler.ir import arith, ir
+from llmos.compiler.ir.bindings import arith, ir
 
 INT = torch.int64
 _KEYS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

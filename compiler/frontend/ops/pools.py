@@ -15,7 +15,7 @@ from llmos.compiler.frontend.ops import adaptive, reductions
 from llmos.compiler.frontend.ops.shapes import _expr, loop, pad_value
 from llmos.compiler.frontend.ops.windows import Ints, spread, window_position
 from llmos.compiler.frontend.scalars import Scalar
-from llmos.compiler.ir import arith
+from llmos.compiler.ir.bindings import arith
 
 
 def _pool(

@@ -13,7 +13,7 @@ from llmos.compiler.frontend.dims import Shape
 from llmos.compiler.frontend.ops.shapes import computed, element
 from llmos.compiler.frontend.philox import KEY_STEPS, MULTIPLIERS, ROUNDS
 from llmos.compiler.frontend.scalars import Scalar
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 from llmos.runtime.errors import UnsupportedError
 
 U64, _LOW = torch.uint64, 0xFFFFFFFF

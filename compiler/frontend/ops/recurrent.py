@@ -13,7 +13,7 @@ from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.contractions import contract
 from llmos.compiler.frontend.ops.shapes import extract
 from llmos.compiler.frontend.scalars import sigmoid, tanh
-from llmos.compiler.ir import arith, ir, scf, tensor
+from llmos.compiler.ir.bindings import arith, ir, scf, tensor
 
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State], State]

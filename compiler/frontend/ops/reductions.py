@@ -13,7 +13,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.scalars import Deferred, Number, Scalar, compute_dtype, select
-from llmos.compiler.ir import ir, linalg
+from llmos.compiler.ir.bindings import ir, linalg
 
 Dims = int | Sequence[int] | None
 Order = Number | Deferred

@@ -15,7 +15,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, compute_dtype
 from llmos.compiler.frontend.ops.shapes import loop
 from llmos.compiler.frontend.scalars import Scalar, element_type, from_index, select
-from llmos.compiler.ir import ir
+from llmos.compiler.ir.bindings import ir
 
 Combine = Callable[[Scalar, Scalar], Scalar]
 

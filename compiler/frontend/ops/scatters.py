@@ -1,7 +1,7 @@
 """Writes at positions that data gives: scatters, index_put and their kin, all as one nest of loops around tensor.insert.
 
-The nest is what compiler/scatters.py reads: updates of one place come in row-major order of the indices, so of several the last one stays
-and sums have one order. Half floats are combined in float32 and rounded once.
+The nest is what compiler/analysis/scatters.py reads: updates of one place come in row-major order of the indices, so of several the last
+one stays and sums have one order. Half floats are combined in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmos.compiler.frontend.ops.elementwise import floor_quotient
 from llmos.compiler.frontend.ops.indexing import require_inside, wrapped
 from llmos.compiler.frontend.ops.reductions import number
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, to_index
-from llmos.compiler.ir import ir, scf, tensor
+from llmos.compiler.ir.bindings import ir, scf, tensor
 
 Combine = Callable[[Scalar, Scalar], Scalar]
 Update = Callable[[list[ir.Value]], tuple[list[ir.Value], Scalar]]  # loop counters -> place, value

@@ -12,7 +12,7 @@ from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import DYNAMIC, Builder, Iota, Meta, Splat, Tensor, affine_dim
 from llmos.compiler.frontend.dims import Dim, Shape
 from llmos.compiler.frontend.scalars import Deferred, Number, Scalar, select
-from llmos.compiler.ir import arith, ir, linalg, tensor
+from llmos.compiler.ir.bindings import arith, ir, linalg, tensor
 from llmos.runtime.errors import UnsupportedError
 
 

@@ -10,7 +10,7 @@ from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Dim
 from llmos.compiler.frontend.ops.shapes import computed, element
 from llmos.compiler.frontend.scalars import Scalar
-from llmos.compiler.ir import arith, ir
+from llmos.compiler.ir.bindings import arith, ir
 from llmos.runtime.errors import UnsupportedError
 
 

@@ -15,7 +15,7 @@ from llmos.compiler.frontend.ops import reductions
 from llmos.compiler.frontend.ops.contractions import add_bias
 from llmos.compiler.frontend.ops.shapes import _expr, computed, element, extract, flip, pad, pad_value
 from llmos.compiler.frontend.scalars import Scalar
-from llmos.compiler.ir import arith, ir
+from llmos.compiler.ir.bindings import arith, ir
 
 Ints = int | Sequence[int]
 

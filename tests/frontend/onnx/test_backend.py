@@ -9,7 +9,7 @@ import onnx.backend.test
 import pytest
 from onnx import TensorProto, helper
 
-from llmos.compiler.onnx_backend import LlmosBackend
+from llmos.compiler.integrations.onnx_backend import LlmosBackend
 from llmos.runtime.errors import InputError, UnsupportedError
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import llmos
-from llmos.compiler.options import CompileOptions
+from llmos.compiler.backends.options import CompileOptions
 from llmos.runtime.artifact.signature import new_key
 from llmos.runtime.artifact.writer import write_artifact
 

@@ -1,0 +1,71 @@
+"""Convolutions over 3x3 pixels, channels last, one step at a time: what can be computed tile by tile of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.analysis.generic import Contraction, padded_source
+from llmos.compiler.analysis.winograd import TAPS
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr, Shapes, pad_parameters
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """out[n, i, j, f] = sum over u, v, c of x[n, i + u - top, j + v - left, c] * weight[u, v, c, f], zeros around x [n, h, w, c]."""
+
+    source: ir.Value
+    batch: Expr
+    corner: tuple[int, int]  # top, left: rows and columns of zeros before the image
+    image: tuple[int, int]  # h, w
+    out: tuple[int, int]  # rows and columns of the output
+    channels: int
+    columns: int
+
+    def tiles(self, m: int) -> tuple[int, int]:
+        """Tiles of m by m outputs down and across."""
+        return -(-self.out[0] // m), -(-self.out[1] // m)
+
+
+def stencil_of(root: Contraction, shapes: Shapes) -> Stencil | None:
+    """What a contraction is as a stencil; None where it is something else, or where anything but the batch isn't known."""
+    source, pad = padded_source(root.lhs)
+    sizes = root.generic.loop_sizes(shapes)
+    dims = _dims(root, sizes)
+    if dims is None or not isinstance(source.owner, ir.Block):
+        return None
+    rows, across, channels, columns = dims
+    whole = shapes.shape(source)
+    low, high = pad_parameters(shapes, pad) if pad is not None else ([sympy.S.Zero] * 4,) * 2
+    known = (*low, *high, *whole[1:], *(sizes[dim] for dim in dims))
+    if not all(each.is_Integer for each in known) or any((low[axis], high[axis]) != (0, 0) for axis in (0, 3)):
+        return None
+    corner, image = (int(low[1]), int(low[2])), (int(whole[1]), int(whole[2]))
+    out = (int(sizes[rows]), int(sizes[across]))
+    return Stencil(source, whole[0], corner, image, out, int(sizes[channels]), int(sizes[columns]))
+
+
+def _dims(root: Contraction, sizes: Sequence[Expr]) -> tuple[int, int, int, int] | None:
+    """The loop dims of output rows and columns, channels and filters."""
+    left, out = list(root.lhs_map.results), list(root.out_map.results)
+    if len(left) != 4 or len(out) != 4 or len(root.n) != 1 or len(root.k) != 3:
+        return None
+    down, across = _slides(left[1]), _slides(left[2])
+    plain = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in (left[3], out[1], out[2], out[3])]
+    if down is None or across is None or (down[0], across[0]) != (plain[1], plain[2]) or plain[3] != root.n[0]:
+        return None
+    taps = (down[1], across[1])
+    if any(sizes[tap] != TAPS for tap in taps) or root.k != (*taps, plain[0]) or str(left[0]) != str(out[0]):
+        return None
+    return down[0], across[0], root.k[2], root.n[0]
+
+
+def _slides(expr: ir.AffineExpr) -> tuple[int, int] | None:
+    """The dims of the output and of the kernel in their plain sum, in that order: the kernel's is the later one."""
+    if not isinstance(expr, ir.AffineAddExpr) or not all(isinstance(side, ir.AffineDimExpr) for side in (expr.lhs, expr.rhs)):
+        return None
+    first, second = sorted((ir.AffineDimExpr(expr.lhs).position, ir.AffineDimExpr(expr.rhs).position))
+    return first, second

@@ -1,0 +1,432 @@
+"""Reading linalg.generic ops: roles of dims, reductions, contractions, and how values are reached through them. Nothing here changes IR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import sympy
+
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shape, Shapes
+
+Value: TypeAlias = ir.Value
+
+FEW_COLUMNS, FEW_CHANNELS = 8, 4  # of a convolution that is no better as a contraction than window by window
+LARGE = 1 << 20
+
+COMBINERS = frozenset(
+    f"arith.{name}"
+    for name in (
+        "addf",
+        "mulf",
+        "maximumf",
+        "maxnumf",
+        "minimumf",
+        "minnumf",
+        "addi",
+        "muli",
+        "maxsi",
+        "minsi",
+        "maxui",
+        "minui",
+        "andi",
+        "ori",
+        "xori",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Generic:
+    """One linalg.generic."""
+
+    op: ir.Operation
+
+    @cached_property
+    def maps(self) -> list[ir.AffineMap]:
+        return [ir.AffineMapAttr(attr).value for attr in ir.ArrayAttr(self.op.attributes["indexing_maps"])]
+
+    @cached_property
+    def iterators(self) -> list[str]:
+        return ["reduction" if "reduction" in str(attr) else "parallel" for attr in ir.ArrayAttr(self.op.attributes["iterator_types"])]
+
+    @cached_property
+    def num_inputs(self) -> int:
+        return int(ir.DenseI32ArrayAttr(self.op.attributes["operandSegmentSizes"])[0])
+
+    @property
+    def inputs(self) -> list[ir.Value]:
+        return list(self.op.operands)[: self.num_inputs]
+
+    @property
+    def inits(self) -> list[ir.Value]:
+        return list(self.op.operands)[self.num_inputs :]
+
+    @property
+    def body(self) -> ir.Block:
+        return self.op.regions[0].blocks[0]
+
+    @property
+    def rank(self) -> int:
+        return len(self.iterators)
+
+    @property
+    def reduction_dims(self) -> list[int]:
+        return [dim for dim, kind in enumerate(self.iterators) if kind == "reduction"]
+
+    @property
+    def parallel_dims(self) -> list[int]:
+        return [dim for dim, kind in enumerate(self.iterators) if kind == "parallel"]
+
+    @property
+    def is_elementwise(self) -> bool:
+        return not self.reduction_dims
+
+    def output_map(self, result: ir.Value) -> ir.AffineMap:
+        return self.maps[self.num_inputs + ir.OpResult(result).result_number]
+
+    def loop_sizes(self, shapes: Shapes) -> Shape:
+        """The size of each iteration dim, from the operands that index it directly."""
+        sizes: list[sympy.Expr | None] = [None] * self.rank
+        for operand, affine in zip(self.op.operands, self.maps, strict=True):
+            if not isinstance(operand.type, ir.RankedTensorType):
+                continue
+            for axis, expr in enumerate(affine.results):
+                if isinstance(expr, ir.AffineDimExpr) and sizes[expr.position] is None:
+                    sizes[expr.position] = shapes.shape(operand)[axis]
+        assert all(size is not None for size in sizes), f"a loop dim without a direct access: {self.op}"
+        return tuple(size for size in sizes if size is not None)
+
+
+def dim_positions(affine: ir.AffineMap) -> list[int | None]:
+    """Per result: the dim it is, or None for anything else (a constant, a sum)."""
+    return [expr.position if isinstance(expr, ir.AffineDimExpr) else None for expr in affine.results]
+
+
+def is_identity(affine: ir.AffineMap) -> bool:
+    return dim_positions(affine) == list(range(affine.n_dims))
+
+
+def is_fill(op: ir.Operation) -> bool:
+    """A generic that only yields a scalar from outside: what linalg.fill generalises to."""
+    if op.name == "linalg.fill":
+        return True
+    if op.name != "linalg.generic":
+        return False
+    generic = Generic(op)
+    ops = list(generic.body.operations)
+    if len(ops) != 1 or generic.reduction_dims or len(op.results) != 1:
+        return False
+    return fill_value(op) is not None
+
+
+def fill_value(op: ir.Operation) -> ir.Value | None:
+    """The scalar that a fill writes, as a value outside the op."""
+    if op.name == "linalg.fill":
+        return op.operands[0]
+    generic = Generic(op)
+    yielded = list(generic.body.operations)[-1].operands[0]
+    for argument, operand in zip(generic.body.arguments, op.operands, strict=True):
+        if yielded == argument:
+            return operand if not isinstance(operand.type, ir.RankedTensorType) else None
+    return yielded if yielded.owner != generic.body else None
+
+
+@dataclass(frozen=True)
+class Combiner:
+    """A reduction whose body is acc' = op(acc, f(inputs)): lanes may be reduced apart and then together."""
+
+    name: str
+    accumulator_index: int
+    value: ir.Value  # f(inputs), inside the body
+
+
+def combiner_of(generic: Generic, result: int) -> Combiner | None:
+    """How output `result` accumulates; None when the body is something else (an arg max)."""
+    yielded = list(generic.body.operations)[-1].operands[result]
+    accumulator = generic.body.arguments[generic.num_inputs + result]
+    owner = yielded.owner
+    if isinstance(owner, ir.Block) or owner.name not in COMBINERS:
+        return None
+    a, b = owner.operands
+    if (a == accumulator) == (b == accumulator):
+        return None
+    if sum(1 for _ in accumulator.uses) != 1:
+        return None
+    others = [generic.body.arguments[generic.num_inputs + i] for i in range(len(generic.inits)) if i != result]
+    value = b if a == accumulator else a
+    if any(_depends(value, other, generic.body) for other in others):
+        return None
+    return Combiner(owner.name, 0 if a == accumulator else 1, value)
+
+
+def _depends(value: ir.Value, on: ir.Value, body: ir.Block) -> bool:
+    if value == on:
+        return True
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.operation.block != body:
+        return False
+    return any(_depends(operand, on, body) for operand in owner.operands)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A generic that is sum over k of a*b: the role of each loop dim.
+
+    `left` is the operand that holds m; the other, right one holds n, among it the output's last dim, along which a kernel has its lanes.
+    The windows of a convolution are sums of dims in one operand's map.
+    """
+
+    generic: Generic
+    left: int
+    batch: tuple[int, ...]
+    m: tuple[int, ...]
+    n: tuple[int, ...]
+    k: tuple[int, ...]
+
+    @property
+    def right(self) -> int:
+        return 1 - self.left
+
+    @property
+    def lhs(self) -> ir.Value:
+        return self.generic.inputs[self.left]
+
+    @property
+    def rhs(self) -> ir.Value:
+        return self.generic.inputs[self.right]
+
+    @property
+    def lhs_map(self) -> ir.AffineMap:
+        return self.generic.maps[self.left]
+
+    @property
+    def rhs_map(self) -> ir.AffineMap:
+        return self.generic.maps[self.right]
+
+    @property
+    def out_map(self) -> ir.AffineMap:
+        return self.generic.maps[self.generic.num_inputs]
+
+
+def contraction_of(op: ir.Operation) -> Contraction | None:
+    """The contraction that an op is, or None. Operands may be transposed, broadcast along any dim, or read through windows."""
+    if op.name != "linalg.generic":
+        return None
+    generic = Generic(op)
+    if generic.num_inputs < 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
+        return None
+    unit = unit_dims(generic)
+    out = [p for p in dim_positions(generic.maps[generic.num_inputs]) if p is not None and p not in unit]
+    operands = [dims_of(affine) - unit for affine in generic.maps[:2]]
+    if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims if d not in unit):
+        return None
+    left = next((i for i in (0, 1) if out[-1] not in operands[i]), None)
+    if left is None:
+        return None
+    lhs, rhs = operands[left], operands[1 - left]
+    m = tuple(d for d in out if d in lhs and d not in rhs)
+    # what stands before an m dim in the output is walked outside of it
+    inner = max((out.index(d) for d in m), default=-1)
+    n = tuple(d for d in out[inner + 1 :] if d not in lhs)
+    batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
+    found = Contraction(generic, left, batch, m, n, _in_order_of(generic.maps[left], generic.reduction_dims))
+    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(found):
+        return None
+    return found
+
+
+def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:
+    """Dims in the order of the first axis that each moves: rows that are dense along k are then walked as they lie."""
+    axis = {d: i for i, expr in reversed(list(enumerate(affine.results))) for d in _dims_of_expr(expr)}
+    return tuple(sorted(dims, key=lambda d: axis.get(d, -1)))
+
+
+def unit_dims(generic: Generic) -> set[int]:
+    """Loop dims of static size 1: they move nothing, and operands often leave them out."""
+    found: set[int] = set()
+    for operand, affine in zip(generic.op.operands, generic.maps, strict=True):
+        if isinstance(operand.type, ir.RankedTensorType):
+            shape = operand.type.shape
+            found |= {p for p, size in zip(dim_positions(affine), shape, strict=True) if p is not None and size == 1}
+    return found
+
+
+def _is_worth(found: Contraction) -> bool:
+    """Whether windows are read often enough to gain from a panel: a depthwise convolution reads each once."""
+    windowed = [side for side, affine in enumerate(found.generic.maps[:2]) if has_windows(affine)]
+    if not windowed:
+        return True
+    if windowed == [found.left]:
+        return _static_size(found, found.right, found.n) >= FEW_COLUMNS or _static_size(found, found.left, found.k) >= FEW_CHANNELS
+    return _static_size(found, found.left, found.m) > 1
+
+
+def _static_size(found: Contraction, side: int, dims: Sequence[int]) -> int:
+    """The product of the sizes of the dims that an operand's axes are; a size that isn't known counts as large."""
+    shape = ir.RankedTensorType(found.generic.inputs[side].type).shape
+    positions = dim_positions(found.generic.maps[side])
+    return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
+
+
+def has_windows(affine: ir.AffineMap) -> bool:
+    """Whether a map reads anything but dims as they are, such as sums of dims."""
+    return any(not isinstance(expr, (ir.AffineDimExpr, ir.AffineConstantExpr)) for expr in affine.results)
+
+
+def dims_of(affine: ir.AffineMap) -> set[int]:
+    """Every loop dim that a map mentions."""
+    return {dim for expr in affine.results for dim in _dims_of_expr(expr)}
+
+
+def _dims_of_expr(expr: ir.AffineExpr) -> set[int]:
+    if isinstance(expr, ir.AffineDimExpr):
+        return {expr.position}
+    if isinstance(expr, ir.AffineBinaryExpr):
+        return _dims_of_expr(expr.lhs) | _dims_of_expr(expr.rhs)
+    return set()
+
+
+def _is_multiply_add(generic: Generic) -> bool:
+    combiner = combiner_of(generic, 0)
+    if combiner is None or combiner.name != "arith.addf":
+        return False
+    product = combiner.value.owner
+    if isinstance(product, ir.Block) or product.name != "arith.mulf":
+        return False
+    # inputs after the first two only give a loop dim its size
+    sources = {argument: i for i, argument in enumerate(list(generic.body.arguments)[:2])}
+    return sorted(sources.get(operand, -1) for operand in product.operands) == [0, 1] and len(list(generic.body.operations)) == 3
+
+
+def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
+    """What lies inside of a padding with zeros, and the padding; the value itself where it is none."""
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.name != "tensor.pad":
+        return value, None
+    body = owner.operation.regions[0].blocks[0]
+    padding = list(body.operations)[-1].operands[0].owner
+    if isinstance(padding, ir.Block) or padding.name != "arith.constant" or not isinstance(padding.attributes["value"], ir.FloatAttr):
+        return value, None
+    return (owner.operands[0], owner.operation) if ir.FloatAttr(padding.attributes["value"]).value == 0.0 else (value, None)
+
+
+Form = dict[int, int] | None  # coefficient of each loop dim; None: something that isn't linear
+
+
+def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
+    if isinstance(expr, ir.AffineDimExpr):
+        return loop[int(expr.position)]
+    if isinstance(expr, ir.AffineConstantExpr):
+        return {}
+    a, b = apply_form(expr.lhs, loop), apply_form(expr.rhs, loop)
+    if a is None or b is None:
+        return None
+    if isinstance(expr, ir.AffineAddExpr):
+        return {dim: a.get(dim, 0) + b.get(dim, 0) for dim in a.keys() | b.keys()}
+    if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
+        return {dim: coefficient * expr.rhs.value for dim, coefficient in a.items()}
+    return None
+
+
+def reaches(value: Value, target: Value) -> bool:
+    """Whether `value` is computed from `target` inside a dispatch."""
+    if value == target:
+        return True
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.name != "linalg.generic":
+        return False
+    return any(reaches(operand, target) for operand in owner.operands)
+
+
+def captured(op: ir.Operation) -> Iterator[ir.Value]:
+    """Operands of an op and of everything in its regions that are defined outside it."""
+    yield from op.operands
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                for value in captured(inner.operation):
+                    if not _defined_inside(value, op):
+                        yield value
+
+
+def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
+    parent = value.owner.owner if isinstance(value.owner, ir.Block) else value.owner.operation.parent
+    while parent is not None:
+        current = parent.operation
+        if current == op:
+            return True
+        parent = current.parent
+    return False
+
+
+def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
+    """The number of the operand that a generic only rearranges; None for one that computes.
+
+    `through`: ops that don't count, such as "arith.extf".
+    """
+    if op.name != "linalg.generic" or is_fill(op):
+        return None
+    generic = Generic(op)
+    ops = list(generic.body.operations)
+    if not generic.is_elementwise or len(ops) != 1 + (ops[0].name in through):
+        return None
+    moved = (i for i, argument in enumerate(generic.body.arguments) if argument == ops[0].operands[0])
+    source = next(moved, generic.num_inputs)
+    return source if source < generic.num_inputs else None
+
+
+def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = ()) -> tuple[Value, list[Form]] | None:
+    """The buffer that `value` only rearranges, with the index form of each of its axes.
+
+    None when anything but `through` is computed on the way.
+    """
+    owner = value.owner
+    if isinstance(owner, ir.Block):
+        return value, list(forms)
+    source = moved_operand(owner.operation, through)
+    if source is None:
+        return None
+    generic = Generic(owner.operation)
+    loop: list[Form] = [{}] * generic.rank
+    for expr, form in zip(generic.output_map(value).results, forms, strict=True):
+        if isinstance(expr, ir.AffineDimExpr):
+            loop[expr.position] = form
+    return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results], through)
+
+
+def map_elements(value: ir.Value, element: ir.Type, body: Callable[[ir.Value], ir.Value]) -> ir.Value:
+    """`value` with each element through `body`, to elements of type `element`: an identity linalg.generic at the insertion point."""
+    source = ir.RankedTensorType(value.type)
+    kind = ir.RankedTensorType.get(source.shape, element, source.encoding)
+    sizes = [_dim(value, axis) for axis in range(source.rank) if kind.is_dynamic_dim(axis)]
+    empty = ir.Operation.create("tensor.empty", results=[kind], operands=sizes).results[0]
+    identity = ir.AffineMapAttr.get(ir.AffineMap.get_identity(source.rank))
+    made = ir.Operation.create(
+        "linalg.generic",
+        results=[kind],
+        operands=[value, empty],
+        attributes={
+            "indexing_maps": ir.ArrayAttr.get([identity, identity]),
+            "iterator_types": ir.ArrayAttr.get([ir.Attribute.parse("#linalg.iterator_type<parallel>")] * source.rank),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1]),
+        },
+        regions=1,
+    )
+    block = made.regions[0].blocks.append(source.element_type, element)
+    with ir.InsertionPoint(block):
+        ir.Operation.create("linalg.yield", operands=[body(block.arguments[0])])
+    return made.results[0]
+
+
+def _dim(value: ir.Value, axis: int) -> ir.Value:
+    if not isinstance(value.owner, ir.Block) and value.owner.name == "tensor.empty":
+        dynamic = [i for i in range(value.type.rank) if value.type.is_dynamic_dim(i)]
+        return value.owner.operands[dynamic.index(axis)]
+    index = ir.IndexType.get()
+    position = ir.Operation.create("arith.constant", results=[index], attributes={"value": ir.IntegerAttr.get(index, axis)})
+    return ir.Operation.create("tensor.dim", results=[index], operands=[value, position.results[0]]).results[0]

@@ -1,0 +1,137 @@
+"""Reading loops over dispatches: what an scf.for carries, what it stacks, and which of its parts don't need one another.
+
+A loop that runs as dispatches counts from 0 by 1 to a size, and carries tensors of two sorts:
+
+* a state: each turn reads what the turn before made;
+* a stack: each turn writes one slice of it along its first dim, by a tensor.insert_slice marked STACK, and nothing reads it inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, Expr, Shapes, slice_parameters
+
+STACK = "llmos.stack"
+BUFFERS = "llmos.buffers"  # of a call or a loop: where its results go (passes/plan_memory.py)
+ELSEWHERE = -(1 << 32)  # a place that follows from the loop: a slice of a stack
+VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
+
+
+def is_loop(op: ir.Operation) -> bool:
+    """Whether an op is a loop that runs as dispatches: its counter has a name."""
+    return op.name == "scf.for" and COUNTER in op.attributes
+
+
+def root_of(value: ir.Value) -> ir.Value:
+    """The value behind views, whose memory it is."""
+    owner = value.owner
+    if isinstance(owner, ir.Block) or owner.operation.name not in VIEWS:
+        return value
+    return root_of(owner.operation.operands[0])
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A carried tensor of which each turn writes one slice: `source` at place `offset` of the first dim."""
+
+    position: int
+    source: ir.Value  # without views
+    offset: Expr
+    insert: ir.Operation
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One scf.for."""
+
+    op: ir.Operation
+    shapes: Shapes
+
+    @property
+    def block(self) -> ir.Block:
+        return self.op.regions[0].blocks[0]
+
+    @property
+    def counter(self) -> ir.Value:
+        return self.block.arguments[0]
+
+    @property
+    def carried(self) -> list[ir.Value]:
+        return list(self.block.arguments)[1:]
+
+    @property
+    def inits(self) -> list[ir.Value]:
+        return list(self.op.operands)[3:]
+
+    @cached_property
+    def ops(self) -> list[ir.Operation]:
+        return [op.operation for op in self.block.operations]
+
+    @property
+    def calls(self) -> list[ir.Operation]:
+        return [op for op in self.ops if op.name == "func.call"]
+
+    @property
+    def yielded(self) -> list[ir.Value]:
+        """What each turn hands to the next, in the order of the carried tensors."""
+        return list(self.ops[-1].operands)
+
+    @property
+    def num_turns(self) -> Expr:
+        return self.shapes.index(self.op.operands[1])
+
+    @cached_property
+    def stacks(self) -> dict[int, Stacked]:
+        """By position among the carried tensors."""
+        found: dict[int, Stacked] = {}
+        for position, value in enumerate(self.yielded):
+            owner = value.owner
+            if isinstance(owner, ir.Block) or STACK not in owner.operation.attributes:
+                continue
+            insert = owner.operation
+            offsets = slice_parameters(self.shapes, insert, 2)[0]
+            assert offsets is not None
+            found[position] = Stacked(position, root_of(insert.operands[0]), offsets[0], insert)
+        return found
+
+    @property
+    def states(self) -> list[int]:
+        """Positions of the carried tensors that aren't stacks."""
+        return [position for position in range(len(self.yielded)) if position not in self.stacks]
+
+    @cached_property
+    def parts(self) -> list[list[ir.Operation]]:
+        """The calls, in order, in groups that share no value of the loop: each group could run all its turns alone."""
+        groups: list[tuple[set[ir.Value], list[ir.Operation]]] = []
+        for call in self.calls:
+            touched = {self._class_of(value) for value in [*call.operands, *call.results] if self._is_inner(value)}
+            joined = [group for group in groups if group[0] & touched]
+            groups = [group for group in groups if group not in joined]
+            groups.append((touched.union(*[g[0] for g in joined]), [*[op for g in joined for op in g[1]], call]))
+        order = {call: i for i, call in enumerate(self.calls)}
+        parts = [sorted(calls, key=lambda call: order[call]) for _, calls in groups]
+        return sorted(parts, key=lambda calls: order[calls[0]])
+
+    def _is_inner(self, value: ir.Value) -> bool:
+        owner = root_of(value).owner
+        block = owner if isinstance(owner, ir.Block) else owner.operation.block
+        return block == self.block and value != self.counter and isinstance(value.type, ir.RankedTensorType)
+
+    def _class_of(self, value: ir.Value) -> ir.Value:
+        """A value and the carried tensor that it becomes are one."""
+        root = root_of(value)
+        for position, result in enumerate(self.yielded):
+            if root in (root_of(result), self.carried[position]) and position not in self.stacks:
+                return self.carried[position]
+        return root
+
+
+def loops_in(block: ir.Block) -> Iterator[ir.Operation]:
+    """The loops among the ops of a block."""
+    for op in block.operations:
+        if is_loop(op.operation):
+            yield op.operation

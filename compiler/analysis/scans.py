@@ -1,0 +1,51 @@
+"""Reading scans: `tm_tensor.scan`, a running sum, product or extreme along one dimension, each element combined with all before it.
+
+    %0:2 = tm_tensor.scan dimension(1) inclusive(true) ins(%x) outs(%out, %total) { ^bb0(%a, %b): yield %a + %b }
+
+The combination is commutative; the second result, the total, is read by nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr, Shapes
+
+SCAN = "tm_tensor.scan"
+
+
+def is_scan(op: ir.Operation) -> bool:
+    """Whether an op is an inclusive scan of which the running values alone are read."""
+    if op.name != SCAN or not ir.BoolAttr(op.attributes["inclusive"]).value or any(True for _ in op.results[1].uses):
+        return False
+    kinds = [ir.RankedTensorType(value.type).element_type for value in (op.operands[0], op.results[0])]
+    return kinds[0] == kinds[1] and not isinstance(kinds[0], ir.ComplexType)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan."""
+
+    op: ir.Operation
+    shapes: Shapes
+
+    @property
+    def source(self) -> ir.Value:
+        return self.op.operands[0]
+
+    @property
+    def result(self) -> ir.Value:
+        return self.op.results[0]
+
+    @property
+    def axis(self) -> int:
+        return int(ir.IntegerAttr(self.op.attributes["dimension"]).value)
+
+    @property
+    def shape(self) -> tuple[Expr, ...]:
+        return self.shapes.shape(self.source)
+
+    @property
+    def body(self) -> ir.Block:
+        return self.op.regions[0].blocks[0]

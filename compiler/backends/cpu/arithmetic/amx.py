@@ -1,0 +1,113 @@
+"""The matrix tiles of AMX: C[16, 16] += A[16, 32] * B[32, 16] in one instruction, bfloat16 with sums in float32.
+
+A is read in place, B from a panel of pairs (backends/cpu/packing.py), whose layout is that of an AMX operand. The order of additions
+depends on k alone. LLVM allots the tile registers and configures them, each with one shape all through a kernel: so all tiles have 16
+rows, and fewer rows are copied to scratch first (`copy_rows`), where what follows them may hold anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmos.compiler.backends.cpu.arithmetic.f32 import CACHE_LINE, Panel, Strided
+from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.ir.bindings import ir
+
+TILE_ROWS = 16
+TILE_DEPTH = 32  # k of one instruction
+TILE_COLUMNS = 16
+ROW_BYTES = 64
+REGISTERS = 8
+BLOCK_TILES = 2  # tiles of rows that share what is loaded of a panel
+STEP_ROWS = TILE_DEPTH // 2  # rows of pairs of a panel that one step of k takes
+
+
+def multiply_tiles(
+    b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int, onto: bool = False
+) -> None:
+    """out[16 * len(a), columns] = A * B, or += with `onto`. `a`: 16 rows each, one or two; `k`: a multiple of 32; `out_stride`: floats."""
+    tiles = -(-columns // TILE_COLUMNS)
+    most = next(count for count in (4, 3, 2, 1) if len(a) * count + 2 <= REGISTERS and (tiles % count == 0 or tiles > 4))
+    for first in range(0, tiles, most):
+        part = Panel(
+            b.address(panel.base, b.index(first * TILE_COLUMNS), b.i32),
+            panel.stride,
+            panel.align,
+            upcoming=panel.upcoming if first == 0 else None,
+            lines=panel.lines,
+        )
+        count = min(most, tiles - first)
+        _multiply_block(b, a, part, count, k, b.address(out, b.index(first * TILE_COLUMNS), b.f32), out_stride, onto)
+
+
+def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, k: int, out: Value, out_stride: int, onto: bool) -> None:
+    """All of k for len(a) x tiles accumulators, which the registers hold beside one tile of either side."""
+    i16, size = ir.IntegerType.get_signless(16), _shape(b)
+    strides = [b.mul(rows.row_stride, b.index(2)) for rows in a]
+    panel_stride = b.mul(panel.stride, b.index(4))
+    stride = b.index(out_stride * 4)
+    places = [
+        b.address(out, b.index(r * TILE_ROWS * out_stride + tile * TILE_COLUMNS), b.f32) for r in range(len(a)) for tile in range(tiles)
+    ]
+    start = [_intrinsic(b, "tileloadd64", [*size, at, stride]) if onto else _intrinsic(b, "tilezero", size) for at in places]
+    with b.loop(b.index(0), b.index(k // TILE_DEPTH), b.index(1), start) as loop:
+        _ask_ahead(b, panel, loop.iv)
+        right = b.address(panel.base, b.mul(loop.iv, b.mul(panel.stride, b.index(STEP_ROWS))), b.i32)
+        made, order = list(loop.args), list(range(tiles))
+        loaded: dict[int, Value] = {}
+        for r, rows in enumerate(a):
+            at = b.address(rows.base, b.mul(loop.iv, b.index(TILE_DEPTH)), i16)
+            left = _intrinsic(b, "tileloadd64", [*size, at, strides[r]])
+            for tile in order:
+                if tile not in loaded:
+                    part = b.address(right, b.index(tile * TILE_COLUMNS), b.i32)
+                    loaded[tile] = _intrinsic(b, "tileloadd64", [*size, part, panel_stride])
+                sums = made[r * tiles + tile]
+                made[r * tiles + tile] = _intrinsic(b, "tdpbf16ps", [*size, size[1], sums, left, loaded[tile]])
+            order.reverse()
+            if len(made) + tiles + 1 > REGISTERS:  # only the last one is kept: reading it again is cheaper than fewer accumulators
+                loaded = {order[0]: loaded[order[0]]}
+        loop.yield_(made)
+    for at, total in zip(places, loop.results, strict=True):
+        _intrinsic(b, "tilestored64", [*size, at, stride, total], has_result=False)
+
+
+def copy_rows(b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
+    """`count` rows of k bfloat16 to `target`, so that 16 may be read there. `k`: a multiple of 32."""
+    pair, stride = b.vec(b.i32, ROW_BYTES // 4), k + TILE_DEPTH
+    i16 = ir.IntegerType.get_signless(16)
+    with b.loop(b.index(0), count, b.index(1)) as rows, b.loop(b.index(0), b.index(k), b.index(TILE_DEPTH)) as loop:
+        source = b.address(a.base, b.add(b.mul(rows.iv, a.row_stride), loop.iv), i16)
+        b.store(b.load(source, pair, 2), b.address(target, b.add(b.mul(rows.iv, b.index(stride)), loop.iv), i16), ROW_BYTES)
+    return Strided(target, b.index(stride), b.index(1))
+
+
+def copied_bytes(k: int) -> int:
+    """Of scratch that `copy_rows` needs."""
+    return TILE_ROWS * (k + TILE_DEPTH) * 2
+
+
+def _shape(b: Builder) -> list[Value]:
+    """Rows, and bytes of a row, of every tile."""
+    i16 = ir.IntegerType.get_signless(16)
+    return [b.const(i16, TILE_ROWS), b.const(i16, ROW_BYTES)]
+
+
+def _ask_ahead(b: Builder, panel: Panel, step: Value) -> None:
+    """Ask for the lines of what is read later that belong to one step of k."""
+    if panel.upcoming is None:
+        return
+    at = b.address(panel.upcoming, b.mul(step, b.index(panel.lines * CACHE_LINE)), b.i8)
+    for line in range(panel.lines):
+        b.prefetch(b.address(at, b.index(line * CACHE_LINE), b.i8), level=2)
+
+
+def _intrinsic(b: Builder, name: str, operands: list[Value], has_result: bool = True) -> Value:
+    return b.op(
+        "llvm.call_intrinsic",
+        operands,
+        ir.Type.parse("!llvm.x86_amx") if has_result else None,
+        intrin=ir.StringAttr.get(f"llvm.x86.{name}.internal"),
+        op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
+        operandSegmentSizes=ir.DenseI32ArrayAttr.get([len(operands), 0]),
+    )

@@ -1,0 +1,371 @@
+"""Attention with streaming softmax: no score matrix in memory.
+
+Lanes run over query rows, so scores are computed transposed, S^T[j, i] = sum_d K[j, d] Q^T[d, i]: keys and values are read where they
+are, as broadcast scalars (bfloat16 ones are widened into scratch, a block at a time), only a block of queries is transposed, and the
+softmax over j needs no step across lanes. The running maximum and sum are those of "Online normalizer calculation for softmax" (Milakov
+and Gimelshein, 2018); blocks of j start at multiples of 64, so what else is in a batch, and how far it is padded with masked keys,
+changes no bit of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import sympy
+
+from llmos.compiler.analysis.attention import AttentionParts, parts_of
+from llmos.compiler.analysis.casts import WIDEN
+from llmos.compiler.analysis.generic import Contraction, Form, pure_source
+from llmos.compiler.backends.cpu.arithmetic.f32 import Panel, Strided, TileShape, accumulate, for_row_blocks, row_tiles, store_tile, zeros
+from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.sums import is_long
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
+
+BLOCK = 64  # keys of one step of the streaming softmax
+LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)
+
+
+def attention_in(dispatch: Dispatch) -> AttentionParts:
+    """Read an `attention` dispatch back."""
+    return parts_of([op.operation for op in dispatch.block.operations])
+
+
+class AttentionEmitter:
+    """Emits one attention dispatch."""
+
+    def __init__(self, dispatch: Dispatch, tile: TileShape) -> None:
+        self.dispatch, self.parts = dispatch, attention_in(dispatch)
+        self.shape = TileShape(tile.rows, 2, tile.lanes)
+        self.block_rows = self.shape.columns
+        scores, values = self.parts.scores, self.parts.values
+        shapes = dispatch.shapes
+        self.score_sizes, self.value_sizes = scores.generic.loop_sizes(shapes), values.generic.loop_sizes(shapes)
+        self.score_shape = shapes.shape(scores.generic.op.results[0])
+        self.num_queries = self.score_shape[self.parts.query_axis]
+        self.num_keys = self.score_shape[self.parts.key_axis]
+        self.is_long = is_long(dispatch.table, self.num_keys)  # then each block of keys has sums of its own, which are added
+        self.batch_axes = [axis for axis in range(len(self.score_shape)) if axis not in (self.parts.query_axis, self.parts.key_axis)]
+        self.depth = product([self.score_sizes[d] for d in scores.k])
+        self.value_dims = values.n if self.parts.weights == 0 else values.m
+        self.width = product([self.value_sizes[d] for d in self.value_dims])
+        self.wide_keys = self._is_narrow(scores.generic.inputs[1 - self.parts.query])
+        self.wide_values = self._is_narrow(values.generic.inputs[1 - self.parts.weights])
+
+    @staticmethod
+    def _is_narrow(value: Value) -> bool:
+        """Whether K or V lies in memory as bfloat16: each block is then widened into scratch."""
+        source = pure_source(value, [{}] * len(value.type.shape), through=(WIDEN,))
+        return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
+
+    # -- scratch, in f32 elements
+    def _sizes(self) -> dict[str, Expr]:
+        rows = self.block_rows
+        return {
+            "query": self.depth * rows,
+            "scores": sympy.Integer(BLOCK * rows),
+            "output": self.width * rows,
+            "max": sympy.Integer(rows),
+            "sum": sympy.Integer(rows),
+            "scale": sympy.Integer(rows),
+            "keys": BLOCK * self.depth if self.wide_keys else sympy.S.Zero,
+            "values": BLOCK * self.width if self.wide_values else sympy.S.Zero,
+        }
+
+    def _offsets(self) -> dict[str, Expr]:
+        offsets: dict[str, Expr] = {}
+        position: Expr = sympy.Integer(0)
+        for name, size in self._sizes().items():
+            offsets[name] = sympy.expand(position)
+            position = position + size
+        return {**offsets, "end": sympy.expand(position)}
+
+    def _at(self, name: str) -> Value:
+        return self.frame.b.address(self.frame.scratch, self.frame.evaluator.sizes(self.offsets[name]), self.frame.b.f32)
+
+    def emit(self, module: ir.Module) -> Launch:
+        self.offsets = self._offsets()
+        batch = [self.score_shape[axis] for axis in self.batch_axes]
+        blocks = ceil_div(self.num_queries, self.block_rows)
+        with kernel(module, self.dispatch, lanes=self.shape.lanes) as frame, frame.tiles() as tile:
+            self.frame, b, sizes = frame, frame.b, frame.evaluator.sizes
+            flat, block = split_index(b, sizes, tile, [product(batch), blocks])
+            self.batch = split_index(b, sizes, flat, batch)
+            self.first = b.mul(block, b.index(self.block_rows))
+            self.count = b.minimum(b.index(self.block_rows), b.sub(sizes(self.num_queries), self.first))
+            self._load_queries()
+            self._start()
+            with b.loop(b.index(0), sizes(self.num_keys), b.index(BLOCK)) as loop, frame.evaluator.scope():
+                self._keys(loop.iv, b.minimum(b.index(BLOCK), b.sub(sizes(self.num_keys), loop.iv)))
+            self._finish()
+        return Launch(sympy.expand(product(batch) * blocks), sympy.expand(self.offsets["end"] * 4))
+
+    # -- coordinates
+    def _score_coords(self, i: Coord, j: Coord) -> list[Coord]:
+        coords: list[Coord] = [self.frame.b.index(0)] * len(self.score_shape)
+        for axis, coord in zip(self.batch_axes, self.batch, strict=True):
+            coords[axis] = coord
+        coords[self.parts.query_axis], coords[self.parts.key_axis] = i, j
+        return coords
+
+    def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
+        """Loop point of Q K^T."""
+        loop = self.frame.evaluator.invert(self.parts.scores.out_map, self._score_coords(i, j))
+        for dim in self.parts.scores.k:
+            if self.score_sizes[dim] != 1:
+                loop[dim] = d
+        return loop
+
+    def _value_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
+        """Loop point of P V."""
+        generic = self.parts.values.generic
+        loop = self.frame.evaluator.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
+        for dim in self.value_dims:
+            if self.value_sizes[dim] != 1:
+                loop[dim] = d
+        return loop
+
+    def _strided(
+        self,
+        contraction: Contraction,
+        operand: int,
+        loop: Sequence[Coord],
+        row_dims: Sequence[int],
+        k_dims: Sequence[int],
+        sizes: Sequence[Expr],
+    ) -> Strided:
+        """An operand read in place: its address at `loop`, and the strides of its row and k dims."""
+        ev, b = self.frame.evaluator, self.frame.b
+        generic = contraction.generic
+        forms: list[Form] = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in generic.maps[operand].results]
+        source = pure_source(generic.inputs[operand], forms)
+        assert source is not None, "the pass that forms attention keeps K and V as plain rearrangements"
+        buffer = ev.buffers[source[0]]
+        offset: Coord = b.index(0)
+        strides: dict[int, Expr] = {}
+        for form, stride in zip(source[1], buffer.strides, strict=True):
+            for dim, coefficient in (form or {}).items():
+                offset = ev.coord_add(offset, ev.coord_scale(loop[dim], sympy.expand(stride * coefficient)))
+                strides[dim] = sympy.expand(strides.get(dim, 0) + stride * coefficient)
+        row = sum((strides.get(d, sympy.Integer(0)) for d in row_dims if sizes[d] != 1), sympy.Integer(0))
+        k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
+        return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))
+
+    def _widen(
+        self, name: str, contraction: Contraction, operand: int, extent: Expr, count: Value, point: Callable[[Value, Coord], list[Coord]]
+    ) -> None:
+        """A block of bfloat16 K or V into scratch as float32, [j][d]; `point`: the contraction's loop point of j and d."""
+        b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
+        target = Buffer(self._at(name), b.f32, (), (sympy.S.One,))
+        with b.loop(b.index(0), count, b.index(1)) as rows, ev.scope():
+            start = b.mul(rows.iv, ev.sizes(extent))
+
+            def copy(d: Value) -> None:
+                coords = ev.apply(generic.maps[operand], point(rows.iv, Lane(d)))
+                ev.store(b.splat(ev.value(generic.inputs[operand], coords)), target, [Lane(b.add(start, d))])
+
+            self._over_lanes(extent, copy)
+
+    def _over_lanes(self, extent: Expr, body: Callable[[Value], None]) -> None:
+        """body(first element) for each vector of an extent, the last one under a mask."""
+        b, ev = self.frame.b, self.frame.evaluator
+        high, step = ev.sizes(extent), b.index(b.lanes)
+        whole = b.mul(b.div(high, step), step)
+        with b.loop(b.index(0), whole, step) as loop, ev.scope():
+            body(loop.iv)
+        if not (extent.is_Integer and int(extent) % b.lanes == 0):
+            with b.loop(whole, high, step) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+                body(loop.iv)
+
+    # -- steps
+    def _load_queries(self) -> None:
+        """Q^T of the block into scratch: [d][i]."""
+        b, ev = self.frame.b, self.frame.evaluator
+        generic = self.parts.scores.generic
+        target = self._at("query")
+        with (
+            b.loop(b.index(0), self.count, b.index(1)) as rows,
+            ev.scope(),
+            b.loop(b.index(0), ev.sizes(self.depth), b.index(1)) as loop,
+            ev.scope(),
+        ):
+            point = self._score_loop(b.add(self.first, rows.iv), b.index(0), loop.iv)
+            value = ev.value(generic.inputs[self.parts.query], ev.apply(generic.maps[self.parts.query], point))
+            b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.block_rows)), rows.iv), b.f32), 4)
+
+    def _vectors(self) -> range:
+        return range(self.shape.vectors)
+
+    def _slot(self, name: str, row: Value | None, vector: int) -> Value:
+        b = self.frame.b
+        offset = b.index(vector * self.shape.lanes)
+        return b.address(self._at(name), offset if row is None else b.add(b.mul(row, b.index(self.block_rows)), offset), b.f32)
+
+    def _get(self, name: str, row: Value | None, vector: int) -> Value:
+        return self.frame.b.load(self._slot(name, row, vector), self.frame.b.vec(self.frame.b.f32), self.shape.lanes * 4)
+
+    def _put(self, value: Value, name: str, row: Value | None, vector: int) -> None:
+        self.frame.b.store(value, self._slot(name, row, vector), self.shape.lanes * 4)
+
+    def _start(self) -> None:
+        b = self.frame.b
+        for v in self._vectors():
+            self._put(b.neutral(b.f32, LOWEST), "max", None, v)
+            self._put(b.neutral(b.f32, 0.0), "sum", None, v)
+        with b.loop(b.index(0), self.frame.evaluator.sizes(self.width), b.index(1)) as loop:
+            for v in self._vectors():
+                self._put(b.neutral(b.f32, 0.0), "output", loop.iv, v)
+
+    def _keys(self, first: Value, count: Value) -> None:
+        """One block of keys: scores, running maximum and sum, then the weighted values."""
+        self._scores(first, count)
+        self._rescale(self._logits(first, count))
+        self._exponentials(count)
+        self._weigh(first, count)
+
+    def _scores(self, first: Value, count: Value) -> None:
+        b, ev, scores = self.frame.b, self.frame.evaluator, self.parts.scores
+        key = 1 - self.parts.query
+        key_dims = scores.n if self.parts.query == 0 else scores.m
+        if self.wide_keys:
+            self._widen("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
+        panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
+
+        def block(row: Value, part: TileShape) -> None:
+            with ev.scope():
+                loop = self._score_loop(b.index(0), b.add(first, row), b.index(0))
+                if self.wide_keys:
+                    depth = ev.sizes(self.depth)
+                    keys = Strided(b.address(self._at("keys"), b.mul(row, depth), b.f32), depth, b.index(1))
+                else:
+                    keys = self._strided(scores, key, loop, key_dims, scores.k, self.score_sizes)
+                made = accumulate(b, part, keys, panel, ev.sizes(self.depth), zeros(b, part))
+                store_tile(b, part, made, self._slot("scores", row, 0), self.block_rows)
+
+        for_row_blocks(b, b.index(0), count, row_tiles(self.shape, self.block_rows), block)
+
+    def _logits(self, first: Value, count: Value) -> list[Value]:
+        """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
+        b, ev = self.frame.b, self.frame.evaluator
+        root = self.parts.scores.generic.op.results[0]
+        start = [b.neutral(b.f32, LOWEST) for _ in self._vectors()]
+        with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
+            made: list[Value] = []
+            for v in self._vectors():
+                i = b.add(self.first, b.index(v * self.shape.lanes))
+                score = self._get("scores", loop.iv, v)
+                mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
+                with ev.masked(mask), ev.scope():
+                    self._bind(root, score)
+                    logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
+                    del ev.bound[root]
+                self._put(logit, "scores", loop.iv, v)
+                made.append(self._larger(logit, loop.args[v]))
+            loop.yield_(made)
+        return loop.results
+
+    def _bind(self, tensor: Value, value: Value) -> None:
+        """Take a tensor's element for `value` wherever it is read, until the binding is removed."""
+        self.frame.evaluator.bound[tensor] = lambda _: value
+
+    def _larger(self, a: Value, b: Value) -> Value:
+        """a > b ? a : b, one instruction where arith.maximumf is five; a NaN is left to the exponentials, which all see it."""
+        builder = self.frame.b
+        greater = builder.op("arith.cmpf", [a, b], builder.vec(builder.i1), predicate=ir.IntegerAttr.get(builder.i64, 2))
+        return builder.select(greater, a, b)
+
+    def _rescale(self, block_max: Sequence[Value]) -> None:
+        """The new maximum, and the factor exp(old - new) for what was summed under the old one."""
+        b = self.frame.b
+        for v in self._vectors():
+            old = self._get("max", None, v)
+            new = self._larger(block_max[v], old)
+            scale = b.op("math.exp", [b.binary("arith.subf", old, new)], b.vec(b.f32))
+            self._put(new, "max", None, v)
+            self._put(scale, "scale", None, v)
+            self._put(b.binary("arith.mulf", self._get("sum", None, v), scale), "sum", None, v)
+
+    def _exponentials(self, count: Value) -> None:
+        b = self.frame.b
+        highest = [self._get("max", None, v) for v in self._vectors()]
+        before = [self._get("sum", None, v) for v in self._vectors()]
+        start = [b.neutral(b.f32, 0.0) for _ in before] if self.is_long else before
+        with b.loop(b.index(0), count, b.index(1), start) as loop:
+            made = []
+            for v in self._vectors():
+                weight = b.op("math.exp", [b.binary("arith.subf", self._get("scores", loop.iv, v), highest[v])], b.vec(b.f32))
+                self._put(weight, "scores", loop.iv, v)
+                made.append(b.binary("arith.addf", loop.args[v], weight))
+            loop.yield_(made)
+        for v in self._vectors():
+            self._put(b.binary("arith.addf", before[v], loop.results[v]) if self.is_long else loop.results[v], "sum", None, v)
+
+    def _weigh(self, first: Value, count: Value) -> None:
+        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        panel = Panel(self._at("scores"), b.index(self.block_rows), self.shape.lanes * 4)
+        scale = [self._get("scale", None, v) for v in self._vectors()]
+        if self.wide_values:
+            operand = 1 - self.parts.weights
+            self._widen("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
+
+        def block(row: Value, part: TileShape) -> None:
+            with ev.scope():
+                loop = self._value_loop(b.index(0), first, row)
+                if self.wide_values:
+                    source = Strided(b.address(self._at("values"), row, b.f32), b.index(1), ev.sizes(self.width))
+                else:
+                    source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
+                places = [(b.add(row, b.index(r)), v) for r in range(part.rows) for v in self._vectors()]
+                if self.is_long:
+                    sums = accumulate(b, part, source, panel, count, zeros(b, part))
+                    made = [b.fma(self._get("output", r, v), scale[v], total) for (r, v), total in zip(places, sums, strict=True)]
+                else:
+                    start = [b.binary("arith.mulf", self._get("output", r, v), scale[v]) for r, v in places]
+                    made = accumulate(b, part, source, panel, count, start)
+                store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)
+
+        for_row_blocks(b, b.index(0), ev.sizes(self.width), row_tiles(self.shape, self.block_rows), block)
+
+    def _totals(self) -> list[Value]:
+        """What each row is divided by."""
+        b = self.frame.b
+        totals = [self._get("sum", None, v) for v in self._vectors()]
+        if self.parts.floored or not self.num_keys.is_positive:  # no key at all is a row of zeros too
+            totals = [b.binary("arith.maximumf", total, b.neutral(b.f32, 1.0)) for total in totals]
+        return totals
+
+    def _finish(self) -> None:
+        """Divide by the sums and write rows: lanes change from queries to the head's width."""
+        b, ev = self.frame.b, self.frame.evaluator
+        totals = self._totals()
+        width = ev.sizes(self.width)
+        with b.loop(b.index(0), width, b.index(1)) as loop:
+            for v in self._vectors():
+                self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
+
+        def turned(row: Value, column: Value) -> Value:
+            offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
+            return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
+
+        self._write(turned)
+
+    def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
+        """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""
+        b, ev = self.frame.b, self.frame.evaluator
+        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
+            self._over_lanes(self.width, lambda column: self._write_vector(rows.iv, column, value_at(rows.iv, column)))
+
+    def _write_vector(self, row: Value, column: Value, total: Value) -> None:
+        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        root = values.generic.op.results[0]
+        loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
+        coords = ev.apply(values.out_map, loop)
+        ev.bound[root] = lambda _: total
+        for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
+            at = ev.result_coords(value, root, coords)
+            ev.store(ev.value(value, at), buffer, at)
+        del ev.bound[root]

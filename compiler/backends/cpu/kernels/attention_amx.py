@@ -1,0 +1,244 @@
+"""Attention whose products are AMX's: Q, K and V in bfloat16, scores and softmax in float32, weights rounded to bfloat16.
+
+Scores stay transposed as in backends/cpu/kernels/attention.py, whose softmax this is: S^T = K Q^T, where K is a left side as it lies and
+Q^T the pairs along d that a matrix tile wants, which is Q turned round word by word. O^T = V^T P^T, where two neighbouring rows of P^T make
+the pairs along j. V^T is made of V, for a block of keys: two rows are interleaved to words of (j, j + 1), and words turned round; so even
+columns come in one block and odd ones in another, and O^T has its rows in that order until it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import sympy
+
+from llmos.compiler.analysis.casts import is_widened_argument, widened
+from llmos.compiler.analysis.generic import Contraction, dim_positions
+from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, multiply_tiles
+from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
+from llmos.compiler.backends.cpu.arithmetic.f32 import Panel, Strided, register_tile
+from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter
+from llmos.compiler.backends.cpu.kernels.transpose import transpose
+from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.coordinates import Coord
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernel import Launch
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
+
+WORDS = 16  # pairs of bfloat16 in a vector, and rows that are turned round at once
+LOW_HALF, HIGH_HALF = 0xFFFF, -(1 << 16)
+
+
+class TiledAttentionEmitter(AttentionEmitter):
+    """Emits one attention dispatch that `fits`."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether Q, K and V lie in memory as bfloat16, dense along the head, whose width is a known multiple of what a tile takes."""
+        scores, values, parts = self.parts.scores, self.parts.values, self.parts
+        operands = [(scores, parts.query, scores.k), (scores, 1 - parts.query, scores.k), (values, 1 - parts.weights, self.value_dims)]
+        known = all(size.is_Integer and int(size) % TILE_DEPTH == 0 for size in (self.depth, self.width))
+        return known and all(self._is_dense(*operand) for operand in operands)
+
+    def _is_dense(self, contraction: Contraction, operand: int, dims: tuple[int, ...]) -> bool:
+        generic = contraction.generic
+        sizes = generic.loop_sizes(self.dispatch.shapes)
+        real = [dim for dim in dims if sizes[dim] != 1]
+        return is_widened_argument(generic.inputs[operand]) and dim_positions(generic.maps[operand])[-1:] == real
+
+    # -- scratch, in words of 32 bits
+    def _sizes(self) -> dict[str, Expr]:
+        rows = self.block_rows
+        return {
+            "query": self.depth / 2 * rows,  # [d / 2][i][2]
+            "scores": sympy.Integer(BLOCK * rows),  # [j][i]
+            "weights": sympy.Integer(BLOCK // 2 * rows),  # [j / 2][i][2]
+            "keys": BLOCK * self.depth / 2,  # [j][d]
+            "values": BLOCK * self.width / 2,  # [d][j], even d before odd ones within 32
+            "output": self.width * rows,  # [d][i], in the same order
+            "rows": self.width * rows,  # [i][d]
+            "max": sympy.Integer(rows),
+            "sum": sympy.Integer(rows),
+            "scale": sympy.Integer(rows),
+        }
+
+    def _words(self, name: str, offset: Value) -> Value:
+        return self.frame.b.address(self._at(name), offset, self.frame.b.i32)
+
+    # -- what is read
+    def _row(self, contraction: Contraction, operand: int, point: list[Coord]) -> Value:
+        """Address of an element of Q, K or V."""
+        b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
+        buffer = ev.buffers[widened(generic.inputs[operand])]
+        return b.address(buffer.pointer, ev.locate(buffer, ev.apply(generic.maps[operand], point)), buffer.kind)
+
+    def _load(self, address: Value) -> Value:
+        return self.frame.b.load(address, self.frame.b.vec(self.frame.b.i32, WORDS), 2)
+
+    def _key(self, first: Value, j: Value) -> Value:
+        """Number of a key of the block; the last key's behind the end, where nothing may be read."""
+        b = self.frame.b
+        return b.minimum(b.add(first, j), b.sub(self.frame.evaluator.sizes(self.num_keys), b.index(1)))
+
+    def _groups(self, size: Expr, body: Callable[[Value], None]) -> None:
+        """body(first element) for each 32 of a head."""
+        b, ev = self.frame.b, self.frame.evaluator
+        with b.loop(b.index(0), ev.sizes(size), b.index(TILE_DEPTH)) as loop, ev.scope():
+            body(loop.iv)
+
+    def _load_queries(self) -> None:
+        """Q^T of the block, by pairs: 16 queries by 16 pairs at a time."""
+        b, ev, rows = self.frame.b, self.frame.evaluator, self.block_rows
+        last = b.sub(ev.sizes(self.num_queries), b.index(1))
+
+        def turn(d: Value) -> None:
+            for v in self._vectors():
+                queries = [b.minimum(b.add(self.first, b.index(v * WORDS + i)), last) for i in range(WORDS)]
+                points = [self._score_loop(i, b.index(0), d) for i in queries]
+                loaded = [self._load(self._row(self.parts.scores, self.parts.query, point)) for point in points]
+                for p, pair in enumerate(transpose(b, loaded)):
+                    at = b.add(b.mul(b.div(d, b.index(2)), b.index(rows)), b.index(p * rows + v * WORDS))
+                    b.store(pair, self._words("query", at), 4 * WORDS)
+
+        self._groups(self.depth, turn)
+
+    def _scores(self, first: Value, count: Value) -> None:
+        """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
+        b, ev, depth = self.frame.b, self.frame.evaluator, int(self.depth)
+        with b.loop(b.index(0), b.index(BLOCK), b.index(1)) as rows, ev.scope():
+            for d in range(0, depth, TILE_DEPTH):
+                point = self._score_loop(b.index(0), self._key(first, rows.iv), b.index(d))
+                at = b.add(b.mul(rows.iv, b.index(depth // 2)), b.index(d // 2))
+                b.store(self._load(self._row(self.parts.scores, 1 - self.parts.query, point)), self._words("keys", at), 4 * WORDS)
+        self._multiply("keys", BLOCK, depth, "query", "scores")
+
+    def _multiply(self, left: str, rows: int, k: int, right: str, out: str, onto: bool = False) -> None:
+        """out[rows][i] = left[rows][k] times right[k / 2][i][2], all in scratch."""
+        b, columns = self.frame.b, self.block_rows
+        for row in range(0, rows, TILE_ROWS * BLOCK_TILES):
+            tiles = range(row, row + TILE_ROWS * BLOCK_TILES, TILE_ROWS)
+            a = [Strided(self._words(left, b.index(at * k // 2)), b.index(k), b.index(1)) for at in tiles]
+            panel = Panel(self._at(right), b.index(columns), 4 * WORDS)
+            multiply_tiles(b, a, panel, columns, k, self._words(out, b.index(row * columns)), columns, onto)
+
+    # -- the softmax's weights
+    def _exponentials(self, count: Value) -> None:
+        """Weights of two keys at a time, their sum in float32, and both rounded in one word. Weights behind the last key are 0."""
+        b = self.frame.b
+        half = b.div(b.add(count, b.index(1)), b.index(2))
+        highest = [self._get("max", None, v) for v in self._vectors()]
+        start = [self._get("sum", None, v) for v in self._vectors()]
+        with b.loop(b.index(0), half, b.index(1), start) as loop:
+            made = []
+            j = b.mul(loop.iv, b.index(2))
+            exists = b.compare("slt", b.add(j, b.index(1)), count)
+            for v in self._vectors():
+                pair = [self._weight(j, highest[v], v), self._weight(b.add(j, b.index(1)), highest[v], v)]
+                pair[1] = b.select(exists, pair[1], b.neutral(b.f32, 0.0))
+                self._put_words(_rounded_pair(b, pair), loop.iv, v)
+                made.append(b.binary("arith.addf", b.binary("arith.addf", loop.args[v], pair[0]), pair[1]))
+            loop.yield_(made)
+        for v in self._vectors():
+            self._put(loop.results[v], "sum", None, v)
+        with b.loop(half, b.index(BLOCK // 2), b.index(1)) as rest:
+            for v in self._vectors():
+                self._put_words(b.neutral(b.i32, 0, WORDS), rest.iv, v)
+
+    def _weight(self, j: Value, highest: Value, v: int) -> Value:
+        b = self.frame.b
+        return b.op("math.exp", [b.binary("arith.subf", self._get("scores", j, v), highest)], b.vec(b.f32))
+
+    def _put_words(self, words: Value, pair: Value, v: int) -> None:
+        b = self.frame.b
+        b.store(words, self._words("weights", b.add(b.mul(pair, b.index(self.block_rows)), b.index(v * WORDS))), 4 * WORDS)
+
+    def _weigh(self, first: Value, count: Value) -> None:
+        b, ev = self.frame.b, self.frame.evaluator
+        for keys in range(0, BLOCK, TILE_DEPTH):
+            self._groups(self.width, lambda d, keys=keys: self._turn_values(first, count, keys, d))  # type: ignore[misc]
+        scale = [self._get("scale", None, v) for v in self._vectors()]
+        with b.loop(b.index(0), ev.sizes(self.width), b.index(1)) as loop:
+            for v in self._vectors():
+                self._put(b.binary("arith.mulf", self._get("output", loop.iv, v), scale[v]), "output", loop.iv, v)
+        self._multiply("values", int(self.width), BLOCK, "weights", "output", onto=True)
+
+    def _turn_values(self, first: Value, count: Value, keys: int, d: Value) -> None:
+        """V^T of 32 columns from d on by 32 keys from number `keys` of the block on."""
+        b = self.frame.b
+        i32 = b.i32
+        low: list[Value] = []
+        high: list[Value] = []
+        for pair in range(WORDS):
+            a, c = (self._value_words(first, count, keys + 2 * pair + odd, d) for odd in (0, 1))
+            shift = b.neutral(i32, 16, WORDS)
+            low.append(_join(b, b.binary("arith.andi", a, b.neutral(i32, LOW_HALF, WORDS)), b.binary("arith.shli", c, shift)))
+            high.append(_join(b, b.binary("arith.shrui", a, shift), b.binary("arith.andi", c, b.neutral(i32, HIGH_HALF, WORDS))))
+        for odd, block in enumerate((low, high)):
+            for row, words in enumerate(transpose(b, block)):
+                at = b.add(b.mul(d, b.index(BLOCK // 2)), b.index((odd * TILE_ROWS + row) * BLOCK // 2 + keys // 2))
+                b.store(words, self._words("values", at), 4 * WORDS)
+
+    def _value_words(self, first: Value, count: Value, j: int, d: Value) -> Value:
+        """32 columns of a value; 0 behind the last key."""
+        b = self.frame.b
+        point = self._value_loop(b.index(0), self._key(first, b.index(j)), d)
+        loaded = self._load(self._row(self.parts.values, 1 - self.parts.weights, point))
+        return b.select(b.compare("slt", b.index(j), count), loaded, b.neutral(b.i32, 0, WORDS))
+
+    # -- results
+    def _finish(self) -> None:
+        """Divide by the sums, turn O^T round, put columns in order and write rows."""
+        b, ev = self.frame.b, self.frame.evaluator
+        totals = self._totals()
+
+        def turn(d: Value) -> None:
+            for v in self._vectors():
+                blocks = []
+                for odd in (0, 1):
+                    rows = [self._get("output", b.add(d, b.index(odd * TILE_ROWS + r)), v) for r in range(TILE_ROWS)]
+                    blocks.append(transpose(b, [b.binary("arith.divf", row, totals[v]) for row in rows]))
+                for i, (even, odd) in enumerate(zip(*blocks, strict=True)):
+                    at = b.add(b.index((v * WORDS + i) * int(self.width)), d)
+                    for half in (0, 1):
+                        order = [lane for each in range(8 * half, 8 * half + 8) for lane in (each, WORDS + each)]
+                        mixed = b.op("vector.shuffle", [even, odd], even.type, mask=ir.DenseI64ArrayAttr.get(order))
+                        b.store(mixed, b.address(self._at("rows"), b.add(at, b.index(half * WORDS)), b.f32), 4 * WORDS)
+
+        self._groups(self.width, turn)
+
+        def row_of(row: Value, column: Value) -> Value:
+            at = b.add(b.mul(row, ev.sizes(self.width)), column)
+            return b.load(b.address(self._at("rows"), at, b.f32), b.vec(b.f32), 4 * WORDS)
+
+        self._write(row_of)
+
+
+def _join(b: Builder, low: Value, high: Value) -> Value:
+    return b.binary("arith.ori", low, high)
+
+
+def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
+    """Two vectors of float32 rounded to bfloat16, as words with the first in their low half."""
+    i16 = ir.IntegerType.get_signless(16)
+    halves = b.op(
+        "llvm.call_intrinsic",
+        [pair[1], pair[0]],
+        b.vec(ir.BF16Type.get(), 2 * WORDS),
+        intrin=ir.StringAttr.get("llvm.x86.avx512bf16.cvtne2ps2bf16.512"),
+        op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
+        operandSegmentSizes=ir.DenseI32ArrayAttr.get([2, 0]),
+    )
+    bits = b.op("arith.bitcast", [halves], b.vec(i16, 2 * WORDS))
+    order = [lane for each in range(WORDS) for lane in (each, WORDS + each)]
+    mixed = b.op("vector.shuffle", [bits, bits], bits.type, mask=ir.DenseI64ArrayAttr.get(order))
+    return b.op("vector.bitcast", [mixed], b.vec(b.i32, WORDS))
+
+
+def emit_attention(module: ir.Module, dispatch: Dispatch, target: Target) -> Launch:
+    """Append the kernel of an `attention` dispatch."""
+    tile = register_tile(target.vector_bits)
+    if PairArithmetic.of(target) is PairArithmetic.TILES and (tiled := TiledAttentionEmitter(dispatch, tile)).fits:
+        return tiled.emit(module)
+    return AttentionEmitter(dispatch, tile).emit(module)

@@ -1,0 +1,167 @@
+"""What is known of a contraction before anything is emitted: extents, what is packed or read in place, which dims are walked as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.analysis.casts import WIDEN, widened
+from llmos.compiler.analysis.generic import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
+from llmos.compiler.backends.cpu.arithmetic.amx import TILE_DEPTH
+from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
+from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
+from llmos.compiler.backends.cpu.packing import PANEL, panel_width
+from llmos.compiler.codegen.access import Accesses, group_dims
+from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernel import ceil_div, product
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
+
+
+def contraction_in(dispatch: Dispatch) -> Contraction:
+    """The root of a contraction dispatch."""
+    found = [contraction_of(op) for op in dispatch.ops]
+    return next(c for c in found if c is not None)
+
+
+@dataclass
+class Layout:
+    """What is known of a contraction before anything is emitted. `pairs`: how it multiplies bfloat16; None where it is of float32."""
+
+    dispatch: Dispatch
+    pairs: PairArithmetic | None
+
+    def __post_init__(self) -> None:
+        self.root = contraction_in(self.dispatch)
+        self.generic = self.root.generic
+        self.value = self.generic.op.results[0]
+        self.sizes = self.generic.loop_sizes(self.dispatch.shapes)
+        self.m, self.n, self.k = (self.extent(dims) for dims in (self.root.m, self.root.n, self.root.k))
+        self.batch = [self.sizes[d] for d in self.root.batch]
+        self.weight = self._packed_weight()
+        self.packed = self.weight is not None
+        self.pairs = self._pairs(self.pairs)
+        self.left: Value = widened(self.root.lhs) if self.reads_pairs else self.root.lhs
+        self.left_groups = group_dims(self._trace_left(), self.sizes, self.root.m)
+        outputs = self._trace_outputs()
+        self.m_groups = group_dims(outputs, self.sizes, self.root.m)
+        self.n_groups = group_dims(outputs, self.sizes, self.root.n)
+        self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
+        self.in_place = self._lhs_in_place()
+        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if self.pairs is None and not self.in_place else None
+
+    def extent(self, dims: Sequence[int]) -> Expr:
+        return product([self.sizes[dim] for dim in dims])
+
+    def real(self, dims: Sequence[int]) -> list[int]:
+        """Dims that are not of size 1."""
+        return [dim for dim in dims if self.sizes[dim] != 1]
+
+    def _packed_weight(self) -> Value | None:
+        """The argument behind the right side, if it is a weight that the compiler packed into panels."""
+        source = pure_source(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(WIDEN,))
+        if source is None:
+            return None
+        position = list(self.dispatch.block.arguments).index(source[0])
+        attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
+        return source[0] if "llmos.packed" in ir.DictAttr(attributes) else None
+
+    def _pairs(self, best: PairArithmetic | None) -> PairArithmetic | None:
+        """What the processor's best allows here."""
+        if self.weight is None or not isinstance(self.weight.type.element_type, ir.BF16Type):
+            return None
+        if widened(self.root.lhs) is None or (best is PairArithmetic.TILES and int(self.k) % TILE_DEPTH):
+            return PairArithmetic.WIDENED
+        return best
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the inner loop reads rows in bfloat16."""
+        return self.pairs in (PairArithmetic.DOTS, PairArithmetic.TILES)
+
+    @property
+    def left_kind(self) -> ir.Type:
+        """Element type of the rows that the inner loop reads."""
+        return ir.BF16Type.get() if self.reads_pairs else ir.F32Type.get()
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        if self.dispatch.tiling.columns is not None:
+            return self.dispatch.tiling.columns
+        return panel_width(int(self.n), int(self.k)) if self.n.is_Integer and self.k.is_Integer else PANEL
+
+    @property
+    def row_elements(self) -> Expr:
+        """What a row adds to the memory that a tile reads: windows share theirs with their neighbours."""
+        if self.windows is None:
+            return self.k
+        share = sympy.together(product(self.dispatch.shapes.shape(self.windows.source)) / (self.m * product(self.batch)))
+        return sympy.ceiling(share) if share.is_number else self.k
+
+    @property
+    def panel_rows(self) -> Expr:
+        """Vectors of 32-bit words down a panel."""
+        return ceil_div(self.k, 2) if self.pairs is not None else self.k
+
+    def _trace_right(self) -> Accesses:
+        accesses = Accesses(self.dispatch)
+        if not self.packed:
+            accesses.trace_map(self.root.rhs, self.root.rhs_map)
+        return accesses
+
+    def _trace_left(self) -> Accesses:
+        accesses = Accesses(self.dispatch)
+        accesses.trace_map(self.root.lhs, self.root.lhs_map)
+        return accesses
+
+    def _trace_outputs(self) -> Accesses:
+        """Memory accesses of the epilogue, by loop dims of the root."""
+        accesses = Accesses(self.dispatch)
+        forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.root.out_map.results]
+        accesses.ignore(self.value, forms)
+        for value in self.dispatch.results:
+            own = self._forms_of(value, forms)
+            accesses.leaves.append((self.dispatch.shapes.shape(value), list(own)))
+            accesses.trace(value, own)
+        return accesses
+
+    def _forms_of(self, value: Value, root_forms: list[dict[int, int]]) -> list[dict[int, int]]:
+        """Index forms of an epilogue's output in terms of the root's dims, following the maps between."""
+        if value == self.value:
+            return root_forms
+        generic = Generic(value.owner.operation)
+        for operand, affine in zip(generic.inputs, generic.maps, strict=False):
+            if not reaches(operand, self.value):
+                continue
+            inner = self._forms_of(operand, root_forms)
+            loop: list[dict[int, int]] = [{} for _ in range(generic.rank)]
+            for expr, form in zip(affine.results, inner, strict=True):
+                if isinstance(expr, ir.AffineDimExpr):
+                    loop[expr.position] = form
+            return [loop[e.position] if isinstance(e, ir.AffineDimExpr) else {} for e in generic.output_map(value).results]
+        raise AssertionError("an epilogue that doesn't use the contraction")
+
+    def _lhs_in_place(self) -> bool:
+        """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
+        operand = self.left
+        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.left_kind or len(self.left_groups) > 1:
+            return False
+        shape = self.dispatch.shapes.shape(operand)
+        axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]
+        k = self.real(self.root.k)
+        sizes = [size for size in shape if size != 1]
+        return bool(k) and axes[len(axes) - len(k) :] == k and sizes[len(axes) - len(k) :] == [self.sizes[d] for d in k]
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether the accumulator's initial value is a constant 0."""
+        owner = self.generic.inits[0].owner
+        scalar = fill_value(owner.operation) if not isinstance(owner, ir.Block) and is_fill(owner.operation) else None
+        source = scalar.owner if scalar is not None else None
+        if source is None or isinstance(source, ir.Block) or source.name != "arith.constant":
+            return False
+        return bool(ir.FloatAttr(source.attributes["value"]).value == 0.0)

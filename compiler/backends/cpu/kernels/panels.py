@@ -1,0 +1,101 @@
+"""The right side of a contraction that no weight is: each tile copies a panel of it to scratch, with its prologue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout
+from llmos.compiler.backends.cpu.kernels.epilogue import Points
+from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
+from llmos.compiler.codegen.evaluate import Evaluator
+from llmos.compiler.codegen.kernel import split_index
+from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.ir.symbolic import Expr
+
+
+def over_lanes(ev: Evaluator, extent: Expr, point: Callable[[Coord], None]) -> None:
+    """Call `point` over an extent by vectors, the last one under a mask."""
+    b = ev.b
+    high, width = ev.sizes(extent), b.index(b.lanes)
+    whole = b.mul(b.div(high, width), width)
+    with b.loop(b.index(0), whole, width) as loop, ev.scope():
+        point(Lane(loop.iv))
+    if extent.is_Integer and int(extent) % b.lanes == 0:
+        return
+    with b.loop(whole, high, width) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+        point(Lane(loop.iv))
+
+
+@contextmanager
+def nest(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterator[dict[int, Coord]]:
+    """Loops over some of the root's dims, outermost first; gives their counters."""
+    b = ev.b
+    counters: dict[int, Coord] = {}
+    with ExitStack() as stack:
+        for dim in dims:
+            loop = stack.enter_context(b.loop(b.index(0), ev.sizes(sizes[dim]), b.index(1)))
+            stack.enter_context(ev.scope())
+            counters[dim] = loop.iv
+        yield counters
+
+
+def flat_index(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int], counters: dict[int, Coord]) -> Value:
+    """The row-major number of a point of some dims."""
+    b, flat = ev.b, ev.b.index(0)
+    for dim in dims:
+        flat = b.add(b.mul(flat, ev.sizes(sizes[dim])), counters[dim])
+    return flat
+
+
+@dataclass(frozen=True)
+class PanelCopier:
+    """Emits the copy of one panel to `base`, as [k][width]. Columns past the end hold anything: no output reads them."""
+
+    points: Points
+    base: Value
+
+    @property
+    def _layout(self) -> Layout:
+        return self.points.layout
+
+    def copy(self, first: Value) -> None:
+        """The columns from `first` on.
+
+        Columns that can't be walked as one (the pixels of several image rows) are copied run by run, each within one row.
+        """
+        ev, layout = self.points.frame.evaluator, self._layout
+        b, size, groups = ev.b, ev.sizes, layout.right_groups
+        end = b.minimum(b.add(first, b.index(layout.width)), size(layout.n))
+        if len(groups) <= 1:
+            self._run(b.index(0), {}, first, b.sub(end, first))
+            return
+        width = size(layout.extent(groups[-1]))
+        row, last = b.div(first, width), b.div(b.sub(end, b.index(1)), width)
+        with b.loop(row, b.add(last, b.index(1)), b.index(1)) as loop, ev.scope():
+            start = b.mul(loop.iv, width)
+            low = b.binary("arith.maxsi", start, first)
+            extents = [layout.extent(group) for group in groups[:-1]]
+            outer = {group[-1]: index for group, index in zip(groups, split_index(b, size, loop.iv, extents), strict=False)}
+            self._run(b.sub(low, first), outer, b.sub(low, start), b.sub(b.minimum(b.add(start, width), end), low))
+
+    def _run(self, column: Value, outer: dict[int, Coord], first: Value, length: Value) -> None:
+        """Neighbouring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
+        ev, layout = self.points.frame.evaluator, self._layout
+        b, groups = ev.b, layout.right_groups
+        target = Buffer(self.base, b.f32, (), (sympy.S.One,))
+        k_dims = layout.real(layout.root.k)
+        width = layout.extent(groups[-1]) if groups else sympy.S.One
+        longest = min(layout.width, int(width)) if width.is_Integer else layout.width
+        pieces = [(b.index(at), b.tail_mask(b.sub(length, b.index(at)))) for at in range(0, longest, b.lanes)]
+        with nest(ev, layout.sizes, k_dims) as counters:
+            row = b.add(b.mul(flat_index(ev, layout.sizes, k_dims, counters), b.index(layout.width)), column)
+            for at, mask in pieces:
+                n = {**outer, **({groups[-1][-1]: Lane(b.add(first, at))} if groups else {})}
+                with ev.masked(mask):
+                    value = b.splat(ev.value(layout.root.rhs, ev.apply(layout.root.rhs_map, self.points.at(n=n, k=counters))))
+                    ev.store(value, target, [Lane(b.add(row, at))])

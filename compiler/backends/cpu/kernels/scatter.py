@@ -1,0 +1,325 @@
+"""Kernels of scatters: a tile copies a part of the tensor, then makes the updates that fall into it, in order. In place nothing is copied.
+
+Tiles share the coordinates that loop counters are (compiler/analysis/scatters.py), and blocks of the first axis whose coordinate data
+gives: of the few that there are, each reads all places and leaves out what isn't its own. No two tiles write one element, and each
+element's updates come in the order of the loops, so the bits depend on no thread. Every place that data gives is checked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import sympy
+
+from llmos.compiler.analysis.scatters import Scatter, scatter_of
+from llmos.compiler.codegen.builder import Value, byte_width
+from llmos.compiler.codegen.coordinates import Coord, Lane
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.indices import is_in_range
+from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.updates import IN_PLACE
+from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
+
+COLUMNS, FEW_COLUMNS = 1024, 32  # of one tile, along the last axis: where all are written at one place, and each at its own
+BLOCKS = 16  # of one axis, at most
+WORTH = 16  # elements that a block copies for each place that it reads in vain
+
+
+def emit_scatter(module: ir.Module, dispatch: Dispatch) -> Launch:
+    """Append the kernel of a `scatter` dispatch."""
+    found = next(s for s in (scatter_of(op) for op in dispatch.ops) if s is not None)
+    return _Emitter(dispatch, found).emit(module)
+
+
+@dataclass
+class _Emitter:
+    dispatch: Dispatch
+    scatter: Scatter
+
+    # -- the grid
+    @cached_property
+    def shape(self) -> tuple[Expr, ...]:
+        return self.dispatch.shapes.shape(self.scatter.base)
+
+    @cached_property
+    def bounds(self) -> list[Expr]:
+        return [self.dispatch.shapes.index(bound) for bound in self.scatter.bounds]
+
+    @cached_property
+    def lane_loop(self) -> int | None:
+        """The loop that runs along the last axis."""
+        last = len(self.shape) - 1
+        return next((loop for loop, axis in self.scatter.free_axes.items() if axis == last), None)
+
+    @cached_property
+    def outer(self) -> dict[int, int]:
+        """The other free loops, with their axes: each tile has one coordinate of each."""
+        return {loop: axis for loop, axis in self.scatter.free_axes.items() if loop != self.lane_loop}
+
+    @cached_property
+    def ordered(self) -> list[int]:
+        return [loop for loop in range(len(self.bounds)) if loop not in self.scatter.free_axes]
+
+    @cached_property
+    def inner_axes(self) -> list[int]:
+        """What a tile walks: every axis but those of `outer`."""
+        return [axis for axis in range(len(self.shape)) if axis not in self.outer.values()]
+
+    @cached_property
+    def divided(self) -> int | None:
+        """The axis that is taken in blocks: the first whose coordinate is not a counter."""
+        return next((axis for axis in self.inner_axes if axis not in self.scatter.free_axes.values()), None)
+
+    @cached_property
+    def chunk(self) -> int:
+        """Columns of a tile."""
+        return COLUMNS if self.steps.is_place_uniform else FEW_COLUMNS
+
+    @cached_property
+    def chunks(self) -> Expr:
+        return ceil_div(self.shape[-1], self.chunk) if self.lane_loop is not None else sympy.S.One
+
+    @cached_property
+    def blocks(self) -> Expr:
+        """As many as each has more to copy than places to read in vain."""
+        if self.divided is None or not self.steps.is_place_uniform:
+            return sympy.S.One
+        places = product([self.bounds[loop] for loop in self.ordered])
+        elements = product([self.shape[axis] for axis in self.inner_axes])
+        worth = sympy.floor(elements / (WORTH * sympy.Max(1, places)))
+        return sympy.Max(1, sympy.Min(BLOCKS, worth, self.shape[self.divided]))
+
+    def emit(self, module: ir.Module) -> Launch:
+        extents = [self.shape[axis] for axis in self.outer.values()]
+        with kernel(module, self.dispatch) as self.frame, self.frame.tiles() as tile:
+            b, size = self.frame.b, self.frame.evaluator.sizes
+            self.b, self.ev, self.size = b, self.frame.evaluator, size
+            *at, block, chunk = split_index(b, size, tile, [*extents, self.blocks, self.chunks])
+            self.at = dict(zip(self.outer, at, strict=True))
+            self.columns = self._columns(chunk) if self.lane_loop is not None else None
+            self.block = self._block(block)
+            if not self._is_in_place:
+                self._copy()
+            with self._in_turn():
+                self._updates(self.ordered, dict(self.at))
+        return Launch(sympy.expand(product(extents) * self.blocks * self.chunks))
+
+    def _columns(self, number: Value) -> tuple[Value, Value]:
+        b, size = self.b, self.size(self.shape[-1])
+        if self.chunks == 1:
+            return b.index(0), size
+        low = b.mul(number, b.index(self.chunk))
+        return low, b.minimum(b.add(low, b.index(self.chunk)), size)
+
+    def _block(self, number: Value) -> tuple[Value, Value]:
+        """The tile's part of the divided axis."""
+        b = self.b
+        if self.divided is None or self.blocks == 1:
+            return b.index(0), self.size(self.shape[self.divided]) if self.divided is not None else b.index(1)
+        size, blocks = self.size(self.shape[self.divided]), self.size(self.blocks)
+        low, high = (b.div(b.mul(each, size), blocks) for each in (number, b.add(number, b.index(1))))
+        return low, high
+
+    # -- the copy
+    @property
+    def _is_in_place(self) -> bool:
+        """Whether the result lies where the base does."""
+        return IN_PLACE in self.dispatch.func.attributes
+
+    def _copy(self) -> None:
+        """The tile's part of the base."""
+        coords: dict[int, Coord] = {axis: self.at[loop] for loop, axis in self.outer.items()}
+        if self._is_run:
+            self._copy_run(coords)
+        else:
+            self._copy_along(self.inner_axes, coords)
+
+    @property
+    def _is_run(self) -> bool:
+        """Whether the part lies together in memory, in the base as in the result."""
+        first = self.divided
+        dense = self.scatter.base in self.ev.buffers and self.chunks == 1
+        return (
+            dense and first is not None and all(axis >= first for axis in self.inner_axes) and all(a < first for a in self.outer.values())
+        )
+
+    def _copy_run(self, coords: dict[int, Coord]) -> None:
+        b, source, target = self.b, self.ev.buffers[self.scatter.base], self.frame.outputs[0]
+        assert self.divided is not None
+        low, high = self.block
+        start = [*[coords[axis] for axis in range(self.divided)], low, *[b.index(0)] * (len(self.shape) - self.divided - 1)]
+        width = byte_width(self.scatter.base.type.element_type)
+        count = b.mul(b.sub(high, low), self.size(sympy.expand(target.strides[self.divided] * width)))
+        addresses = []
+        for buffer in (target, source):
+            offset = self.ev.locate(buffer, start)
+            assert not isinstance(offset, Lane)
+            addresses.append(b.address(buffer.pointer, b.mul(offset, b.index(width)), b.i8))
+        b.op("llvm.intr.memcpy", [*addresses, count], None, isVolatile=ir.BoolAttr.get(False))
+
+    def _copy_along(self, axes: Sequence[int], coords: dict[int, Coord]) -> None:
+        if not axes:
+            self._copy_point(coords)
+            return
+        axis, *rest = axes
+        low, high = self._range(axis)
+        if axis == len(self.shape) - 1:
+            size = self.shape[axis]
+            static = int(size) if size.is_Integer and self.chunks == 1 and axis != self.divided else None
+            lane_loop(self.frame, low, high, lambda at, _: self._copy_point({**coords, axis: at}), [], static)
+            return
+        with self.b.loop(low, high, self.b.index(1)) as loop, self.ev.scope():
+            self._copy_along(rest, {**coords, axis: loop.iv})
+
+    def _copy_point(self, coords: dict[int, Coord]) -> list[Value]:
+        at = [coords[axis] for axis in range(len(self.shape))]
+        self.ev.store(self.ev.value(self.scatter.base, at), self.frame.outputs[0], at)
+        return []
+
+    def _range(self, axis: int) -> tuple[Value, Value]:
+        if axis == self.divided:
+            return self.block
+        if axis == len(self.shape) - 1 and self.columns is not None:
+            return self.columns
+        return self.b.index(0), self.size(self.shape[axis])
+
+    # -- the updates
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Where the tile's coordinates are ones that updates have."""
+        b = self.b
+        short = [loop for loop, axis in self.outer.items() if not self._fills(loop, axis)]
+        if not short:
+            yield
+            return
+        inside = [b.compare("slt", self.at[loop], self.size(self.bounds[loop])) for loop in short]
+        condition = inside[0]
+        for each in inside[1:]:
+            condition = b.binary("arith.andi", condition, each)
+        with b.when(condition), self.ev.scope():
+            yield
+
+    def _fills(self, loop: int, axis: int) -> bool:
+        """Whether a loop runs at least as far as its axis."""
+        return bool(self.dispatch.table.bounds(self.bounds[loop] - self.shape[axis])[0] >= 0)
+
+    def _updates(self, loops: Sequence[int], at: dict[int, Coord]) -> None:
+        """Every update of the tile, in order."""
+        if loops:
+            with self.b.loop(self.b.index(0), self.size(self.bounds[loops[0]]), self.b.index(1)) as loop, self.ev.scope():
+                self._updates(loops[1:], {**at, loops[0]: loop.iv})
+            return
+        values: dict[Value, Coord] = {self.scatter.counters[loop]: coord for loop, coord in at.items()}
+        self._compute(values, self.steps.uniform)
+        if self.columns is None:
+            with self._checked(values):
+                self._write(values)
+        elif self.steps.is_place_uniform:
+            with self._checked(values):
+                lane_loop(self.frame, *self._columns_with_updates(), lambda lane, _: self._update_lanes(values, lane), [], None)
+        else:
+            with self.b.loop(*self._columns_with_updates(), self.b.index(1)) as loop, self.ev.scope():
+                own = {**values, self.lane_counter: loop.iv}
+                self._compute(own, self.steps.moving)
+                with self._checked(own):
+                    self._write(own)
+
+    def _columns_with_updates(self) -> tuple[Value, Value]:
+        assert self.columns is not None and self.lane_loop is not None
+        low, high = self.columns
+        bound = self.bounds[self.lane_loop]
+        return low, high if bound == self.shape[-1] else self.b.minimum(high, self.size(bound))
+
+    def _update_lanes(self, values: dict[Value, Coord], lane: Coord) -> list[Value]:
+        own = {**values, self.lane_counter: lane}
+        self._compute(own, self.steps.moving)
+        self._write(own)
+        return []
+
+    @property
+    def lane_counter(self) -> Value:
+        assert self.lane_loop is not None
+        return self.scatter.counters[self.lane_loop]
+
+    @cached_property
+    def steps(self) -> _Steps:
+        return _Steps.of(self.scatter, self.lane_counter if self.lane_loop is not None else None)
+
+    def _compute(self, values: dict[Value, Coord], ops: Sequence[ir.Operation]) -> None:
+        for op in ops:
+            self.ev.body_op(op, values, [])
+
+    @contextmanager
+    def _checked(self, values: dict[Value, Coord]) -> Iterator[None]:
+        """Where the place of an update is inside, and the tile's own; an error where it is outside."""
+        b, table = self.b, self.dispatch.table
+        valid: list[Value] = []
+        own: list[Value] = []
+        for axis, at in enumerate(self.scatter.place):
+            if any(at == self.scatter.counters[loop] and axis == free for loop, free in self.scatter.free_axes.items()):
+                continue
+            place = self.ev.lanes_of(self.ev.operand(at, values))
+            if not is_in_range(at, self.shape[axis], table):
+                place = b.op("llvm.freeze", [place], place.type)
+                values[at] = place
+                valid.append(b.compare("ult", place, self.size(self.shape[axis])))
+            if axis == self.divided and self.blocks != 1:
+                low, high = self.block
+                own.append(b.compare("ult", b.sub(place, low), b.sub(high, low)))
+        if valid:
+            with b.when(b.binary("arith.xori", self._all(valid), b.const(b.i1, 1))):
+                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.ev.error, 4)
+        if not valid and not own:
+            yield
+            return
+        with b.when(self._all([*valid, *own])), self.ev.scope():
+            yield
+
+    def _all(self, conditions: Sequence[Value]) -> Value:
+        return functools.reduce(functools.partial(self.b.binary, "arith.andi"), conditions)
+
+    def _write(self, values: dict[Value, Coord]) -> None:
+        """One update, or one a lane, at a place that was checked."""
+        out = self.frame.outputs[0]
+        at = [self.ev.operand(place, values) for place in self.scatter.place]
+        for op in self.steps.combining:
+            if op.name == "tensor.extract" and op.operands[0] == self.scatter.held:
+                values[op.results[0]] = self.ev.load(out, at)
+            else:
+                self.ev.body_op(op, values, [])
+        self.ev.store(self.ev.lanes_of(self.ev.operand(self.scatter.insert.operands[0], values)), out, at)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The ops of one update by what they need: nothing that moves with the lanes, the lane, the element that is there."""
+
+    uniform: tuple[ir.Operation, ...]
+    moving: tuple[ir.Operation, ...]
+    combining: tuple[ir.Operation, ...]
+    is_place_uniform: bool
+
+    @classmethod
+    def of(cls, scatter: Scatter, lane: Value | None) -> _Steps:
+        combining = _behind(scatter.body, {scatter.held})
+        moving = [op for op in _behind(scatter.body, {lane}) if op not in combining] if lane is not None else []
+        uniform = [op for op in scatter.body if op not in combining and op not in moving]
+        shifting = {result for op in moving for result in op.results}
+        return cls(tuple(uniform), tuple(moving), tuple(combining), not any(at in shifting for at in scatter.place))
+
+
+def _behind(body: Sequence[ir.Operation], values: set[Value]) -> list[ir.Operation]:
+    """The ops that depend on any of some values."""
+    reached, found = set(values), []
+    for op in body:
+        if any(operand in reached for operand in op.operands):
+            reached.update(op.results)
+            found.append(op)
+    return found

@@ -1,0 +1,232 @@
+"""Loops over dispatches: one kernel that runs every turn, calling the kernels of its body.
+
+The body's tensors are pointers that the turns hand on: a state lies in one of two slots in turn, or in the slice of a stack that was just
+written, so nothing is copied. The kernels find the counter behind the program's symbols in their dims.
+
+A turn whose dispatches are small calls them on its own thread: a fork and join would cost more than it saves. Then, or where there are
+not many more threads, each independent part of the loop (the two directions of a layer) is a tile and runs all its turns by itself. Else
+the loop is one tile, on the thread of the caller, and launches what is large over the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import sympy
+
+from llmos.compiler.analysis.loops import BUFFERS, ELSEWHERE, Loop, root_of
+from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
+from llmos.compiler.codegen.kernel import Kernel, Launch, address_of, call_pointer, product
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, Expr, SymbolTable
+from llmos.runtime.native.abi import CONTEXT_LAUNCH, CONTEXT_THREADS
+
+NUM_THREADS = sympy.Symbol("llmos.threads", integer=True, positive=True)
+NOT_PROFILED = -1  # as the number of a dispatch: its time is part of the loop's
+SMALL_NS = 10_000  # a dispatch that takes longer on one thread is worth a fork and join (1 to 3 us) in every turn
+
+
+@dataclass(frozen=True)
+class LoopLayout:
+    """The pointers that the host hands to a loop's kernel, in order: context, externals, slots, stacks; then room for the last states."""
+
+    externals: tuple[Value, ...]  # values made outside: what the calls read, and the states before the first turn
+    slots: tuple[int, ...]
+    stacks: tuple[int, ...]  # positions among the carried tensors
+    states: tuple[int, ...]
+
+    @classmethod
+    def of(cls, loop: Loop) -> LoopLayout:
+        operands = [root_of(v) for call in loop.calls for v in call.operands if isinstance(v.type, ir.RankedTensorType)]
+        operands += [root_of(loop.inits[position]) for position in loop.states]
+        inner = {*loop.carried, *[result for op in loop.ops for result in op.results]}
+        slots = {place for call in loop.calls for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS]) if place != ELSEWHERE}
+        changing = [p for p in loop.states if root_of(loop.yielded[p]) != loop.carried[p]]
+        return cls(tuple(dict.fromkeys(v for v in operands if v not in inner)), tuple(sorted(slots)), tuple(loop.stacks), tuple(changing))
+
+    @property
+    def first_state(self) -> int:
+        return 1 + len(self.externals) + len(self.slots) + len(self.stacks)
+
+    @property
+    def num_pointers(self) -> int:
+        return self.first_state + len(self.states)
+
+
+@dataclass
+class LoopEmitter:
+    """Emits the kernel of one loop. `costs_ns`: what each dispatch of the body takes on one thread, by its name."""
+
+    module: ir.Module
+    name: str
+    loop: Loop
+    table: SymbolTable
+    kernels: Mapping[str, Kernel]
+    costs_ns: Mapping[str, Expr]
+    pointers: dict[Value, Value] = field(default_factory=dict)
+
+    def emit(self) -> Launch:
+        self.layout = LoopLayout.of(self.loop)
+        self.counter = self.table.parse(ir.StringAttr(self.loop.op.attributes[COUNTER]).value)
+        launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
+        self.largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
+        self.num_tiles = self._num_tiles()
+        with self._function() as (buffers, dims, begin, end, self.scratch):
+            self._enter(buffers, dims)
+            with self.b.loop(begin, end, self.b.index(1)) as tile:
+                for part in range(len(self.loop.parts)):
+                    self._part_of_tile(part, tile.iv)
+            ir.Operation.create("func.return", operands=[self.b.load(self.error, self.b.i32, 4)])
+        return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
+
+    def _num_tiles(self) -> Expr:
+        """One for each part where all that a turn does is small, or there are fewer threads than twice the parts; else one."""
+        parts = len(self.loop.parts)
+        if parts == 1:
+            return sympy.S.One
+        are_small = sympy.floor(sympy.Integer(SMALL_NS) / sympy.Max(1, self.largest))
+        are_enough = sympy.floor(sympy.Integer(2 * parts - 1) / NUM_THREADS)
+        return sympy.expand(1 + (parts - 1) * sympy.Min(1, are_small + are_enough))
+
+    @contextmanager
+    def _function(self) -> Iterator[Sequence[Value]]:
+        ptr, i64, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(64), ir.IntegerType.get_signless(32)
+        kind = ir.FunctionType.get([ptr, ptr, i64, i64, ptr], [i32])
+        with ir.InsertionPoint(self.module.body):
+            func = ir.Operation.create(
+                "func.func", regions=1, attributes={"sym_name": ir.StringAttr.get(self.name), "function_type": ir.TypeAttr.get(kind)}
+            )
+        block = func.regions[0].blocks.append(*kind.inputs)
+        with ir.InsertionPoint(block):
+            self.b = Builder(block, 1)
+            self.b.set_anchor(ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, 0)}))
+            yield list(block.arguments)
+
+    def _enter(self, buffers: Value, dims: Value) -> None:
+        """Load the symbols and pointers; the kernels inside get dims of their own, which hold the counter too."""
+        b, layout = self.b, self.layout
+        with b.at_entry():
+            known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.sizes)}
+            self.buffers, self.dims = buffers, b.stack(len(self.table.names))
+            for i, symbol in enumerate(self.table.sizes):
+                b.store(known[symbol.expr], b.address(self.dims, b.index(i), b.i64), 8)
+            given = [b.load(b.address(buffers, b.index(i), b.ptr), b.ptr, 8) for i in range(layout.first_state)]
+            self.context, given = given[0], given[1:]
+            threads = b.load(b.address(self.context, b.index(CONTEXT_THREADS), b.i8), b.i64, 8)
+            self.sizes = Sizes(b, {**known, NUM_THREADS: threads})
+            self.pointers = dict(zip(layout.externals, given, strict=False))
+            given = given[len(layout.externals) :]
+            self.slots = dict(zip(layout.slots, given, strict=False))
+            self.stacks = dict(zip(layout.stacks, given[len(layout.slots) :], strict=True))
+            self.arrays = {call: b.stack(len(call.operands) + len(call.results)) for call in self.loop.calls}
+            self.error = b.stack(1)
+        b.store(b.const(b.i32, 0), self.error, 4)
+
+    # -- parts
+    def _part_of_tile(self, part: int, tile: Value) -> None:
+        b = self.b
+        if len(self.loop.parts) == 1:
+            self._turns(part)
+            return
+        with b.when(b.binary("arith.ori", self._is_alone(), b.compare("eq", tile, b.index(part)))):
+            self._turns(part)
+
+    def _is_alone(self) -> Value:
+        """Whether one tile runs all parts, and so may launch."""
+        return self.b.compare("eq", self.sizes(self.num_tiles), self.b.index(1))
+
+    def _turns(self, part: int) -> None:
+        """Every turn of one part; the pointers of its last states go to the host."""
+        b, loop = self.b, self.loop
+        calls = loop.parts[part]
+        made = {result for call in calls for result in call.results}
+        states = [p for p in self.layout.states if root_of(loop.yielded[p]) in made]
+        for call in calls:
+            self._store_fixed(call)
+        start = [self.pointers[root_of(loop.inits[p])] for p in states]
+        position = [symbol.expr for symbol in self.table.names].index(self.counter)
+        outside = dict(self.pointers)
+        with b.loop(b.index(0), self.sizes(loop.num_turns), b.index(1), start) as turns:
+            b.store(turns.iv, b.address(self.dims, b.index(position), b.i64), 8)
+            self.pointers.update({loop.carried[p]: pointer for p, pointer in zip(states, turns.args, strict=True)})
+            self.pointers.update({loop.carried[p]: self._init(p) for p in loop.states if p not in self.layout.states})
+            for call in calls:
+                self._call(call, turns.iv)
+            turns.yield_([self.pointers[root_of(loop.yielded[p])] for p in states])
+        self.pointers = outside
+        for p, last in zip(states, turns.results, strict=True):
+            b.store(last, b.address(self.buffers, b.index(self.layout.first_state + self.layout.states.index(p)), b.ptr), 8)
+
+    def _init(self, position: int) -> Value:
+        return self.pointers[root_of(self.loop.inits[position])]
+
+    # -- calls
+    def _store_fixed(self, call: ir.Operation) -> None:
+        """The pointers that are the same in every turn."""
+        b = self.b
+        for i, value in enumerate(_tensors(call)):
+            if root_of(value) in self.pointers:
+                b.store(self.pointers[root_of(value)], b.address(self.arrays[call], b.index(i), b.ptr), 8)
+
+    def _call(self, call: ir.Operation, turn: Value) -> None:
+        b, array, tensors = self.b, self.arrays[call], _tensors(call)
+        for i, value in enumerate(tensors):
+            if root_of(value) not in self.layout.externals:
+                b.store(self.pointers[root_of(value)], b.address(array, b.index(i), b.ptr), 8)
+        places = list(ir.DenseI64ArrayAttr(call.attributes[BUFFERS]))
+        for i, result in enumerate(call.results):
+            self.pointers[result] = self._place(result, places[2 * i], places[2 * i + 1], turn)
+            b.store(self.pointers[result], b.address(array, b.index(len(tensors) + i), b.ptr), 8)
+        code = self._run(call)
+        with b.when(b.compare("ne", code, b.const(b.i32, 0))):
+            b.store(code, self.error, 4)
+
+    def _place(self, result: Value, even: int, odd: int, turn: Value) -> Value:
+        b = self.b
+        if even == ELSEWHERE:
+            return self._slice(result, turn)
+        if even == odd:
+            return self.slots[even]
+        is_odd = b.compare("ne", b.binary("arith.andi", turn, b.index(1)), b.index(0))
+        return b.select(is_odd, self.slots[odd], self.slots[even])
+
+    def _slice(self, result: Value, turn: Value) -> Value:
+        """The slice of a stack that this turn writes; its place is linear in the counter."""
+        b, loop = self.b, self.loop
+        stack = next(each for each in loop.stacks.values() if each.source == result)
+        start = stack.offset.subs(self.counter, 0)
+        step = sympy.expand(stack.offset - start) / self.counter
+        at = b.add(self.sizes(sympy.expand(start)), b.mul(self.sizes(sympy.expand(step)), turn))
+        kind = ir.RankedTensorType(stack.insert.results[0].type).element_type
+        stride = self.sizes(product(loop.shapes.shape(stack.insert.results[0])[1:]) * byte_width(kind))
+        return b.address(self.stacks[stack.position], b.mul(at, stride), b.i8)
+
+    def _run(self, call: ir.Operation) -> Value:
+        """The dispatch on this thread or, if it is large, over the pool; its code."""
+        b, kernel, array = self.b, self.kernels[_callee(call)], self.arrays[call]
+        tiles, scratch = kernel.launch.num_tiles, kernel.launch.scratch_bytes
+
+        def here() -> Value:
+            arguments = [array, self.dims, b.index(0), self.sizes(tiles), self.scratch]
+            return b.op("func.call", arguments, b.i32, callee=ir.FlatSymbolRefAttr.get(kernel.name))
+
+        def over_pool() -> Value:
+            launch = b.load(b.address(self.context, b.index(CONTEXT_LAUNCH), b.i8), b.ptr, 8)
+            arguments = [self.context, address_of(b, kernel.name), array, self.dims, self.sizes(tiles), self.sizes(scratch)]
+            return call_pointer(b, launch, [*arguments, b.const(b.i32, NOT_PROFILED)], b.i32)
+
+        cost = self.costs_ns[_callee(call)]
+        if tiles == 1 or (cost.is_Integer and cost <= SMALL_NS):
+            return here()
+        is_large = b.compare("sgt", self.sizes(cost), b.index(SMALL_NS))
+        return b.choose(b.binary("arith.andi", is_large, self._is_alone()), b.i32, over_pool, here)
+
+
+def _tensors(call: ir.Operation) -> list[Value]:
+    return [value for value in call.operands if isinstance(value.type, ir.RankedTensorType)]
+
+
+def _callee(call: ir.Operation) -> str:
+    return str(ir.FlatSymbolRefAttr(call.attributes["callee"]).value)

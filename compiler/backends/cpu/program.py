@@ -1,0 +1,199 @@
+"""From dispatch functions to one module of kernels and the host function, for one target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sympy
+
+from llmos.compiler.analysis.casts import widened
+from llmos.compiler.analysis.generic import Generic, is_fill
+from llmos.compiler.analysis.loops import Loop, is_loop
+from llmos.compiler.backends.cpu.arithmetic.f32 import register_tile
+from llmos.compiler.backends.cpu.host import HostEmitter
+from llmos.compiler.backends.cpu.kernels.attention import attention_in
+from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention
+from llmos.compiler.backends.cpu.kernels.contraction import emit_contraction
+from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_window import emit_windowed
+from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise
+from llmos.compiler.backends.cpu.kernels.fallback import emit_fallback
+from llmos.compiler.backends.cpu.kernels.row_reduction import emit_rows
+from llmos.compiler.backends.cpu.kernels.scan import emit_scan
+from llmos.compiler.backends.cpu.kernels.scatter import emit_scatter
+from llmos.compiler.backends.cpu.kernels.sort import emit_sort
+from llmos.compiler.backends.cpu.kernels.winograd import emit_winograd, winograd_work
+from llmos.compiler.backends.cpu.loops import LoopEmitter
+from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.kernel import Kernel, Launch, product
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COUNTER, Expr, Shapes, SymbolTable
+
+Emit = Callable[[ir.Module, Dispatch, Target], Launch]
+
+EMITTERS: Mapping[str, Emit] = {
+    "attention": emit_attention,
+    "contraction": emit_contraction,
+    "windowed": emit_windowed,
+    "winograd": emit_winograd,
+    "row": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "scan": lambda module, dispatch, _: emit_scan(module, dispatch),
+    "sort": lambda module, dispatch, _: emit_sort(module, dispatch),
+    "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
+    "scatter": lambda module, dispatch, _: emit_scatter(module, dispatch),
+    "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a dispatch does, for profiles: floating-point operations and bytes of memory it must touch, over the symbols."""
+
+    flops: Expr
+    num_bytes: Expr
+
+
+@dataclass(frozen=True)
+class LoopUnit:
+    """A loop of the host function, and the dispatches of its body, in order."""
+
+    loop: Loop
+    dispatches: Sequence[Dispatch]
+
+    @property
+    def counter(self) -> str:
+        return str(ir.StringAttr(self.loop.op.attributes[COUNTER]).value)
+
+    @property
+    def name(self) -> str:
+        return f"{self.counter}_loop"
+
+
+@dataclass
+class Program:
+    """The dispatches of a planned module."""
+
+    module: ir.Module
+    table: SymbolTable
+    main: ir.Operation
+    units: list[Dispatch | LoopUnit] = field(default_factory=list)  # in the order of the host function
+
+    @classmethod
+    def of(cls, module: ir.Module) -> Program:
+        table = SymbolTable.of(module)
+        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        main = next(op for op in functions.values() if "sym_visibility" not in op.attributes)
+        shapes = Shapes.of(main, table)
+
+        def called(op: ir.Operation) -> Dispatch:
+            return Dispatch(functions[ir.FlatSymbolRefAttr(op.attributes["callee"]).value], table)
+
+        units: list[Dispatch | LoopUnit] = []
+        for op in main.regions[0].blocks[0].operations:
+            if op.operation.name == "func.call":
+                units.append(called(op.operation))
+            elif is_loop(op.operation):
+                loop = Loop(op.operation, shapes)
+                units.append(LoopUnit(loop, [called(call) for call in loop.calls]))
+        return cls(module, table, main, units)
+
+    @property
+    def dispatches(self) -> list[Dispatch]:
+        """Every dispatch, those in loops included."""
+        return [each for unit in self.units for each in (unit.dispatches if isinstance(unit, LoopUnit) else [unit])]
+
+    @property
+    def loops(self) -> list[LoopUnit]:
+        return [unit for unit in self.units if isinstance(unit, LoopUnit)]
+
+
+def emit_kernels(program: Program, target: Target) -> ir.Module:
+    """A module with one function for each distinct dispatch, and the host function: the `kernels` stage."""
+    with program.module.context, ir.Location.unknown():
+        module = ir.Module.create()
+        kernels: dict[str, Kernel] = {}
+        known: dict[str, Kernel] = {}
+        for dispatch in program.dispatches:
+            text = identity(dispatch)
+            if text not in known:
+                known[text] = Kernel(dispatch.name, EMITTERS[dispatch.kind](module, dispatch, target))
+            kernels[dispatch.name] = known[text]
+        for unit in program.loops:
+            costs = {each.name: _cost_ns(each) for each in unit.dispatches}
+            emitter = LoopEmitter(module, unit.name, unit.loop, program.table, kernels, costs)
+            kernels[unit.counter] = Kernel(unit.name, emitter.emit())
+        HostEmitter(module, program.main, program.table, kernels).emit()
+    return module
+
+
+def identity(dispatch: Dispatch) -> str:
+    """A dispatch's text without its name: equal for dispatches that one kernel serves."""
+    return str(dispatch.func).replace(f"@{dispatch.name}(", "@_(", 1)
+
+
+def _cost_ns(dispatch: Dispatch) -> Expr:
+    """About what a dispatch takes on one thread: 100 flops a ns of a contraction, 10 of others, and 40 bytes a ns."""
+    work = describe_work(dispatch)
+    flops = work.flops / (100 if dispatch.kind in ("contraction", "windowed", "winograd") else 10)
+    return sympy.expand(sympy.floor(sympy.together(flops + work.num_bytes / 40)))
+
+
+def describe_loop(unit: LoopUnit) -> Work:
+    """Arithmetic and traffic of all turns."""
+    works = [describe_work(dispatch) for dispatch in unit.dispatches]
+    flops, num_bytes = (sum(parts, sympy.S.Zero) for parts in ([w.flops for w in works], [w.num_bytes for w in works]))
+    return Work(sympy.expand(unit.loop.num_turns * flops), sympy.expand(unit.loop.num_turns * num_bytes))
+
+
+def describe_work(dispatch: Dispatch) -> Work:
+    """Arithmetic and traffic of one dispatch: each operand and result once; of a table that is gathered from, what is read."""
+    shapes = dispatch.shapes
+    sizes = [_elements_read(dispatch, value) * _width(value) for value in dispatch.tensors]
+    sizes += [product(shapes.shape(value)) * _width(value) for value in dispatch.results]
+    gathered = [product(shapes.shape(value)) * _width(value) for value in _gathered(dispatch)]
+    written = product(shapes.shape(dispatch.results[0])) * _width(dispatch.results[0])
+    num_bytes = sum(sizes, sympy.Integer(0)) - sum(gathered, sympy.Integer(0)) + written * len(gathered)
+    if dispatch.kind == "winograd":
+        flops, more_bytes = winograd_work(dispatch)
+        return Work(flops, sympy.expand(num_bytes + more_bytes))
+    return Work(sympy.expand(_flops(dispatch)), sympy.expand(num_bytes))
+
+
+def _elements_read(dispatch: Dispatch, tensor: ir.Value) -> Expr:
+    """All of a tensor, or the slices of it that are taken."""
+    users = list({use.owner.operation for use in tensor.uses})
+    slices = [op.results[0] for op in users if op.name == "tensor.extract_slice"]
+    whole = product(dispatch.shapes.shape(tensor))
+    return whole if len(slices) < len(users) or not slices else sum((product(dispatch.shapes.shape(v)) for v in slices), sympy.S.Zero)
+
+
+def _width(value: ir.Value) -> int:
+    return max(1, int(getattr(ir.RankedTensorType(value.type).element_type, "width", 64)) // 8)
+
+
+def _gathered(dispatch: Dispatch) -> list[ir.Value]:
+    found: dict[ir.Value, None] = {}
+    for op in dispatch.block.operations:
+        if op.name == "linalg.generic":
+            tables = [inner.operands[0] for inner in Generic(op.operation).body.operations if inner.name == "tensor.extract"]
+            found.update({widened(table) or table: None for table in tables})
+    return [value for value in found if value in dispatch.tensors]
+
+
+def _flops(dispatch: Dispatch) -> Expr:
+    if dispatch.kind == "attention":
+        parts = attention_in(dispatch)
+        return sum((2 * product(c.generic.loop_sizes(dispatch.shapes)) for c in (parts.scores, parts.values)), sympy.Integer(0))
+    if dispatch.kind == "contraction":
+        return 2 * product(contraction_in(dispatch).generic.loop_sizes(dispatch.shapes))
+    total: Expr = sympy.Integer(0)
+    for op in dispatch.ops:
+        if op.name == "linalg.generic" and not is_fill(op):
+            generic = Generic(op)
+            if dispatch.kind == "windowed" and generic.is_elementwise:
+                continue  # an epilogue, as of a contraction
+            arithmetic = sum(1 for inner in generic.body.operations if inner.name.endswith("f") or inner.name.startswith("math."))
+            total += arithmetic * product(generic.loop_sizes(dispatch.shapes))
+    return total

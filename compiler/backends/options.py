@@ -1,0 +1,94 @@
+"""What a user asks of a compile, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
+from llmos.runtime.errors import UserError
+
+PRECISIONS = ("fp32", "bf16")
+
+# Extensions of what a compile passes through, in order (docs/passes.md); any can be saved, and be the input of a later run.
+STAGES = ("linalg.mlir", "fused.mlir", "kernels.mlir", "ll", "o", "so", "llmos")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of one compile.
+
+    precision: arithmetic of contractions, "fp32" or "bf16".
+    target: "portable", "native" or names of targets; the backend checks them (compiler/backends/cpu/target.py).
+    dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
+    sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
+    bind: inputs of an ONNX model that become constants.
+    random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
+    name: name of the model in the artifact; "" takes it from the source.
+    from_stage, stop_after: extensions of STAGES; "" for the whole way.
+    dump_ir: folder for numbered dumps of the IR after every pass that changed it.
+    repro: folder for what reproduces a compiler error; None writes nothing.
+    jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
+    cache: whether compiled code is kept for later runs (LLMOS_CACHE).
+    certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
+    winograd: whether convolutions may be computed by Winograd's algorithm, which rounds a little more (docs/codegen.md).
+    budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
+    tune: seconds of a measured search for shapes of tiles, on this machine; None: the analytic model's.
+    tilings: what a measured search chose for some dispatches (compiler/ir/tiling.py); others are left to the analytic model.
+    """
+
+    precision: str = "fp32"
+    target: str = "portable"
+    dynamic: tuple[str, ...] = ()
+    sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
+    bind: Mapping[str, float | int] = field(default_factory=dict)
+    random: str = ""
+    name: str = ""
+    from_stage: str = ""
+    stop_after: str = ""
+    dump_ir: Path | None = None
+    repro: Path | None = Path("repro")
+    jobs: int = 0
+    cache: bool = True
+    certificate: bool = True
+    winograd: bool = True
+    budget: float | None = None
+    tune: float | None = None
+    tilings: Tilings = NO_TILINGS
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        for name in (*self.dynamic, *self.sizes):
+            if not name.isidentifier():
+                raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
+        if self.random and not self.random.isidentifier():
+            raise UserError(f"the seed's name {self.random!r} is not a name: letters, digits and _")
+        if len(set(self.dynamic)) != len(self.dynamic):
+            raise UserError(f"dynamic dimensions are named twice: {', '.join(self.dynamic)}")
+        for name, size in self.sizes.items():
+            low, high = size if isinstance(size, tuple) else (size, size)
+            if not 1 <= low <= high:
+                raise UserError(f"dynamic dimension {name}: a size is 1 or more, and a range goes up; not {size}")
+        for option, stage in (("--from", self.from_stage), ("--stop-after", self.stop_after)):
+            if stage:
+                _one_of(option, stage, STAGES)
+        if self.from_stage and self.stop_after and STAGES.index(self.stop_after) <= STAGES.index(self.from_stage):
+            raise UserError(f"--stop-after {self.stop_after} comes before what --from {self.from_stage} makes")
+        if self.budget is not None and not (0 <= self.budget < math.inf):
+            raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
+        if self.tune is not None and not (0 < self.tune < math.inf):
+            raise UserError(f"--tune {self.tune}: give the seconds that the search may take, such as 30")
+        if self.jobs < 0:
+            raise UserError(f"jobs must be 0 or more, not {self.jobs}")
+
+
+def _one_of(option: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value in choices:
+        return
+    close = difflib.get_close_matches(value, choices, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
+    raise UserError(f"{option} has no {value!r}; {hint}")

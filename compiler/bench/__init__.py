@@ -1,0 +1,1 @@
+"""`llmos bench`: an artifact against other engines, on this machine, in one run."""

@@ -1,0 +1,71 @@
+"""The driver's ears in a backend: progress, saved stages, and the end where --stop-after wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, write_sidecar, write_stage
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.support.progress import Progress
+from llmos.passes import Pass
+from llmos.runtime.errors import UserError
+
+
+class Watcher(CompileObserver):
+    """Saves the stage `stop_after` at `stem`, and every stage to the folder `dump` where it is given.
+
+    What it wrote for `stop_after` is in `written`; StageReached ends the compile once all of `num_targets` are there.
+    """
+
+    def __init__(self, progress: Progress, sidecar: Sidecar, stem: Path, stop_after: str, dump: Path | None, num_targets: int) -> None:
+        self._progress = progress
+        self._sidecar = sidecar
+        self._record: CompiledModel | None = None
+        self._stem = stem
+        self._stop_after = stop_after
+        self._dump = dump
+        self._missing = num_targets
+        self.written: list[Path] = []
+        if dump:
+            _make(dump)
+
+    def pass_started(self, index: int, total: int, step: Pass) -> None:
+        self._progress.update(index, total, step.name)
+
+    def code_progress(self, done: int, total: int) -> None:
+        self._progress.update(done, total, f"{done} of {total} objects")
+
+    def described(self, model: CompiledModel) -> None:
+        self._record = model
+        self._progress.phase("code")
+
+    def stage_finished(
+        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
+    ) -> None:
+        if self._dump:
+            self._save(SavedStage(self._dump / self._stem.name, stage, target or ""), content, weights)
+        if stage != self._stop_after:
+            return
+        self.written += self._save(SavedStage(self._stem, stage, target or ""), content, weights)
+        self._missing -= 1
+        if target is None or self._missing == 0:
+            raise StageReached
+
+    def _save(self, saved: SavedStage, content: StageContent, weights: Mapping[str, Weight] | None) -> list[Path]:
+        written = [write_stage(saved, content)]
+        return written + write_sidecar(saved, self._sidecar_of(saved.stage, weights))
+
+    def _sidecar_of(self, stage: str, weights: Mapping[str, Weight] | None) -> Sidecar:
+        own = self._sidecar
+        record = None if stage in MODULE_STAGES else self._record
+        current = record.weights if record else weights if weights is not None else own.weights
+        return Sidecar(own.name, current, own.metadata, own.assets, record)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't dump to {folder}: {error.strerror}; give another folder") from error

@@ -1,0 +1,282 @@
+"""The reference interpreter: a program on tensors run op by op, each by MLIR's reference lowering (compiler/execution/reference.py).
+
+Takes what docs/architecture.md calls the linalg stage, and what any pass makes of it up to the planned dispatches. Every intermediate
+value is kept, so that two stages of a compile, or a stage and the compiled code, can be laid side by side. Ops that are alike are
+compiled once, also across programs that share an `OpCache`: the layers of a model, and the stages of its compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype, rounded_to_bfloat16
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import argument_attributes, result_attributes
+from llmos.compiler.ir.weights import Weight
+
+# Cloned into whatever uses them: they hold no numbers of their own.
+_FREE = frozenset({"tensor.empty", "linalg.fill", "arith.constant", "tensor.splat"})
+_NAME = "reference_op"
+FOLD = "fold"  # the function of what passes moved out of the program: its results are weights by their names
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a function that ran, with its tensors."""
+
+    op: ir.Operation
+    operands: tuple[ir.Value, ...]  # all tensors that the op depends on, those behind scalars and in regions included
+    outputs: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run: every tensor value of the function, its steps in order, and what it returned."""
+
+    values: Mapping[ir.Value, np.ndarray]
+    steps: tuple[Step, ...]
+    outputs: tuple[np.ndarray, ...]
+
+
+@dataclass
+class OpCache:
+    """Compiled ops by their text."""
+
+    _functions: dict[str, tuple[CompiledFunctions, str]] = field(default_factory=dict)
+
+    def add(self, wanted: Iterable[str], ctx: ir.Context) -> None:
+        """Compiles what isn't there yet, all at once. Raises UnsupportedError."""
+        missing = [text for text in dict.fromkeys(wanted) if text not in self._functions]
+        if not missing:
+            return
+        named = [text.replace(f"@{_NAME}", f"@op{number}") for number, text in enumerate(missing)]
+        with ctx:
+            compiled = CompiledFunctions(ir.Module.parse("\n".join(named)))
+        self._functions |= {text: (compiled, f"op{number}") for number, text in enumerate(missing)}
+
+    def call(self, text: str, arrays: Sequence[np.ndarray], results: Sequence[Result]) -> list[np.ndarray]:
+        functions, name = self._functions[text]
+        return functions.call(name, arrays, results)
+
+
+@dataclass(frozen=True)
+class _Outlined:
+    """An op as a function of tensors."""
+
+    text: str
+    operands: tuple[ir.Value, ...]
+    results: tuple[Result, ...]
+
+
+def reference_of(module: ir.Module, weights: Mapping[str, Weight | np.ndarray]) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """The module as it is now, as a function of its inputs, whatever passes make of it later."""
+    interpreter = Interpreter(ir.Module.parse(str(module), module.context))
+    return lambda inputs: list(interpreter.run(inputs, weights).outputs)
+
+
+class Interpreter:
+    """Runs the functions of one module, which must stay as it is."""
+
+    def __init__(self, module: ir.Module, cache: OpCache | None = None) -> None:
+        self.module = module
+        self._cache = cache or OpCache()
+        self._functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        self._outlined: dict[ir.Operation, _Outlined] = {}
+
+    @property
+    def main(self) -> ir.Operation:
+        return next(op for op in self._functions.values() if "sym_visibility" not in op.attributes)
+
+    def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray]) -> Trace:
+        """Runs the entry. bfloat16 as uint16. Raises UnsupportedError where upstream can't lower an op."""
+        given = {**weights, **self.folded(weights)}
+        queue = iter([_as_pairs(array) for array in inputs])
+        kinds = argument_attributes(self.main)
+        arguments = [next(queue) if _text(each, "llmos.kind") == "input" else _bound(each, given) for each in kinds]
+        trace = self.run_function(self.main, arguments)
+        dtypes = [_text(each, "llmos.dtype") for each in result_attributes(self.main)]
+        return replace(trace, outputs=tuple(_as_declared(array, dtype) for array, dtype in zip(trace.outputs, dtypes, strict=True)))
+
+    def folded(self, weights: Mapping[str, Weight | np.ndarray]) -> dict[str, np.ndarray]:
+        """The weights that the module's function `fold` computes."""
+        if FOLD not in self._functions:
+            return {}
+        fold = self._functions[FOLD]
+        outputs = self.run_function(fold, [_bound(each, weights) for each in argument_attributes(fold)]).outputs
+        return {_text(each, "llmos.name"): array for each, array in zip(result_attributes(fold), outputs, strict=True)}
+
+    def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray]) -> Trace:
+        """Runs one function on tensors."""
+        block = function.regions[0].blocks[0]
+        steps = [op.operation for op in block.operations if self._is_step(op.operation)]
+        self._prepare(steps)
+        values: dict[ir.Value, np.ndarray] = dict(zip(block.arguments, arguments, strict=True))
+        done = []
+        for op in steps:
+            outlined = self._outlined[op]
+            outputs = self.apply(op, [values[value] for value in outlined.operands])
+            values.update(zip([r for r in op.results if _is_tensor(r)], outputs, strict=True))
+            done.append(Step(op, outlined.operands, tuple(outputs)))
+        returned = list(block.operations)[-1].operands
+        return Trace(values, tuple(done), tuple(self._returned(value, values) for value in returned))
+
+    def apply(self, op: ir.Operation, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One op of a function that ran, on other tensors in the place of `Step.operands`."""
+        outlined = self._outlined[op]
+        return self._cache.call(outlined.text, arrays, outlined.results)
+
+    def _prepare(self, steps: Sequence[ir.Operation]) -> None:
+        fresh = {op: self._outline(op) for op in steps if op not in self._outlined}
+        self._cache.add([each.text for each in fresh.values()], self.module.context)
+        self._outlined |= fresh
+
+    def _is_step(self, op: ir.Operation) -> bool:
+        return op.name not in _FREE and op.name != "func.return" and any(_is_tensor(result) for result in op.results)
+
+    def _returned(self, value: ir.Value, values: dict[ir.Value, np.ndarray]) -> np.ndarray:
+        """A returned value; one that no step made is a constant or a fill."""
+        if value not in values:
+            op = value.owner.operation
+            self._prepare([op])
+            outlined = self._outlined[op]
+            [values[value]] = self.apply(op, [values[each] for each in outlined.operands])
+        return values[value]
+
+    def _outline(self, op: ir.Operation) -> _Outlined:
+        """An op as a function that computes it and the scalars that it needs."""
+        order: list[ir.Operation] = []
+        tensors: dict[ir.Value, None] = {}
+        _need(op, order, tensors)
+        results = [result for result in op.results if _is_tensor(result)]
+        callees = {name: f"{_NAME}_callee{i}" for i, name in enumerate(dict.fromkeys(name for each in order for name in _callees(each)))}
+        with self.module.context, ir.Location.unknown():
+            holder = ir.Module.create()  # the function lives as long as its module
+            function = _function(holder, list(tensors), order, results, callees)
+            texts = [function.get_asm(use_local_scope=True), *[self._callee_text(name, new) for name, new in callees.items()]]
+        return _Outlined("\n".join(texts), tuple(tensors), tuple(Result(len(r.type.shape), element_dtype(r.type)) for r in results))
+
+    def _callee_text(self, name: str, new_name: str) -> str:
+        copy = self._functions[name].clone()
+        _strip(copy)
+        copy.attributes["sym_name"] = ir.StringAttr.get(new_name)
+        if "arg_attrs" in copy.attributes:
+            del copy.attributes["arg_attrs"]
+        return str(copy.get_asm(use_local_scope=True))
+
+
+def _need(op: ir.Operation, order: list[ir.Operation], tensors: dict[ir.Value, None]) -> None:
+    """Puts the op and what is cloned along with it in order, and collects the tensors that it reads."""
+    if op in order:
+        return
+    for value in _captured(op):
+        owner = value.owner
+        if isinstance(owner, ir.Block) or (_is_tensor(value) and owner.operation.name not in _FREE):
+            tensors.setdefault(value)
+        else:
+            _need(owner.operation, order, tensors)
+    order.append(op)
+
+
+def _captured(op: ir.Operation) -> list[ir.Value]:
+    """Operands of an op and of what is inside it, as far as they are made outside."""
+    found: dict[ir.Value, None] = {}
+    inner: set[ir.Value] = set()
+
+    def visit(each: ir.Operation) -> None:
+        for operand in each.operands:
+            if operand not in inner:
+                found.setdefault(operand)
+        inner.update(each.results)
+        for region in each.regions:
+            for block in region.blocks:
+                inner.update(block.arguments)
+                for child in block.operations:
+                    visit(child.operation)
+
+    visit(op)
+    return list(found)
+
+
+def _function(
+    holder: ir.Module, tensors: Sequence[ir.Value], order: Sequence[ir.Operation], results: Sequence[ir.Value], callees: Mapping[str, str]
+) -> ir.Operation:
+    """A public function of tensors with clones of ops."""
+    kind = ir.FunctionType.get([value.type for value in tensors], [result.type for result in results])
+    attributes = {
+        "sym_name": ir.StringAttr.get(_NAME),
+        "function_type": ir.TypeAttr.get(kind),
+        "llvm.emit_c_interface": ir.UnitAttr.get(),
+    }
+    with ir.InsertionPoint(holder.body):
+        function = ir.Operation.create("func.func", regions=1, attributes=attributes)
+    block = function.regions[0].blocks.append(*kind.inputs)
+    mapping: dict[ir.Value, ir.Value] = dict(zip(tensors, block.arguments, strict=True))
+    with ir.InsertionPoint(block):
+        for op in order:
+            copy = op.clone()
+            _adapt(copy, mapping, callees)
+            mapping.update(zip(op.results, copy.results, strict=True))
+        ir.Operation.create("func.return", operands=[mapping[result] for result in results])
+    return function
+
+
+def _adapt(op: ir.Operation, mapping: Mapping[ir.Value, ir.Value], callees: Mapping[str, str]) -> None:
+    """Points a clone, and what is inside it, at the function's own values and callees; attributes of our passes go."""
+    for i, operand in enumerate(op.operands):
+        if operand in mapping:
+            op.operands[i] = mapping[operand]
+    if op.name == "func.call":
+        op.attributes["callee"] = ir.FlatSymbolRefAttr.get(callees[ir.FlatSymbolRefAttr(op.attributes["callee"]).value])
+    _strip(op)
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                _adapt(inner.operation, mapping, callees)
+
+
+def _strip(op: ir.Operation) -> None:
+    """What our passes note on an op would make ops that are alike look different."""
+    for name in [op.attributes[i].name for i in range(len(op.attributes))]:
+        if name.startswith("llmos."):
+            del op.attributes[name]
+
+
+def _callees(op: ir.Operation) -> Iterator[str]:
+    if op.name == "func.call":
+        yield ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield from _callees(inner.operation)
+
+
+def _bound(argument: Mapping[str, ir.Attribute], weights: Mapping[str, Weight | np.ndarray]) -> np.ndarray:
+    """The weight that an argument takes, narrowed where the argument is."""
+    weight = weights[_text(argument, "llmos.name")]
+    array = weight.array if isinstance(weight, Weight) else weight
+    return rounded_to_bfloat16(array) if _text(argument, "llmos.dtype") == "bfloat16" and array.dtype == np.float32 else array
+
+
+def _as_declared(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Unsigned integers and complex numbers, which the module's types don't show, by the dtype that the entry declares."""
+    if dtype.startswith("complex"):
+        return np.ascontiguousarray(array).view(dtype).reshape(array.shape[:-1])
+    return array.view(dtype) if dtype.startswith("uint") else array
+
+
+def _as_pairs(array: np.ndarray) -> np.ndarray:
+    """Complex numbers as the module takes them: [..., 2], real and imaginary part."""
+    if array.dtype.kind != "c":
+        return array
+    return np.ascontiguousarray(array).reshape(*array.shape, 1).view(array.real.dtype)
+
+
+def _text(attributes: Mapping[str, ir.Attribute], key: str) -> str:
+    return str(ir.StringAttr(attributes[key]).value)
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.RankedTensorType)

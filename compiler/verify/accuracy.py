@@ -1,0 +1,232 @@
+"""The certificate: compiled code run beside the reference on recorded inputs, before the artifact is written (docs/proof.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cpu.target import Target, runs_here
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import reference_of
+from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
+from llmos.compiler.frontend.model import ImportedModel, Reference
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.limits import largest_value, machine_bytes
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.support.versions import producer
+from llmos.compiler.verify.samples import Recording, Signature, record, with_sensitivities
+from llmos.runtime.artifact.certificate import FAILED, NOT_RUN, PASSED, Case, Certificate, Finding, RecordedOutput, TargetVerdict
+from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.artifact.manifest import EntrySpec
+from llmos.runtime.errors import BudgetError, UserError
+
+# Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
+FLOAT32_BUDGET, HALF_BUDGET, QUANTIZED_BUDGET = 1e-4, 2e-2, 5e-2
+_ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
+HALF_DIFFERING = 0.25  # integers behind rounded numbers, such as an argmax, may tip over
+
+
+def budget_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Budget:
+    """The budget asked for, or what the model's own arithmetic needs."""
+    dtypes = {weight.dtype for weight in imported.weights.values()}
+    ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
+    inexact = precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
+    default = QUANTIZED_BUDGET if dtypes & {"int8", "uint8"} else HALF_BUDGET if inexact else FLOAT32_BUDGET
+    asked = default if max_error is None else max_error
+    return Budget(asked) if default == FLOAT32_BUDGET else Budget(asked, HALF_DIFFERING)
+
+
+def with_loaded_weights(compiled: CompiledModel) -> CompiledModel:
+    """The same model with its weights in memory: code runs on them, and the artifact is written from them."""
+    return replace(compiled, weights={name: _loaded(weight) for name, weight in compiled.weights.items()})
+
+
+def _loaded(weight: Weight) -> Weight:
+    array = aligned_copy(weight.load())
+    return Weight(weight.dtype, weight.shape, lambda: array)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All that a certificate is made of, but the compiled code: gathered before the passes change the module.
+
+    strict: whether the budget was asked for, and holds whatever the model's own sensitivity is.
+    """
+
+    reference: Reference | None
+    engine: str
+    signature: Signature
+    budget: Budget
+    recordings: tuple[Recording, ...]
+    versions: Mapping[str, str]
+    note: str = ""
+    strict: bool = False
+
+    def certificate(self, compiled: CompiledModel) -> Certificate:
+        """Runs every code variant that this machine runs. Raises BudgetError that names the worst output where one is over budget.
+
+        `compiled` has its weights in memory (`with_loaded_weights`).
+        """
+        if not self.recordings:
+            return self._certificate(())
+        seen: dict[bytes, TargetVerdict] = {}  # targets may share their code
+        certificate = self._certificate([self._run(name, code, compiled, seen) for name, code in compiled.code.items()])
+        if _failed(certificate) and not self.strict and self.reference is not None:
+            sensitive = tuple(with_sensitivities(each, self.reference, self.signature) for each in self.recordings)
+            certificate = replace(self, recordings=sensitive)._certificate(certificate.targets)
+        if _failed(certificate):
+            raise BudgetError(self._complaint(certificate))
+        return certificate
+
+    def _certificate(self, targets: Sequence[TargetVerdict]) -> Certificate:
+        """With each target that ran judged."""
+        made = Certificate(self.engine, self.budget, tuple(map(self._case, self.recordings)), (), self.versions, self.note)
+        judged = [
+            each if each.verdict == NOT_RUN else replace(each, verdict=PASSED if _within(made, each.findings) else FAILED)
+            for each in targets
+        ]
+        return replace(made, targets=tuple(judged))
+
+    def _run(self, name: str, code: bytes, compiled: CompiledModel, seen: dict[bytes, TargetVerdict]) -> TargetVerdict:
+        target = Target.parse(name)
+        if not runs_here(target):
+            return TargetVerdict(name, NOT_RUN, reason=f"the machine that compiled it lacks {_lacking(target)}")
+        if code in seen:
+            return replace(seen[code], target=name)
+        findings = []
+        library, weights = CompiledCode(code), [weight.load() for weight in compiled.weights.values()]
+        for number, recording in enumerate(self.recordings):
+            got = run_entry(library, compiled, weights, recording.inputs, recording.sizes)
+            findings += [Finding(number, *each) for each in self._compare(recording, got)]
+        seen[code] = TargetVerdict(name, PASSED, tuple(findings))
+        return seen[code]
+
+    def _compare(self, recording: Recording, got: Sequence[np.ndarray]) -> Iterator[tuple[str, Deviation]]:
+        for spec, ours, theirs in zip(self.signature.outputs, got, recording.outputs, strict=True):
+            if ours.shape != theirs.shape:
+                raise BudgetError(
+                    f"output {spec.name!r} has the shape {list(ours.shape)} where {self.engine} gives {list(theirs.shape)} "
+                    f"({_at(recording.sizes)}): find out why with `llmos bisect`"
+                )
+            yield spec.name, measure(ours, as_stored(theirs, spec.dtype), spec.dtype, logits=is_logits(spec.name))
+
+    def _case(self, recording: Recording) -> Case:
+        outputs = tuple(
+            RecordedOutput.of(spec.name, spec.dtype, as_stored(array, spec.dtype), is_logits(spec.name), recording.sensitivity(number))
+            for number, (spec, array) in enumerate(zip(self.signature.outputs, recording.outputs, strict=True))
+        )
+        return Case(recording.sizes, recording.recorded_inputs(self.signature.inputs), outputs)
+
+    def _complaint(self, certificate: Certificate) -> str:
+        target, worst = max(
+            ((target.target, each) for target in certificate.targets for each in target.findings),
+            key=lambda pair: _excess(pair[1].deviation, certificate.allowed(pair[1])),
+        )
+        found, allowed = worst.deviation, certificate.allowed(worst)
+        amount = (
+            f"differs in {found.differing:.2%} of its elements, over the budget of {allowed.differing:.2%},"
+            if found.differing is not None
+            else f"is NaN or infinite in {found.unmatched} of its elements where the reference is not, or the other way round,"
+            if found.unmatched
+            else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
+        )
+        return (
+            f"output {worst.output!r} of the compiled model {amount} on {target} ({_at(self.recordings[worst.case].sizes)}, against "
+            f"{self.engine}): find where the error enters with `llmos bisect`, or allow it with --budget"
+        )
+
+
+def _within(certificate: Certificate, findings: Sequence[Finding]) -> bool:
+    return all(each.deviation.within(certificate.allowed(each)) for each in findings)
+
+
+def _failed(certificate: Certificate) -> bool:
+    return any(target.verdict == FAILED for target in certificate.targets)
+
+
+def _excess(found: Deviation, allowed: Budget) -> float:
+    """How many times over its budget."""
+    part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)
+    return part / whole if whole else part and math.inf
+
+
+def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> Proof:
+    """Runs the reference. Where it runs on nothing, that is said, and the certificate will hold no case but say why."""
+    signature = Signature.of(imported.module)
+    note = ""
+    recordings: tuple[Recording, ...] = ()
+    reference = imported.reference
+    try:
+        _require_room(imported.module)
+        reference = reference or reference_of(imported.module, imported.weights)
+        recordings = tuple(record(reference, imported.examples, signature))
+    except UserError as error:
+        note = str(error)
+        say(f"the artifact's certificate is empty: {note}; {_ADVICE}")
+    budget = budget_for(imported, signature, options.precision, options.budget)
+    versions = {"numpy": np.__version__, **producer()}
+    return Proof(reference, engine_of(imported.reference), signature, budget, recordings, versions, note, options.budget is not None)
+
+
+def _require_room(module: ir.Module) -> None:
+    """Raises UserError where one value alone is larger than this machine's memory."""
+    num_bytes, kind = largest_value(module)
+    if num_bytes > machine_bytes():
+        raise UserError(f"a value of type {kind} has {num_bytes:,} bytes, more than this machine's memory")
+
+
+def engine_of(reference: Reference | None) -> str:
+    """What computes a reference's numbers, for people."""
+    return "MLIR's reference lowering" if reference is None else str(getattr(reference, "engine", "torch eager"))
+
+
+def run_entry(
+    code: CompiledCode, compiled: CompiledModel, weights: Sequence[np.ndarray], inputs: Sequence[np.ndarray], sizes: Mapping[str, int]
+) -> list[np.ndarray]:
+    """Outputs of the entry, then what it updates; bfloat16 as uint16. Raises BudgetError where the code reports an error."""
+    entry = compiled.entries[0]
+    given, outputs = given_arrays(entry, inputs), empty_outputs(code, compiled, entry, sizes)
+    status = code.call(entry.symbol, given, outputs, weights)
+    if status:
+        problem = ERRORS.get(status, str(status))
+        raise BudgetError(f"the compiled model reports '{problem}' on inputs that the reference takes ({_at(sizes)}): try `llmos bisect`")
+    return [*outputs, *[given[position] for position in entry.updated]]
+
+
+def given_arrays(entry: EntrySpec, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Dense arrays for a call, of its own where it writes into them."""
+    return [(np.array if i in entry.updated else np.asarray)(array, order="C") for i, array in enumerate(inputs)]
+
+
+def empty_outputs(code: CompiledCode, compiled: CompiledModel, entry: EntrySpec, sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """Arrays of the sizes that the code asks for, poisoned."""
+    dims = iter(
+        code.dims(entry.shapes, [sizes.get(s.name, s.min) for s in compiled.symbols], sum(len(spec.shape) for spec in entry.outputs))
+    )
+    return [poisoned_array([next(dims) for _ in spec.shape], np.dtype(DTYPES[spec.dtype].storage)) for spec in entry.outputs]
+
+
+def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A reference's output in the dtype of the manifest: some references have no bfloat16, or give wider integers."""
+    storage = np.dtype(DTYPES[dtype].storage)
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16)
+    return array if array.dtype == storage else array.astype(storage)
+
+
+def is_logits(name: str) -> bool:
+    """Whether an output is one of logits, by its name."""
+    return "logits" in name.lower()
+
+
+def _lacking(target: Target) -> str:
+    return f"{target.arch} with {', '.join(target.required[-3:])}"
+
+
+def _at(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "static sizes"

@@ -1,0 +1,264 @@
+"""Where an error enters a compile: the front end, a pass and the dispatch that it spoiled, a weight's layout, a kernel, or the memory plan.
+
+The module is interpreted after each pass (compiler/execution/interpreter.py) on recorded inputs. The first stage whose outputs are over
+budget names the pass; the op is found by laying the values before and after that pass side by side (verify/fault_localization.py). Where
+every stage is right, the compiled code runs under watch (verify/checked_run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.cpu.target import Target, runs_here
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import OpCache
+from llmos.compiler.execution.native import CompiledCode, aligned_copy
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.weights import Weight
+from llmos.compiler.verify.accuracy import Proof, as_stored, gather
+from llmos.compiler.verify.checked_run import Observed, Shadow
+from llmos.compiler.verify.fault_localization import Comparison, Side
+from llmos.compiler.verify.samples import Recording
+from llmos.compiler.verify.snapshots import Passed, Runner, Stage, run_passes
+from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.runtime.errors import UserError
+
+CLEAN, FRONT_END, PASS, WEIGHTS, KERNEL, MEMORY, OUTPUTS = "clean", "front end", "pass", "weights", "kernel", "memory plan", "outputs"
+_SHARED = frozenset({"tensor.empty", "tensor.dim"})
+_TIGHTER = 0.1  # of the budget: what is right to that is right, where values are told apart
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bisection found.
+
+    kind: CLEAN, or where the error enters: FRONT_END, PASS (its name in `stage`), WEIGHTS (constants folded or packed at compile time),
+    KERNEL, MEMORY or OUTPUTS (no dispatch is to blame). dispatch: the dispatch or op. source: places in the model that it computes.
+    error: the largest relative error of an output there. history: that error at each stage that was looked at.
+    """
+
+    kind: str
+    stage: str = ""
+    dispatch: str = ""
+    label: str = ""
+    source: tuple[str, ...] = ()
+    error: float = 0.0
+    detail: str = ""
+    history: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """One sentence."""
+        if self.kind == CLEAN:
+            return f"no stage is over budget: the largest error is {self.error:.2g}"
+        where = " in ".join(filter(None, (self.dispatch, self.stage)))
+        named = f" ({self.label})" if self.label and self.label != self.dispatch else ""
+        source = f", from {'; '.join(self.source[:4])}" if self.source else ""
+        detail = f": {self.detail}" if self.detail else ""
+        return f"the error enters in the {self.kind}: {where}{named}{source}{detail}"
+
+
+def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None], cache: OpCache | None = None) -> Verdict:
+    """Compiles a model stage by stage and finds where its outputs leave the reference's. `say` is told what is being looked at.
+
+    `cache`: of an earlier bisection, whose ops need not be compiled again.
+
+    Raises UserError where the reference runs on nothing.
+    """
+    proof = gather(imported, options, say)
+    if not proof.recordings:
+        raise UserError(f"nothing to compare with: {proof.note}")
+    passed = run_passes(imported, options)
+    recording = min(proof.recordings, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
+    with imported.module.context:
+        runner = Runner(recording.inputs, imported.weights, imported.module.context, cache or OpCache())
+        return _Bisection(proof, recording, passed, runner, say).verdict()
+
+
+@dataclass
+class _Bisection:
+    proof: Proof
+    recording: Recording
+    passed: Passed
+    runner: Runner
+    say: Callable[[str], None]
+    history: dict[str, float] = field(default_factory=dict)
+
+    def verdict(self) -> Verdict:
+        stages = self.passed.stages
+        found = self._in_stages(stages) if self._is_wrong(len(stages) - 1) else self._in_code()
+        return replace(found, history=self.history)
+
+    @property
+    def _budget(self) -> Budget:
+        return self.proof.budget
+
+    # -- passes
+    def _is_wrong(self, number: int) -> bool:
+        """Whether the outputs of a stage are over budget."""
+        stage = self.passed.stages[number]
+        self.say(f"interpreting the module after {stage.name}")
+        found = self._deviations(self.runner.trace(self.runner.module(stage.text)).outputs)
+        self.history[f"{number:02} {stage.name}"] = max((each.max_error for each in found), default=0.0)
+        return any(not each.within(self._budget) for each in found)
+
+    def _deviations(self, outputs: Sequence[np.ndarray]) -> list[Deviation]:
+        parts = zip(self.proof.signature.outputs, outputs, self.recording.outputs, strict=True)
+        return [measure(got, as_stored(want, spec.dtype), spec.dtype) for spec, got, want in parts]
+
+    def _in_stages(self, stages: Sequence[Stage]) -> Verdict:
+        """The last stage is wrong: the first wrong one, by halving."""
+        if self._is_wrong(0):
+            return Verdict(
+                FRONT_END, "import", error=self.history["00 import"], detail="the imported module is not what the reference computes"
+            )
+        right, wrong = 0, len(stages) - 1
+        while wrong - right > 1:
+            middle = (right + wrong) // 2
+            right, wrong = (right, middle) if self._is_wrong(middle) else (middle, wrong)
+        step = stages[wrong].made_by
+        assert step is not None
+        self.say(f"comparing the values before and after {step.name}")
+        before, after = self.runner.repeated(stages[right], step)
+        first, second = (Side(functions_of(module), self.runner.trace(module)) for module in (before, after))
+        deviations = self._deviations(second.trace.outputs)
+        worst = max(range(len(deviations)), key=lambda i: deviations[i].max_error)
+        op = Comparison(first, second, self._budget.max_error * _TIGHTER).culprit(worst)
+        name, label, source = self._described(after, op, stages[wrong].text)
+        return Verdict(PASS, step.name, name, label, source, deviations[worst].max_error)
+
+    def _described(self, module: ir.Module, op: ir.Operation | None, text: str) -> tuple[str, str, tuple[str, ...]]:
+        """An op's name, label and places, which only the text with locations knows: the same op there is at the same position."""
+        if op is None:
+            return "", "", ()
+        position = [each.operation for each in op.block.operations].index(op)
+        function = ir.StringAttr(op.parent.operation.attributes["sym_name"]).value
+        located = self.runner.module(text)
+        functions = functions_of(located)
+        ops = [each.operation for each in functions[function].regions[0].blocks[0].operations]
+        return describe(ops[position], functions) if position < len(ops) and ops[position].name == op.name else (op.name, "", ())
+
+    # -- compiled code
+    def _in_code(self) -> Verdict:
+        stages, model = self.passed.stages, self.passed.compiled
+        module = self.runner.module(stages[-1].text)
+        trace = self.runner.trace(module)
+        functions = functions_of(module)
+        wrong_fold = self._wrong_fold(functions)
+        if wrong_fold:
+            return wrong_fold
+        target, data = next(((name, code) for name, code in model.code.items() if runs_here(Target.parse(name))), ("", b""))
+        if not target:
+            raise UserError(f"this machine runs none of {', '.join(model.code)}: bisect with --target native")
+        self.say(f"running the code of {target} beside the interpreter")
+        program = Program.of(module)
+        units = {op: kernel.name for op, kernel in zip(units_of(program.main), model.kernels, strict=True)}
+        shadow = Shadow(program.main, trace, [kernel.name for kernel in model.kernels])
+        weights = [aligned_copy(weight.load()) for weight in model.weights.values()]
+        outputs = shadow.run(CompiledCode(data), model, weights, self.recording.inputs, self.recording.sizes)
+        found = self._deviations(outputs)
+        error = max((each.max_error for each in found), default=0.0)
+        self.history[f"code {target}"] = error
+        places = {name: describe(op, functions) for op, name in units.items()}
+        blamed = blame(shadow.observed, self._budget)
+        if blamed is None:
+            wrong = any(not each.within(self._budget) for each in found)
+            return Verdict(OUTPUTS if wrong else CLEAN, "codegen" if wrong else "", error=error)
+        kind, observed, detail = blamed
+        name, label, source = places[observed.name]
+        if kind == KERNEL:
+            op = next(each for each, unit in units.items() if unit == observed.name)
+            wrong_weight = self._wrong_weight(program, op, weights)
+            kind, detail = (WEIGHTS, wrong_weight) if wrong_weight else (kind, detail)
+        stage = {KERNEL: f"codegen for {target}", WEIGHTS: "packing", MEMORY: "plan-memory"}[kind]
+        return Verdict(kind, stage, name, label, source, error, detail)
+
+    def _wrong_fold(self, functions: Mapping[str, ir.Operation]) -> Verdict | None:
+        """A weight that our own kernels computed at compile time, and wrongly."""
+        texts = [stage.text for stage in self.passed.stages if "llmos.fold" in stage.text]
+        if not texts:
+            return None
+        expected = self.runner.folded(self.runner.module(texts[-1]))
+        for name, array in expected.items():
+            got = self.passed.fused.weights[name]
+            error = measure(got.load(), array, got.dtype).max_error
+            if error > self._budget.max_error * _TIGHTER:
+                return Verdict(WEIGHTS, "fold-weight-computation", name, error=error, detail="computed at compile time by our kernels")
+        return None
+
+    def _wrong_weight(self, program: Program, op: ir.Operation, weights: Sequence[np.ndarray]) -> str:
+        """The weight of a dispatch whose panels don't hold what the weight holds; "" where all do."""
+        arguments = list(program.main.regions[0].blocks[0].arguments)
+        first = len(arguments) - len(weights)
+        for value in op.operands:
+            if value not in arguments or arguments.index(value) < first:
+                continue
+            number = arguments.index(value) - first
+            name = list(self.passed.compiled.weights)[number]
+            plain = self.passed.fused.weights[name.split("#")[0]]
+            if "#packed" in name and not _holds(weights[number], plain, name):
+                return f"{name} is not the weight in panels"
+        return ""
+
+
+def _holds(panels: np.ndarray, weight: Weight, name: str) -> bool:
+    """Whether float32 panels [n/48][k][48] hold a weight, column by column; True for other layouts."""
+    if panels.ndim != 3 or weight.dtype != "float32":
+        return True
+    axes = [[int(axis) for axis in part.split(",") if axis] for part in name.split("#packed[")[1].rstrip("]").split("][")]
+    if len(axes) != 2 or sorted(axes[0] + axes[1]) != list(range(len(weight.shape))):
+        return True
+    matrix = weight.array.transpose(*axes[0], *axes[1]).reshape(-1, panels.shape[1])  # [n, k]
+    columns = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[: len(matrix)]
+    return bool(np.array_equal(columns, matrix, equal_nan=True))
+
+
+def blame(observed: Sequence[Observed], budget: Budget) -> tuple[str, Observed, str] | None:
+    """The first dispatch that is wrong by itself or reads what was overwritten: (kind, dispatch, what happened)."""
+    for each in observed:
+        if each.overwritten:
+            detail = f"{each.overwritten_by} overwrote the result of {each.overwritten} before {each.name} read it"
+            return MEMORY, each, detail
+        if each.alone is not None and each.alone.max_error > budget.max_error:
+            return KERNEL, each, f"off by {each.alone.max_error:.2g} on right operands"
+    return None
+
+
+def describe(op: ir.Operation, functions: Mapping[str, ir.Operation]) -> tuple[str, str, tuple[str, ...]]:
+    """Name, label and places in the model of a dispatch, or of an op that is none."""
+    if op.name != "func.call":
+        return op.name, "", _places([op])
+    name = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+    callee = functions[name]
+    label = ir.StringAttr(callee.attributes["llmos.label"]).value if "llmos.label" in callee.attributes else ""
+    return name, label, _places([each.operation for each in callee.regions[0].blocks[0].operations])
+
+
+def _places(ops: Sequence[ir.Operation]) -> tuple[str, ...]:
+    """The model's own names for what ops compute. Constants, sizes and fills are shared: theirs is the place of their first user."""
+    texts = [
+        str(op.location) for op in ops if op.name.startswith(("linalg.generic", "tensor.", "scf.", "tm_tensor.")) and op.name not in _SHARED
+    ]
+    return tuple(dict.fromkeys(text[5:-2] for text in texts if text.startswith('loc("') and text.endswith('")')))
+
+
+def functions_of(module: ir.Module) -> dict[str, ir.Operation]:
+    """By name."""
+    return {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+
+
+def units_of(main: ir.Operation) -> list[ir.Operation]:
+    """What the host function launches, in the order of the manifest's kernels."""
+    ops = [op.operation for op in main.regions[0].blocks[0].operations]
+    return [op for op in ops if op.name == "func.call" or is_loop(op)]
+
+
+__all__ = ["CLEAN", "FRONT_END", "KERNEL", "MEMORY", "OUTPUTS", "PASS", "WEIGHTS", "Verdict", "bisect", "blame", "describe"]

@@ -1,0 +1,174 @@
+"""A run of compiled code under watch: each dispatch beside the reference interpreter, and the memory between them.
+
+Every dispatch runs twice: on what the dispatches before it left (accumulated), and alone, fed from the reference's values. What a
+dispatch reads must still be what its maker wrote; what nobody reads any more is overwritten with 0xFF (NaN), so that a read of it shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmos.compiler.analysis.loops import is_loop, root_of
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.execution.interpreter import Step, Trace
+from llmos.compiler.execution.native import ERRORS, CompiledCode, Launch, aligned_copy, poisoned_array
+from llmos.compiler.execution.reference import element_dtype
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import COMPUTES
+from llmos.compiler.ir.updates import WITHIN
+from llmos.compiler.verify.accuracy import empty_outputs, given_arrays
+from llmos.runtime.artifact.deviation import Deviation, measure
+from llmos.runtime.errors import BudgetError
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One dispatch: how far its results are from the reference's, run alone and on its predecessors' results; None where it wasn't seen.
+
+    overwritten: the dispatch whose result this one should have read, where something had written over it. non_finite: whether a
+    result holds a NaN or Inf where the reference's has none.
+    """
+
+    name: str
+    alone: Deviation | None
+    accumulated: Deviation | None
+    overwritten: str = ""
+    overwritten_by: str = ""
+    non_finite: bool = False
+
+
+@dataclass
+class Shadow:
+    """Runs the entry of one code variant once; `observed` holds a record for each dispatch after that."""
+
+    main: ir.Operation
+    trace: Trace  # of the planned module on the same inputs
+    names: Sequence[str]  # of the manifest's kernels
+    observed: list[Observed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ops = [op.operation for op in self.main.regions[0].blocks[0].operations]
+        self._units = [op for op in ops if op.name == "func.call" or is_loop(op)]
+        self._steps: Mapping[ir.Operation, Step] = {step.op: step for step in self.trace.steps}
+        self._arguments = set(self.main.regions[0].blocks[0].arguments)
+        returned = list(self.main.regions[0].blocks[0].operations)[-1].operands
+        self._returned = {root_of(value) for value in returned}
+        self._last_use = self._last_uses(ops)
+        self._memory: dict[ir.Value, tuple[int, bytes]] = {}  # where a value lies, and what was written there
+
+    def _last_uses(self, ops: Sequence[ir.Operation]) -> dict[ir.Value, int]:
+        """The number of the last dispatch that reads each value; a size that the host function reads is needed up to the next one."""
+        number = 0
+        last: dict[ir.Value, int] = {}
+        for op in ops:
+            if op in self._units:
+                last |= {root_of(value): number for value in self._operands(op)}
+                number += 1
+            elif COMPUTES in op.attributes:
+                last[root_of(op.operands[0])] = number
+        return last
+
+    def run(
+        self,
+        code: CompiledCode,
+        model: CompiledModel,
+        weights: Sequence[np.ndarray],
+        inputs: Sequence[np.ndarray],
+        sizes: Mapping[str, int],
+    ) -> list[np.ndarray]:
+        """The outputs of the entry, then what it updates. Raises BudgetError where the code reports an error."""
+        entry = model.entries[0]
+        given, outputs = given_arrays(entry, inputs), empty_outputs(code, model, entry, sizes)
+        status = code.call(entry.symbol, given, outputs, weights, self._on_launch)
+        if status:
+            where = self.observed[-1].name if self.observed else "the host function"
+            raise BudgetError(f"the compiled model reports '{ERRORS.get(status, status)}' in {where}")
+        return [*outputs, *[given[position] for position in entry.updated]]
+
+    def _operands(self, op: ir.Operation) -> list[ir.Value]:
+        """Tensors that a dispatch is given; for a loop, what is known to lie in memory before it."""
+        values = [root_of(v) for v in op.operands if isinstance(v.type, ir.RankedTensorType)]
+        return values if op.name == "func.call" else [v for v in self._captured_by(op) if isinstance(v.type, ir.RankedTensorType)]
+
+    def _captured_by(self, op: ir.Operation) -> list[ir.Value]:
+        return [root_of(v) for v in self._steps[op].operands] if op in self._steps else []
+
+    def _on_launch(self, launch: Launch) -> int:
+        if launch.dispatch < 0:  # within a loop
+            return launch.run()
+        op = self._units[launch.dispatch]
+        is_call = op.name == "func.call"
+        lost, by = self._lost(op)
+        alone = self._alone(op, launch) if is_call else None
+        status = launch.run()
+        accumulated, non_finite = self._results(op, launch) if is_call else (None, False)
+        self.observed.append(Observed(self.names[launch.dispatch], alone, accumulated, lost, by, non_finite))
+        self._poison(launch.dispatch)
+        return status
+
+    def _lost(self, op: ir.Operation) -> tuple[str, str]:
+        """The maker of an operand that is no longer what was written, and the last dispatch that wrote there since."""
+        for value in self._operands(op):
+            if value not in self._memory:
+                continue
+            address, written = self._memory[value]
+            if ctypes.string_at(address, len(written)) != written:
+                later = [
+                    v for v, (a, data) in self._memory.items() if v != value and a < address + len(written) and address < a + len(data)
+                ]
+                return self._name_of(value), self._name_of(later[-1]) if later else "a write out of bounds"
+        return "", ""
+
+    def _name_of(self, value: ir.Value) -> str:
+        return self.names[self._units.index(value.owner.operation)]
+
+    def _tensors(self, op: ir.Operation) -> list[ir.Value]:
+        return [v for v in op.operands if isinstance(v.type, ir.RankedTensorType)]
+
+    def _alone(self, op: ir.Operation, launch: Launch) -> Deviation | None:
+        """The dispatch on the reference's values; weights and inputs are the code's own, packed as it wants them."""
+        operands = self._tensors(op)
+        if WITHIN in op.attributes:
+            return None  # alone it would write into what the dispatches behind it read
+        kept = []
+        addresses = []
+        for position, value in enumerate(operands):
+            if root_of(value) in self._arguments:
+                addresses.append(launch.address(position))
+                continue
+            kept.append(aligned_copy(self.trace.values[value]))
+            addresses.append(kept[-1].ctypes.data)
+        expected = self._steps[op].outputs
+        made = [poisoned_array(array.shape, array.dtype) for array in expected]
+        status = launch.run([*addresses, *[array.ctypes.data for array in made]])
+        if status:
+            return Deviation(np.inf, np.inf, 0.0)
+        return _worst(made, expected, [element_dtype(result.type) for result in op.results])
+
+    def _results(self, op: ir.Operation, launch: Launch) -> tuple[Deviation, bool]:
+        """How far the results are from the reference's, and whether one isn't finite where the reference's is."""
+        first, expected = len(self._tensors(op)), self._steps[op].outputs
+        got = []
+        for number, (value, array) in enumerate(zip(op.results, expected, strict=True)):
+            address = launch.address(first + number)
+            data = ctypes.string_at(address, array.nbytes)
+            self._memory = {each: held for each, held in self._memory.items() if each != value and held[0] != address}  # also in place
+            self._memory[value] = (address, data)
+            got.append(np.frombuffer(data, array.dtype).reshape(array.shape))
+        deviation = _worst(got, expected, [element_dtype(result.type) for result in op.results])
+        return deviation, not np.isfinite(deviation.max_error)
+
+    def _poison(self, dispatch: int) -> None:
+        """Fills what nobody reads after a dispatch."""
+        for value in [v for v in self._memory if v not in self._returned and self._last_use.get(v, -1) <= dispatch]:
+            address, data = self._memory.pop(value)
+            ctypes.memset(address, 0xFF, len(data))
+
+
+def _worst(got: Sequence[np.ndarray], want: Sequence[np.ndarray], dtypes: Sequence[str]) -> Deviation:
+    found = [measure(a, b, dtype) for a, b, dtype in zip(got, want, dtypes, strict=True)]
+    return max(found, key=lambda each: each.max_error)

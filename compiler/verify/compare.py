@@ -1,0 +1,97 @@
+"""An artifact beside its source, dispatch by dispatch (docs/proof.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import OpCache
+from llmos.compiler.execution.native import CompiledCode, aligned_copy
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.verify.bisect import describe, functions_of, units_of
+from llmos.compiler.verify.checked_run import Observed, Shadow
+from llmos.compiler.verify.samples import Recording
+from llmos.compiler.verify.snapshots import Runner, run_passes
+from llmos.runtime.artifact.manifest import Manifest
+from llmos.runtime.artifact.reader import Artifact
+from llmos.runtime.device import cpu
+from llmos.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class DispatchRow:
+    """One dispatch: the artifact's beside the interpreter's; errors relative to the result's scale.
+
+    alone: fed with the interpreter's values; None for loops. accumulated: fed with what the artifact's own dispatches gave.
+    """
+
+    number: int
+    name: str
+    label: str
+    source: tuple[str, ...]
+    alone: float | None
+    accumulated: float | None
+    non_finite: bool
+    overwritten: str
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Every dispatch in order, and the artifact's outputs."""
+
+    target: str
+    rows: tuple[DispatchRow, ...]
+    outputs: tuple[np.ndarray, ...]
+
+
+def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
+    """The options that an artifact was compiled with, as far as its passes show them."""
+    names = {str(step).split("{")[0] for step in artifact.manifest.passes}
+    precision = "bf16" if "narrow-activations" in names else "fp32"
+    return CompileOptions(precision=precision, target=target or "native", winograd="winograd" in names, repro=None)
+
+
+def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:
+    """Runs an artifact's code beside the interpreter on one set of inputs. `imported` is its source, as it comes from the front end.
+
+    Raises UserError where the artifact was not made from that source by this compiler.
+    """
+    manifest = artifact.manifest
+    passed = run_passes(imported, options_of(artifact))
+    with imported.module.context:
+        runner = Runner(recording.inputs, imported.weights, imported.module.context, OpCache())
+        module = runner.module(passed.stages[-1].text)
+        main = Program.of(module).main
+        units = units_of(main)
+        functions = functions_of(module)
+        described = [describe(op, functions) for op in units]
+        _check_same(manifest, [name for name, _, _ in described])
+        variant = manifest.code[cpu.choose(manifest, cpu.host(), None)]
+        shadow = Shadow(main, runner.trace(module), [kernel.name for kernel in manifest.kernels])
+        weights = [aligned_copy(array) for array in artifact.weights.values()]
+        model = CompiledModel(manifest.entries, manifest.symbols, {}, manifest.kernels)
+        outputs = shadow.run(CompiledCode(bytes(artifact.member(variant.member))), model, weights, recording.inputs, recording.sizes)
+    rows = [_row(number, *both) for number, both in enumerate(zip(shadow.observed, described, strict=True))]
+    return Compared(variant.target, tuple(rows), tuple(outputs))
+
+
+def _check_same(manifest: Manifest, names: Sequence[str]) -> None:
+    """The first kernels that differ say that the artifact is of something else."""
+    own = [kernel.name for kernel in manifest.kernels if kernel.kind != "loop"]
+    if own != [name for name in names if name != "scf.for"]:
+        raise UserError("the artifact was not compiled from this source with this version and these options: compile it again first")
+
+
+def _row(number: int, seen: Observed, described: tuple[str, str, tuple[str, ...]]) -> DispatchRow:
+    _, label, source = described
+    overwritten = f"{seen.overwritten} by {seen.overwritten_by}" if seen.overwritten else ""
+    alone, accumulated = (each.max_error if each else None for each in (seen.alone, seen.accumulated))
+    return DispatchRow(number, seen.name, label, source, alone, accumulated, seen.non_finite, overwritten)

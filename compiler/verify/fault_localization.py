@@ -1,0 +1,162 @@
+"""Where an error enters: two stages of one program side by side, op by op.
+
+Each op of the stage after a pass is laid beside the op that it comes from, and its values beside that op's. An op comes from the op
+whose place in the text it carries: the stage before the pass was parsed from text, which gives every op a place of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from llmos.compiler.execution.interpreter import Step, Trace
+from llmos.compiler.ir.bindings import ir
+from llmos.runtime.artifact.deviation import measure
+
+_PLACE = re.compile(r'"-":(\d+):(\d+)')
+_VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
+
+
+def place(op: ir.Operation) -> str:
+    """Line and column of the text that an op was parsed from; "" for one that was made later."""
+    found = _PLACE.search(str(op.location))
+    return found.group(0) if found else ""
+
+
+def same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    """Whether two values hold the same numbers: in the same places for one shape, in any order for others (a change of layout)."""
+    if a.size != b.size:
+        return False
+    if a.shape == b.shape:
+        return _close(a, b, tolerance)
+    return _close(np.sort(_plain(a), axis=None), np.sort(_plain(b), axis=None), tolerance)
+
+
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    return measure(_plain(a), _plain(b), "float64").max_error <= tolerance
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """bfloat16 (as uint16, which no other value is) and float32 side by side."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+@dataclass(frozen=True)
+class Side:
+    """One stage with its values."""
+
+    functions: Mapping[str, ir.Operation]
+    trace: Trace
+
+    @cached_property
+    def steps(self) -> dict[ir.Operation, Step]:
+        return {step.op: step for step in self.trace.steps}
+
+    @cached_property
+    def by_place(self) -> dict[str, ir.Operation]:
+        """Ops of the entry by their place in the text."""
+        return {place(step.op): step.op for step in self.trace.steps}
+
+    def value(self, value: ir.Value) -> np.ndarray | None:
+        return self.trace.values.get(value)
+
+    def callee(self, op: ir.Operation) -> ir.Operation | None:
+        return self.functions.get(ir.FlatSymbolRefAttr(op.attributes["callee"]).value) if op.name == "func.call" else None
+
+    def makers(self, op: ir.Operation) -> list[ir.Operation | None]:
+        """The op that makes each tensor result: itself, or what a callee returns."""
+        callee = self.callee(op)
+        if callee is None:
+            return [op] * len(op.results)
+        returned = list(callee.regions[0].blocks[0].operations)[-1].operands
+        return [None if isinstance(value.owner, ir.Block) else value.owner.operation for value in returned]
+
+    def readers(self, op: ir.Operation) -> Iterator[tuple[ir.Operation, ir.Value]]:
+        """Each op that reads a tensor of the entry within `op`, with that tensor: the op itself, or ops of its callee."""
+        callee = self.callee(op)
+        if callee is None:
+            yield from ((op, value) for value in op.operands if value in self.trace.values)
+            return
+        for value, argument in zip(op.operands, callee.regions[0].blocks[0].arguments, strict=True):
+            if value in self.trace.values:
+                yield from ((reader, value) for reader in _uses(argument))
+
+
+def _uses(value: ir.Value) -> Iterator[ir.Operation]:
+    """Ops that read a value, through views."""
+    for use in value.uses:
+        op = use.owner.operation
+        if op.name in _VIEWS:
+            yield from _uses(op.results[0])
+        else:
+            yield op
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The stage before a pass and the one after it."""
+
+    before: Side
+    after: Side
+    tolerance: float
+
+    def culprit(self, wrong: int) -> ir.Operation | None:
+        """The op of the entry after the pass where the error of output `wrong` enters; None where nothing tells."""
+        returned = list(next(iter(self._main.regions[0].blocks)).operations)[-1].operands[wrong]
+        owner = self._maker(returned)
+        if owner is None:
+            return None
+        expected = self.before.trace.outputs[wrong]
+        if self._own_is_right(owner) and self.after.value(returned) is not None and not self._exists_elsewhere(expected):
+            return owner  # it gives what an op before the last one gave
+        return self._first_wrong(owner, set())
+
+    @property
+    def _main(self) -> ir.Operation:
+        return next(op for op in self.after.functions.values() if "sym_visibility" not in op.attributes)
+
+    def _maker(self, value: ir.Value) -> ir.Operation | None:
+        return None if isinstance(value.owner, ir.Block) else value.owner.operation
+
+    def _first_wrong(self, op: ir.Operation, seen: set[ir.Operation]) -> ir.Operation:
+        """From an op whose value is wrong, back to the first one whose operands are all right."""
+        seen.add(op)
+        for value in self.after.steps[op].operands if op in self.after.steps else ():
+            maker = self._maker(value)
+            if maker is None or maker in seen:
+                continue
+            if not self._own_is_right(maker):
+                return self._first_wrong(maker, seen)
+        return self._misled(op) or op
+
+    def _own_is_right(self, op: ir.Operation) -> bool:
+        """Whether every result is what the op that it comes from gave; where that op is unknown, what any op gave."""
+        step = self.after.steps.get(op)
+        if step is None:
+            return True
+        for maker, got in zip(self.after.makers(op), step.outputs, strict=True):
+            origin = self.before.by_place.get(place(maker)) if maker is not None else None
+            known = list(self.before.steps[origin].outputs) if origin is not None else list(self.before.trace.values.values())
+            if not any(same(got, array, self.tolerance) for array in known):
+                return False
+        return True
+
+    def _misled(self, op: ir.Operation) -> ir.Operation | None:
+        """The maker of an operand that is right in itself, but not what `op` read before the pass, where what it read is gone."""
+        for reader, value in self.after.readers(op):
+            origin = self.before.by_place.get(place(reader))
+            maker, got = self._maker(value), self.after.value(value)
+            if origin is None or maker is None or got is None:
+                continue
+            expected = [self.before.trace.values[v] for v in self.before.steps[origin].operands]
+            gone = [array for array in expected if array.size == got.size and not self._exists_elsewhere(array)]
+            if gone and not any(same(got, array, self.tolerance) for array in expected):
+                return maker
+        return None
+
+    def _exists_elsewhere(self, array: np.ndarray) -> bool:
+        return any(same(array, other, self.tolerance) for other in self.after.trace.values.values())

@@ -1,0 +1,237 @@
+"""The inputs that a certificate is made on, and what the reference answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from llmos.compiler.frontend.model import Reference
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.guards import Guard, guards_of
+from llmos.compiler.ir.symbolic import Symbol, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
+from llmos.runtime.artifact.deviation import is_exact, measure, numbers
+from llmos.runtime.artifact.recorded import Recipe, RecordedArray
+from llmos.runtime.errors import UserError
+
+NUM_SIZES = 2  # at which a model with dynamic dims is run, beside the size of its example
+STORED_BYTES = 1 << 16  # inputs of a case up to this size are kept by their bytes
+EXAMPLE_BYTES = 1 << 18  # larger examples only say what values are like
+SAMPLED = 1 << 18  # elements of a larger example that are looked at
+_SMALL_SIZES = ((2, 5, 3, 7), (3, 7, 2, 11))
+_NO_SIZE: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input of the entry: dims are expressions of the symbols' names."""
+
+    name: str
+    dtype: str
+    dims: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """An output of the entry."""
+
+    name: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Inputs of one call, what they were made by where they were made up, and the reference's outputs.
+
+    sensitivities: how far each output moves when float inputs change by one rounding; empty where nobody asked.
+    """
+
+    sizes: Mapping[str, int]
+    inputs: tuple[np.ndarray, ...]
+    recipes: tuple[Recipe | None, ...]
+    outputs: tuple[np.ndarray, ...]
+    sensitivities: tuple[float, ...] = ()
+
+    def sensitivity(self, output: int) -> float:
+        return self.sensitivities[output] if self.sensitivities else 0.0
+
+    def recorded_inputs(self, specs: Sequence[InputSpec]) -> tuple[RecordedArray, ...]:
+        """As the certificate keeps them: by their bytes where these are few or nothing makes them."""
+        small = sum(array.nbytes for array in self.inputs) <= STORED_BYTES
+        parts = zip(specs, self.inputs, self.recipes, strict=True)
+        return tuple(RecordedArray.of(spec.name, spec.dtype, array, None if small else recipe) for spec, array, recipe in parts)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the entry of an imported module takes and gives."""
+
+    table: SymbolTable
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    guards: tuple[Guard, ...] = ()
+
+    @classmethod
+    def of(cls, module: ir.Module) -> Signature:
+        main = next(op.operation for op in module.body.operations if "sym_visibility" not in op.operation.attributes)
+        table = SymbolTable.of(module)
+        arguments = [a for a in argument_attributes(main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
+        inputs = tuple(
+            InputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"]), tuple(map(table.parse, _given_dims(a)))) for a in arguments
+        )
+        results = tuple(OutputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"])) for a in result_attributes(main))
+        return cls(table, inputs, results, guards_of(module.operation, table))
+
+    def sizes_of(self, inputs: Sequence[np.ndarray]) -> dict[str, int]:
+        """The symbols' sizes in a call."""
+        pairs = [
+            (dim, size) for spec, array in zip(self.inputs, inputs, strict=True) for dim, size in zip(spec.dims, array.shape, strict=True)
+        ]
+        return {str(dim): size for dim, size in pairs if dim.is_Symbol}
+
+    def shape(self, spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        values = {symbol.expr: sizes[symbol.name] for symbol in self.table.symbols if symbol.name in sizes}
+        return tuple(int(dim.subs(values)) for dim in spec.dims)
+
+
+def _given_dims(attributes: Mapping[str, ir.Attribute]) -> tuple[str | int, ...]:
+    return callers_shape(_text(attributes["llmos.dtype"]), read_shape(attributes["llmos.shape"]))
+
+
+def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[Recording]:
+    """Runs the reference on the model's examples and, where it has dynamic dims, at other sizes.
+
+    Raises UserError, with the reference's own words, where it runs on none.
+    """
+    examples = [example for example in examples if _fits(example, signature)]
+    kept = [example for example in examples if sum(array.nbytes for array in example) <= EXAMPLE_BYTES]
+    found = [_run(reference, signature.sizes_of(example), example, (None,) * len(example)) for example in kept]
+    recipes = [_recipe(spec, [example[i] for example in examples]) for i, spec in enumerate(signature.inputs)]
+    traced = signature.sizes_of(examples[0]) if examples else _NO_SIZE
+    others = {tuple(each.sizes.items()) for each in found if each.sizes != traced}
+    missing = NUM_SIZES - len(others) if signature.table.symbols else 1 - len(found)
+    return found + [_record_made_up(reference, signature, recipes, traced, number) for number in range(missing)]
+
+
+def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], sizes: Mapping[str, int]) -> list[np.ndarray]:
+    """Inputs of the sizes, with values like those of the examples."""
+    fitting = [example for example in examples if _fits(example, signature)]
+    recipes = [_recipe(spec, [example[i] for example in fitting]) for i, spec in enumerate(signature.inputs)]
+    return [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(recipes, signature.inputs, strict=True)]
+
+
+def _fits(example: Sequence[np.ndarray], signature: Signature) -> bool:
+    """An example of the inputs that the module takes (unused ones may have been dropped)."""
+    return len(example) == len(signature.inputs) and all(
+        array.ndim == len(spec.dims) for array, spec in zip(example, signature.inputs, strict=True)
+    )
+
+
+def _run(reference: Reference, sizes: Mapping[str, int], inputs: Sequence[np.ndarray], recipes: Sequence[Recipe | None]) -> Recording:
+    try:
+        outputs = tuple(np.array(array) for array in reference([array.copy() for array in inputs]))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the reference doesn't run on recorded inputs ({reason})") from error
+    return Recording(dict(sizes), tuple(inputs), tuple(recipes), outputs)
+
+
+def with_sensitivities(recording: Recording, reference: Reference, signature: Signature) -> Recording:
+    """Runs the reference once more, each float32 input one rounding up or down: what moves then is not the compiler's doing."""
+    moved = [_moved(array, number) for number, array in enumerate(recording.inputs)]
+    pairs = zip(signature.outputs, reference(moved), recording.outputs, strict=True)
+    return replace(recording, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
+
+
+def _finite_error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
+    """The error of what is finite on both sides: an element that turns into NaN or Inf says nothing of the others. All of an output moves
+    where even its size is another."""
+    if got.shape != want.shape:
+        return 1.0
+    finite = np.isfinite(numbers(got, dtype)) & np.isfinite(numbers(want, dtype))
+    return measure(np.where(finite, got, want), want, dtype).max_error
+
+
+def _moved(array: np.ndarray, seed: int) -> np.ndarray:
+    if array.dtype == np.complex64:
+        return _moved(array.reshape(-1).view(np.float32), seed).view(np.complex64).reshape(array.shape)
+    if array.dtype != np.float32:
+        return array.copy()
+    up = np.random.PCG64(seed).random_raw(array.size).reshape(array.shape) % 2 == 1
+    with np.errstate(over="ignore"):
+        moved: np.ndarray = np.nextafter(array, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+    return np.where(np.isfinite(array) & np.isfinite(moved), moved, array)
+
+
+def _record_made_up(
+    reference: Reference, signature: Signature, recipes: Sequence[Recipe], traced: Mapping[str, int], number: int
+) -> Recording:
+    """A run at the first sizes that the reference takes."""
+    failure = UserError(f"no sizes were found that satisfy {' and '.join(guard.text for guard in signature.guards)}")
+    for sizes in candidate_sizes(signature.table.symbols, traced, number):
+        if not all(guard.holds(sizes) for guard in signature.guards):
+            continue
+        try:
+            seeded = [Recipe(r.kind, r.seed + 100 * number, r.low, r.high, r.mean, r.std) for r in recipes]
+            inputs = [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(seeded, signature.inputs, strict=True)]
+            return _run(reference, sizes, inputs, seeded)
+        except UserError as error:
+            failure = error
+    raise failure
+
+
+def candidate_sizes(symbols: Sequence[Symbol], traced: Mapping[str, int], number: int) -> Iterator[dict[str, int]]:
+    """Sizes of all symbols to try in turn: small ones, those beside the traced ones, the traced ones. `number` gives others again.
+
+    Where nothing was traced, all symbols get one size: nobody said which of them have to be equal.
+    """
+    if not traced:
+        yield {s.name: min(max(_SMALL_SIZES[number % 2][1], s.min), s.max) for s in symbols}
+        return
+    small = {s.name: _SMALL_SIZES[number % 2][i % 4] for i, s in enumerate(symbols)}
+    beside = {s.name: traced.get(s.name, s.min) + 1 + number for s in symbols}
+    below = {s.name: traced.get(s.name, s.max) - 1 - number for s in symbols}
+    for wanted in (small, beside, below):
+        yield {s.name: _untraced(s, min(max(wanted[s.name], s.min), s.max), traced.get(s.name)) for s in symbols}
+    yield dict(traced)
+
+
+def _untraced(symbol: Symbol, size: int, traced: int | None) -> int:
+    """A size beside the traced one, where there is another than 0 and 1: at those, broadcasting hides errors."""
+    if size != traced and size > 1:
+        return size
+    choices = [each for each in (size + 1, size + 2, size - 1) if symbol.min <= each <= symbol.max and each not in (0, 1, traced)]
+    return choices[0] if choices else size
+
+
+def _reals(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The elements in float64, complex ones as their real and imaginary parts."""
+    return np.ascontiguousarray(numbers(array, dtype)).reshape(-1).view(np.float64)
+
+
+def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
+    """Values like those of the examples: integers of their range, so that an index stays within its table; floats of their spread."""
+    seed = 1 + sum(spec.name.encode())
+    values = np.concatenate([_reals(_part(array, spec.dtype), spec.dtype) for array in examples] or [np.zeros(0)])
+    values = np.clip(values[np.isfinite(values)], -(2.0**31), 2.0**31)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    if spec.dtype == "bool":
+        return Recipe("integers", seed, 0.0, 1.0)
+    if is_exact(spec.dtype):
+        return Recipe("mask" if "mask" in spec.name and low >= 0 and high == 1 else "integers", seed, low, high)
+    if low == high or not values.size:
+        return Recipe("normal", seed, -4.0, 4.0)
+    return Recipe("normal", seed, low, high, float(f"{values.mean():.6g}"), float(f"{values.std():.6g}"))
+
+
+def _part(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Of a large array both ends of its range, if it holds integers, else elements at equal distances."""
+    if array.size <= SAMPLED:
+        return array
+    return np.stack([array.min(), array.max()]) if is_exact(dtype) else array.reshape(-1)[:: array.size // SAMPLED]
+
+
+def _text(attribute: ir.Attribute) -> str:
+    return str(ir.StringAttr(attribute).value)

@@ -1,0 +1,108 @@
+"""The stages of a compile, kept one by one: the module as it came, and as each pass left it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.backends.cpu.pipeline import compile_module
+from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import Interpreter, OpCache, Trace
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.weights import Weight
+from llmos.passes import Pass, PassRun, PipelineOptions, run_pipeline
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module as text (with the places in the model's source that its ops carry), and the pass that made it; None for the import."""
+
+    text: str
+    made_by: Pass | None
+
+    @property
+    def name(self) -> str:
+        return self.made_by.name if self.made_by else "import"
+
+
+class _Snapshots(CompileObserver):
+    """Keeps the module after each pass that changes it, and ends the compile after the last."""
+
+    def __init__(self, first: ir.Module) -> None:
+        self.stages = [Stage(_text(first), None)]
+        self.fused: ImportedModel | None = None
+
+    def pass_finished(self, run: PassRun, module: ir.Module) -> None:
+        text = _text(module)
+        if text != self.stages[-1].text:
+            self.stages.append(Stage(text, run.step))
+
+    def stage_finished(
+        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
+    ) -> None:
+        assert isinstance(content, ir.Module) and weights is not None
+        self.fused = ImportedModel("", content, dict(weights))
+        raise StageReached
+
+
+def _text(module: ir.Module) -> str:
+    return str(module.operation.get_asm(enable_debug_info=True))
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A model after its passes, with all its stages. `fused` holds the weights of the last, what was folded included."""
+
+    stages: tuple[Stage, ...]
+    fused: ImportedModel
+    options: CompileOptions
+
+    @cached_property
+    def compiled(self) -> CompiledModel:
+        """The code, made when it is first asked for."""
+        return compile_module(self.fused, targets_of(self.options), replace(self.options, from_stage="fused.mlir"), CompileObserver())
+
+
+def run_passes(imported: ImportedModel, options: CompileOptions) -> Passed:
+    """Runs the passes of a compile, and keeps the module as it was after each."""
+    snapshots = _Snapshots(imported.module)
+    with contextlib.suppress(StageReached):
+        compile_module(imported, targets_of(options), options, snapshots)
+    assert snapshots.fused is not None
+    return Passed(tuple(snapshots.stages), snapshots.fused, options)
+
+
+@dataclass
+class Runner:
+    """Runs stages on one set of inputs; ops that are alike are compiled once for all of them."""
+
+    inputs: tuple[np.ndarray, ...]
+    weights: Mapping[str, Weight]
+    context: ir.Context
+    cache: OpCache
+
+    def module(self, text: str) -> ir.Module:
+        return ir.Module.parse(text, self.context)
+
+    def trace(self, module: ir.Module) -> Trace:
+        """All values of a module. Raises UnsupportedError where upstream can't lower it."""
+        return Interpreter(module, self.cache).run(self.inputs, self.weights)
+
+    def folded(self, module: ir.Module) -> dict[str, np.ndarray]:
+        """The weights that a module computes from others."""
+        return Interpreter(module, self.cache).folded(self.weights)
+
+    def repeated(self, before: Stage, step: Pass) -> tuple[ir.Module, ir.Module]:
+        """The module before a pass, and after it once more, each op with its place in the text before as its location."""
+        with self.context:
+            plain = str(self.module(before.text))
+        first, second = self.module(plain), self.module(plain)
+        run_pipeline(second, [step], options=PipelineOptions(None, None))
+        return first, second
