@@ -24,6 +24,11 @@ def promoted(operands: Sequence[Operand], kind: KIND) -> torch.dtype:
     return elementwise_dtypes(*[_sample(x) for x in operands], type_promotion_kind=kind)[0]
 
 
+def result_type(operands: Sequence[Operand], kind: KIND = KIND.DEFAULT) -> torch.dtype:
+    """The type of what torch computes, to which half floats are rounded."""
+    return elementwise_dtypes(*[_sample(x) for x in operands], type_promotion_kind=kind)[1]
+
+
 def _sample(x: Operand) -> torch.Tensor | Number:
     """Something that torch's promotion rules treat as they treat `x`."""
     if isinstance(x, Tensor):

@@ -7,55 +7,54 @@ from typing import Any
 
 import torch
 
+from llmos.compiler.analysis.quantization import RANGES
 from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, IntegerFormat, decode, encode
-from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, torch_dtype
+from llmos.compiler.frontend.onnx.dtypes import torch_dtype
 from llmos.compiler.frontend.onnx.ops.convolution import convolve
 from llmos.compiler.frontend.onnx.ops.windows import window
 from llmos.compiler.frontend.onnx.registry import AnyTensor, op
+from llmos.compiler.frontend.quantized import broadcast
 from llmos.runtime.errors import UnsupportedError
 
 Dims = tuple[int, ...]
 
 
-def along(factor: torch.Tensor, x: torch.Tensor, axis: int, block_size: int = 0) -> torch.Tensor:
-    """A scale or zero point shaped to broadcast with `x`: one number, one per slice of `axis`, or one per block along it."""
-    if factor.ndim == 0 or (factor.ndim == 1 and factor.shape[0] == 1 and not block_size):
-        return factor.reshape(())
-    axis = axis % x.ndim
-    if block_size:
-        return factor.repeat_interleave(block_size, axis).narrow(axis, 0, x.shape[axis])
-    if factor.ndim != 1:
-        raise UnsupportedError("a scale of rank 2 or more needs block_size.")
-    return factor.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-
-
 def quantize(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype | int, saturate: bool = True
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero: AnyTensor | None,
+    dtype: torch.dtype | int,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    is_multiplier: bool = False,
+    saturate: bool = True,
 ) -> torch.Tensor | Coded:
-    """round(x / scale) + zero, halves to even, saturated. `dtype`: of an integer, or the ONNX element type of a coded one."""
-    scaled = x / scale
+    """`llmos::quantize` to a torch type or to the ONNX element type of a coded one; coded floats are encoded instead."""
     form = FORMATS.get(dtype) if isinstance(dtype, int) else None
+    shift = None if zero is None else _numbers(zero)
     if isinstance(dtype, int) and not isinstance(form, IntegerFormat):
-        return encode(scaled if zero is None else scaled + zero.to(scaled.dtype), dtype, saturate)
-    if isinstance(form, IntegerFormat):
-        low, high = (-(1 << (form.num_bits - 1)), (form.mask >> 1)) if form.is_signed else (0, form.mask)
-    elif dtype in INTEGER_RANGE:
-        low, high = INTEGER_RANGE[dtype]  # type: ignore[index]
-    else:
+        scaled = x / broadcast(scale, x, axis, block_size)
+        return encode(scaled if shift is None else scaled + broadcast(shift, x, axis, block_size).to(scaled.dtype), dtype, saturate)
+    name = form.name.lower() if form is not None else str(dtype).removeprefix("torch.")
+    if name not in RANGES:
         raise UnsupportedError(f"quantization to {dtype} isn't supported.")
-    rounded = torch.round(scaled.to(torch.float32))
-    if zero is not None:
-        rounded = rounded + zero.to(torch.float32)
-    whole = rounded.clamp(low, high).to(torch.int32)
-    return encode(whole, dtype) if isinstance(dtype, int) else whole.to(dtype)
+    whole: torch.Tensor = torch.ops.llmos.quantize(x, scale, shift, name, axis, block_size, is_multiplier)
+    return encode(whole, dtype) if isinstance(dtype, int) else whole
 
 
-def dequantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> torch.Tensor:
-    """(x - zero) · scale in the scale's type."""
-    value = x.to(torch.float32)
-    if zero is not None:
-        value = value - zero.to(torch.float32)
-    return (value * scale.to(torch.float32)).to(scale.dtype)
+def dequantize(
+    x: AnyTensor, scale: torch.Tensor | None, zero: AnyTensor | None, axis: int = 1, block_size: int = 0, to: torch.dtype | None = None
+) -> torch.Tensor:
+    """`llmos::dequantize` of integers, coded ones too, to `to`, or else the scale's type; coded floats are multiplied as they are."""
+    values, shift = _numbers(x), None if zero is None else _numbers(zero)
+    to = to or (torch.float32 if scale is None else scale.dtype)
+    if values.is_floating_point():
+        assert scale is not None
+        centered = values if shift is None else values - broadcast(shift, values, axis, block_size).to(torch.float32)
+        return (centered * broadcast(scale, values, axis, block_size).to(torch.float32)).to(to)
+    name = x.format.name.lower() if isinstance(x, Coded) else str(values.dtype).removeprefix("torch.")
+    return torch.ops.llmos.dequantize(values, scale, shift, name, axis, block_size, to)  # type: ignore[no-any-return]
 
 
 @op("QuantizeLinear", since=10)
@@ -78,8 +77,7 @@ def quantize_linear(
         if x.is_floating_point()
         else x.to(scale.dtype)
     )
-    shift = None if zero is None else along(_numbers(zero), x, axis, block_size)
-    return quantize(wide, along(scale, x, axis, block_size), shift, dtype, bool(saturate))
+    return quantize(wide, scale, zero, dtype, axis=axis, block_size=block_size, saturate=bool(saturate))
 
 
 def _quantized_type(zero: torch.Tensor | Coded | None, output_dtype: int) -> torch.dtype | int:
@@ -98,9 +96,7 @@ def _numbers(x: torch.Tensor | Coded) -> torch.Tensor:
 def dequantize_linear(
     x: AnyTensor, scale: torch.Tensor, zero: AnyTensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> torch.Tensor:
-    values = _numbers(x)
-    shift = None if zero is None else along(_numbers(zero), values, axis, block_size)
-    result = dequantize(values, along(scale, values, axis, block_size), shift)
+    result = dequantize(x, scale, zero, axis, block_size)
     return result.to(torch_dtype(output_dtype)) if output_dtype else result
 
 
@@ -122,12 +118,10 @@ def matmul_integer(
 
 
 def _centered(x: torch.Tensor, zero: torch.Tensor | None, axis: int) -> torch.Tensor:
-    wide = x.to(torch.int32)
-    if zero is None:
-        return wide
-    if zero.ndim > 1:
-        return wide - zero.to(torch.int32)
-    return wide - along(zero.to(torch.int32), x, axis)
+    """x - zero in int32."""
+    if zero is not None and zero.ndim > 1:
+        return x.to(torch.int32) - zero.to(torch.int32)
+    return dequantize(x, None, zero, axis, to=torch.int32)
 
 
 @op("QLinearMatMul", since=10)
@@ -144,13 +138,13 @@ def qlinear_matmul(
     if any(t.ndim > 1 or (t.ndim == 1 and t.shape[0] != 1) for t in (a_scale, y_scale, y_zero)):
         raise UnsupportedError("QLinearMatMul with a scale per row isn't supported.")
     product = torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1)).to(torch.float32)
-    factor = a_scale.to(torch.float32).reshape(()) * along(b_scale.to(torch.float32), product, -1) / y_scale.to(torch.float32).reshape(())
-    return _requantize(product * factor, y_zero)
+    factor = a_scale.to(torch.float32).reshape(()) * b_scale.to(torch.float32) / y_scale.to(torch.float32).reshape(())
+    return _requantize(product, factor, y_zero, -1)
 
 
-def _requantize(value: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    low, high = INTEGER_RANGE[zero.dtype]
-    return (torch.round(value) + zero.reshape(()).to(torch.float32)).clamp(low, high).to(torch.int32).to(zero.dtype)
+def _requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | Coded:
+    """Sums of products of integers times the scales of the factors over that of the result."""
+    return quantize(value, factor, zero.reshape(()), zero.dtype, axis=axis, is_multiplier=True)
 
 
 @op("QLinearConv")
@@ -171,13 +165,12 @@ def qlinear_conv(
     kernel_shape: Dims | None = None,
     pads: Dims | None = None,
     strides: Dims | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Coded:
     """The sum in float32: exact up to 2^24, which 500 products of 8-bit numbers stay under; beyond, within rounding."""
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
-    centered = x.to(torch.float32) - x_zero.reshape(()).to(torch.float32)
-    kernel = w.to(torch.float32) - along(w_zero.to(torch.float32), w, 0)
+    centered, kernel = dequantize(x, None, x_zero.reshape(())), dequantize(w, None, w_zero, 0)
     total = convolve(centered, kernel, None if bias is None else bias.to(torch.float32), shape, group)
-    return _requantize(total * (x_scale.reshape(()) * along(w_scale, total, 1) / y_scale.reshape(())), y_zero)
+    return _requantize(total, x_scale.reshape(()) * w_scale / y_scale.reshape(()), y_zero, 1)
 
 
 @op("ConvInteger")
@@ -197,13 +190,13 @@ def conv_integer(
     """The sum in float32 where it is exact there, else in float64."""
     dtype = torch.float32 if math.prod(w.shape[1:]) * 255 * 255 < 2**24 else torch.float64
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
-    centered = x.to(dtype) if x_zero is None else x.to(dtype) - x_zero.reshape(()).to(dtype)
-    kernel = w.to(dtype) if w_zero is None else w.to(dtype) - along(w_zero.to(dtype), w, 0)
+    centered = dequantize(x, None, None if x_zero is None else x_zero.reshape(()), to=dtype)
+    kernel = dequantize(w, None, w_zero, 0, to=dtype)
     return convolve(centered, kernel, None, shape, group).to(torch.int32)
 
 
 def _binary(a: Any, b: Any, c: Any, function: Any) -> torch.Tensor | Coded:
-    return quantize(function(dequantize(*a), dequantize(*b)), c[0], c[1], c[1].dtype)
+    return quantize(function(dequantize(*a), dequantize(*b)), *c, c[1].dtype)
 
 
 @op("QLinearAdd", domain="com.microsoft")
