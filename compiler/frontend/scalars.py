@@ -126,7 +126,7 @@ class Scalar:
         return Scalar(build(a.value, b.value), self.dtype)
 
     def __add__(self, other: Scalar | Number | Deferred) -> Scalar:
-        return self._binary(other, arith.addf, arith.addi)
+        return self._binary(other, arith.addf, arith.addi if self.dtype != torch.bool else arith.ori)
 
     def __radd__(self, other: Number | Deferred) -> Scalar:
         return self.like(other) + self

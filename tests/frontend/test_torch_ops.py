@@ -118,6 +118,7 @@ def test_integers() -> None:
 
 def test_masks() -> None:
     check(lambda m: (~m, m.sum(-1), m.float().mean(), m.long().cumsum(-1)), (("bool", "B", "T"),))
+    check(lambda m: (m + m.roll(1, -1), m + True, m.long() + m), (("bool", "B", "T"),))
     check(lambda x, m: (x.masked_fill(m, -1e9).softmax(1), torch.where(m, x, x.new_zeros(()))), (BT, ("bool", "B", "T", 1)))
 
 
