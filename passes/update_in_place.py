@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.loops import VIEWS, is_loop, root_of
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.symbolic import Shapes, SymbolTable, slice_parameters
 from llmos.compiler.ir.updates import IN_PLACE, WITHIN, updated_arguments
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass
@@ -16,7 +17,7 @@ from llmos.passes._pass import Pass
 @dataclass(frozen=True)
 class UpdateInPlace(Pass):
     """A dispatch whose result becomes an input's new value writes into the input, if nothing reads the old value from then on. A scatter
-    into the old value then writes what it changes, and nothing else.
+    into the old value, or a slice of it that is inserted, then writes what it changes, and nothing else.
 
     Before:
         func.func @main(%cache {llmos.name = "cache"}, %row, %at) -> (tensor<8x4xf32> {llmos.updates = "cache"}) {
@@ -37,7 +38,7 @@ class UpdateInPlace(Pass):
         for func in functions.values():
             if "sym_visibility" not in func.attributes:
                 for number, argument in updated_arguments(func).items():
-                    _Update(func, functions, number, argument).place()
+                    _Update(func, functions, SymbolTable.of(module), number, argument).place()
 
 
 @dataclass
@@ -46,6 +47,7 @@ class _Update:
 
     func: ir.Operation
     functions: Mapping[str, ir.Operation]
+    table: SymbolTable
     number: int
     argument: int
 
@@ -60,7 +62,10 @@ class _Update:
                 continue
             call.attributes[WITHIN] = _number(self.argument)
             if operand is not None and in_place:
-                self._callee(call).attributes[IN_PLACE] = _number(operand)
+                callee = self._callee(call)
+                callee.attributes[IN_PLACE] = _number(operand)
+                if _returned(callee).name == "tensor.insert_slice":
+                    callee.attributes["llmos.dispatch"] = ir.StringAttr.get("insert")
             held = result
 
     def _ops(self) -> list[ir.Operation]:
@@ -81,12 +86,11 @@ class _Update:
 
     def _written_operand(self, call: ir.Operation) -> int | None:
         """The operand of which a dispatch is a copy but for what it writes; None where there is none that could be in place."""
-        block = self._callee(call).regions[0].blocks[0]
-        returned = list(block.operations)[-1].operands[0]
-        scatter = None if isinstance(returned.owner, ir.Block) else scatter_of(returned.owner.operation)
-        if scatter is None or scatter.base not in list(block.arguments) or sum(1 for _ in scatter.base.uses) != 1:
+        callee = self._callee(call)
+        arguments, base = list(callee.regions[0].blocks[0].arguments), _base(callee, self.table)
+        if base is None or base not in arguments or sum(1 for _ in base.uses) != 1:
             return None
-        operand = list(block.arguments).index(scatter.base)
+        operand = arguments.index(base)
         alone = sum(1 for each in call.operands if root_of(each) == root_of(call.operands[operand])) == 1
         return operand if alone and self._is_called_once(call) else None
 
@@ -132,6 +136,31 @@ class _Update:
         for op in [call, *following]:
             op.move_after(place)
             place = op
+
+
+def _returned(callee: ir.Operation) -> ir.Operation | ir.Block:
+    """What makes the one result of a dispatch."""
+    owner = list(callee.regions[0].blocks[0].operations)[-1].operands[0].owner
+    return owner if isinstance(owner, ir.Block) else owner.operation
+
+
+def _base(callee: ir.Operation, table: SymbolTable) -> ir.Value | None:
+    """The tensor that a scatter, or an inserted slice that lies inside at all sizes, changes a part of; None for other dispatches."""
+    op = _returned(callee)
+    if isinstance(op, ir.Block):
+        return None
+    if op.name == "tensor.insert_slice":
+        return op.operands[1] if _lies_inside(op, Shapes.of(callee, table)) else None
+    scatter = scatter_of(op)
+    return scatter.base if scatter is not None else None
+
+
+def _lies_inside(insert: ir.Operation, shapes: Shapes) -> bool:
+    offsets, sizes, steps = slice_parameters(shapes, insert, 2)
+    if offsets is None or sizes is None or steps is None or any(step != 1 for step in steps):
+        return False
+    room = [whole - offset - size for whole, offset, size in zip(shapes.shape(insert.results[0]), offsets, sizes, strict=True)]
+    return all(shapes.table.bounds(shapes.table.simplify(each))[0] >= 0 for each in (*room, *offsets))
 
 
 def _number(value: int) -> ir.Attribute:

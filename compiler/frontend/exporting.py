@@ -22,7 +22,7 @@ from torch.fx.experimental import _config as symbolic_shapes_config
 from llmos.compiler.frontend.complex_numbers import COMPLEX, as_pairs, has_complex
 from llmos.compiler.frontend.decompositions import own_decompositions, result_types
 from llmos.compiler.frontend.decompositions.checking import checked
-from llmos.compiler.frontend.decompositions.scatters import takes_mask
+from llmos.compiler.frontend.decompositions.scatters import select_by_slice, takes_mask
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
 from llmos.compiler.frontend.ops.table import IGNORED, table
@@ -219,6 +219,8 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
     known = {**torch_decompositions(), **own_decompositions()}
     partial = torch.ops.aten.index_put.default  # its masks are said in other ops
     chosen = {op: body for op, body in known.items() if (str(op) not in kept or op is partial) and op not in FOLLOWERS}
+    if _changes_inputs(program):
+        chosen[torch.ops.aten.select_scatter.default] = select_by_slice
     for node in _calls(program):
         op = node.target
         if (
@@ -230,6 +232,21 @@ def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
         ):
             chosen[op] = _get_decomp_for_cia(op)
     return {op: body if _is_trusted(op, body) else checked(op, body) for op, body in chosen.items()}
+
+
+def _changes_inputs(program: ExportedProgram) -> bool:
+    """Whether an op writes into an input, or a view of one."""
+    inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT}
+    return any(
+        _root(node).name in inputs for node in _calls(program) if getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    )
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a node is a view of, or the result of a write into, by its first arguments."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _is_trusted(op: Any, body: Any) -> bool:

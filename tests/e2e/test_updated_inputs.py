@@ -21,6 +21,7 @@ from llmos.runtime.program import Program
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
 Tensors = tuple[torch.Tensor, ...]
+BATCH = torch.export.Dim("batch", min=1, max=64)
 
 
 class Function(nn.Module):
@@ -100,6 +101,31 @@ def _fastest_s(program: Program, cache: np.ndarray) -> float:
     row, at = np.ones((1, 64), np.float32), np.array([3])
     profiles = [program["main"].profile(cache, row, at) for _ in range(30)]
     return min(each.total_s for each in profiles)
+
+
+def slices(whole: torch.Tensor, part: torch.Tensor, row: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Slices of each dim, rows from either end, and one place that data gives."""
+    whole[:, 1:3] = part
+    whole[-1] = row
+    whole[:, 2] = row[0]
+    whole[:, :, 3] = row[0, 0]
+    whole[:, at] = row[:1]
+    return part + part
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.uint8, torch.int64, torch.float64, torch.complex64])
+def test_slices_of_every_width(dtype: torch.dtype, tmp_path: Path) -> None:
+    shapes = (({0: BATCH}, {0: BATCH}, {}, {}),)
+
+    def inputs(batch: int) -> Tensors:
+        drawn = [torch.randn(batch, 4, 6), torch.randn(batch, 2, 6), torch.randn(4, 6)]
+        return (*[(10 * each).to(dtype) if dtype != torch.bool else each > 0 for each in drawn], torch.tensor([1]))
+
+    program = compiled(Function(slices), inputs(3), tmp_path, shapes)
+    if not dtype.is_complex:  # a part of a pair of numbers is written in another way
+        assert {each.kind for each in program.manifest.kernels} >= {"insert", "scatter"}
+    for batch in (3, 1, 5):
+        check(program, Function(slices), inputs(batch))
 
 
 # -- random programs

@@ -122,3 +122,28 @@ def test_a_returned_new_value_is_copied_from_the_input() -> None:
         CHECK: return %[[copy]], %[[new]]
         """,
     )
+
+
+def test_a_slice_is_inserted_into_the_input() -> None:
+    def function(cache: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        cache[2:3] = row
+        cache[-1] = row[0]
+        return row + 1
+
+    check(
+        placed(function, CACHE, ROW),
+        """
+        CHECK: call @{{d[0-9]+}}_fallback(%arg1, %arg0){{.*}}llmos.within = 0
+        CHECK: call @{{d[0-9]+}}_fallback({{.*}}llmos.within = 0
+        CHECK: func.func private {{.*}}llmos.dispatch = "insert", llmos.in_place = 1
+        CHECK: func.func private {{.*}}llmos.dispatch = "insert", llmos.in_place = 1
+        """,
+    )
+
+
+def test_a_slice_with_steps_is_made_elsewhere() -> None:
+    def function(cache: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        cache[::2] = row
+        return row + 1
+
+    check(placed(function, CACHE, ROW), "CHECK-NOT: llmos.within")

@@ -19,6 +19,7 @@ from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
 from llmos.compiler.backends.cpu.kernels.contraction_window import emit_windowed
 from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise
 from llmos.compiler.backends.cpu.kernels.fallback import emit_fallback
+from llmos.compiler.backends.cpu.kernels.insert import emit_insert
 from llmos.compiler.backends.cpu.kernels.row_reduction import emit_rows
 from llmos.compiler.backends.cpu.kernels.scan import emit_scan
 from llmos.compiler.backends.cpu.kernels.scatter import emit_scatter
@@ -30,6 +31,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.symbolic import COUNTER, Expr, Shapes, SymbolTable
+from llmos.compiler.ir.updates import IN_PLACE, integer_of
 
 Emit = Callable[[ir.Module, Dispatch, Target], Launch]
 
@@ -43,6 +45,7 @@ EMITTERS: Mapping[str, Emit] = {
     "sort": lambda module, dispatch, _: emit_sort(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
     "scatter": lambda module, dispatch, _: emit_scatter(module, dispatch),
+    "insert": lambda module, dispatch, _: emit_insert(module, dispatch),
     "fallback": lambda module, dispatch, _: emit_fallback(module, dispatch),
 }
 
@@ -148,8 +151,15 @@ def describe_loop(unit: LoopUnit) -> Work:
 
 
 def describe_work(dispatch: Dispatch) -> Work:
-    """Arithmetic and traffic of one dispatch: each operand and result once; of a table that is gathered from, what is read."""
+    """Arithmetic and traffic of one dispatch: each operand and result once; of a table that is gathered from, what is read.
+
+    In place, what is given is read and written, and the tensor that it is written into is not counted.
+    """
     shapes = dispatch.shapes
+    in_place = integer_of(dispatch.func, IN_PLACE)
+    if in_place is not None:
+        given = [product(shapes.shape(value)) * _width(value) for i, value in enumerate(dispatch.tensors) if i != in_place]
+        return Work(sympy.expand(_flops(dispatch)), sympy.expand(2 * sum(given, sympy.S.Zero)))
     sizes = [_elements_read(dispatch, value) * _width(value) for value in dispatch.tensors]
     sizes += [product(shapes.shape(value)) * _width(value) for value in dispatch.results]
     gathered = [product(shapes.shape(value)) * _width(value) for value in _gathered(dispatch)]

@@ -28,6 +28,12 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
     return _into_places(x, _positions(x).diagonal(offset, dim1, dim2), source)
 
 
+def select_by_slice(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """A slice of one: an update of an input then writes the slice alone. torch's own definition reads and writes all of `x`."""
+    begin = index + x.shape[dim] if isinstance(index, int) and index < 0 else index
+    return torch.slice_scatter(x, source.unsqueeze(dim), dim, begin, begin + 1)
+
+
 def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
     """One number, one row, or one after the other where a mask holds; any other form is left as it is."""
     masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
