@@ -75,13 +75,22 @@ def _relations(program: ExportedProgram) -> Iterator[sympy.Rel]:
     environment: Any = sizes[0].node.shape_env
     texts = getattr(program, "_guards_code", ())
     for guard in environment.guards:
-        relation = environment.replace(guard.expr)
-        if type(relation) in RELATIONS and not (isinstance(relation, sympy.Ne) and _is_torchs(guard.sloc.framework_loc)):
-            yield relation
+        condition = environment.replace(guard.expr)
+        for relation in condition.args if isinstance(condition, sympy.And) else (condition,):
+            if type(relation) in RELATIONS and not (_says_not_one(relation) and _is_torchs(guard.sloc.framework_loc)):
+                yield relation
     for text in texts if len(texts) > len(environment.guards) else ():
         relation = _parsed(text, program)
         if relation is not None and not isinstance(relation, sympy.Ne):
             yield relation
+
+
+def _says_not_one(relation: sympy.Rel) -> bool:
+    """Also of a number of elements, as 1 < h*w."""
+    if isinstance(relation, sympy.Eq | sympy.Ne):
+        return isinstance(relation, sympy.Ne)
+    count, least = relation.gts, relation.lts + (1 if isinstance(relation, sympy.Lt | sympy.Gt) else 0)
+    return isinstance(count, sympy.Mul) and len(count.free_symbols) > 1 and least == 2
 
 
 def _slices(program: ExportedProgram) -> Iterator[sympy.Rel]:

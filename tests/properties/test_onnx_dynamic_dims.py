@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 
 from llmos.compiler.frontend.coverage import check_onnx, format_rows
 from llmos.compiler.frontend.onnx import export_onnx, import_onnx
+from llmos.compiler.ir.guards import guards_of
+from llmos.compiler.ir.symbolic import SymbolTable
 from tests.conformance.inprocess import Compiled
 from tests.properties.onnx_nodes import agree, expected, one_node
 
@@ -90,21 +93,55 @@ ALL: dict[str, onnx.ModelProto] = {
     "ConvTranspose": node("ConvTranspose", {"w": np.ones((2, 1, 3), np.float32)}, lead=1, strides=[2]),
     "InstanceNormalization": node("InstanceNormalization", {"s": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}, lead=1),
     "Split": node("Split", {"split": array(1, 1)}, axis=0, outputs=2),
+    "Split-dynamic": node("Split", axis=1, outputs=2),
     "Expand": node("Expand", {"shape": array(3, 1, 1)}),
     "Shape": node("Shape"),
     "Size": node("Size"),
 }
 
 
-@pytest.mark.parametrize("name", ALL if CASES else random.Random(0).sample(sorted(ALL), 7) + ["CumSum-11", "CenterCropPad"])
+@pytest.mark.parametrize(
+    "name", ALL if CASES else random.Random(0).sample(sorted(ALL), 7) + ["CumSum-11", "CenterCropPad", "Split-dynamic"]
+)
 def test_nodes(name: str) -> None:
     sizes = tuple(size for size in SIZES if size > 1) if name in ("Resize-down", "InstanceNormalization") else SIZES
     stays_dynamic(ALL[name], sizes)
 
 
+# What takes some sizes only: those are conditions of a call.
+CONDITIONAL: dict[str, tuple[onnx.ModelProto, int]] = {
+    "Reshape": (node("Reshape", {"shape": array(-1, 3, 2)}), 3),
+    "Reshape-pairs": (node("Reshape", {"shape": array(2, -1, 4)}), 4),
+    "SpaceToDepth": (node("SpaceToDepth", lead=2, blocksize=2), 2),
+}
+
+
+def conditions(model: onnx.ModelProto) -> Callable[[int], bool]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the graph doesn't allow")
+        module = import_onnx(model).module.operation
+    guards = guards_of(module, SymbolTable.of(module))
+    return lambda size: all(guard.holds({"n": size}) for guard in guards)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_size_that_must_divide_stays_dynamic(name: str) -> None:
+    model, divisor = CONDITIONAL[name]
+    stays_dynamic(model, tuple(divisor * times for times in (1, 2, 3, 7)))
+    accepts = conditions(model)
+    assert [size for size in range(1, 25) if accepts(size)] == list(range(divisor, 25, divisor))
+
+
+def test_the_node_that_fixes_a_dimension_is_said() -> None:
+    model = node("Reshape", {"shape": array(2, 3)})
+    with pytest.warns(UserWarning, match=r"'n' at 3 \(because of node Reshape 'y0'\)"):
+        assert export_onnx(model).inputs[0].shape == (2, 3)
+    assert any("because of node Reshape 'y0'" in row for row in format_rows(check_onnx(model)).splitlines())
+
+
 def test_a_smallest_size_is_a_range_and_said() -> None:
     """The three largest of a dimension: it has three elements at least."""
-    with pytest.warns(UserWarning, match=r"'n' of 3 or more"):
+    with pytest.warns(UserWarning, match=r"'n' of 3 or more \(because of node TopK"):
         exported = export_onnx(node("TopK", {"k": array(3)}, outputs=2))
     assert exported.inputs[0].shape == (2, "n")
     assert [(int(each.lower)) for each in exported.program.range_constraints.values()] == [3]

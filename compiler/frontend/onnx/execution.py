@@ -37,9 +37,10 @@ NEVER_FOLDED = frozenset(
 
 @dataclass(frozen=True)
 class Executor:
-    """Runs graphs; `buffer` gives the tensor of a constant that the module holds."""
+    """Runs graphs; `buffer` gives the tensor of a constant that the module holds, `after` is called with each node once it has run."""
 
     buffer: Callable[[str], torch.Tensor | None] = lambda key: None
+    after: Callable[[Node], None] = lambda node: None
 
     def run(self, graph: Graph, inputs: Mapping[str, Value], outer: Mapping[str, Value] | None = None) -> list[Value]:
         """The values of the graph's outputs. A subgraph sees the names of `outer` behind its own."""
@@ -47,6 +48,7 @@ class Executor:
         env: Environment = ChainMap(*scopes)
         for node in graph.nodes:
             self.run_node(node, env)
+            self.after(node)
         return [env[name] for name in graph.outputs]
 
     def run_node(self, node: Node, env: Environment) -> None:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as symbolic_shapes_config
 
-from llmos.compiler.frontend.dims import MAX_SIZE
 from llmos.compiler.frontend.loading import QuietTorch, first_line
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.onnx.coded import FORMATS, codes_of
 from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
 from llmos.compiler.frontend.onnx.early import early_inputs as _early_inputs
 from llmos.compiler.frontend.onnx.execution import fold_graph
+from llmos.compiler.frontend.onnx.exporting import export_module
 from llmos.compiler.frontend.onnx.functions import expand_functions
 from llmos.compiler.frontend.onnx.graph import Problem, find_problems, parse_graph
 from llmos.compiler.frontend.onnx.loading import LoadedModel, Source, load_model
@@ -138,9 +135,9 @@ def _export_loaded(
     specs = tuple(spec for spec in input_specs(original.proto.graph) if spec.name not in bound)
     specs, ranges = _apply_dynamic(specs, dynamic)
     examples = _examples(module, specs, ranges, example_args)
-    program, specs, notes = _export(module, specs, ranges, examples)
+    exported = export_module(module, specs, ranges, examples)
     names = tuple(name for result in module.results for name in result.tensor_names)
-    return OnnxProgram(original, module, program, specs, names, examples, bound, notes, ranges)
+    return OnnxProgram(original, module, exported.program, exported.inputs, names, examples, bound, exported.notes, ranges)
 
 
 @contextmanager
@@ -245,113 +242,3 @@ def _examples(
         f"the model runs at none of the sizes that were tried for {', '.join(symbols_of(specs)) or 'its inputs'} ({failure}; {place}): "
         "give example inputs, or fix dimensions with dynamic={name: size} (--dynamic name=size)."
     )
-
-
-def _export(
-    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
-) -> tuple[ExportedProgram, tuple[InputSpec, ...], tuple[str, ...]]:
-    """With every dimension dynamic if the graph allows it; else with narrower ranges, else with dimensions fixed, and a warning."""
-    try:
-        return _export_as(module, specs, ranges, examples), specs, ()
-    except UserError:
-        raise
-    except Exception as error:
-        if not symbols_of(specs):
-            raise
-        reason, narrower = _first_line(error), _suggested_ranges(str(error), specs, ranges)
-    with suppress(Exception):
-        if narrower:
-            program = _export_as(module, specs, {**ranges, **narrower}, examples)
-            note = _note_of_ranges(narrower, reason)
-            warnings.warn(note, stacklevel=3)
-            return program, specs, (note,)
-    for fixed in _fallbacks(module, specs, examples):
-        static = with_static(specs, _sizes(specs, examples, fixed))
-        try:
-            program = _export_as(module, static, ranges, examples)
-        except Exception:
-            if not symbols_of(static):
-                raise
-            continue
-        note = _note(_sizes(specs, examples, fixed), reason)
-        warnings.warn(note, stacklevel=3)
-        return program, static, (note,)
-    raise AssertionError("the last fallback is fully static and either returns or raises")
-
-
-def _suggested_ranges(text: str, specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The ranges that export asks for in place of those that were given, by the name of the dimension."""
-    names, found = symbols_of(specs), {}
-    for name, low, high in re.findall(r"^\s*(\w+) = Dim\('\1'(?:, min=(\d+))?(?:, max=(\d+))?\)$", text, re.MULTILINE):
-        if name in names:
-            least, most = ranges.get(name, (1, MAX_SIZE))
-            found[name] = (max(int(low or 1), least), min(int(high or MAX_SIZE), most))
-    return found
-
-
-def _note_of_ranges(ranges: Mapping[str, Range], reason: str) -> str:
-    parts = [f"'{name}' of {low}{' or more' if high == MAX_SIZE else f' to {high}'}" for name, (low, high) in ranges.items()]
-    return f"the graph doesn't allow every size: it takes {', '.join(parts)} ({reason})."
-
-
-def _note(sizes: Mapping[str, int], reason: str) -> str:
-    fixed = ", ".join(f"'{name}' at {size}" for name, size in sizes.items())
-    return (
-        f"the graph doesn't allow every size, so it is compiled with {fixed} ({reason}); "
-        "choose other sizes with dynamic={name: size} (--dynamic name=size)."
-    )
-
-
-def _fallbacks(module: OnnxModule, specs: tuple[InputSpec, ...], examples: tuple[torch.Tensor, ...]) -> list[tuple[str, ...]]:
-    """Sets of dimensions to fix, the smallest first: what export finds fixed, all but the first, all."""
-    names = symbols_of(specs)
-    found = _specialized(module, specs, examples)
-    return [fixed for fixed in dict.fromkeys((found, names[1:], names)) if fixed]
-
-
-def _specialized(module: OnnxModule, specs: Sequence[InputSpec], examples: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
-    """Dimensions that come out static when export may choose."""
-    auto = tuple({axis: Dim.AUTO for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} or None for spec in specs)
-    try:
-        program = torch.export.export(module, examples, dynamic_shapes=(auto,), strict=False)
-    except Exception:
-        return ()
-    users = set(program.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
-    fixed = [
-        d for spec, shape in zip(specs, shapes, strict=True) for d, size in zip(spec.shape, shape, strict=True) if isinstance(size, int)
-    ]
-    return tuple(dict.fromkeys(dim for dim in fixed if isinstance(dim, str)))
-
-
-def _sizes(specs: Sequence[InputSpec], examples: Sequence[torch.Tensor], names: Sequence[str]) -> dict[str, int]:
-    pairs = [(dim, size) for spec, x in zip(specs, examples, strict=True) for dim, size in zip(spec.shape, x.shape, strict=True)]
-    return {str(dim): size for dim, size in pairs if dim in names}
-
-
-def _export_as(
-    module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
-) -> ExportedProgram:
-    """The module exported; where export fixes a size that another is computed from, again without its assumption that none is 0 or 1."""
-    try:
-        return _traced(module, specs, ranges, examples)
-    except UserError:
-        raise
-    except Exception:
-        if not symbols_of(specs):
-            raise
-    with symbolic_shapes_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return _traced(module, specs, ranges, examples)
-
-
-def _traced(
-    module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
-) -> ExportedProgram:
-    shapes = dynamic_shapes(specs, ranges)
-    with torch.no_grad():
-        return torch.export.export(module, examples, dynamic_shapes=(shapes,) if shapes is not None else None, strict=False)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip(" -\n") for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "guard" in line or "cannot" in line), lines[0] if lines else type(error).__name__)[:200]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from llmos.compiler.frontend.onnx.execution import Executor, is_fill
 from llmos.compiler.frontend.onnx.graph import Graph
 from llmos.compiler.frontend.onnx.registry import Kind
 from llmos.compiler.frontend.onnx.values import Host, Value
+from llmos.compiler.frontend.onnx.watch import DimensionWatch
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -35,6 +36,7 @@ class Result:
 @dataclass
 class _Record:
     results: tuple[Result, ...] = ()
+    limiting_nodes: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
 
 class OnnxModule(nn.Module):
@@ -59,8 +61,16 @@ class OnnxModule(nn.Module):
         """How the tensors of the last run belong to the outputs of the graph."""
         return self._record.results
 
+    @property
+    def limiting_nodes(self) -> Mapping[tuple[int, int], str]:
+        """The nodes that fixed or narrowed dimensions (input, axis) in the last run, if it was traced."""
+        return self._record.limiting_nodes
+
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        values = self._executor.run(self.graph, {name: self._input(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)})
+        watch = DimensionWatch(inputs)
+        self._record.limiting_nodes = watch.nodes
+        executor = Executor(self._buffer, watch.after)
+        values = executor.run(self.graph, {name: self._input(name, x) for name, x in zip(self.graph.inputs, inputs, strict=True)})
         self._record.results = tuple(_result(name, value) for name, value in zip(self.graph.outputs, values, strict=True))
         return tuple(self._plain(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None)
 

@@ -1,0 +1,166 @@
+"""An ONNX module through torch.export, with as many of its declared dimensions dynamic as the graph allows."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import sympy
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes_config
+from torch.fx.experimental.symbolic_shapes import DimConstraints
+
+from llmos.compiler.frontend.dims import MAX_SIZE
+from llmos.compiler.frontend.onnx.module import OnnxModule
+from llmos.compiler.frontend.onnx.symbols import InputSpec, Range, dynamic_shapes, symbols_of, with_static
+from llmos.runtime.errors import UserError
+
+_PATCHING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The program, its inputs with the dimensions that are left dynamic, and what to tell of the others."""
+
+    program: ExportedProgram
+    inputs: tuple[InputSpec, ...]
+    notes: tuple[str, ...] = ()
+
+
+def export_module(
+    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> Exported:
+    """With every dimension dynamic if the graph allows it; else with conditions on them, and a warning of what is narrower or fixed."""
+    try:
+        return Exported(_traced(module, dynamic_shapes(specs, ranges), examples), specs)
+    except UserError:
+        raise
+    except Exception as error:
+        if not symbols_of(specs):
+            raise
+        reason = error
+    exported = _with_conditions(module, specs, ranges, examples) or _with_fixed(module, specs, ranges, examples, reason)
+    for note in exported.notes:
+        warnings.warn(note, stacklevel=4)
+    return exported
+
+
+def _traced(module: OnnxModule, shapes: Any, examples: tuple[torch.Tensor, ...], takes_all_sizes: bool = False) -> ExportedProgram:
+    """`takes_all_sizes`: without export's assumption that no size is 0 or 1."""
+    # What export solves its conditions for is advice to a user; on nested quotients it takes a minute, and may fail.
+    unsolved = mock.patch.object(DimConstraints, "solve", lambda self: None)
+    with _PATCHING, torch.no_grad(), unsolved, symbolic_shapes_config.patch(backed_size_oblivious=takes_all_sizes):  # type: ignore[attr-defined]
+        return torch.export.export(module, examples, dynamic_shapes=(shapes,) if shapes is not None else None, strict=False)
+
+
+def _with_conditions(
+    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> Exported | None:
+    """With what the graph needs of sizes as conditions (llmos.guards); dimensions that it fixes are static. None where export fails."""
+    for hint, takes_all_sizes in ((Dim.DYNAMIC, True), (Dim.AUTO, True), (Dim.AUTO, False)):
+        with suppress(Exception):
+            program = _traced(module, _hinted(specs, ranges, hint), examples, takes_all_sizes)
+            return _described(program, module, specs, ranges, 1 if takes_all_sizes else 2)
+    return None
+
+
+def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any) -> tuple[dict[int, Any] | None, ...]:
+    """As `dynamic_shapes`, with dimensions that stand alone as hints, of which export asks nothing."""
+    uses, declared = Counter(dim for spec in specs for dim in spec.shape), dynamic_shapes(specs, ranges)
+    assert declared is not None
+
+    def of(name: str, dim: Any) -> Any:
+        low, high = ranges.get(name, (1, None))
+        return hint(min=low, max=high) if uses[name] == 1 else dim
+
+    return tuple(
+        {axis: of(str(spec.shape[axis]), dim) for axis, dim in dims.items()} if dims else None
+        for spec, dims in zip(specs, declared, strict=True)
+    )
+
+
+def _described(
+    program: ExportedProgram, module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], least: int
+) -> Exported:
+    """`least`: the smallest size that export took a dimension to have."""
+    users = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    fixed: dict[str, int] = {}
+    narrower: dict[str, Range] = {}
+    causes: dict[str, str] = {}
+    for i, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
+        for axis, (name, size) in enumerate(zip(spec.shape, shape, strict=True)):
+            if not isinstance(name, str):
+                continue
+            causes[name] = module.limiting_nodes.get((i, axis), "")
+            if isinstance(size, int):
+                fixed[name] = size
+            elif (found := _range_of(program, size, declared := ranges.get(name, (1, MAX_SIZE)), least)) != declared:
+                narrower[name] = found
+    notes = [_note_of_ranges(narrower, causes)] if narrower else []
+    notes += [_note_of_sizes(fixed, _joined(causes[name] for name in fixed))] if fixed else []
+    return Exported(program, with_static(specs, fixed), tuple(notes))
+
+
+def _range_of(program: ExportedProgram, size: torch.SymInt, declared: Range, least: int) -> Range:
+    known = program.range_constraints[size.node.expr]
+    high = sympy.sympify(known.upper)
+    return declared[0] if known.lower <= max(declared[0], least) else int(known.lower), min(
+        int(high), MAX_SIZE
+    ) if high.is_Integer else MAX_SIZE
+
+
+def _joined(causes: Any) -> str:
+    return ", ".join(dict.fromkeys(f"node {cause}" for cause in causes if cause))
+
+
+def _note_of_ranges(ranges: Mapping[str, Range], causes: Mapping[str, str]) -> str:
+    parts = [f"'{name}' of {low}{' or more' if high == MAX_SIZE else f' to {high}'}" for name, (low, high) in ranges.items()]
+    nodes = _joined(causes[name] for name in ranges)
+    return f"the graph doesn't allow every size: it takes {', '.join(parts)}{f' (because of {nodes})' if nodes else ''}."
+
+
+def _note_of_sizes(sizes: Mapping[str, int], cause: str) -> str:
+    fixed = ", ".join(f"'{name}' at {size}" for name, size in sizes.items())
+    return (
+        f"the graph doesn't allow every size, so it is compiled with {fixed}{f' (because of {cause})' if cause else ''}; "
+        "choose other sizes with dynamic={name: size} (--dynamic name=size)."
+    )
+
+
+def _with_fixed(
+    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...], reason: Exception
+) -> Exported:
+    """With all dimensions but the first fixed, or all."""
+    names, cause = symbols_of(specs), _joined(module.limiting_nodes.values()) or _node_of(reason)
+    for fixed in dict.fromkeys((names[1:], names)):
+        sizes = _sizes(specs, examples, fixed)
+        static = with_static(specs, sizes)
+        try:
+            program = _traced(module, dynamic_shapes(static, ranges), examples)
+        except Exception:
+            if not symbols_of(static):
+                raise
+            continue
+        return Exported(program, static, (_note_of_sizes(sizes, cause),) if sizes else ())
+    raise AssertionError("the last one is fully static and either returns or raises")
+
+
+def _node_of(error: Exception) -> str:
+    """The node that an export failed in, and why."""
+    node = next((note.removeprefix("in ONNX node ") for note in getattr(error, "__notes__", ()) if note.startswith("in ONNX node")), "")
+    lines = [line.strip(" -\n") for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "guard" in line or "cannot" in line), lines[0] if lines else type(error).__name__)[:200]
+    return f"node {node}: {reason}" if node else reason
+
+
+def _sizes(specs: Sequence[InputSpec], examples: Sequence[torch.Tensor], names: Sequence[str]) -> dict[str, int]:
+    pairs = [(dim, size) for spec, x in zip(specs, examples, strict=True) for dim, size in zip(spec.shape, x.shape, strict=True)]
+    return {str(dim): size for dim, size in pairs if dim in names}

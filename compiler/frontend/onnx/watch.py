@@ -1,0 +1,34 @@
+"""Which node makes a dynamic dimension static, or narrows its range, while a graph is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llmos.compiler.frontend.onnx.graph import Node
+
+
+class DimensionWatch:
+    """`nodes`: the last node that changed what is known of dimension (input, axis)."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        self.nodes: dict[tuple[int, int], str] = {}
+        sizes = {(i, axis): size for i, x in enumerate(inputs) for axis, size in enumerate(x.shape)}
+        self._sizes = {place: size for place, size in sizes.items() if isinstance(size, torch.SymInt)}
+        self._known = {place: _known_of(size) for place, size in self._sizes.items()}
+
+    def after(self, node: Node) -> None:
+        """To be called after each node."""
+        for place, size in self._sizes.items():
+            known = _known_of(size)
+            if known != self._known[place]:
+                self._known[place] = known
+                self.nodes[place] = str(node)
+
+
+def _known_of(size: torch.SymInt) -> tuple[Any, ...]:
+    expr, environment = size.node.expr, size.node.shape_env
+    limits = environment.var_to_range.get(expr)
+    return (expr,) if limits is None else (expr, limits.lower, limits.upper)
