@@ -48,6 +48,7 @@ from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.split_reductions import SplitReductions
 from llmos.passes.tile_dispatches import TileDispatches
 from llmos.passes.update_in_place import UpdateInPlace
 from llmos.passes.winograd import Winograd
@@ -77,6 +78,7 @@ PIPELINE: tuple[Pass, ...] = (
     Upstream("canonicalize"),  # again: moves that undo each other
     Upstream("cse"),
     FoldWeightComputation(),
+    SplitReductions(),
     *DISPATCHES,
 )
 
