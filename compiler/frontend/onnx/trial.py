@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class ZerosForMissingKernels(TorchDispatchMode):
+class ZerosForMissingKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Ops that eager torch lacks for a type, such as a maximum of uint32, give zeros of the right shape and type.
 
     So does a division of integers whose made-up divisors hold a zero. The compiler has kernels for both. Zeros are good enough where only
