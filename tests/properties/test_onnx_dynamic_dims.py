@@ -108,6 +108,17 @@ def test_nodes(name: str) -> None:
     stays_dynamic(ALL[name], sizes)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_means_of_integers(dtype: str) -> None:
+    x = np.zeros((2, TRACED), dtype)
+    model = one_node("ReduceMean", {"x": x}, {"axes": array(1)}, dims={"x": [2, "n"]})
+    run = Compiled(import_onnx(model))
+    for size in SIZES:
+        x = np.random.default_rng(size).integers(-50, 50, (2, size)).astype(dtype)
+        (got,) = run([x])
+        assert any(agree(got, want) for (want,) in expected(model, {"x": x})), size
+
+
 # What takes some sizes only: those are conditions of a call.
 CONDITIONAL: dict[str, tuple[onnx.ModelProto, int]] = {
     "Reshape": (node("Reshape", {"shape": array(-1, 3, 2)}), 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 
 from llmos.compiler.frontend.onnx.dtypes import wide
 from llmos.compiler.frontend.onnx.registry import Ints, Sizes, op
-from llmos.runtime.errors import UnsupportedError
 
 Reduction = Callable[[torch.Tensor, tuple[int, ...], bool], torch.Tensor]
 
@@ -28,7 +28,9 @@ def _product(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor
 def _mean(x: torch.Tensor, axes: tuple[int, ...], keep: bool) -> torch.Tensor:
     if x.is_floating_point():
         return torch.mean(x, axes, keepdim=keep)
-    raise UnsupportedError("ReduceMean of integers isn't supported; cast to float first.")
+    # Towards zero, as onnxruntime divides integers.
+    count = math.prod(x.shape[axis] for axis in axes)
+    return torch.div(_wide_sum(x, axes, keep), torch.scalar_tensor(count, dtype=x.dtype), rounding_mode="trunc").to(x.dtype)
 
 
 def _extreme(function: Any) -> Reduction:
