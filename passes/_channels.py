@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, dims_of, is_fill
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import DYNAMIC, reassociation
+from llmos.compiler.ir.shapes import DYNAMIC, reassociation
 
 Channels: TypeAlias = tuple[int, ...]  # axes in order; () where there are none
 Order: TypeAlias = tuple[int, ...]  # storage axis i holds axis order[i]

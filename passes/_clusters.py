@@ -21,8 +21,9 @@ from llmos.compiler.analysis.loops import STACK, is_loop
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.analysis.windows import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
+from llmos.compiler.ir.attributes import COMPUTES
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COMPUTES, Shape
+from llmos.compiler.ir.sizes import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 from llmos.passes._sorts import sort_clusters, take_producer
 

@@ -10,7 +10,7 @@ from llmos.compiler.analysis.generic import Generic, contraction_of, has_windows
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes
+from llmos.compiler.ir.shapes import Shapes
 
 FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
 HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")

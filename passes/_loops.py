@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from llmos.compiler.analysis.generic import map_elements
 from llmos.compiler.analysis.loops import STACK, Loop, is_loop, root_of
+from llmos.compiler.ir.attributes import COUNTER, COUNTERS
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, COUNTERS, Expr, Shapes, SymbolTable, slice_parameters
+from llmos.compiler.ir.shapes import Shapes, slice_parameters
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.passes._graph import is_tensor, owner_of
 
 MAX_TURNS = 1 << 31

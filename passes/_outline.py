@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.ir.attributes import shape_attribute
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, shape_attribute
+from llmos.compiler.ir.sizes import Expr
 from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import DYNAMIC, reassociation
+from llmos.compiler.ir.shapes import DYNAMIC, reassociation
 from llmos.passes._channels import (
     RESHAPES,
     SAME_AXES,

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable, argument_attributes
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._channels import (
     RESHAPES,
     SAME_AXES,

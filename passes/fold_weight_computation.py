@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.generic import contraction_of, is_fill, pure_source
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import map_elements
 from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop, loops_in, root_of
+from llmos.compiler.ir.attributes import COUNTER
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.updates import updated_arguments
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import Graph, owner_of

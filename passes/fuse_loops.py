@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.loops import loops_in
+from llmos.compiler.ir.attributes import COUNTER, COUNTERS
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, COUNTERS, Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._pass import Pass

@@ -10,8 +10,8 @@ from llmos.compiler.analysis.attention import parts_of
 from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
 from llmos.compiler.analysis.generic import Contraction, contraction_of, dim_positions, pure_source
 from llmos.compiler.analysis.loops import VIEWS
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.generic import Contraction, contraction_of, dim_positions, dims_of, pure_source
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.compiler.ir.tiling import TILING, Tiling
 from llmos.passes._pass import Pass
 

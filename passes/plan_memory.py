@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.analysis.loops import BUFFERS, ELSEWHERE, Loop, is_loop, root_of
+from llmos.compiler.ir.attributes import COMPUTES
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COMPUTES, Expr, Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.compiler.ir.updates import WITHIN, argument_place, integer_of, output_numbers
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.compiler.ir.tiling import NO_TILINGS, TILING, Tilings
 from llmos.passes._pass import Pass
 from llmos.passes.pack_weights import PACKED

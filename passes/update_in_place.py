@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.loops import VIEWS, is_loop, root_of
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable, slice_parameters
+from llmos.compiler.ir.shapes import Shapes, slice_parameters
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.updates import IN_PLACE, WITHIN, updated_arguments
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass

@@ -9,7 +9,8 @@ from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
 from llmos.compiler.analysis.generic import contraction_of
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._pass import Pass
 from llmos.passes.pack_weights import WINOGRAD, weighted_contractions
 

@@ -10,7 +10,8 @@ import sympy
 from llmos.compiler.analysis.generic import Contraction, padded_source
 from llmos.compiler.analysis.winograd import TAPS
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, Shapes, pad_parameters
+from llmos.compiler.ir.shapes import Shapes, pad_parameters
+from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TypeAlias
 import sympy
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shape, Shapes
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import Shape
 
 Value: TypeAlias = ir.Value
 

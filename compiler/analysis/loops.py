@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmos.compiler.ir.attributes import COUNTER
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, Expr, Shapes, slice_parameters
+from llmos.compiler.ir.shapes import Shapes, slice_parameters
+from llmos.compiler.ir.sizes import Expr
 
 STACK = "llmos.stack"
 BUFFERS = "llmos.buffers"  # of a call or a loop: where its results go (passes/plan_memory.py)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, Shapes
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import Expr
 
 SCAN = "tm_tensor.scan"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmos.compiler.ir.attributes import COUNTER
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER
 
 _BODY_DIALECTS = ("arith.", "math.", "tensor.extract")
 

@@ -15,7 +15,8 @@ from functools import cached_property
 import sympy
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, Shapes, slice_parameters
+from llmos.compiler.ir.shapes import Shapes, slice_parameters
+from llmos.compiler.ir.sizes import Expr
 
 SORT = "tm_tensor.sort"
 _SIGNED_AT_MOST = 3  # of arith.cmpi's predicates: sle

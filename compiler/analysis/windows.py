@@ -7,7 +7,8 @@ from functools import cached_property
 
 from llmos.compiler.analysis.generic import Form, Generic, apply_form, combiner_of, dim_positions
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, Shapes, pad_parameters
+from llmos.compiler.ir.shapes import Shapes, pad_parameters
+from llmos.compiler.ir.sizes import Expr
 
 BAND_BYTES = 1 << 19  # of an image's rows that are kept in a level-2 cache, beside what else is read meanwhile
 WIDEST_PANEL = 64  # channels of a pixel in a band

@@ -13,7 +13,8 @@ import sympy
 from llmos.compiler.analysis.generic import Form, Generic, apply_form, is_fill
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, kept_dims, slice_parameters
+from llmos.compiler.ir.shapes import kept_dims, slice_parameters
+from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass

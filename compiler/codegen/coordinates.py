@@ -10,7 +10,7 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, is_vector
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 from llmos.runtime.errors import UnsupportedError
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.tiling import TILING, Tiling
 
 

@@ -21,7 +21,8 @@ from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, kept_dims, pad_parameters, slice_parameters
+from llmos.compiler.ir.shapes import kept_dims, pad_parameters, slice_parameters
+from llmos.compiler.ir.sizes import Expr
 from llmos.runtime.errors import UnsupportedError
 
 DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))

@@ -12,7 +12,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.memory import Memory
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 

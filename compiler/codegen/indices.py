@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, SymbolTable
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 
 _LINEAR = frozenset({"arith.addi", "arith.subi", "arith.muli", "affine.apply"})
 _KNOWN = frozenset({"arith.constant", "linalg.index", "memref.dim", "tensor.dim"})

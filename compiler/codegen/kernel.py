@@ -13,7 +13,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import Evaluator
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 LANES = 16  # of row kernels on every target: the order of additions, and so the bits, don't depend on the machine
 

@@ -11,7 +11,7 @@ import sympy
 from llmos.compiler.codegen.builder import Value, byte_width, element_type, is_float, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Coordinates, Lane, Spread
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass(frozen=True)

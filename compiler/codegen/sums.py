@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.generic import Generic, combiner_of
 from llmos.compiler.codegen.builder import Builder, Value, element_type, is_vector
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, SymbolTable
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 
 BLOCK = 4096  # terms of one chain of products, or of a row that 16 lanes share
 CHAIN = 256  # terms of one chain of other sums

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from llmos.compiler.ir.attributes import COMPUTED
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COMPUTED
 from llmos.runtime.errors import UserError
 
 SYMBOLS = "llmos.symbols"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype, rounded_to_bfloat16
+from llmos.compiler.ir.attributes import argument_attributes, result_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes, result_attributes
 from llmos.compiler.ir.weights import Weight
 
 # Cloned into whatever uses them: they hold no numbers of their own.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from llmos.compiler.ir.attributes import COMPUTED
 from llmos.compiler.ir.bindings import func, ir
-from llmos.compiler.ir.symbolic import COMPUTED
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmos.compiler.frontend.dims import Dim, Sizes, plain_text
-from llmos.compiler.ir.symbolic import ComputedSymbol, Symbol, SymbolTable
+from llmos.compiler.ir.sizes import ComputedSymbol, Symbol, SymbolTable
 
 
 def require_bounds(sizes: Sizes, dims: Iterable[Dim]) -> None:

@@ -15,8 +15,8 @@ import torch
 from llmos.compiler.frontend.dims import Dim, IndexValues, Shape, Sizes
 from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, constant, element_type
 from llmos.compiler.frontend.symbolic_scalars import SymbolicScalar
+from llmos.compiler.ir.attributes import COMPUTES
 from llmos.compiler.ir.bindings import arith, ir, linalg, tensor
-from llmos.compiler.ir.symbolic import COMPUTES
 
 DYNAMIC = ir.ShapedType.get_dynamic_size()
 

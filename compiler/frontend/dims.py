@@ -204,7 +204,7 @@ _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 
 def plain_text(dim: Dim) -> str:
-    """A size as text in sympy's own functions, as the passes read it (compiler/ir/symbolic.py)."""
+    """A size as text in sympy's own functions, as the passes read it (compiler/ir/sizes.py)."""
     if isinstance(dim, int):
         return str(dim)
     plain = dim.replace(lambda e: isinstance(e, torch_sympy.FloorDiv | torch_sympy.CleanDiv), lambda e: sympy.floor(e.args[0] / e.args[1]))
@@ -265,7 +265,7 @@ class IndexValues:
         raise UnsupportedError(f"the size expression {dim} ({type(dim).__name__}) isn't supported")
 
     def _rounded_product(self, product: FloorMul) -> ir.Value:
-        """In the form that the passes know (compiler/ir/symbolic.py)."""
+        """In the form that the passes know (compiler/ir/sizes.py)."""
         from llmos.compiler.ir.bindings import math as math_dialect
 
         i64, f64 = ir.IntegerType.get_signless(64), ir.F64Type.get()

@@ -6,7 +6,7 @@ import keyword
 import re
 from collections.abc import Collection, Iterable
 
-# Functions of sizes (compiler/ir/symbolic.py).
+# Functions of sizes (compiler/ir/sizes.py).
 RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod", "FloorMul", "floor_mul"})
 MAX_LENGTH = 64
 

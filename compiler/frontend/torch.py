@@ -33,9 +33,9 @@ from llmos.compiler.frontend.references import reference_of, seeded_reference, t
 from llmos.compiler.frontend.results import as_result, complex_outputs, dtype_name, output_names, output_nodes
 from llmos.compiler.frontend.seeding import draws
 from llmos.compiler.frontend.symbols import find_symbols
+from llmos.compiler.ir.attributes import COMPUTED
 from llmos.compiler.ir.bindings import arith, context, func, ir, tensor
 from llmos.compiler.ir.guards import GUARDS
-from llmos.compiler.ir.symbolic import COMPUTED
 from llmos.compiler.ir.updates import UPDATES
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import InputError
@@ -255,7 +255,7 @@ class _Function:
 
 
 def _computed(each: ComputedSize) -> ir.DictAttr:
-    """What the passes know of a size that the program computes (compiler/ir/symbolic.py)."""
+    """What the passes know of a size that the program computes (compiler/ir/sizes.py)."""
     limits = ir.DenseI64ArrayAttr.get([each.size.min, each.size.max])
     texts = {"bound": plain_text(each.bound), "equals": "" if each.equals is None else plain_text(each.equals)}
     return ir.DictAttr.get({"range": limits, **{key: ir.StringAttr.get(text) for key, text in texts.items()}})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, SymbolTable
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.runtime.errors import UserError
 
 GUARDS = "llmos.guards"

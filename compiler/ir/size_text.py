@@ -1,7 +1,7 @@
 """Sizes as text, in Python's grammar and with its meaning: +, -, *, // and % that round down, min, max,
 and floor_mul(n, p, q), which is math.floor(n * (p / q)).
 
-It is what manifests hold and what the C core reads (runtime/native/expression.c). Expressions of `compiler.symbolic` have no `%` of their
+It is what manifests hold and what the C core reads (runtime/native/expression.c). Expressions of `compiler.ir.sizes` have no `%` of their
 own: a % b is a - b * floor(a / b).
 """
 

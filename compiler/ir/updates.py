@@ -6,8 +6,8 @@ into the input, and the host function copies what lies elsewhere once all else i
 
 from __future__ import annotations
 
+from llmos.compiler.ir.attributes import argument_attributes, result_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes, result_attributes
 
 UPDATES = "llmos.updates"  # of a result of main: the name of the input whose new value it is
 IN_PLACE = "llmos.in_place"  # of a dispatch function: the tensor operand whose memory its one result takes

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from llmos.compiler.frontend.model import Reference
+from llmos.compiler.ir.attributes import argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.guards import Guard, guards_of
-from llmos.compiler.ir.symbolic import Symbol, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
+from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.artifact.deviation import is_exact, measure, numbers
 from llmos.runtime.artifact.recorded import Recipe, RecordedArray
 from llmos.runtime.errors import UserError

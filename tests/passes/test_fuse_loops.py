@@ -6,7 +6,8 @@ import pytest
 
 from llmos.compiler.analysis.loops import Loop, loops_in
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.fuse_loops import FuseLoops
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights

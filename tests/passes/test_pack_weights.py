@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llmos.compiler.backends.cpu.packing import pack_panels, packed_shape
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.pack_weights import PackWeights
 

@@ -14,7 +14,7 @@ from llmos.compiler.backends.cpu.program import Program
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes
+from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.verify.snapshots import run_passes
 from tests.fuzz.graph import Graph, Input, Misfit, Value
 from tests.fuzz.ops import OPS

@@ -14,7 +14,8 @@ from llmos.compiler.backends.cpu.program import Program, emit_kernels
 from llmos.compiler.backends.cpu.target import resolve
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes import PipelineOptions, run_pipeline
 from tests.frontend.harness import module_of
 

@@ -16,7 +16,7 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.ir.bindings import context, ir
 from llmos.compiler.ir.guards import guards_of
-from llmos.compiler.ir.symbolic import Symbol, SymbolTable
+from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.program import Program
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)

@@ -17,7 +17,7 @@ import llmos
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.names import identifiers
-from llmos.compiler.ir.symbolic import Symbol, SymbolTable
+from llmos.compiler.ir.sizes import Symbol, SymbolTable
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
 ODD = ["seq len", "seq-len", "seq_len", "", "größe", "grö ße", "lambda", "min", "日本", "n" * 200]

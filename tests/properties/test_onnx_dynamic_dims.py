@@ -18,7 +18,7 @@ import pytest
 from llmos.compiler.frontend.coverage import check_onnx, format_rows
 from llmos.compiler.frontend.onnx import export_onnx, import_onnx
 from llmos.compiler.ir.guards import guards_of
-from llmos.compiler.ir.symbolic import SymbolTable
+from llmos.compiler.ir.sizes import SymbolTable
 from tests.conformance.inprocess import Compiled
 from tests.properties.onnx_nodes import agree, expected, one_node
 

@@ -27,8 +27,9 @@ from llmos.compiler.frontend.float_sizes import rounded_size
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import context, ir
 from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.size_text import size_text
-from llmos.compiler.ir.symbolic import Shapes, Symbol, SymbolTable
+from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.errors import UnsupportedError
 from tests.conformance.inprocess import Compiled
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import sympy
 
-from llmos.compiler.ir.symbolic import Expr, Shape
+from llmos.compiler.ir.sizes import Expr, Shape
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from llmos.compiler.analysis.independence.domain import Batch, Mixed, Rows, State, Uniform
 from llmos.compiler.analysis.independence.function import Frame, Function
+from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.guards import Guard
-from llmos.compiler.ir.symbolic import argument_attributes
 from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 
 

@@ -12,7 +12,8 @@ from llmos.compiler.analysis.generic import Generic, captured
 from llmos.compiler.analysis.independence.domain import Batch, Mixed, Rows, State, Uniform, collapse, expand, join, only_axis
 from llmos.compiler.analysis.independence.generic import GenericRows
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import DYNAMIC, Expr, Shape, Shapes, kept_dims, pad_parameters, reassociation
+from llmos.compiler.ir.shapes import DYNAMIC, Shapes, kept_dims, pad_parameters, reassociation
+from llmos.compiler.ir.sizes import Expr, Shape
 from llmos.runtime.errors import UnsupportedError
 
 LABEL = "llmos.label"

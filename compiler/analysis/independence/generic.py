@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from llmos.compiler.analysis.generic import Generic, dims_of
 from llmos.compiler.analysis.independence.domain import Batch, Mixed, Rows, State, Uniform, only_axis
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, Shapes
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass(frozen=True)

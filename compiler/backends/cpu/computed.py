@@ -10,7 +10,7 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import ComputedSymbol, Expr, SymbolTable
+from llmos.compiler.ir.sizes import ComputedSymbol, Expr, SymbolTable
 
 LESS = 4  # olt, as arith.cmpf numbers it
 MAX_BYTES = 2.0**62  # more would overflow the arithmetic of sizes

@@ -15,20 +15,11 @@ from llmos.compiler.backends.cpu.computed import is_allocatable, is_valid
 from llmos.compiler.backends.cpu.loops import NUM_THREADS, LoopLayout
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer, product
+from llmos.compiler.ir.attributes import COMPUTES, COUNTER, argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.guards import Guard, guards_of
-from llmos.compiler.ir.symbolic import (
-    COMPUTES,
-    COUNTER,
-    ComputedSymbol,
-    Expr,
-    Shapes,
-    SymbolTable,
-    argument_attributes,
-    callers_shape,
-    read_shape,
-    result_attributes,
-)
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import ComputedSymbol, Expr, SymbolTable
 from llmos.compiler.ir.updates import argument_of, output_numbers, updated_arguments
 from llmos.runtime.native.abi import (
     ALIGNMENT,

@@ -19,8 +19,9 @@ import sympy
 from llmos.compiler.analysis.loops import BUFFERS, ELSEWHERE, Loop, root_of
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.kernel import Kernel, Launch, address_of, call_pointer, product
+from llmos.compiler.ir.attributes import COUNTER
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, Expr, SymbolTable
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.runtime.native.abi import CONTEXT_LAUNCH, CONTEXT_THREADS
 
 NUM_THREADS = sympy.Symbol("llmos.threads", integer=True, positive=True)

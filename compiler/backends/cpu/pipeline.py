@@ -30,10 +30,12 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.execution.native import call_entry
 from llmos.compiler.frontend.model import STATE, ImportedModel
+from llmos.compiler.ir.attributes import argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.guards import guards_of
+from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.size_text import size_text
-from llmos.compiler.ir.symbolic import Shapes, SymbolTable, argument_attributes, callers_shape, read_shape, result_attributes
+from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.updates import output_numbers, updated_arguments
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import Pass, PipelineOptions, Upstream, run_pipeline

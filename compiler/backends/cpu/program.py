@@ -29,8 +29,10 @@ from llmos.compiler.backends.cpu.loops import LoopEmitter
 from llmos.compiler.backends.cpu.target import Target
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
+from llmos.compiler.ir.attributes import COUNTER
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import COUNTER, Expr, Shapes, SymbolTable
+from llmos.compiler.ir.shapes import Shapes
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.compiler.ir.updates import IN_PLACE, integer_of
 
 Emit = Callable[[ir.Module, Dispatch, Target], Launch]

@@ -24,7 +24,7 @@ from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, spl
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import is_long
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 BLOCK = 64  # keys of one step of the streaming softmax
 LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)

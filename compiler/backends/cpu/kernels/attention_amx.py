@@ -25,7 +25,7 @@ from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Launch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 WORDS = 16  # pairs of bfloat16 in a vector, and rows that are turned round at once
 LOW_HALF, HIGH_HALF = 0xFFFF, -(1 << 16)

@@ -25,7 +25,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 UNROLLED = 32  # taps at most that are written out
 WRITTEN_ENDS = 4  # pixels at most at the ends of a row that are written out, each with its own part of a window

@@ -19,7 +19,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, kernel, product
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 FEW = 4  # pieces, which may as well be evaluated under masks
 LONG_ROW = 4 * LANES  # elements in a row of a piece that are worth a loop of their own

@@ -48,7 +48,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, produ
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, TileSums, is_long
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 SMALL_PANEL_BYTES = 1 << 18  # a panel that is worth reading again so that there are more tiles to share out
 MAX_ROWS = 256

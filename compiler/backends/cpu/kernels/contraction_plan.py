@@ -18,7 +18,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import ceil_div, product
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 
 def contraction_in(dispatch: Dispatch) -> Contraction:

@@ -22,7 +22,8 @@ from llmos.compiler.codegen.kernel import product, split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, block_level, loop_over_blocks, with_rests
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, pad_parameters
+from llmos.compiler.ir.shapes import pad_parameters
+from llmos.compiler.ir.sizes import Expr
 
 LinearForm = dict[int, int]  # coefficient of each loop dim
 

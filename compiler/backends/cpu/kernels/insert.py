@@ -12,7 +12,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import kept_dims, slice_parameters
+from llmos.compiler.ir.shapes import kept_dims, slice_parameters
 
 
 def emit_insert(module: ir.Module, dispatch: Dispatch) -> Launch:

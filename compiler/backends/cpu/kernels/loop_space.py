@@ -12,7 +12,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 DEAR = ("math.", "arith.divf", "arith.remf")
 

@@ -13,7 +13,8 @@ from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.coordinates import Coord, Coordinates
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr, pad_parameters
+from llmos.compiler.ir.shapes import pad_parameters
+from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.evaluate import Evaluator
 from llmos.compiler.codegen.kernel import split_index
 from llmos.compiler.codegen.memory import Buffer
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 
 def over_lanes(ev: Evaluator, extent: Expr, point: Callable[[Coord], None]) -> None:

@@ -26,7 +26,7 @@ from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, CHAIN, block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 
 def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:

@@ -15,7 +15,7 @@ from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 
 def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:

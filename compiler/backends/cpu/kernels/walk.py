@@ -14,7 +14,7 @@ from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.kernel import Frame, ceil_div, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
 from llmos.compiler.codegen.memory import Buffer
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 CHUNK = 4096  # elements of one tile
 

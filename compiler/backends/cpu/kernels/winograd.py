@@ -38,7 +38,7 @@ from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.symbolic import Expr
+from llmos.compiler.ir.sizes import Expr
 
 # Of V and M, even where a level-2 cache holds less: each block reads a panel's whole transformed weight, often from a far cache. ResNet-18
 # takes 0.84 of the time that blocks of 256 KiB took on a processor with half a MiB.

@@ -1,225 +1,19 @@
-"""Symbolic sizes: every dimension of every tensor as an expression over the program's named symbols.
-
-Expressions are sympy integers, symbols (positive), sums, products, `floor`, `Min`, `Max` and `FloorMul`; as text
-(compiler/ir/size_text.py) they are what `llmos.shape` attributes and the manifest hold ("batch*tokens", "tokens//2").
-"""
+"""Shapes of values: every dimension of every tensor of a function as an expression over the program's symbols (compiler/ir/sizes.py)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import sympy
 
+from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, COUNTER, argument_attributes, read_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.rounded_sizes import FloorMul
-from llmos.compiler.ir.size_text import floor_mod, size_text, truncated
+from llmos.compiler.ir.size_text import floor_mod, truncated
+from llmos.compiler.ir.sizes import Expr, Shape, SymbolTable, decide
 from llmos.runtime.errors import UnsupportedError, UserError
-
-Expr: TypeAlias = sympy.Expr
-Shape: TypeAlias = tuple[Expr, ...]
-T = TypeVar("T")
-_FUNCTIONS: Mapping[str, Any] = {
-    "floor": sympy.floor,
-    "min": sympy.Min,
-    "max": sympy.Max,
-    "Min": sympy.Min,
-    "Max": sympy.Max,
-    "Mod": floor_mod,
-    "FloorMul": FloorMul,
-    "floor_mul": FloorMul,
-}
-
-COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
-COUNTER = "llmos.counter"  # of a loop: the name of its counter
-COMPUTED = "llmos.computed"  # of a module: the sizes that the program computes from data
-COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
-
-MAX_BOUND = 2**31 - 1  # a computed size that may be larger has no bound that an output could be allocated by
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A named dynamic dimension, `min <= value <= max`."""
-
-    name: str
-    min: int
-    max: int
-
-    @property
-    def expr(self) -> Expr:
-        return sympy.Symbol(self.name, integer=True, nonnegative=True if self.min >= 0 else None, positive=True if self.min > 0 else None)
-
-
-@dataclass(frozen=True)
-class ComputedSymbol(Symbol):
-    """A size (or a number that sizes are made of) that the entry computes from data, while it runs.
-
-    `bound`: an expression of symbols known before that it never exceeds; what outputs are allocated by follows from it. `equals`: an
-    expression that it must be equal to, or "".
-    """
-
-    bound: str
-    equals: str = ""
-
-
-@dataclass(frozen=True)
-class SymbolTable:
-    """The program's symbols, in manifest order; those that it computes; the counters of its loops, which only loops may read."""
-
-    symbols: tuple[Symbol, ...]
-    counters: tuple[Symbol, ...] = ()
-    computed: tuple[ComputedSymbol, ...] = ()
-
-    @classmethod
-    def of(cls, module: ir.Module) -> SymbolTable:
-        return cls(_ranges(module, "llmos.symbols"), _ranges(module, COUNTERS), _computed(module))
-
-    @property
-    def sizes(self) -> tuple[Symbol, ...]:
-        """What the host function knows, in the order in which kernels find their values."""
-        return (*self.symbols, *self.computed)
-
-    @property
-    def names(self) -> tuple[Symbol, ...]:
-        """All that an expression may hold, in the order in which kernels find their values."""
-        return (*self.sizes, *self.counters)
-
-    def parse(self, dim: str | int) -> Expr:
-        """The expression of one entry of `llmos.shape`."""
-        if isinstance(dim, int):
-            return sympy.Integer(dim)
-        names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
-        # sympy runs what it is given, and makes symbols of names that it doesn't know.
-        unknown = set(re.findall(r"[^\W\d]\w*", dim)) - set(names) - set(_FUNCTIONS)
-        if unknown or not re.fullmatch(r"[\w\s()+*/%,-]+", dim):
-            raise UserError(f"the size {dim!r} is no expression of {', '.join(names) or 'numbers'}")
-        try:
-            return self.simplify(_without_mod(sympy.sympify(dim, locals={**_FUNCTIONS, **names})))
-        except (sympy.SympifyError, TypeError, ValueError) as error:
-            raise UserError(f"the size {dim!r} can't be read: {error}") from None
-
-    def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
-        """Lower and upper bound of an expression, by interval arithmetic."""
-        ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.names}
-        low, high = _interval(expr, ranges)
-        if not expr.has(sympy.floor):
-            return low, high
-        # floor(x) is x less a fraction: what is rounded and what is not may cancel, as in a remainder.
-        fractions: dict[Expr, tuple[Expr, Expr]] = {}
-
-        def unrounded(x: Expr) -> Expr:
-            fraction, divisor = sympy.Dummy(), sympy.fraction(sympy.together(x))[1]
-            fractions[fraction] = (sympy.S.Zero, 1 - 1 / divisor if divisor.is_Integer else sympy.S.One)
-            return x - fraction
-
-        other_low, other_high = _interval(sympy.expand(expr.replace(sympy.floor, unrounded)), {**ranges, **fractions})
-        return sympy.Max(low, sympy.ceiling(other_low)), sympy.Min(high, sympy.floor(other_high))
-
-    def computed_in(self, expr: Expr) -> list[ComputedSymbol]:
-        """The computed symbols that an expression depends on."""
-        free = expr.free_symbols if self.computed else ()
-        return [symbol for symbol in self.computed if symbol.expr in free]
-
-    def upper_bound(self, expr: Expr) -> Expr:
-        """What an expression never exceeds, over the symbols of the inputs alone."""
-        bound = self._largest(expr)
-        if bound.has(sympy.oo, -sympy.oo, sympy.nan):
-            raise UnsupportedError(
-                f"an output's size ({expr}) depends on data and has no bound that memory could be taken by: give it one in the model, "
-                "such as torch._check(x.shape[0] <= 1000)"
-            )
-        return bound
-
-    def at_most(self, expr: Expr) -> Expr:
-        """As `upper_bound`; where there is none, the expression at the least of what data can give."""
-        bound = self._largest(expr)
-        if not bound.has(sympy.oo, -sympy.oo, sympy.nan):
-            return bound
-        return self.simplify(expr.subs({symbol.expr: symbol.min for symbol in self.computed}))
-
-    def _largest(self, expr: Expr) -> Expr:
-        """As `upper_bound`; infinity where there is none."""
-        computed = self.computed_in(expr)
-        if not computed:
-            return expr
-        ranges = {symbol.expr: (symbol.expr, symbol.expr) for symbol in self.symbols}
-        ranges |= {symbol.expr: (sympy.Integer(symbol.min), self._bound_of(symbol)) for symbol in computed}
-        return self.simplify(_interval(sympy.expand(expr), ranges)[1])
-
-    def _bound_of(self, symbol: ComputedSymbol) -> Expr:
-        bound = self._largest(self.parse(symbol.bound))
-        return sympy.oo if bound.is_Integer and bound > MAX_BOUND else bound
-
-    def simplify(self, expr: Expr) -> Expr:
-        """The expression without the branches that the ranges of its symbols rule out."""
-        expr = sympy.expand(expr)
-        if not expr.has(sympy.Min, sympy.Max, sympy.floor):
-            return expr
-        return expr.replace(lambda e: isinstance(e, (sympy.Min, sympy.Max)), self._resolve)
-
-    def _resolve(self, choice: Expr) -> Expr:
-        kept = list(choice.args)
-        smaller = isinstance(choice, sympy.Min)
-
-        def wins(a: Expr, b: Expr) -> bool:
-            return bool(self.bounds(b - a if smaller else a - b)[0] >= 0)
-
-        for a in choice.args:
-            kept = [b for b in kept if b == a or a not in kept or not wins(a, b)]
-        return choice.func(*kept)
-
-
-def _without_mod(expr: Expr) -> Expr:
-    """Of what text with % in it is parsed to."""
-    return expr.replace(sympy.Mod, floor_mod)
-
-
-def _ranges(module: ir.Module, attribute: str) -> tuple[Symbol, ...]:
-    if attribute not in module.operation.attributes:
-        return ()
-    table = ir.DictAttr(module.operation.attributes[attribute])
-    ranges = {named.name: [int(bound) for bound in ir.DenseI64ArrayAttr(named.attr)] for named in (table[i] for i in range(len(table)))}
-    return tuple(Symbol(name, low, high) for name, (low, high) in ranges.items())
-
-
-def _computed(module: ir.Module) -> tuple[ComputedSymbol, ...]:
-    if COMPUTED not in module.operation.attributes:
-        return ()
-    table = ir.DictAttr(module.operation.attributes[COMPUTED])
-    found = []
-    for named in (table[i] for i in range(len(table))):
-        fields = ir.DictAttr(named.attr)
-        low, high = (int(bound) for bound in ir.DenseI64ArrayAttr(fields["range"]))
-        found.append(ComputedSymbol(named.name, low, high, ir.StringAttr(fields["bound"]).value, ir.StringAttr(fields["equals"]).value))
-    return tuple(found)
-
-
-def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
-    if expr in ranges:
-        return ranges[expr]
-    if not expr.args:
-        return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
-    parts = [_interval(arg, ranges) for arg in expr.args]
-    if isinstance(expr, FloorMul):
-        low, high = (end if end.is_infinite else FloorMul(end, *expr.args[1:]) for end in parts[0])
-        return (low, high) if expr.scale > 0 else (-high if high.is_infinite else high, -low if low.is_infinite else low)
-    if isinstance(expr, sympy.Add):
-        return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])
-    if isinstance(expr, (sympy.Min, sympy.Max, sympy.floor)):
-        return expr.func(*[low for low, _ in parts]), expr.func(*[high for _, high in parts])
-    if isinstance(expr, sympy.Mul):
-        low, high = parts[0]
-        for other in parts[1:]:
-            ends = [sympy.S.Zero if a == 0 or b == 0 else a * b for a in (low, high) for b in other]  # not NaN where one is infinite
-            low, high = sympy.Min(*ends), sympy.Max(*ends)
-        return low, high
-    if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and parts[0][0] >= (0 if expr.exp > 0 else 1):
-        ends = [end**expr.exp for end in parts[0]]
-        return (ends[0], ends[1]) if expr.exp > 0 else (ends[1], ends[0])
-    return -sympy.oo, sympy.oo
 
 
 @dataclass
@@ -288,42 +82,6 @@ class Shapes:
 
 
 DYNAMIC = -(2**63)
-
-
-def argument_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`arg_attrs` of a function, one dict an argument."""
-    count = len(func.regions[0].blocks[0].arguments)
-    if "arg_attrs" not in func.attributes:
-        return [{} for _ in range(count)]
-    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["arg_attrs"])]
-
-
-def result_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`res_attrs` of a function, one dict a result."""
-    count = len(ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value).results)
-    if "res_attrs" not in func.attributes:
-        return [{} for _ in range(count)]
-    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["res_attrs"])]
-
-
-def _items(attr: ir.DictAttr) -> list[ir.NamedAttribute]:
-    return [attr[i] for i in range(len(attr))]
-
-
-def read_shape(attr: ir.Attribute) -> list[str | int]:
-    """The entries of an `llmos.shape` attribute."""
-    return [ir.StringAttr(dim).value if isinstance(dim, ir.StringAttr) else ir.IntegerAttr(dim).value for dim in ir.ArrayAttr(attr)]
-
-
-def callers_shape(dtype: str, dims: Sequence[T]) -> tuple[T, ...]:
-    """The dimensions that a caller sees: the last one of complex numbers holds their two parts, and is none."""
-    return tuple(dims[:-1] if dtype.startswith("complex") else dims)
-
-
-def shape_attribute(shape: Sequence[Expr]) -> ir.Attribute:
-    """`llmos.shape` of symbolic sizes."""
-    i64 = ir.IntegerType.get_signless(64)
-    return ir.ArrayAttr.get([ir.IntegerAttr.get(i64, int(dim)) if dim.is_Integer else ir.StringAttr.get(size_text(dim)) for dim in shape])
 
 
 def _short(value: ir.Value) -> str:
@@ -573,24 +331,6 @@ def _select(shapes: Shapes, op: ir.Operation) -> None:
     verdict = decide(shapes.table, ir.IntegerAttr(condition.attributes["predicate"]).value, a - b)
     if verdict is not None:
         shapes._scalars[op.results[0]] = yes if verdict else no
-
-
-def decide(table: SymbolTable, predicate: int, difference: Expr) -> bool | None:
-    """Whether `a <predicate> b` holds for every value of the symbols, from a - b; None if it depends.
-
-    Predicates as arith.cmpi numbers them.
-    """
-    low, high = table.bounds(table.simplify(difference))
-    holds: dict[int, tuple[bool, bool]] = {  # predicate: (always, never)
-        0: (low == 0 and high == 0, low > 0 or high < 0),
-        1: (low > 0 or high < 0, low == 0 and high == 0),
-        2: (high < 0, low >= 0),
-        3: (high <= 0, low > 0),
-        4: (low > 0, high <= 0),
-        5: (low >= 0, high < 0),
-    }
-    always, never = holds.get(predicate if predicate < 6 else predicate - 4, (False, False))
-    return True if always else False if never else None
 
 
 _RULES: Mapping[str, Callable[[Shapes, ir.Operation], None]] = {
