@@ -113,7 +113,7 @@ def _embed(program: Program, texts: Sequence[str], entry: str) -> Array:
     import numpy as np
 
     from llmos.runtime.engine.model import ProgramModel
-    from llmos.runtime.engine.text import TextEncoder
+    from llmos.runtime.text.tokenizer import TextEncoder
 
     model = ProgramModel(program, entry=entry)
     encoder = TextEncoder(model)

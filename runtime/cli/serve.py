@@ -44,8 +44,8 @@ def command(
     ARTIFACT is a path, or name=path to serve it under another name.
     """
     from llmos.runtime.engine import Limits, load_model
+    from llmos.runtime.server.core.settings import MIB, ServerSettings
     from llmos.runtime.server.serve import serve
-    from llmos.runtime.server.settings import MIB, ServerSettings
 
     settings = ServerSettings(
         limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),

@@ -1,10 +1,10 @@
 """Dynamic batching: a pure policy, and one worker thread per model that carries it out."""
 
-from llmos.runtime.engine.engine import Engine, EngineOptions
+from llmos.runtime.engine.batching.engine import Engine, EngineOptions
+from llmos.runtime.engine.batching.policy import Decision, Limits, next_batch
 from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError
-from llmos.runtime.engine.job import Job
 from llmos.runtime.engine.model import Batching, Model, ProgramModel, Signature, load_model
-from llmos.runtime.engine.policy import Decision, Limits, Pending, next_batch
+from llmos.runtime.engine.request import QueuedRequest, Request
 
 __all__ = [
     "Batching",
@@ -15,12 +15,12 @@ __all__ = [
     "Engine",
     "EngineOptions",
     "IntegrityError",
-    "Job",
     "Limits",
     "Model",
-    "Pending",
     "ProgramModel",
     "QueueFullError",
+    "QueuedRequest",
+    "Request",
     "Signature",
     "load_model",
     "next_batch",

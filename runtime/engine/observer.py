@@ -17,7 +17,7 @@ class BatchReport:
 
 
 @dataclass(frozen=True)
-class JobReport:
+class RequestReport:
     """One ended request. reason: stop (it has its result), abort (cancelled), timeout or error. queue_s: None if it never ran."""
 
     reason: str
@@ -29,7 +29,7 @@ class Observer(Protocol):
     """Called from the engine's threads; must be quick and must not raise."""
 
     def on_batch(self, report: BatchReport) -> None: ...
-    def on_job(self, report: JobReport) -> None: ...
+    def on_request(self, report: RequestReport) -> None: ...
 
 
 class NullObserver:
@@ -37,4 +37,4 @@ class NullObserver:
 
     def on_batch(self, report: BatchReport) -> None: ...
 
-    def on_job(self, report: JobReport) -> None: ...
+    def on_request(self, report: RequestReport) -> None: ...

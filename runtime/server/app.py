@@ -14,13 +14,13 @@ from starlette.routing import Route
 
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine import Model
-from llmos.runtime.server.errors import HttpError, error_reply
-from llmos.runtime.server.gateway import Gateway
-from llmos.runtime.server.http import Reply
+from llmos.runtime.server.core.errors import HttpError, error_reply
+from llmos.runtime.server.core.gateway import Gateway
+from llmos.runtime.server.core.http import Reply
+from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
+from llmos.runtime.server.inference.tensors import DATATYPES, require_datatypes
 from llmos.runtime.server.routes import Endpoint, HotRoutes
-from llmos.runtime.server.settings import ServerSettings
-from llmos.runtime.server.state import VERSION, ServedModel, ServerState
-from llmos.runtime.server.tensors import DATATYPES
 
 _MODEL = "/v2/models/{model}"
 _MODEL_VERSION = "/v2/models/{model}/versions/{version}"
@@ -31,6 +31,8 @@ def create_app(models: Sequence[Model], settings: ServerSettings | None = None) 
 
     Raises UserError: no models, equal names, a name that no URL can hold, or a dtype that the protocol lacks.
     """
+    for model in models:
+        require_datatypes(model)
     state = ServerState(models, settings or ServerSettings())
 
     @asynccontextmanager

@@ -10,15 +10,15 @@ from functools import partial
 from typing import TypeVar
 
 from llmos.runtime.engine import QueueFullError
-from llmos.runtime.engine.job import Outputs
 from llmos.runtime.engine.model import Array
-from llmos.runtime.server.body import read_body
-from llmos.runtime.server.dispatch import run_on_engine
-from llmos.runtime.server.embeddings import EmbeddingRequest, embedding_reply, model_name, parse_embedding
-from llmos.runtime.server.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.http import Exchange, Handler, Receive, Reply, Scope, Send
-from llmos.runtime.server.oip import HEADER_LENGTH, infer_reply, parse_infer, parse_object
-from llmos.runtime.server.state import VERSION, ServedModel, ServerState
+from llmos.runtime.engine.request import Outputs
+from llmos.runtime.server.core.body import read_body
+from llmos.runtime.server.core.dispatch import run_on_engine
+from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
+from llmos.runtime.server.core.http import Exchange, Handler, Receive, Reply, Scope, Send
+from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
+from llmos.runtime.server.inference.infer import HEADER_LENGTH, infer_reply, parse_infer, parse_object
+from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_reply, model_name, parse_embedding
 
 _LOG = logging.getLogger("llmos.server")
 _Result = TypeVar("_Result")

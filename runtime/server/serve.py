@@ -17,9 +17,9 @@ import uvicorn
 from llmos.runtime.engine import Model
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.app import create_app
-from llmos.runtime.server.gateway import ACCESS_LOG
-from llmos.runtime.server.settings import ServerSettings
-from llmos.runtime.server.state import ServerState
+from llmos.runtime.server.core.gateway import ACCESS_LOG
+from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.state import ServerState
 
 _LOG = logging.getLogger("llmos.server")
 _CLOSE_S = 5  # for connections to close after the drain

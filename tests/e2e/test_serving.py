@@ -15,7 +15,7 @@ import tritonclient.http as triton
 import llmos
 from benchmarks.serving import Served, compare, sentences, serving
 from llmos.runtime.engine import load_model
-from llmos.runtime.engine.text import TextEncoder
+from llmos.runtime.text.tokenizer import TextEncoder
 
 NUM_CLIENTS = 32
 TEXTS = sentences(NUM_CLIENTS)

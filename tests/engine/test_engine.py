@@ -62,13 +62,13 @@ def test_one_request_runs_at_once() -> None:
 def test_requests_that_arrive_while_a_batch_runs_share_the_next_one() -> None:
     model = Affine(gate=threading.Event())
     with engine_of(model) as engine:
-        jobs = [engine.submit([numbers(1, 0)])]
+        submitted = [engine.submit([numbers(1, 0)])]
         wait_for(lambda: len(model.batches) == 1)
-        jobs += [engine.submit([numbers(rows, rows)]) for rows in (1, 2, 3)]
+        submitted += [engine.submit([numbers(rows, rows)]) for rows in (1, 2, 3)]
         assert (engine.num_running, engine.num_waiting) == (1, 3)
         assert model.gate is not None
         model.gate.set()
-        results = [job.result(60)[0] for job in jobs]
+        results = [request.result(60)[0] for request in submitted]
     assert model.batches == [(1, 3), (6, 3)]
     for rows, result in zip((1, 2, 3), results[1:], strict=True):
         np.testing.assert_array_equal(result[0], 2 * numbers(rows, rows)["x"] + 1)
@@ -79,10 +79,10 @@ def test_requests_are_not_joined_without_a_proof_that_their_rows_are_independent
     model = Affine(gate=threading.Event())
     model.signature = replace(model.signature, rows=rows)
     with engine_of(model) as engine:
-        jobs = [engine.submit([numbers(2, start)]) for start in range(4)]
+        submitted = [engine.submit([numbers(2, start)]) for start in range(4)]
         assert model.gate is not None
         model.gate.set()
-        answers = [job.result(5)[0][0] for job in jobs]
+        answers = [request.result(5)[0][0] for request in submitted]
     assert model.batches == [(2, 3)] * 4
     for start, answer in enumerate(answers):
         np.testing.assert_array_equal(answer, 2 * numbers(2, start)["x"] + 1)
@@ -92,11 +92,11 @@ def test_padded_batches_give_what_each_text_gives_alone() -> None:
     model = Encoder(gate=threading.Event())
     texts = [text(length, length) for length in (3, 17, 5, 64, 16, 4, 1, 33)]
     with engine_of(model, limits=Limits(max_padding=100.0)) as engine:
-        jobs = [engine.submit([one]) for one in texts]
+        submitted = [engine.submit([one]) for one in texts]
         many = engine.submit(texts)
         assert model.gate is not None
         model.gate.set()
-        results = [job.result(60)[0][0] for job in jobs]
+        results = [request.result(60)[0][0] for request in submitted]
         together = [outputs[0] for outputs in many.result(60)]
     assert max(shape[0] for shape in model.batches) > 1
     for one, result, again in zip(texts, results, together, strict=True):
@@ -121,13 +121,13 @@ def test_many_clients_at_once_get_their_own_answers() -> None:
 def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
     model = Affine(gate=threading.Event())
     with engine_of(model, max_queue=2) as engine:
-        jobs = [engine.submit([numbers(1)]) for _ in range(2)]
+        submitted = [engine.submit([numbers(1)]) for _ in range(2)]
         with pytest.raises(QueueFullError, match="queue of 'model' is full") as caught:
             engine.submit([numbers(1)])
         assert caught.value.retry_after_s >= 1
         assert model.gate is not None
         model.gate.set()
-        assert all(job.result(60) for job in jobs)
+        assert all(request.result(60) for request in submitted)
         engine.submit([numbers(1)]).result(60)
 
 
@@ -155,9 +155,9 @@ def test_cancelled_requests_never_run_and_leave_no_trace() -> None:
         assert engine.cancel(waiting)
         assert not engine.cancel(waiting)
         assert engine.cancel(running), "a running request can be given up as well"
-        for job in (running, waiting):
+        for request in (running, waiting):
             with pytest.raises(CancelledError):
-                job.result(1)
+                request.result(1)
         assert model.gate is not None
         model.gate.set()
     assert len(model.batches) == 1
@@ -202,9 +202,9 @@ def test_inputs_must_agree_on_symbols() -> None:
 def test_drain_finishes_what_is_queued_and_refuses_more() -> None:
     model = Affine(delay_s=0.02)
     with engine_of(model, limits=Limits(max_rows=1)) as engine:
-        jobs = [engine.submit([numbers(1)]) for _ in range(4)]
+        submitted = [engine.submit([numbers(1)]) for _ in range(4)]
         assert engine.drain(60)
-        assert all(job.future.done() for job in jobs)
+        assert all(request.future.done() for request in submitted)
         with pytest.raises(ClosedError):
             engine.submit([numbers(1)])
 
@@ -212,12 +212,12 @@ def test_drain_finishes_what_is_queued_and_refuses_more() -> None:
 def test_drain_says_when_time_runs_out_and_close_ends_the_rest() -> None:
     model = Affine(gate=threading.Event())
     with engine_of(model) as engine:
-        job = engine.submit([numbers(1)])
+        request = engine.submit([numbers(1)])
         assert not engine.drain(0.02)
         closer = threading.Thread(target=engine.close)
         closer.start()
         with pytest.raises(ClosedError):
-            job.result(60)
+            request.result(60)
         assert model.gate is not None
         model.gate.set()
         closer.join(60)
@@ -227,9 +227,9 @@ def test_drain_says_when_time_runs_out_and_close_ends_the_rest() -> None:
 def test_a_delay_gathers_requests() -> None:
     model = Affine()
     with engine_of(model, limits=Limits(max_rows=4, max_delay_s=60.0)) as engine:
-        jobs = [engine.submit([numbers(1)]) for _ in range(4)]
-        for job in jobs:
-            job.result(60)
+        submitted = [engine.submit([numbers(1)]) for _ in range(4)]
+        for request in submitted:
+            request.result(60)
     assert model.batches == [(4, 3)]
 
 
@@ -238,11 +238,11 @@ def test_no_row_limit_above_the_models_own_range() -> None:
     model.signature.symbols["batch"] = (1, 2)  # type: ignore[index]
     try:
         with engine_of(model, limits=Limits(max_rows=8)) as engine:
-            jobs = [engine.submit([numbers(1)]) for _ in range(6)]
+            submitted = [engine.submit([numbers(1)]) for _ in range(6)]
             assert model.gate is not None
             model.gate.set()
-            for job in jobs:
-                job.result(60)
+            for request in submitted:
+                request.result(60)
     finally:
         model.signature.symbols["batch"] = (1, 1024)  # type: ignore[index]
     assert max(shape[0] for shape in model.batches) == 2

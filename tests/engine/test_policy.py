@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos.runtime.engine import Decision, Limits, Pending, next_batch
+from llmos.runtime.engine import Decision, Limits, QueuedRequest, next_batch
 from llmos.runtime.errors import UserError
 
 GROUPS: list[Hashable] = ["a", "b", None]
 requests = st.builds(
-    lambda rows, length, group, arrival, patience: Pending(0, rows, length, group, arrival, arrival + patience),
+    lambda rows, length, group, arrival, patience: QueuedRequest(0, rows, length, group, arrival, arrival + patience),
     st.integers(1, 12),
     st.integers(1, 64),
     st.sampled_from(GROUPS),
@@ -23,7 +23,7 @@ requests = st.builds(
 )
 queues = st.lists(requests, max_size=40).map(
     lambda found: [
-        Pending(number, one.rows, one.length, one.group, one.arrival_s, one.deadline_s)
+        QueuedRequest(number, one.rows, one.length, one.group, one.arrival_s, one.deadline_s)
         for number, one in enumerate(sorted(found, key=lambda request: request.arrival_s))
     ]
 )
@@ -37,7 +37,7 @@ limits = st.builds(
 )
 
 
-def run_all(queue: list[Pending], rules: Limits) -> tuple[list[list[int]], list[int], list[float]]:
+def run_all(queue: list[QueuedRequest], rules: Limits) -> tuple[list[list[int]], list[int], list[float]]:
     """Let the policy empty a queue on a made-up clock: batches, expired ids and the time of each batch."""
     now, left = max((request.arrival_s for request in queue), default=0.0), list(queue)
     batches: list[list[int]] = []
@@ -62,14 +62,14 @@ def run_all(queue: list[Pending], rules: Limits) -> tuple[list[list[int]], list[
 
 @given(queues, limits)
 @settings(deadline=None)
-def test_every_request_is_run_or_expired_exactly_once(queue: list[Pending], rules: Limits) -> None:
+def test_every_request_is_run_or_expired_exactly_once(queue: list[QueuedRequest], rules: Limits) -> None:
     batches, expired, _ = run_all(queue, rules)
     assert sorted([number for batch in batches for number in batch] + expired) == [request.id for request in queue]
 
 
 @given(queues, limits)
 @settings(deadline=None)
-def test_limits_hold_for_every_batch_of_more_than_one(queue: list[Pending], rules: Limits) -> None:
+def test_limits_hold_for_every_batch_of_more_than_one(queue: list[QueuedRequest], rules: Limits) -> None:
     for batch in run_all(queue, rules)[0]:
         members = [queue[number] for number in batch]
         if len(members) == 1:
@@ -85,7 +85,7 @@ def test_limits_hold_for_every_batch_of_more_than_one(queue: list[Pending], rule
 
 @given(queues, limits)
 @settings(deadline=None)
-def test_the_oldest_live_request_is_in_the_next_batch(queue: list[Pending], rules: Limits) -> None:
+def test_the_oldest_live_request_is_in_the_next_batch(queue: list[QueuedRequest], rules: Limits) -> None:
     batches, expired, _ = run_all(queue, rules)
     left = [request.id for request in queue if request.id not in expired]
     for batch in batches:
@@ -96,7 +96,7 @@ def test_the_oldest_live_request_is_in_the_next_batch(queue: list[Pending], rule
 
 @given(queues, limits)
 @settings(deadline=None)
-def test_nothing_runs_after_its_deadline(queue: list[Pending], rules: Limits) -> None:
+def test_nothing_runs_after_its_deadline(queue: list[QueuedRequest], rules: Limits) -> None:
     batches, expired, times = run_all(queue, rules)
     for batch, time in zip(batches, times, strict=True):
         assert all(queue[number].deadline_s > time for number in batch)
@@ -105,7 +105,7 @@ def test_nothing_runs_after_its_deadline(queue: list[Pending], rules: Limits) ->
 
 @given(queues, limits, st.floats(0, 20))
 @settings(deadline=None)
-def test_a_decision_does_not_wait_past_the_delay(queue: list[Pending], rules: Limits, now: float) -> None:
+def test_a_decision_does_not_wait_past_the_delay(queue: list[QueuedRequest], rules: Limits, now: float) -> None:
     decision = next_batch(queue, rules, now)
     live = [request for request in queue if request.deadline_s > now]
     if decision.wake_s is not None:
@@ -115,8 +115,8 @@ def test_a_decision_does_not_wait_past_the_delay(queue: list[Pending], rules: Li
         assert decision.batch, "an idle engine must not wait"
 
 
-def waiting(number: int, length: int = 8, *, arrival_s: float = 0.0, deadline_s: float = math.inf, group: Hashable = "a") -> Pending:
-    return Pending(number, 1, length, group, arrival_s, deadline_s)
+def waiting(number: int, length: int = 8, *, arrival_s: float = 0.0, deadline_s: float = math.inf, group: Hashable = "a") -> QueuedRequest:
+    return QueuedRequest(number, 1, length, group, arrival_s, deadline_s)
 
 
 def test_nearest_lengths_join_first() -> None:
@@ -133,7 +133,7 @@ def test_a_delay_ends_early_when_the_batch_is_full_or_a_deadline_comes() -> None
 
 
 def test_a_request_larger_than_the_limits_runs_alone() -> None:
-    big = Pending(0, 50, 100, "a", 0.0)
+    big = QueuedRequest(0, 50, 100, "a", 0.0)
     assert next_batch([big, waiting(1)], Limits(max_rows=4), 0.0).batch == (0,)
 
 

@@ -27,7 +27,7 @@ from llmos.runtime.engine.model import Batching
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 from llmos.runtime.native.binding import core
 from llmos.runtime.program import Program
-from llmos.runtime.server.oip import InferRequest, infer_reply
+from llmos.runtime.server.inference.infer import InferRequest, infer_reply
 from tests.properties.data_sizes import assert_same, compiled
 
 NUM_PROGRAMS = int(os.environ.get("LLMOS_DATA_SIZES", "3"))

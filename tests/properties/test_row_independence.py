@@ -42,11 +42,11 @@ def _served(model: ProgramModel, requests: Sequence[Sequence[Array]]) -> tuple[l
     model.hold()
     engine = Engine(model)
     names = [spec.name for spec in model.signature.inputs]
-    jobs = [engine.submit([dict(zip(names, requests[0], strict=True))])]
+    submitted = [engine.submit([dict(zip(names, requests[0], strict=True))])]
     assert model.started.wait(20)
-    jobs += [engine.submit([dict(zip(names, request, strict=True))]) for request in requests[1:]]
+    submitted += [engine.submit([dict(zip(names, request, strict=True))]) for request in requests[1:]]
     model.gate.set()
-    answers = [job.future.result(20)[0] for job in jobs]
+    answers = [request.future.result(20)[0] for request in submitted]
     engine.close()
     return answers, model.rows
 

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from numpy_models import Affine, Echo, Encoder, FileGate, NotFinite
 
+from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.serve import serve
-from llmos.runtime.server.settings import ServerSettings
 
 STARTED_S = time.monotonic()
 

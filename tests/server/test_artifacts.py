@@ -50,7 +50,7 @@ def test_32_clients_get_what_the_program_gives_in_process(folder: Path) -> None:
     texts = [" ".join(["the", "cat", "sat", "on", "mat"][: 1 + number % 5] * (1 + number % 3)) for number in range(32)]
     script = (
         "import sys, json, numpy; from pathlib import Path; from llmos.runtime.engine import load_model;"
-        "from llmos.runtime.engine.text import TextEncoder; m = load_model(Path(sys.argv[1])); e = TextEncoder(m);"
+        "from llmos.runtime.text.tokenizer import TextEncoder; m = load_model(Path(sys.argv[1])); e = TextEncoder(m);"
         "print(json.dumps([m(list(e.inputs(e.encode([t])[0]).values()))[0][0].tolist() for t in json.loads(sys.argv[2])]))"
     )
     import json

@@ -6,7 +6,7 @@ import math
 
 from llmos.runtime.engine import CancelledError, ClosedError, DeadlineError, QueueFullError
 from llmos.runtime.errors import LlmosError, UserError
-from llmos.runtime.server.http import RawHeaders, Reply
+from llmos.runtime.server.core.http import RawHeaders, Reply
 
 CLOSE: RawHeaders = [(b"connection", b"close")]
 

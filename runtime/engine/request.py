@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from llmos.runtime.engine.model import Array
-from llmos.runtime.engine.policy import Pending
 
 Outputs = list[Array]
 
 
+@dataclass(frozen=True)
+class QueuedRequest:
+    """A queued request as the policy sees it.
+
+    length: size of the padded dimension, 1 where nothing is padded. group: only requests of an equal group may share a batch;
+    None means that the request runs alone. Times are seconds on the caller's clock.
+    """
+
+    id: int
+    rows: int
+    length: int
+    group: Hashable
+    arrival_s: float
+    deadline_s: float = math.inf
+
+
 @dataclass(eq=False)
-class Job:
-    """A request of one or more items that are scheduled one by one and answered together.
+class Request:
+    """One client's call: one or more items that are scheduled one by one and answered together.
 
     future: gives the outputs of each item, in order; made by the engine, which alone completes it.
     pending_items, started_s and reason are the engine's, under its lock: items without a result, the time the first item began to
-    run, and how the job ended (None while it has not).
+    run, and how the request ended (None while it has not).
     """
 
     num_items: int
@@ -39,10 +56,10 @@ class Job:
 
 
 @dataclass(eq=False)
-class Item:
-    """A schedulable part of a job: the arrays of one call, and how the policy sees it."""
+class RequestItem:
+    """A schedulable part of a request: the arrays of one call, and how the policy sees it."""
 
-    job: Job
+    request: Request
     index: int
     arrays: list[Array]
-    pending: Pending
+    queued: QueuedRequest

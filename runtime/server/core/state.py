@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmos.runtime.engine import Engine, EngineOptions, Model
-from llmos.runtime.engine.text import TextEncoder, is_sentence_encoder
 from llmos.runtime.errors import UserError
-from llmos.runtime.server.errors import HttpError
-from llmos.runtime.server.metrics import Metrics, ModelMetrics
-from llmos.runtime.server.settings import ServerSettings
-from llmos.runtime.server.tensors import DATATYPES
+from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.metrics import Metrics, ModelMetrics
+from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.text.tokenizer import TextEncoder, is_sentence_encoder
 
 VERSION = "1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -102,6 +101,3 @@ class ServerState:
 def _check(model: Model) -> None:
     if not _NAME.fullmatch(model.name):
         raise UserError(f"'{model.name}' can't be a model's name in a URL: give another with name=path (letters, digits, '.', '_', '-')")
-    for spec in (*model.signature.inputs, *model.signature.outputs):
-        if spec.dtype not in DATATYPES:
-            raise UserError(f"model '{model.name}' can't be served: '{spec.name}' is {spec.dtype}, which the protocol has no datatype for")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from llmos.runtime.engine import Engine, Job
-from llmos.runtime.engine.job import Outputs
+from llmos.runtime.engine import Engine, Request
 from llmos.runtime.engine.model import Array
-from llmos.runtime.server.http import Receive
+from llmos.runtime.engine.request import Outputs
+from llmos.runtime.server.core.http import Receive
 
 # Most requests are done by then; only for the others is it worth a task to watch the connection.
 _WATCH_AFTER_S = 0.02
@@ -19,14 +19,14 @@ _WATCH_AFTER_S = 0.02
 async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]], timeout_s: float, receive: Receive) -> list[Outputs]:
     """Submit and wait. Raises what the engine ends the request with; a client that disconnects cancels it."""
     loop = asyncio.get_running_loop()
-    job = engine.submit(requests, timeout_s=timeout_s)
+    request = engine.submit(requests, timeout_s=timeout_s)
     done: asyncio.Future[list[Outputs]] = loop.create_future()
     watchers: list[asyncio.Task[None]] = []
     timers = (
-        loop.call_later(timeout_s, engine.expire, job),
-        loop.call_later(_WATCH_AFTER_S, lambda: watchers.append(loop.create_task(_watch(engine, job, receive)))),
+        loop.call_later(timeout_s, engine.expire, request),
+        loop.call_later(_WATCH_AFTER_S, lambda: watchers.append(loop.create_task(_watch(engine, request, receive)))),
     )
-    job.future.add_done_callback(lambda future: loop.call_soon_threadsafe(partial(_hand_over, future, done)))
+    request.future.add_done_callback(lambda future: loop.call_soon_threadsafe(partial(_hand_over, future, done)))
     try:
         return await done
     finally:
@@ -34,8 +34,8 @@ async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]],
             timer.cancel()
         for watcher in watchers:
             watcher.cancel()
-        if job.reason is None:
-            engine.cancel(job)
+        if request.reason is None:
+            engine.cancel(request)
 
 
 def _hand_over(source: Future[list[Outputs]], done: asyncio.Future[list[Outputs]]) -> None:
@@ -48,7 +48,7 @@ def _hand_over(source: Future[list[Outputs]], done: asyncio.Future[list[Outputs]
         done.set_result(source.result())
 
 
-async def _watch(engine: Engine, job: Job, receive: Receive) -> None:
+async def _watch(engine: Engine, request: Request, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    engine.cancel(job)
+    engine.cancel(request)

@@ -12,9 +12,9 @@ from typing import Any
 
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine.model import Array, Signature
-from llmos.runtime.server.errors import HttpError
-from llmos.runtime.server.http import RawHeaders, Reply
-from llmos.runtime.server.tensors import DATATYPES, check_shape, from_binary, from_json, to_binary, to_json
+from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.http import RawHeaders, Reply
+from llmos.runtime.server.inference.tensors import DATATYPES, check_shape, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH = b"inference-header-content-length"
 

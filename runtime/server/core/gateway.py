@@ -10,9 +10,9 @@ import re
 import time
 import uuid
 
-from llmos.runtime.server.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.http import INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send
-from llmos.runtime.server.state import ServerState
+from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
+from llmos.runtime.server.core.http import INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send
+from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 
 from llmos.runtime.engine import Engine
-from llmos.runtime.engine.observer import BatchReport, JobReport
+from llmos.runtime.engine.observer import BatchReport, RequestReport
 
 _TIME_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -59,7 +59,7 @@ class ModelMetrics:
         self._batch_size.observe(report.rows)
         self._run.observe(report.run_s)
 
-    def on_job(self, report: JobReport) -> None:
+    def on_request(self, report: RequestReport) -> None:
         self._ended[report.reason].inc()
         self._e2e.observe(report.e2e_s)
         if report.queue_s is not None:

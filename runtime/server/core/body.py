@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from llmos.runtime.server.errors import CLOSE, HttpError
-from llmos.runtime.server.http import Exchange
+from llmos.runtime.server.core.errors import CLOSE, HttpError
+from llmos.runtime.server.core.http import Exchange
 
 # A refused upload up to this much over the limit is read to its end, so that the client gets to see the 413.
 _DISCARD_BYTES = 64 << 20

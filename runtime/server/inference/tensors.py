@@ -11,9 +11,10 @@ import numpy as np
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine.bfloat16 import bfloat16_bits, bfloat16_values
-from llmos.runtime.engine.model import Array
+from llmos.runtime.engine.model import Array, Model
+from llmos.runtime.errors import UserError
 from llmos.runtime.native.abi import MAX_NDIM
-from llmos.runtime.server.errors import HttpError
+from llmos.runtime.server.core.errors import HttpError
 
 DATATYPES = {
     "bool": "BOOL",
@@ -32,6 +33,13 @@ DATATYPES = {
 }
 _NUMPY_NAMES = {datatype: name for name, datatype in DATATYPES.items()}
 MAX_ELEMENTS = 1 << 40
+
+
+def require_datatypes(model: Model) -> None:
+    """Raises UserError where an input or output is of a dtype that the protocol lacks."""
+    for spec in (*model.signature.inputs, *model.signature.outputs):
+        if spec.dtype not in DATATYPES:
+            raise UserError(f"model '{model.name}' can't be served: '{spec.name}' is {spec.dtype}, which the protocol has no datatype for")
 
 
 def wire_dtype(datatype: str) -> np.dtype[Any]:

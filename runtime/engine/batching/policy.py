@@ -9,10 +9,10 @@ The rule, in order:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmos.runtime.engine.request import QueuedRequest
 from llmos.runtime.errors import UserError
 
 
@@ -42,22 +42,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A queued request as the policy sees it.
-
-    length: size of the padded dimension, 1 where nothing is padded. group: only requests of an equal group may share a batch;
-    None means that the request runs alone. Times are seconds on the caller's clock.
-    """
-
-    id: int
-    rows: int
-    length: int
-    group: Hashable
-    arrival_s: float
-    deadline_s: float = math.inf
-
-
-@dataclass(frozen=True)
 class Decision:
     """What to do now: ids to run together, ids whose deadline has passed, and when to ask again (None: when something arrives)."""
 
@@ -66,7 +50,7 @@ class Decision:
     wake_s: float | None = None
 
 
-def next_batch(pending: Sequence[Pending], limits: Limits, now_s: float) -> Decision:
+def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float) -> Decision:
     """The next batch out of `pending`, oldest first."""
     expired = tuple(request.id for request in pending if request.deadline_s <= now_s)
     live = [request for request in pending if request.deadline_s > now_s][: limits.window]
@@ -80,7 +64,7 @@ def next_batch(pending: Sequence[Pending], limits: Limits, now_s: float) -> Deci
     return Decision(expired=expired, wake_s=release_s)
 
 
-def _fill(live: Sequence[Pending], limits: Limits) -> tuple[list[Pending], bool]:
+def _fill(live: Sequence[QueuedRequest], limits: Limits) -> tuple[list[QueuedRequest], bool]:
     """The batch around the oldest request, in order of arrival, and whether a later arrival could still join it."""
     head = live[0]
     if head.group is None:

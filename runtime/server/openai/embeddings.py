@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from llmos.runtime.engine.model import Array
-from llmos.runtime.engine.text import TextEncoder
-from llmos.runtime.server.errors import HttpError
-from llmos.runtime.server.http import Reply
+from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.http import Reply
+from llmos.runtime.text.tokenizer import TextEncoder
 
 MAX_INPUTS = 2048
 _FORMS = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"

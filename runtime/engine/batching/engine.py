@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmos.runtime.engine.assemble import join, split
+from llmos.runtime.engine.batching.assemble import join, split
+from llmos.runtime.engine.batching.policy import Decision, Limits, next_batch
 from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError
-from llmos.runtime.engine.job import Item, Job, Outputs
 from llmos.runtime.engine.model import Array, Batching, Model
-from llmos.runtime.engine.observer import BatchReport, JobReport, NullObserver, Observer
-from llmos.runtime.engine.policy import Decision, Limits, Pending, next_batch
+from llmos.runtime.engine.observer import BatchReport, NullObserver, Observer, RequestReport
+from llmos.runtime.engine.request import Outputs, QueuedRequest, Request, RequestItem
 from llmos.runtime.engine.validate import check_inputs
 from llmos.runtime.errors import InputError
 
 Clock = Callable[[], float]
-Ended = tuple[Job, BaseException | None]
+Ended = tuple[Request, BaseException | None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Engine:
         self._observer = observer or NullObserver()
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: dict[int, Item] = {}  # in order of arrival
-        self._running: list[Item] = []
-        self._jobs: set[Job] = set()  # submitted and not ended
+        self._waiting: dict[int, RequestItem] = {}  # in order of arrival
+        self._running: list[RequestItem] = []
+        self._requests: set[Request] = set()  # submitted and not ended
         self._next_id = 0
         self._num_submitted = 0
         self._num_ended = 0
@@ -60,7 +60,7 @@ class Engine:
 
     # What callers use.
 
-    def submit(self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None) -> Job:
+    def submit(self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None) -> Request:
         """Queue one client's request of one or more calls.
 
         Raises InputError (an array doesn't fit the model), QueueFullError or ClosedError; never blocks on the model.
@@ -69,36 +69,36 @@ class Engine:
             raise InputError("the request holds no inputs")
         arrays = [check_inputs(self.model.signature, request) for request in requests]
         now = self._clock()
-        job = Job(len(arrays), now, now + (self.options.timeout_s if timeout_s is None else timeout_s))
+        request = Request(len(arrays), now, now + (self.options.timeout_s if timeout_s is None else timeout_s))
         with self._changed:
             self._admit()
             for index, item in enumerate(arrays):
-                self._waiting[self._next_id] = Item(job, index, item, self._describe(item, job))
+                self._waiting[self._next_id] = RequestItem(request, index, item, self._describe(item, request))
                 self._next_id += 1
-            self._jobs.add(job)
+            self._requests.add(request)
             self._num_submitted += 1
             self._changed.notify_all()
-        return job
+        return request
 
-    def cancel(self, job: Job) -> bool:
-        """End a job that has not ended; a batch that is running goes on, without it. False: it had ended already."""
-        return self._end_one(job, "abort", CancelledError("the request was cancelled"))
+    def cancel(self, request: Request) -> bool:
+        """End a request that has not ended; a batch that is running goes on, without it. False: it had ended already."""
+        return self._end_one(request, "abort", CancelledError("the request was cancelled"))
 
-    def expire(self, job: Job) -> bool:
-        """End a job as timed out, for callers that keep the deadline themselves. False: it had ended already."""
-        return self._end_one(job, "timeout", DeadlineError("the request timed out"))
+    def expire(self, request: Request) -> bool:
+        """End a request as timed out, for callers that keep the deadline themselves. False: it had ended already."""
+        return self._end_one(request, "timeout", DeadlineError("the request timed out"))
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for their first batch."""
         with self._changed:
-            return sum(job.started_s is None for job in self._jobs)
+            return sum(request.started_s is None for request in self._requests)
 
     @property
     def num_running(self) -> int:
         """Requests that have begun to run."""
         with self._changed:
-            return sum(job.started_s is not None for job in self._jobs)
+            return sum(request.started_s is not None for request in self._requests)
 
     def stop_accepting(self) -> None:
         """From now on submit raises ClosedError; what is queued still runs."""
@@ -116,7 +116,7 @@ class Engine:
         error = ClosedError("the server is shutting down: send the request to another one")
         with self._changed:
             self._accepting = False
-            ended: list[Ended] = [(job, error) for job in list(self._jobs) if self._end(job, "abort")]
+            ended: list[Ended] = [(request, error) for request in list(self._requests) if self._end(request, "abort")]
         self._announce(ended)
 
     def close(self) -> None:
@@ -137,9 +137,9 @@ class Engine:
         with self._changed:
             if not self._is_idle():
                 return
-            if self._jobs or self._num_submitted != self._num_ended:
+            if self._requests or self._num_submitted != self._num_ended:
                 raise IntegrityError(
-                    f"idle with {len(self._jobs)} unfinished jobs: {self._num_submitted} submitted, {self._num_ended} ended"
+                    f"idle with {len(self._requests)} unfinished requests: {self._num_submitted} submitted, {self._num_ended} ended"
                 )
 
     # What follows runs under the lock unless it says otherwise.
@@ -150,51 +150,51 @@ class Engine:
     def _admit(self) -> None:
         if not self._accepting:
             raise ClosedError("the server is shutting down: send the request to another one")
-        if len(self._jobs) < self.options.max_queue:
+        if len(self._requests) < self.options.max_queue:
             return
         batches_ahead = math.ceil(len(self._waiting) / self._limits.max_rows)
         retry_s = max(1.0, self._batch_s * batches_ahead)
         raise QueueFullError(f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", retry_s)
 
-    def _describe(self, arrays: Sequence[Array], job: Job) -> Pending:
+    def _describe(self, arrays: Sequence[Array], request: Request) -> QueuedRequest:
         if self.batching.batch_symbol is None:
-            return Pending(self._next_id, 1, 1, None, job.arrival_s, job.deadline_s)
+            return QueuedRequest(self._next_id, 1, 1, None, request.arrival_s, request.deadline_s)
         rows = len(arrays[0])
         if self.batching.length_symbol is not None:
-            return Pending(self._next_id, rows, arrays[0].shape[1], "padded", job.arrival_s, job.deadline_s)
-        return Pending(self._next_id, rows, 1, tuple(array.shape[1:] for array in arrays), job.arrival_s, job.deadline_s)
+            return QueuedRequest(self._next_id, rows, arrays[0].shape[1], "padded", request.arrival_s, request.deadline_s)
+        return QueuedRequest(self._next_id, rows, 1, tuple(array.shape[1:] for array in arrays), request.arrival_s, request.deadline_s)
 
-    def _end(self, job: Job, reason: str) -> bool:
-        """Take a job out of every account, once. The caller completes its future after the lock is released."""
-        if job.reason is not None:
+    def _end(self, request: Request, reason: str) -> bool:
+        """Take a request out of every account, once. The caller completes its future after the lock is released."""
+        if request.reason is not None:
             return False
-        job.reason = reason
-        self._jobs.discard(job)
+        request.reason = reason
+        self._requests.discard(request)
         self._num_ended += 1
-        if job.pending_items:
-            for number in [number for number, item in self._waiting.items() if item.job is job]:
+        if request.pending_items:
+            for number in [number for number, item in self._waiting.items() if item.request is request]:
                 del self._waiting[number]
         self._changed.notify_all()
         return True
 
-    def _end_one(self, job: Job, reason: str, error: BaseException) -> bool:
+    def _end_one(self, request: Request, reason: str, error: BaseException) -> bool:
         """Without the lock held."""
         with self._changed:
-            ended = self._end(job, reason)
+            ended = self._end(request, reason)
         if ended:
-            self._announce([(job, error)])
+            self._announce([(request, error)])
         return ended
 
     def _announce(self, ended: Sequence[Ended]) -> None:
-        """Complete the futures of ended jobs; without the lock held, since callbacks run here."""
+        """Complete the futures of ended requests; without the lock held, since callbacks run here."""
         now = self._clock()
-        for job, error in ended:
-            queue_s = None if job.started_s is None else job.started_s - job.arrival_s
-            self._observer.on_job(JobReport(job.reason or "error", now - job.arrival_s, queue_s))
+        for request, error in ended:
+            queue_s = None if request.started_s is None else request.started_s - request.arrival_s
+            self._observer.on_request(RequestReport(request.reason or "error", now - request.arrival_s, queue_s))
             if error is not None:
-                job.future.set_exception(error)
+                request.future.set_exception(error)
             else:
-                job.future.set_result([outputs for outputs in job.results if outputs is not None])
+                request.future.set_result([outputs for outputs in request.results if outputs is not None])
 
     # The worker's thread.
 
@@ -202,16 +202,16 @@ class Engine:
         while (batch := self._take()) is not None:
             self._run(batch)
 
-    def _take(self) -> list[Item] | None:
+    def _take(self) -> list[RequestItem] | None:
         """Wait for the next batch. None: the engine is closed."""
         while True:
             with self._changed:
                 if self._stopping:
                     return None
                 decision = self._decide()
-                late = {self._waiting[number].job for number in decision.expired}
+                late = {self._waiting[number].request for number in decision.expired}
                 error = DeadlineError("the request timed out in the queue")
-                ended: list[Ended] = [(job, error) for job in late if self._end(job, "timeout")]
+                ended: list[Ended] = [(request, error) for request in late if self._end(request, "timeout")]
                 batch = self._start(decision)
                 if not batch and not ended:
                     self._changed.wait(None if decision.wake_s is None else max(0.0, decision.wake_s - self._clock()))
@@ -220,18 +220,18 @@ class Engine:
                 return batch
 
     def _decide(self) -> Decision:
-        return next_batch([item.pending for item in self._waiting.values()], self._limits, self._clock())
+        return next_batch([item.queued for item in self._waiting.values()], self._limits, self._clock())
 
-    def _start(self, decision: Decision) -> list[Item]:
+    def _start(self, decision: Decision) -> list[RequestItem]:
         now = self._clock()
         batch = [self._waiting.pop(number) for number in decision.batch if number in self._waiting]
         for item in batch:
-            if item.job.started_s is None:
-                item.job.started_s = now
+            if item.request.started_s is None:
+                item.request.started_s = now
         self._running = batch
         return batch
 
-    def _run(self, batch: list[Item]) -> None:
+    def _run(self, batch: list[RequestItem]) -> None:
         """Run a batch and hand out its results. One bad request among several must not fail the others: then each runs alone."""
         start = self._clock()
         outcome = self._call(batch)
@@ -243,33 +243,33 @@ class Engine:
         else:
             outcomes = [outcome] if isinstance(outcome, BaseException) else list(outcome)
         run_s = self._clock() - start
-        rows = sum(item.pending.rows for item in batch)
-        longest = max(item.pending.length for item in batch)
+        rows = sum(item.queued.rows for item in batch)
+        longest = max(item.queued.length for item in batch)
         self._observer.on_batch(BatchReport(len(batch), rows, rows * longest, run_s))
         self._finish(batch, outcomes, run_s)
 
-    def _call(self, batch: Sequence[Item]) -> list[Outputs] | BaseException:
+    def _call(self, batch: Sequence[RequestItem]) -> list[Outputs] | BaseException:
         try:
             outputs = self.model(join(self.model.signature, self.batching, [item.arrays for item in batch]))
-            return split(outputs, [item.pending.rows for item in batch])
+            return split(outputs, [item.queued.rows for item in batch])
         except Exception as error:  # whatever a model raises belongs to its request, never to the worker
             return error
 
-    def _finish(self, batch: Sequence[Item], outcomes: Sequence[Outputs | BaseException], run_s: float) -> None:
+    def _finish(self, batch: Sequence[RequestItem], outcomes: Sequence[Outputs | BaseException], run_s: float) -> None:
         ended: list[Ended] = []
         with self._changed:
             self._running = []
             self._batch_s = run_s
             for item, outcome in zip(batch, outcomes, strict=True):
-                job = item.job
+                request = item.request
                 if isinstance(outcome, BaseException):
-                    if self._end(job, "error"):
-                        ended.append((job, outcome))
+                    if self._end(request, "error"):
+                        ended.append((request, outcome))
                     continue
-                job.results[item.index] = outcome
-                job.pending_items -= 1
-                if job.pending_items == 0 and self._end(job, "stop"):
-                    ended.append((job, None))
+                request.results[item.index] = outcome
+                request.pending_items -= 1
+                if request.pending_items == 0 and self._end(request, "stop"):
+                    ended.append((request, None))
             self._changed.notify_all()
         self._announce(ended)
 
