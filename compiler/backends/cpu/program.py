@@ -10,7 +10,7 @@ import sympy
 from llmos.compiler.analysis.casts import widened
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.loops import Loop, is_loop
-from llmos.compiler.backends.cpu.arithmetic.f32 import register_tile
+from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
 from llmos.compiler.backends.cpu.host import HostEmitter
 from llmos.compiler.backends.cpu.kernels.attention import attention_in
 from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention

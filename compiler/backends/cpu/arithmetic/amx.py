@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmos.compiler.backends.cpu.arithmetic.f32 import CACHE_LINE, Panel, Strided
+from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, Panel, Strided
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.ir.bindings import ir
 
@@ -33,7 +33,7 @@ def multiply_tiles(
             b.address(panel.base, b.index(first * TILE_COLUMNS), b.i32),
             panel.stride,
             panel.align,
-            upcoming=panel.upcoming if first == 0 else None,
+            next_panel=panel.next_panel if first == 0 else None,
             lines=panel.lines,
         )
         count = min(most, tiles - first)
@@ -51,7 +51,7 @@ def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, 
     ]
     start = [_intrinsic(b, "tileloadd64", [*size, at, stride]) if onto else _intrinsic(b, "tilezero", size) for at in places]
     with b.loop(b.index(0), b.index(k // TILE_DEPTH), b.index(1), start) as loop:
-        _ask_ahead(b, panel, loop.iv)
+        _prefetch_next(b, panel, loop.iv)
         right = b.address(panel.base, b.mul(loop.iv, b.mul(panel.stride, b.index(STEP_ROWS))), b.i32)
         made, order = list(loop.args), list(range(tiles))
         loaded: dict[int, Value] = {}
@@ -93,11 +93,11 @@ def _shape(b: Builder) -> list[Value]:
     return [b.const(i16, TILE_ROWS), b.const(i16, ROW_BYTES)]
 
 
-def _ask_ahead(b: Builder, panel: Panel, step: Value) -> None:
+def _prefetch_next(b: Builder, panel: Panel, step: Value) -> None:
     """Ask for the lines of what is read later that belong to one step of k."""
-    if panel.upcoming is None:
+    if panel.next_panel is None:
         return
-    at = b.address(panel.upcoming, b.mul(step, b.index(panel.lines * CACHE_LINE)), b.i8)
+    at = b.address(panel.next_panel, b.mul(step, b.index(panel.lines * CACHE_LINE)), b.i8)
     for line in range(panel.lines):
         b.prefetch(b.address(at, b.index(line * CACHE_LINE), b.i8), level=2)
 

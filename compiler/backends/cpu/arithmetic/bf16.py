@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
-from llmos.compiler.backends.cpu.arithmetic.f32 import CACHE_LINE, Panel, Strided, TileShape
+from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, Panel, Strided, TileShape
 from llmos.compiler.backends.cpu.target import Target
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.sums import BLOCK, add_blocks, nothing

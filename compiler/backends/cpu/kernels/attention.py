@@ -16,7 +16,8 @@ import sympy
 from llmos.compiler.analysis.attention import AttentionParts, parts_of
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.generic import Contraction, Form, pure_source
-from llmos.compiler.backends.cpu.arithmetic.f32 import Panel, Strided, TileShape, accumulate, for_row_blocks, row_tiles, store_tile, zeros
+from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
+from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, TileShape, for_row_blocks, row_tiles, store_tile, zeros
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch

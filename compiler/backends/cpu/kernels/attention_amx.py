@@ -16,7 +16,7 @@ from llmos.compiler.analysis.casts import is_widened_argument, widened
 from llmos.compiler.analysis.generic import Contraction, dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
-from llmos.compiler.backends.cpu.arithmetic.f32 import Panel, Strided, register_tile
+from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
 from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
 from llmos.compiler.backends.cpu.target import Target

@@ -17,7 +17,7 @@ from functools import cached_property
 import sympy
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill, is_identity, reaches
-from llmos.compiler.backends.cpu.arithmetic.f32 import TileShape
+from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.padding import PaddedAxis, padding_of
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane

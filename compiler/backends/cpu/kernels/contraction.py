@@ -21,13 +21,13 @@ import sympy
 from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, STEP_ROWS, TILE_ROWS, copied_bytes, copy_rows, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic, accumulate_dots, accumulate_widened, widen_panel
-from llmos.compiler.backends.cpu.arithmetic.f32 import (
+from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
+from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     CACHE_LINE,
     UNROLL,
     Panel,
     Strided,
     TileShape,
-    accumulate,
     for_row_blocks,
     load_tile,
     register_tile,
@@ -304,8 +304,8 @@ class ContractionEmitter:
         depth = b.index(self.depth) if self.depth else self.frame.evaluator.sizes(layout.panel_rows)
         part = b.add(b.minimum(b.div(row, b.index(self.block_rows)), b.index(parts - 1)), b.index(number * parts))
         following = b.address(base, b.mul(depth, b.index(layout.width)), b.f32)
-        upcoming = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)
-        return replace(panel, upcoming=upcoming, lines=lines)
+        next_panel = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)
+        return replace(panel, next_panel=next_panel, lines=lines)
 
     # -- the left side
     def _rows(self, low: Value, high: Value, fresh: Value | None) -> Rows | WindowReader:

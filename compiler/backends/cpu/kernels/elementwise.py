@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.backends.cpu.arithmetic.f32 import TileShape
+from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.column_reduction import columns_in, emit_columns
 from llmos.compiler.backends.cpu.kernels.concat import emit_pieces, pieces_in
 from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan, accesses_of, plan_rows, spread

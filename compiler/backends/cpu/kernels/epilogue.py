@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import Generic, is_fill
-from llmos.compiler.backends.cpu.arithmetic.f32 import TileShape
+from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane, Spread

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.analysis.generic import Contraction, apply_form, padded_source
-from llmos.compiler.backends.cpu.arithmetic.f32 import Run
+from llmos.compiler.backends.cpu.arithmetic.register_tile import Run
 from llmos.compiler.codegen.builder import Builder, Value, is_vector
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import Evaluator

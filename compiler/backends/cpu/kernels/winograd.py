@@ -17,13 +17,13 @@ import sympy
 
 from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
 from llmos.compiler.analysis.winograd import TAPS, Minimal
-from llmos.compiler.backends.cpu.arithmetic.f32 import (
+from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
+from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     CACHE_LINE,
     UNROLL,
     Panel,
     Strided,
     TileShape,
-    accumulate,
     for_row_blocks,
     register_tile,
     row_tiles,
@@ -220,8 +220,8 @@ class WinogradEmitter:
         blocks = max(1, self.block // self.shape.rows)
         lines = -(-full // blocks)
         part = b.minimum(b.div(row, b.index(self.shape.rows)), b.index(-(-full // lines) - 1))
-        upcoming = b.address(base, b.add(b.index(channels * width), b.mul(part, b.index(channels * lines * LINE // UNROLL))), b.f32)
-        return Panel(b.address(base, b.index(column), b.f32), b.index(width), min(ALIGN, self.shape.lanes * 4), 0, upcoming, lines)
+        next_panel = b.address(base, b.add(b.index(channels * width), b.mul(part, b.index(channels * lines * LINE // UNROLL))), b.f32)
+        return Panel(b.address(base, b.index(column), b.f32), b.index(width), min(ALIGN, self.shape.lanes * 4), 0, next_panel, lines)
 
     # -- outputs
     def _transform_outputs(self, first: Value, number: Value, tile: list[Value]) -> None:
