@@ -28,7 +28,8 @@ BUFFERIZE = (
 TO_LLVM = (
     "func.func(tm-tensor-to-loops,refback-munge-memref-copy,convert-linalg-to-loops,lower-affine)",
     "convert-scf-to-cf",
-    "func.func(arith-expand{include-bf16=true})",
+    # an integer to bfloat16 would be a call of the compiler's runtime
+    "func.func(arith-emulate-unsupported-floats{source-types=bf16 target-type=f32},arith-expand{include-bf16=true})",
     "convert-complex-to-standard",
     "func.func(convert-math-to-llvm)",
     "convert-math-to-libm",

@@ -38,7 +38,13 @@ ELEMENTWISE: dict[str, Any] = {
     "norms": lambda x: (x.norm(dim=-1), F.normalize(x, dim=1), x.norm(p=1, dim=(1, 2)), x.abs().max()),
     "softmax": lambda x: (x.softmax(1), x.log_softmax(-1), x.logsumexp(1), F.layer_norm(x, (8,)), F.rms_norm(x, (8,))),
     "cumulative": lambda x: (x.cumsum(1), x.cumsum(-1)),
-    "half": lambda x: (x.half() * 2 + 1, F.layer_norm(x.half(), (8,)), x.bfloat16().softmax(-1).float(), (x.half() @ x.half().mT)),
+    "half": lambda x: (
+        x.half() * 2 + 1,
+        F.layer_norm(x.half(), (8,)),
+        x.bfloat16().softmax(-1).float(),
+        x.int().bfloat16().float(),
+        (x.half() @ x.half().mT),
+    ),
     "size as a number": lambda x: x * x.shape[1] + torch.full((x.shape[1], 8), 2.0),
 }
 VIEWS: dict[str, Any] = {
