@@ -246,6 +246,8 @@ def bitcast(x: Scalar, dtype: torch.dtype) -> Scalar:
 
 def _float_to_float(x: Scalar, dtype: torch.dtype, target: ir.Type) -> ir.Value:
     source_bits, target_bits = x.dtype.itemsize, dtype.itemsize
+    if source_bits == 8 and target_bits == 2:  # in two roundings, as torch's kernels
+        return arith.truncf(target, arith.truncf(ir.F32Type.get(), x.value))
     if source_bits == target_bits:  # float16 and bfloat16
         return arith.truncf(target, arith.extf(ir.F32Type.get(), x.value))
     return arith.extf(target, x.value) if source_bits < target_bits else arith.truncf(target, x.value)

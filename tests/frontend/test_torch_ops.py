@@ -188,3 +188,9 @@ def test_ops_that_torch_mlir_lowers() -> None:
 def test_loops_over_single_elements_of_one_matrix() -> None:
     """A matrix of one element: loops of one turn must stay loops."""
     check(lambda x: torch.linalg.inv(torch.linalg.inv(x[:1, :1, 0] + 5) @ x[:1, :1, 1]))
+
+
+def test_float64_becomes_half_by_way_of_float32() -> None:
+    """In two roundings, as in torch's kernels: 1 + 2^-11 + 2^-30 is 1 in float16, not the number above it."""
+    steps = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+    check(lambda x: tuple(((x * 0 + 1).double() + step + 2.0**-30).to(dtype).float() for dtype, step in steps.items()), X, tolerance=0)
