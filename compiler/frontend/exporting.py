@@ -22,6 +22,7 @@ from torch.fx.experimental import _config as symbolic_shapes_config
 from llmos.compiler.frontend.complex_numbers import COMPLEX, as_pairs, has_complex
 from llmos.compiler.frontend.decompositions import own_decompositions, result_types
 from llmos.compiler.frontend.decompositions.checking import checked
+from llmos.compiler.frontend.decompositions.quantization import UNLIKE_METADATA
 from llmos.compiler.frontend.decompositions.scatters import select_by_slice, takes_mask
 from llmos.compiler.frontend.graph import op_name
 from llmos.compiler.frontend.loading import QuietTorch, first_line, load_program
@@ -251,7 +252,7 @@ def _root(node: fx.Node) -> fx.Node:
 
 def _is_trusted(op: Any, body: Any) -> bool:
     """A decomposition that needs no check against torch's metadata: it is the op's definition, or better than the metadata."""
-    return op in result_types.TABLE or (op in _composite_ops() and _is_definition(op, body))
+    return op in result_types.TABLE or op in UNLIKE_METADATA or (op in _composite_ops() and _is_definition(op, body))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llmos.compiler.frontend.decompositions import (
     distances,
     linalg,
     norms,
+    quantization,
     resampling,
     result_types,
     sampling,
@@ -28,7 +29,7 @@ from llmos.runtime.errors import UnsupportedError
 
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
-    files = (distances, counts, scatters, bags, linalg, norms, sampling, resampling, spectral, result_types)
+    files = (distances, counts, scatters, bags, linalg, norms, sampling, resampling, spectral, quantization, result_types)
     complex_too = (scatters, spectral, result_types)
     return {op: body if each in complex_too else _of_reals(op, body) for each in files for op, body in each.TABLE.items()}
 

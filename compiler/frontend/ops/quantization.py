@@ -56,7 +56,7 @@ def parameter(b: Builder, role: Role, tensor: Tensor, x: Tensor, axis: int, bloc
         return Operand(role, tensor, b.reads(tensor, x.shape))
     axis %= x.rank
     if block_size:
-        return Operand(role, tensor, _block_reads(b, tensor, x, axis, block_size))
+        return Operand(role, tensor, block_reads(b, tensor, x, axis, block_size))
     if tensor.rank != 1:
         raise UnsupportedError("a scale of rank 2 or more needs a block size")
     for position in range(x.rank):
@@ -65,7 +65,7 @@ def parameter(b: Builder, role: Role, tensor: Tensor, x: Tensor, axis: int, bloc
     return Operand(role, tensor, b.reads(tensor, x.shape))
 
 
-def _block_reads(b: Builder, tensor: Tensor, x: Tensor, axis: int, block_size: int) -> list[ir.AffineExpr]:
+def block_reads(b: Builder, tensor: Tensor, x: Tensor, axis: int, block_size: int) -> list[ir.AffineExpr]:
     if tensor.rank != x.rank:
         raise UnsupportedError(f"a scale of rank {tensor.rank} for blocks of a tensor of rank {x.rank}")
     reads = b.reads(tensor, x.shape)
