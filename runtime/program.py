@@ -46,8 +46,8 @@ def load(path: str | os.PathLike[str], *, target: str | None = None, poison_aren
 class Program:
     """A loaded artifact. May be called from many threads at once.
 
-    `program(x)` calls the entry `main` (or the only one); `program["name"](x)` another. After `close()` calls raise ExecutionError;
-    calls under way end well.
+    `program(x)` calls `default`, the entry `main` or else the first; `program["name"](x)` another. Entries share the weights. After
+    `close()` calls raise ExecutionError; calls under way end well.
 
     A model that keeps state from call to call has one state for each Program; its calls run one after the other, and `reset_state()`
     starts anew.
@@ -60,7 +60,7 @@ class Program:
         self.entries: Mapping[str, Entry] = MappingProxyType(
             {spec.name: Entry(artifact, index, handle, flags) for index, spec in enumerate(specs)}
         )
-        self._default = self.entries.get("main") or self.entries[specs[0].name]
+        self.default = self.entries.get("main") or self.entries[specs[0].name]
 
     @property
     def artifact(self) -> Artifact:
@@ -72,7 +72,7 @@ class Program:
 
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
         """Runs the default entry; see Entry.__call__."""
-        return self._default(*inputs, **named)
+        return self.default(*inputs, **named)
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self.entries:
@@ -87,7 +87,7 @@ class Program:
 
     def check_integrity(self) -> None:
         """When idle: the file is unchanged, no run is under way and none wrote past its memory. Raises ArtifactError or ExecutionError."""
-        handle = self._default.handle
+        handle = self.default.handle
         if handle is None:
             raise ExecutionError("the program is closed")
         core().check_program(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class CompileResult:
 
 def compile(
     source: Any,
-    example_args: Sequence[Any] | None = None,
+    example_args: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
     *,
     dynamic_shapes: Any = None,
     precision: str = "fp32",
@@ -76,7 +76,8 @@ def compile(
     """Compiles a model to an artifact.
 
     source: torch.nn.Module with `example_args`, ExportedProgram, or the path of a .pt2, .onnx, .mlir file or a Hugging Face directory;
-    or what a front end made of one (ImportedModel).
+    or what a front end made of one (ImportedModel). A mapping of such, by name, makes one artifact of several entries, in which equal
+    weights lie once; `example_args` and `dynamic_shapes` are then mappings by the same names (driver/entries.py).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
     random: name of an input, int64 [], that is added where the model draws random numbers; without it such a model is refused.
     tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
@@ -85,6 +86,12 @@ def compile(
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
     chosen = options or CompileOptions(precision=precision, target=target, name=name, random=random, tune=tune)
+    if isinstance(source, Mapping):
+        from llmos.compiler.driver.entries import compile_entries
+
+        if lock is not None:
+            raise UserError("a lock file is of one entry: compile entries without it")
+        return Artifact(compile_entries(source, example_args or {}, dynamic_shapes or {}, chosen))
     with Progress() as progress:
         job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
         job.lock_file = Path(lock) if lock else None
@@ -171,22 +178,14 @@ class _Job:
         return SavedStage.of(Path(self.source), self.options.from_stage)
 
     def _import(self) -> ImportedModel:
-        with reproducible(self.options.repro):
-            imported = import_source(self.source, self.example_args, self.dynamic_shapes, self.options)
-        for note in imported.metadata.get("notes", ()):
-            warnings.warn(str(note), ModelWarning, 4)
-        with_nan = weights_with_nan(imported.weights)
-        if with_nan:
-            more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
-            warnings.warn(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?", ModelWarning, 4)
-        return imported
+        return import_with_warnings(self.source, self.example_args, self.dynamic_shapes, self.options)
 
     def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel:
         from llmos.compiler.backends.cpu.pipeline import compile_module
 
         if self.options.certificate and self.options.stop_after in ("", "llmos"):
             self.progress.phase("reference")
-            self.proof = gather(imported, self.options, _say)
+            self.proof = gather(imported, self.options, say)
         watcher = self._watch(sidecar)
         if not stage:
             watcher.stage_finished("linalg.mlir", imported.module)
@@ -220,7 +219,7 @@ class _Job:
             if lock and lock.target not in {target.code_target(self.options.precision).name for target in targets_of(self.options)}:
                 raise LockMismatch(f"is for {lock.target}, which is not among the targets")
         except LockMismatch as mismatch:
-            _say(f"{self.lock_file} {mismatch}: left out")
+            say(f"{self.lock_file} {mismatch}: left out")
             return None
         return lock
 
@@ -228,7 +227,7 @@ class _Job:
         strangers = set(lock.dispatches) - tiling_keys(module)
         if strangers:
             count = f"{len(strangers)} of its {len(lock.dispatches)} dispatches"
-            _say(f"{self.lock_file}: {count} are not in this model and were left out; --tune measures those that it lacks")
+            say(f"{self.lock_file}: {count} are not in this model and were left out; --tune measures those that it lacks")
 
     def _watch(self, sidecar: Sidecar) -> Watcher:
         options = self.options
@@ -240,7 +239,20 @@ class _Job:
             path.unlink(missing_ok=True)
 
 
-def _say(note: str) -> None:
+def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
+    """Brings a model in, and says what its user should know of it."""
+    with reproducible(options.repro):
+        imported = import_source(source, example_args, dynamic_shapes, options)
+    for note in imported.metadata.get("notes", ()):
+        say(str(note))
+    with_nan = weights_with_nan(imported.weights)
+    if with_nan:
+        more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
+        say(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?")
+    return imported
+
+
+def say(note: str) -> None:
     warnings.warn(note, ModelWarning, 5)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llmos.compiler.ir.attributes import COMPUTED
+from llmos.compiler.ir.attributes import COMPUTED, COMPUTES
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.guards import GUARDS
 from llmos.runtime.errors import UserError
 
 SYMBOLS = "llmos.symbols"
@@ -31,15 +32,28 @@ def rename_symbols(module: ir.Module, names: Sequence[str]) -> None:
     clash = set(renaming.values()) & (set(order) - set(renaming) | set(computed))
     if clash:
         raise UserError(f"--dynamic: the model has another dimension that is called {sorted(clash)[0]}; name that one too")
+    rename(module, renaming)
+
+
+def rename(module: ir.Module, renaming: Mapping[str, str]) -> None:
+    """Gives symbols and computed sizes of an imported module other names, wherever it says them."""
+    attributes = module.operation.attributes
     with module.context, ir.Location.unknown():
-        ranges = ir.DictAttr(attributes[SYMBOLS]) if order else ir.DictAttr.get({})
-        attributes[SYMBOLS] = ir.DictAttr.get({renaming.get(entry.name, entry.name): entry.attr for entry in ranges})
-        if computed:
+        if SYMBOLS in attributes:
+            ranges = ir.DictAttr(attributes[SYMBOLS])
+            attributes[SYMBOLS] = ir.DictAttr.get({renaming.get(entry.name, entry.name): entry.attr for entry in ranges})
+        if COMPUTED in attributes:
+            computed = {renaming.get(each.name, each.name): ir.DictAttr(each.attr) for each in ir.DictAttr(attributes[COMPUTED])}
             attributes[COMPUTED] = ir.DictAttr.get({name: _renamed_texts(fields, renaming) for name, fields in computed.items()})
-        for function in functions:
+        if GUARDS in attributes:
+            attributes[GUARDS] = ir.ArrayAttr.get([_renamed_dim(text, renaming) for text in ir.ArrayAttr(attributes[GUARDS])])
+        for function in [op.operation for op in module.body.operations if op.operation.name == "func.func"]:
             for key in ("arg_attrs", "res_attrs"):
-                if key in function.operation.attributes:
-                    function.operation.attributes[key] = _renamed_all(ir.ArrayAttr(function.operation.attributes[key]), renaming)
+                if key in function.attributes:
+                    function.attributes[key] = _renamed_all(ir.ArrayAttr(function.attributes[key]), renaming)
+            for op in function.regions[0].blocks[0].operations:
+                if COMPUTES in op.operation.attributes:
+                    op.operation.attributes[COMPUTES] = _renamed_dim(op.operation.attributes[COMPUTES], renaming)
 
 
 def _in_order(functions: Sequence[ir.OpView], symbols: Sequence[str]) -> list[str]:

@@ -66,6 +66,7 @@ class Proof:
     versions: Mapping[str, str]
     note: str = ""
     strict: bool = False
+    entry: str = "main"
 
     def certificate(self, compiled: CompiledModel) -> Certificate:
         """Runs every code variant that this machine runs. Raises BudgetError that names the worst output where one is over budget.
@@ -120,7 +121,7 @@ class Proof:
             RecordedOutput.of(spec.name, spec.dtype, as_stored(array, spec.dtype), is_logits(spec.name), recording.sensitivity(number))
             for number, (spec, array) in enumerate(zip(self.signature.outputs, recording.outputs, strict=True))
         )
-        return Case(recording.sizes, recording.recorded_inputs(self.signature.inputs), outputs)
+        return Case(recording.sizes, recording.recorded_inputs(self.signature.inputs), outputs, self.entry)
 
     def _complaint(self, certificate: Certificate) -> str:
         target, worst = max(
@@ -139,6 +140,30 @@ class Proof:
             f"output {worst.output!r} of the compiled model {amount} on {target} ({_at(self.recordings[worst.case].sizes)}, against "
             f"{self.engine}): find where the error enters with `llmos bisect`, or allow it with --budget"
         )
+
+
+def joined(certificates: Sequence[Certificate]) -> Certificate:
+    """One of several entries: all their cases, each target's findings together, and the widest budget."""
+    first, *others = certificates
+    for other in others:
+        first = _joined(first, other)
+    return first
+
+
+def _joined(first: Certificate, second: Certificate) -> Certificate:
+    offset, targets = len(first.cases), {each.target: each for each in first.targets}
+    for each in second.targets:
+        moved = tuple(replace(finding, case=finding.case + offset) for finding in each.findings)
+        before = targets.get(each.target)
+        targets[each.target] = replace(each, findings=(*before.findings, *moved) if before else moved)
+    return replace(
+        first,
+        reference=", ".join(dict.fromkeys([first.reference, second.reference])),
+        budget=max(first.budget, second.budget, key=lambda budget: budget.max_error),
+        cases=(*first.cases, *second.cases),
+        targets=tuple(targets.values()),
+        note=" ".join(filter(None, (first.note, second.note))),
+    )
 
 
 def _within(certificate: Certificate, findings: Sequence[Finding]) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", "outputs", multiple=True, metavar="DIR|NAME=FILE.npy", help="Where to save outputs: all into a folder, or one by one."
 )
-@click.option("--entry", default="main", show_default=True, help="Entry to call.")
+@click.option("--entry", default="", help="Entry to call; default main, or the first.")
 def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], outputs: tuple[str, ...], entry: str) -> None:
     """Run ARTIFACT once and show its outputs; with no inputs, say what it takes."""
     if inputs and texts:
@@ -35,7 +35,7 @@ def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], out
     from llmos.runtime.program import load
 
     program = load(artifact)
-    called = program[entry]
+    called = program[entry] if entry else program.default
     targets = _targets(outputs, [spec.name for spec in called.outputs])
     if texts:
         results = [_embed(program, texts, entry)]

@@ -24,6 +24,7 @@ _STARTED_S = time.monotonic()
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
 @click.option("--api-key", multiple=True, help="Key that clients must send; several may be given. [env: LLMOS_API_KEYS, comma-separated]")
+@click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
 def command(
     artifacts: tuple[str, ...],
@@ -37,6 +38,7 @@ def command(
     grace_s: float,
     max_body_mib: int,
     api_key: tuple[str, ...],
+    entry: str,
     access_log: bool,
 ) -> int:
     """Serve artifacts over HTTP: the Open Inference Protocol v2 and OpenAI embeddings.
@@ -56,7 +58,7 @@ def command(
         api_keys=frozenset(api_key or _keys_of_environment()),
         access_log=access_log,
     )
-    models = [load_model(path, name) for name, path in map(_parse_artifact, artifacts)]
+    models = [load_model(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
     return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
 
 

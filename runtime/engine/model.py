@@ -100,12 +100,12 @@ def _length_symbol(model: Model) -> str | None:
 
 
 class ProgramModel:
-    """A program's entry as a `Model`. Raises InputError where there is no such entry."""
+    """An entry of a program as a `Model`: its default one, or that of a name. Raises InputError where there is no such entry."""
 
-    def __init__(self, program: Program, *, name: str | None = None, entry: str = "main") -> None:
+    def __init__(self, program: Program, *, name: str | None = None, entry: str = "") -> None:
         manifest = program.manifest
         self._program = program
-        self._entry = program[entry]
+        self._entry = program[entry] if entry else program.default
         if self._entry.state is not None:
             raise InputError(f"{manifest.name} keeps state from call to call, which requests can't share: run it with llmos.load")
         for spec in self._entry.inputs:
@@ -127,8 +127,8 @@ class ProgramModel:
         return list(result) if isinstance(result, tuple) else [result]
 
 
-def load_model(path: Path, name: str | None = None) -> ProgramModel:
-    """Load an artifact as a model. Raises ArtifactError."""
+def load_model(path: Path, name: str | None = None, entry: str = "") -> ProgramModel:
+    """Load an entry of an artifact as a model. Raises ArtifactError, and InputError where it has no such entry."""
     from llmos.runtime.program import load
 
-    return ProgramModel(load(path), name=name)
+    return ProgramModel(load(path), name=name, entry=entry)

@@ -60,8 +60,8 @@ def _key(module: tuple[Target, str]) -> str:
     return cache_key(["object", *revision, target.triple, target.cpu, target.features, *target.emulates, text])
 
 
-def emitter(options: CompileOptions) -> Emitter:
-    """The emitter that a compile's options and environment ask for."""
+def emitter(options: CompileOptions, num_modules: int = 0) -> Emitter:
+    """The emitter that a compile's options and environment ask for. num_modules: other than one for each target."""
     environment = read_environment()
-    jobs = min(options.jobs or environment.jobs, len(targets_of(options)))
+    jobs = min(options.jobs or environment.jobs, num_modules or len(targets_of(options)))
     return Emitter(jobs, Cache(environment.cache) if options.cache else None)

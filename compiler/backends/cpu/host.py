@@ -46,6 +46,8 @@ class HostEmitter:
     main: ir.Operation
     table: SymbolTable
     kernels: Mapping[str, Kernel]  # by dispatch function, or the name of a loop's counter
+    weights: Sequence[int] = ()  # places in the context's table; empty: from 0 on
+    first_kernel: int = 0
 
     def emit(self) -> None:
         self.shapes = Shapes.of(self.main, self.table)
@@ -155,7 +157,7 @@ class HostEmitter:
         current = block
         with ir.InsertionPoint(block):
             current = self._reserve(block, failed)
-        number = 0
+        number = self.first_kernel
         for op in self.main.regions[0].blocks[0].operations:
             operation = op.operation
             if operation.name in VIEWS:
@@ -195,7 +197,8 @@ class HostEmitter:
             self.outputs, self.output_tensors = data[len(inputs) :], tensors[len(inputs) :]
             if weights:
                 table = self._field(self.context, CONTEXT_WEIGHTS, b.ptr)
-                self.pointers.update({arguments[p]: b.load(b.address(table, b.index(i), b.ptr), b.ptr, 8) for i, p in enumerate(weights)})
+                for place, position in zip(self.weights or range(len(weights)), weights, strict=False):
+                    self.pointers[arguments[position]] = b.load(b.address(table, b.index(place), b.ptr), b.ptr, 8)
             self.dims = b.stack(max(1, len(self.table.sizes)))
             self.buffers = b.stack(self._most_buffers())
             for i, symbol in enumerate(self.table.symbols):

@@ -96,15 +96,7 @@ def pipeline(options: CompileOptions) -> tuple[Pass, ...]:
 
 def compile_module(imported: ImportedModel, targets: Sequence[Target], options: CompileOptions, observer: CompileObserver) -> CompiledModel:
     """All of a model for all targets. Raises UnsupportedError for a model that has no kernels, PassError for an error of the compiler."""
-    module = imported.module
-    weights = dict(imported.weights)
-    if options.from_stage != "fused.mlir":
-        run_pipeline(module, pipeline(options), options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
-        weights.update(folded_weights(module, weights, options))
-        observer.stage_finished("fused.mlir", module, weights=weights)
-    with module.context, ir.Location.unknown():
-        program = Program.of(module)
-        record = describe(program, weights, pipeline(options))
+    program, record = planned(imported, options, observer)
     observer.described(record)
     objects = emitter(options).objects(_lowered_for(program, targets, options, observer), observer.code_progress)
     code: dict[str, bytes] = {}
@@ -113,6 +105,19 @@ def compile_module(imported: ImportedModel, targets: Sequence[Target], options: 
         code[target.name] = link_shared([data])
         observer.stage_finished("so", code[target.name], target.name)
     return replace(record, code=code)
+
+
+def planned(imported: ImportedModel, options: CompileOptions, observer: CompileObserver) -> tuple[Program, CompiledModel]:
+    """A model after its passes, and what the manifest says of it. Raises as `compile_module`."""
+    module = imported.module
+    weights = dict(imported.weights)
+    if options.from_stage != "fused.mlir":
+        run_pipeline(module, pipeline(options), options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
+        weights.update(folded_weights(module, weights, options))
+        observer.stage_finished("fused.mlir", module, weights=weights)
+    with module.context, ir.Location.unknown():
+        program = Program.of(module)
+        return program, describe(program, weights, pipeline(options))
 
 
 def _lowered_for(

@@ -78,12 +78,18 @@ class LoopUnit:
 
 @dataclass
 class Program:
-    """The dispatches of a planned module."""
+    """The dispatches of a planned module.
+
+    weights: the places of its weights in the table of an artifact of several entries; empty where it has the table for itself.
+    first_kernel: the number of its first unit in the manifest.
+    """
 
     module: ir.Module
     table: SymbolTable
     main: ir.Operation
     units: list[Dispatch | LoopUnit] = field(default_factory=list)  # in the order of the host function
+    weights: tuple[int, ...] = ()
+    first_kernel: int = 0
 
     @classmethod
     def of(cls, module: ir.Module) -> Program:
@@ -129,7 +135,7 @@ def emit_kernels(program: Program, target: Target) -> ir.Module:
             costs = {each.name: _cost_ns(each) for each in unit.dispatches}
             emitter = LoopEmitter(module, unit.name, unit.loop, program.table, kernels, costs)
             kernels[unit.counter] = Kernel(unit.name, emitter.emit())
-        HostEmitter(module, program.main, program.table, kernels).emit()
+        HostEmitter(module, program.main, program.table, kernels, program.weights, program.first_kernel).emit()
     return module
 
 

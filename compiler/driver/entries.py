@@ -1,0 +1,120 @@
+"""Several models as entries of one artifact: the way of driver/compile.py for each, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmos.compiler.backends.base import CompileObserver
+from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver.compile import import_with_warnings, say
+from llmos.compiler.driver.packaging import contents
+from llmos.compiler.driver.renaming import SYMBOLS, rename
+from llmos.compiler.driver.saved import Sidecar
+from llmos.compiler.frontend.model import STATE, ImportedModel
+from llmos.compiler.ir.attributes import COMPUTED, argument_attributes
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.limits import require_addressable
+from llmos.compiler.support.progress import Progress
+from llmos.compiler.verify.accuracy import Proof, gather, joined, with_loaded_weights
+from llmos.runtime.artifact.certificate import Certificate
+from llmos.runtime.artifact.writer import ArtifactContents
+from llmos.runtime.errors import UnsupportedError, UserError
+
+
+def compile_entries(
+    sources: Mapping[str, Any],
+    example_args: Mapping[str, Sequence[Any]],
+    dynamic_shapes: Mapping[str, Any],
+    options: CompileOptions,
+) -> ArtifactContents:
+    """The contents of an artifact with an entry for each source, by its name.
+
+    A symbol of one name and another range in another entry gets the entry's name behind its own. Metadata and assets are those of all.
+    Raises UserError for what can't be read or a name that is none, UnsupportedError for what can't be compiled.
+    """
+    from llmos.compiler.backends.cpu.entries import compile_entries as compile_modules
+
+    _check(sources, example_args, dynamic_shapes, options)
+    with Progress() as progress:
+        progress.phase("import")
+        models = {
+            name: import_with_warnings(source, example_args.get(name), dynamic_shapes.get(name), options)
+            for name, source in sources.items()
+        }
+        _check_states(models)
+        _separate(models)
+        for model in models.values():
+            require_addressable(model.module)
+        progress.phase("reference")
+        proofs = {name: replace(gather(model, options, say), entry=name) for name, model in models.items() if options.certificate}
+        progress.phase("passes")
+        compiled = compile_modules(models, targets_of(options), options, CompileObserver())
+        sidecar = Sidecar(
+            options.name or "model",
+            {},
+            {key: value for model in models.values() for key, value in model.metadata.items()},
+            {key: data for model in models.values() for key, data in model.assets.items()},
+        )
+        if not proofs:
+            return contents(sidecar, compiled)
+        progress.phase("certificate")
+        compiled = with_loaded_weights(compiled)
+        return contents(sidecar, compiled, joined([_certificate(proof, compiled) for proof in proofs.values()]))
+
+
+def _certificate(proof: Proof, compiled: Any) -> Certificate:
+    own = tuple(entry for entry in compiled.entries if entry.name == proof.entry)
+    return proof.certificate(replace(compiled, entries=own))
+
+
+def _check(sources: Mapping[str, Any], example_args: Any, dynamic_shapes: Any, options: CompileOptions) -> None:
+    for name in sources:
+        if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+            raise UserError(f"an entry can't be called {name!r}: use letters, digits and _")
+    for what, given in (("example_args", example_args), ("dynamic_shapes", dynamic_shapes)):
+        if not isinstance(given, Mapping) or set(given) - set(sources):
+            raise UserError(f"{what} must be a mapping by the names of the entries: {', '.join(sources)}")
+    if not sources:
+        raise UserError("there must be at least one entry")
+    if options.tune is not None or options.stop_after not in ("", "llmos") or options.from_stage:
+        raise UserError("stages and searches are of one entry: compile several without --tune, --from and --stop-after")
+
+
+def _check_states(models: Mapping[str, ImportedModel]) -> None:
+    """A buffer that one entry changes is no other's."""
+    for name, model in models.items():
+        for state in _states(model):
+            others = [other for other, its in models.items() if other != name and state in its.weights]
+            if others:
+                raise UnsupportedError(
+                    f"entry {name!r} changes the buffer {state!r}, which entry {others[0]!r} has too: make it an input of both, which is "
+                    "updated where it lies"
+                )
+
+
+def _states(model: ImportedModel) -> list[str]:
+    main = next(op.operation for op in model.module.body.operations if "sym_visibility" not in op.operation.attributes)
+    return [str(ir.StringAttr(each[STATE]).value) for each in argument_attributes(main) if STATE in each]
+
+
+def _separate(models: Mapping[str, ImportedModel]) -> None:
+    """Other names for symbols that mean something else in an entry before, and for all sizes that data gives."""
+    known: dict[str, tuple[int, ...]] = {}
+    for name, model in models.items():
+        attributes = model.module.operation.attributes
+        with model.module.context:
+            ranges = {each.name: tuple(ir.DenseI64ArrayAttr(each.attr)) for each in _items(attributes, SYMBOLS)}
+            computed = [each.name for each in _items(attributes, COMPUTED)]
+        clashing = [each for each, limits in ranges.items() if known.get(each, limits) != limits]
+        clashing += [each for each in computed if each in known] + [each for each in ranges if known.get(each) == ()]
+        renaming = {each: f"{each}_{name}" for each in clashing}
+        rename(model.module, renaming)
+        known |= {renaming.get(each, each): limits for each, limits in ranges.items()}
+        known |= dict.fromkeys([renaming.get(each, each) for each in computed], ())
+
+
+def _items(attributes: Any, key: str) -> list[ir.NamedAttribute]:
+    return list(ir.DictAttr(attributes[key])) if key in attributes else []
