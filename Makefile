@@ -57,6 +57,7 @@ bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench
 	-$(RUN) benchmarks/threads.py build/minilm.llmos --input-shape batch=1,tokens=128
 	-$(RUN) benchmarks/startup.py build/minilm.llmos
+	$(RUN) benchmarks/updates.py
 	$(RUN) benchmarks/serving.py build/minilm.llmos
 	$(RUN) benchmarks/suite.py
 

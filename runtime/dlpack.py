@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from ctypes import c_char_p, c_uint64, c_void_p, py_object
 from typing import Any
@@ -39,6 +40,10 @@ def export_slowly(name: str, value: Any) -> tuple[Any, int]:
 
 def export_updated(name: str, value: Any) -> tuple[Any, int]:
     """A capsule of an input that the call writes into, never of a copy. Raises InputError where it can't be written."""
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        with contextlib.suppress(*_REFUSALS):
+            capsule = value.__dlpack__()
+            return capsule, pointer_of(capsule, CAPSULE)
     _require_array(name, value)
     if isinstance(value, np.ndarray):
         if value.dtype.name == "bfloat16":

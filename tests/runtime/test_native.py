@@ -46,6 +46,9 @@ def test_a_c_program_runs_an_artifact(artifact_path: Path, tmp_path: Path) -> No
     refused = run(program, artifact_path, "1001")
     assert refused.returncode == 2 and 'input "x": dim 0 (batch) is 1001' in refused.stderr
     assert "No such file" in run(program, tmp_path / "missing.llmos").stderr
+    updated = run(program, artifact_path, "--entry", "write", "--times", "3", "5", "2")
+    assert re.fullmatch(r"fastest of 3: [0-9.]+ ms\ntable: 1 1 1 1\n", updated.stdout), updated.stderr
+    assert "there is no entry -1" in run(program, artifact_path, "--entry", "nothing").stderr
 
 
 def test_the_core_needs_nothing_but_libc() -> None:
