@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.analysis.attention import parts_of
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
 from llmos.compiler.analysis.generic import (
-    Contraction,
     Generic,
-    contraction_of,
     dim_positions,
     has_windows,
     is_fill,
@@ -72,7 +71,7 @@ def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
 def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
     """Windows are read where they lie: what would be computed on the way to each of them is written once."""
     for cluster in [c for c in clusters if c.kind == "contraction"]:
-        root = next(c for c in (contraction_of(op) for op in cluster.ops) if c is not None)
+        root = next(c for c in (float_contraction_of(op) for op in cluster.ops) if c is not None)
         source, padding = padded_source(root.lhs)
         owner = owner_of(source if padding is not None and graph.is_lazy(padding) else root.lhs)
         if has_windows(root.lhs_map) and owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
@@ -80,7 +79,7 @@ def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
-    found = [contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
+    found = [float_contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
     return [c for c in found if c is not None and _is_f32(c)]
 
 
@@ -339,7 +338,7 @@ def _is_read_by(graph: Graph, producer: Cluster, image: ir.Value, cluster: Clust
 
 def _makes_images(graph: Graph, producer: Cluster, image: ir.Value) -> bool:
     """Whether a contraction of no batch dims writes pixels in order and channels innermost."""
-    root = next(c for c in (contraction_of(op) for op in producer.ops) if c is not None)
+    root = next(c for c in (float_contraction_of(op) for op in producer.ops) if c is not None)
     elementwise = [Generic(op) for op in producer.ops if op != root.generic.op]
     outputs = [(generic.op.results[0], generic.output_map(generic.op.results[0])) for generic in (root.generic, *elementwise)]
     reads = [(v, affine) for g in elementwise for v, affine in zip(g.inputs, g.maps, strict=False) if among(owner_of(v), producer.ops)]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from llmos.compiler.analysis.generic import Generic, contraction_of, has_windows, is_fill, padded_source
+from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop
 from llmos.compiler.ir.bindings import ir
@@ -149,7 +150,7 @@ class Graph:
         channels = self.shapes.shape(source)[-1]
         if padding is None or channels != self.shapes.shape(pad.results[0])[-1] or (channels.is_Integer and channels < FEW_CHANNELS):
             return False
-        found = [contraction_of(user) for user in self.users(pad.results[0])]
+        found = [float_contraction_of(user) for user in self.users(pad.results[0])]
         return all(c is not None and c.lhs == pad.results[0] and has_windows(c.lhs_map) for c in found)
 
     def shapes_known(self, op: ir.Operation) -> bool:

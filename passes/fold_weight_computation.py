@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.casts import WIDEN
-from llmos.compiler.analysis.generic import contraction_of, is_fill, pure_source
+from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.generic import is_fill, pure_source
 from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
@@ -111,7 +112,7 @@ def _is_permuted(source: ir.Value, value: ir.Value) -> bool:
 
 def _is_read_in_any_order(user: ir.Operation, value: ir.Value) -> bool:
     """Whether a use is the factor of a contraction, which is packed, or no kernel's."""
-    contraction = contraction_of(user)
+    contraction = float_contraction_of(user)
     return user.name != "linalg.generic" or (contraction is not None and value in contraction.generic.inputs)
 
 

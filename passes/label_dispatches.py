@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.generic import Generic, combiner_of, contraction_of, dim_positions, is_fill
+from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
 from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
 
@@ -44,7 +45,7 @@ def label_of(func: ir.Operation) -> str:
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
     if kind == "windowed":
-        windows = next(i for i, g in enumerate(generics) if g.reduction_dims and contraction_of(g.op) is None)
+        windows = next(i for i, g in enumerate(generics) if g.reduction_dims and float_contraction_of(g.op) is None)
         parts = [
             _contraction(generics),
             *_epilogue(generics[:windows]),
@@ -64,7 +65,7 @@ def label_of(func: ir.Operation) -> str:
 
 
 def _contraction(generics: list[Generic]) -> str:
-    root = next(c for c in (contraction_of(g.op) for g in generics) if c is not None)
+    root = next(c for c in (float_contraction_of(g.op) for g in generics) if c is not None)
     if any(
         p is None and not isinstance(e, ir.AffineConstantExpr)
         for a in (root.lhs_map, root.rhs_map)

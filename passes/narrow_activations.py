@@ -8,7 +8,8 @@ from functools import cached_property
 
 from llmos.compiler.analysis.attention import parts_of
 from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
-from llmos.compiler.analysis.generic import Contraction, contraction_of, dim_positions, pure_source
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.generic import dim_positions, pure_source
 from llmos.compiler.analysis.loops import VIEWS
 from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
@@ -73,7 +74,7 @@ class _Call:
     def contraction(self) -> Contraction | None:
         if self.kind not in ("contraction", "windowed"):
             return None
-        return next(c for c in (contraction_of(op.operation) for op in self.block.operations) if c is not None)
+        return next(c for c in (float_contraction_of(op.operation) for op in self.block.operations) if c is not None)
 
 
 @dataclass

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.casts import WIDEN
-from llmos.compiler.analysis.generic import Contraction, contraction_of, dim_positions, dims_of, pure_source
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.generic import dim_positions, dims_of, pure_source
 from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
@@ -96,7 +97,7 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None
     if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "windowed", "winograd"):
         return None
     block = dispatch.regions[0].blocks[0]
-    root = next(c for c in (contraction_of(op.operation) for op in block.operations) if c is not None)
+    root = next(c for c in (float_contraction_of(op.operation) for op in block.operations) if c is not None)
     if any(d in dims_of(root.rhs_map) for d in root.batch) or any(
         p is None and not isinstance(e, ir.AffineConstantExpr)
         for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)

@@ -6,17 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.attention import describe
-from llmos.compiler.analysis.generic import (
-    Contraction,
-    Generic,
-    combiner_of,
-    contraction_of,
-    dim_positions,
-    dims_of,
-    is_fill,
-    is_identity,
-    unit_dims,
-)
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of, unit_dims
+from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, is_fill, is_identity
 from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
 
@@ -55,7 +46,7 @@ class RecogniseAttention(Pass):
 
 def match_attention(op: ir.Operation) -> list[ir.Operation] | None:
     """The ops of the attention whose P V is `op`, or None."""
-    values = contraction_of(op)
+    values = float_contraction_of(op)
     if values is None or len(values.k) != 1 or not _is_f32(op.results[0]):
         return None
     for weights in (0, 1):
@@ -174,7 +165,7 @@ def _logits_chain(logits: ir.Value) -> tuple[Contraction, list[ir.Operation]] | 
         owner = value.owner
         if isinstance(owner, ir.Block):
             return None
-        scores = contraction_of(owner.operation)
+        scores = float_contraction_of(owner.operation)
         if scores is not None:
             return scores, chain
         generic = _elementwise(value)
@@ -196,7 +187,7 @@ def _leads_to_contraction(value: ir.Value, depth: int = 8) -> bool:
     owner = value.owner
     if isinstance(owner, ir.Block) or depth == 0:
         return False
-    if contraction_of(owner.operation) is not None:
+    if float_contraction_of(owner.operation) is not None:
         return True
     generic = _elementwise(value)
     if generic is None:

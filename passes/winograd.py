@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
-from llmos.compiler.analysis.generic import contraction_of
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes
@@ -50,7 +50,7 @@ class Winograd(Pass):
                         self._mark(dispatch, table)
 
     def _mark(self, dispatch: ir.Operation, table: SymbolTable) -> None:
-        root = next(c for c in (contraction_of(op.operation) for op in dispatch.regions[0].blocks[0].operations) if c is not None)
+        root = next(c for c in (float_contraction_of(op.operation) for op in dispatch.regions[0].blocks[0].operations) if c is not None)
         stencil = stencil_of(root, Shapes.of(dispatch, table))
         if stencil is None or stencil.channels % LANES or stencil.channels < self.min_channels:
             return

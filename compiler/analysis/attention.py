@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from llmos.compiler.analysis.generic import Contraction, Generic, contraction_of, is_fill, reaches
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.generic import Generic, is_fill, reaches
 from llmos.compiler.ir.bindings import ir
 
 Value: TypeAlias = ir.Value
@@ -43,10 +44,10 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
 
 def parts_of(ops: Sequence[ir.Operation]) -> AttentionParts:
     """The pieces of an attention, from its ops in program order."""
-    found = [c for c in (contraction_of(op) for op in ops) if c is not None]
+    found = [c for c in (float_contraction_of(op) for op in ops) if c is not None]
     scores, values = found[0], found[-1]
     generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op)]
-    maximum = next(g for g in generics if g.reduction_dims and contraction_of(g.op) is None)
+    maximum = next(g for g in generics if g.reduction_dims and float_contraction_of(g.op) is None)
     logits = next(i for i in maximum.inputs if isinstance(i.type, ir.RankedTensorType))
     weights = next(i for i, operand in enumerate(values.generic.inputs) if reaches(operand, scores.generic.op.results[0]))
     return describe(scores, values, logits, weights)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.generic import Contraction, padded_source
+from llmos.compiler.analysis.contraction import Contraction
+from llmos.compiler.analysis.generic import padded_source
 from llmos.compiler.analysis.winograd import TAPS
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, pad_parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,6 @@ from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Shape
 
 Value: TypeAlias = ir.Value
-
-FEW_COLUMNS, FEW_CHANNELS = 8, 4  # of a convolution that is no better as a contraction than window by window
-LARGE = 1 << 20
 
 COMBINERS = frozenset(
     f"arith.{name}"
@@ -174,106 +170,6 @@ def _depends(value: ir.Value, on: ir.Value, body: ir.Block) -> bool:
     return any(_depends(operand, on, body) for operand in owner.operands)
 
 
-@dataclass(frozen=True)
-class Contraction:
-    """A generic that is sum over k of a*b: the role of each loop dim.
-
-    `left` is the operand that holds m; the other, right one holds n, among it the output's last dim, along which a kernel has its lanes.
-    The windows of a convolution are sums of dims in one operand's map.
-    """
-
-    generic: Generic
-    left: int
-    batch: tuple[int, ...]
-    m: tuple[int, ...]
-    n: tuple[int, ...]
-    k: tuple[int, ...]
-
-    @property
-    def right(self) -> int:
-        return 1 - self.left
-
-    @property
-    def lhs(self) -> ir.Value:
-        return self.generic.inputs[self.left]
-
-    @property
-    def rhs(self) -> ir.Value:
-        return self.generic.inputs[self.right]
-
-    @property
-    def lhs_map(self) -> ir.AffineMap:
-        return self.generic.maps[self.left]
-
-    @property
-    def rhs_map(self) -> ir.AffineMap:
-        return self.generic.maps[self.right]
-
-    @property
-    def out_map(self) -> ir.AffineMap:
-        return self.generic.maps[self.generic.num_inputs]
-
-
-def contraction_of(op: ir.Operation) -> Contraction | None:
-    """The contraction that an op is, or None. Operands may be transposed, broadcast along any dim, or read through windows."""
-    if op.name != "linalg.generic":
-        return None
-    generic = Generic(op)
-    if generic.num_inputs < 2 or len(op.results) != 1 or not generic.reduction_dims or not _is_multiply_add(generic):
-        return None
-    unit = unit_dims(generic)
-    out = [p for p in dim_positions(generic.maps[generic.num_inputs]) if p is not None and p not in unit]
-    operands = [dims_of(affine) - unit for affine in generic.maps[:2]]
-    if not out or any(d not in operands[0] or d not in operands[1] for d in generic.reduction_dims if d not in unit):
-        return None
-    left = next((i for i in (0, 1) if out[-1] not in operands[i]), None)
-    if left is None:
-        return None
-    lhs, rhs = operands[left], operands[1 - left]
-    m = tuple(d for d in out if d in lhs and d not in rhs)
-    # what stands before an m dim in the output is walked outside of it
-    inner = max((out.index(d) for d in m), default=-1)
-    n = tuple(d for d in out[inner + 1 :] if d not in lhs)
-    batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
-    found = Contraction(generic, left, batch, m, n, _in_order_of(generic.maps[left], generic.reduction_dims))
-    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(found):
-        return None
-    return found
-
-
-def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:
-    """Dims in the order of the first axis that each moves: rows that are dense along k are then walked as they lie."""
-    axis = {d: i for i, expr in reversed(list(enumerate(affine.results))) for d in _dims_of_expr(expr)}
-    return tuple(sorted(dims, key=lambda d: axis.get(d, -1)))
-
-
-def unit_dims(generic: Generic) -> set[int]:
-    """Loop dims of static size 1: they move nothing, and operands often leave them out."""
-    found: set[int] = set()
-    for operand, affine in zip(generic.op.operands, generic.maps, strict=True):
-        if isinstance(operand.type, ir.RankedTensorType):
-            shape = operand.type.shape
-            found |= {p for p, size in zip(dim_positions(affine), shape, strict=True) if p is not None and size == 1}
-    return found
-
-
-def _is_worth(found: Contraction) -> bool:
-    """Whether windows are read often enough to gain from a panel: a depthwise convolution reads each once."""
-    windowed = [side for side, affine in enumerate(found.generic.maps[:2]) if has_windows(affine)]
-    if not windowed:
-        return True
-    if windowed == [found.left]:
-        return _static_size(found, found.right, found.n) >= FEW_COLUMNS or _static_size(found, found.left, found.k) >= FEW_CHANNELS
-    return _static_size(found, found.left, found.m) > 1
-
-
-def _static_size(found: Contraction, side: int, dims: Sequence[int]) -> int:
-    """The product of the sizes of the dims that an operand's axes are; a size that isn't known counts as large."""
-    shape = ir.RankedTensorType(found.generic.inputs[side].type).shape
-    positions = dim_positions(found.generic.maps[side])
-    return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
-
-
 def has_windows(affine: ir.AffineMap) -> bool:
     """Whether a map reads anything but dims as they are, such as sums of dims."""
     return any(not isinstance(expr, (ir.AffineDimExpr, ir.AffineConstantExpr)) for expr in affine.results)
@@ -281,27 +177,16 @@ def has_windows(affine: ir.AffineMap) -> bool:
 
 def dims_of(affine: ir.AffineMap) -> set[int]:
     """Every loop dim that a map mentions."""
-    return {dim for expr in affine.results for dim in _dims_of_expr(expr)}
+    return {dim for expr in affine.results for dim in dims_of_expr(expr)}
 
 
-def _dims_of_expr(expr: ir.AffineExpr) -> set[int]:
+def dims_of_expr(expr: ir.AffineExpr) -> set[int]:
+    """Every loop dim that an index expression mentions."""
     if isinstance(expr, ir.AffineDimExpr):
         return {expr.position}
     if isinstance(expr, ir.AffineBinaryExpr):
-        return _dims_of_expr(expr.lhs) | _dims_of_expr(expr.rhs)
+        return dims_of_expr(expr.lhs) | dims_of_expr(expr.rhs)
     return set()
-
-
-def _is_multiply_add(generic: Generic) -> bool:
-    combiner = combiner_of(generic, 0)
-    if combiner is None or combiner.name != "arith.addf":
-        return False
-    product = combiner.value.owner
-    if isinstance(product, ir.Block) or product.name != "arith.mulf":
-        return False
-    # inputs after the first two only give a loop dim its size
-    sources = {argument: i for i, argument in enumerate(list(generic.body.arguments)[:2])}
-    return sorted(sources.get(operand, -1) for operand in product.operands) == [0, 1] and len(list(generic.body.operations)) == 3
 
 
 def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmos.compiler.analysis.generic import contraction_of
+from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.ir.bindings import context, ir
 from llmos.passes.hoist_widening import HoistWidening
 
@@ -36,7 +36,7 @@ def product(left: str = "f16", widened: str = WIDE, op: str = "addf") -> ir.Modu
 
 
 def contractions(module: ir.Module) -> int:
-    return sum(contraction_of(op.operation) is not None for op in functions(module)[0].regions[0].blocks[0].operations)
+    return sum(float_contraction_of(op.operation) is not None for op in functions(module)[0].regions[0].blocks[0].operations)
 
 
 def test_both_factors() -> None:

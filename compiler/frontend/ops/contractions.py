@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+import torch
+
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim, compute_dtype
 from llmos.compiler.frontend.dims import Dim, Shape
 from llmos.compiler.frontend.scalars import Number, Scalar
@@ -13,16 +15,19 @@ from llmos.compiler.ir.bindings import ir
 Operand = tuple[Tensor, str]
 
 
-def contract(b: Builder, operands: Sequence[Operand], output: str, stored: str | None = None) -> Tensor:
+def contract(
+    b: Builder, operands: Sequence[Operand], output: str, stored: str | None = None, accumulator: torch.dtype | None = None
+) -> Tensor:
     """An einsum with one letter a dimension; sums over the letters that `output` lacks. Half floats accumulate and return in float32.
 
-    `stored` is the order in which the output's dimensions are laid out, `output` the order in which the result shows them.
+    `stored` is the order in which the output's dimensions are laid out, `output` the order in which the result shows them. The products
+    and sums are of type `accumulator`, to which the body extends the factors; if not given, of the operands' type.
     """
     stored = stored or output
     sums = "".join(dict.fromkeys(letter for _, letters in operands for letter in letters if letter not in output))
     loops = {letter: affine_dim(position) for position, letter in enumerate(stored + sums)}
     extents = _extents(operands)
-    dtype = compute_dtype(operands[0][0].dtype)
+    dtype = accumulator or compute_dtype(operands[0][0].dtype)
     shape = tuple(extents[letter] for letter in stored)
     inputs = [(x, _reads(x, letters, loops, extents)) for x, letters in operands] + _bounds(b, operands, extents, loops)
     (value,) = b.generic(
@@ -102,6 +107,11 @@ def matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
     right = "k" if y.rank == 1 else batch[rank - (y.rank - 2) :] + "kn"
     out = batch + ("m" if x.rank > 1 else "") + ("n" if y.rank > 1 else "")
     return b.cast(contract(b, [(x, left), (y, right)], out), result.dtype)
+
+
+def integer_matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
+    """x [m, k] and y [k, n] of int8 (or uint8) give int32 [m, n]: aten._int_mm."""
+    return contract(b, [(x, "mk"), (y, "kn")], "mn", accumulator=result.dtype)
 
 
 def addmm(b: Builder, result: Meta, bias: Tensor, x: Tensor, y: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Tensor:

@@ -355,6 +355,7 @@ def _products() -> dict[str, Lowering]:
     return {
         "linear.default": c.linear,
         "matmul.default mm.default bmm.default mv.default dot.default": c.matmul,
+        "_int_mm.default": c.integer_matmul,
         "addmm.default baddbmm.default addmv.default": c.addmm,
         "einsum.default": c.einsum,
         "scaled_dot_product_attention.default": attention.scaled_dot_product_attention,

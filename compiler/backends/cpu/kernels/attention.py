@@ -15,7 +15,8 @@ import sympy
 
 from llmos.compiler.analysis.attention import AttentionParts, parts_of
 from llmos.compiler.analysis.casts import WIDEN
-from llmos.compiler.analysis.generic import Contraction, Form, pure_source
+from llmos.compiler.analysis.contraction import Contraction
+from llmos.compiler.analysis.generic import Form, pure_source
 from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, TileShape, for_row_blocks, row_tiles, store_tile, zeros
 from llmos.compiler.codegen.builder import Value

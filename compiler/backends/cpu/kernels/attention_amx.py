@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import sympy
 
 from llmos.compiler.analysis.casts import is_widened_argument, widened
-from llmos.compiler.analysis.generic import Contraction, dim_positions
+from llmos.compiler.analysis.contraction import Contraction
+from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile

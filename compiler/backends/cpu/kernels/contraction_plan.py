@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.analysis.casts import WIDEN, widened
-from llmos.compiler.analysis.generic import Contraction, Generic, contraction_of, dim_positions, fill_value, is_fill, pure_source, reaches
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.generic import Generic, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.backends.cpu.arithmetic.amx import TILE_DEPTH
 from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
@@ -23,7 +24,7 @@ from llmos.compiler.ir.sizes import Expr
 
 def contraction_in(dispatch: Dispatch) -> Contraction:
     """The root of a contraction dispatch."""
-    found = [contraction_of(op) for op in dispatch.ops]
+    found = [float_contraction_of(op) for op in dispatch.ops]
     return next(c for c in found if c is not None)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.generic import Contraction, apply_form, padded_source
+from llmos.compiler.analysis.contraction import Contraction
+from llmos.compiler.analysis.generic import apply_form, padded_source
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Run
 from llmos.compiler.codegen.builder import Builder, Value, is_vector
 from llmos.compiler.codegen.dispatch import Dispatch
