@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -153,12 +153,12 @@ class Sizes:
         """Lower and upper bound of a size; infinities where nothing is known."""
         if isinstance(dim, int):
             return dim, dim
-        products: dict[sympy.Symbol, ValueRanges] = {}
+        products: dict[sympy.Symbol, ValueRanges[Any]] = {}
         plain = dim.replace(FloorMul, lambda *args: self._stand_in(FloorMul(*args), products)) if dim.has(FloorMul) else dim
         found = bound_sympy(plain, {**self._ranges, **products})
         return _bound(found.lower), _bound(found.upper)
 
-    def _stand_in(self, product: FloorMul, ranges: dict[sympy.Symbol, ValueRanges]) -> sympy.Symbol:
+    def _stand_in(self, product: FloorMul, ranges: dict[sympy.Symbol, ValueRanges[Any]]) -> sympy.Symbol:
         """A symbol for what torch knows nothing of, with its range."""
         ends = sorted(int(FloorMul(sympy.Integer(end), *product.args[1:])) for end in self.bounds(product.args[0]))
         symbol = sympy.Dummy(integer=True)

@@ -28,7 +28,7 @@ class DimensionWatch:
                 self.nodes[place] = str(node)
 
 
-def _known_of(size: torch.SymInt) -> tuple[Any, ...]:
+def _known_of(size: Any) -> tuple[Any, ...]:
     expr, environment = size.node.expr, size.node.shape_env
     limits = environment.var_to_range.get(expr)
     return (expr,) if limits is None else (expr, limits.lower, limits.upper)
