@@ -11,7 +11,7 @@ compile time is an entry of the attribute (`scale = 5.0e-2 : f64`, `zero_point =
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -190,10 +190,10 @@ def _inside(op: ir.Operation) -> Iterator[Quantization]:
             yield from _inside(inner.operation)
 
 
-def summary(found: Sequence[Quantization]) -> str:
-    """One line: "2 quantize uint8 per-tensor, 1 dequantize int8 per-channel"; "" where there is none."""
+def summary(module: ir.Module) -> str:
+    """A module's quantizations in a line: "2 quantize uint8 per-tensor, 1 dequantize int8 per-channel"; "" where there are none."""
     counts: dict[str, int] = {}
-    for each in found:
+    for each in quantizations(module):
         text = f"{each.kind} {each.dtype} {each.granularity}"
         counts[text] = counts.get(text, 0) + 1
     return ", ".join(f"{count} {text}" for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -13,6 +13,7 @@ import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import fx
 
+from llmos.compiler.analysis.quantization import summary
 from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder
 from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
@@ -64,10 +65,17 @@ def _check_mlir(path: Path) -> list[Row]:
     if rows:
         return rows
     try:
-        require_addressable(import_mlir(path).module)
+        module = import_mlir(path).module
+        require_addressable(module)
     except UnsupportedError as error:
         return [Row("(module)", False, "", 1, "", str(error))]
-    return []
+    return _quantization(module)
+
+
+def _quantization(module: ir.Module) -> list[Row]:
+    """A row that says how many ops quantize and dequantize, and how; none where none does."""
+    found = summary(module)
+    return [Row("(quantization)", True, NOTE, 1, "", f"quantization: {found}")] if found else []
 
 
 def _check_onnx(path: Path) -> list[Row]:
@@ -124,6 +132,7 @@ def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[R
                 if node.op == "call_function" and (row := checker.row(node)) is not None:
                     counts[row] += 1
         rows = [Row(row.op, row.supported, row.how, count, row.where, row.reason) for row, count in counts.items()]
+        rows += _quantization(module)
         try:
             require_bounds(sizes, checker.output_dims(graph))
             require_addressable(module)
@@ -155,7 +164,7 @@ class _Checker:
         except LlmosError as error:
             self.stand_in(node)
             return Row(name, False, "", 1, where, str(error).removeprefix(f"{name}: ").replace(source_line(node), ""))
-        if not name.startswith(("aten.", "llmos.")):
+        if not name.startswith(("aten.", "llmos.", "quantized_decomposed.")):
             return None
         return Row(name, True, FALLBACK if is_island else DIRECT if name in table() else NOTHING, 1, where if is_island else "")
 

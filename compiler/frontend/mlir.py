@@ -11,7 +11,7 @@ import numpy as np
 
 from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.cleanup import ALLOWED, check_dialects, drop_assertions
-from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.model import ImportedModel, with_quantization
 from llmos.compiler.ir.bindings import PassManager, arith, context, func, ir, linalg, tensor
 from llmos.compiler.ir.parsing import read_text, require_shallow
 from llmos.compiler.ir.weights import Weight
@@ -48,7 +48,7 @@ def import_mlir(source: str | Path, *, name: str = "model", ir_context: ir.Conte
         _annotate(module, function, weights)
         check_annotations(module, weights)
         check_dialects(module)
-    return ImportedModel(name=name, module=module, weights=weights)
+    return ImportedModel(name=name, module=module, weights=weights, metadata=with_quantization({}, module))
 
 
 def _text(source: str | Path) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from llmos.compiler.analysis.quantization import summary
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
+from llmos.runtime.artifact.manifest import QUANTIZATION
 
 STATE = "llmos.state"  # of an input and an output of main: the weight that the state starts with
 
@@ -27,3 +29,9 @@ class ImportedModel:
     examples: tuple[tuple[np.ndarray, ...], ...] = ()
     assets: Mapping[str, bytes] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def with_quantization(metadata: Mapping[str, Any], module: ir.Module) -> dict[str, Any]:
+    """The metadata and what the module says of quantization, where it has any."""
+    found = summary(module)
+    return {**metadata, QUANTIZATION: found} if found else dict(metadata)

@@ -28,7 +28,7 @@ from llmos.compiler.frontend.exporting import (
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
-from llmos.compiler.frontend.model import STATE, ImportedModel, Reference
+from llmos.compiler.frontend.model import STATE, ImportedModel, Reference, with_quantization
 from llmos.compiler.frontend.references import reference_of, seeded_reference, to_numpy
 from llmos.compiler.frontend.results import as_result, complex_outputs, dtype_name, output_names, output_nodes
 from llmos.compiler.frontend.seeding import draws
@@ -87,7 +87,7 @@ def import_torch(
         reference=seeded_reference(exported) if is_seeded else reference or reference_of(source, exported, program_inputs(exported)),
         examples=_examples(given_args, inputs),
         assets=dict(assets or {}),
-        metadata=_with_notes(metadata or {}, notes),
+        metadata=with_quantization(_with_notes(metadata or {}, notes), module),
     )
 
 

@@ -18,6 +18,7 @@ INT64_MAX = 2**63 - 1
 MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
+QUANTIZATION = "quantization"  # in the metadata: what the model quantizes and dequantizes, in a line
 
 _DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards; FORMAT is that with floor_mul and updated inputs
 

@@ -95,12 +95,20 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
         _host_block(found["host"]) if "host" in found else "",
         _kernel_list(found["kernels"]) if kernels else _kernel_kinds(found["kernels"]),
         _block("passes", table([(_pass_name(one),) for one in found["passes"]])),
-        _block("metadata", table([(key, _short(value)) for key, value in found["metadata"].items()])),
+        *_metadata(found["metadata"]),
         _block("assets", table([(name,) for name in found["assets"]])),
         _block("certificate", "  " + (found["certificate"] or "none: nothing says how far its numbers are from the model's")),
         _block("signature", "  " + _signature_line(found["signature"])),
     ]
     return "\n".join(block for block in blocks if block)
+
+
+def _metadata(metadata: Mapping[str, Any]) -> Sequence[str]:
+    """What the model quantizes, in full, and the rest of its metadata."""
+    from llmos.runtime.artifact.manifest import QUANTIZATION
+
+    rest = [(key, _short(value)) for key, value in metadata.items() if key != QUANTIZATION]
+    return _block("quantization", f"  {metadata.get(QUANTIZATION, '')}"), _block("metadata", table(rest))
 
 
 def _block(title: str, content: str) -> str:

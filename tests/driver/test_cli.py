@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed
 from onnx import helper
 
 import llmos
@@ -165,6 +166,28 @@ def test_check_says_how_every_op_compiles(exported: Path, capsys: pytest.Capture
     assert run(["check", str(exported)]) == 0
     out = capsys.readouterr().out
     assert "aten.linear" in out and "every op compiles" in out
+
+
+class Quantized(torch.nn.Module):
+    """Numbers that go through int8 and back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.1, 3, -128, 127, torch.int8)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(q, 0.1, 3, -128, 127, torch.int8)
+
+
+def test_check_and_inspect_say_what_is_quantized(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "quantized.pt2", tmp_path / "quantized.llmos"
+    torch.export.save(torch.export.export(Quantized(), (torch.randn(4, 4),)), source)
+    line = "1 dequantize int8 per-tensor, 1 quantize int8 per-tensor"
+    assert run(["check", str(source)]) == 0
+    said = capsys.readouterr().out
+    assert f"quantization: {line}" in said and "quantized_decomposed.quantize_per_tensor.default" in said
+    assert run(["compile", str(source), "-o", str(out), "--target", "native", "-q"]) == 0
+    assert run(["inspect", str(out)]) == 0
+    assert f"quantization\n  {line}\n" in capsys.readouterr().out
+    assert run(["check", str(exported)]) == 0
+    assert "quantization" not in capsys.readouterr().out
 
 
 def test_check_finds_what_does_not_compile_and_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
