@@ -1,25 +1,33 @@
-"""What a backend gives for a model: the seam between compiler.backends and compiler.driver."""
+"""What a backend is: the seam between compiler.backends and what drives it (driver, tuning, verify).
+
+A backend takes over where the passes for all targets end (backends/common.py): it forms dispatches, plans them, and lowers the planned
+module for each target, one stage after the other. docs/architecture.md, "To add a backend", says which files to write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.target import Target as Target
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
-from llmos.passes import PassObserver
+from llmos.passes import Pass, PassObserver
 from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol
+from llmos.runtime.artifact.writer import CodeVariant
 
-StageContent: TypeAlias = "ir.Module | str | bytes"
+IMPORTED, PLANNED, ARTIFACT = "linalg.mlir", "fused.mlir", "llmos"  # stages of every backend: before its own, and after them
 
 
 @dataclass(frozen=True)
 class CompiledModel:
     """Everything of an artifact that depends on code generation.
 
-    code: shared object of each target, by the target's name, best first. weights: in the order of `llmos_context.weights`, read when they
-    are written. passes: the pipeline that ran, as texts.
+    code: code of each target, by the target's name, best first. weights: in the order of `llmos_context.weights`, read when they are
+    written. passes: the pipeline that ran, as texts.
     """
 
     entries: tuple[EntrySpec, ...]
@@ -31,27 +39,104 @@ class CompiledModel:
     passes: tuple[str, ...] = ()
     computed: tuple[ComputedSymbol, ...] = ()
 
+    def with_code(self, targets: Sequence[Target], code: Sequence[StageContent]) -> CompiledModel:
+        """The same model with the last stage's content of each target."""
+        return replace(self, code={target.name: data for target, data in zip(targets, code, strict=True) if isinstance(data, bytes)})
 
-class CompileObserver(PassObserver):
-    """Told how a compile proceeds; each method may be overridden. A backend calls it at every stage boundary.
+    @property
+    def precision(self) -> str:
+        """Arithmetic of contractions, as the passes that ran show it."""
+        return precision_of(self.passes)
 
-    `stage_finished` may raise StageReached, which the driver catches: a backend lets it through.
+
+def precision_of(passes: Sequence[str]) -> str:
+    """The precision of a compile, by the texts of its passes."""
+    return "bf16" if any(step.split("{")[0] == "narrow-activations" for step in passes) else "fp32"
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(ABC):
+    """A model after all passes: the stage PLANNED.
+
+    weights: of the module's arguments, by name. passes: texts of what ran.
     """
 
-    def described(self, model: CompiledModel) -> None:
-        """All but `code` is known: called once, before the first stage "ll"."""
+    module: ir.Module
+    weights: Mapping[str, Weight]
+    passes: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def record(self) -> CompiledModel:
+        """What the artifact says of it; no code yet."""
+
+
+StageContent: TypeAlias = "Planned | ir.Module | str | bytes"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How the content of a stage is made from that of the one before, for one target. Raises PassError.
+
+    content: type of the content. The first stage of a backend is made from Planned.
+    compiles: whether it is made outside of this process, for several targets at a time, and once for all that share a
+    `Target.code_target` and the stage before; `make` is then given that target.
+    """
+
+    make: Callable[[Any, Any, CompileOptions], StageContent]
+    content: type[ir.Module] | type[str] | type[bytes]
+    compiles: bool = False
+
+
+class Backend(Protocol):
+    """Turns the common part of the linalg stage into code. Holds no state: one object serves every compile."""
+
+    @property
+    def name(self) -> str:
+        """As `--backend` takes it."""
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """Stages after PLANNED, in order, by the extension of their files."""
+
+    @property
+    def known_targets(self) -> Sequence[Target]:
+        """Those that have a name."""
+
+    def targets(self, text: str, precision: str) -> Sequence[Target]:
+        """The targets that `--target TEXT` stands for, best first. Raises UserError for an unknown name."""
+
+    def parse_target(self, name: str) -> Target:
+        """The target of a name that `Target.name` gave. Raises ValueError."""
+
+    def dispatch_passes(self, options: CompileOptions) -> Sequence[Pass]:
+        """From where the common passes end to dispatches: nothing that options.tilings changes."""
+
+    def plan_passes(self, options: CompileOptions) -> Sequence[Pass]:
+        """From dispatches to the stage PLANNED: tiles, layouts of weights, memory."""
+
+    def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> Planned:
+        """A module that the passes have left."""
+
+    def lower_entries(
+        self, plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
+    ) -> CompiledModel:
+        """Several models as entries of one artifact, by their names, for all targets. Raises UnsupportedError, PassError."""
+
+    def member(self, target: str, code: bytes) -> CodeVariant:
+        """What goes into the artifact: the content of the last stage, for the target of that name."""
+
+
+class CompileObserver(PassObserver):
+    """Told how a compile proceeds; each method may be overridden."""
 
     def stage_finished(
         self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
     ) -> None:
-        """`stage` of options.STAGES is reached, for one target or, where it is None, for all.
+        """`stage` is reached, for one target or, where it is None, for all.
 
         `content` is a module, LLVM IR text, or the bytes of an object; `weights` are the arguments of a module whose weights have changed.
         """
 
     def code_progress(self, done: int, total: int) -> None:
         """`done` of `total` objects are compiled."""
-
-
-class StageReached(Exception):
-    """Ends a backend once the last wanted stage is there."""

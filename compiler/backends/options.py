@@ -13,22 +13,20 @@ from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
 
-# Extensions of what a compile passes through, in order (docs/passes.md); any can be saved, and be the input of a later run.
-STAGES = ("linalg.mlir", "fused.mlir", "kernels.mlir", "ll", "o", "so", "llmos")
-
 
 @dataclass(frozen=True)
 class CompileOptions:
     """Options of one compile.
 
     precision: arithmetic of contractions, "fp32" or "bf16".
-    target: "portable", "native" or names of targets; the backend checks them (compiler/backends/cpu/target.py).
+    backend: name of what makes the code (compiler/backends/registry.py).
+    target: "portable", "native" or names of targets; the backend checks them.
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
     random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
-    from_stage, stop_after: extensions of STAGES; "" for the whole way.
+    from_stage, stop_after: extensions of stages, those of the backend among them, which the driver checks; "" for the whole way.
     dump_ir: folder for numbered dumps of the IR after every pass that changed it.
     repro: folder for what reproduces a compiler error; None writes nothing.
     jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
@@ -41,6 +39,7 @@ class CompileOptions:
     """
 
     precision: str = "fp32"
+    backend: str = "cpu"
     target: str = "portable"
     dynamic: tuple[str, ...] = ()
     sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
@@ -60,7 +59,7 @@ class CompileOptions:
     tilings: Tilings = NO_TILINGS
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
+        one_of("precision", self.precision, PRECISIONS)
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
@@ -72,11 +71,6 @@ class CompileOptions:
             low, high = size if isinstance(size, tuple) else (size, size)
             if not 1 <= low <= high:
                 raise UserError(f"dynamic dimension {name}: a size is 1 or more, and a range goes up; not {size}")
-        for option, stage in (("--from", self.from_stage), ("--stop-after", self.stop_after)):
-            if stage:
-                _one_of(option, stage, STAGES)
-        if self.from_stage and self.stop_after and STAGES.index(self.stop_after) <= STAGES.index(self.from_stage):
-            raise UserError(f"--stop-after {self.stop_after} comes before what --from {self.from_stage} makes")
         if self.budget is not None and not (0 <= self.budget < math.inf):
             raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
         if self.tune is not None and not (0 < self.tune < math.inf):
@@ -85,7 +79,8 @@ class CompileOptions:
             raise UserError(f"jobs must be 0 or more, not {self.jobs}")
 
 
-def _one_of(option: str, value: str, choices: Iterable[str]) -> None:
+def one_of(option: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError, with the nearest choice or all of them, where `value` is none of them."""
     choices = list(choices)
     if value in choices:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.backends.options import PRECISIONS, STAGES, CompileOptions
+from llmos.compiler.backends.options import PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import binding, parse_dynamic
 from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.errors import UserError
@@ -19,6 +19,7 @@ from llmos.runtime.errors import UserError
 @click.command("compile")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact to write; default NAME.llmos here.")
+@click.option("--backend", default="cpu", show_default=True, help="What makes the code: cpu, null, or one that a package registers.")
 @click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
 @click.option(
@@ -33,7 +34,7 @@ from llmos.runtime.errors import UserError
     "--random", default="", metavar="NAME", help="An input to add, the seed of the model's random numbers; without it they are refused."
 )
 @click.option("--name", default="", help="The model's name in the artifact; default from SOURCE.")
-@click.option("--from", "from_stage", default="", metavar="STAGE", help=f"SOURCE is a saved stage: {', '.join(STAGES[:-1])}.")
+@click.option("--from", "from_stage", default="", metavar="STAGE", help="SOURCE is a saved stage, such as linalg.mlir, fused.mlir or ll.")
 @click.option("--stop-after", default="", metavar="STAGE", help="Save that stage beside OUTPUT and stop.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights (safetensors) for a saved stage, instead of those beside it.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for a numbered dump after each pass, and for every stage.")
@@ -52,6 +53,7 @@ from llmos.runtime.errors import UserError
 def command(
     source: Path,
     output: Path | None,
+    backend: str,
     target: str,
     precision: str,
     dynamic: str,
@@ -74,6 +76,7 @@ def command(
     names, sizes = parse_dynamic(dynamic)
     options = CompileOptions(
         precision=precision,
+        backend=backend,
         target=target,
         dynamic=names,
         sizes=sizes,

@@ -1,11 +1,11 @@
-"""The driver's ears in a backend: progress, saved stages, and the end where --stop-after wants it."""
+"""What the driver does as a compile proceeds: progress, and saved stages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
+from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, write_sidecar, write_stage
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support.progress import Progress
@@ -16,17 +16,16 @@ from llmos.runtime.errors import UserError
 class Watcher(CompileObserver):
     """Saves the stage `stop_after` at `stem`, and every stage to the folder `dump` where it is given.
 
-    What it wrote for `stop_after` is in `written`; StageReached ends the compile once all of `num_targets` are there.
+    What it wrote for `stop_after` is in `written`.
     """
 
-    def __init__(self, progress: Progress, sidecar: Sidecar, stem: Path, stop_after: str, dump: Path | None, num_targets: int) -> None:
+    def __init__(self, progress: Progress, sidecar: Sidecar, stem: Path, stop_after: str, dump: Path | None) -> None:
         self._progress = progress
         self._sidecar = sidecar
         self._record: CompiledModel | None = None
         self._stem = stem
         self._stop_after = stop_after
         self._dump = dump
-        self._missing = num_targets
         self.written: list[Path] = []
         if dump:
             _make(dump)
@@ -38,6 +37,7 @@ class Watcher(CompileObserver):
         self._progress.update(done, total, f"{done} of {total} objects")
 
     def described(self, model: CompiledModel) -> None:
+        """All but the code is known: called once, before the backend's first stage."""
         self._record = model
         self._progress.phase("code")
 
@@ -46,12 +46,8 @@ class Watcher(CompileObserver):
     ) -> None:
         if self._dump:
             self._save(SavedStage(self._dump / self._stem.name, stage, target or ""), content, weights)
-        if stage != self._stop_after:
-            return
-        self.written += self._save(SavedStage(self._stem, stage, target or ""), content, weights)
-        self._missing -= 1
-        if target is None or self._missing == 0:
-            raise StageReached
+        if stage == self._stop_after:
+            self.written += self._save(SavedStage(self._stem, stage, target or ""), content, weights)
 
     def _save(self, saved: SavedStage, content: StageContent, weights: Mapping[str, Weight] | None) -> list[Path]:
         written = [write_stage(saved, content)]

@@ -1,4 +1,4 @@
-"""The driver: from a source, or a saved stage, through the stages of options.STAGES to an artifact."""
+"""The driver: from a source, or a saved stage, through the stages of a backend to an artifact."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmos.compiler.backends.base import CompiledModel, StageReached
-from llmos.compiler.backends.cpu.emit import emitter
-from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.base import IMPORTED, PLANNED, Backend, CompiledModel, Planned, StageContent, Target
+from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import planned_of, run_passes
+from llmos.compiler.backends.registry import backend_of, check_stages
 from llmos.compiler.driver.callbacks import Watcher
 from llmos.compiler.driver.import_repro import reproducible
 from llmos.compiler.driver.packaging import contents, weights_with_nan
-from llmos.compiler.driver.resume import resume
+from llmos.compiler.driver.resume import read_contents, read_record
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, read_imported, read_sidecar
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.frontend.model import ImportedModel
@@ -126,13 +127,16 @@ class _Job:
     example_args: Sequence[Any] | None = None
     dynamic_shapes: Any = None
     weights: Path | None = None
-    watcher: Watcher | None = None
     proof: Proof | None = None
     lock_file: Path | None = None
     found: Lock | None = None  # by this run
+    watcher: Watcher | None = None
 
     def __post_init__(self) -> None:
-        targets_of(self.options)  # a wrong name is refused before minutes of work
+        """Refuses a wrong name before minutes of work."""
+        self.backend: Backend = backend_of(self.options)
+        check_stages(self.options, self.backend)
+        self.targets: Sequence[Target] = self.backend.targets(self.options.target, self.options.precision)
 
     def artifact(self) -> Artifact:
         """Runs to the end."""
@@ -142,30 +146,39 @@ class _Job:
     def _contents(self) -> ArtifactContents:
         """Of the artifact, certificate included where there is a reference for one."""
         sidecar, compiled = self._run()
+        assert compiled is not None
         if self.proof is None:
-            return contents(sidecar, compiled)
+            return contents(sidecar, compiled, self.backend)
         self.progress.phase("certificate")
         compiled = with_loaded_weights(compiled)
-        return contents(sidecar, compiled, self.proof.certificate(compiled))
+        return contents(sidecar, compiled, self.backend, self.proof.certificate(compiled))
 
     def saved_stage(self) -> list[Path]:
         """Runs until the stage of options.stop_after is saved."""
         try:
             self._run()
-        except StageReached:
-            assert self.watcher
-            return self.watcher.written
         except BaseException:
-            self._remove_written()
+            for path in self._written:
+                path.unlink(missing_ok=True)
             raise
-        raise UserError(f"the backend has no stage {self.options.stop_after} after this input: choose another for --stop-after")
+        if not self._written:
+            raise UserError(f"{self.options.stop_after} comes before what {self.source} makes: choose another for --stop-after")
+        return self._written
 
-    def _run(self) -> tuple[Sidecar, CompiledModel]:
+    @property
+    def _written(self) -> list[Path]:
+        """Files of the stage to stop after."""
+        return self.watcher.written if self.watcher else []
+
+    def _run(self) -> tuple[Sidecar, CompiledModel | None]:
+        """The model with its code; None where options.stop_after comes before the backend's own stages."""
         saved = self._saved_input()
         if saved and saved.stage not in MODULE_STAGES:
             sidecar = read_sidecar(saved, self.weights)
-            watcher = self._watch(sidecar)
-            return sidecar, resume(saved, sidecar, targets_of(self.options), emitter(self.options), watcher)
+            record = read_record(saved, sidecar)
+            options = replace(self.options, precision=record.precision)
+            starts = read_contents(saved, self.targets, self.backend)
+            return sidecar, self._lowered(record, starts, options, self._watch(sidecar), saved.stage)
         self.progress.phase("import")
         imported = read_imported(saved, self.weights) if saved else self._import()
         require_addressable(imported.module)
@@ -175,33 +188,56 @@ class _Job:
     def _saved_input(self) -> SavedStage | None:
         if not isinstance(self.source, (str, Path)):
             return None
-        return SavedStage.of(Path(self.source), self.options.from_stage)
+        return SavedStage.of(Path(self.source), self.backend, self.options.from_stage)
 
     def _import(self) -> ImportedModel:
         return import_with_warnings(self.source, self.example_args, self.dynamic_shapes, self.options)
 
-    def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel:
-        from llmos.compiler.backends.cpu.pipeline import compile_module
-
+    def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel | None:
         if self.options.certificate and self.options.stop_after in ("", "llmos"):
             self.progress.phase("reference")
             self.proof = gather(imported, self.options, say)
         watcher = self._watch(sidecar)
         if not stage:
-            watcher.stage_finished("linalg.mlir", imported.module)
+            watcher.stage_finished(IMPORTED, imported.module)
+        if self.options.stop_after == IMPORTED:
+            return None
+        planned = self._planned(imported, stage, watcher)
+        if self.options.stop_after == PLANNED:
+            return None
+        starts: list[tuple[StageContent, Target]] = [(planned, target) for target in self.targets]
+        return self._lowered(planned.record, starts, self.options, watcher)
+
+    def _planned(self, imported: ImportedModel, stage: str, watcher: Watcher) -> Planned:
         lock = self._lock(imported, stage)
-        options = replace(self.options, from_stage=stage, tilings=lock.tilings() if lock else self.options.tilings)
+        if stage == PLANNED:
+            return planned_of(imported, self.options, self.backend)
+        options = replace(self.options, tilings=lock.tilings()) if lock else self.options
         self.progress.phase("passes")
-        compiled = compile_module(imported, targets_of(options), options, watcher)
+        planned = run_passes(imported, options, self.backend, watcher)
         if lock and not self.found:
-            self._report_strangers(lock, imported.module)
-        return compiled
+            self._report_strangers(lock, planned.module)
+        watcher.stage_finished(PLANNED, planned.module, weights=planned.weights)
+        return planned
+
+    def _lowered(
+        self,
+        record: CompiledModel,
+        starts: Sequence[tuple[StageContent, Target]],
+        options: CompileOptions,
+        watcher: Watcher,
+        after: str = "",
+    ) -> CompiledModel:
+        watcher.described(record)
+        until = options.stop_after if options.stop_after in self.backend.stages else ""
+        contents = lower_each(starts, options, self.backend, watcher, after=after, until=until)
+        return record.with_code([target for _, target in starts], contents)
 
     def _lock(self, imported: ImportedModel, stage: str) -> Lock | None:
         """What is known of shapes of tiles, or found now."""
-        if stage not in ("", "linalg.mlir"):
+        if stage == PLANNED:
             if self.options.tune is not None:
-                raise UserError(f"--tune chooses before weights are packed: give the model, or its linalg.mlir, not {stage}")
+                raise UserError(f"--tune chooses before weights are packed: give the model, or its {IMPORTED}, not {stage}")
             return None
         known = self._read_lock()
         if self.options.tune is None:
@@ -216,7 +252,7 @@ class _Job:
             return None
         try:
             lock = read_lock(self.lock_file)
-            if lock and lock.target not in {target.code_target(self.options.precision).name for target in targets_of(self.options)}:
+            if lock and lock.target not in {target.code_target(self.options.precision).name for target in self.targets}:
                 raise LockMismatch(f"is for {lock.target}, which is not among the targets")
         except LockMismatch as mismatch:
             say(f"{self.lock_file} {mismatch}: left out")
@@ -231,12 +267,8 @@ class _Job:
 
     def _watch(self, sidecar: Sidecar) -> Watcher:
         options = self.options
-        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir, len(targets_of(options)))
+        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir)
         return self.watcher
-
-    def _remove_written(self) -> None:
-        for path in self.watcher.written if self.watcher else []:
-            path.unlink(missing_ok=True)
 
 
 def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:

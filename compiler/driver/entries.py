@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from llmos.compiler.backends.base import CompileObserver
-from llmos.compiler.backends.cpu.target import targets_of
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.driver.compile import import_with_warnings, say
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.renaming import SYMBOLS, rename
@@ -35,8 +36,8 @@ def compile_entries(
     A symbol of one name and another range in another entry gets the entry's name behind its own. Metadata and assets are those of all.
     Raises UserError for what can't be read or a name that is none, UnsupportedError for what can't be compiled.
     """
-    from llmos.compiler.backends.cpu.entries import compile_entries as compile_modules
-
+    backend = backend_of(options)
+    targets = backend.targets(options.target, options.precision)
     _check(sources, example_args, dynamic_shapes, options)
     with Progress() as progress:
         progress.phase("import")
@@ -51,7 +52,9 @@ def compile_entries(
         progress.phase("reference")
         proofs = {name: replace(gather(model, options, say), entry=name) for name, model in models.items() if options.certificate}
         progress.phase("passes")
-        compiled = compile_modules(models, targets_of(options), options, CompileObserver())
+        plans = {name: run_passes(model, _options_of(name, options), backend) for name, model in models.items()}
+        progress.phase("code")
+        compiled = backend.lower_entries(plans, targets, options, CompileObserver())
         sidecar = Sidecar(
             options.name or "model",
             {},
@@ -59,10 +62,16 @@ def compile_entries(
             {key: data for model in models.values() for key, data in model.assets.items()},
         )
         if not proofs:
-            return contents(sidecar, compiled)
+            return contents(sidecar, compiled, backend)
         progress.phase("certificate")
         compiled = with_loaded_weights(compiled)
-        return contents(sidecar, compiled, joined([_certificate(proof, compiled) for proof in proofs.values()]))
+        return contents(sidecar, compiled, backend, joined([_certificate(proof, compiled) for proof in proofs.values()]))
+
+
+def _options_of(entry: str, options: CompileOptions) -> CompileOptions:
+    """With dumps and repros in folders of an entry's own."""
+    dump_ir, repro = (folder / entry if folder else None for folder in (options.dump_ir, options.repro))
+    return replace(options, dump_ir=dump_ir, repro=repro)
 
 
 def _certificate(proof: Proof, compiled: Any) -> Certificate:

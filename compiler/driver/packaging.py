@@ -6,16 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.base import Backend, CompiledModel
 from llmos.compiler.driver.saved import Sidecar
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support import versions
 from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate
-from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant
+from llmos.runtime.artifact.writer import ArtifactContents
 
 
-def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate | None = None) -> ArtifactContents:
+def contents(model: Sidecar, compiled: CompiledModel, backend: Backend, certificate: Certificate | None = None) -> ArtifactContents:
     """Everything that goes into the file; nothing of this machine, so that the same input gives the same bytes."""
     return ArtifactContents(
         name=model.name,
@@ -23,7 +22,7 @@ def contents(model: Sidecar, compiled: CompiledModel, certificate: Certificate |
         symbols=compiled.symbols,
         computed=compiled.computed,
         weights=compiled.weights,
-        code=[_variant(Target.parse(name), data) for name, data in compiled.code.items()],
+        code=[backend.member(target, data) for target, data in compiled.code.items()],
         kernels=compiled.kernels,
         producer=versions.producer(),
         plan=compiled.plan,
@@ -47,7 +46,3 @@ def _has_nan(weight: Weight) -> bool:
         return bool(((array & 0x7FFF) > 0x7F80).any())
     # The minimum of values with a NaN among them is NaN: one pass and no temporary.
     return array.dtype.kind == "f" and bool(np.isnan(array.min()))
-
-
-def _variant(target: Target, data: bytes) -> CodeVariant:
-    return CodeVariant(target.name, target.arch, target.required, data)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmos.compiler.backends.base import CompiledModel, StageContent
-from llmos.compiler.backends.cpu.target import TARGETS
-from llmos.compiler.backends.options import STAGES
+from llmos.compiler.backends.base import IMPORTED, PLANNED, Backend, CompiledModel, StageContent
+from llmos.compiler.backends.registry import stage_names
 from llmos.compiler.driver.weights_file import read_weights, write_weights
 from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.model import ImportedModel
@@ -22,7 +21,7 @@ from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.errors import UserError
 
 # Up to this stage the IR says all about the entries; after it a record does.
-MODULE_STAGES = ("linalg.mlir", "fused.mlir")
+MODULE_STAGES = (IMPORTED, PLANNED)
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,21 @@ class SavedStage:
         return self.stem.with_name(f"{self.stem.name}.{self.stage}.safetensors")
 
     @classmethod
-    def of(cls, path: Path, stage: str = "") -> SavedStage | None:
-        """The saved stage that a file is, by its extension unless `stage` says it; None for a file that is none."""
-        for candidate in [stage] if stage else STAGES[:-1]:
+    def of(cls, path: Path, backend: Backend, stage: str = "") -> SavedStage | None:
+        """The saved stage of a backend that a file is, by its extension unless `stage` says it; None for a file that is none."""
+        for candidate in [stage] if stage else stage_names(backend)[:-1]:
             if path.name.endswith(f".{candidate}"):
-                return cls._split(path.with_name(path.name.removesuffix(f".{candidate}")), candidate, path)
+                names = [target.name for target in backend.known_targets]
+                return cls._split(path.with_name(path.name.removesuffix(f".{candidate}")), candidate, path, names)
         return cls(path, stage) if stage else None
 
     @classmethod
-    def _split(cls, stem: Path, stage: str, path: Path) -> SavedStage:
-        for target in TARGETS:
-            if stem.name.endswith(f".{target.name}"):
-                return cls(stem.with_name(stem.name.removesuffix(f".{target.name}")), stage, target.name)
+    def _split(cls, stem: Path, stage: str, path: Path, targets: list[str]) -> SavedStage:
+        for target in targets:
+            if stem.name.endswith(f".{target}"):
+                return cls(stem.with_name(stem.name.removesuffix(f".{target}")), stage, target)
         if stage not in MODULE_STAGES:
-            names = ", ".join(target.name for target in TARGETS)
-            raise UserError(f"{path} doesn't say its target: name it <model>.<target>.{stage}, with a target of {names}")
+            raise UserError(f"{path} doesn't say its target: name it <model>.<target>.{stage}, with a target of {', '.join(targets)}")
         return cls(stem, stage)
 
     def variants(self, targets: list[str]) -> list[SavedStage]:

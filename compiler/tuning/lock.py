@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmos.compiler.backends.cpu.target import Target
 from llmos.compiler.ir.tiling import Tiling, Tilings
 from llmos.runtime.errors import UserError
 
 FORMAT = 1
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 class LockMismatch(Exception):
@@ -73,7 +70,6 @@ class Lock:
             if record["format"] != FORMAT:
                 raise LockMismatch(f"has format {record['format']}, this version reads {FORMAT}")
             dispatches = {key: _locked(str(record["target"]), each) for key, each in record["dispatches"].items()}
-            Target.parse(record["target"])
             return cls(record["target"], str(record["machine"]), {k: int(v) for k, v in record["sizes"].items()}, dispatches)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise LockMismatch(f"is no lock ({error})") from error
@@ -110,16 +106,3 @@ def write_lock(path: Path, lock: Lock) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"can't write {path}: {error.strerror}") from None
-
-
-def this_machine(target: Target) -> str:
-    """What times depend on, in words."""
-    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {target.l2_bytes >> 10} KiB of level-2 cache"
-
-
-def _processor() -> str:
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

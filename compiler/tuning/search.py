@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llmos.compiler.backends.cpu.emit import Emitter
-from llmos.compiler.backends.cpu.target import Target, runs_here, targets_of
+from llmos.compiler.backends.base import Target
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.tiling import Tiling, Tilings
 from llmos.compiler.support.environment import read_environment
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.tuning.default_sizes import usual_sizes
-from llmos.compiler.tuning.lock import Lock, Locked, this_machine
+from llmos.compiler.tuning.lock import Lock, Locked
 from llmos.compiler.tuning.tilings import TUNED, Untiled, Variant
 from llmos.compiler.tuning.timing import Contest, Times
 from llmos.compiler.verify.samples import Signature, made_up
@@ -70,10 +70,9 @@ def tune(imported: ImportedModel, options: CompileOptions, known: Lock | None, p
     clock = Clock(options.tune)
     progress.phase("tune")
     points = usual_points(imported)
-    environment = read_environment()
     with tempfile.TemporaryDirectory(prefix="llmos-tune-") as folder:
-        emitter = Emitter(options.jobs or environment.jobs)
-        search = _Search(Untiled.of(imported, options), target, emitter, points, Path(folder), clock, progress)
+        num_jobs = options.jobs or read_environment().jobs
+        search = _Search(Untiled.of(imported, options), target, num_jobs, points, Path(folder), clock, progress)
         return search.run(known)
 
 
@@ -88,9 +87,10 @@ def usual_points(imported: ImportedModel) -> list[Point]:
 
 def tuned_target(options: CompileOptions) -> Target:
     """The best of the targets that this machine runs. Raises UserError where there is none."""
-    found = next((target for target in targets_of(options) if runs_here(target)), None)
+    targets = backend_of(options).targets(options.target, options.precision)
+    found = next((target for target in targets if target.runs_here()), None)
     if found is None:
-        names = ", ".join(target.name for target in targets_of(options))
+        names = ", ".join(target.name for target in targets)
         raise UserError(
             f"--tune measures code on this machine, which doesn't run {names}: tune where it runs, and take the lock file along"
         )
@@ -111,7 +111,7 @@ class _Search:
 
     untiled: Untiled
     target: Target
-    emitter: Emitter
+    num_jobs: int
     points: list[Point]
     folder: Path
     clock: Clock
@@ -127,7 +127,7 @@ class _Search:
         self._show("the model as it is")
         default = self._build([{}])[0]
         self.points = self._accepted(default)
-        lock = Lock(self._name, this_machine(self.target), self.points[0].sizes)
+        lock = Lock(self._name, self.target.this_machine(), self.points[0].sizes)
         if known and (known.target, known.machine, known.sizes) == (lock.target, lock.machine, lock.sizes):
             self.kept = {key: each for key, each in known.dispatches.items() if key in default.keys.values()}
         return replace(lock, dispatches={**self.kept, **self._found(default)})
@@ -152,7 +152,7 @@ class _Search:
 
     def _runs(self, default: Variant, point: Point) -> bool:
         try:
-            with Contest([default], self.target, [point.inputs], self.folder):
+            with Contest([default], self.target, self.untiled.backend, [point.inputs], self.folder):
                 return True
         except (InputError, ExecutionError):
             return False
@@ -171,14 +171,15 @@ class _Search:
         tilings = [self._tilings(choices) for choices in all_choices]
         missing = [each for each in tilings if str(each) not in self.built]
         start = time.perf_counter()
-        for each, variant in zip(missing, self.untiled.compiled(missing, self.target, self.emitter), strict=True):
+        for each, variant in zip(missing, self.untiled.compiled(missing, self.target), strict=True):
             self.built[str(each)] = variant
         self.building_s = (time.perf_counter() - start) / len(missing) if missing else self.building_s
         return [self.built[str(each)] for each in tilings]
 
     def _measure(self, variants: Sequence[Variant], until_s: float) -> list[Times]:
         """Times of each, measured until so much of the clock is gone, and a few runs at least."""
-        with Contest(variants, self.target, [point.inputs for point in self.points], self.folder) as contest:
+        inputs = [point.inputs for point in self.points]
+        with Contest(variants, self.target, self.untiled.backend, inputs, self.folder) as contest:
             return contest.run(lambda: self._go_on(until_s))
 
     def _go_on(self, until_s: float) -> bool:
@@ -196,8 +197,8 @@ class _Search:
         start_s, share_s = self.clock.elapsed_s, left_s / choices_left
         now = self._build([self.chosen])[0]
         others: dict[bytes, tuple[int, Variant]] = {}
-        for at in range(0, len(values), self.emitter.jobs):
-            batch = values[at : at + self.emitter.jobs]
+        for at in range(0, len(values), self.num_jobs):
+            batch = values[at : at + self.num_jobs]
             if self.clock.elapsed_s + len(batch) * self.building_s > start_s + BUILDING_SHARE * share_s:
                 break
             self._show(f"{choice}: {', '.join(map(str, batch))}")

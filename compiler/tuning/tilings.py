@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from llmos.compiler.backends.base import CompiledModel
-from llmos.compiler.backends.cpu.emit import Emitter
-from llmos.compiler.backends.cpu.link import link_shared
-from llmos.compiler.backends.cpu.pipeline import describe, folded_weights, lowered, pipeline
-from llmos.compiler.backends.cpu.program import Program
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.base import Backend, CompiledModel, Planned, StageContent, Target
+from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import form_dispatches, plan_dispatches
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.tiling import Tilings
-from llmos.compiler.ir.weights import Weight
-from llmos.passes import Pass, PipelineOptions, run_pipeline
-from llmos.passes.pack_weights import PackWeights
-from llmos.passes.tile_dispatches import TileDispatches, tiling_key
+from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
+from llmos.passes.tile_dispatches import tiling_key
 
 TUNED = "contraction"  # the kind of dispatch that has choices
 
@@ -37,41 +32,35 @@ class Variant:
 
 @dataclass(frozen=True)
 class Untiled:
-    """A model as it is before its weights are packed; from here tilings lead to different code."""
+    """A model whose dispatches are formed; from here tilings lead to different code."""
 
-    text: str
-    context: ir.Context
-    weights: Mapping[str, Weight]
+    formed: ImportedModel
     options: CompileOptions
-    rest: tuple[Pass, ...]
+    backend: Backend
 
     @classmethod
     def of(cls, imported: ImportedModel, options: CompileOptions) -> Untiled:
         """Runs the passes on a copy. Raises UnsupportedError, PassError."""
-        with imported.module.context, ir.Location.unknown():
-            module = ir.Module.parse(str(imported.module))
-        steps = pipeline(options)
-        place = steps.index(PackWeights())
-        run_pipeline(module, steps[:place], options=PipelineOptions(None, options.repro))
-        weights = {**imported.weights, **folded_weights(module, imported.weights, options)}
-        return cls(str(module), module.context, weights, options, steps[place:])
+        backend = backend_of(options)
+        own = replace(options, tilings=NO_TILINGS, cache=False)
+        return cls(form_dispatches(imported, own, backend), own, backend)
 
-    def compiled(self, choices: Sequence[Tilings], target: Target, emitter: Emitter) -> list[Variant]:
+    def compiled(self, choices: Sequence[Tilings], target: Target) -> list[Variant]:
         """A variant for each of `choices`, compiled side by side."""
-        programs = [self._program(tilings) for tilings in choices]
-        code_target = target.code_target(self.options.precision)
-        objects = emitter.objects((code_target, lowered(program, target)) for program in programs)
-        return [self._variant(program, target, link_shared([data])) for program, data in zip(programs, objects, strict=True)]
+        planned = [plan_dispatches(self.formed, replace(self.options, tilings=tilings), self.backend) for tilings in choices]
+        starts: list[tuple[StageContent, Target]] = [(each, target) for each in planned]
+        code = lower_each(starts, self.options, self.backend)
+        return [self._variant(*both, target) for both in zip(planned, code, strict=True)]
 
-    def _program(self, tilings: Tilings) -> Program:
-        with self.context, ir.Location.unknown():
-            module = ir.Module.parse(self.text)
-        run_pipeline(module, [TileDispatches(tilings), *self.rest], options=PipelineOptions(None, self.options.repro))
-        with self.context, ir.Location.unknown():
-            return Program.of(module)
+    def _variant(self, planned: Planned, code: StageContent, target: Target) -> Variant:
+        assert isinstance(code, bytes)
+        compiled = replace(planned.record, code={target.name: code})
+        with planned.module.context:
+            return Variant(compiled, _keys(planned.module))
 
-    def _variant(self, program: Program, target: Target, code: bytes) -> Variant:
-        with self.context, ir.Location.unknown():
-            compiled = replace(describe(program, self.weights, ()), code={target.name: code})
-            keys = {each.name: tiling_key(each.func) for each in program.dispatches if each.kind == TUNED}
-        return Variant(compiled, keys)
+
+def _keys(module: ir.Module) -> dict[str, str]:
+    """The hash of each dispatch that has choices, by its name."""
+    functions = [op.operation for op in module.body.operations if "llmos.dispatch" in op.operation.attributes]
+    tuned = [func for func in functions if ir.StringAttr(func.attributes["llmos.dispatch"]).value == TUNED]
+    return {ir.StringAttr(func.attributes["sym_name"]).value: tiling_key(func) for func in tuned}

@@ -7,16 +7,16 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.base import Backend, Target
 from llmos.compiler.tuning.tilings import Variant
-from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant, write_artifact
+from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
 from llmos.runtime.errors import PassError
 from llmos.runtime.program import Program, load
 
@@ -56,10 +56,12 @@ def _mean_ratio(slow: Sequence[Sequence[float]], fast: Sequence[Sequence[float]]
 class Contest:
     """Loads variants that this machine runs. Raises PassError where two of them don't give the same bits."""
 
-    def __init__(self, variants: Sequence[Variant], target: Target, inputs: Sequence[Sequence[np.ndarray]], folder: Path) -> None:
+    def __init__(
+        self, variants: Sequence[Variant], target: Target, backend: Backend, inputs: Sequence[Sequence[np.ndarray]], folder: Path
+    ) -> None:
         self._variants, self._inputs = variants, inputs
         self._stack = ExitStack()
-        programs = [self._stack.enter_context(program) for program in _loaded(variants, target, folder)]
+        programs = [self._stack.enter_context(program) for program in _loaded(variants, target, backend, folder)]
         self._entries = [program[program.manifest.entries[0].name] for program in programs]
         self._compare()
 
@@ -110,7 +112,7 @@ class Contest:
                 first = arrays
 
 
-def _loaded(variants: Sequence[Variant], target: Target, folder: Path) -> list[Program]:
+def _loaded(variants: Sequence[Variant], target: Target, backend: Backend, folder: Path) -> list[Program]:
     """The variants that read the same weights share one artifact, whose file is gone once they are loaded."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for at, variant in enumerate(variants):
@@ -118,13 +120,13 @@ def _loaded(variants: Sequence[Variant], target: Target, folder: Path) -> list[P
     found: dict[int, Program] = {}
     for number, members in enumerate(groups.values()):
         path = folder / f"{number}.llmos"
-        write_artifact(path, _contents([variants[at] for at in members], target))
+        write_artifact(path, _contents([variants[at] for at in members], target, backend))
         found.update({at: load(path, target=_name(place)) for place, at in enumerate(members)})
         path.unlink()
     return [found[at] for at in range(len(variants))]
 
 
-def _contents(variants: Sequence[Variant], target: Target) -> ArtifactContents:
+def _contents(variants: Sequence[Variant], target: Target, backend: Backend) -> ArtifactContents:
     compiled = variants[0].compiled
     return ArtifactContents(
         name="tuned",
@@ -132,7 +134,7 @@ def _contents(variants: Sequence[Variant], target: Target) -> ArtifactContents:
         symbols=compiled.symbols,
         computed=compiled.computed,
         weights=compiled.weights,
-        code=[CodeVariant(_name(place), target.arch, target.required, each.code) for place, each in enumerate(variants)],
+        code=[replace(backend.member(target.name, each.code), target=_name(place)) for place, each in enumerate(variants)],
         kernels=compiled.kernels,
         plan=compiled.plan,
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel
-from llmos.compiler.backends.cpu.target import Target, runs_here
+from llmos.compiler.backends.base import Backend, CompiledModel
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.execution.interpreter import reference_of
 from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel, Reference
@@ -64,6 +64,7 @@ class Proof:
     budget: Budget
     recordings: tuple[Recording, ...]
     versions: Mapping[str, str]
+    backend: Backend
     note: str = ""
     strict: bool = False
     entry: str = "main"
@@ -94,9 +95,9 @@ class Proof:
         return replace(made, targets=tuple(judged))
 
     def _run(self, name: str, code: bytes, compiled: CompiledModel, seen: dict[bytes, TargetVerdict]) -> TargetVerdict:
-        target = Target.parse(name)
-        if not runs_here(target):
-            return TargetVerdict(name, NOT_RUN, reason=f"the machine that compiled it lacks {_lacking(target)}")
+        target = self.backend.parse_target(name)
+        if not target.runs_here():
+            return TargetVerdict(name, NOT_RUN, reason=f"the machine that compiled it lacks {target.requirements}")
         if code in seen:
             return replace(seen[code], target=name)
         findings = []
@@ -195,7 +196,9 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
         say(f"the artifact's certificate is empty: {note}; {_ADVICE}")
     budget = budget_for(imported, signature, options.precision, options.budget)
     versions = {"numpy": np.__version__, **producer()}
-    return Proof(reference, engine_of(imported.reference), signature, budget, recordings, versions, note, options.budget is not None)
+    strict = options.budget is not None
+    engine = engine_of(imported.reference)
+    return Proof(reference, engine, signature, budget, recordings, versions, backend_of(options), note, strict)
 
 
 def _require_room(module: ir.Module) -> None:
@@ -247,10 +250,6 @@ def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
 def is_logits(name: str) -> bool:
     """Whether an output is one of logits, by its name."""
     return "logits" in name.lower()
-
-
-def _lacking(target: Target) -> str:
-    return f"{target.arch} with {', '.join(target.required[-3:])}"
 
 
 def _at(sizes: Mapping[str, int]) -> str:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.backends.cpu.program import Program
-from llmos.compiler.backends.cpu.target import Target, runs_here
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
@@ -25,7 +23,7 @@ from llmos.compiler.verify.accuracy import Proof, as_stored, gather
 from llmos.compiler.verify.checked_run import Observed, Shadow
 from llmos.compiler.verify.fault_localization import Comparison, Side
 from llmos.compiler.verify.samples import Recording
-from llmos.compiler.verify.snapshots import Passed, Runner, Stage, run_passes
+from llmos.compiler.verify.snapshots import Passed, Runner, Stage, snapshots_of
 from llmos.runtime.artifact.deviation import Budget, Deviation, measure
 from llmos.runtime.errors import UserError
 
@@ -76,7 +74,7 @@ def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     proof = gather(imported, options, say)
     if not proof.recordings:
         raise UserError(f"nothing to compare with: {proof.note}")
-    passed = run_passes(imported, options)
+    passed = snapshots_of(imported, options)
     recording = min(proof.recordings, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
     with imported.module.context:
         runner = Runner(recording.inputs, imported.weights, imported.module.context, cache or OpCache())
@@ -155,13 +153,14 @@ class _Bisection:
         wrong_fold = self._wrong_fold(functions)
         if wrong_fold:
             return wrong_fold
-        target, data = next(((name, code) for name, code in model.code.items() if runs_here(Target.parse(name))), ("", b""))
+        backend = self.passed.backend
+        target, data = next(((name, code) for name, code in model.code.items() if backend.parse_target(name).runs_here()), ("", b""))
         if not target:
             raise UserError(f"this machine runs none of {', '.join(model.code)}: bisect with --target native")
         self.say(f"running the code of {target} beside the interpreter")
-        program = Program.of(module)
-        units = {op: kernel.name for op, kernel in zip(units_of(program.main), model.kernels, strict=True)}
-        shadow = Shadow(program.main, trace, [kernel.name for kernel in model.kernels])
+        main = main_of(module)
+        units = {op: kernel.name for op, kernel in zip(units_of(main), model.kernels, strict=True)}
+        shadow = Shadow(main, trace, [kernel.name for kernel in model.kernels])
         weights = [aligned_copy(weight.load()) for weight in model.weights.values()]
         outputs = shadow.run(CompiledCode(data), model, weights, self.recording.inputs, self.recording.sizes)
         found = self._deviations(outputs)
@@ -176,7 +175,7 @@ class _Bisection:
         name, label, source = places[observed.name]
         if kind == KERNEL:
             op = next(each for each, unit in units.items() if unit == observed.name)
-            wrong_weight = self._wrong_weight(program, op, weights)
+            wrong_weight = self._wrong_weight(main, op, weights)
             kind, detail = (WEIGHTS, wrong_weight) if wrong_weight else (kind, detail)
         stage = {KERNEL: f"codegen for {target}", WEIGHTS: "packing", MEMORY: "plan-memory"}[kind]
         return Verdict(kind, stage, name, label, source, error, detail)
@@ -188,22 +187,22 @@ class _Bisection:
             return None
         expected = self.runner.folded(self.runner.module(texts[-1]))
         for name, array in expected.items():
-            got = self.passed.fused.weights[name]
+            got = self.passed.planned.weights[name]
             error = measure(got.load(), array, got.dtype).max_error
             if error > self._budget.max_error * _TIGHTER:
                 return Verdict(WEIGHTS, "fold-weight-computation", name, error=error, detail="computed at compile time by our kernels")
         return None
 
-    def _wrong_weight(self, program: Program, op: ir.Operation, weights: Sequence[np.ndarray]) -> str:
+    def _wrong_weight(self, main: ir.Operation, op: ir.Operation, weights: Sequence[np.ndarray]) -> str:
         """The weight of a dispatch whose panels don't hold what the weight holds; "" where all do."""
-        arguments = list(program.main.regions[0].blocks[0].arguments)
+        arguments = list(main.regions[0].blocks[0].arguments)
         first = len(arguments) - len(weights)
         for value in op.operands:
             if value not in arguments or arguments.index(value) < first:
                 continue
             number = arguments.index(value) - first
             name = list(self.passed.compiled.weights)[number]
-            plain = self.passed.fused.weights[name.split("#")[0]]
+            plain = self.passed.planned.weights[name.split("#")[0]]
             if "#packed" in name and not _holds(weights[number], plain, name):
                 return f"{name} is not the weight in panels"
         return ""
@@ -253,6 +252,11 @@ def _places(ops: Sequence[ir.Operation]) -> tuple[str, ...]:
 def functions_of(module: ir.Module) -> dict[str, ir.Operation]:
     """By name."""
     return {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+
+
+def main_of(module: ir.Module) -> ir.Operation:
+    """The entry."""
+    return next(op for op in functions_of(module).values() if "sym_visibility" not in op.attributes)
 
 
 def units_of(main: ir.Operation) -> list[ir.Operation]:

@@ -156,7 +156,8 @@ class Shadow:
         for number, (value, array) in enumerate(zip(op.results, expected, strict=True)):
             address = launch.address(first + number)
             data = ctypes.string_at(address, array.nbytes)
-            self._memory = {each: held for each, held in self._memory.items() if each != value and held[0] != address}  # also in place
+            updated = WITHIN in op.attributes  # and so lies where the old value did, which nobody reads from now on
+            self._memory = {each: held for each, held in self._memory.items() if each != value and not (updated and held[0] == address)}
             self._memory[value] = (address, data)
             got.append(np.frombuffer(data, array.dtype).reshape(array.shape))
         deviation = _worst(got, expected, [element_dtype(result.type) for result in op.results])

@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel
-from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.base import CompiledModel, precision_of
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.verify.bisect import describe, functions_of, units_of
+from llmos.compiler.verify.bisect import describe, functions_of, main_of, units_of
 from llmos.compiler.verify.checked_run import Observed, Shadow
 from llmos.compiler.verify.samples import Recording
-from llmos.compiler.verify.snapshots import Runner, run_passes
+from llmos.compiler.verify.snapshots import Runner, snapshots_of
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import cpu
@@ -55,8 +54,9 @@ class Compared:
 def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
     """The options that an artifact was compiled with, as far as its passes show them."""
     names = {str(step).split("{")[0] for step in artifact.manifest.passes}
-    precision = "bf16" if "narrow-activations" in names else "fp32"
-    return CompileOptions(precision=precision, target=target or "native", winograd="winograd" in names, repro=None)
+    return CompileOptions(
+        precision=precision_of(artifact.manifest.passes), target=target or "native", winograd="winograd" in names, repro=None
+    )
 
 
 def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:
@@ -65,11 +65,11 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
     Raises UserError where the artifact was not made from that source by this compiler.
     """
     manifest = artifact.manifest
-    passed = run_passes(imported, options_of(artifact))
+    passed = snapshots_of(imported, options_of(artifact))
     with imported.module.context:
         runner = Runner(recording.inputs, imported.weights, imported.module.context, OpCache())
         module = runner.module(passed.stages[-1].text)
-        main = Program.of(module).main
+        main = main_of(module)
         units = units_of(main)
         functions = functions_of(module)
         described = [describe(op, functions) for op in units]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
-from llmos.compiler.backends.cpu.pipeline import compile_module
-from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.base import Backend, CompiledModel, CompileObserver, Planned
+from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.execution.interpreter import Interpreter, OpCache, Trace
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
@@ -33,23 +33,15 @@ class Stage:
 
 
 class _Snapshots(CompileObserver):
-    """Keeps the module after each pass that changes it, and ends the compile after the last."""
+    """Keeps the module after each pass that changes it."""
 
     def __init__(self, first: ir.Module) -> None:
         self.stages = [Stage(_text(first), None)]
-        self.fused: ImportedModel | None = None
 
     def pass_finished(self, run: PassRun, module: ir.Module) -> None:
         text = _text(module)
         if text != self.stages[-1].text:
             self.stages.append(Stage(text, run.step))
-
-    def stage_finished(
-        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
-    ) -> None:
-        assert isinstance(content, ir.Module) and weights is not None
-        self.fused = ImportedModel("", content, dict(weights))
-        raise StageReached
 
 
 def _text(module: ir.Module) -> str:
@@ -58,25 +50,26 @@ def _text(module: ir.Module) -> str:
 
 @dataclass(frozen=True)
 class Passed:
-    """A model after its passes, with all its stages. `fused` holds the weights of the last, what was folded included."""
+    """A model after its passes, with all its stages."""
 
     stages: tuple[Stage, ...]
-    fused: ImportedModel
+    planned: Planned
     options: CompileOptions
+    backend: Backend
 
     @cached_property
     def compiled(self) -> CompiledModel:
         """The code, made when it is first asked for."""
-        return compile_module(self.fused, targets_of(self.options), replace(self.options, from_stage="fused.mlir"), CompileObserver())
+        targets = self.backend.targets(self.options.target, self.options.precision)
+        code = lower_each([(self.planned, target) for target in targets], self.options, self.backend)
+        return self.planned.record.with_code(targets, code)
 
 
-def run_passes(imported: ImportedModel, options: CompileOptions) -> Passed:
+def snapshots_of(imported: ImportedModel, options: CompileOptions) -> Passed:
     """Runs the passes of a compile, and keeps the module as it was after each."""
-    snapshots = _Snapshots(imported.module)
-    with contextlib.suppress(StageReached):
-        compile_module(imported, targets_of(options), options, snapshots)
-    assert snapshots.fused is not None
-    return Passed(tuple(snapshots.stages), snapshots.fused, options)
+    snapshots, backend = _Snapshots(imported.module), backend_of(options)
+    planned = run_passes(imported, options, backend, snapshots)
+    return Passed(tuple(snapshots.stages), planned, options, backend)
 
 
 @dataclass

@@ -9,7 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import passes_of
 from llmos.passes.winograd import Winograd
 from llmos.runtime.program import Program
 
@@ -77,9 +79,8 @@ class Convolution:
 
     def compile(self, weights: Mapping[str, np.ndarray], target: str = V4, winograd: Literal["", "2", "4"] = "") -> Program:
         """`winograd`: the side of its tiles; by the direct sum where it isn't given."""
-        passes = [
-            Winograd(winograd) if isinstance(each, Winograd) else each for each in PIPELINE if winograd or not isinstance(each, Winograd)
-        ]
+        usual = passes_of(CompileOptions(winograd=bool(winograd)), CpuBackend())
+        passes = [Winograd(winograd) if isinstance(each, Winograd) and winograd else each for each in usual]
         return compile_text(self.text(), weights, target, passes)
 
     # -- linalg

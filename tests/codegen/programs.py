@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.backends.base import CompileObserver
-from llmos.compiler.backends.cpu.pipeline import compile_module
-from llmos.compiler.backends.cpu.target import Target, resolve, runs_here
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.cpu.target import CpuTarget, resolve
+from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import planned_of, run_passes
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.saved import Sidecar
@@ -42,8 +42,8 @@ def options(target: str) -> CompileOptions:
 
 def runnable(target: str) -> str:
     """The target, or its kernels emulated on what this machine runs: no kernel is tested only where its hardware happens to be."""
-    wanted = Target.parse(target)
-    if runs_here(wanted):
+    wanted = CpuTarget.parse(target)
+    if wanted.runs_here():
         return target
     best = resolve("native", "bf16")[0]
     if wanted.arch != best.arch:
@@ -103,12 +103,14 @@ def compile_text(text: str, weights: Mapping[str, Array] | None = None, target: 
     chosen = options(target)
     if passes:
         run_pipeline(module, passes, options=PipelineOptions(repro=None))
-        chosen = replace(chosen, from_stage="fused.mlir")
     imported = ImportedModel("program", module, {name: Weight.of(array) for name, array in (weights or {}).items()})
-    compiled = compile_module(imported, resolve(target), chosen, CompileObserver())
+    backend = CpuBackend()
+    planned = planned_of(imported, chosen, backend) if passes else run_passes(imported, chosen, backend)
+    (found,) = resolve(target)
+    compiled = planned.record.with_code([found], [lower(planned, found, chosen, backend)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.llmos"
-        write_artifact(path, contents(Sidecar("program", imported.weights, {}, {}, None), compiled))
+        write_artifact(path, contents(Sidecar("program", imported.weights, {}, {}, None), compiled, backend))
         return llmos.load(path, poison_arena=True)
 
 

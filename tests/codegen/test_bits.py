@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.backends.cpu.program import Program
-from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.cpu.target import resolve
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.ir.tiling import NO_TILINGS, Tiling, Tilings
-from llmos.compiler.verify.snapshots import run_passes
 from llmos.passes.tile_dispatches import tiling_key
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
@@ -128,10 +129,11 @@ def test_no_choice_of_tiles_changes_a_bit(precision: str, tmp_path: Path) -> Non
         compile_model(exported, options=replace(plain, tilings=tilings)).save(tmp_path / "m.llmos")
         return list(llmos.load(tmp_path / "m.llmos", poison_arena=True)(*map(to_array, inputs)))
 
-    stages = run_passes(import_source(exported, None, None, plain), plain)
-    target = targets_of(plain)[0].name
-    with stages.fused.module.context:
-        keys = [tiling_key(each.func) for each in Program.of(stages.fused.module).dispatches if each.kind == "contraction"]
+    planned = run_passes(import_source(exported, None, None, plain), plain, CpuBackend())
+    assert isinstance(planned, CpuPlanned)
+    target = resolve(plain.target, plain.precision)[0].name
+    with planned.module.context:
+        keys = [tiling_key(each.func) for each in planned.program.dispatches if each.kind == "contraction"]
     expected = outputs(NO_TILINGS)
     assert len(keys) == 3
     for text in TILINGS:

@@ -9,7 +9,7 @@ import torch
 import llmos
 from llmos.compiler.backends.cpu.emulation import emulate
 from llmos.compiler.backends.cpu.llvm import compile_object
-from llmos.compiler.backends.cpu.target import Target, resolve, runs_here
+from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.errors import UserError
@@ -50,7 +50,7 @@ def test_emulated_kernels_are_within_the_precision_of_bfloat16(kernels: str) -> 
 
 @pytest.mark.parametrize("kernels", [DOTS, TILES])
 def test_they_give_the_bits_of_the_instructions(kernels: str) -> None:
-    if not runs_here(Target.parse(kernels)):
+    if not CpuTarget.parse(kernels).runs_here():
         pytest.skip(f"this machine has no {kernels} to compare with")
     for emulated, real in zip(outputs(f"{kernels}@{V3}")[0], outputs(kernels)[0], strict=True):
         np.testing.assert_array_equal(emulated, real)
@@ -67,7 +67,7 @@ def test_nothing_of_the_missing_features_is_left() -> None:
       ret void
     }"""
     assert "llvm.x86" not in emulate(text)
-    assert compile_object(text, Target.parse(f"{DOTS}@{V3}")).startswith(b"\x7fELF")
+    assert compile_object(text, CpuTarget.parse(f"{DOTS}@{V3}")).startswith(b"\x7fELF")
 
 
 def test_text_without_such_instructions_is_left_alone() -> None:
@@ -77,7 +77,7 @@ def test_text_without_such_instructions_is_left_alone() -> None:
 
 def test_emulated_targets_by_name() -> None:
     (found,) = resolve(f"{TILES}@{V3}")
-    assert (found.name, found.cpu, found.required) == (f"{TILES}@{V3}", V3, Target.parse(V3).required)
+    assert (found.name, found.cpu, found.required) == (f"{TILES}@{V3}", V3, CpuTarget.parse(V3).required)
     assert found.has("amx-bf16") and found.vector_bits == 512
     assert found.code_target("fp32").name == f"x86-64-v4@{V3}"
     assert [each.name for each in resolve(f"{V3},x86-64-v4@{V3}")] == [f"x86-64-v4@{V3}", V3]

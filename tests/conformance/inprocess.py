@@ -7,59 +7,38 @@ than it takes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel, CompileObserver, StageContent, StageReached
 from llmos.compiler.backends.cpu import elf
+from llmos.compiler.backends.cpu.backend import CpuBackend
 from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, optimize
-from llmos.compiler.backends.cpu.pipeline import compile_module, numpy_dtype
-from llmos.compiler.backends.cpu.target import Target, resolve
+from llmos.compiler.backends.cpu.target import CpuTarget, resolve
+from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.ir.weights import Weight
 from llmos.compiler.verify.accuracy import given_arrays
+from llmos.runtime.artifact.dtypes import DTYPES
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
 LONG = 300_000  # characters of LLVM IR
-
-
-@dataclass
-class _UpToLlvm(CompileObserver):
-    """Keeps the LLVM IR and the description of a compile, and ends it there."""
-
-    record: CompiledModel | None = None
-    text: str = ""
-
-    def described(self, model: CompiledModel) -> None:
-        self.record = model
-
-    def stage_finished(
-        self, stage: str, content: StageContent, target: str | None = None, weights: Mapping[str, Weight] | None = None
-    ) -> None:
-        if stage == "ll":
-            self.text = str(content)
-            raise StageReached
 
 
 class Compiled:
     """A compiled model; call it with dense arrays, at any sizes that its symbols allow. The module of `imported` is used up."""
 
     def __init__(self, imported: ImportedModel) -> None:
-        target, observer = resolve(OPTIONS.target)[0], _UpToLlvm()
-        with suppress(StageReached):
-            compile_module(imported, [target], OPTIONS, observer)
-        assert observer.record is not None
-        self.record = observer.record
+        target, backend = resolve(OPTIONS.target)[0], CpuBackend()
+        planned = run_passes(imported, OPTIONS, backend)
+        self.record = planned.record
         self.entry = self.record.entries[0]
         self._weights = [aligned_copy(weight.array) for weight in self.record.weights.values()]
-        self._code = _Loaded(observer.text, target)
+        self._code = _Loaded(str(lower(planned, target, OPTIONS, backend, until="ll")), target)
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, then what the entry updates. Raises RuntimeError with the code that it returns."""
@@ -74,12 +53,12 @@ class Compiled:
         ranks = [len(spec.shape) for spec in self.entry.outputs]
         queue = iter(self._code.dims(self.entry.shapes, self._sizes(inputs), sum(ranks)))
         shapes = [tuple(next(queue) for _ in range(rank)) for rank in ranks]
-        return [poisoned_array(shape, numpy_dtype(spec.dtype)) for shape, spec in zip(shapes, self.entry.outputs, strict=True)]
+        return [poisoned_array(shape, np.dtype(DTYPES[spec.dtype].storage)) for shape, spec in zip(shapes, self.entry.outputs, strict=True)]
 
     def _sizes(self, inputs: Sequence[np.ndarray]) -> list[int]:
         values: dict[str, int] = {}
         for spec, array in zip(self.entry.inputs, inputs, strict=True):
-            assert array.dtype == numpy_dtype(spec.dtype) and array.ndim == len(spec.shape)
+            assert array.dtype == np.dtype(DTYPES[spec.dtype].storage) and array.ndim == len(spec.shape)
             for dim, size in zip(spec.shape, array.shape, strict=True):
                 if isinstance(dim, str) and dim.isidentifier():
                     values.setdefault(dim, size)
@@ -90,7 +69,7 @@ class Compiled:
 class _Loaded(CompiledCode):
     """LLVM IR text made machine code in this process."""
 
-    def __init__(self, text: str, target: Target) -> None:
+    def __init__(self, text: str, target: CpuTarget) -> None:
         self._engine = _engine(text, target)
         self._library = self  # type: ignore[assignment]
 
@@ -101,7 +80,7 @@ class _Loaded(CompiledCode):
         return ctypes.CFUNCTYPE(ctypes.c_int32)(address)
 
 
-def _engine(text: str, target: Target) -> llvmlite.ExecutionEngine:
+def _engine(text: str, target: CpuTarget) -> llvmlite.ExecutionEngine:
     llvmlite.initialize_native_target()
     llvmlite.initialize_native_asmprinter()
     module = llvmlite.parse_assembly(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import llmos
-from llmos.compiler.backends.cpu.target import TARGETS, Target, resolve, runs_here
+from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, resolve
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.support.environment import read_environment
 from llmos.runtime.errors import UserError
@@ -24,8 +24,6 @@ from tests.processors import PROCESSORS
         ({"precision": "fp16"}, "precision has no 'fp16'; did you mean"),
         ({"dynamic": ("batch", "2x")}, "dynamic dimension '2x' is not a name"),
         ({"dynamic": ("batch", "batch")}, "named twice"),
-        ({"stop_after": "fused"}, "--stop-after has no 'fused'; did you mean fused.mlir"),
-        ({"from_stage": "o", "stop_after": "ll"}, "--stop-after ll comes before"),
         ({"jobs": -1}, "jobs must be 0 or more"),
     ],
 )
@@ -44,6 +42,22 @@ def test_wrong_options_are_refused_when_they_are_made(options: dict[str, object]
 def test_wrong_targets_are_refused_before_anything_is_read(target: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         llmos.compile("no-such-model.onnx", target=target)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop_after": "fused"}, "--stop-after has no 'fused'; did you mean fused.mlir"),
+        ({"from_stage": "o", "stop_after": "ll"}, "--stop-after ll comes before"),
+        ({"backend": "null", "stop_after": "o"}, "--stop-after has no 'o'; choose from linalg.mlir, fused.mlir, text, null, llmos"),
+        ({"backend": "cup"}, "--backend has no 'cup'; did you mean cpu"),
+        ({"backend": "toaster"}, "--backend has no 'toaster'; choose from cpu, null"),
+        ({"backend": "null", "target": "x86-64-v4"}, "'x86-64-v4' is no target; there are null, null-2"),
+    ],
+)
+def test_stages_and_targets_are_those_of_the_backend(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        llmos.compile("no-such-model.onnx", options=CompileOptions(**options))  # type: ignore[arg-type]
 
 
 def test_portable_holds_all_variants_of_one_architecture_best_first() -> None:
@@ -89,7 +103,7 @@ def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use
 
     for target in TARGETS:
         assert compile_object("define i32 @__llmos_f() {\n ret i32 0\n}", target).startswith(b"\x7fELF")
-    v3, v4, bf16 = (Target.parse(name) for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"))
+    v3, v4, bf16 = (CpuTarget.parse(name) for name in ("x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"))
     assert set(v3.required) < set(v4.required) < set(bf16.required)
     assert bf16.has("avx512bf16") and not v4.has("avx512bf16")
 
@@ -103,8 +117,8 @@ def test_full_width_vectors_are_kept() -> None:
       store <16 x float> %b, ptr %p
       ret void
     }"""
-    assert "zmm" in emit_assembly(add, Target.parse("x86-64-v4"))
-    assert "zmm" not in emit_assembly(add, Target.parse("x86-64-v3"))
+    assert "zmm" in emit_assembly(add, CpuTarget.parse("x86-64-v4"))
+    assert "zmm" not in emit_assembly(add, CpuTarget.parse("x86-64-v3"))
 
 
 def test_the_environment_is_typed() -> None:
@@ -122,8 +136,8 @@ def test_a_bad_variable_is_named(value: str) -> None:
 
 _TILES_LENT = """
 import ctypes
-from llmos.compiler.backends.cpu.target import Target, runs_here
-assert runs_here(Target.parse("x86-64-v4-amx"))
+from llmos.compiler.backends.cpu.target import CpuTarget
+assert CpuTarget.parse("x86-64-v4-amx").runs_here()
 lent = ctypes.c_uint64()
 assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(lent)) == 0  # arch_prctl(ARCH_GET_XCOMP_PERM)
 assert lent.value >> 18 & 1, "the system lends no tile registers"
@@ -132,6 +146,6 @@ assert lent.value >> 18 & 1, "the system lends no tile registers"
 
 def test_a_process_that_finds_matrix_tiles_may_use_them() -> None:
     """The compiler runs the code it made, for the certificate: without asking, the first tile instruction ends the process."""
-    if platform.system() != "Linux" or not runs_here(Target.parse("x86-64-v4-amx")):
+    if platform.system() != "Linux" or not CpuTarget.parse("x86-64-v4-amx").runs_here():
         pytest.skip("this machine has no AMX")
     subprocess.run([sys.executable, "-c", _TILES_LENT], check=True)

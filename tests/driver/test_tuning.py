@@ -14,13 +14,14 @@ import pytest
 import torch
 
 import llmos
-from llmos.compiler.backends.cpu.target import Target, targets_of
+from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.driver import ModelWarning, compile_to_file
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.support.progress import LineProgress
 from llmos.compiler.tuning.lock import Lock, Locked, LockMismatch, lock_path
-from llmos.compiler.verify.snapshots import run_passes
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.errors import UserError
 
@@ -72,8 +73,8 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def a_lock(model: Path, tmp_path: Path, **choices: int) -> Lock:
     """One that gives every dispatch of the model some choices."""
-    keys = tiling_keys(run_passes(import_source(model, None, None, OPTIONS), OPTIONS).fused.module)
-    target = targets_of(OPTIONS)[0].code_target("fp32").name
+    keys = tiling_keys(run_passes(import_source(model, None, None, OPTIONS), OPTIONS, backend_of(OPTIONS)).module)
+    target = resolve(OPTIONS.target)[0].code_target("fp32").name
     return Lock(target, "some machine", {"batch": 1}, {key: Locked("matmul", choices, 2.0, 1.0) for key in keys})
 
 
@@ -113,7 +114,7 @@ def test_the_python_interface_takes_a_lock(model: Path, plain: bytes, tmp_path: 
     llmos.compile(str(model), target="native", name="layers", lock=path).save(tmp_path / "m.llmos")
     assert not lock_path(tmp_path / "m.llmos").exists()
     (tmp_path / "plain.llmos").write_bytes(plain)
-    member = f"code/{targets_of(OPTIONS)[0].name}.so"
+    member = f"code/{resolve(OPTIONS.target)[0].name}.so"
     with_lock, without = (bytes(llmos.load(tmp_path / name).artifact.member(member)) for name in ("m.llmos", "plain.llmos"))
     assert with_lock != without
 
@@ -123,7 +124,7 @@ def test_the_python_interface_takes_a_lock(model: Path, plain: bytes, tmp_path: 
     [
         ({"format": 2}, "has format 2"),
         ({"target": "aarch64"}, "is for aarch64, which is not among the targets"),
-        ({"target": "x86-64-v9"}, "is no lock"),
+        ({"target": "x86-64-v9"}, "is for x86-64-v9, which is not among the targets"),
         ({"dispatches": {"0123456789abcdef": {"label": "", "choices": {"deep": 1}, "default_us": 1, "best_us": 1}}}, "has no 'deep'"),
         (
             {"dispatches": {"0123456789abcdef": {"label": "", "choices": {"rows": 8}, "default_us": 1, "best_us": 1}}},
@@ -160,8 +161,8 @@ def test_a_lock_is_read_as_it_was_written() -> None:
 
 
 def test_code_that_this_machine_does_not_run_is_not_tuned(model: Path, tmp_path: Path) -> None:
-    other = "aarch64" if targets_of(OPTIONS)[0].arch == "x86_64" else "x86-64-v3"
-    assert Target.parse(other)
+    other = "aarch64" if resolve(OPTIONS.target)[0].arch == "x86_64" else "x86-64-v3"
+    assert CpuTarget.parse(other)
     with pytest.raises(UserError, match="--tune measures code on this machine"):
         compiled(model, tmp_path / "m.llmos", CompileOptions(target=other, certificate=False, tune=1.0))
 

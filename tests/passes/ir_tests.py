@@ -12,13 +12,16 @@ from filecheck.matcher import Matcher
 from filecheck.options import Options
 from filecheck.parser import Parser, pattern_for_opts
 
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
+from llmos.compiler.backends.common import generalization
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import passes_of
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import context, ir
 from llmos.passes import Pass, PipelineOptions, run_pipeline
-from llmos.passes.channels_last import ChannelsLast
 
-PRELUDE = PIPELINE[: PIPELINE.index(ChannelsLast())]
+PRELUDE = generalization()
+PIPELINE = passes_of(CompileOptions(), CpuBackend())
 QUIET = PipelineOptions(repro=None)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from llmos.compiler.backends.cpu.link import link_shared
 from llmos.compiler.backends.cpu.llvm import compile_object
-from llmos.compiler.backends.cpu.target import TARGETS, Target
+from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import context, ir
 from llmos.passes.expand_math import ExpandMath
@@ -98,7 +98,7 @@ class Library:
         return out
 
 
-def runnable_targets() -> list[Target]:
+def runnable_targets() -> list[CpuTarget]:
     available = llvmlite.get_host_cpu_features()
     arch = llvmlite.get_process_triple().split("-")[0]
     return [t for t in TARGETS if t.arch == arch and all(available.get(feature, t.arch == "aarch64") for feature in t.required)]
@@ -113,7 +113,7 @@ def llvm_text(source: str) -> str:
         return to_llvm_ir(module)
 
 
-def build(kernels: Sequence[Kernel], target: Target, folder: Path) -> Library:
+def build(kernels: Sequence[Kernel], target: CpuTarget, folder: Path) -> Library:
     text = llvm_text("\n".join(kernel.source() for kernel in kernels))
     path = folder / f"{target.name}.so"
     path.write_bytes(link_shared([compile_object(text, target)]))
@@ -427,7 +427,7 @@ def _integer_power(base: int, exponent: int) -> int:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_nothing_calls_libm_or_a_compiler_runtime(target: Target) -> None:
+def test_nothing_calls_libm_or_a_compiler_runtime(target: CpuTarget) -> None:
     """compile_object refuses any such call."""
     checked = [kernel for kernel in kernels() if kernel.width == 16 or kernel.name in ("exp", "powf", "round")]
     for kind in ("f16", "bf16"):

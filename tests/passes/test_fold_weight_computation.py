@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llmos.compiler.backends.base import CompileObserver
-from llmos.compiler.backends.cpu.pipeline import compile_module
-from llmos.compiler.backends.cpu.target import targets_of
+from llmos.compiler.backends.cpu.backend import CpuBackend
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.passes.channels_last import ChannelsLast
@@ -73,9 +72,9 @@ def test_a_result_far_larger_than_its_weights_stays() -> None:
 def test_folded_weights_have_the_values_that_the_program_would_compute() -> None:
     imported = import_torch(Call(lambda g, v, x: x * (g * torch.rsqrt(v + 0.1)), G, V).eval(), (X,), None, name="m")
     options = CompileOptions(target="native", cache=False, repro=None)
-    compiled = compile_module(imported, targets_of(options), options, CompileObserver())
-    assert list(compiled.weights) == ["fold.0"]
-    np.testing.assert_allclose(compiled.weights["fold.0"].array, (G * torch.rsqrt(V + 0.1)).numpy(), rtol=1e-6)
+    weights = run_passes(imported, options, CpuBackend()).record.weights
+    assert list(weights) == ["fold.0"]
+    np.testing.assert_allclose(weights["fold.0"].array, (G * torch.rsqrt(V + 0.1)).numpy(), rtol=1e-6)
 
 
 def test_a_moved_weight_is_folded_unless_a_contraction_packs_it() -> None:

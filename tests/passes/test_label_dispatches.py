@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import PipelineOptions, run_pipeline
+
+from .ir_tests import PIPELINE
 
 
 def labels(module: torch.nn.Module, *shape: int) -> list[str]:

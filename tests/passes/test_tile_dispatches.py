@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.tiling import Tiling, Tilings
 from llmos.passes.form_dispatches import FormDispatches
@@ -67,6 +67,6 @@ def test_choices_that_there_are_not_are_refused(text: str) -> None:
 
 def test_only_the_width_of_panels_counts_on_other_targets() -> None:
     tiling = Tiling("x86-64-v4", columns=32, rows=16)
-    assert tiling.on(Target.parse("x86-64-v4")) == tiling
-    assert tiling.on(Target.parse("x86-64-v4-bf16")) == tiling
-    assert tiling.on(Target.parse("x86-64-v3")) == Tiling(columns=32)
+    assert tiling.on(CpuTarget.parse("x86-64-v4")) == tiling
+    assert tiling.on(CpuTarget.parse("x86-64-v4-bf16")) == tiling
+    assert tiling.on(CpuTarget.parse("x86-64-v3")) == Tiling(columns=32)

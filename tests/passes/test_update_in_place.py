@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import Pass, run_pipeline
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.update_in_place import UpdateInPlace
 
-from .ir_tests import QUIET, Call, check
+from .ir_tests import PIPELINE, QUIET, Call, check
 
 BEFORE = PIPELINE[: PIPELINE.index(UpdateInPlace())]
 CACHE, ROW, AT = torch.zeros(8, 4), torch.zeros(1, 4), torch.tensor([2])

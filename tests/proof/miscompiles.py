@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmos.compiler.backends import cpu
+from llmos.compiler.backends import folding, planning
 from llmos.compiler.backends.cpu import program as kernels
+from llmos.compiler.backends.cpu import weights
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.verify import bisect as bisection
 from llmos.passes import Pass
@@ -43,6 +44,12 @@ def with_fault(pipeline: Sequence[Pass], name: str, fault: Callable[[ir.Module],
     """The pipeline with a fault in the last pass of that name."""
     place = max(i for i, step in enumerate(pipeline) if step.name == name)
     return (*pipeline[:place], Faulty(pipeline[place], fault), *pipeline[place + 1 :])
+
+
+def plant_fault(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[ir.Module], None]) -> None:
+    """Put a fault behind the last pass of that name in every compile; weights are folded by right passes."""
+    original = planning.passes_of
+    monkeypatch.setattr(planning, "passes_of", lambda options, backend: with_fault(original(options, backend), name, fault))
 
 
 def walk(root: ir.Operation) -> list[ir.Operation]:
@@ -86,7 +93,7 @@ class InPass:
             assert self.damage(op)
             done.append(self._expected(op))
 
-        monkeypatch.setattr(cpu, "PIPELINE", with_fault(cpu.PIPELINE, self.pass_name, fault))
+        plant_fault(monkeypatch, self.pass_name, fault)
         return lambda: done[0]
 
     def _ops(self, module: ir.Module) -> list[ir.Operation]:
@@ -294,7 +301,7 @@ class StaleBuffer:
                     return
             raise AssertionError("no value is read two dispatches later")
 
-        monkeypatch.setattr(cpu, "PIPELINE", with_fault(cpu.PIPELINE, PlanMemory.name, fault))
+        plant_fault(monkeypatch, PlanMemory.name, fault)
         return lambda: done[0]
 
 
@@ -322,8 +329,8 @@ class WrongPacking:
     """Panels whose columns are one off."""
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Expected]:
-        original = cpu.pack_panels
-        monkeypatch.setattr(cpu, "pack_panels", lambda *arguments: np.roll(original(*arguments), 1, axis=-1))
+        original = weights.pack_panels
+        monkeypatch.setattr(weights, "pack_panels", lambda *arguments: np.roll(original(*arguments), 1, axis=-1))
         return lambda: Expected(bisection.WEIGHTS, "packing", "")
 
 
@@ -332,11 +339,11 @@ class WrongFold:
     """Weights computed at compile time, and wrongly."""
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Expected]:
-        original = cpu.call_entry
+        original = folding.call_entry
 
         def call(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
             original(code, symbol, inputs, outputs)
             outputs[0][...] *= 1.01
 
-        monkeypatch.setattr(cpu, "call_entry", call)
+        monkeypatch.setattr(folding, "call_entry", call)
         return lambda: Expected(bisection.WEIGHTS, "fold-weight-computation", "fold.0")

@@ -9,13 +9,13 @@ import torch
 
 from llmos.compiler.analysis.independence import Function
 from llmos.compiler.analysis.independence.entry import objections
-from llmos.compiler.backends.cpu.pipeline import describe
-from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.cpu.planned import CpuPlanned
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes
-from llmos.compiler.verify.snapshots import run_passes
 from tests.fuzz.graph import Graph, Input, Misfit, Value
 from tests.fuzz.ops import OPS
 from tests.fuzz.plan import FIRST, OTHERS, random_plan
@@ -99,12 +99,11 @@ def arguments(rows: int = 4, tokens: int = 6, seed: int = 0) -> tuple[torch.Tens
 
 def reasons(model: torch.nn.Module, given: Sequence[torch.Tensor], dynamic_shapes: object, symbol: str) -> list[str]:
     """For each output what the compiler says against joining requests along `symbol`."""
-    passed = run_passes(import_torch(model, given, dynamic_shapes), OPTIONS)
-    program_module = passed.fused.module
-    with program_module.context, ir.Location.unknown():
-        program = Program.of(program_module)
+    planned = run_passes(import_torch(model, given, dynamic_shapes), OPTIONS, CpuBackend())
+    assert isinstance(planned, CpuPlanned)
+    program, entry = planned.program, planned.record.entries[0]
+    with planned.module.context, ir.Location.unknown():
         functions = {each.name: Function(each.func, each.shapes) for each in program.dispatches}
-        entry = describe(program, passed.fused.weights, ()).entries[0]
         return objections(Function(program.main, Shapes.of(program.main, program.table)), functions, entry.inputs, symbol)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
-from llmos.compiler.backends.cpu.program import Program, emit_kernels
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.cpu.program import emit_kernels
 from llmos.compiler.backends.cpu.target import resolve
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
-from llmos.passes import PipelineOptions, run_pipeline
 from tests.codegen.programs import V3, Returns, assert_like_eager, compile_torch, dim
 from tests.frontend.harness import module_of
 
@@ -45,9 +47,10 @@ CASES: dict[str, tuple[Case, int, int]] = {
 
 def num_ops(function: Callable[[torch.Tensor], object], shape: tuple[int, ...]) -> int:
     """Ops of all kernels of a function."""
-    module = import_torch(module_of(function), (torch.empty(shape),)).module
-    run_pipeline(module, PIPELINE, options=PipelineOptions(repro=None))
-    kernels = emit_kernels(Program.of(module), resolve("x86-64-v3")[0])
+    imported = import_torch(module_of(function), (torch.empty(shape),))
+    planned = run_passes(imported, CompileOptions(repro=None), CpuBackend())
+    assert isinstance(planned, CpuPlanned)
+    kernels = emit_kernels(planned.program, resolve("x86-64-v3")[0])
     count = 0
 
     def visit(_: ir.Operation) -> ir.WalkResult:

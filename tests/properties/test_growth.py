@@ -9,14 +9,16 @@ import sympy
 import torch
 
 from llmos.compiler.analysis.generic import Generic
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
-from llmos.compiler.backends.cpu.program import Program, emit_kernels
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.cpu.program import emit_kernels
 from llmos.compiler.backends.cpu.target import resolve
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
-from llmos.passes import PipelineOptions, run_pipeline
 from tests.frontend.harness import module_of
 
 N = torch.export.Dim("n", min=2, max=1 << 20)
@@ -78,9 +80,10 @@ def test_work_is_linear(name: str) -> None:
 )
 def test_loops_over_elements_copy_nothing(function: Callable[[torch.Tensor], object]) -> None:
     """An allocation inside a loop is a copy of a tensor of which one element is written."""
-    module = import_torch(module_of(function), (torch.eye(6).expand(3, 6, 6).contiguous(),), ({0: N},)).module
-    run_pipeline(module, PIPELINE, options=PipelineOptions(repro=None))
-    kernels = emit_kernels(Program.of(module), resolve("x86-64-v3")[0])
+    imported = import_torch(module_of(function), (torch.eye(6).expand(3, 6, 6).contiguous(),), ({0: N},))
+    planned = run_passes(imported, CompileOptions(repro=None), CpuBackend())
+    assert isinstance(planned, CpuPlanned)
+    kernels = emit_kernels(planned.program, resolve("x86-64-v3")[0])
     found: list[str] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:

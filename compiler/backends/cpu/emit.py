@@ -1,67 +1,64 @@
-"""LLVM IR to objects: a process per module, as many at a time as there are cores, and nothing compiled twice."""
+"""The stages of the CPU backend: kernels, LLVM IR, object, shared object, each made from the one before."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from llmos.compiler.backends.cpu.target import Target, targets_of
+from llmos.compiler.backends.base import Stage
+from llmos.compiler.backends.cpu.link import link_shared
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.cpu.program import emit_kernels
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.backends.cpu.worker import compile_in_child
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.ir.bindings import ir
 from llmos.compiler.support.cache import Cache, cache_key
 from llmos.compiler.support.environment import read_environment
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Emitter:
-    """Compiles LLVM IR with `jobs` processes at a time, never in this one; `cache` None compiles everything anew."""
-
-    jobs: int = 1
-    cache: Cache | None = None
-
-    def objects(self, modules: Iterable[tuple[Target, str]], progress: Progress | None = None) -> list[bytes]:
-        """The object of each (target, LLVM IR text), in order. `progress` is told how many of how many are done.
-
-        Each is compiled as soon as `modules` gives it, beside the making of the next; equal ones are compiled once. Raises PassError
-        where LLVM fails, also where it takes its process with it.
-        """
-        with ThreadPoolExecutor(self.jobs) as pool:
-            started: dict[tuple[Target, str], Future[bytes]] = {}
-            running = []
-            for module in modules:
-                if module not in started:
-                    started[module] = pool.submit(self._object, module)
-                running.append(started[module])
-            found = []
-            for future in running:
-                found.append(future.result())
-                if progress:
-                    progress(len(found), len(running))
-        return found
-
-    def _object(self, module: tuple[Target, str]) -> bytes:
-        cached = self.cache.get(_key(module)) if self.cache else None
-        if cached is not None:
-            return cached
-        # Threads alone would not do: LLVM's Python binding holds one lock for all of them, and LLVM may end its process.
-        data = compile_in_child(module)
-        if self.cache:
-            self.cache.put(_key(module), data)
-        return data
+from llmos.passes import PipelineOptions, run_pipeline
+from llmos.passes.expand_math import ExpandMath
 
 
-def _key(module: tuple[Target, str]) -> str:
-    target, text = module
+def make_kernels(planned: CpuPlanned, target: CpuTarget, options: CompileOptions) -> ir.Module:
+    """Kernels and the host function, with no math that needs libm."""
+    kernels = emit_kernels(planned.program, target)
+    run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
+    return kernels
+
+
+def make_llvm_ir(kernels: ir.Module, _: CpuTarget, __: CompileOptions) -> str:
+    """LLVM IR text. The module is rewritten to the LLVM dialect."""
+    lower_to_llvm_dialect(kernels)
+    return to_llvm_ir(kernels)
+
+
+def make_object(text: str, target: CpuTarget, options: CompileOptions) -> bytes:
+    """An object, compiled in a process of its own; nothing is compiled twice where options.cache allows."""
+    # Threads alone would not do: LLVM's Python binding holds one lock for all of them, and LLVM may end its process.
+    if not options.cache:
+        return compile_in_child((target, text))
+    cache, key = Cache(read_environment().cache), _key(target, text)
+    cached = cache.get(key)
+    if cached is None:
+        cached = compile_in_child((target, text))
+        cache.put(key, cached)
+    return cached
+
+
+def make_shared_object(data: bytes, _: CpuTarget, __: CompileOptions) -> bytes:
+    """One object, linked."""
+    return link_shared([data])
+
+
+STAGES: Mapping[str, Stage] = {
+    "kernels.mlir": Stage(make_kernels, ir.Module),
+    "ll": Stage(make_llvm_ir, str),
+    "o": Stage(make_object, bytes, compiles=True),
+    "so": Stage(make_shared_object, bytes),
+}
+
+
+def _key(target: CpuTarget, text: str) -> str:
     revision = [importlib.metadata.version("llmos"), importlib.metadata.version("llvmlite")]
     return cache_key(["object", *revision, target.triple, target.cpu, target.features, *target.emulates, text])
-
-
-def emitter(options: CompileOptions, num_modules: int = 0) -> Emitter:
-    """The emitter that a compile's options and environment ask for. num_modules: other than one for each target."""
-    environment = read_environment()
-    jobs = min(options.jobs or environment.jobs, num_modules or len(targets_of(options)))
-    return Emitter(jobs, Cache(environment.cache) if options.cache else None)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel, CompileObserver
-from llmos.compiler.backends.cpu.emit import emitter
+from llmos.compiler.backends.base import Backend, CompiledModel, CompileObserver, Planned, StageContent, Target
 from llmos.compiler.backends.cpu.link import link_shared
-from llmos.compiler.backends.cpu.pipeline import lowered, planned
-from llmos.compiler.backends.cpu.program import Program
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol
@@ -28,46 +26,37 @@ from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol
 MAIN = "main"  # what every module calls its entry
 
 
-def compile_entries(
-    models: Mapping[str, ImportedModel], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
+def lower_entries(
+    plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, backend: Backend, observer: CompileObserver
 ) -> CompiledModel:
     """All entries, by their names, for all targets. Symbols of one name have one range, and states are each one entry's own.
 
-    Raises as `compile_module`.
+    Raises PassError.
     """
-    plans = {name: planned(model, _options_of(name, options), observer) for name, model in models.items()}
-    programs, record = _together(plans)
-    wanted = [(target, name) for target in targets for name in plans]
-    objects = emitter(options, len(wanted)).objects(_texts(programs, wanted, options), observer.code_progress)
-    by_target = {target.name: [data for (of, _), data in zip(wanted, objects, strict=True) if of == target] for target in targets}
-    return replace(record, code={name: link_shared(parts) for name, parts in by_target.items()})
+    placed, record = _together(plans)
+    starts: list[tuple[StageContent, Target]] = [(placed[name], target) for target in targets for name in plans]
+    texts = lower_each(starts, options, backend, until="ll")
+    named = [(with_own_names(str(text), name), target) for text, (target, name) in zip(texts, product(targets, plans), strict=True)]
+    objects = lower_each(named, options, backend, observer, after="ll", until="o")
+    count = len(plans)
+    parts = [[data for data in objects[at : at + count] if isinstance(data, bytes)] for at in range(0, len(objects), count)]
+    return record.with_code(targets, [link_shared(each) for each in parts])
 
 
-def _options_of(entry: str, options: CompileOptions) -> CompileOptions:
-    """With dumps and repros in folders of an entry's own."""
-    dump_ir, repro = (folder / entry if folder else None for folder in (options.dump_ir, options.repro))
-    return replace(options, dump_ir=dump_ir, repro=repro)
-
-
-def _texts(programs: Mapping[str, Program], wanted: Sequence[tuple[Target, str]], options: CompileOptions) -> Iterator[tuple[Target, str]]:
-    """LLVM IR of each entry for each target."""
-    for target, name in wanted:
-        yield target.code_target(options.precision), with_own_names(lowered(programs[name], target), name)
-
-
-def _together(plans: Mapping[str, tuple[Program, CompiledModel]]) -> tuple[dict[str, Program], CompiledModel]:
-    """The programs with their places in what they share, and the record of all."""
-    records = {name: record for name, (_, record) in plans.items()}
+def _together(plans: Mapping[str, Planned]) -> tuple[dict[str, CpuPlanned], CompiledModel]:
+    """The plans with their places in what they share, and the record of all."""
+    records = {name: plan.record for name, plan in plans.items()}
     symbols = {symbol.name: symbol for record in records.values() for symbol in record.symbols}
     table = _WeightTable()
     stored = {name: {own: table.add(name, own, weight) for own, weight in record.weights.items()} for name, record in records.items()}
     order = list(table.weights)
-    programs: dict[str, Program] = {}
+    placed: dict[str, CpuPlanned] = {}
     kernels: list[KernelSpec] = []
-    for name, (program, record) in plans.items():
+    for name, plan in plans.items():
         places = tuple(order.index(each) for each in stored[name].values())
-        programs[name] = replace(_with_symbols(program, symbols), weights=places, first_kernel=len(kernels))
-        kernels += [replace(kernel, name=f"{name}.{kernel.name}") for kernel in record.kernels]
+        _share_symbols(plan.module, symbols)
+        placed[name] = CpuPlanned(plan.module, plan.weights, plan.passes, places, first_kernel=len(kernels))
+        kernels += [replace(kernel, name=f"{name}.{kernel.name}") for kernel in records[name].kernels]
     made = CompiledModel(
         entries=tuple(_named(record.entries[0], name, stored[name]) for name, record in records.items()),
         symbols=tuple(sorted(symbols.values(), key=lambda symbol: symbol.name)),  # as the modules' attribute has them
@@ -77,7 +66,7 @@ def _together(plans: Mapping[str, tuple[Program, CompiledModel]]) -> tuple[dict[
         passes=next(iter(records.values())).passes,
         computed=tuple(symbol for record in records.values() for symbol in record.computed),
     )
-    return programs, made
+    return placed, made
 
 
 def _named(entry: EntrySpec, name: str, weights: Mapping[str, str]) -> EntrySpec:
@@ -87,13 +76,11 @@ def _named(entry: EntrySpec, name: str, weights: Mapping[str, str]) -> EntrySpec
     return replace(entry, name=name, symbol=f"__tvm_ffi_{name}", shapes=f"__llmos_shapes_{name}", states=states, guards=guards)
 
 
-def _with_symbols(program: Program, symbols: Mapping[str, Symbol]) -> Program:
-    """The program over the symbols of all entries: the core hands each entry's functions all of them."""
-    module = program.module
+def _share_symbols(module: ir.Module, symbols: Mapping[str, Symbol]) -> None:
+    """Give a module the symbols of all entries: the core hands each entry's functions all of them."""
     with module.context:
         ranges = {symbol.name: ir.DenseI64ArrayAttr.get([symbol.min, symbol.max]) for symbol in symbols.values()}
         module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(ranges)
-        return Program.of(module)
 
 
 @dataclass

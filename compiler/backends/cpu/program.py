@@ -26,7 +26,7 @@ from llmos.compiler.backends.cpu.kernels.scatter import emit_scatter
 from llmos.compiler.backends.cpu.kernels.sort import emit_sort
 from llmos.compiler.backends.cpu.kernels.winograd import emit_winograd, winograd_work
 from llmos.compiler.backends.cpu.loops import LoopEmitter
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
 from llmos.compiler.ir.attributes import COUNTER
@@ -35,7 +35,7 @@ from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.compiler.ir.updates import IN_PLACE, integer_of
 
-Emit = Callable[[ir.Module, Dispatch, Target], Launch]
+Emit = Callable[[ir.Module, Dispatch, CpuTarget], Launch]
 
 EMITTERS: Mapping[str, Emit] = {
     "attention": emit_attention,
@@ -120,7 +120,7 @@ class Program:
         return [unit for unit in self.units if isinstance(unit, LoopUnit)]
 
 
-def emit_kernels(program: Program, target: Target) -> ir.Module:
+def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
     """A module with one function for each distinct dispatch, and the host function: the `kernels` stage."""
     with program.module.context, ir.Location.unknown():
         module = ir.Module.create()

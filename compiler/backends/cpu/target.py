@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.target import Target
 from llmos.runtime.errors import UserError
 
 _X86_64_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
@@ -16,37 +17,53 @@ _BF16 = ("avx512vnni", "avx512bf16")
 _AMX = ("amx-tile", "amx-bf16")
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, kw_only=True)
+class CpuTarget(Target):
     """One code variant of an artifact.
 
-    `cpu` and `features` go to LLVM's code generator; `required` are the features, in LLVM's names, that a machine must have to run the
-    code. `vector_bits` is the width of a vector register, `num_registers` how many of them there are. `l2_bytes` is what a core has of
-    level-2 cache: of the processors that a target stands for a usual one, of "native" this machine's. `near_bytes` is how much of a
-    contraction's panel is read again and again from the first cache; 0 where the second sends it as fast as it is multiplied.
-    `emulates` are the features that kernels use and the machine need not have (`emulated_on`).
+    cpu: what LLVM calls the processor. baseline: features that `cpu` implies. extensions: features beyond those. Both are in LLVM's names,
+    and a machine must have them all to run the code. flags: LLVM's settings that are no features.
+    vector_bits: width of a vector register. num_registers: how many of them there are. l2_bytes: level-2 cache of a core; of the
+    processors that a target stands for a usual one, of "native" this machine's. near_bytes: how much of a contraction's panel is read
+    again and again from the level-1 cache; 0 where level 2 sends it as fast as it is multiplied.
+    plain: the target without the extensions that only bfloat16 uses; None where there are none.
+    emulated: the target whose kernels these are, where the machine may lack what they use (`emulated_on`).
     """
 
-    name: str
+    device: str = "cpu"
     arch: str
     triple: str
     cpu: str
-    features: str
     vector_bits: int
     num_registers: int
     l2_bytes: int
-    required: tuple[str, ...]
+    baseline: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     near_bytes: int = 0
-    emulates: tuple[str, ...] = ()
+    plain: CpuTarget | None = None
+    emulated: CpuTarget | None = None
 
-    def __str__(self) -> str:
-        return self.name
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Features, in LLVM's names, that a machine must have to run the code."""
+        return (*self.baseline, *self.extensions)
+
+    @property
+    def features(self) -> str:
+        """LLVM's feature string."""
+        return ",".join([*[f"+{feature}" for feature in self.extensions], *self.flags])
+
+    @property
+    def emulates(self) -> tuple[str, ...]:
+        """Features that kernels use and the machine need not have."""
+        return self.emulated.required if self.emulated else ()
 
     def has(self, feature: str) -> bool:
         """Whether kernels may use a feature, by LLVM's name for it."""
         return feature in self.required or feature in self.emulates
 
-    def emulated_on(self, machine: Target) -> Target:
+    def emulated_on(self, machine: CpuTarget) -> CpuTarget:
         """This target's kernels as code for another's processors of the same architecture: slow, for checking the kernels' numbers there.
 
         LLVM splits wide vectors; what else the machine lacks is written out (backends/cpu/emulation.py). Raises ValueError where the
@@ -58,23 +75,36 @@ class Target:
             self,
             name=f"{self.name}@{machine.name}",
             cpu=machine.cpu,
-            features=machine.features,
-            required=machine.required,
-            emulates=self.required,
+            baseline=machine.baseline,
+            extensions=machine.extensions,
+            flags=machine.flags,
+            plain=self.plain.emulated_on(machine) if self.plain else None,
+            emulated=self,
         )
 
     def helps(self, precision: str) -> bool:
         """Whether code of a precision is any different here than on the next target: matrix tiles do nothing for float32."""
         return precision == "bf16" or not self.has("amx-bf16")
 
-    def code_target(self, precision: str) -> Target:
+    def code_target(self, precision: str) -> CpuTarget:
         """The plainest target whose code is the same at a precision: float32 uses no product of bfloat16, so that code is compiled once."""
-        kernels, at, machine = self.name.partition("@")
-        plain = kernels.removesuffix("-bf16").removesuffix("-amx")
-        return Target.parse(f"{plain}{at}{machine}") if precision == "fp32" else self
+        return self.plain if precision == "fp32" and self.plain else self
+
+    def runs_here(self) -> bool:
+        """Whether this machine runs the target's code."""
+        return self.arch == _host_arch() and set(self.required) <= _host_features()
+
+    def this_machine(self) -> str:
+        """What times depend on, in words."""
+        return f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {self.l2_bytes >> 10} KiB of level-2 cache"
+
+    @property
+    def requirements(self) -> str:
+        """What a machine needs, in words: the architecture and the last features of the list, which the fewest have."""
+        return f"{self.arch} with {', '.join(self.required[-3:])}"
 
     @classmethod
-    def parse(cls, text: str) -> Target:
+    def parse(cls, text: str) -> CpuTarget:
         """The target of that name, or of "KERNELS@MACHINE" (`emulated_on`). Raises ValueError, with the names there are."""
         kernels, _, machine = text.partition("@")
         if machine:
@@ -88,70 +118,53 @@ class Target:
 # LLVM prefers 256-bit vectors on x86 by default: right for the frequency limits of the first AVX-512 chips, half the speed on today's.
 _FULL_WIDTH = "-prefer-256-bit"
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
+_V4 = CpuTarget(
+    name="x86-64-v4",
+    arch="x86_64",
+    triple="x86_64-unknown-linux-gnu",
+    cpu="x86-64-v4",
+    vector_bits=512,
+    num_registers=32,
+    l2_bytes=2 << 20,
+    baseline=_X86_64_V4,
+    flags=(_FULL_WIDTH,),
+)
+_V3 = CpuTarget(
+    name="x86-64-v3",
+    arch="x86_64",
+    triple="x86_64-unknown-linux-gnu",
+    cpu="x86-64-v3",
+    vector_bits=256,
+    num_registers=16,
+    l2_bytes=1 << 19,
+    baseline=_X86_64_V3,
+    near_bytes=16 << 10,
+)
+_AARCH64 = CpuTarget(
+    name="aarch64",
+    arch="aarch64",
+    triple="aarch64-unknown-linux-gnu",
+    cpu="generic",
+    vector_bits=128,
+    num_registers=32,
+    l2_bytes=1 << 20,
+    extensions=("neon",),
+)
+
 # Best first within an architecture: that is the order in which a machine picks among the variants of an artifact.
-TARGETS: tuple[Target, ...] = (
-    Target(
-        name="x86-64-v4-amx",
-        arch="x86_64",
-        triple="x86_64-unknown-linux-gnu",
-        cpu="x86-64-v4",
-        features=f"+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,{_FULL_WIDTH}",
-        vector_bits=512,
-        num_registers=32,
-        l2_bytes=2 << 20,
-        required=(*_X86_64_V4, *_BF16, *_AMX),
-    ),
-    Target(
-        name="x86-64-v4-bf16",
-        arch="x86_64",
-        triple="x86_64-unknown-linux-gnu",
-        cpu="x86-64-v4",
-        features=f"+avx512vnni,+avx512bf16,{_FULL_WIDTH}",
-        vector_bits=512,
-        num_registers=32,
-        l2_bytes=2 << 20,
-        required=(*_X86_64_V4, *_BF16),
-    ),
-    Target(
-        name="x86-64-v4",
-        arch="x86_64",
-        triple="x86_64-unknown-linux-gnu",
-        cpu="x86-64-v4",
-        features=_FULL_WIDTH,
-        vector_bits=512,
-        num_registers=32,
-        l2_bytes=2 << 20,
-        required=_X86_64_V4,
-    ),
-    Target(
-        name="x86-64-v3",
-        arch="x86_64",
-        triple="x86_64-unknown-linux-gnu",
-        cpu="x86-64-v3",
-        features="",
-        vector_bits=256,
-        num_registers=16,
-        l2_bytes=1 << 19,
-        required=_X86_64_V3,
-        near_bytes=16 << 10,
-    ),
-    Target(
-        name="aarch64",
-        arch="aarch64",
-        triple="aarch64-unknown-linux-gnu",
-        cpu="generic",
-        features="+neon",
-        vector_bits=128,
-        num_registers=32,
-        l2_bytes=1 << 20,
-        required=("neon",),
-    ),
+TARGETS: tuple[CpuTarget, ...] = (
+    replace(_V4, name="x86-64-v4-amx", extensions=(*_BF16, *_AMX), plain=_V4),
+    replace(_V4, name="x86-64-v4-bf16", extensions=_BF16, plain=_V4),
+    _V4,
+    _V3,
+    _AARCH64,
 )
 
 
-def resolve(name: str, precision: str = "fp32") -> list[Target]:
+def resolve(name: str, precision: str = "fp32") -> list[CpuTarget]:
     """The targets that `--target NAME` stands for at a precision, best first.
 
     "portable": all of this machine's architecture that help. "native": the best of them that this machine runs. Otherwise one or more
@@ -161,24 +174,13 @@ def resolve(name: str, precision: str = "fp32") -> list[Target]:
         return _of_this_architecture(precision)
     if name == "native":
         return [_native(precision)]
-    order = [target.name for target in TARGETS]
     chosen = {_named(part.strip()) for part in name.split(",")}
-    return sorted(chosen, key=lambda target: (order.index(target.name.partition("@")[0]), target.name))
+    return sorted(chosen, key=lambda target: (TARGETS.index(target.emulated or target), target.name))
 
 
-def targets_of(options: CompileOptions) -> list[Target]:
-    """What `resolve` says of a compile's options."""
-    return resolve(options.target, options.precision)
-
-
-def runs_here(target: Target) -> bool:
-    """Whether this machine runs the target's code."""
-    return target.arch == _host_arch() and set(target.required) <= _host_features()
-
-
-def _named(name: str) -> Target:
+def _named(name: str) -> CpuTarget:
     try:
-        return Target.parse(name)
+        return CpuTarget.parse(name)
     except ValueError as error:
         names = [target.name for target in TARGETS]
         close = difflib.get_close_matches(name, [*names, "portable", "native"], n=1)
@@ -186,7 +188,7 @@ def _named(name: str) -> Target:
         raise UserError(f"{error}{hint}") from None
 
 
-def _of_this_architecture(precision: str) -> list[Target]:
+def _of_this_architecture(precision: str) -> list[CpuTarget]:
     arch = _host_arch()
     found = [target for target in TARGETS if target.arch == arch and target.helps(precision)]
     if not found:
@@ -194,13 +196,12 @@ def _of_this_architecture(precision: str) -> list[Target]:
     return found
 
 
-def _native(precision: str) -> Target:
+def _native(precision: str) -> CpuTarget:
     candidates = _of_this_architecture(precision)
-    features = _host_features()
     for target in candidates:
-        if all(feature in features for feature in target.required):
+        if target.runs_here():
             return replace(target, l2_bytes=_host_l2_bytes() or target.l2_bytes)
-    missing = sorted(set(candidates[-1].required) - features)
+    missing = sorted(set(candidates[-1].required) - _host_features())
     raise UserError(f"this machine runs no target: {candidates[-1].name} needs {', '.join(missing)}; name another with --target")
 
 
@@ -225,3 +226,11 @@ def _host_features() -> frozenset[str]:
     from llmos.runtime.native.binding import core
 
     return frozenset(core().host_features())
+
+
+def _processor() -> str:
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

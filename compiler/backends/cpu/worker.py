@@ -6,14 +6,14 @@ LLVM ends its process on some errors; in a process of its own that becomes a Pas
 from __future__ import annotations
 
 from llmos.compiler.backends.cpu.llvm import compile_object
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.support.children import Children, serve
 from llmos.runtime.errors import PassError
 
 _CHILDREN = Children("llmos.compiler.backends.cpu.worker")
 
 
-def compile_in_child(module: tuple[Target, str]) -> bytes:
+def compile_in_child(module: tuple[CpuTarget, str]) -> bytes:
     """The object of (target, LLVM IR text), made by a child process. Raises PassError."""
     target, text = module
     answer = _CHILDREN.ask(f"{target.name}\n{text}".encode())
@@ -27,7 +27,7 @@ def compile_in_child(module: tuple[Target, str]) -> bytes:
 
 def _compiled(request: bytes) -> bytes:
     target_name, text = request.decode().split("\n", 1)
-    return compile_object(text, Target.parse(target_name))
+    return compile_object(text, CpuTarget.parse(target_name))
 
 
 if __name__ == "__main__":

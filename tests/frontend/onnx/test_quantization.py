@@ -12,13 +12,12 @@ import pytest
 from onnx import helper
 
 from llmos.compiler.analysis.quantization import Quantization, quantizations, summary
-from llmos.compiler.backends.cpu.pipeline import PIPELINE
+from llmos.compiler.backends.common import generalization, layout
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.onnx import import_onnx
 from llmos.compiler.frontend.onnx.dtypes import from_storage, to_storage
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import run_pipeline
-from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.runtime.errors import UserError
 from tests.conformance.inprocess import Compiled
 from tests.passes.ir_tests import QUIET, check
@@ -30,7 +29,7 @@ from .quantized_nodes import RANGES, Case, fused_cases, linear_cases, model_of
 MODELS = Path(os.environ.get("LLMOS_TEST_MODELS", Path(__file__).parents[4] / "shared" / "models"))
 CASES = [*linear_cases(), *fused_cases()]
 SIZES = (5, 3, 1)
-BEFORE_FOLDING = PIPELINE[: PIPELINE.index(FoldWeightComputation())]
+BEFORE_FOLDING = [*generalization(), *layout()]
 
 
 GROUPS = [CASES[i : i + 12] for i in range(0, len(CASES), 12)]

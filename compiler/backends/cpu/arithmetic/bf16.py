@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, Panel, Strided, TileShape
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.sums import BLOCK, add_blocks, nothing
 from llmos.compiler.ir.bindings import ir
@@ -27,7 +27,7 @@ class PairArithmetic(Enum):
     TILES = auto()  # AMX (backends/cpu/arithmetic/amx.py)
 
     @classmethod
-    def of(cls, target: Target) -> PairArithmetic:
+    def of(cls, target: CpuTarget) -> PairArithmetic:
         """The best of a target. Processors with AMX have slow dot products: half the multiply-adds a cycle of float32."""
         if target.has("amx-bf16"):
             return cls.TILES

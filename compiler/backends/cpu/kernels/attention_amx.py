@@ -20,7 +20,7 @@ from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
 from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -237,7 +237,7 @@ def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
     return b.op("vector.bitcast", [mixed], b.vec(b.i32, WORDS))
 
 
-def emit_attention(module: ir.Module, dispatch: Dispatch, target: Target) -> Launch:
+def emit_attention(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of an `attention` dispatch."""
     tile = register_tile(target.vector_bits)
     if PairArithmetic.of(target) is PairArithmetic.TILES and (tiled := TiledAttentionEmitter(dispatch, tile)).fits:

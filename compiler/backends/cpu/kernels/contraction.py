@@ -40,7 +40,7 @@ from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, Points, fits_registers
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import WindowBlock, WindowReader
 from llmos.compiler.backends.cpu.kernels.panels import PanelCopier, flat_index, nest, over_lanes
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -104,7 +104,7 @@ class Rows:
 class ContractionEmitter:
     """Emits one contraction dispatch."""
 
-    def __init__(self, dispatch: Dispatch, target: Target) -> None:
+    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.layout = dispatch, Layout(dispatch, PairArithmetic.of(target))
         self.tiling = dispatch.tiling.on(target)
         self.shape = register_tile(target.vector_bits, self.layout.width)
@@ -119,7 +119,7 @@ class ContractionEmitter:
         self.ahead = PREFETCH if self.tiling.ahead is None else self.tiling.ahead
         self.in_registers = not self.by_tiles and not self.depth and fits_registers(self.layout)
 
-    def _block_depth(self, target: Target) -> int:
+    def _block_depth(self, target: CpuTarget) -> int:
         """Rows of a panel that are multiplied before the next: a register tile's columns of them stay in the first cache; 0: all."""
         layout = self.layout
         if (layout.pairs is not None and not self.widens) or layout.windows is not None or not layout.packed:
@@ -421,6 +421,6 @@ class ContractionEmitter:
         return (accumulate_dots if layout.reads_pairs else accumulate_widened)(b, part, left, panel, int(layout.k), zeros(b, part))
 
 
-def emit_contraction(module: ir.Module, dispatch: Dispatch, target: Target) -> Launch:
+def emit_contraction(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of a `contraction` dispatch."""
     return ContractionEmitter(dispatch, target).emit(module)

@@ -17,7 +17,7 @@ from llmos.compiler.backends.cpu.kernels.column_reduction import ColumnsEmitter,
 from llmos.compiler.backends.cpu.kernels.contraction import ContractionEmitter
 from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Points
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
@@ -56,7 +56,7 @@ class Band:
 class WindowedEmitter:
     """Emits one `windowed` dispatch."""
 
-    def __init__(self, dispatch: Dispatch, target: Target) -> None:
+    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.sliding = dispatch, sliding_in(dispatch)
         self.image = self.sliding.image
         self.contraction = ContractionEmitter(dispatch.part([], [self.image]), target)
@@ -145,6 +145,6 @@ class WindowedEmitter:
         return replace(narrow, shape=shape)
 
 
-def emit_windowed(module: ir.Module, dispatch: Dispatch, target: Target) -> Launch:
+def emit_windowed(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of a `windowed` dispatch."""
     return WindowedEmitter(dispatch, target).emit(module)

@@ -33,7 +33,7 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
 from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout, contraction_in
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, Points
 from llmos.compiler.backends.cpu.packing import panel_width
-from llmos.compiler.backends.cpu.target import Target
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
@@ -79,7 +79,7 @@ class VectorArithmetic:
 class WinogradEmitter:
     """Emits one winograd dispatch."""
 
-    def __init__(self, dispatch: Dispatch, target: Target) -> None:
+    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.layout = dispatch, PanelLayout(dispatch, None)
         self.stencil, self.m = self.layout.stencil, winograd_tile(dispatch)
         self.side = self.m + TAPS - 1
@@ -271,6 +271,6 @@ def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
     return sympy.expand(2 * tiles * positions * weights), 4 * (positions - TAPS**2) * weights
 
 
-def emit_winograd(module: ir.Module, dispatch: Dispatch, target: Target) -> Launch:
+def emit_winograd(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of a `winograd` dispatch."""
     return WinogradEmitter(dispatch, target).emit(module)

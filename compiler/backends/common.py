@@ -1,0 +1,36 @@
+"""Passes for all targets: from what a front end gives to generics that every backend forms its dispatches of."""
+
+from __future__ import annotations
+
+from llmos.passes import Pass, Upstream
+from llmos.passes.channels_last import ChannelsLast
+from llmos.passes.fold_weight_computation import FoldWeightComputation
+from llmos.passes.hoist_widening import HoistWidening
+from llmos.passes.split_reductions import SplitReductions
+
+
+def common_passes() -> list[Pass]:
+    """All of them, in order; they end before dispatches are formed."""
+    return [*generalization(), *layout(), FoldWeightComputation(), SplitReductions()]
+
+
+def generalization() -> list[Pass]:
+    """To linalg.generic ops alone."""
+    return [
+        Upstream("canonicalize"),
+        Upstream("cse"),
+        Upstream("convert-elementwise-to-linalg", anchor="func.func"),
+        Upstream("linalg-generalize-named-ops", anchor="func.func"),
+        Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
+        Upstream("cse"),
+        HoistWidening(),
+    ]
+
+
+def layout() -> list[Pass]:
+    """To images whose channels lie innermost."""
+    return [
+        ChannelsLast(),
+        Upstream("canonicalize"),  # again: moves that undo each other
+        Upstream("cse"),
+    ]

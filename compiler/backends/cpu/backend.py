@@ -1,0 +1,50 @@
+"""The CPU backend: linalg on tensors to shared objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from llmos.compiler.backends.base import CompiledModel, CompileObserver, Planned, Stage, Target
+from llmos.compiler.backends.cpu import pipeline
+from llmos.compiler.backends.cpu.emit import STAGES
+from llmos.compiler.backends.cpu.entries import lower_entries
+from llmos.compiler.backends.cpu.planned import CpuPlanned
+from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, resolve
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.weights import Weight
+from llmos.passes import Pass
+from llmos.runtime.artifact.writer import CodeVariant
+
+
+class CpuBackend:
+    """Kernels and a host function for each target, as LLVM IR, as an object, and linked."""
+
+    name: ClassVar[str] = "cpu"
+    stages: ClassVar[Mapping[str, Stage]] = STAGES
+    known_targets: ClassVar[Sequence[CpuTarget]] = TARGETS
+
+    def targets(self, text: str, precision: str) -> list[CpuTarget]:
+        return resolve(text, precision)
+
+    def parse_target(self, name: str) -> CpuTarget:
+        return CpuTarget.parse(name)
+
+    def dispatch_passes(self, options: CompileOptions) -> list[Pass]:
+        return pipeline.dispatch_passes(options)
+
+    def plan_passes(self, options: CompileOptions) -> list[Pass]:
+        return pipeline.plan_passes(options)
+
+    def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> CpuPlanned:
+        return CpuPlanned(module, weights, tuple(passes))
+
+    def lower_entries(
+        self, plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
+    ) -> CompiledModel:
+        return lower_entries(plans, targets, options, self, observer)
+
+    def member(self, target: str, code: bytes) -> CodeVariant:
+        made_for = CpuTarget.parse(target)
+        return CodeVariant(made_for.name, made_for.arch, made_for.required, code)

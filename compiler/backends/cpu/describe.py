@@ -1,0 +1,57 @@
+"""What the manifest says of a program: entries, symbols, kernels and the order of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from llmos.compiler.analysis.independence import Function
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cpu.program import LoopUnit, Program, Work, describe_loop, describe_work
+from llmos.compiler.backends.cpu.weights import bound_weights
+from llmos.compiler.backends.entry import computed_by_outputs, describe_entry, symbols_of
+from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.ir.attributes import argument_attributes
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.sizes import SymbolTable
+from llmos.compiler.ir.weights import Weight
+from llmos.passes.label_dispatches import LABEL
+from llmos.runtime.artifact.manifest import KernelSpec
+
+
+def describe(program: Program, weights: Mapping[str, Weight], passes: Sequence[str]) -> CompiledModel:
+    """The manifest's part of a compiled model; no code yet."""
+    functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
+    entry = describe_entry(program.main, program.table, functions)
+    arguments = argument_attributes(program.main)
+    slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
+    return CompiledModel(
+        entries=(entry,),
+        symbols=symbols_of(program.table),
+        weights={**bound_weights(arguments, weights), **{name: weights[name] for name in entry.states}},
+        kernels=tuple(_kernel_specs(program)),
+        plan={"slots": slots},
+        passes=tuple(passes),
+        computed=computed_by_outputs(program.main, program.table),
+    )
+
+
+def _kernel_specs(program: Program) -> list[KernelSpec]:
+    """One for each unit of the host function; the dispatches of a loop are part of it."""
+    specs = []
+    for unit in program.units:
+        if isinstance(unit, LoopUnit):
+            label = f"loop({', '.join(_label(dispatch) for dispatch in unit.dispatches)})"
+            specs.append(_kernel_spec(program.table, unit.name, "loop", label, describe_loop(unit)))
+        else:
+            specs.append(_kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit)))
+    return specs
+
+
+def _kernel_spec(table: SymbolTable, name: str, kind: str, label: str, work: Work) -> KernelSpec:
+    """Its work by the sizes of the inputs alone: at most that, where data decides sizes."""
+    flops, num_bytes = (str(table.at_most(count)) for count in (work.flops, work.num_bytes))
+    return KernelSpec(name, kind, {"label": label, "flops": flops, "bytes": num_bytes})
+
+
+def _label(dispatch: Dispatch) -> str:
+    return ir.StringAttr(dispatch.func.attributes[LABEL]).value if LABEL in dispatch.func.attributes else dispatch.kind

@@ -1,0 +1,29 @@
+"""A planned module of the CPU backend, read once for all targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from llmos.compiler.backends.base import CompiledModel, Planned
+from llmos.compiler.backends.cpu.describe import describe
+from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.ir.bindings import ir
+
+
+@dataclass(frozen=True, eq=False)
+class CpuPlanned(Planned):
+    """With its dispatches. places, first_kernel: as in Program, of one entry of several."""
+
+    places: tuple[int, ...] = ()
+    first_kernel: int = 0
+
+    @cached_property
+    def program(self) -> Program:
+        with self.module.context, ir.Location.unknown():
+            return replace(Program.of(self.module), weights=self.places, first_kernel=self.first_kernel)
+
+    @cached_property
+    def record(self) -> CompiledModel:
+        with self.module.context, ir.Location.unknown():
+            return describe(self.program, self.weights, self.passes)

@@ -1,0 +1,34 @@
+"""What code is made for, whatever the backend. No MLIR here: worker processes import it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(ABC):
+    """What one code variant of an artifact is made for. device: kind of device that runs it, such as "cpu"."""
+
+    name: str
+    device: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def code_target(self, precision: str) -> Target:
+        """The target that code is compiled for; targets of equal kernels that share one are compiled once."""
+        return self
+
+    @abstractmethod
+    def runs_here(self) -> bool:
+        """Whether this machine runs the target's code."""
+
+    @abstractmethod
+    def this_machine(self) -> str:
+        """What times of its code depend on here, in words."""
+
+    @property
+    @abstractmethod
+    def requirements(self) -> str:
+        """What a machine needs to run the code, in words."""
