@@ -1,7 +1,7 @@
-"""Adaptive pooling: windows floor(i * in / out) to ceil((i + 1) * in / out) of the last dimensions, which differ in size.
+"""Adaptive pooling: output i reduces the window [floor(i * in / out), ceil((i + 1) * in / out)), whose length varies with i.
 
-One reduction over as many places as the longest window has; places beyond the end of a shorter one are read inside it and left out. So the
-work is that of the windows, and the code is the same for any sizes.
+One reduction runs over the length of the longest window. Positions past the end of a shorter window are clamped into it and masked out.
+The work is proportional to the windows, and the same code serves static and dynamic sizes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Reduce = Callable[[Scalar, Scalar, Scalar, Sequence[Scalar]], list[Scalar]]
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of the last dimensions of `x`: `ends` holds a vector of first places and one of ends for each."""
+    """The windows over the last `dimensions` of `x`; `ends(dim)` gives int64 vectors [out] of first and past-the-end positions."""
 
     b: Builder
     x: Tensor
@@ -44,11 +44,11 @@ class Windows:
 
     @property
     def longest(self) -> tuple[Dim, ...]:
-        """At least the length of the longest window of each dimension; that length where sizes are known."""
+        """An upper bound of the longest window's length in each dimension; exact for static sizes."""
         return tuple(self._longest(size, out) for size, out in zip(self.x.shape[self.lead :], self.shape[self.lead :], strict=True))
 
     def _longest(self, size: Dim, out: Dim) -> Dim:
-        # A window begins r / out before an element, r a multiple of what `size` and `out` have in common.
+        # A window's exact start lies r / out past an element, where r is a multiple of gcd(size, out).
         common = math.gcd(size, out) if isinstance(size, int) and isinstance(out, int) else 1
         most = FloorDiv(sympy.sympify(size) + 2 * sympy.sympify(out) - common - 1, sympy.sympify(out))
         return self.b.sizes.simplify(most)
@@ -66,7 +66,7 @@ class Windows:
         return computed(self.b, vector, first), computed(self.b, vector, end)
 
     def reduce(self, starts: Sequence[tuple[torch.dtype, s.Number]], body: Reduce) -> list[Tensor]:
-        """`body(element, place, is in the window, running values)`, where the place is flat in the spatial dimensions."""
+        """Reduce with `body(element, flat spatial position, is inside the window, accumulators)` from the initial values `starts`."""
         b, x, rank = self.b, self.b.dense(self.x), self.x.rank
         bounds = [each for dim in range(self.dimensions) for each in self.ends(dim)]
         along = [[affine_dim(self.lead + dim)] for dim in range(self.dimensions) for _ in range(2)]
@@ -94,7 +94,7 @@ class Windows:
 
 
 def average(b: Builder, result: Meta, x: Tensor, dimensions: int) -> Tensor:
-    """Means of windows; what isn't in a window doesn't reach its mean."""
+    """Average each window; elements outside a window, NaN included, don't affect its mean."""
     kind = compute_dtype(x.dtype)
     windows = Windows(b, x, result.shape, dimensions)
     (total,) = windows.reduce([(kind, 0)], lambda v, _, inside, acc: [acc[0] + s.select(inside, v.to(kind), 0)])
@@ -108,7 +108,7 @@ def average(b: Builder, result: Meta, x: Tensor, dimensions: int) -> Tensor:
 
 
 def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:
-    """(values, indices into the flat spatial dimensions); the first of equal numbers counts, and NaN wins."""
+    """Return (values, int64 indices into the flat spatial dimensions). The first of equal maxima is chosen; NaN propagates."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, size: Ints) -> list[Tensor]:
         def better(v: Scalar, flat: Scalar, inside: Scalar, running: Sequence[Scalar]) -> list[Scalar]:

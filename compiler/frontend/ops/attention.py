@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as contraction, scale, mask, softmax, contraction: the shape that a later pass recognises."""
+"""Scaled dot-product attention as contraction, scale, mask, softmax, contraction: the pattern that the attention pass recognizes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """query [..., i, k], key [..., j, k], value [..., j, d] give [..., i, d].
+    """Compute attention of query [..., i, k], key [..., j, k] and value [..., j, d]; return [..., i, d].
 
-    The result is stored with its heads inside its rows ([batch, i, heads, d]), which is what every model makes of it next.
+    The result is stored as [batch, i, heads, d], because models merge the heads next. Raises UnsupportedError for dropout.
     """
     if dropout_p > 0:
         raise UnsupportedError("attention with dropout: call model.eval() before compiling, and pass dropout_p=0")
@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
 def _grouped(
     b: Builder, result: Meta, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
 ) -> Tensor:
-    """Each key-value head serves a group of query heads: the group is one more batch dimension that keys and values lack."""
+    """Grouped-query attention: the group of query heads is an extra batch dimension over which keys and values broadcast."""
     heads, shared = query.shape[-3], key.shape[-3]
     assert isinstance(heads, int) and isinstance(shared, int)
     lead, tail = query.shape[:-3], query.shape[-2:]
@@ -90,14 +90,14 @@ def _attend(
     if mask is not None:
         scores = _masked(b, scores, mask)
     weights = softmax_over(b, scores, scores.rank - 1, fully_masked_rows=mask is not None)
-    if result.dtype != weights.dtype:  # the second product takes its operands in the model's own type
+    if result.dtype != weights.dtype:  # the second contraction takes operands of the model's dtype
         weights = b.cast(weights, result.dtype)
     answer = contract(b, [(weights, query[1][:-1] + "j"), value], query[1][:-1] + "v", stored=rows)
     return b.cast(answer, result.dtype)
 
 
 def _factor(b: Builder, width: Dim, scale: float | None, dtype: torch.dtype) -> Scalar:
-    """1 / sqrt(width) where the model gives no scale; a head of no elements has scores of 0."""
+    """Return `scale`, by default 1 / sqrt(width); scores of heads of width 0 are 0."""
     if scale is not None:
         return s.constant(scale, dtype)
     if isinstance(width, int):
@@ -112,7 +112,7 @@ def _masked(b: Builder, scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _causal(b: Builder, scores: Tensor) -> Tensor:
-    """-inf where the key comes after the query, by comparing loop indices: no mask tensor."""
+    """Set scores to -inf where the key comes after the query. Loop indices are compared, so no mask tensor is stored."""
 
     def body(v: Scalar) -> Scalar:
         row, column = (s.from_index(_loop(scores.rank - back), torch.int64) for back in (2, 1))
@@ -126,7 +126,7 @@ def _loop(dim: int) -> ir.Value:
 
 
 def attention_with_statistics(b: Builder, result: Sequence[Meta], *args: Any, **kwargs: Any) -> list[Tensor]:
-    """aten._scaled_dot_product_flash_attention_for_cpu and its kind: (output, log-sum-exp); the second is for training only."""
+    """aten._scaled_dot_product_flash_attention_for_cpu and its variants: (output, log-sum-exp); only training uses the second."""
     query, key, value, *rest = args
     dropout, causal = (*rest, 0.0, False)[:2] if len(rest) < 2 else rest[:2]
     mask, scale = kwargs.get("attn_mask"), kwargs.get("scale")

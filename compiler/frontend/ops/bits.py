@@ -1,4 +1,4 @@
-"""Ops on the bits and the divisors of numbers: signs, neighbours, mantissas, common divisors."""
+"""Ops on the bits and the divisors of numbers: signs, adjacent floats, mantissas, common divisors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
 
 
 def bits_of(v: Scalar) -> Scalar:
-    """A float's bits as a signed integer."""
+    """Bitcast a float to a signed integer of the same width."""
     return s.bitcast(v, _INTEGERS[v.dtype])
 
 
 def signbit(v: Scalar) -> Scalar:
-    """Whether the sign is minus, of -0.0 and NaN too."""
+    """Test the sign bit, also of -0.0 and NaN."""
     return bits_of(v) < 0 if v.is_float else s.constant(False, torch.bool) if v.is_unsigned else v < 0
 
 
@@ -32,7 +32,7 @@ def angle(v: Scalar) -> Scalar:
 
 
 def hypot(v: Scalar, w: Scalar) -> Scalar:
-    """Scaled by the larger, so that no square overflows."""
+    """sqrt(v² + w²), scaled by the larger magnitude so that no square overflows."""
     a, c = s.absolute(v), s.absolute(w)
     large, small = a.max(c), a.min(c)
     ratio = small / select(large.equals(0), large.like(1.0), large)
@@ -42,7 +42,7 @@ def hypot(v: Scalar, w: Scalar) -> Scalar:
 
 
 def fmax(v: Scalar, w: Scalar) -> Scalar:
-    """The larger; a NaN only where both are."""
+    """Return the larger number; NaN only if both are NaN."""
     if not v.is_float:
         return v.max(w)
     return select(v.differs(v), w, select(w.differs(w), v, v.max(w)))
@@ -55,7 +55,7 @@ def fmin(v: Scalar, w: Scalar) -> Scalar:
 
 
 def nextafter(v: Scalar, w: Scalar) -> Scalar:
-    """The neighbour of v on the way to w: one step of its bits, which order as the numbers do on either side of zero."""
+    """Return the float next to v toward w: its bits plus or minus 1, since bit patterns of one sign order by magnitude."""
     bits = bits_of(v)
     away = (w > v) ^ (v < 0)
     stepped = s.bitcast(select(away, bits + 1, bits - 1), v.dtype)
@@ -64,12 +64,12 @@ def nextafter(v: Scalar, w: Scalar) -> Scalar:
     return select(v.differs(v) | w.differs(w), v + w, select(v.equals(w), w, moved))
 
 
-# The worst pair of numbers of so many bytes (neighbouring Fibonacci numbers) takes Euclid's algorithm so many steps.
+# Byte width -> the most steps of Euclid's algorithm (reached by consecutive Fibonacci numbers).
 _EUCLID_STEPS = {1: 13, 2: 25, 4: 48, 8: 93}
 
 
 def gcd(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
-    """Euclid's algorithm, element by element."""
+    """Compute the elementwise greatest common divisor by Euclid's algorithm."""
     count = b.sizes.product(result.shape)
     flat = {name: b.reshape(b.expand(b.cast(each, result.dtype), result.shape), (count,)) for name, each in (("x", x), ("y", y))}
     loops = Loops(b, flat, {"out": ((count,), result.dtype, 0), "w": ((2,), result.dtype, 0)})
@@ -98,14 +98,14 @@ def lcm(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
 
 
 def frexp(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:
-    """(mantissa of [0.5, 1), int32 exponent)."""
+    """Return (mantissa in [0.5, 1), int32 exponent)."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     size, top = _MANTISSA_BITS[wide], 1022 if wide == torch.float64 else 126
 
     def parts(v: Scalar) -> tuple[Scalar, Scalar]:
         v = v.to(wide)
         plain = v.equals(0) | v.differs(v) | s.absolute(v).equals(math.inf)
-        small = s.absolute(v) < 2.0 ** -(top - 1)  # a denormal number: scaled first
+        small = s.absolute(v) < 2.0 ** -(top - 1)  # subnormal: scaled first
         scaled = select(small, v * 2.0 ** (size + 2), v)
         bits = bits_of(scaled)
         field = (bits >> size) & (2 * top + 3)

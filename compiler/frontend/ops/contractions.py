@@ -1,4 +1,4 @@
-"""Matrix products of every rank: one linalg.generic over the natural iteration space, operands read in their stored orientation."""
+"""Matrix products of every rank: one linalg.generic over the einsum's iteration space, with no transpose of the operands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Operand = tuple[Tensor, str]
 def contract(
     b: Builder, operands: Sequence[Operand], output: str, stored: str | None = None, accumulator: torch.dtype | None = None
 ) -> Tensor:
-    """An einsum with one letter a dimension; sums over the letters that `output` lacks. Half floats accumulate and return in float32.
+    """Emit an einsum with one letter a dimension; letters missing from `output` are summed. Half floats accumulate and return in float32.
 
-    `stored` is the order in which the output's dimensions are laid out, `output` the order in which the result shows them. The products
-    and sums are of type `accumulator`, to which the body extends the factors; if not given, of the operands' type.
+    `output` is the logical order of the result's dimensions, `stored` the order in memory. Products and sums have the type `accumulator`,
+    to which the body extends the factors; by default the operands' type.
     """
     stored = stored or output
     sums = "".join(dict.fromkeys(letter for _, letters in operands for letter in letters if letter not in output))
@@ -67,7 +67,7 @@ def b_reads(x: Tensor, shape: Shape, loops: Sequence[ir.AffineExpr]) -> list[ir.
 def _bounds(
     b: Builder, operands: Sequence[Operand], extents: dict[str, Dim], loops: dict[str, ir.AffineExpr]
 ) -> list[tuple[Tensor, list[ir.AffineExpr]]]:
-    """A shape-only operand for loops that no operand stores (broadcast dimensions that are summed)."""
+    """Return a shape-only operand that bounds the loops of summed broadcast dimensions, which no operand stores."""
     stored = {
         letters[axis]
         for x, letters in operands
@@ -83,7 +83,7 @@ def _bounds(
 
 
 def add_bias(b: Builder, x: Tensor, bias: Tensor | None, result: Meta) -> Tensor:
-    """`x + bias` in the type of `x`, cast to the result's."""
+    """Return `x + bias`, computed in the dtype of `x` and cast to the result's."""
     if bias is None:
         return b.cast(x, result.dtype)
     return b.elementwise(lambda s, t: s + t.to(s.dtype), [x, bias], result.dtype)
@@ -93,14 +93,14 @@ _BATCH = "bcdefghopqrstuvw"
 
 
 def linear(b: Builder, result: Meta, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., k] and weight [n, k] give [..., n]."""
+    """Multiply x [..., k] by the transpose of weight [n, k] and add bias [n]; return [..., n]."""
     batch = _BATCH[: x.rank - 1]
     out = "n" if weight.rank == 2 else ""
     return add_bias(b, contract(b, [(x, batch + "k"), (weight, out + "k")], batch + out), bias, result)
 
 
 def matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
-    """numpy's matmul: [..., m, k] and [..., k, n]; batch dimensions broadcast; a vector has no m or n."""
+    """numpy's matmul of [..., m, k] and [..., k, n]: batch dimensions broadcast; a rank-1 operand lacks m or n."""
     rank = max(x.rank, y.rank, 2) - 2
     batch = _BATCH[:rank]
     left = "k" if x.rank == 1 else batch[rank - (x.rank - 2) :] + "mk"
@@ -110,7 +110,7 @@ def matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
 
 
 def integer_matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
-    """x [m, k] and y [k, n] of int8 (or uint8) give int32 [m, n]: aten._int_mm."""
+    """Multiply x [m, k] by y [k, n], int8 or uint8, into int32 [m, n]: aten._int_mm."""
     return contract(b, [(x, "mk"), (y, "kn")], "mn", accumulator=result.dtype)
 
 
@@ -129,13 +129,13 @@ def addmm(b: Builder, result: Meta, bias: Tensor, x: Tensor, y: Tensor, *, beta:
 
 
 def einsum(b: Builder, result: Meta, equation: str, operands: Sequence[Tensor], path: object = None) -> Tensor:
-    """torch.einsum with explicit or implicit output; a letter twice in an operand is its diagonal."""
+    """torch.einsum with explicit or implicit output; a letter repeated in an operand takes its diagonal."""
     terms, output = _explicit(equation, [x.rank for x in operands])
     return b.cast(contract(b, [_diagonals(b, x, term) for x, term in zip(operands, terms, strict=True)], output), result.dtype)
 
 
 def _explicit(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of each operand and of the output, an ellipsis as letters of its own."""
+    """Return the letters of each operand and of the output, with each ellipsis expanded to unused letters."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     hidden = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
@@ -148,7 +148,7 @@ def _explicit(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 def _diagonals(b: Builder, x: Tensor, letters: str) -> Operand:
-    """An operand in which each letter stands once: of dimensions that share one the diagonal is taken."""
+    """Return an operand with distinct letters: dimensions that share a letter are reduced to their diagonal."""
     kept = "".join(dict.fromkeys(letters))
     if kept == letters:
         return x, letters

@@ -1,7 +1,7 @@
-"""Ops whose results are as large as the data says: a count comes first, and becomes a size of the program; then exactly so much is written.
+"""Ops with data-dependent result sizes: a first pass counts, the count becomes a size of the program, and a second pass writes the result.
 
-Both passes look at the same numbers, so that the second writes what the first counted. A count of -1 says that the op can't take its data:
-the program refuses it as a size.
+Both passes test the same elements, so the second writes exactly as many as the first counted. A count of -1 marks invalid data: the program
+reports it as an invalid size.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from llmos.compiler.frontend.scalars import Scalar, select
 from llmos.runtime.errors import UnsupportedError
 
 INT = torch.int64
-MOST_REPEATS = 2**31  # of one element: sums of more could wrap around
+MOST_REPEATS = 2**31  # of one element: larger sums could overflow
 
 
 def number_of(b: Builder, x: Tensor, dim: Dim) -> Dim:
-    """A number read from a tensor of one element, which sizes can be made of."""
+    """Return the element of the one-element tensor `x` as a size."""
     return b.computed_size(dim, b.cast(b.reshape(x, ()), INT), s.highest(x.dtype) if x.dtype != INT else 2**63 - 1)
 
 
 def nonzero(b: Builder, result: Meta, x: Tensor) -> Tensor:
-    """[count, rank of x]: where x is not 0, in row-major order."""
+    """Return the indices of nonzero elements in row-major order, int64 [count, rank of x]."""
     flat, total = _flat(b, x, x.shape)
     mask = _is_set(b, flat)
     size = b.computed_size(result.shape[0], _count(b, mask), total)
@@ -39,7 +39,7 @@ def nonzero(b: Builder, result: Meta, x: Tensor) -> Tensor:
 
 
 def nonzero_columns(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:
-    """One [count] a dimension of x: where it is not 0."""
+    """Return the indices of nonzero elements, one int64 [count] for each dimension of x."""
     if x.rank == 0:
         return nonzero_columns(b, result, b.unsqueeze(x, 0))
     places = nonzero(b, Meta((result[0].shape[0], x.rank), INT), x)
@@ -47,17 +47,17 @@ def nonzero_columns(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tenso
 
 
 def masked_select(b: Builder, result: Meta, x: Tensor, mask: Tensor) -> Tensor:
-    """[count]: the elements of x where a mask holds, both broadcast against each other."""
+    """Return the elements of x where the mask is true, [count]; both broadcast against each other."""
     shape = b.broadcast_shape([x.shape, mask.shape])
     values, total = _flat(b, x, shape)
     flags = _is_set(b, _flat(b, mask, shape)[0])
-    size = b.computed_size(result.shape[0], _count(b, flags), total, is_exact=True)  # torch: no more than x has, which a mask may exceed
+    size = b.computed_size(result.shape[0], _count(b, flags), total, is_exact=True)  # torch's bound is x, which a mask may exceed
     taken = indexing.index_select(b, Meta((size,), x.dtype), values, 0, b.reshape(_places(b, flags, size), (size,)))
     return b.renamed(taken, result.shape)
 
 
 def _flat(b: Builder, x: Tensor, shape: tuple[Dim, ...]) -> tuple[Tensor, Dim]:
-    """x, broadcast to a shape, as one dimension; how many elements that are."""
+    """Broadcast x to a shape and flatten it; return it and its number of elements."""
     total = b.sizes.product(shape)
     return b.reshape(b.expand(x, shape), (total,)), total
 
@@ -67,7 +67,7 @@ def _is_set(b: Builder, x: Tensor) -> Tensor:
 
 
 def _count(b: Builder, mask: Tensor) -> Tensor:
-    """How many elements of a mask [n] hold."""
+    """Count the true elements of a mask [n]."""
     return b.reduce(mask, [0], 0, lambda flag, total: total + flag, INT, False)
 
 
@@ -78,7 +78,7 @@ def _selected(
     columns: dict[str, tuple[int, torch.dtype]],
     write: Callable[[Loops, Scalar, Scalar], None],
 ) -> dict[str, Tensor]:
-    """Arrays of `size` rows, one for each element of a mask [n] that holds: `write(loops, i, row)` fills the row of element i."""
+    """Build arrays of `size` rows, one for each true element of a mask [n]; `write(loops, i, row)` fills the row of element i."""
     state = {name: ((size, width), dtype, 0) for name, (width, dtype) in columns.items()}
     loops = Loops(b, {"mask": mask}, {**state, "at": ((1,), INT, 0)})
 
@@ -95,7 +95,7 @@ def _selected(
 
 
 def _write_place(loops: Loops, flat: Scalar, at: Scalar, shape: Sequence[Dim]) -> None:
-    """The coordinates of a flat place."""
+    """Write the coordinates of a flat index."""
     for axis in reversed(range(len(shape))):
         outer = flat / loops.number(shape[axis])
         loops.set("out", [at, axis], flat - outer * loops.number(shape[axis]))
@@ -103,7 +103,7 @@ def _write_place(loops: Loops, flat: Scalar, at: Scalar, shape: Sequence[Dim]) -
 
 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """x[indices], of numbers or of one mask."""
+    """x[indices], by integer indices or by one mask. Raises UnsupportedError for a mask beside other indices."""
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     if not any(ids.dtype in (torch.bool, torch.uint8) for ids in chosen.values()):
         return indexing.index(b, result, x, indices)
@@ -114,7 +114,7 @@ def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None])
 
 
 def _index_by_mask(b: Builder, result: Meta, x: Tensor, mask: Tensor, position: int) -> Tensor:
-    """x[..., mask, ...]: the slices of x where a mask over some of its dimensions, from `position` on, holds."""
+    """x[..., mask, ...]: select the slices of x where a mask over its dimensions from `position` on is true."""
     lead, rest = x.shape[:position], x.shape[position + mask.rank :]
     flags, total = _flat(b, mask, mask.shape)
     flags = _is_set(b, flags)
@@ -125,12 +125,12 @@ def _index_by_mask(b: Builder, result: Meta, x: Tensor, mask: Tensor, position: 
 
 
 def _places(b: Builder, mask: Tensor, size: Dim) -> Tensor:
-    """[size, 1]: where a mask [n] holds."""
+    """Return the indices of the true elements of a mask [n], [size, 1]."""
     return _selected(b, mask, size, {"out": (1, INT)}, lambda loops, i, at: loops.set("out", [at, 0], i))["out"]
 
 
 def repeat_interleave(b: Builder, result: Meta, repeats: Tensor, output_size: Dim | None = None) -> Tensor:
-    """[sum of repeats]: each i as often as `repeats[i]` says; none may be negative."""
+    """Repeat each index i `repeats[i]` times, [sum of repeats]; a negative repeat is an error of the call."""
     times = b.cast(repeats, INT)
     total = b.reduce(times, [0], 0, lambda each, sum_: sum_ + each.max(0).min(MOST_REPEATS), INT, False)
     least = b.reduce(times, [0], 0, lambda each, low: low.min(each), INT, False)
@@ -150,7 +150,7 @@ def repeat_interleave(b: Builder, result: Meta, repeats: Tensor, output_size: Di
 
 
 def bincount(b: Builder, result: Meta, x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
-    """[max(largest + 1, minlength)]: how often each number is in x [n], or the sum of its weights; none may be negative."""
+    """Count each number of x [n], or sum its weights, [max(largest + 1, minlength)]; a negative number is an error of the call."""
     high = s.highest(x.dtype) + 1 if x.dtype != INT else 2**63 - 1
     numbers = b.cast(x, INT)
     most = b.reduce(numbers, [0], minlength - 1, lambda each, top: top.max(each), INT, False)

@@ -1,6 +1,6 @@
-"""Slices whose ends data gives, and slices of what data cuts: Python's rule for each end, worked out while the program runs.
+"""Slices with data-dependent ends, and slices of dimensions of data-dependent size: the program applies Python's slice rules at run time.
 
-What is sliced by is brought into the tensor, or checked, before a kernel reads by it.
+Positions are clamped or checked before a kernel reads by them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def narrow(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim, length: Di
 
 
 def split(b: Builder, result: Sequence[Meta], x: Tensor, given: Any, dim: int = 0) -> list[Tensor]:
-    """split, split_with_sizes, chunk: the results' sizes say where each part ends."""
+    """split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
     dim %= x.rank
     if not any(b.sizes.is_computed(each) for each in (x.shape[dim], *[meta.shape[dim] for meta in result])):
         return shapes.split(b, result, x, given, dim)
@@ -58,7 +58,7 @@ def split(b: Builder, result: Sequence[Meta], x: Tensor, given: Any, dim: int = 
 
 
 def scalar_of(b: Builder, value: Callable[[], Scalar]) -> Tensor:
-    """A number as an int64 without dims."""
+    """Return a number as an int64 tensor of rank 0."""
     return b.elementwise(lambda: value(), [], INT, ())
 
 
@@ -67,7 +67,7 @@ def size_scalar(b: Builder, dim: Dim) -> Scalar:
 
 
 def _slice_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim | None, end: Dim | None, step: int) -> Tensor:
-    """x[start:end:step] along a dimension, with ends that data gives or behind what data cuts: Python's rule, worked out when it runs."""
+    """x[start:end:step] along a dimension, with data-dependent ends or a data-dependent size; the program applies Python's slice rules."""
     size = x.shape[dim]
     first = b.computed_size(None, scalar_of(b, lambda: _end(b, start, size, 0)), size)
 
@@ -80,7 +80,7 @@ def _slice_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim | N
 
 
 def _end(b: Builder, position: Dim | None, size: Dim, default: Dim) -> Scalar:
-    """One end of a slice: negative counts from the back, then brought to [0, size]."""
+    """Return one end of a slice: a negative one counts from the end, then it is clamped to [0, size]."""
     if position is None:
         return size_scalar(b, default)
     given, whole = size_scalar(b, position), size_scalar(b, size)
@@ -88,7 +88,7 @@ def _end(b: Builder, position: Dim | None, size: Dim, default: Dim) -> Scalar:
 
 
 def _narrow_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim) -> Tensor:
-    """x[start : start + length] where that lies inside; anything else is an error of the call."""
+    """x[start : start + length]; a slice out of range is an error of the call."""
     size, length = x.shape[dim], result.shape[dim]
 
     def first() -> Scalar:
@@ -100,7 +100,7 @@ def _narrow_by_data(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim) -
 
 
 def _select_by_data(b: Builder, x: Tensor, dim: int, at: Dim) -> Tensor:
-    """x[..., at, ...] with a number from data, which the kernel checks."""
+    """x[..., at, ...] at a data-dependent index, which the kernel checks."""
     ids = b.unsqueeze(scalar_of(b, lambda: size_scalar(b, at)), 0)
     kept = Meta((*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.dtype)
     return b.squeeze(gathered(b, kept, x, {dim: ids}, lead=1, position=dim), dim)

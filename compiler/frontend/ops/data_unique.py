@@ -1,6 +1,6 @@
-"""Distinct numbers, or slices along a dimension: sorted or in runs, with where each came from and how often it is there.
+"""Distinct numbers, or slices along a dimension, sorted or as runs of equal ones, with inverse indices and counts.
 
-All of them work on rows [n, width]: an order of the rows (or none), which of them differ from the one before, and one pass that writes.
+All work on rows [n, width]: order the rows (if sorted), mark the rows that differ from the one before, and write them in one pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INT = torch.int64
 def unique2(
     b: Builder, result: Sequence[Meta], x: Tensor, sorted: bool = True, inverse: bool = False, counts: bool = False
 ) -> list[Tensor]:
-    """(values [count], inverse of x's shape, counts [count]), in ascending order."""
+    """Return (values [count] in ascending order, int64 inverse indices of x's shape, int64 counts [count])."""
     flat = b.reshape(x, (b.sizes.product(x.shape),))
     _, order = stable_sort(b, [Meta(flat.shape, x.dtype), Meta(flat.shape, INT)], flat, dim=0)
     found = _distinct(b, result[0].shape[0], _column(b, flat), order)
@@ -33,7 +33,7 @@ def unique2(
 def unique_consecutive(
     b: Builder, result: Sequence[Meta], x: Tensor, inverse: bool = False, counts: bool = False, dim: int | None = None
 ) -> list[Tensor]:
-    """As `unique2`, of each run of equal numbers or slices one."""
+    """As `unique2`, with one entry for each run of equal consecutive numbers or slices."""
     if dim is None:
         found = _distinct(b, result[0].shape[0], _column(b, b.reshape(x, (b.sizes.product(x.shape),))), None)
         return _answers(b, result, b.squeeze(found.rows, 1), found)
@@ -43,7 +43,7 @@ def unique_consecutive(
 def unique_dim(
     b: Builder, result: Sequence[Meta], x: Tensor, dim: int, sorted: bool = True, inverse: bool = False, counts: bool = False
 ) -> list[Tensor]:
-    """As `unique2`, of slices along a dimension in the order of their first different numbers."""
+    """As `unique2`, for slices along a dimension in lexicographic order."""
     return _along(b, result, x, dim, True)
 
 
@@ -65,7 +65,7 @@ class _Distinct:
 
 
 def _answers(b: Builder, result: Sequence[Meta], values: Tensor, found: _Distinct) -> list[Tensor]:
-    """What the op gives; a part that nobody asked for has no elements."""
+    """Return the op's results; an output that was not requested has no elements."""
     answers = [b.renamed(values, result[0].shape)]
     for meta, value in zip(result[1:], (found.inverse, found.counts), strict=True):
         if len(meta.shape) == 1 and meta.shape[0] == 0:
@@ -80,7 +80,7 @@ def _column(b: Builder, flat: Tensor) -> Tensor:
 
 
 def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Distinct:
-    """The rows that differ from the one before them in an order."""
+    """Find the rows that differ from their predecessor in an order."""
     n, width = rows.shape
     compared = b.cast(rows, torch.float32) if rows.dtype == torch.bfloat16 else rows
     inputs = {"rows": compared, **({} if order is None else {"order": order})}
@@ -125,17 +125,17 @@ def _distinct(b: Builder, dim: Dim, rows: Tensor, order: Tensor | None) -> _Dist
 
 
 def _bits(b: Builder, x: Tensor, dtype: torch.dtype, wanted: torch.dtype) -> Tensor:
-    """bfloat16 as the integers that are moved in its place, and back: LLVM would move numbers of it through float32."""
+    """Bitcast bfloat16 to integers for data movement, and back: LLVM would move bfloat16 numbers through float32."""
     return b.elementwise(lambda v: s.bitcast(v, wanted), [x], wanted) if dtype == torch.bfloat16 else x
 
 
 def _lexical_order(b: Builder, rows: Tensor) -> Tensor:
-    """[n]: rows in ascending order of their first different numbers, equal ones as they stand: each row's place is how many come before."""
+    """Return the stable lexicographic order of the rows, [n]: the position of a row is the number of rows before it."""
     n, width = rows.shape
     loops = Loops(b, {"rows": rows}, {"order": ((n,), INT, 0), "at": ((2,), INT, 0)})
 
     def compare(i: Scalar, k: Scalar) -> None:
-        loops.set("at", [1], 0)  # -1: row k comes before row i; 1: behind; 0: equal so far
+        loops.set("at", [1], 0)  # -1: row k comes before row i; 1: after it; 0: equal so far
 
         def step(j: Scalar) -> None:
             mine, other = loops.get("rows", i, j), loops.get("rows", k, j)

@@ -17,7 +17,7 @@ SWEEPS = 12  # the method converges quadratically: 6 to 8 are enough in float64
 
 
 def symmetric_eigen(b: Builder, x: Tensor, upper: bool = False) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix by cyclic Jacobi (8.5.3), in float64. One triangle is read."""
+    """Return ascending eigenvalues and eigenvectors of symmetric matrices by cyclic Jacobi (8.5.3), in float64. One triangle is read."""
     a = batched(b, x, 2)
     count, n = a.shape[0], a.shape[2]
     state = {"a": (a.shape, torch.float64, 0), "v": (a.shape, torch.float64, 0), "w": ((2,), torch.float64, 0), "at": ((1,), INT, 0)}
@@ -48,7 +48,7 @@ def _diagonal_of(b: Builder, a: Tensor) -> Tensor:
 
 
 def _rotation(app: Scalar, aqq: Scalar, apq: Scalar) -> tuple[Scalar, Scalar]:
-    """Cosine and sine that make element pq zero (8.5.2)."""
+    """Return the cosine and sine of the rotation that makes element pq zero (8.5.2)."""
     none = apq.equals(0)
     theta = (aqq - app) / (2.0 * select(none, apq.like(1.0), apq))
     t = s.copysign(1.0 / (s.absolute(theta) + s.sqrt(theta * theta + 1.0)), theta)
@@ -71,7 +71,7 @@ def _rotate_symmetric(loops: Loops, batch: Scalar, p: Scalar, q: Scalar, n: Dim)
 
 
 def _sort_step(loops: Loops, batch: Scalar, i: Scalar, n: Dim) -> None:
-    """Brings the smallest of the eigenvalues from i on to place i, its vector with it."""
+    """Move the smallest of the eigenvalues from i on, and its vector, to position i."""
     loops.set("at", [0], i)
 
     def compare(j: Scalar) -> None:

@@ -20,37 +20,37 @@ Lowering = Callable[..., Any]
 
 
 def promoted(operands: Sequence[Operand], kind: KIND) -> torch.dtype:
-    """The type torch computes in, by its promotion rules (tensors over rank-0 tensors over numbers)."""
+    """Return the dtype torch computes in, by its promotion rules (tensors over rank-0 tensors over numbers)."""
     return elementwise_dtypes(*[_sample(x) for x in operands], type_promotion_kind=kind)[0]
 
 
 def result_type(operands: Sequence[Operand], kind: KIND = KIND.DEFAULT) -> torch.dtype:
-    """The type of what torch computes, to which half floats are rounded."""
+    """Return the dtype of torch's result."""
     return elementwise_dtypes(*[_sample(x) for x in operands], type_promotion_kind=kind)[1]
 
 
 def _sample(x: Operand) -> torch.Tensor | Number:
-    """Something that torch's promotion rules treat as they treat `x`."""
+    """Return a value that torch's promotion rules treat as they treat `x`."""
     if isinstance(x, Tensor):
         return torch.empty((1,) * x.rank, dtype=x.dtype, device="meta")
     return torch.zeros((), dtype=x.dtype).item() if isinstance(x, Deferred) else x
 
 
 def apply(b: Builder, result: Meta, body: Callable[..., Scalar], operands: Sequence[Operand], dtype: torch.dtype) -> Tensor:
-    """`body` over the operands in `dtype` (half floats in float32); numbers become constants in the body."""
+    """Apply `body` elementwise, computing in `dtype` (half floats in float32); numbers become constants in the body."""
     kind = compute_dtype(dtype)
     tensors = [x for x in operands if isinstance(x, Tensor)]
 
     def compute(*loaded: Scalar) -> Scalar:
         queue = iter(loaded)
-        # A half float is rounded to its own type before it is widened: that is what eager computes with.
+        # A number is rounded to the half float before it is extended to float32, as eager mode does.
         return body(*[next(queue).to(dtype).to(kind) if isinstance(x, Tensor) else s.constant(x, dtype).to(kind) for x in operands])
 
     return b.elementwise(compute, tensors, result.dtype, result.shape)
 
 
 def unary(body: Callable[..., Scalar], kind: KIND = KIND.INT_TO_FLOAT) -> Lowering:
-    """An op of one tensor; further arguments are numbers handed to the body."""
+    """Make the lowering of an op of one tensor; further arguments are numbers passed to the body."""
 
     def lower(b: Builder, result: Meta, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         kwargs.pop("inplace", None)
@@ -118,7 +118,7 @@ def floor_quotient(v: Scalar, w: Scalar) -> Scalar:
 
 
 def _float_floor_quotient(v: Scalar, w: Scalar) -> Scalar:
-    """The floor of the exact quotient, which a rounded one may be above; of special numbers what torch gives."""
+    """Return the floor of the exact quotient, which the rounded one may exceed; infinities, NaN and zero divisors as in torch."""
     quotient = v / w
     whole = s.floor(quotient)
     rest = s.fma(whole, -w, v)
@@ -129,7 +129,7 @@ def _float_floor_quotient(v: Scalar, w: Scalar) -> Scalar:
 
 
 def fmod(v: Scalar, w: Scalar) -> Scalar:
-    """The remainder with the dividend's sign (C's fmod and %)."""
+    """Return the remainder with the dividend's sign (C's fmod and %)."""
     from llmos.compiler.ir.bindings import arith
 
     build = arith.remf if v.is_float else arith.remui if v.is_unsigned else arith.remsi
@@ -137,7 +137,7 @@ def fmod(v: Scalar, w: Scalar) -> Scalar:
 
 
 def modulo(v: Scalar, w: Scalar) -> Scalar:
-    """The remainder with the divisor's sign (Python's %)."""
+    """Return the remainder with the divisor's sign (Python's %)."""
     r = fmod(v, w)
     if v.is_unsigned:
         return r
@@ -153,7 +153,7 @@ def power(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
 
 
 def _unsigned_power(v: Scalar, w: Scalar) -> Scalar:
-    """By way of a type in which no exponent is negative."""
+    """Compute a uint8 power in int32, in which no exponent becomes negative."""
     return s.power(v.to(torch.int32), w.to(torch.int32)).to(v.dtype)
 
 
@@ -168,7 +168,7 @@ def comparison(relation: str) -> Lowering:
 
 
 def _known_comparison(b: Builder, relation: str, x: Operand, y: Operand) -> bool | None:
-    """A comparison of indices with a number that the symbols' ranges decide."""
+    """Return the result of comparing indices with a number where the symbols' ranges decide it, else None."""
     if not (isinstance(x, Tensor) and isinstance(x.fact, Iota) and isinstance(y, int)):
         return None
     ends = [x.fact.start, x.fact.start + x.fact.step * (b.sizes.bounds(x.shape[x.fact.axis])[1] - 1)]
@@ -183,7 +183,7 @@ def logical(body: Callable[[Scalar, Scalar], Scalar]) -> Lowering:
 
 
 def both(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
-    """Bitwise and; a mask that is known to be all true vanishes."""
+    """Bitwise and; a mask known to be all true is dropped."""
     for known, other in ((x, y), (y, x)):
         if isinstance(other, Tensor) and other.dtype == torch.bool and _is_splat(known, True):
             return b.expand(other, result.shape)
@@ -228,7 +228,7 @@ def clamp(b: Builder, result: Meta, x: Tensor, low: Operand | None = None, high:
 
 
 def convert(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Every overload of `Tensor.to`: the result's metadata says the type."""
+    """Every overload of `Tensor.to`: the result's metadata gives the dtype."""
     return b.cast(x, result.dtype)
 
 
@@ -334,7 +334,7 @@ def prelu(b: Builder, result: Meta, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Tensor:
-    """From the end that is nearer, so that a weight of 1 gives y."""
+    """Interpolate from the nearer end, so that a weight of 1 gives exactly y."""
 
     def body(v: Scalar, w: Scalar, t: Scalar) -> Scalar:
         return select(s.absolute(t) < 0.5, v + t * (w - v), w - (w - v) * (1.0 - t))
@@ -358,7 +358,7 @@ def ldexp(v: Scalar, w: Scalar) -> Scalar:
 
 
 def log_add_exp(exponential: Callable[[Scalar], Scalar], unit: float) -> Callable[[Scalar, Scalar], Scalar]:
-    """log(b^v + b^w) to base b, for b^v as `exponential` and the logarithm of b as `unit`."""
+    """Make log_b(b^v + b^w), where `exponential` computes b^v and `unit` is the natural logarithm of b."""
 
     def body(v: Scalar, w: Scalar) -> Scalar:
         top = v.max(w)
@@ -376,7 +376,7 @@ def polygamma(b: Builder, result: Meta, order: int, x: Tensor) -> Tensor:
 
 
 def rounded(v: Scalar, decimals: int) -> Scalar:
-    """To so many decimals, halves to even; as torch, by way of a power of ten."""
+    """Round to `decimals` places, halves to even; scales by a power of ten, as torch does."""
     if not v.is_float:
         return v
     scale = 10.0 ** abs(decimals)

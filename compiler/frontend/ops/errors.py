@@ -1,4 +1,4 @@
-"""What a lowering says when it doesn't take a case, and what becomes of one that fails."""
+"""The exceptions of lowerings: a case that is not handled, and an internal failure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class NotLowered(Exception):
-    """This form of the op isn't ours: torch-mlir may take it."""
+    """The lowering doesn't handle this form of the op; torch-mlir is tried next."""
 
 
 class LoweringError(PassError):
-    """A lowering raised what it should not: an error of the compiler. `node` is the call of the exported graph."""
+    """A lowering raised an unexpected exception: a compiler bug. `node` is the call in the exported graph."""
 
     def __init__(self, message: str, node: fx.Node) -> None:
         super().__init__(message)

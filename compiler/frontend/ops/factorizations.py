@@ -27,7 +27,7 @@ def _smaller(b: Builder, m: Dim, n: Dim) -> Dim:
 
 
 def cholesky(b: Builder, x: Tensor, upper: bool = False) -> tuple[Tensor, Tensor]:
-    """The factor and LAPACK's info (0, or the first column that is not positive); 4.2.1, in float64."""
+    """Return the Cholesky factor of x [..., n, n] and LAPACK's info (0, or the 1-based column that is not positive); 4.2.1, in float64."""
     a = batched(b, x, 2)
     count, n = a.shape[0], a.shape[2]
     shape = (count, n, n)
@@ -65,7 +65,7 @@ def cholesky_ex(b: Builder, result: Sequence[Meta], x: Tensor, *, upper: bool = 
 
 
 def lu(b: Builder, x: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """(factors in one matrix, 1-based pivots [..., k] int32, info) with partial pivoting; 3.4.1, in float64."""
+    """Return (L and U in one matrix, 1-based int32 pivots [..., k], info) with partial pivoting; 3.4.1, in float64."""
     a = batched(b, x, 2)
     count, m, n = a.shape
     k = _smaller(b, m, n)
@@ -132,7 +132,7 @@ def lu_factor(b: Builder, result: Sequence[Meta], x: Tensor, *, pivot: bool = Tr
 
 
 def permutation(b: Builder, pivots: Tensor, m: Dim, dtype: torch.dtype) -> Tensor:
-    """P [..., m, m] with P L U = A, from 1-based pivots [..., k]."""
+    """Return P [..., m, m] with P L U = A, from 1-based pivots [..., k]."""
     flat = batched(b, pivots, 1)
     count, k = flat.shape
     loops = Loops(b, {"pivots": flat}, {"rows": ((count, m), INT, 0), "p": ((count, m, m), dtype, 0)})
@@ -154,7 +154,7 @@ def permutation(b: Builder, pivots: Tensor, m: Dim, dtype: torch.dtype) -> Tenso
 
 
 def triangular(b: Builder, result: Meta, a: Tensor, rhs: Tensor, upper: bool, left: bool = True, unit: bool = False) -> Tensor:
-    """X with A X = rhs, or X A = rhs; A's other triangle isn't read. 3.1.1 and 3.1.2, in float64."""
+    """Solve A X = rhs, or X A = rhs if not `left`, for a triangular A; the other triangle isn't read. 3.1.1 and 3.1.2, in float64."""
     if not left:
         turned = Meta((*result.shape[:-2], result.shape[-1], result.shape[-2]), result.dtype)
         a, rhs = (b.permute(each, _swapped(each.rank)) for each in (a, rhs))
@@ -184,7 +184,7 @@ def solve_triangular(
 
 
 def householder(b: Builder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """LAPACK's geqrf: R above reflectors [..., m, n], and their factors tau [..., k]; 5.2.1, in float64."""
+    """LAPACK's geqrf: return R above the reflectors [..., m, n], and the factors tau [..., k]; 5.2.1, in float64."""
     a = batched(b, x, 2)
     count, m, n = a.shape
     k = _smaller(b, m, n)
@@ -229,7 +229,7 @@ def geqrf(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:
 
 
 def apply_reflectors(b: Builder, v: Tensor, tau: Tensor, c: Tensor, transpose: bool) -> Tensor:
-    """Q C, or Qᵀ C, for reflectors v [batch, m, >= k] below the diagonal, tau [batch, k], C [batch, m, columns]; 5.1.4."""
+    """Return Q C, or Qᵀ C, for reflectors v [batch, m, >= k] below the diagonal, tau [batch, k] and C [batch, m, columns]; 5.1.4."""
     count, m, columns = c.shape
     k = tau.shape[1]
     loops = Loops(b, {"v": v, "tau": tau, "c": c}, {"out": (c.shape, torch.float64, 0), "w": ((1,), torch.float64, 0)})
@@ -267,7 +267,7 @@ def identity(b: Builder, count: Dim, rows: Dim, columns: Dim) -> Tensor:
 
 
 def qr(b: Builder, result: Sequence[Meta], x: Tensor, mode: str = "reduced") -> list[Tensor]:
-    """(Q, R); mode "r" leaves Q empty."""
+    """Return (Q, R); Q is empty in mode "r"."""
     packed, tau = householder(b, x)
     rows = result[1].shape[-2]
     r = b.cast(_triangle(b, _rows(b, packed, rows), upper=True), x.dtype)

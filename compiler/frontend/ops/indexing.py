@@ -1,4 +1,4 @@
-"""Reads at positions that data gives: embedding, gather, advanced indexing. The table is read by tensor.extract in the body."""
+"""Reads at data-dependent positions: embedding, gather, advanced indexing. The body reads the table by tensor.extract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmos.runtime.errors import UserError
 
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
-    """Rows of `table` [rows, width] for ids of any shape. Known ids (one row, or consecutive rows) are a slice."""
+    """Look up rows of `table` [rows, width] for ids of any shape; return [*ids.shape, width]. Known consecutive ids become a slice."""
     if isinstance(ids.fact, Splat) and _is_inside(b, int(ids.fact.value), 1, table.shape[0]):
         return b.expand(extract(b, table, 0, int(ids.fact.value), 1), result.shape)
     if isinstance(ids.fact, Iota) and ids.fact.step == 1 and _is_inside(b, ids.fact.start, ids.shape[ids.fact.axis], table.shape[0]):
@@ -30,7 +30,7 @@ def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> 
 
 
 def _is_inside(b: Builder, start: int, length: Dim, size: Dim) -> bool:
-    """Whether [start, start + length) lies in [0, size) at every size; else the kernel checks each index."""
+    """Whether [start, start + length) lies in [0, size) for all sizes; otherwise the kernel checks each index."""
     return start >= 0 and b.sizes.bounds(b.sizes.simplify(sympy.sympify(size) - length - start))[0] >= 0
 
 
@@ -42,7 +42,7 @@ def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> 
 
 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """x[indices]: the index tensors broadcast together; their dimensions stand where they stood if adjacent, else first."""
+    """x[indices]: the index tensors broadcast together; their dimensions keep their position if adjacent, else come first."""
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     lead = max(ids.rank for ids in chosen.values())
     adjacent = max(chosen) - min(chosen) + 1 == len(chosen)
@@ -52,7 +52,7 @@ def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None])
 
 
 def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int) -> Tensor | None:
-    """Indexing by whole ranges (arange over the full dimension) or by zero in a dimension of size 1 is a transpose: no gather."""
+    """Return a transpose where every index is a full range (arange over the dimension) or zero in a dimension of size 1, else None."""
     source: dict[int, int] = {}  # dimension of the result -> dimension of x
     squeezed = []
     for dim, ids in chosen.items():
@@ -82,9 +82,9 @@ def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
 
 
 def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int, wraps: bool = True) -> Tensor:
-    """A tensor of x's elements: dimensions in `chosen` are read where their index tensors say, the rest run along.
+    """Gather from x: dimensions in `chosen` are read at their index tensors, the others elementwise.
 
-    `wraps`: whether a negative index counts from the end; where it doesn't, the kernel reports it.
+    `wraps`: whether a negative index counts from the end; otherwise the kernel reports it as out of range.
     """
     for dim, ids in chosen.items():
         require_inside(ids, x.shape[dim], wraps)
@@ -110,7 +110,7 @@ def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
 
 
 def require_inside(ids: Tensor, size: Dim, wraps: bool) -> None:
-    """Raises UserError for an index that is known to lie outside of a dimension of known size."""
+    """Raise UserError for a constant index outside of a dimension of static size."""
     if not isinstance(size, int) or not isinstance(ids.fact, (Splat, Iota)) or 0 in ids.shape:
         return
     ends = [int(ids.fact.value)] if isinstance(ids.fact, Splat) else [ids.fact.start]
@@ -122,17 +122,17 @@ def require_inside(ids: Tensor, size: Dim, wraps: bool) -> None:
 
 
 def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
-    """An index as torch takes it: negative counts from the end."""
+    """Return an index by torch's rule: a negative one counts from the end."""
     from llmos.compiler.frontend.ops.reductions import number
 
     if at.is_unsigned:
         return to_index(at)
-    wide = at.to(torch.int64)  # the size may be more than an index of few bits holds
+    wide = at.to(torch.int64)  # the size may exceed the range of a narrow index dtype
     return to_index(select(wide < 0, wide + number(b, size, torch.int64), wide))
 
 
 def take_along_dim(b: Builder, result: Meta, x: Tensor, ids: Tensor, dim: int | None = None) -> Tensor:
-    """`gather` of what broadcasts beside `dim`; takes negative indices."""
+    """`gather` with broadcasting of the dimensions other than `dim`; negative indices count from the end."""
     if dim is None:
         x, ids, dim = b.reshape(x, (b.sizes.product(x.shape),)), b.reshape(ids, (b.sizes.product(ids.shape),)), 0
     dim %= x.rank
@@ -141,7 +141,7 @@ def take_along_dim(b: Builder, result: Meta, x: Tensor, ids: Tensor, dim: int | 
 
 
 def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, *, wraps: bool = False, **_: Any) -> Tensor:
-    """out[i, j] = x[ids[i, j], j] for dim 0."""
+    """out[i, j] = x[ids[i, j], j] for dim 0. Raises UserError for a constant index out of range."""
     if x.rank == 0:
         return b.expand(x, result.shape)
     if isinstance(x.fact, Splat):

@@ -1,8 +1,8 @@
-"""Ops best said as loops over single elements: factorizations, orders, recurrences of a length that data gives.
+"""Ops expressed as loops over single elements: factorizations, orders, recurrences of data-dependent length.
 
-`Loops` builds nested `scf.for` whose body reads and writes elements of named arrays, carried through every loop, so that a body is
-written as in C. Such an op runs on one thread in the fallback kernel (docs/codegen.md), which checks no index: a position that comes from
-data must be brought into range by the body.
+`Loops` builds nested `scf.for` whose body reads and writes elements of named arrays, which every loop carries, so that a body reads like C.
+Such an op runs on one thread in the fallback kernel (docs/codegen.md), which checks no index: the body must bring a data-dependent position
+into range.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Bound: TypeAlias = "Scalar | int | sympy.Expr"
 
 
 class Loops:
-    """Named arrays and loops over them. `inputs` are read; `state` is read and written: shape, dtype and the number it starts with."""
+    """Named arrays and loops over them. `inputs` are read-only; `state` is read and written and gives shape, dtype and initial value."""
 
     def __init__(self, b: Builder, inputs: Mapping[str, Tensor], state: Mapping[str, tuple[Shape, torch.dtype, Number]]) -> None:
         self.b = b
@@ -38,7 +38,7 @@ class Loops:
         return self.b.dense_tensor(self._values[name], self._shapes[name], self._dtypes[name])
 
     def number(self, value: Bound) -> Scalar:
-        """A number, or a size of the program, as int64."""
+        """Return a number, or a size of the program, as int64."""
         if isinstance(value, Scalar):
             return value
         return s.constant(value, torch.int64) if isinstance(value, int) else s.from_index(self.b.index(value), torch.int64)
@@ -59,15 +59,15 @@ class Loops:
         self.set(name, at, self.get(name, *at) + value)
 
     def loop(self, low: Bound, high: Bound, body: Callable[[Scalar], None]) -> None:
-        """`body(i)` for i from low to high - 1."""
+        """Emit `body(i)` for i from low to high - 1."""
         if self._depth == 0 and (low, high) == (0, 1):
-            # Upstream takes a loop of one turn away, which leaves single elements to the host function: a second turn does nothing.
+            # Upstream folds a loop of trip count 1, which moves its elements to the host function: add an iteration that does nothing.
             self._emit(0, 2, lambda i: self._emit(0, 1 - i, lambda _: body(i)))
         else:
             self._emit(low, high, body)
 
     def when(self, condition: Scalar, body: Callable[[], None]) -> None:
-        """`body()` where a condition holds: a loop of one turn or none."""
+        """Emit `body()` under a condition, as a loop of trip count 0 or 1."""
         self._emit(0, condition.to(torch.int64), lambda _: body())
 
     def _emit(self, low: Bound, high: Bound, body: Callable[[Scalar], None]) -> None:
@@ -92,7 +92,7 @@ class Loops:
 def each_element(
     b: Builder, shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor], body: Callable[..., None], scratch: int = 4
 ) -> Tensor:
-    """An elementwise op whose body loops: `body(loops, *elements in float64)` leaves its answer in element 0 of "w"."""
+    """Emit an elementwise op whose body loops: `body(loops, *elements in float64)` leaves its result in element 0 of "w"."""
     count = b.sizes.product(shape)
     flat = {f"x{i}": b.reshape(b.expand(x, shape), (count,)) for i, x in enumerate(operands)}
     loops = Loops(b, flat, {"out": ((count,), dtype, 0), "w": ((scratch,), torch.float64, 0)})
@@ -106,7 +106,7 @@ def each_element(
 
 
 def batched(b: Builder, x: Tensor, keep: int) -> Tensor:
-    """`x` with all but its last `keep` dimensions as one."""
+    """Collapse all but the last `keep` dimensions of `x` into one."""
     lead = x.shape[: x.rank - keep]
     return b.reshape(x, (b.sizes.product(lead), *x.shape[x.rank - keep :]))
 

@@ -1,8 +1,7 @@
 """Ops about the order of numbers along one dimension: sorting, the k largest, medians, the most frequent number.
 
-Every one is a stable sort of integer keys (compiler/analysis/sorts.py). A key has the order of its number: NaN is above all others, and
--0.0 equals 0.0. In descending order keys are complemented, so that NaN comes first and equal numbers still stand in the order in which they
-came.
+Each is a stable sort of integer keys (compiler/analysis/sorts.py). Keys order as their numbers do: NaN is the largest, and -0.0 equals 0.0.
+For descending order keys are complemented, so that NaN comes first and equal numbers keep their order.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _INFINITIES = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float32: 0x7
 
 
 def order_key(v: Scalar, descending: bool = False) -> Scalar:
-    """A signed integer of the width of `v` whose order is that of the numbers."""
+    """Return a signed integer of the width of `v` that orders as the numbers do."""
     kind = _KEYS[v.dtype.itemsize]
     limits = torch.iinfo(kind)
     bits = s.cast(v, kind) if v.dtype == torch.bool else s.bitcast(v, kind)
@@ -46,7 +45,7 @@ def order_key(v: Scalar, descending: bool = False) -> Scalar:
 
 
 def sort_by(b: Builder, keys: Tensor, payloads: Sequence[Tensor]) -> list[Tensor]:
-    """Payloads of the shape of integer `keys`, in the ascending order of the keys along the last dimension; equal keys keep their order."""
+    """Sort payloads, of the shape of the integer `keys`, stably by ascending keys along the last dimension."""
     operands = [b.dense(each) for each in (keys, *payloads)]
     i64 = ir.IntegerType.get_signless(64)
     attributes = {
@@ -63,12 +62,12 @@ def sort_by(b: Builder, keys: Tensor, payloads: Sequence[Tensor]) -> list[Tensor
 
 
 def _last(x: Tensor, dim: int) -> list[int]:
-    """The order of dimensions that puts `dim` last."""
+    """Return the permutation that moves `dim` to the end."""
     return [*[i for i in range(x.rank) if i != dim], dim]
 
 
 def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> list[Tensor]:
-    """(values, int64 indices) of x in order along `dim`."""
+    """Return (values, int64 indices) of x sorted along `dim`."""
     order = _last(x, dim)
     turned = b.dense(b.permute(x, order))
     keys = b.elementwise(lambda v: order_key(v, descending), [turned], _KEYS[x.dtype.itemsize])
@@ -77,7 +76,7 @@ def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> l
 
 
 def sort(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> list[Tensor]:
-    """(values, indices), equal numbers in the order in which they stand."""
+    """Return (values, int64 indices); the sort is stable."""
     return [x, b.full((), INT, 0)] if x.rank == 0 else sorted_along(b, x, dim % x.rank, descending)
 
 
@@ -98,14 +97,14 @@ def stable_argsort(b: Builder, result: Meta, x: Tensor, *, stable: bool, dim: in
 def top_k(
     b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, largest: bool = True, ordered: bool = True, **_: Any
 ) -> list[Tensor]:
-    """(values, indices) of the k largest or smallest, in order whether or not that is asked for."""
+    """Return (values, int64 indices) of the k largest or smallest, always sorted."""
     if x.rank == 0:
         return [b.reshape(each, meta.shape) for each, meta in zip((x, b.full((), INT, 0)), result, strict=True)]
     return [extract(b, each, dim % x.rank, 0, k) for each in sorted_along(b, x, dim % x.rank, largest)]
 
 
 def kth_value(b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
-    """(value, index) of the k-th smallest, counted from 1."""
+    """Return (value, int64 index) of the k-th smallest, counted from 1."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
     chosen = [extract(b, each, dim % x.rank, b.sizes.simplify(k - 1), 1) for each in sorted_along(b, x, dim % x.rank)]
@@ -113,7 +112,7 @@ def kth_value(b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = 
 
 
 def median(ignore_nan: bool) -> Callable[..., list[Tensor]]:
-    """(values, indices): the lower median; a NaN is the answer unless it is ignored."""
+    """Make the lowering that returns (values, indices) of the lower median; NaN propagates unless it is ignored."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
         if x.rank == 0:
@@ -132,7 +131,7 @@ def median(ignore_nan: bool) -> Callable[..., list[Tensor]]:
 
 
 def _middle(b: Builder, x: Tensor, dim: int, ignore_nan: bool) -> Tensor:
-    """Where the median of floats stands in their order, NaN at its end."""
+    """Return the rank of the median of floats in their order, in which NaN comes last."""
     above = torch.iinfo(_KEYS[x.dtype.itemsize]).max
     numbers = b.reduce(b.elementwise(lambda v: order_key(v).differs(above), [x], INT), [dim], 0, lambda v, total: total + v, INT, True)
 
@@ -154,7 +153,7 @@ def median_of_all(ignore_nan: bool) -> Callable[..., Tensor]:
 
 
 def mode(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
-    """(values, indices): the most frequent number, the smallest of several, and where it stands last."""
+    """Return (values, indices) of the most frequent number: the smallest of several, at its last position."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
     dim %= x.rank
@@ -162,7 +161,7 @@ def mode(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, keepdim: 
     dense = b.dense(values)
 
     def start(at: list[ir.Value]) -> Scalar:
-        """The place of an element that differs from the one before, else 0."""
+        """Return the position of an element that differs from the one before, else 0."""
         place = from_index(at[dim], INT)
         before = [to_index((place - 1).max(0)) if i == dim else each for i, each in enumerate(at)]
         return select(element(dense, at).equals(element(dense, before)), place.like(0), place)

@@ -1,4 +1,4 @@
-"""Pooling: a reduction over windows of the last dimensions, of one size or, where it is adaptive, of several."""
+"""Pooling: a reduction over windows of the last dimensions, of one size or, for adaptive pooling, of several."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _pool(
     combine: Callable[[Scalar, Scalar], Scalar],
     dtype: torch.dtype,
 ) -> Tensor:
-    """A reduction over a window of the last dimensions."""
+    """Reduce over a window of the last dimensions."""
     n, rank = len(window), x.rank
     loops = [affine_dim(i) for i in range(rank - n)] + window_position(range(rank - n, rank), range(rank, rank + n), strides, dilations)
     bound = b.dense_tensor(b.empty(tuple(window), dtype), tuple(window), dtype)  # gives the window loops their extents
@@ -51,7 +51,7 @@ def _reach(
     dilations: Sequence[int],
     shape: tuple[Dim, ...],
 ) -> list[tuple[Dim, Dim]]:
-    """Padding so that the last window of each dimension fits (ceil_mode may reach past the given padding)."""
+    """Return the padding with which the last window of each dimension fits (with ceil_mode it may reach past the given padding)."""
     pairs: list[tuple[Dim, Dim]] = []
     for i, (k, stride, p, d) in enumerate(zip(window, strides, paddings, dilations, strict=True), start=x.rank - len(window)):
         past = (_expr(shape[i]) - 1) * stride + (k - 1) * d + 1 - _expr(x.shape[i]) - p
@@ -76,7 +76,7 @@ def max_pool(dimensions: int) -> Callable[..., Tensor]:
 
 
 def max_pool_with_indices(dimensions: int) -> Callable[..., list[Tensor]]:
-    """(values, indices into the flat spatial dimensions of x); the first of equal numbers counts, and the last NaN wins."""
+    """Return (values, int64 indices into the flat spatial dimensions of x): the first of equal maxima, or the last NaN."""
 
     def lower(
         b: Builder,
@@ -174,7 +174,7 @@ def average_pool(dimensions: int) -> Callable[..., Tensor]:
 def _divided_by_count(
     b: Builder, result: Meta, x: Tensor, sums: Tensor, window: Sequence[int], strides: Sequence[int], paddings: Sequence[int], include: bool
 ) -> Tensor:
-    """Divide by the number of elements that each window covers, of the input or of the padded input."""
+    """Divide by the number of elements that each window covers, in the input or in the padded input."""
     lead = x.rank - len(window)
 
     def body(v: Scalar) -> Scalar:

@@ -1,4 +1,4 @@
-"""`llmos::quantize` and `llmos::dequantize`: one linalg.generic each, marked as what it is (compiler/analysis/quantization.py)."""
+"""`llmos::quantize` and `llmos::dequantize`: one linalg.generic each, marked by an attribute (compiler/analysis/quantization.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmos.runtime.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Operand:
-    """One input of the op: its role, and how it is read over the result's dimensions."""
+    """One input of the op: its role and its indexing over the result's dimensions."""
 
     role: Role
     tensor: Tensor
@@ -34,7 +34,7 @@ def emit(
     body: Callable[..., Scalar],
     numbers: Callable[[tuple[Role, ...]], Numbers],
 ) -> Tensor:
-    """One marked elementwise op; `body` takes a Scalar an operand, `numbers` the roles of the operands in order."""
+    """Emit one marked elementwise op; `body` takes one Scalar for each operand."""
     identity = [affine_dim(i) for i in range(len(result.shape))]
     (value,) = b.generic(
         [(each.tensor, each.reads) for each in operands],
@@ -47,9 +47,9 @@ def emit(
 
 
 def parameter(b: Builder, role: Role, tensor: Tensor, x: Tensor, axis: int, block_size: int = 0) -> Operand:
-    """A scale or zero point over the dimensions of x: one number, one a slice of `axis`, or one for `block_size` elements along it.
+    """Read a scale or zero point over the dimensions of x: one number, one a slice of `axis`, or one for `block_size` elements along it.
 
-    Raises UnsupportedError for a shape that is none of these.
+    Raises UnsupportedError for any other shape.
     """
     if tensor.rank == 0 or (tensor.rank == 1 and tensor.shape[0] == 1 and not block_size):
         tensor = b.squeeze(tensor, 0) if tensor.rank else tensor
@@ -74,7 +74,7 @@ def block_reads(b: Builder, tensor: Tensor, x: Tensor, axis: int, block_size: in
 
 
 def whole(b: Builder, x: Tensor) -> Operand:
-    """The quantized or dequantized tensor itself."""
+    """Read the tensor to quantize or dequantize elementwise."""
     return Operand("input", x, b.reads(x, x.shape))
 
 
@@ -89,7 +89,7 @@ def quantize(
     block_size: int,
     is_multiplier: bool,
 ) -> Tensor:
-    """`llmos::quantize` (frontend/quantized.py)."""
+    """Lower `llmos::quantize`; frontend/quantized.py gives shapes and dtypes."""
     role: Role = "multiplier" if is_multiplier else "scale"
     operands = [whole(b, x), parameter(b, role, scale, x, axis, block_size)]
     if zero_point is not None:
@@ -110,7 +110,7 @@ def quantize(
 
 
 def _as_broadcast(operand: Operand, x: Tensor) -> Tensor:
-    """The parameter with the rank that torch's promotion of types sees."""
+    """Return the parameter with the rank that torch's type promotion sees."""
     rank = x.rank if operand.tensor.rank else 0
     return Tensor(operand.tensor.value, (1,) * rank, operand.tensor.dtype, ())
 
@@ -126,7 +126,7 @@ def dequantize(
     block_size: int,
     to: torch.dtype,
 ) -> Tensor:
-    """`llmos::dequantize` (frontend/quantized.py)."""
+    """Lower `llmos::dequantize`; frontend/quantized.py gives shapes and dtypes."""
     operands = [whole(b, x)]
     if scale is not None:
         operands.append(parameter(b, "scale", scale, x, axis, block_size))

@@ -1,7 +1,7 @@
 """torch's `quantized_decomposed.*` ops, which torchao's PT2E export leaves in a program, in the types and order of their eager kernels.
 
-Formulas: torch/ao/quantization/fx/_decomposed.py. What torch multiplies by is the reciprocal of the scale; per token and per group the zero
-point is added before the rounding.
+Formulas: torch/ao/quantization/fx/_decomposed.py. torch multiplies by the reciprocal of the scale; per token and per group it adds the zero
+point before it rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Lowering = Callable[..., Tensor]
 
 
 def table() -> dict[str, Lowering]:
-    """Lowerings by the overload's name."""
+    """Return the lowerings by overload name."""
     named: dict[str, Lowering] = {
         "quantize_per_tensor.default": quantize_per_tensor,
         "quantize_per_tensor.tensor": quantize_per_tensor,
@@ -48,7 +48,7 @@ def table() -> dict[str, Lowering]:
 def quantize_per_tensor(
     b: Builder, result: Meta, x: Tensor, scale: float | Tensor, zero: int | Tensor, low: Any, high: Any, dtype: Any = None
 ) -> Tensor:
-    """In float32; a scale that is a tensor of one element is inverted in float64."""
+    """Quantize in float32; a scale that is a one-element tensor is inverted in float64."""
     operands, numbers = _of_one_scale(b, result.dtype, x, scale, zero, low, high)
 
     def body(v: Scalar, *given: Scalar) -> Scalar:
@@ -87,7 +87,7 @@ def dequantize_per_tensor(
 def _of_one_scale(
     b: Builder, dtype: torch.dtype, x: Tensor, scale: float | Tensor, zero: int | Tensor, low: Any, high: Any
 ) -> tuple[list[Operand], Numbers]:
-    """Operands for the parameters that are tensors, numbers for those that are not."""
+    """Split the parameters into operands (tensors) and numbers. Raises UnsupportedError for a number computed from sizes."""
     operands = [whole(b, x)]
     given: tuple[tuple[Role, Any], ...] = (("scale", scale), ("zero_point", zero))
     for role, value in given:
@@ -105,14 +105,14 @@ def _of_one_scale(
 
 
 def _single(b: Builder, x: Tensor) -> Tensor:
-    """The one element as a tensor without dimensions."""
+    """Return a one-element tensor as a tensor of rank 0."""
     while x.rank:
         x = b.squeeze(x, 0)
     return x
 
 
 def _bound(value: Any) -> int:
-    """A bound of the range, of which torch has a form as a tensor."""
+    """Return a bound of the quantized range as an int. Raises UnsupportedError for a tensor that isn't constant."""
     if isinstance(value, Tensor) and isinstance(value.fact, Splat):
         return int(value.fact.value)
     if isinstance(value, int):
@@ -121,7 +121,7 @@ def _bound(value: Any) -> int:
 
 
 def _known_or(numbers: Numbers, operands: Sequence[Operand], given: Sequence[Scalar]) -> tuple[Number | Scalar, Number | Scalar]:
-    """Scale and zero point, as numbers or read."""
+    """Return scale and zero point, each a number or a Scalar read from its operand."""
     read = dict(zip([each.role for each in operands[1:]], given, strict=True))
     scale = read["scale"] if numbers.scale is None else numbers.scale
     zero = read["zero_point"] if numbers.zero_point is None else numbers.zero_point
@@ -145,7 +145,7 @@ def _name(dtype: torch.dtype) -> str:
 def quantize_per_channel(
     b: Builder, result: Meta, x: Tensor, scales: Tensor, zeros: Tensor, axis: int, low: int, high: int, dtype: Any = None
 ) -> Tensor:
-    """Half floats in float32."""
+    """Quantize with one scale a channel; half floats in float32."""
     operands = [whole(b, x), parameter(b, "scale", scales, x, axis), parameter(b, "zero_point", zeros, x, axis)]
     wide = _promoted(compute_dtype(x.dtype), scales.dtype)
     total = _promoted(wide, zeros.dtype)
@@ -236,7 +236,7 @@ def dequantize_per_channel_group(
 
 
 def _dequantize(b: Builder, result: Meta, operands: Sequence[Operand], low: int, high: int) -> Tensor:
-    """(x - zero) * scale: the difference in the type of both, which is an integer's for integers, and the product in the scale's."""
+    """(x - zero) * scale: the difference in the promoted type of x and zero (an integer's for integers), the product in the scale's."""
     x, scales = operands[0].tensor, operands[1].tensor
     difference = _promoted(x.dtype, operands[2].tensor.dtype) if len(operands) > 2 else x.dtype
     wide = _promoted(difference, scales.dtype)
@@ -265,7 +265,7 @@ def _by_group(b: Builder, role: Role, tensor: Tensor, x: Tensor, group_size: int
 
 
 def _promoted(*dtypes: torch.dtype) -> torch.dtype:
-    """torch's type of an op on tensors of these types. UnsupportedError where torch has none, as for uint16 and int32."""
+    """Return the type torch promotes these to. Raises UnsupportedError where torch has none, as for uint16 and int32."""
     try:
         return functools.reduce(torch.promote_types, dtypes)
     except RuntimeError:
@@ -280,7 +280,7 @@ def _reciprocal(scale: Scalar) -> Scalar:
 
 
 def _rounded(value: Scalar, dtype: torch.dtype) -> Scalar:
-    """A number of type `dtype`, in the type that one is computed in."""
+    """Round a number to `dtype` and return it in the compute type of `dtype`."""
     return value.to(dtype).to(compute_dtype(dtype))
 
 

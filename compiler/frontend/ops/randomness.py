@@ -1,4 +1,4 @@
-"""Random numbers: Philox where the program has a seed, else refused, since the same call of a compiled model gives the same bits."""
+"""Random numbers: Philox if the program has a seed input. Otherwise random ops are rejected, because compiled models are deterministic."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _refuse(*_: Any, **__: Any) -> Any:
 
 
 def philox(b: Builder, result: Meta, seed: Tensor, stream: int, size: Any) -> Tensor:
-    """64 bits an element: the first two words of Philox4x32-10 for the counter (row-major number, stream) and the key `seed`."""
+    """Return uint64 elements: the first two words of Philox4x32-10 for the counter (row-major index, stream) and the key `seed`."""
     dense = b.dense(seed)
 
     def body(at: list[ir.Value]) -> Scalar:
@@ -52,7 +52,7 @@ def philox(b: Builder, result: Meta, seed: Tensor, stream: int, size: Any) -> Te
 
 
 def _number(b: Builder, at: Sequence[ir.Value], shape: Shape) -> Scalar:
-    """The row-major number of the element."""
+    """Return the row-major index of the element."""
     number = s.constant(0, U64)
     for index, size in zip(at, shape, strict=True):
         extent = Scalar(s.from_index(b.index(size), torch.int64).value, U64)
@@ -65,7 +65,7 @@ def _halves(v: Scalar) -> tuple[Scalar, Scalar]:
 
 
 def _rounds(c: list[Scalar], k: list[Scalar]) -> list[Scalar]:
-    """Words are 64-bit integers below 2^32, so that a product needs no second type."""
+    """Run the ten rounds. Words are 64-bit integers below 2^32, so that products need no second type."""
     for _ in range(ROUNDS):
         (low0, high0), (low1, high1) = (_halves(word * constant) for word, constant in zip(c[::2], MULTIPLIERS, strict=True))
         c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0]

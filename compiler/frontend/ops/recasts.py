@@ -1,4 +1,4 @@
-"""The same memory read as elements of another type (`view(dtype)`): the lowest byte of an element comes first."""
+"""Memory reinterpreted as elements of another type (`view(dtype)`), in little-endian order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
 def view_dtype(b: Builder, result: Meta, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits read as another type. A narrower one makes the last dimension longer by as many times, a wider one shorter."""
+    """Reinterpret the bits as another dtype. The ratio of the element widths scales the last dimension."""
     if dtype.itemsize < x.dtype.itemsize:
         return b.reshape(_split(b, x, dtype), result.shape)
     if dtype.itemsize > x.dtype.itemsize:
@@ -24,7 +24,7 @@ def view_dtype(b: Builder, result: Meta, x: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def _split(b: Builder, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., count]: the parts of each element."""
+    """Split each element into narrower parts, [..., count]."""
     count = x.dtype.itemsize // dtype.itemsize
     bits, part = _BITS[x.dtype.itemsize], _BITS[dtype.itemsize]
 

@@ -20,7 +20,7 @@ Step = Callable[[Tensor, State], State]
 
 
 def lstm_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Tensor, c0: Tensor, reverse: bool) -> list[Tensor]:
-    """xs [time, batch, 4H] (gates i, o, f, c), r [4H, H] to (hidden [time, batch, H], last h, last c)."""
+    """Run an LSTM over xs [time, batch, 4H] (gates i, o, f, c) with r [4H, H]; return (hidden [time, batch, H], last h, last c)."""
 
     def step(x: Tensor, state: State) -> State:
         h, c = state
@@ -36,10 +36,10 @@ def lstm_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Ten
 def gru_scan(
     b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, bias: Tensor, h0: Tensor, linear_before_reset: bool, reverse: bool
 ) -> list[Tensor]:
-    """xs [time, batch, 3H] (gates z, r, h), r [3H, H], bias [H] to (hidden [time, batch, H], last h)."""
+    """Run a GRU over xs [time, batch, 3H] (gates z, r, h) with r [3H, H] and bias [H]; return (hidden [time, batch, H], last h)."""
     hidden = h0.shape[-1]
     assert isinstance(hidden, int)
-    # all of r at once where nothing stands between h and its product; the hidden gate's part alone where the reset gate does
+    # One product with all of r if h is its operand unchanged; a separate product for the hidden gate if the reset gate scales h.
     gates, last = (r, None) if linear_before_reset else (extract(b, r, 0, 0, 2 * hidden), extract(b, r, 0, 2 * hidden, hidden))
 
     def times(h: Tensor, weight: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _blend(update: s.Scalar, new: s.Scalar, old: s.Scalar) -> s.Scalar:
 
 
 def rnn_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Tensor, reverse: bool) -> list[Tensor]:
-    """xs [time, batch, H], r [H, H] to (hidden [time, batch, H], last h); tanh."""
+    """Run a tanh RNN over xs [time, batch, H] with r [H, H]; return (hidden [time, batch, H], last h)."""
 
     def step(x: Tensor, state: State) -> State:
         recurrent = contract(b, [(state[0], "bk"), (r, "gk")], "bg")
@@ -89,9 +89,9 @@ def _chunks(b: Builder, x: Tensor, count: int, dim: int = -1) -> list[Tensor]:
 
 
 def _scan(b: Builder, hidden: Meta, xs: Tensor, state: State, reverse: bool, step: Step) -> list[Tensor]:
-    """Runs `step` at every time; its first state is that time's hidden state."""
+    """Run `step` at every time step; the first state it returns is the hidden state."""
     xs = b.dense(xs)
-    # Without a copy, a state that is a weight or an input would be the loop's own buffer.
+    # Copy the initial state: otherwise the loop would update the buffer of a weight or an input.
     start = [b.dense(each) for each in state]
     length = xs.shape[0]
     inits = [b.empty(hidden.shape, hidden.dtype), *[each.value for each in start]]
@@ -116,7 +116,7 @@ def _minus_one(b: Builder, dim: Dim) -> Dim:
 
 
 def _at(b: Builder, xs: Tensor, at: ir.Value) -> Tensor:
-    """xs[at] for a position computed in the loop."""
+    """Return xs[at] for an index computed in the loop."""
     shape = xs.shape[1:]
     static = [dim if isinstance(dim, int) else DYNAMIC for dim in (1, *shape)]
     zeros, ones = [0] * len(shape), [1] * xs.rank

@@ -1,4 +1,4 @@
-"""Reductions, softmax and normalisations, in the input's own float type (half floats in float32)."""
+"""Reductions, softmax and normalizations, in the input's float type (half floats in float32)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Order = Number | Deferred
 
 
 def axes(x: Tensor, dims: Dims) -> list[int]:
-    """The dims as a list of non-negative numbers; none or an empty list means all."""
+    """Return the dims as non-negative numbers; None or an empty list means all."""
     chosen = [dims] if isinstance(dims, int) else list(dims or range(x.rank))
     return sorted({dim % x.rank for dim in chosen} if x.rank else set())
 
@@ -30,12 +30,12 @@ def count(b: Builder, x: Tensor, dims: Sequence[int]) -> Dim:
 
 
 def number(b: Builder, dim: Dim, dtype: torch.dtype) -> Scalar:
-    """A size as a scalar of the current body (its index value is computed outside)."""
+    """Return a size as a scalar of the current body (its index value is computed outside)."""
     return s.constant(dim, dtype) if isinstance(dim, int) else s.from_index(b.index(dim), dtype)
 
 
 def reduction(init: Callable[[torch.dtype], Number], combine: Callable[[Scalar, Scalar], Scalar]) -> Callable[..., Tensor]:
-    """An aten reduction `(x, dim=None, keepdim=False)`."""
+    """Make the lowering of an aten reduction `(x, dim=None, keepdim=False)`."""
 
     def lower(b: Builder, result: Meta, x: Tensor, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
         dtype = compute_dtype(result.dtype)
@@ -64,14 +64,14 @@ def _mean(b: Builder, x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
 
 
 def through(b: Builder, body: Callable[[Scalar], Scalar], x: Tensor) -> Tensor:
-    """An elementwise op on the stored value, kept under the same view."""
+    """Apply an elementwise op to the stored value and keep the view."""
     shape = tuple(1 if axis is None else x.shape[axis] for axis in x.axes)
     value = b.elementwise(body, [b.dense_tensor(x.value, shape, x.dtype)], x.dtype, shape).value
     return replace(x, value=value, fact=None)
 
 
 def centered_squares(b: Builder, x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (kept), x - mean, and the sum of squared differences (kept): two passes, so that no digits cancel."""
+    """Return (mean, x - mean, sum of squared differences), with `dims` kept as size 1. Two passes avoid cancellation."""
     dtype = compute_dtype(x.dtype)
     average = _mean(b, x, dims, True)
     centered = b.elementwise(lambda v, m: v.to(dtype) - m, [x, average], dtype)
@@ -79,7 +79,7 @@ def centered_squares(b: Builder, x: Tensor, dims: Sequence[int]) -> tuple[Tensor
 
 
 def _moments(b: Builder, x: Tensor, dims: Dims, correction: Number | None, keepdim: bool, unbiased: bool = True) -> tuple[Tensor, Tensor]:
-    """Variance and mean over `dims`."""
+    """Return variance and mean over `dims`."""
     over = axes(x, dims)
     less = correction if correction is not None else int(unbiased)
     average, _, squares = centered_squares(b, x, over)
@@ -115,7 +115,7 @@ def var_mean(
 
 
 def _spread(b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: Number | None, keepdim: bool) -> tuple[Tensor, Tensor]:
-    """The `.dim` overload passes (dims, unbiased, keepdim) by position, `.correction` passes them by name, `.default` only unbiased."""
+    """`.dim` passes (dims, unbiased, keepdim) by position, `.correction` passes them by name, `.default` passes only unbiased."""
     if isinstance(dims, bool):
         return _moments(b, x, None, correction, keepdim, dims)
     unbiased, kept = (*args, True, keepdim)[0:2] if len(args) < 2 else args[:2]
@@ -159,14 +159,16 @@ def softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -
 
 
 def safe_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
-    """Softmax whose rows of -inf are zeros."""
+    """Softmax that returns zeros for rows of -inf."""
     wide = b.cast(b.unsqueeze(x, 0) if x.rank == 0 else x, result.dtype)
     return b.reshape(b.cast(softmax_over(b, wide, dim % wide.rank, fully_masked_rows=True), result.dtype), result.shape)
 
 
 def softmax_over(b: Builder, x: Tensor, dim: int, fully_masked_rows: bool = False) -> Tensor:
-    """exp(x - max) / sum. With `fully_masked_rows`, a row of -inf gives zeros and not NaN: the maximum starts at the lowest finite number,
-    and the sum, which is at least 1 in every other row, is taken as at least 1.
+    """Compute exp(x - max) / sum along `dim`.
+
+    With `fully_masked_rows`, a row of -inf gives zeros instead of NaN: the maximum starts at the lowest finite number, and the sum, which
+    is at least 1 in every other row, is clamped to at least 1.
     """
     dtype = compute_dtype(x.dtype)
     start = torch.finfo(dtype).min if fully_masked_rows else -math.inf
@@ -196,7 +198,7 @@ def logsumexp(b: Builder, result: Meta, x: Tensor, dims: Dims, keepdim: bool = F
 
 
 def _normalized(b: Builder, x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
-    """(x - mean) / sqrt(variance + eps), in the compute type."""
+    """Return (x - mean) / sqrt(variance + eps), in the compute type."""
     _, centered, squares = centered_squares(b, x, dims)
     size = count(b, x, dims)
     scale = through(b, lambda v: s.rsqrt(v / number(b, size, v.dtype) + eps), squares)
@@ -204,7 +206,7 @@ def _normalized(b: Builder, x: Tensor, dims: Sequence[int], eps: float) -> Tenso
 
 
 def _affine(b: Builder, x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x * weight + bias` where given, cast to `dtype`."""
+    """Return `x * weight + bias` (each if given), cast to `dtype`."""
     given = [p for p in (weight, bias) if p is not None]
 
     def body(v: Scalar, *parameters: Scalar) -> Scalar:
@@ -240,7 +242,7 @@ def rms_norm(b: Builder, result: Meta, x: Tensor, shape: Sequence[int], weight: 
 def group_norm(
     b: Builder, result: Meta, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
-    """x [batch, channels, ...]: each group of channels of each sample is normalised."""
+    """Normalize each group of channels of each sample of x [batch, channels, ...]."""
     channels = x.shape[1]
     assert isinstance(channels, int)
     grouped = b.reshape(x, (x.shape[0], groups, channels // groups, *x.shape[2:]))
@@ -249,7 +251,7 @@ def group_norm(
 
 
 def per_channel(b: Builder, parameter: Tensor | None, rank: int) -> Tensor | None:
-    """A vector over channels, dimension 1 of a tensor of `rank` dimensions."""
+    """View a vector [channels] as dimension 1 of a tensor of `rank` dimensions."""
     if parameter is None:
         return None
     for _ in range(rank - 2):
@@ -260,7 +262,7 @@ def per_channel(b: Builder, parameter: Tensor | None, rank: int) -> Tensor | Non
 def batch_norm(
     b: Builder, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """Inference: one scale and shift per channel, which depend on weights only and are folded at compile time."""
+    """Batch norm in inference: one scale and shift per channel. They depend on weights only and are folded at compile time."""
     kind = compute_dtype(x.dtype)
     scale = b.elementwise(lambda v: s.rsqrt(v.to(kind) + eps), [variance], kind)
     if weight is not None:
@@ -272,7 +274,7 @@ def batch_norm(
 
 
 def arg_reduction(relation: str) -> Callable[..., Tensor]:
-    """argmax and argmin: the first index of the extreme element."""
+    """Make argmax or argmin: the first int64 index of the extreme element."""
 
     def lower(b: Builder, result: Meta, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
         if dim is None:
@@ -284,7 +286,7 @@ def arg_reduction(relation: str) -> Callable[..., Tensor]:
 
 
 def with_indices(relation: str) -> Callable[..., list[Tensor]]:
-    """max.dim and min.dim: (values, indices)."""
+    """Make max.dim or min.dim, which return (values, int64 indices)."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
         return list(_extreme(b, x, dim % max(x.rank, 1), relation, keepdim))
@@ -293,7 +295,7 @@ def with_indices(relation: str) -> Callable[..., list[Tensor]]:
 
 
 def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> tuple[Tensor, Tensor]:
-    """Values and int64 indices. NaN wins, as in torch."""
+    """Return values and int64 indices. NaN propagates, as in torch."""
     if x.rank == 0:
         return x, b.full((), torch.int64, 0)
     x = b.dense(x) if dim not in x.axes else x
@@ -307,7 +309,7 @@ def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> t
         better = s.compare(relation, v, best)
         if v.is_float:
             better = better | (v.differs(v) & best.equals(best))
-        # At the start no index is chosen yet, so an element equal to the initial value is taken.
+        # The initial index is none, so that an element equal to the initial value is chosen.
         better = better | (at < 0)
         return [select(better, v, best), select(better, here, at)]
 
@@ -324,7 +326,7 @@ def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> t
 def layer_norm_with_statistics(
     b: Builder, result: Sequence[Meta], x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> list[Tensor]:
-    """aten.native_layer_norm: (y, mean, 1 / sqrt(variance + eps)), the last two over kept dimensions."""
+    """aten.native_layer_norm: return (y, mean, 1 / sqrt(variance + eps)), the last two with normalized dimensions kept as size 1."""
     over = list(range(x.rank - len(shape), x.rank))
     mean, scale = _statistics(b, x, over, eps)
     y = layer_norm(b, result[0], x, shape, weight, bias, eps)
@@ -332,7 +334,7 @@ def layer_norm_with_statistics(
 
 
 def group_statistics(b: Builder, x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) of each group of channels, [batch, groups]."""
+    """Return the mean and 1 / sqrt(variance + eps) of each group of channels, [batch, groups]."""
     grouped = b.reshape(x, (x.shape[0], groups, b.sizes.product((x.shape[1], *x.shape[2:])) // groups))
     mean, scale = _statistics(b, grouped, [2], eps)
     return b.cast(b.squeeze(mean, 2), x.dtype), b.cast(b.squeeze(scale, 2), x.dtype)

@@ -1,6 +1,6 @@
-"""Ops that carry a value along one dimension: running sums, products, extremes, logcumsumexp, each one scan.
+"""Scans along one dimension: cumulative sums, products, extremes and logcumsumexp.
 
-Sums and products of floats run in float64 and are rounded once an element, as in torch on CPUs.
+Sums and products of floats accumulate in float64 and are rounded once for each element, as in torch on CPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Combine = Callable[[Scalar, Scalar], Scalar]
 
 
 def scan(b: Builder, x: Tensor, dim: int, combine: Combine) -> Tensor:
-    """out[i] = x[0] op ... op x[i] along `dim`, for a commutative `combine`."""
+    """Compute out[i] = x[0] op ... op x[i] along `dim`, for a commutative `combine`."""
     x = b.dense(x)
     i64 = ir.IntegerType.get_signless(64)
     rest = (*x.shape[:dim], *x.shape[dim + 1 :])
@@ -46,7 +46,7 @@ def scan(b: Builder, x: Tensor, dim: int, combine: Combine) -> Tensor:
 
 
 def cumulative(combine: Combine) -> Callable[..., Tensor]:
-    """cumsum and cumprod."""
+    """Make the lowering of cumsum or cumprod."""
 
     def lower(b: Builder, result: Meta, x: Tensor, dim: int, **_: Any) -> Tensor:
         x = b.cast(x, result.dtype)
@@ -63,7 +63,7 @@ cumprod = cumulative(lambda v, w: v * w)
 
 
 def running_extreme(largest: bool) -> Callable[..., list[Tensor]]:
-    """cummax and cummin: (values, indices); of equal numbers the last one counts, and NaN stays."""
+    """Make cummax or cummin, which return (values, int64 indices); the last of equal numbers is chosen, and NaN propagates."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int) -> list[Tensor]:
         if x.rank == 0:
@@ -82,7 +82,7 @@ def running_extreme(largest: bool) -> Callable[..., list[Tensor]]:
 
 
 def logcumsumexp(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
-    """log of the running sum of exp, by the larger of the sum so far and the next number."""
+    """Compute the log of the running sum of exp; each step subtracts the larger of the running result and the next number."""
     if x.rank == 0:
         return x
 

@@ -1,7 +1,7 @@
-"""Writes at positions that data gives: scatters, index_put and their kin, all as one nest of loops around tensor.insert.
+"""Writes at data-dependent positions: scatters, index_put and similar ops, each a loop nest around tensor.insert.
 
-The nest is what compiler/analysis/scatters.py reads: updates of one place come in row-major order of the indices, so of several the last
-one stays and sums have one order. Half floats are combined in float32 and rounded once.
+compiler/analysis/scatters.py recognizes the nest. Updates of one position run in row-major order of the indices, so the last of several
+updates is kept and sums have a fixed order. Half floats are combined in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from llmos.compiler.frontend.scalars import Number, Scalar, compute_dtype, to_in
 from llmos.compiler.ir.bindings import ir, scf, tensor
 
 Combine = Callable[[Scalar, Scalar], Scalar]
-Update = Callable[[list[ir.Value]], tuple[list[ir.Value], Scalar]]  # loop counters -> place, value
+Update = Callable[[list[ir.Value]], tuple[list[ir.Value], Scalar]]  # induction variables -> position, value
 Source: TypeAlias = "Tensor | Number | sympy.Expr"
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """How an update joins the element that is there, and the update that changes nothing."""
+    """A combining function of the current element and an update, and its identity element by dtype."""
 
     combine: Combine
     neutral: Callable[[torch.dtype], Number]
@@ -40,7 +40,7 @@ def _add(old: Scalar, new: Scalar) -> Scalar:
 
 
 def _nothing(dtype: torch.dtype) -> Number:
-    """What a sum takes without any change, the sign of a zero included."""
+    """Return the identity of a sum: -0.0 for floats, which keeps the sign of a zero."""
     return -0.0 if dtype.is_floating_point else 0
 
 
@@ -53,7 +53,7 @@ REDUCTIONS = {
 
 
 def scattered(b: Builder, base: Tensor, bounds: Shape, update: Update, reduction: Reduction | None = None) -> Tensor:
-    """`base` with the updates of a loop space made in order. `update` emits one: its place in `base` and its value, of base's dtype."""
+    """Apply the updates of an iteration space to `base` in order. `update` emits the position in `base` and the value, of base's dtype."""
     if any(b.sizes.equal(bound, 0) for bound in bounds):
         return base
     dense = b.dense(base)
@@ -67,14 +67,14 @@ def scattered(b: Builder, base: Tensor, bounds: Shape, update: Update, reduction
     if real:
         value = _nest(b, dense.value, tuple(bounds[i] for i in real), [], place_and_value, base.dtype, reduction)
     else:
-        # Upstream takes loops of one turn away. A second turn that changes nothing keeps the form.
+        # Upstream folds loops of trip count 1. A second iteration that changes nothing keeps the loop.
         value = _nest(b, dense.value, (2,), [], lambda at: _first_only(at[0], *place_and_value([]), reduction), base.dtype, reduction)
     return b.dense_tensor(value, base.shape, base.dtype)
 
 
 def _first_only(turn: ir.Value, place: list[ir.Value], value: Scalar, reduction: Reduction | None) -> tuple[list[ir.Value], Scalar]:
     if reduction is None:
-        return place, value  # twice the same
+        return place, value  # the same update twice
     is_first = s.from_index(turn, torch.int64).equals(0)
     return place, s.select(is_first, value, reduction.neutral(value.dtype))
 
@@ -95,7 +95,7 @@ def _nest(
 
 
 def read(b: Builder, x: Tensor, at: Sequence[ir.Value]) -> Scalar:
-    """An element of a tensor, or of one that broadcasts to the rank of `at`, through its view."""
+    """Read an element through the view of a tensor that has the rank of `at` or broadcasts to it."""
     own = list(at)[len(at) - x.rank :]
     stored = x.value.type.shape
     place = [b.index(0) if axis is None or size == 1 else own[axis] for axis, size in zip(x.axes, stored, strict=True)]
@@ -103,7 +103,7 @@ def read(b: Builder, x: Tensor, at: Sequence[ir.Value]) -> Scalar:
 
 
 def _reader(b: Builder, source: Source, dtype: torch.dtype) -> Callable[[list[ir.Value]], Scalar]:
-    """What an update takes from its source, converted: an element, or one number for all."""
+    """Return the function that reads an update's value, cast to `dtype`: an element of a tensor, or one number for all."""
     if isinstance(source, Tensor):
         return lambda at: read(b, source, at).to(dtype)
     if isinstance(source, sympy.Expr):
@@ -112,7 +112,7 @@ def _reader(b: Builder, source: Source, dtype: torch.dtype) -> Callable[[list[ir
 
 
 def _in_wide(b: Builder, x: Tensor, write: Callable[[Tensor], Tensor]) -> Tensor:
-    """`write` on `x` in the type that arithmetic runs in; the result in x's own."""
+    """Run `write` on `x` in the compute type and cast the result back."""
     return b.cast(b.dense(write(b.cast(x, compute_dtype(x.dtype)))), x.dtype)
 
 
@@ -120,11 +120,11 @@ def _at_least_1d(b: Builder, x: Any) -> Any:
     return b.unsqueeze(x, 0) if isinstance(x, Tensor) and x.rank == 0 else x
 
 
-# Along one dimension, an index for each element
+# Along one dimension, one index for each element
 
 
 def _along(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reduction: Reduction | None = None) -> Tensor:
-    """out[ids[i, j], j] = source[i, j] for dim 0. `ids` may be smaller than `x` and `source` in the other dimensions."""
+    """Write out[ids[i, j], j] = source[i, j] for dim 0. `ids` may be smaller than `x` and `source` in the other dimensions."""
     value_at = _reader(b, source, x.dtype)
     require_inside(ids, x.shape[dim], False)
 
@@ -163,7 +163,7 @@ def scatter_reduce(
 def _reduced(
     b: Builder, x: Tensor, source: Source, reduce: str, include_self: bool, write: Callable[[Tensor, Source, Reduction | None], Tensor]
 ) -> Tensor:
-    """Updates combined with one another and, with `include_self`, with what is there. A mean of integers is rounded down."""
+    """Combine updates with one another and, with `include_self`, with the current elements. A mean of integers is rounded down."""
     reduction = REDUCTIONS["sum" if reduce == "mean" else reduce]
 
     def each(base: Tensor) -> Tensor:
@@ -179,11 +179,11 @@ def _reduced(
     return _in_wide(b, x, each)
 
 
-# Along one dimension, an index for each slice
+# Along one dimension, one index for each slice
 
 
 def _slices(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reduction: Reduction | None, wraps: bool = False) -> Tensor:
-    """out[ids[i], j] = source[i, j] for dim 0: `ids` [n], `source` as `x` with n along `dim`."""
+    """Write out[ids[i], j] = source[i, j] for dim 0; `ids` is [n], `source` has the shape of `x` with size n along `dim`."""
     value_at = _reader(b, source, x.dtype)
     require_inside(ids, x.shape[dim], wraps)
 
@@ -213,7 +213,7 @@ def index_copy(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, sourc
 
 
 def index_fill(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, value: Source) -> Tensor:
-    """Takes negative indices, as torch does here."""
+    """Fill the slices at `ids` [n] with one value; negative indices count from the end, as in torch."""
     whole, ids = (_at_least_1d(b, each) for each in (x, ids))
     return b.reshape(_slices(b, whole, dim % whole.rank, ids, value, None, wraps=True), result.shape)
 
@@ -229,17 +229,17 @@ def index_reduce(
     return b.reshape(_reduced(b, whole, source, reduce, include_self, write), result.shape)
 
 
-# At places of several dimensions
+# At positions over several dimensions
 
 
 def put(b: Builder, result: Meta, x: Tensor, ids: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    """`source` into the flattened `x`."""
+    """Write `source` at flat indices of `x`."""
     flat, places, values = (b.reshape(each, (b.sizes.product(each.shape),)) for each in (x, ids, source))
     return b.reshape(index_put(b, Meta(flat.shape, x.dtype), flat, [places], values, accumulate), result.shape)
 
 
 def index_put(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """x[indices] = values, or += with `accumulate`; the index tensors broadcast together, and `values` to what they choose."""
+    """x[indices] = values, or += with `accumulate`; the index tensors broadcast together, and `values` to the selected shape."""
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     lead = b.broadcast_shape([ids.shape for ids in chosen.values()])
     rest = [dim for dim in range(x.rank) if dim not in chosen]
@@ -264,7 +264,7 @@ def index_put(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | No
 
 
 def scatter_nd(b: Builder, result: Meta, x: Tensor, ids: Tensor, source: Tensor, reduce: str | None) -> Tensor:
-    """Slices of `x` at ids [lead..., depth], whose last dimension holds the first coordinates; `source` [lead..., rest of x]."""
+    """Update slices of `x` at ids [lead..., depth], which index the first `depth` dimensions; `source` is [lead..., rest of x]."""
     depth, lead = ids.shape[-1], ids.rank - 1
     assert isinstance(depth, int)
 

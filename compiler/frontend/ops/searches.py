@@ -1,4 +1,4 @@
-"""Binary searches in sorted rows: searchsorted and bucketize, one elementwise op that halves an interval for each number."""
+"""Binary searches in sorted rows: searchsorted and bucketize, each one elementwise op with an unrolled bisection."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llmos.compiler.frontend.ops.reductions import number
 from llmos.compiler.frontend.ops.shapes import element, loop, pad_value
 from llmos.compiler.frontend.scalars import Scalar, select, to_index
 
-MAX_STEPS = 40  # of a row whose length has no bound
+MAX_STEPS = 40  # for a row of unbounded length
 
 
 def search_sorted(
     b: Builder, result: Meta, edges: Tensor, values: Any, *, right: bool = False, side: str | None = None, sorter: Tensor | None = None,
     **_: Any,
 ) -> Tensor:  # fmt: skip
-    """How many of the sorted `edges` [n] or [lead..., n] come before each of `values` [any] or [lead..., m]; a NaN has all before it."""
+    """Count the sorted `edges`, [n] or [lead..., n], before each of `values`, [any] or [lead..., m]; all edges come before NaN."""
     if sorter is not None:
         edges = gather(b, Meta(sorter.shape, edges.dtype), edges, -1, sorter)
     if not isinstance(values, Tensor):
@@ -29,7 +29,7 @@ def search_sorted(
     if n == 0:
         return b.full(result.shape, result.dtype, 0)
     low, high = b.sizes.bounds(n)
-    if low < 1:  # so that there is an element to read
+    if low < 1:  # an empty row has no element to read
         edges = pad_value(b, edges, [0] * edges.rank, [*[0] * (edges.rank - 1), 1], (*edges.shape[:-1], b.sizes.simplify(n + 1)), 0)
     dense, from_right = b.dense(edges), right or side == "right"
     steps = min(int(high).bit_length(), MAX_STEPS) if high != float("inf") else MAX_STEPS
@@ -38,7 +38,7 @@ def search_sorted(
         start, end = s.constant(0, torch.int64), number(b, n, torch.int64)
         last = (end - 1).max(0)
         lead = [loop(i) for i in range(dense.rank - 1)]
-        for _step in range(steps):  # the middles that torch looks at: of edges with a NaN the answer depends on them
+        for _step in range(steps):  # probe the same midpoints as torch: with NaN edges the result depends on them
             middle = start + ((end - start) >> 1)
             edge = element(dense, [*lead, to_index(middle.min(last))]).to(v.dtype)
             reached = edge > v if from_right else edge >= v

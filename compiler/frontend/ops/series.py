@@ -1,4 +1,4 @@
-"""Functions whose number of terms data gives, a loop an element: orthogonal polynomials, incomplete gamma, Hurwitz's zeta.
+"""Functions with a data-dependent number of terms, one loop for each element: orthogonal polynomials, incomplete gamma, Hurwitz zeta.
 
 Recurrences and series of NIST DLMF, by section.
 """
@@ -29,7 +29,7 @@ _FAMILIES: dict[str, Recurrence] = {
 
 
 def polynomial(family: str) -> Callable[..., Tensor]:
-    """The polynomial of degree trunc(n) at x; of a negative degree, 0."""
+    """Make the polynomial of degree trunc(n) at x; 0 for a negative degree."""
     step, first = _FAMILIES[family]
 
     def body(loops: Loops, x: Scalar, degree: Scalar) -> None:
@@ -59,7 +59,7 @@ def _of_two(body: Callable[..., None]) -> Callable[..., Tensor]:
 
 
 def incomplete_gamma(upper: bool) -> Callable[..., Tensor]:
-    """P(a, x), or Q(a, x) = 1 - P: the series 8.11.4 where x < a + 1, else the continued fraction 8.9.2."""
+    """Make P(a, x) or, if `upper`, Q(a, x) = 1 - P: the series 8.11.4 if x < a + 1, else the continued fraction 8.9.2."""
 
     def body(loops: Loops, a: Scalar, x: Scalar) -> None:
         series = x < a + 1.0
@@ -90,7 +90,7 @@ def incomplete_gamma(upper: bool) -> Callable[..., Tensor]:
 
 
 def _gamma_edges(a: Scalar, x: Scalar, value: Scalar, upper: bool) -> Scalar:
-    """Zero, infinity and what isn't defined, as torch has it."""
+    """Return torch's results at zero, infinity and outside of the domain."""
     at_zero, at_infinity = (1.0, 0.0) if upper else (0.0, 1.0)
     nothing = (a < 0) | (x < 0) | (a.equals(0) & x.equals(0)) | (a.equals(math.inf) & x.equals(math.inf)) | a.differs(a) | x.differs(x)
     return special.cases(
@@ -100,7 +100,7 @@ def _gamma_edges(a: Scalar, x: Scalar, value: Scalar, upper: bool) -> Scalar:
 
 
 def zeta(loops: Loops, x: Scalar, q: Scalar) -> None:
-    """Hurwitz's ζ(x, q) by Euler and Maclaurin (25.11.5) from the first q + n above 9; below 0 for whole x only."""
+    """Compute the Hurwitz zeta ζ(x, q) by Euler-Maclaurin summation (25.11.5) from the first q + n above 9; q < 0 needs an integer x."""
     count = (10.0 - q).max(0.0).min(_MOST_TERMS)
     steps = s.ceil(count).max(10.0)
     loops.set("w", [1], 0.0)
@@ -124,7 +124,7 @@ def zeta(loops: Loops, x: Scalar, q: Scalar) -> None:
 
 
 def _power(base: Scalar, exponent: Scalar) -> Scalar:
-    """|base| to the exponent, with the sign that a whole exponent gives."""
+    """Return |base| ** exponent with the sign of base ** exponent for an integer exponent."""
     odd = (exponent - 2.0 * s.floor(exponent * 0.5)).differs(0)
     size = s.exp(exponent * s.log(s.absolute(base)))
     return select((base < 0) & odd, -size, size)

@@ -1,4 +1,4 @@
-"""Ops that move or make elements: views, slices, concatenation, padding, ranges."""
+"""Data movement and creation ops: views, slices, concatenation, padding, ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def reshape(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """view, reshape, flatten, unflatten and their kind: the result's metadata has the sizes."""
+    """view, reshape, flatten, unflatten and similar ops: the result's metadata gives the sizes."""
     return b.reshape(x, result.shape)
 
 
@@ -65,14 +65,14 @@ def squeeze(b: Builder, result: Meta, x: Tensor, dims: int | Sequence[int] | Non
 
 
 def extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int = 1) -> Tensor:
-    """Elements start, start + step, ... of one dimension."""
+    """Slice elements start, start + step, ... of one dimension, `size` of them."""
     if size == 0:
         shape = (*x.shape[:dim], 0, *x.shape[dim + 1 :])
         return b.dense_tensor(b.fill(shape, x.dtype, 0), shape, x.dtype)
     if b.sizes.equal(size, x.shape[dim]) and step == 1:
         return x
     if size == 0:
-        # A slice may not start at the end of what it is taken from.
+        # MLIR rejects a slice that starts at the end of its source.
         shape = (*x.shape[:dim], 0, *x.shape[dim + 1 :])
         return b.dense_tensor(b.empty(shape, x.dtype), shape, x.dtype)
     if isinstance(x.fact, Splat):
@@ -83,7 +83,7 @@ def extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int = 
 
 
 def _extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int) -> Tensor:
-    """The slice of the stored value, under the same view; a broadcast dimension only changes its size."""
+    """Slice the stored value and keep the view; a broadcast dimension only changes its size."""
     shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
     if dim not in x.axes:
         return replace(x, shape=shape)
@@ -100,7 +100,7 @@ def slice_value(b: Builder, value: ir.Value, stored: Shape, dim: int, start: Dim
     rank = len(stored)
     offsets: list[Dim] = [start if i == dim else 0 for i in range(rank)]
     sizes: list[Dim] = [size if i == dim else stored[i] for i in range(rank)]
-    if 0 in sizes:  # MLIR refuses a slice that begins where a dimension ends, and one of no elements may
+    if 0 in sizes:  # MLIR rejects a slice at the end of a dimension, as an empty one may be
         return b.empty(tuple(sizes), dtype)
     return tensor.ExtractSliceOp(
         b.type(tuple(sizes), dtype),
@@ -119,7 +119,7 @@ def _static(dims: Sequence[Dim]) -> list[int]:
 
 
 def bounded(b: Builder, position: Dim | None, size: Dim, default: Dim) -> Dim:
-    """Python's slice rule for one end: negative counts from the back, then clamped to [0, size]."""
+    """Apply Python's slice rule to one end: a negative one counts from the end, then it is clamped to [0, size]."""
     if position is None:
         return default
     if isinstance(position, int) and position >= 2**62:
@@ -163,7 +163,7 @@ def narrow(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim, length: Di
 
 
 def split(b: Builder, result: Sequence[Meta], x: Tensor, _: Any, dim: int = 0) -> list[Tensor]:
-    """split, split_with_sizes, chunk: the results' sizes say where each part ends."""
+    """split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
     dim %= x.rank
     parts, start = [], 0
     for meta in result:
@@ -177,11 +177,11 @@ def unbind(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = 0) -> list[
     return [b.squeeze(extract(b, x, dim, index, 1), dim) for index in range(len(result))]
 
 
-# Joins
+# Concatenation
 
 
 def cat(b: Builder, result: Meta, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    # A rank-1 tensor of no elements joins anything (torch's legacy rule).
+    # An empty rank-1 tensor concatenates with any shape (torch's legacy rule).
     kept = [x for x in tensors if not (x.rank == 1 and x.shape[0] == 0 and len(result.shape) > 1)]
     dense = [b.dense(b.cast(x, result.dtype)) for x in kept]
     if len(dense) == 1:
@@ -197,7 +197,7 @@ def stack(b: Builder, result: Meta, tensors: Sequence[Tensor], dim: int = 0) -> 
 
 
 def repeat(b: Builder, result: Meta, x: Tensor, repeats: Sequence[Dim]) -> Tensor:
-    """Each dimension tiled: a broadcast new dimension before it, then a reshape."""
+    """Tile each dimension: broadcast a new dimension before it, then reshape."""
     for _ in range(len(repeats) - x.rank):
         x = b.unsqueeze(x, 0)
     shape: list[Dim] = []
@@ -215,16 +215,16 @@ def repeat_interleave(b: Builder, result: Meta, x: Tensor, repeats: int, dim: in
     return b.reshape(wide, result.shape)
 
 
-# Elements chosen by loop position
+# Elements computed from their position
 
 
 def loop(position: int) -> ir.Value:
-    """The current loop index of a linalg.generic body."""
+    """Return the loop index of a dimension in a linalg.generic body."""
     return linalg.IndexOp(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), position)).result
 
 
 def computed(b: Builder, meta: Meta, body: Callable[[list[ir.Value]], Scalar]) -> Tensor:
-    """A tensor whose element is a function of its position."""
+    """Make a tensor whose elements are a function of their position."""
     rank = len(meta.shape)
     (value,) = b.generic(
         [],
@@ -236,7 +236,7 @@ def computed(b: Builder, meta: Meta, body: Callable[[list[ir.Value]], Scalar]) -
 
 
 def element(x: Tensor, position: Sequence[ir.Value]) -> Scalar:
-    """The element of a dense tensor at a position, inside a body."""
+    """Read the element of a dense tensor at a position, inside a body."""
     return Scalar(tensor.ExtractOp(x.value, list(position)).result, x.dtype)
 
 
@@ -284,7 +284,7 @@ def new_full(b: Builder, result: Meta, x: Tensor, size: Any, value: Any, **_: An
 
 
 def constant_filled(value: Number) -> Callable[..., Tensor]:
-    """zeros, ones, empty, their `_like` and `new_` forms."""
+    """Make zeros, ones, empty and their `_like` and `new_` forms."""
     return lambda b, result, *_, **__: b.full(result.shape, result.dtype, value)
 
 
@@ -293,7 +293,7 @@ def scalar_tensor(b: Builder, result: Meta, value: Any, **_: Any) -> Tensor:
 
 
 def triangle(keep_lower: bool) -> Callable[..., Tensor]:
-    """tril and triu."""
+    """Make tril or triu."""
 
     def lower(b: Builder, result: Meta, x: Tensor, diagonal: Dim = 0) -> Tensor:
         offset = b.number(diagonal)
@@ -343,7 +343,7 @@ def _rolled(b: Builder, index: ir.Value, shift: int, size: Dim) -> ir.Value:
 
 
 def pad(b: Builder, result: Meta, x: Tensor, padding: Sequence[Dim], mode: str = "constant", value: Number | None = None) -> Tensor:
-    """torch.nn.functional.pad: pairs from the last dimension back; negative pairs crop."""
+    """torch.nn.functional.pad: (before, after) pairs from the last dimension to the first; negative padding crops."""
     pairs = [(0, 0)] * (x.rank - len(padding) // 2) + [(padding[i], padding[i + 1]) for i in range(len(padding) - 2, -1, -2)]
     if mode == "constant":
         return _pad_constant(b, result, x, pairs, 0 if value is None else value)
@@ -365,7 +365,7 @@ def pad_value(b: Builder, x: Tensor, low: Sequence[Dim], high: Sequence[Dim], sh
     op = tensor.PadOp(
         b.type(shape, x.dtype), x.value, b.dynamic(tuple(low)), b.dynamic(tuple(high)), static_low=_static(low), static_high=_static(high)
     )
-    held = s.constant(value, x.dtype)  # outside the region, as upstream's patterns expect
+    held = s.constant(value, x.dtype)  # outside the region, as upstream patterns expect
     held.value.owner.move_before(op.operation)
     block = op.regions[0].blocks.append(*[ir.IndexType.get()] * len(shape))
     with ir.InsertionPoint(block):
@@ -374,7 +374,7 @@ def pad_value(b: Builder, x: Tensor, low: Sequence[Dim], high: Sequence[Dim], sh
 
 
 def _pad_from_inside(b: Builder, result: Meta, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], mode: str) -> Tensor:
-    """reflect, replicate and circular: every element is read from inside."""
+    """Pad by reflect, replicate or circular: every element is read from inside x."""
     dense, source = b.dense(x), {"reflect": _reflected, "replicate": _clamped, "circular": _wrapped}[mode]
 
     def body(at: list[ir.Value]) -> Scalar:
@@ -402,12 +402,12 @@ def _reflected(b: Builder, index: ir.Value, size: Dim) -> ir.Value:
 
 
 def padding_of(mode: str) -> Callable[..., Tensor]:
-    """aten.reflection_pad1d and its kind."""
+    """Make aten.reflection_pad1d and similar ops."""
     return lambda b, result, x, padding: pad(b, result, x, padding, mode)
 
 
 def triangle_indices(lower: bool) -> Callable[..., Tensor]:
-    """tril_indices and triu_indices: rows above columns [2, count], in row-major order."""
+    """Make tril_indices or triu_indices: row indices and column indices [2, count], in row-major order."""
 
     def made(b: Builder, result: Meta, rows: int, columns: int, offset: int = 0, **_: Any) -> Tensor:
         from llmos.compiler.frontend.ops.loops import Loops

@@ -1,6 +1,6 @@
-"""Special functions of one number, in float64 inside: power series near zero, asymptotic ones far from it (NIST DLMF, by section).
+"""Special functions of one number, computed in float64: power series near zero, asymptotic series far from it (NIST DLMF, by section).
 
-Where the two meet, both are exact to 1e-8 or better of the function's size, which is beyond float32.
+Where the two meet, both have a relative error of 1e-8 or less, which is below float32's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Function = Callable[..., Scalar]
 
 
 def in_double(body: Function) -> Function:
-    """The function computed in float64 and rounded once."""
+    """Wrap a function to compute in float64 and round once."""
     return lambda v, *rest: body(v.to(torch.float64), *[r.to(torch.float64) if isinstance(r, Scalar) else r for r in rest]).to(v.dtype)
 
 
 def polynomial(x: Scalar, coefficients: Sequence[float]) -> Scalar:
-    """Horner's rule; the constant term first."""
+    """Evaluate a polynomial by Horner's rule; coefficients start with the constant term."""
     value = x.like(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value = value * x + coefficient
@@ -31,7 +31,7 @@ def polynomial(x: Scalar, coefficients: Sequence[float]) -> Scalar:
 
 
 def cases(*pairs: tuple[Scalar, Scalar | Number], otherwise: Scalar) -> Scalar:
-    """The value of the first condition that holds."""
+    """Select the value of the first true condition, else `otherwise`."""
     for condition, value in reversed(pairs):
         otherwise = select(condition, value if isinstance(value, Scalar) else otherwise.like(value), otherwise)
     return otherwise
@@ -49,7 +49,7 @@ _SHIFT = 10
 
 @in_double
 def lgamma(v: Scalar) -> Scalar:
-    """log |Γ(v)|: Stirling's series at v + 10 less the logarithm of the product between; reflected below 1/2."""
+    """log |Γ(v)|: Stirling's series at v + 10 minus the logarithm of the product v ... (v + 9); by reflection below 1/2."""
     low = v < 0.5
     x = select(low, 1.0 - v, v)
     product = x
@@ -107,7 +107,7 @@ def polygamma(n: int) -> Function:
 
 
 def _cotangent_derivative(n: int) -> list[float]:
-    """d^n/du^n cot u as a polynomial in c = cot u, constant first: c' = -(1 + c²)."""
+    """Return d^n/du^n cot u as a polynomial in c = cot u, constant term first: c' = -(1 + c²)."""
     poly = [0.0, 1.0]
     for _ in range(n):
         slope = [k * a for k, a in enumerate(poly)][1:]
@@ -120,7 +120,7 @@ def _cotangent_derivative(n: int) -> list[float]:
 
 
 def _hurwitz(x: Scalar, order: int) -> Scalar:
-    """ζ(order, x) for x > 0 by Euler and Maclaurin (DLMF 25.11.28)."""
+    """ζ(order, x) for x > 0 by Euler-Maclaurin summation (DLMF 25.11.28)."""
     total = x.like(0.0)
     for k in range(_SHIFT):
         total = total + _inverse_power(x + float(k), order)
@@ -168,7 +168,7 @@ def _ratio(x: Scalar, parts: tuple[Sequence[float], Sequence[float]]) -> Scalar:
 
 
 def _quantile(q: Scalar, smaller: Scalar) -> Scalar:
-    """The normal quantile at 1/2 + q; `smaller` is min(p, 1 - p) without cancellation."""
+    """Return the normal quantile at p = 1/2 + q; `smaller` is min(p, 1 - p), computed without cancellation."""
     central = q * _ratio(0.180625 - q * q, _CENTRAL)
     r = s.sqrt(-s.log(smaller))
     outer = select(r <= 5.0, _ratio(r - 1.6, _MIDDLE), _ratio(r - 5.0, _TAIL))
@@ -216,7 +216,7 @@ def erfcx(v: Scalar) -> Scalar:
 
 
 def erfc(v: Scalar) -> Scalar:
-    """In float64 exp(-x²) times erfcx(x), the square in two parts: to 3e-14 of the result."""
+    """exp(-x²) erfcx(x) in float64, with x² split into two parts; relative error 3e-14."""
     if v.dtype != torch.float64:
         return s.erfc(v)
     x = s.absolute(v).min(30.0)
@@ -243,7 +243,7 @@ _NEAR_I, _NEAR_J, _NEAR_K = 20.0, 16.0, 8.5
 
 
 def _factorial_series(order: int, terms: int, sign: int, weight: Callable[[int], float] = lambda k: 1.0) -> list[float]:
-    """Coefficients of sum_k weight(k) sign^k z^k / (k! (k + order)!)."""
+    """Return the coefficients of sum_k weight(k) sign^k z^k / (k! (k + order)!)."""
     return [weight(k) * sign**k / (math.factorial(k) * math.factorial(k + order)) for k in range(terms)]
 
 
@@ -252,7 +252,7 @@ def _harmonic(k: int) -> float:
 
 
 def _asymptotic(order: int, terms: int) -> list[float]:
-    """a_k(order) of DLMF 10.17.1."""
+    """Return a_k(order) of DLMF 10.17.1 for k < terms."""
     found = [1.0]
     for k in range(1, terms):
         found.append(found[-1] * (4 * order * order - (2 * k - 1) ** 2) / (k * 8))
@@ -260,7 +260,7 @@ def _asymptotic(order: int, terms: int) -> list[float]:
 
 
 def bessel_i(order: int, scaled: bool) -> Function:
-    """I_0 and I_1, or times exp(-|v|) (10.25.2 and 10.40.1)."""
+    """Make I_0 or I_1, multiplied by exp(-|v|) if `scaled` (10.25.2 and 10.40.1)."""
 
     @in_double
     def body(v: Scalar) -> Scalar:
@@ -277,7 +277,7 @@ def bessel_i(order: int, scaled: bool) -> Function:
 
 
 def bessel_k(order: int, scaled: bool) -> Function:
-    """K_0 and K_1, or times exp(v) (10.31.1, 10.31.2 and 10.40.2); infinite at 0, NaN below."""
+    """Make K_0 or K_1, multiplied by exp(v) if `scaled` (10.31.1, 10.31.2 and 10.40.2); infinite at 0, NaN below."""
 
     @in_double
     def body(v: Scalar) -> Scalar:
@@ -299,7 +299,7 @@ def bessel_k(order: int, scaled: bool) -> Function:
 
 
 def _hankel(order: int, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """(P, Q, phase) of 10.17.3: J = sqrt(2 / πx) (P cos ω - Q sin ω), Y = sqrt(2 / πx) (P sin ω + Q cos ω)."""
+    """Return (P, Q, phase) of 10.17.3: J = sqrt(2 / πx) (P cos ω - Q sin ω), Y = sqrt(2 / πx) (P sin ω + Q cos ω)."""
     a = _asymptotic(order, 26)
     inverse = 1.0 / x
     square = inverse * inverse
@@ -328,7 +328,7 @@ def _first_kind(order: int, x: Scalar) -> Scalar:
 
 
 def bessel_y(order: int) -> Function:
-    """Y_0 and Y_1 (10.8.1, 10.8.2); -inf at 0, NaN below."""
+    """Make Y_0 or Y_1 (10.8.1, 10.8.2); -inf at 0, NaN below."""
 
     @in_double
     def body(v: Scalar) -> Scalar:
@@ -357,7 +357,7 @@ def spherical_bessel_j0(v: Scalar) -> Scalar:
 
 @in_double
 def airy_ai(v: Scalar) -> Scalar:
-    """9.4.1 within 6 of zero, 9.7.5 and 9.7.9 beyond."""
+    """Airy Ai: 9.4.1 for |v| < 6, 9.7.5 and 9.7.9 beyond."""
     near = v.max(-6.0).min(6.0)
     cube = near * near * near
     f, g = [1.0], [1.0]
@@ -379,11 +379,11 @@ def airy_ai(v: Scalar) -> Scalar:
     return cases((v.differs(v), v), (v > 6.0, decaying), (v < -6.0, swinging), otherwise=small)
 
 
-# Orthogonal polynomials of degree n, a number that data gives: closed forms (DLMF 18.5)
+# Orthogonal polynomials of data-dependent degree n: closed forms (DLMF 18.5)
 
 
 def chebyshev(kind: str, shifted: bool = False) -> Function:
-    """T, U, V or W of degree trunc(n): trigonometric inside [-1, 1], hyperbolic outside."""
+    """Make T, U, V or W of degree trunc(n): trigonometric inside [-1, 1], hyperbolic outside."""
 
     @in_double
     def body(v: Scalar, degree: Scalar) -> Scalar:
@@ -393,7 +393,7 @@ def chebyshev(kind: str, shifted: bool = False) -> Function:
         size = s.absolute(x)
         past = size.max(1.0) - 1.0
         inside, outside = s.acos(size.min(1.0)), s.log1p(past + s.sqrt(past * (past + 2.0)))
-        # T and U are even or odd with n; V and W are each other's mirror.
+        # T and U have the parity of n; V_n(-x) = (-1)^n W_n(x).
         trigonometric = {k: _chebyshev(k, n, inside, s.cos, s.sin) for k in (kind, _MIRROR[kind])}
         hyperbolic = {k: _chebyshev(k, n, outside, s.cosh, s.sinh) for k in (kind, _MIRROR[kind])}
         value = {k: select(size <= 1.0, trigonometric[k], hyperbolic[k]) for k in trigonometric}

@@ -1,4 +1,4 @@
-"""Strided reads of memory: each element by its place, `offset + sum(index * stride)`, in a tensor of one dimension."""
+"""Strided reads of a rank-1 tensor: each element is at `offset + sum(index * stride)`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def as_strided(b: Builder, result: Meta, memory: Tensor, size: Sequence[Dim], stride: Sequence[Dim], offset: Dim | None = None) -> Tensor:
-    """`memory` [n] as `size`: storage_views.py gives every as_strided this form. The kernel checks places where sizes decide."""
+    """Read `memory` [n] as `size` (storage_views.py gives this form). The kernel checks positions if they depend on dynamic sizes.
+
+    Raises UnsupportedError for a view that always reads past the end.
+    """
     dense, first = b.dense(memory), 0 if offset is None else offset
     room = _room(b, result, memory, stride, first)
     if room[1] < 0:
@@ -31,12 +34,12 @@ def as_strided(b: Builder, result: Meta, memory: Tensor, size: Sequence[Dim], st
 
 
 def _room(b: Builder, result: Meta, memory: Tensor, stride: Sequence[Dim], first: Dim) -> tuple[float, float]:
-    """The least and the most number of elements behind the last one that is read."""
+    """Return the bounds of the number of elements after the last one read."""
     last = sympy.sympify(first) + sum((sympy.sympify(n) - 1) * step for n, step in zip(result.shape, stride, strict=True))
     return b.sizes.bounds(b.sizes.simplify(sympy.sympify(memory.shape[0]) - 1 - last))
 
 
 def _or_outside(b: Builder, place: ir.Value, size: Dim) -> ir.Value:
-    """A place past the end as one that the kernel reports, also where it reads whole vectors."""
+    """Replace an index past the end by -1, which the kernel reports also where it reads whole vectors."""
     inside = arith.cmpi(arith.CmpIPredicate.ult, place, b.index(size))
     return arith.select(inside, place, b.index(-1))

@@ -1,4 +1,4 @@
-"""Non-maximum suppression (frontend/suppression.py): boxes in falling order of score, each held against those that were chosen before."""
+"""Non-maximum suppression (frontend/suppression.py): boxes by descending score, each compared with those selected before."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def non_max_suppression(
     inputs = {"boxes": boxes, "scores": ranked, "order": order, "most": most, "overlap": overlap, "least": least}
     state = {
         "chosen": ((total, 3), INT, 0),
-        "kept": ((limit, 4), FLOAT, 0),  # corners of those chosen of a class
+        "kept": ((limit, 4), FLOAT, 0),  # corners of the selected boxes of a class
         "box": ((4,), FLOAT, 0),
-        "num": ((4,), INT, 0),  # chosen in all; of this class; candidates; whether this box stays
+        "num": ((4,), INT, 0),  # selected in total; of this class; candidates; whether this box is kept
     }
     loops = Loops(b, inputs, state)
     loops.loop(0, rows, lambda row: _choose(loops, row, classes, n, limit, is_centered))
@@ -38,7 +38,7 @@ def non_max_suppression(
 
 
 def _choose(loops: Loops, row: Scalar, classes: Dim, n: Dim, limit: Dim, is_centered: bool) -> None:
-    """One class of one batch."""
+    """Select boxes for one class of one batch element."""
     batch = row / loops.number(classes)
     loops.set("num", [1], 0)
     loops.set("num", [2], 0)
@@ -70,7 +70,7 @@ def _keep(loops: Loops, kind: Scalar, batch: Scalar, box: Scalar) -> None:
 
 
 def _read_box(loops: Loops, batch: Scalar, box: Scalar, is_centered: bool) -> None:
-    """The corners of a box: low y and x, high y and x."""
+    """Read the corners of a box: low y and x, high y and x."""
     a = [loops.get("boxes", batch, box, i) for i in range(4)]
     if is_centered:
         halves = [a[3] / 2, a[2] / 2]
@@ -82,7 +82,7 @@ def _read_box(loops: Loops, batch: Scalar, box: Scalar, is_centered: bool) -> No
 
 
 def _compare(loops: Loops, other: Scalar) -> None:
-    """Whether the box overlaps one that was chosen by too much."""
+    """Drop the box if its overlap with a selected one exceeds the threshold."""
     a, c = [loops.get("box", i) for i in range(4)], [loops.get("kept", other, i) for i in range(4)]
     shared = (a[2].min(c[2]) - a[0].max(c[0])).max(0) * (a[3].min(c[3]) - a[1].max(c[1])).max(0)
     whole = (a[2] - a[0]) * (a[3] - a[1]) + (c[2] - c[0]) * (c[3] - c[1]) - shared

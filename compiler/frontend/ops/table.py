@@ -1,4 +1,4 @@
-"""The table of aten ops that are lowered directly: overload -> function `(builder, result, *args, **kwargs)`."""
+"""The table of directly lowered aten ops: overload -> function `(builder, result, *args, **kwargs)`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from llmos.compiler.frontend.ops import (
 
 Lowering = Callable[..., Any]
 
-# Ops without effect on the numbers: checks of shapes and metadata that export has already done.
+# Ops that change no values: shape and metadata checks that export has already done.
 IGNORED = frozenset(
     {
         "aten._assert_tensor_metadata.default",
@@ -59,7 +59,7 @@ IGNORED = frozenset(
 
 @functools.cache
 def table() -> Mapping[str, Lowering]:
-    """Lowerings by the overload's name ("aten.add.Tensor")."""
+    """Return the lowerings by overload name ("aten.add.Tensor")."""
     groups = (
         _arithmetic(),
         _comparisons(),
@@ -345,7 +345,7 @@ def _batch_norm(
 def _native_batch_norm(
     b: Builder, result: Sequence[Meta], x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float
 ) -> list[Any]:
-    """The statistics of the last two results serve training; on a CPU torch gives none."""
+    """Lower batch norm in inference; the two statistics, used in training only, are empty as in torch on CPUs."""
     statistics = [b.full(each.shape, each.dtype, 0) if 0 in each.shape else None for each in result[1:]]
     return [reductions.batch_norm(b, x, weight, bias, mean, var, eps, result[0].dtype), *statistics]
 

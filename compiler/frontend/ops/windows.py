@@ -21,7 +21,7 @@ Ints = int | Sequence[int]
 
 
 def spread(value: Ints, count: int) -> list[int]:
-    """One number per spatial dimension."""
+    """Return one number for each spatial dimension."""
     values = [value] if isinstance(value, int) else list(value)
     return values * count if len(values) == 1 else values
 
@@ -39,9 +39,9 @@ def convolution(
     output_padding: Ints = 0,
     groups: int = 1,
 ) -> Tensor:
-    """x [batch, channels, ...], weight [filters, channels / groups, ...]. Bias is an op of its own after the sum."""
+    """Convolve x [batch, channels, ...] with weight [filters, channels / groups, ...]; the bias is a separate op after the sum."""
     count = weight.rank - 2
-    if x.rank == weight.rank - 1:  # one sample without its batch dimension
+    if x.rank == weight.rank - 1:  # one sample without a batch dimension
         alone = Meta((1, *result.shape), result.dtype)
         rest = (weight, bias, stride, padding, dilation, transposed, output_padding, groups)
         return b.squeeze(convolution(b, alone, b.unsqueeze(x, 0), *rest), 0)
@@ -72,14 +72,14 @@ def _transposed(
     extra: Ints,
     groups: int,
 ) -> Tensor:
-    """weight [channels, filters / groups, ...]: a convolution of `x`, zeros between its elements, with the window turned around."""
+    """Transposed convolution, weight [channels, filters / groups, ...]: convolve zero-dilated `x` with the flipped window."""
     count = weight.rank - 2
     strides, dilations, paddings, extras = (spread(each, count) for each in (stride, dilation, padding, extra))
     reach = _reach(b, weight.shape[2:], dilations)
     wide = _with_zeros_between(b, x, strides)
     pairs = [(b.sizes.simplify(_expr(r) - p), b.sizes.simplify(_expr(r) - p + e)) for r, p, e in zip(reach, paddings, extras, strict=True)]
     if any(not isinstance(low, int) and b.sizes.bounds(low)[0] < 0 for pair in pairs for low in pair):
-        # Whether it pads or crops depends on the window's size: all is padded, and the result cropped.
+        # Whether to pad or crop depends on the window's dynamic size: pad fully, then crop the result.
         whole = _transposed(b, _uncropped(b, result, paddings), x, weight, bias, stride, 0, dilation, _sums(extras, paddings), groups)
         return _cropped(b, whole, paddings, result)
     flat = [each for pair in reversed(pairs) for each in pair]
@@ -90,7 +90,7 @@ def _transposed(
     split = b.reshape(turned, (groups, channels, filters, *weight.shape[2:]))
     order = [0, 2, 1, *range(3, split.rank)]
     swapped = b.reshape(b.permute(split, order), (b.sizes.product((groups, filters)), channels, *weight.shape[2:]))
-    # Dense: a window of size 1 must be stored, or its loop has no bound.
+    # Dense: a window of size 1 must be stored to bound its loop.
     return convolution(b, result, b.dense(wide), b.dense(swapped), bias, 1, 0, dilation, False, 0, groups)
 
 
@@ -99,7 +99,7 @@ def _sums(a: Sequence[int], c: Sequence[int]) -> list[int]:
 
 
 def _uncropped(b: Builder, result: Meta, paddings: Sequence[int]) -> Meta:
-    """The result before its first `padding` elements are cropped."""
+    """Return the result's metadata before the first `padding` elements are cropped."""
     spatial = [b.sizes.simplify(_expr(size) + p) for size, p in zip(result.shape[2:], paddings, strict=True)]
     return Meta((*result.shape[:2], *spatial), result.dtype)
 
@@ -111,17 +111,17 @@ def _cropped(b: Builder, x: Tensor, paddings: Sequence[int], result: Meta) -> Te
 
 
 def _reach(b: Builder, window: Sequence[Dim], dilations: Sequence[int]) -> list[Dim]:
-    """The distance between a window's first and last element."""
+    """Return the distance between a window's first and last element."""
     return [b.sizes.simplify((_expr(k) - 1) * d) for k, d in zip(window, dilations, strict=True)]
 
 
 def _quotient(b: Builder, dim: Dim, groups: int) -> Dim:
-    """A whole part of a dimension that `groups` divides."""
+    """Return dim / groups, which is exact."""
     return dim // groups if isinstance(dim, int) else b.sizes.simplify(FloorDiv(dim, groups))
 
 
 def _with_zeros_between(b: Builder, x: Tensor, strides: Sequence[int]) -> Tensor:
-    """stride - 1 zeros after every element but the last of each spatial dimension."""
+    """Insert stride - 1 zeros between the elements of each spatial dimension."""
     if all(stride == 1 for stride in strides):
         return x
     dense = b.dense(x)
@@ -175,7 +175,7 @@ def _padded(b: Builder, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], value: s.Nu
 def window_position(
     outputs: Sequence[int], windows: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[ir.AffineExpr]:
-    """out * stride + window * dilation, one expression a spatial dimension; arguments are loop numbers."""
+    """Return out * stride + window * dilation, one expression for each spatial dimension; arguments are loop numbers."""
     return [
         affine_dim(o) * stride + affine_dim(k) * dilation
         for o, k, stride, dilation in zip(outputs, windows, strides, dilations, strict=True)
@@ -187,7 +187,7 @@ def _sum(
 ) -> Tensor:
     dtype = compute_dtype(x.dtype)
     if any(dim not in weight.axes for dim in range(weight.rank)):
-        # The loops over the window, of one iteration too, take their bounds from the stored weight.
+        # The stored weight bounds the window loops, also those of trip count 1.
         weight = b.dense(weight)
     (value,) = b.generic(
         [(x, b.reads(x, x.shape, reads)), (weight, b.reads(weight, weight.shape, taps))],
@@ -199,7 +199,7 @@ def _sum(
 
 
 def _direct(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
-    """Loops (n, f, out..., c, window...)."""
+    """Emit the convolution with loops (n, f, out..., c, window...)."""
     n = x.rank - 2
     outputs, channel, windows = range(2, 2 + n), 2 + n, range(3 + n, 3 + 2 * n)
     reads = [affine_dim(0), affine_dim(channel), *window_position(outputs, windows, strides, dilations)]
@@ -208,7 +208,7 @@ def _direct(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequen
 
 
 def _depthwise(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequence[int], dilations: Sequence[int]) -> Tensor:
-    """Loops (n, c, out..., window...)."""
+    """Emit a depthwise convolution with loops (n, c, out..., window...)."""
     n = x.rank - 2
     outputs, windows = range(2, 2 + n), range(2 + n, 2 + 2 * n)
     reads = [affine_dim(0), affine_dim(1), *window_position(outputs, windows, strides, dilations)]
@@ -218,7 +218,7 @@ def _depthwise(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seq
 
 
 def _grouped(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Sequence[int], dilations: Sequence[int], groups: int) -> Tensor:
-    """Loops (n, g, f, out..., c, window...) over channels split in groups."""
+    """Emit a grouped convolution with loops (n, g, f, out..., c, window...)."""
     n = x.rank - 2
     filters, channels = _quotient(b, weight.shape[0], groups), weight.shape[1]
     x = b.reshape(x, (x.shape[0], groups, channels, *x.shape[2:]))
