@@ -1,4 +1,4 @@
-"""The llmos attributes of text that people wrote or edited: whole, of the right kinds, and of the types they stand at."""
+"""Validation of llmos attributes in hand-written MLIR text: they are complete, well-formed and match the types they annotate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ADVICE = "see the linalg stage in docs/architecture.md"
 
 
 def check_symbols(module: ir.Module) -> None:
-    """Raises UserError unless the tables of symbols and of computed sizes, where there are some, say of each what it can be."""
+    """Raise UserError if the table of symbols or of computed sizes, where present, is malformed or lacks a range."""
     _check_computed(module)
     if _SYMBOLS not in module.operation.attributes:
         return
@@ -43,7 +43,7 @@ def _check_computed(module: ir.Module) -> None:
 
 
 def check_annotations(module: ir.Module, weights: Collection[str]) -> None:
-    """Raises UserError for the first argument or result of the public function whose attributes don't fit it."""
+    """Raise UserError for the first argument or result of the public function whose attributes don't match it."""
     main = next((op for op in module.body.operations if isinstance(op, func.FuncOp) and "sym_visibility" not in op.attributes), None)
     if main is None or main.is_external:
         raise UserError(f"the module has no public function with a body; {_ADVICE}")

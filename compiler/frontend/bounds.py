@@ -1,4 +1,4 @@
-"""Whether an output can be allocated: a size that data decides needs a bound by the sizes of the inputs."""
+"""Check that outputs can be allocated: a data-dependent size needs a bound by the sizes of the inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmos.compiler.ir.sizes import ComputedSymbol, Symbol, SymbolTable
 
 
 def require_bounds(sizes: Sizes, dims: Iterable[Dim]) -> None:
-    """Raises UnsupportedError for a size of an output that nothing bounds."""
+    """Raise UnsupportedError for an output size without a bound."""
     if not sizes.computed:
         return
     symbols = tuple(Symbol(each.name, each.min, each.max) for each in sizes.symbols)

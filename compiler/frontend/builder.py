@@ -1,4 +1,4 @@
-"""Builds the linalg stage: tensors with symbolic sizes, and the few structured ops that everything else is made of.
+"""Builder of the linalg stage: tensors with symbolic sizes, and the few structured ops that lowerings use.
 
 Transposes, broadcasts, squeezes and unsqueezes are views: they change how a `Tensor` reads its value and emit nothing. The next op reads
 through its indexing map. So a linear layer on [batch, tokens, K] is one contraction over (batch, tokens, n, k) with no reshape around it.
@@ -23,14 +23,14 @@ DYNAMIC = ir.ShapedType.get_dynamic_size()
 
 @dataclass(frozen=True)
 class Splat:
-    """Every element is this number."""
+    """Every element equals `value`."""
 
     value: Number
 
 
 @dataclass(frozen=True)
 class Iota:
-    """Element i along `axis` is `start + i * step`, whatever the other coordinates."""
+    """Element i along `axis` is `start + i * step`, independent of the other coordinates."""
 
     axis: int
     start: int
@@ -41,9 +41,8 @@ class Iota:
 class Tensor:
     """A tensor of the program: an SSA value read through a view.
 
-    `axes[j]` is the dimension of `shape` that dimension j of the value runs along; None where the value has a dimension of size 1 that no
-    dimension of `shape` stands for. A dimension of `shape` that is in no axis is a broadcast one (or of size 1).
-    `fact` is what is known of the elements at compile time.
+    `axes[j]` is the dimension of `shape` that dimension j of the value maps to; None for a dimension of size 1 that `shape` lacks.
+    A dimension of `shape` that is in no axis is a broadcast one (or of size 1). `fact` is what is known of the elements at compile time.
     """
 
     value: ir.Value
@@ -89,18 +88,18 @@ class Builder:
         return ir.RankedTensorType.get([dim if isinstance(dim, int) else DYNAMIC for dim in shape], element_type(dtype))
 
     def index(self, dim: Dim) -> ir.Value:
-        """A size as an index value."""
+        """Return a size as an index value."""
         return self._indices.value(dim)
 
     def number(self, dim: Dim) -> int | SymbolicScalar:
-        """A size as a number of an op."""
+        """Return a size as a numeric operand of an op."""
         return dim if isinstance(dim, int) else SymbolicScalar(dim, torch.int64, self.index)
 
     def computed_size(self, dim: Dim | None, count: Tensor, bound: Dim, is_exact: bool = False) -> sympy.Symbol:
-        """The number in `count` (an int64 without dims) as a size of the program: what torch calls `dim`, if it does, and at most `bound`.
+        """Define the number in `count` (int64, rank 0) as a size of the program, at most `bound`. `dim` is torch's name for it, if any.
 
-        The program checks it where it reads it: sizes behind may rely on it. A negative number is never a size, so that an op may give one
-        for data that it can't take. `is_exact`: as `Sizes.define` has it.
+        The program checks the number where it reads it, so later sizes may rely on it. A negative number is never a size, so an op may
+        return one for invalid data. `is_exact`: as in `Sizes.define`.
         """
         symbol = self.sizes.define(dim, bound, is_exact)
         read = tensor.ExtractOp(self.dense(count).value, [])
@@ -110,13 +109,13 @@ class Builder:
         return symbol
 
     def renamed(self, x: Tensor, shape: Shape) -> Tensor:
-        """`x`, whose sizes are those of `shape` by a check of the program."""
+        """Return `x` with the sizes of `shape`, which a check of the program has made equal to its own."""
         dense, kind = self.dense(x), self.type(shape, x.dtype)
         value = dense.value if dense.value.type == kind else tensor.CastOp(kind, dense.value).result
         return self.dense_tensor(value, shape, x.dtype)
 
     def dynamic(self, shape: Shape) -> list[ir.Value]:
-        """The index values of the dynamic sizes of a shape."""
+        """Return the index values of the dynamic sizes of a shape."""
         return [self.index(dim) for dim in shape if not isinstance(dim, int)]
 
     def same(self, a: Shape, b: Shape) -> bool:
@@ -147,7 +146,7 @@ class Builder:
         iterators: Sequence[str],
         body: Callable[..., Sequence[Scalar]],
     ) -> list[ir.Value]:
-        """A linalg.generic. Each operand comes with its index expressions over the loops; `body` gets a Scalar per operand."""
+        """Emit a linalg.generic. Each operand comes with its index expressions over the loops; `body` gets a Scalar per operand."""
         loops = len(iterators)
         maps = [ir.AffineMap.get(loops, 0, list(exprs)) for _, exprs in inputs]
         maps += [ir.AffineMap.get(loops, 0, list(exprs)) for _, _, exprs in outputs]
@@ -166,7 +165,7 @@ class Builder:
         return list(op.results)
 
     def reads(self, x: Tensor, shape: Shape, loops: Sequence[ir.AffineExpr] | None = None) -> list[ir.AffineExpr]:
-        """Index expressions that read `x`, broadcast to `shape`, at the loop expressions `loops` (one a dimension of `shape`)."""
+        """Return index expressions that read `x`, broadcast to `shape`, at the expressions `loops` (one for each dimension of `shape`)."""
         loops = loops if loops is not None else [affine_dim(i) for i in range(len(shape))]
         offset = len(shape) - x.rank
         exprs = []
@@ -178,7 +177,7 @@ class Builder:
         return exprs
 
     def elementwise(self, body: Body, inputs: Sequence[Tensor], dtype: torch.dtype, shape: Shape | None = None) -> Tensor:
-        """One parallel op over the broadcast shape of its inputs. `body` computes in the inputs' types; its result is cast to `dtype`."""
+        """Emit one parallel op over the broadcast shape of its inputs. `body` computes in their dtypes; its result is cast to `dtype`."""
         shape = shape if shape is not None else self.broadcast_shape([x.shape for x in inputs])
         identity = [affine_dim(i) for i in range(len(shape))]
         (value,) = self.generic(
@@ -203,7 +202,7 @@ class Builder:
     def _reduce_units(
         self, x: Tensor, dims: Sequence[int], init: Number | None, combine: Body, dtype: torch.dtype, keepdim: bool
     ) -> Tensor:
-        """The reduction over dimensions of size 1: each element combined with `init`, and the dimensions dropped."""
+        """Reduce over dimensions of size 1: combine each element with `init` and drop the dimensions."""
         if init is not None:
             x = self.elementwise(lambda s: combine(s.to(dtype), constant(init, dtype)), [x], dtype)
         if not keepdim:
@@ -212,7 +211,7 @@ class Builder:
         return x
 
     def reduce(self, x: Tensor, dims: Sequence[int], init: Number, combine: Body, dtype: torch.dtype, keepdim: bool) -> Tensor:
-        """Reduction over `dims`: `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension is a view, not stored."""
+        """Reduce over `dims` by `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension is a view, not stored."""
         wide = [i for i in dims if x.shape[i] != 1]
         if not wide:
             return self._reduce_units(x, dims, init, combine, dtype, keepdim)
@@ -231,7 +230,7 @@ class Builder:
         return Tensor(value, tuple(1 if i in dims else x.shape[i] for i in range(x.rank)), dtype, tuple(kept))
 
     def _loop_bounds(self, x: Tensor, dims: Sequence[int]) -> list[tuple[Tensor, list[ir.AffineExpr]]]:
-        """A shape-only operand for reduced dimensions that `x` itself doesn't store (broadcast ones), so that every loop has a bound."""
+        """Return a shape-only operand for reduced dimensions that `x` doesn't store (broadcast ones), so that every loop has a bound."""
         hidden = [i for i in dims if i not in x.axes or self._stored_as_one(x, i)]
         if not hidden:
             return []
@@ -245,12 +244,12 @@ class Builder:
     # Values
 
     def full(self, shape: Shape, dtype: torch.dtype, value: Number) -> Tensor:
-        """A constant tensor: one stored element, broadcast."""
+        """Make a splat constant: one stored element, broadcast."""
         held = bool(value) if dtype == torch.bool else float(value) if dtype.is_floating_point else int(value)
         return Tensor(self.fill((), dtype, held), shape, dtype, (), Splat(held))
 
     def dense(self, x: Tensor) -> Tensor:
-        """The same tensor stored row-major, with every dimension in place."""
+        """Materialize a tensor row-major, without a view."""
         if x.is_dense:
             return x
         if isinstance(x.fact, Splat):
@@ -268,7 +267,7 @@ class Builder:
         return tuple(1 if axis is None else x.shape[axis] for axis in x.axes)
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`x` converted to another dtype, through the same view."""
+        """Convert `x` to another dtype and keep the view."""
         if x.dtype == dtype:
             return x
         stored = self.dense_tensor(x.value, self._stored_shape(x), x.dtype)
@@ -278,7 +277,7 @@ class Builder:
     # Views
 
     def permute(self, x: Tensor, order: Sequence[int]) -> Tensor:
-        """Dimension i of the result is dimension order[i] of `x`."""
+        """Transpose: dimension i of the result is dimension order[i] of `x`."""
         new = {old: position for position, old in enumerate(order)}
         axes = tuple(None if axis is None else new[axis] for axis in x.axes)
         fact = replace(x.fact, axis=new[x.fact.axis]) if isinstance(x.fact, Iota) else x.fact
@@ -292,7 +291,7 @@ class Builder:
         return Tensor(x.value, x.shape[:position] + (1,) + x.shape[position:], x.dtype, tuple(moved), fact)
 
     def squeeze(self, x: Tensor, position: int) -> Tensor:
-        """`x` without dimension `position`, which has size 1."""
+        """Drop dimension `position`, which has size 1."""
         axes = tuple(None if a is None or a == position else a - (a > position) for a in x.axes)
         fact = x.fact
         if isinstance(fact, Iota):
@@ -300,7 +299,7 @@ class Builder:
         return Tensor(x.value, x.shape[:position] + x.shape[position + 1 :], x.dtype, axes, fact)
 
     def expand(self, x: Tensor, shape: Shape) -> Tensor:
-        """`x` broadcast to `shape`."""
+        """Broadcast `x` to `shape`."""
         offset = len(shape) - x.rank
         axes: list[int | None] = []
         for axis in x.axes:
@@ -312,7 +311,7 @@ class Builder:
     # Reshapes
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """`x` in another shape of as many elements, row-major order kept."""
+        """Reshape `x` to another shape with as many elements, in row-major order."""
         if self.same(x.shape, shape):
             return replace(x, shape=shape)
         if isinstance(x.fact, Splat):
@@ -327,7 +326,7 @@ class Builder:
         return x.value if not x.axes else self.fill((), x.dtype, x.fact.value)
 
     def _as_unit_dims(self, x: Tensor, shape: Shape) -> Tensor | None:
-        """A reshape that only adds and drops dimensions of size 1 is a view."""
+        """Return a view if the reshape only adds and drops dimensions of size 1, else None."""
         if not self.same(tuple(d for d in x.shape if d != 1), tuple(d for d in shape if d != 1)):
             return None
         for position in reversed(range(x.rank)):
@@ -339,7 +338,7 @@ class Builder:
         return replace(x, shape=shape)
 
     def reshape_value(self, value: ir.Value, old: Shape, new: Shape, dtype: torch.dtype) -> Tensor:
-        """Collapse to the coarsest common shape of both, then expand."""
+        """Collapse to the finest shape that both `old` and `new` collapse to, then expand."""
         if self.sizes.product(new) == 0:
             return self.dense_tensor(self.empty(new, dtype), new, dtype)
         groups = self._common_groups(old, new)
@@ -359,7 +358,7 @@ class Builder:
         return tensor.ExpandShapeOp(self.type(new, dtype), value, _reassociation(groups), self.dynamic(new), static).result
 
     def _common_groups(self, old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
-        """Runs of dimensions of both shapes with the same product, as fine as possible. No groups where one shape has rank 0."""
+        """Group the dimensions of both shapes into the finest runs with equal products; no groups if one shape has rank 0."""
         if not old or not new:
             return []
         cuts = self._cuts(old, new)

@@ -1,6 +1,6 @@
-"""One step of the recurrent cells, and the scans over time that stay one op in an exported program.
+"""One time step of the recurrent cells, and the scans over time that stay one op in an exported program.
 
-A cell's step takes `x`, the input's share of its gates at one time step (the input times W, plus the biases), and the state.
+A cell's step takes `x`, the input's contribution to the gates at one time step (the input times W, plus the biases), and the state.
 `llmos::lstm_scan`, `llmos::gru_scan` and `llmos::rnn_scan` run the standard cells over a sequence whose length may be symbolic; the
 compiler lowers them to loops. Formulas: ONNX operator specification, LSTM, GRU and RNN.
 """
@@ -21,7 +21,7 @@ Step = Callable[[torch.Tensor, State], State]
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What a node may change in a cell; `functions` are its activations in ONNX's order (f, g, h)."""
+    """The attributes of an ONNX node that change a cell; `functions` are its activations in ONNX's order (f, g, h)."""
 
     functions: tuple[Activation, ...]
     clip: float | None = None
@@ -33,7 +33,7 @@ class CellOptions:
 
 
 def lstm_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptions, peephole: torch.Tensor | None = None) -> State:
-    """x [batch, 4H] in the order input, output, forget, cell; r [4H, H]; peephole [3H] in the order input, output, forget."""
+    """LSTM step: x [batch, 4H] in the order input, output, forget, cell; r [4H, H]; peephole [3H] in the order input, output, forget."""
     h, c = state
     f, g, last = options.functions
     i, o, forget, cell = (x + torch.matmul(h, r.t())).chunk(4, -1)
@@ -47,7 +47,7 @@ def lstm_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptio
 
 
 def gru_step(x: torch.Tensor, state: State, r: torch.Tensor, bias: torch.Tensor, options: CellOptions) -> State:
-    """x [batch, 3H] in the order update, reset, hidden, with all biases but the recurrent one of hidden: that is `bias` [H]."""
+    """GRU step: x [batch, 3H] in the order update, reset, hidden, with all biases but the recurrent one of hidden, which is `bias` [H]."""
     (h,) = state
     f, g = options.functions
     hidden = h.shape[-1]
@@ -63,14 +63,14 @@ def gru_step(x: torch.Tensor, state: State, r: torch.Tensor, bias: torch.Tensor,
 
 
 def rnn_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptions) -> State:
-    """x [batch, H], r [H, H]."""
+    """Elman RNN step: x [batch, H], r [H, H]."""
     return (options.functions[0](options.bound(x + torch.matmul(state[0], r.t()))),)
 
 
 def unroll(step: Step, xs: torch.Tensor, state: State, reverse: bool, lengths: torch.Tensor | None = None) -> tuple[torch.Tensor, State]:
-    """Every step of xs [time, batch, ...] written out: (hidden states [time, batch, H], last state).
+    """Unroll the steps of xs [time, batch, ...]; return (hidden states [time, batch, H], last state).
 
-    Beyond its length a row of the batch keeps its state and gives zeros.
+    Past its length in `lengths` [batch], a batch row keeps its state and outputs zeros.
     """
     hidden = []
     times = range(xs.shape[0])
@@ -144,7 +144,7 @@ def _(xs: torch.Tensor, r: torch.Tensor, h0: torch.Tensor, reverse: bool) -> tup
 
 
 def activation(name: str, alpha: float | None, beta: float | None) -> Activation:
-    """An activation of a recurrent op by its ONNX name."""
+    """Return the activation with an ONNX name. Raises UnsupportedError for an unknown one."""
     plain: dict[str, Activation] = {
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,

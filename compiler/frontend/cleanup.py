@@ -1,4 +1,4 @@
-"""The last step to the linalg stage: checks dropped, sizes from function arguments, weights that nothing reads removed."""
+"""The last step to the linalg stage: drop checks, take sizes from function arguments, remove unused weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALLOWED = ("linalg", "tensor", "arith", "math", "affine", "func", "scf", "tm_ten
 
 
 def clean(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
-    """Tidies `main` in place; returns those of `weights` (its arguments after the inputs) that it still takes."""
+    """Clean up `main` in place; return those of `weights` (its arguments after the inputs) that it still takes."""
     drop_assertions(module)
     _run(TIDY, module)
     if _has_inner_dims(module):
@@ -36,12 +36,12 @@ def _run(pipeline: str, module: ir.Module) -> None:
 
 
 def main_function(module: ir.Module) -> func.FuncOp:
-    """The module's public function."""
+    """Return the module's public function."""
     return next(op for op in module.body.operations if isinstance(op, func.FuncOp) and op.name.value == "main")
 
 
 def drop_assertions(module: ir.Module) -> None:
-    """cf.assert guards what export has proved (shapes) or what the kernel checks itself (indices)."""
+    """Drop cf.assert, which guards what export has proved (shapes) or what the kernel checks itself (indices)."""
     found: list[ir.Operation] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -80,7 +80,7 @@ def drop_unused_arguments(module: ir.Module, num_inputs: int, weights: Sequence[
 
 
 def check_dialects(module: ir.Module) -> None:
-    """Only what the linalg stage allows may be left."""
+    """Raise UnsupportedError for ops that the linalg stage doesn't allow."""
     foreign: set[str] = set()
 
     def visit(op: ir.Operation) -> ir.WalkResult:

@@ -1,4 +1,4 @@
-"""Which ops of a model can be compiled, and how: every op at once, each with its source line, nothing compiled (`llmos check`)."""
+"""Coverage report of a model (`llmos check`): which ops can be compiled and how, each with its source line, without compiling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llmos.compiler.ir.parsing import read_text
 from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 DIRECT, FALLBACK, NOTHING = "linalg", "torch-mlir", "nothing to do"
-NOTE = "note"  # of a row that is no op: what the compiled model is not free in
+NOTE = "note"  # a row that is no op: a restriction of the compiled model
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
 
 
 def check(source: Source, example_args: Sequence[Any] | None = None, dynamic_shapes: Any = None) -> list[Row]:
-    """Every op of a torch, .onnx or .mlir model; unsupported ones first, then by name. Arguments as `import_torch`'s."""
+    """Report every op of a torch, .onnx or .mlir model, unsupported ones first, then by name. Arguments as `import_torch`'s."""
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -83,9 +83,9 @@ def _check_onnx(path: Path) -> list[Row]:
 
 
 def check_onnx(source: Any, bind: Mapping[str, Any] | None = None, example_args: Sequence[Any] | None = None) -> list[Row]:
-    """As `check` for an .onnx file or a ModelProto; `bind` and `example_args` as `import_onnx`'s.
+    """As `check`, for an .onnx file or a ModelProto; `bind` and `example_args` as `import_onnx`'s.
 
-    Nodes without a meaning are all reported before anything is exported; a refusal while exporting is a row of its own.
+    Reports all unknown nodes before exporting; an error of the export becomes a row.
     """
     from llmos.compiler.frontend.onnx import export_onnx, unsupported_ops
 
@@ -94,7 +94,7 @@ def check_onnx(source: Any, bind: Mapping[str, Any] | None = None, example_args:
         return _sorted(problems)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is a row each
+            warnings.simplefilter("ignore")  # each warning becomes a row
             exported = export_onnx(source, bind=bind, example_args=example_args)
     except UserError as error:
         place = next((note.removeprefix("in ONNX node ") for note in getattr(error, "__notes__", ())), "")
@@ -117,7 +117,7 @@ def _check_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shapes
 
 
 def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[Row]:
-    """Lower the graph op by op into a module that is thrown away; what an op raises is its row."""
+    """Lower the graph op by op into a discarded module; the error of an op becomes its row."""
     counts: Counter[Row] = Counter()
     with context() as ctx, ir.Location.unknown():
         module = ir.Module.create()
@@ -143,7 +143,7 @@ def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[R
 
 @dataclass(frozen=True)
 class _Checker:
-    """Tries each op; where one fails, a tensor of its result's shape stands in so that what follows is tried as well."""
+    """Lowers each op; a failed one is replaced by a placeholder of its result's shape, so that later ops are lowered too."""
 
     lowering: GraphLowering
     ctx: ir.Context
@@ -153,7 +153,7 @@ class _Checker:
         if name in IGNORED:
             return Row(name, True, NOTHING, 1, "")
         if not node.users or any(self._is_pending(each) for each in node.all_input_nodes):
-            self.stand_in(node)  # not needed, or follows from an op that is reported already
+            self.stand_in(node)  # not needed, or caused by an op that is already reported
             return None
         before = self.lowering.islands.count
         try:
@@ -172,7 +172,7 @@ class _Checker:
         self.lowering.stand_in(node)
 
     def output_dims(self, graph: fx.Graph) -> list[Dim]:
-        """The sizes of the outputs, as far as ops that data decides the size of are supported."""
+        """Return the sizes of the outputs, without those that depend on unsupported data-dependent ops."""
         (outputs,) = (node.args[0] for node in graph.nodes if node.op == "output")
         values = [each.meta.get("val") for each in outputs if isinstance(each, fx.Node)]
         sizes = self.lowering.sizes
@@ -180,7 +180,7 @@ class _Checker:
         return [dim for dim in dims if not sizes.is_pending(dim)]
 
     def _is_pending(self, node: fx.Node) -> bool:
-        """Whether a value's size, or the number itself, comes from data that an op before couldn't read."""
+        """Whether a value, or its size, depends on data that an unsupported op should have read."""
         val = node.meta.get("val")
         values = val.shape if isinstance(val, torch.Tensor) else [val]
         sizes = self.lowering.sizes
@@ -188,7 +188,7 @@ class _Checker:
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """A table for the terminal: unsupported ops in full, then the supported ones with their counts."""
+    """Format a table for the terminal: unsupported ops in full, then the supported ones with their counts."""
     lines = [
         f"unsupported  {row.op}{f'  ×{row.count}' if row.count > 1 else ''}  {row.where}\n             {row.reason}"
         for row in rows

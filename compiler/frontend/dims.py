@@ -1,4 +1,4 @@
-"""Symbolic sizes of the program being imported: torch's size expressions in the user's names, and as index arithmetic.
+"""Symbolic sizes of the program being imported: torch's size expressions under the user's names, and their index arithmetic.
 
 A size is an `int` or a sympy expression over the program's symbols.
 """
@@ -26,7 +26,7 @@ from llmos.runtime.errors import UnsupportedError
 Dim: TypeAlias = "int | sympy.Expr"
 Shape: TypeAlias = tuple[Dim, ...]
 
-MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
+MAX_SIZE = 2**31 - 1  # the largest size of an unbounded dimension
 INT64_MAX = 2**63 - 1
 
 
@@ -47,7 +47,7 @@ class Symbol:
 
 @dataclass(frozen=True)
 class DataSize:
-    """A number that an op reads from data and sizes are made of: export's unbacked symbol. `bounds`: the model says it exceeds none."""
+    """A number read from data that sizes depend on: export's unbacked symbol. `bounds`: upper bounds that the model asserts."""
 
     name: str
     min: int
@@ -61,7 +61,7 @@ class DataSize:
 
 @dataclass(frozen=True)
 class ComputedSize:
-    """A DataSize once an op computes it. `bound`: what it never exceeds, over sizes known before; `equals`: what it must be equal to."""
+    """A DataSize that an op computes. `bound`: its upper bound over earlier sizes; `equals`: the size it is checked against."""
 
     size: DataSize
     bound: Dim
@@ -72,7 +72,7 @@ NO_SIZES: Mapping[sympy.Symbol, DataSize] = MappingProxyType({})
 
 
 class Sizes:
-    """The program's symbols, and what can be proved about sizes."""
+    """The program's symbols, and proofs about sizes."""
 
     def __init__(
         self, symbols: Sequence[Symbol], torch_names: Mapping[sympy.Symbol, Symbol], unbacked: Mapping[sympy.Symbol, DataSize] = NO_SIZES
@@ -86,10 +86,10 @@ class Sizes:
         self._ranges = {each.expr: ValueRanges(each.min, each.max) for each in known}
 
     def define(self, dim: Dim | None, bound: Dim, is_exact: bool = False) -> sympy.Symbol:
-        """A symbol for a number that the program computes, which torch calls `dim` (None: it doesn't) and which is at most `bound`.
+        """Define a symbol for a number that the program computes, at most `bound`. `dim` is torch's name for it, or None.
 
-        Where `dim` is known already (another size, a number), the program checks that the new symbol is equal to it. `is_exact`: the op
-        knows better than torch how large it may be.
+        If `dim` is already known (another size, a number), the program checks that the new symbol equals it. `is_exact`: `bound` is more
+        precise than torch's range. Raises UnsupportedError for a size of data that is computed too late.
         """
         if dim is None:
             size = self._fresh(0, self.bounds(bound)[1])
@@ -118,7 +118,7 @@ class Sizes:
         return size
 
     def is_pending(self, dim: Dim) -> bool:
-        """Whether a size depends on data that no op has read yet."""
+        """Whether a size depends on data that no lowered op has read yet."""
         return not isinstance(dim, int) and not self._pending.keys().isdisjoint(dim.free_symbols)
 
     def is_computed(self, dim: Dim) -> bool:
@@ -126,14 +126,14 @@ class Sizes:
         return not isinstance(dim, int) and (self.is_pending(dim) or any(each.size.expr in dim.free_symbols for each in self.computed))
 
     def dim(self, size: int | torch.SymInt | sympy.Expr) -> Dim:
-        """A size as torch's metadata has it, in our symbols and simplified by their ranges."""
+        """Convert a size of torch's metadata to the program's symbols, simplified by their ranges."""
         if isinstance(size, int):
             return size
         expr = self._renamed(size.node.expr if isinstance(size, torch.SymInt) else size)
         return self.simplify(self._without_floats(expr))
 
     def expression(self, value: torch.SymFloat | torch.SymBool) -> sympy.Basic:
-        """A float or bool of torch's metadata in our symbols."""
+        """Convert a float or bool of torch's metadata to the program's symbols."""
         return self._renamed(value.node.expr)
 
     def _renamed(self, expr: sympy.Basic) -> sympy.Basic:
@@ -143,14 +143,14 @@ class Sizes:
         return expr
 
     def _without_floats(self, expr: sympy.Expr) -> sympy.Expr:
-        """Sizes that go through floats (int(n * 0.5), ceil(n / 3)) by integer arithmetic that gives the same for every size."""
+        """Rewrite float arithmetic in sizes (int(n * 0.5), ceil(n / 3)) to integer arithmetic that is equal at every size."""
         return expr.replace(lambda e: isinstance(e, ROUNDINGS), lambda e: rounded_size(e, self.bounds))
 
     def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
         return tuple(self.dim(size) for size in sizes)
 
     def bounds(self, dim: Dim) -> tuple[int | float, int | float]:
-        """Lower and upper bound of a size; infinities where nothing is known."""
+        """Return the lower and upper bound of a size; infinite if unknown."""
         if isinstance(dim, int):
             return dim, dim
         products: dict[sympy.Symbol, ValueRanges[Any]] = {}
@@ -159,14 +159,14 @@ class Sizes:
         return _bound(found.lower), _bound(found.upper)
 
     def _stand_in(self, product: FloorMul, ranges: dict[sympy.Symbol, ValueRanges[Any]]) -> sympy.Symbol:
-        """A symbol for what torch knows nothing of, with its range."""
+        """Return a symbol, with its range, for a function that torch's range analysis doesn't know."""
         ends = sorted(int(FloorMul(sympy.Integer(end), *product.args[1:])) for end in self.bounds(product.args[0]))
         symbol = sympy.Dummy(integer=True)
         ranges[symbol] = ValueRanges(*ends)
         return symbol
 
     def simplify(self, dim: Dim) -> Dim:
-        """The expression without the branches that the symbols' ranges rule out; an `int` where it is one."""
+        """Simplify an expression by the symbols' ranges; return an `int` for a constant."""
         if isinstance(dim, int):
             return dim
         chosen = dim.replace(lambda e: isinstance(e, _CHOICES), self._choose) if dim.has(*_CHOICES) else dim
@@ -188,7 +188,7 @@ class Sizes:
         return a == b or sympy.expand(sympy.sympify(a) - sympy.sympify(b)) == 0
 
     def differ(self, a: Dim, b: Dim) -> bool:
-        """Whether two sizes are not the same for some values of the symbols, of those that are tried."""
+        """Whether two sizes differ at one of the sampled values of the symbols."""
         if self.equal(a, b):
             return False
         difference = sympy.sympify(a) - sympy.sympify(b)
@@ -204,7 +204,7 @@ _CHOICES = (sympy.Min, sympy.Max, torch_sympy.Min, torch_sympy.Max)
 
 
 def plain_text(dim: Dim) -> str:
-    """A size as text in sympy's own functions, as the passes read it (compiler/ir/sizes.py)."""
+    """Format a size in the text grammar of the passes (compiler/ir/sizes.py)."""
     if isinstance(dim, int):
         return str(dim)
     plain = dim.replace(lambda e: isinstance(e, torch_sympy.FloorDiv | torch_sympy.CleanDiv), lambda e: sympy.floor(e.args[0] / e.args[1]))
@@ -221,7 +221,7 @@ def _bound(value: object) -> int | float:
 
 
 class IndexValues:
-    """Sizes as index values of the function being built, each computed once, at the function's start, from the inputs' dimensions."""
+    """Sizes as index values of the function being built. Each is computed once, at the function's start, from the inputs' dimensions."""
 
     def __init__(self, anchor: ir.Operation, symbols: Mapping[sympy.Symbol, ir.Value]) -> None:
         self._anchors = [anchor]
@@ -230,20 +230,20 @@ class IndexValues:
         self._index = ir.IndexType.get()
 
     def value(self, dim: Dim) -> ir.Value:
-        """The SSA index value of a size."""
+        """Return the SSA index value of a size. Raises UnsupportedError for one that depends on data not yet read."""
         if dim not in self._values:
             with ir.InsertionPoint(self._anchor_of(dim)):
                 self._values[dim] = self._build(dim)
         return self._values[dim]
 
     def define(self, symbol: sympy.Symbol, value: ir.Value, anchor: ir.Operation) -> None:
-        """A symbol that is known from `anchor` on, which stands behind every such place before."""
+        """Bind a symbol that is known after `anchor`, which comes after every earlier anchor."""
         self._values[symbol] = value
         self._computed[symbol] = len(self._anchors)
         self._anchors.append(anchor)
 
     def _anchor_of(self, dim: Dim) -> ir.Operation:
-        """Where all that a size is made of is known."""
+        """Return the op after which all symbols of a size are known."""
         known = [] if isinstance(dim, int) else [self._computed.get(symbol, 0) for symbol in dim.free_symbols]
         return self._anchors[max(known, default=0)]
 
@@ -265,7 +265,7 @@ class IndexValues:
         raise UnsupportedError(f"the size expression {dim} ({type(dim).__name__}) isn't supported")
 
     def _rounded_product(self, product: FloorMul) -> ir.Value:
-        """In the form that the passes know (compiler/ir/sizes.py)."""
+        """Emit the form that the passes recognize (compiler/ir/sizes.py)."""
         from llmos.compiler.ir.bindings import math as math_dialect
 
         i64, f64 = ir.IntegerType.get_signless(64), ir.F64Type.get()

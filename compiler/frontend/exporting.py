@@ -1,4 +1,4 @@
-"""Any torch source as one functional ExportedProgram, and what its signature says of each argument."""
+"""Convert any torch source to one functional ExportedProgram, and read its signature."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from llmos.runtime.errors import InputError, UnsupportedError, UserError
 
 Source = torch.nn.Module | ExportedProgram | str | Path
 
-_PATCHING = threading.Lock()  # two threads that restore torch in another order than they patched it would leave it patched
+_PATCHING = threading.Lock()  # threads that restore torch in another order than they patched it would leave it patched
 
 
 def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any, random: str = "") -> ExportedProgram:
-    """The source exported, functional, of ops that can be lowered. `random` names the input that random numbers follow from."""
+    """Export the source as a functional program of ops that can be lowered. `random` names the seed input of random numbers."""
     if isinstance(source, ExportedProgram):
         program = source
     elif isinstance(source, torch.nn.Module):
@@ -53,7 +53,7 @@ def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: A
 
 
 def _distinct(example_args: Sequence[Any]) -> tuple[Any, ...]:
-    """Export takes one tensor given twice for one input that is used twice."""
+    """Copy repeated tensors: export would treat one tensor passed twice as one input used twice."""
     seen: set[int] = set()
     made: list[Any] = []
     for argument in example_args:
@@ -86,7 +86,7 @@ def _traced(module: torch.nn.Module, example_args: Sequence[Any], dynamic_shapes
 
 
 def _traced_at_any_size(module: torch.nn.Module, example_args: Sequence[Any], dynamic_shapes: Any) -> ExportedProgram | None:
-    """Exported without the assumption that no computed size is 0 or 1; then by TorchDynamo, to which `int(h * 0.7)` is no one number."""
+    """Export without the assumption that computed sizes aren't 0 or 1; then retry with TorchDynamo, which keeps `int(h * 0.7)` symbolic."""
     for strict in (False, True):
         with suppress(Exception), symbolic_shapes_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             return _traced(module, example_args, dynamic_shapes, strict)
@@ -94,7 +94,7 @@ def _traced_at_any_size(module: torch.nn.Module, example_args: Sequence[Any], dy
 
 
 def _reason(error: BaseException) -> str:
-    """The first line; where export says that the program doesn't fit the range of a dimension, why it doesn't, which is the second."""
+    """Return the line of an error that tells the cause: the second one if a dimension's range is violated, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) < 2 or not lines[0].startswith("Constraints violated"):
         return first_line(error)
@@ -102,14 +102,14 @@ def _reason(error: BaseException) -> str:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """Without in-place ops, with what neither we nor torch-mlir know decomposed, and with views of memory read from that memory."""
+    """Functionalize, decompose ops that neither our table nor torch-mlir lowers, and make views of memory read that memory."""
     known = _of_known_ops(without_prims(program))
     read = read_from_storage(without_prims(known))  # torch's definitions may leave primitive ops
     return known if read is known else _of_known_ops(read)
 
 
 def over_real_numbers(program: ExportedProgram) -> ExportedProgram:
-    """A functional program with pairs of real numbers in the place of complex ones; COMPLEX in the metadata says which they are."""
+    """Replace complex numbers by pairs of real ones in a functional program; COMPLEX in the metadata marks the pairs."""
     if not has_complex(program):
         return program
     pairs = as_pairs(program)
@@ -124,7 +124,7 @@ def _ends(program: ExportedProgram) -> list[fx.Node]:
 
 
 def _of_known_ops(program: ExportedProgram) -> ExportedProgram:
-    """Without in-place ops and ops that nobody knows. Decomposed only where needed: it costs a second."""
+    """Remove in-place ops and unknown ops. Decomposes only if needed, because it takes a second."""
     nodes = _calls(program)
     if all((op_name(node) in table() and not _is_decomposed(node)) or op_name(node) in IGNORED or _is_plain(node) for node in nodes):
         return program
@@ -134,17 +134,17 @@ def _of_known_ops(program: ExportedProgram) -> ExportedProgram:
             program = with_sizes_read(program)
             decomposed = _decomposed(program, decompositions(program))
         except UserError as error:
-            raise type(error)(first_line(error)) from None  # torch adds where it was in the graph
+            raise type(error)(first_line(error)) from None  # torch appends the position in the graph
         except Exception as error:
             raise UnsupportedError(f"torch can't decompose this model's ops: {first_line(error)}") from error
         return decomposed
 
 
 def _decomposed(program: ExportedProgram, chosen: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
-    """`run_decompositions`, in half its time.
+    """As `run_decompositions`, in half the time.
 
-    Torch overrides how each of its 500 composite ops is dispatched, and undoes it, around every run. The 450 of them that `chosen`
-    decomposes by their own definition need none of that: undisturbed, they decompose to it.
+    torch overrides the dispatch of each of its 500 composite ops around every run and restores it. The 450 that `chosen` decomposes by
+    their own definition don't need the override: they decompose to it by default.
     """
     composite = _composite_ops()
     left_alone = {op for op, body in chosen.items() if op in composite and _is_definition(op, body)}
@@ -174,7 +174,7 @@ _DEFINITIONS = (torch._C.DispatchKey.Autograd, torch._C.DispatchKey.CompositeImp
 
 
 def _is_defined_in_python(op: Any) -> bool:
-    """Whether tracing would take torch's own definition of an op, written in Python, before it looks into the table of decompositions."""
+    """Whether tracing uses torch's Python definition of an op before it looks into the table of decompositions."""
     is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CompositeImplicitAutograd")
     return not is_composite and any(key in op.py_kernels for key in _DEFINITIONS)
 
@@ -200,25 +200,25 @@ def _calls(program: ExportedProgram) -> list[fx.Node]:
 
 
 def _trains(node: fx.Node) -> bool:
-    """A batch norm that takes the batch's own statistics: decomposed, so that what it does to its buffers shows."""
+    """Whether a batch norm uses batch statistics. It is decomposed to expose the updates of its buffers."""
     return op_name(node) == "aten.batch_norm.default" and node.args[5] is True
 
 
 def _is_decomposed(node: fx.Node) -> bool:
-    """Whether a call of an op in our table is of a form that the table doesn't take."""
+    """Whether a call of an op in our table has a form that the table doesn't handle."""
     return _trains(node) or takes_mask(node.target, node.args)
 
 
 def _is_plain(node: fx.Node) -> bool:
-    """getitem and size arithmetic."""
+    """Whether a node is getitem or size arithmetic."""
     return not isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator) or "sym_" in op_name(node)
 
 
 def decompositions(program: ExportedProgram) -> dict[Any, Callable[..., Any]]:
-    """torch-mlir's table and ours less the ops that we lower whole, and torch's own definitions of composite ops that nobody else knows."""
+    """Return torch-mlir's table and ours, minus directly lowered ops, plus torch's definitions of the remaining composite ops."""
     kept = table()
     known = {**torch_decompositions(), **own_decompositions()}
-    partial = torch.ops.aten.index_put.default  # its masks are said in other ops
+    partial = torch.ops.aten.index_put.default  # its mask forms are decomposed
     chosen = {op: body for op, body in known.items() if (str(op) not in kept or op is partial) and op not in FOLLOWERS}
     if _changes_inputs(program):
         chosen[torch.ops.aten.select_scatter.default] = select_by_slice
@@ -244,14 +244,14 @@ def _changes_inputs(program: ExportedProgram) -> bool:
 
 
 def _root(node: fx.Node) -> fx.Node:
-    """What a node is a view of, or the result of a write into, by its first arguments."""
+    """Return the base of a chain of views and in-place writes, following first arguments."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
 
 
 def _is_trusted(op: Any, body: Any) -> bool:
-    """A decomposition that needs no check against torch's metadata: it is the op's definition, or better than the metadata."""
+    """Whether a decomposition needs no check against torch's metadata: it is the op's definition, or more accurate than the metadata."""
     return op in result_types.TABLE or op in UNLIKE_METADATA or (op in _composite_ops() and _is_definition(op, body))
 
 
@@ -267,12 +267,12 @@ class ProgramInput:
 
     @property
     def is_complex(self) -> bool:
-        """Whether its last dimension, of size 2, is that of pairs which stand for complex numbers."""
+        """Whether its last dimension, of size 2, holds the real and imaginary parts of complex numbers."""
         return bool(self.node.meta.get(COMPLEX, False))
 
 
 def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
-    """The placeholders that are tensors, user inputs first, then states, in the order in which their new values are returned."""
+    """Return the tensor placeholders: user inputs, then states in the order of their new values. Raises UnsupportedError if sparse."""
     mutated, updated = mutated_buffers(program), mutated_inputs(program)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     inputs: list[ProgramInput] = []
@@ -298,12 +298,12 @@ def program_inputs(program: ExportedProgram) -> list[ProgramInput]:
 
 
 def mutated_buffers(program: ExportedProgram) -> list[str]:
-    """Names of the buffers that the model changes, in the order of their new values among the graph's outputs."""
+    """Return the names of buffers that the model changes, in the order of their new values among the graph's outputs."""
     return _targets(program, OutputKind.BUFFER_MUTATION)
 
 
 def mutated_inputs(program: ExportedProgram) -> list[str]:
-    """Names of the placeholders of inputs that the model changes, in their order."""
+    """Return the placeholder names of inputs that the model changes, in their order."""
     changed = _targets(program, OutputKind.USER_INPUT_MUTATION)
     return [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT and spec.arg.name in changed]
 
@@ -313,7 +313,7 @@ def _targets(program: ExportedProgram, kind: OutputKind) -> list[str]:
 
 
 def outputs_in_order(program: ExportedProgram, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """What belongs to each of the graph's outputs, in groups: the model's own outputs, new values of buffers, new values of inputs."""
+    """Group `values`, one for each graph output, into model outputs, new values of buffers and new values of inputs."""
     pairs = list(zip(program.graph_signature.output_specs, values, strict=True))
     buffers = [value for spec, value in pairs if spec.kind == OutputKind.BUFFER_MUTATION]
     inputs = {spec.target: value for spec, value in pairs if spec.kind == OutputKind.USER_INPUT_MUTATION}

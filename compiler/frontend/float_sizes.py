@@ -1,4 +1,4 @@
-"""torch's sizes that go through floats (int(h * 0.7), math.ceil(h / 3), round(h * 1.5)) as integer arithmetic of the same results."""
+"""Sizes computed in floats by torch (int(h * 0.7), math.ceil(h / 3), round(h * 1.5)), rewritten to equal integer arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_TRIED = 2**20
 
 @dataclass(frozen=True)
 class _Floor:
-    """Of a float x: floor(times * x) for 1, -1, 2 and -2, by which floats are multiplied exactly; whether 2 * x may be odd."""
+    """Of a float x: floor(times * x) for times 1, -1, 2 and -2, which are exact products; whether 2 * x may be odd."""
 
     of: Callable[[int], sympy.Expr]
     has_halves: bool = True
@@ -52,7 +52,7 @@ class _Linear:
 
 
 def rounded_size(rounding: sympy.Expr, bounds: Bounds) -> sympy.Expr:
-    """The whole number that a rounding to an integer gives. Raises UnsupportedError where no integer arithmetic gives it at every size."""
+    """Rewrite a rounding to integer arithmetic. Raises UnsupportedError if no integer arithmetic is equal to it at every size."""
     floor = _floor_of(rounding, bounds)
     if isinstance(rounding, torch_sympy.CeilToInt):
         return -floor.of(-1)
@@ -60,12 +60,12 @@ def rounded_size(rounding: sympy.Expr, bounds: Bounds) -> sympy.Expr:
 
 
 def _nearest(floor: _Floor) -> sympy.Expr:
-    """x rounded to the nearest whole number, halves to an even one: floor(x + 1/2), less 1 where 2 * x is whole and 1 modulo 4."""
+    """Round x to the nearest integer, halves to even: floor(x + 1/2), minus 1 if 2 * x is an integer that is 1 modulo 4."""
     doubled = floor.of(2)
     nearest = torch_sympy.FloorDiv(doubled + 1, 2)
     if not floor.has_halves:
         return nearest
-    fraction = -floor.of(-2) - doubled  # 0 where 2 * x is whole, else 1
+    fraction = -floor.of(-2) - doubled  # 0 if 2 * x is an integer, else 1
     is_one = torch_sympy.FloorDiv(torch_sympy.PythonMod(doubled + 2, 4), 3)
     return nearest - (1 - fraction) * is_one
 
@@ -75,7 +75,7 @@ def _floor_of(rounding: sympy.Expr, bounds: Bounds) -> _Floor:
     if isinstance(value, torch_sympy.IntTrueDiv):
         numerator, denominator = value.args
         _require_exact(rounding, numerator, bounds)
-        # Below 2^53 a quotient that isn't whole stays on its side of the next whole number.
+        # Below 2^53 a non-integer quotient doesn't round past the next integer.
         return _Floor(lambda times: torch_sympy.FloorDiv(times * numerator, denominator), not denominator.is_odd)
     linear = _linear(value)
     if linear is None or linear.scale == 0:
@@ -88,7 +88,7 @@ def _floor_of(rounding: sympy.Expr, bounds: Bounds) -> _Floor:
 
 
 def _multiple(linear: _Linear, times: int, limits: tuple[int | float, int | float], rounding: sympy.Expr) -> sympy.Expr:
-    """floor(times * x)."""
+    """Return floor(times * x)."""
     if _is_exact(linear, times, int(limits[1])):
         return _quotient(linear, times)
     if linear.offset or linear.divides:
@@ -97,7 +97,7 @@ def _multiple(linear: _Linear, times: int, limits: tuple[int | float, int | floa
 
 
 def _require_exact(rounding: sympy.Expr, n: sympy.Expr, bounds: Bounds) -> int:
-    """The largest value of n, which float64 must hold."""
+    """Return the largest value of n. Raises UnsupportedError if float64 can't represent it exactly."""
     low, high = bounds(n)
     if low < 0 or high >= EXACT:
         raise _refusal(rounding)
@@ -115,7 +115,7 @@ def _linear(value: sympy.Expr) -> _Linear | None:
         return _Linear(value.args[0].args[0], float(value.args[1]), divides=True)
     if isinstance(value, sympy.Mul) and value.args[0].is_number and all(isinstance(each, torch_sympy.ToFloat) for each in value.args[1:]):
         linear = _Linear(sympy.Mul(*[each.args[0] for each in value.args[1:]]), float(value.args[0]))
-        # Of more factors it isn't known in which order they are multiplied, each time with a rounding.
+        # With several factors the order of the rounded multiplications is unknown.
         return linear if len(value.args) == 2 or linear.exact.denominator <= 2**10 else None
     if isinstance(value, sympy.Add) and len(value.args) == 2 and value.args[0].is_number:
         inner = _linear(value.args[1])
@@ -124,7 +124,7 @@ def _linear(value: sympy.Expr) -> _Linear | None:
 
 
 def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
-    """Whether float64 rounds nothing, or nothing that the integer division would not."""
+    """Whether rounding in float64 doesn't change the integer result."""
     if linear.offset == 0:
         return is_floor_of_ratio(times * linear.exact, times * linear.ratio, largest)
     parts = (Fraction(linear.offset), linear.exact)
@@ -133,14 +133,14 @@ def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
 
 
 def _quotient(linear: _Linear, times: int) -> sympy.Expr:
-    """floor(times * (n * ratio + offset))."""
+    """Return floor(times * (n * ratio + offset))."""
     ratio, offset = times * linear.ratio, times * Fraction(linear.offset)
     unit = sympy.ilcm(ratio.denominator, offset.denominator)
     return torch_sympy.FloorDiv(int(ratio * unit) * linear.n + int(offset * unit), unit)
 
 
 def _fitted(linear: _Linear, times: int, limits: tuple[int | float, int | float], rounding: sympy.Expr) -> sympy.Expr:
-    """The quotient (p * n + r) // q that gives the same at every size that there is, by trial."""
+    """Search for a quotient (p * n + r) // q that is equal at every size in range, by exhaustive test."""
     if limits[1] > MAX_TRIED:
         raise UnsupportedError(f"the size {rounding} is rounded as a floating-point number: give its dimension a range up to {MAX_TRIED:,}")
     n = np.arange(int(limits[0]), int(limits[1]) + 1)
