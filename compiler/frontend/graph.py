@@ -1,4 +1,4 @@
-"""An exported FX graph as one linalg function: ops of our own table directly, the rest as calls that torch-mlir fills in (islands.py)."""
+"""Lower an exported FX graph to one linalg function: ops of our table directly, the rest as calls that torch-mlir lowers (islands.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GraphLowering:
         self._values[node] = value
 
     def run(self, graph: fx.Graph) -> list[Any]:
-        """The values of the graph's outputs, in order."""
+        """Lower the graph; return the values of its outputs in order."""
         for node in graph.nodes:
             if node.op == "call_function":
                 self.lower(node)
@@ -46,7 +46,7 @@ class GraphLowering:
         raise AssertionError("a graph without output")
 
     def stand_in(self, node: fx.Node) -> None:
-        """Bind a tensor of the node's shape and no meaning; a size that can't be expressed becomes 1. For coverage reports."""
+        """Bind a placeholder tensor of the node's shape, for coverage reports; a size that can't be expressed becomes 1."""
         val = node.meta.get("val")
         self._values[node] = [self._stand_in(each) for each in val] if isinstance(val, list | tuple) else self._stand_in(val)
 
@@ -62,7 +62,7 @@ class GraphLowering:
         return self.builder.dense_tensor(self.builder.empty(tuple(shape), val.dtype), tuple(shape), val.dtype)
 
     def lower(self, node: fx.Node) -> None:
-        """Lower one call and keep its value."""
+        """Lower one call and bind its value. Raises UnsupportedError with op and source line, LoweringError for a compiler bug."""
         try:
             with ir.Location.name(place_in_model(node)):
                 self._values[node] = self._value(node)
@@ -107,7 +107,7 @@ class GraphLowering:
         return number_of(self.builder, self._argument(node.args[0]), self.sizes.dim(node.meta["val"]))
 
     def _check_result(self, found: Any, meta: Any) -> None:
-        """Raises UnsupportedError for a tensor whose shape or dtype isn't what torch gives; a result may be left out (None)."""
+        """Raise UnsupportedError for a result whose shape or dtype differs from torch's metadata; None marks an omitted result."""
         if isinstance(meta, list):
             if len(found) != len(meta):
                 raise UnsupportedError(f"its lowering gives {len(found)} results where torch gives {len(meta)}")
@@ -121,7 +121,7 @@ class GraphLowering:
         return len(a) != len(b) or any(self.sizes.differ(x, y) for x, y in zip(a, b, strict=True))
 
     def _without_elements(self, node: fx.Node) -> Any:
-        """The results of an op that has no element to compute, whatever the op is; None for any other."""
+        """Return the results of an op whose results are all empty; None for any other."""
         val = node.meta.get("val")
         values = val if isinstance(val, list | tuple) else [val]
         if node.meta.get("unbacked_bindings") or not values or not all(_has_no_elements(each) for each in values):
@@ -152,7 +152,7 @@ class GraphLowering:
 
     def _call_arguments(self, node: fx.Node) -> tuple[list[Any], dict[str, Any]]:
         numbers = _numbers_of(node.target)
-        # device, layout and the like say nothing about the numbers.
+        # device, layout and similar arguments don't affect the values.
         kwargs = {name: self._given(value, name in numbers) for name, value in node.kwargs.items() if name not in _PLACEMENT}
         return [self._given(value, place in numbers) for place, value in enumerate(node.args)], kwargs
 
@@ -179,7 +179,7 @@ class GraphLowering:
         return tensors if isinstance(metas, list) else tensors[0]
 
     def _island_operand(self, value: Any) -> tuple[ir.Value, list[ir.Value]]:
-        """What an island takes for one operand: a dense tensor and its dynamic sizes, or an int64."""
+        """Return an operand as an island takes it: a dense tensor and its dynamic sizes, or an int64."""
         if isinstance(value, Tensor):
             dense = self.builder.dense(value)
             return dense.value, self.builder.dynamic(dense.shape)
@@ -196,7 +196,7 @@ _PLACEMENT = ("device", "layout", "pin_memory", "dtype", "memory_format", "non_b
 
 @functools.cache
 def _numbers_of(target: Any) -> frozenset[int | str]:
-    """Places and names of the arguments that an op computes with, as opposed to sizes and positions."""
+    """Return positions and names of the arguments that an op computes with, as opposed to sizes and indices."""
     arguments = target._schema.arguments if isinstance(target, torch._ops.OpOverload) else []
     chosen = [
         (place, each.name) for place, each in enumerate(arguments) if str(each.type).removeprefix("Optional[").rstrip("]") in _NUMBERS
@@ -208,7 +208,7 @@ _NUMBERS = ("number", "float", "Tensor", "bool")
 
 
 def _is_wanted(node: fx.Node) -> bool:
-    """Whether anything but a check of what export knows reads the value; a number that is made of it says so in its own metadata."""
+    """Whether an op other than a check uses the value; numbers derived from it are expressions in their own metadata."""
     if isinstance(node.meta.get("val"), torch.SymBool):
         return any(user.op == "output" or _reads(user) for user in node.users)
     return bool(node.users) or bool(node.meta.get("unbacked_bindings"))
@@ -227,12 +227,12 @@ def _has_no_elements(value: Any) -> bool:
 
 
 def op_name(node: fx.Node) -> str:
-    """ "aten.add.Tensor"."""
+    """Return the overload name, such as "aten.add.Tensor"."""
     return str(node.target)
 
 
 def place_in_model(node: fx.Node) -> str:
-    """What an op's location says: the node, the module that it belongs to and the line of that module's source."""
+    """Return the text of an op's location: the node, its module and the source line."""
     stack = node.meta.get("nn_module_stack") or {}
     module = next((str(path) for path, _ in reversed(list(stack.values())) if path), "")
     line = source_line(node).strip(" ()").split(": ")[0].rsplit("/", 1)[-1]
@@ -240,7 +240,7 @@ def place_in_model(node: fx.Node) -> str:
 
 
 def source_line(node: fx.Node) -> str:
-    """Where in the model's Python the op stands: " (model.py:12: x = x + y)", or nothing."""
+    """Return the op's position in the model's Python source, such as " (model.py:12: x = x + y)", or ""."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     places = [i for i, line in enumerate(lines) if line.startswith('File "')]
     if not places:

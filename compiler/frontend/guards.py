@@ -1,4 +1,4 @@
-"""What torch.export found that sizes must satisfy beyond their ranges: equalities, orders, divisibility, as conditions on the symbols."""
+"""Guards that torch.export found on sizes beyond their ranges: equalities, inequalities and divisibility of symbols."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _READABLE = (
 
 
 def find_conditions(program: ExportedProgram, sizes: Sizes) -> tuple[list[str], list[str]]:
-    """The conditions that the symbols' ranges don't imply, simplest first, in the grammar of compiler/ir/guards.py; and those in no
-    grammar.
+    """Return the conditions that the symbols' ranges don't imply, simplest first, in the grammar of compiler/ir/guards.py, and those that
+    the grammar can't express.
 
-    An inequality that torch itself came upon is left out: it only says that no dim was 1, or equal to another, by chance.
+    Inequalities from torch's own code are left out: they only record that no example dim was 1 or equal to another.
     """
     found: dict[str, None] = {}
     unread: dict[str, None] = {}
@@ -68,7 +68,7 @@ def find_conditions(program: ExportedProgram, sizes: Sizes) -> tuple[list[str], 
 
 
 def _relations(program: ExportedProgram) -> Iterator[sympy.Rel]:
-    """Of a program that was exported here, what its shape environment keeps; of a file, what export wrote down as text."""
+    """Yield the guards of the shape environment, or, for a program loaded from a file, those that export wrote as text."""
     sizes = [size for node in _placeholders(program) for size in _shape(node) if isinstance(size, torch.SymInt)]
     if not sizes:
         return
@@ -86,7 +86,7 @@ def _relations(program: ExportedProgram) -> Iterator[sympy.Rel]:
 
 
 def _says_not_one(relation: sympy.Rel) -> bool:
-    """Also of a number of elements, as 1 < h*w."""
+    """Whether a relation only excludes 1, also of a number of elements (1 < h*w)."""
     if isinstance(relation, sympy.Eq | sympy.Ne):
         return isinstance(relation, sympy.Ne)
     count, least = relation.gts, relation.lts + (1 if isinstance(relation, sympy.Lt | sympy.Gt) else 0)
@@ -94,7 +94,7 @@ def _says_not_one(relation: sympy.Rel) -> bool:
 
 
 def _slices(program: ExportedProgram) -> Iterator[sympy.Rel]:
-    """What slices need: export takes `x[:2]` to have two elements, and `x[1:-1]` two less than x, without asking whether x has them."""
+    """Yield the guards of slices: export assumes that `x[:2]` has two elements and `x[1:-1]` two fewer than x without checking."""
     for node in program.graph.nodes:
         if str(node.target) != "aten.slice.Tensor" or not node.args:
             continue
@@ -119,12 +119,12 @@ def _shape(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _is_torchs(place: Any) -> bool:
-    """Whether a line of torch's own code asked, not the model's."""
+    """Whether a guard comes from a line of torch's own code, not the model's."""
     return place is None or TORCH in Path(str(getattr(place, "filename", place))).parents
 
 
 def _sides(relation: sympy.Rel, sizes: Sizes) -> tuple[Dim, Dim] | None:
-    """Both sides in the program's symbols; None where data decides one, which the run checks."""
+    """Return both sides in the program's symbols; None if one is data-dependent, which is checked at run time."""
     try:
         return sizes.dim(relation.lhs), sizes.dim(relation.rhs)
     except UnsupportedError:
@@ -170,7 +170,7 @@ _COMPARE: Mapping[type[ast.cmpop], Any] = {
 
 
 def _parsed(text: str, program: ExportedProgram) -> sympy.Rel | None:
-    """The relation that a text says; None for one that says none of sizes of inputs."""
+    """Parse a relation; None for text that isn't a relation of input sizes."""
     shapes = {node.name: _shape(node) for node in _placeholders(program)}
     try:
         node = ast.parse(text, mode="eval").body
@@ -199,7 +199,7 @@ def _expression(node: ast.expr, shapes: Mapping[str, tuple[Any, ...]]) -> Any:
 
 
 def _path(node: ast.expr) -> list[str]:
-    """The keys of L['x']['k'][0], which export joins to the name of the input."""
+    """Return the keys of L['x']['k'][0], which export joins to the input's name."""
     match node:
         case ast.Name(id="L"):
             return []

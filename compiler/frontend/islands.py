@@ -1,7 +1,7 @@
-"""Ops that our table lacks, lowered by torch-mlir: each is a function of its own, called where the op stands and inlined at the end.
+"""Ops that our table lacks, lowered by torch-mlir. Each becomes a separate function, called in place of the op and inlined at the end.
 
-An island sees one op, so what torch-mlir does wrongly with whole programs (views of dynamic dims above all) can't reach it. All islands
-of a program are lowered by one child process, since torch-mlir ends its process on some ops.
+An island holds one op, which avoids torch-mlir's miscompilations of whole programs (mostly views of dynamic dims). One child process
+lowers all islands of a program, because torch-mlir aborts its process on some ops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHILDREN = Children("llmos.compiler.frontend.lowering")
 class Island:
     """One op as a function `name(operands, dynamic sizes of the tensor operands) -> results`.
 
-    `shapes` are the operands' as the program knows them: a size that export writes as a symbol may be known here.
+    `shapes` are the operands' shapes in the program: a size that is a symbol in export's metadata may be static here.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Islands:
         return len(self._islands)
 
     def try_last(self, context: ir.Context) -> None:
-        """Lower the newest island alone and throw the result away: raises UnsupportedError if it can't be lowered."""
+        """Lower the newest island alone and discard the result. Raises UnsupportedError if it can't be lowered."""
         _lowered(self._islands[-1:], context)
 
     def inline_into(self, module: ir.Module) -> None:
-        """Lower every island and put its ops where it is called in `module`."""
+        """Lower every island and inline it at its call in `module`. Raises UnsupportedError, naming the op."""
         if not self._islands:
             return
         lowered = _lowered(self._islands, module.context)
@@ -81,7 +81,7 @@ def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
 
 
 def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
-    """The module lowered by a process of its own: what ends that process is an error like any other."""
+    """Lower the module in a child process. Raises UnsupportedError also if the process aborts."""
     text = module.operation.get_asm(enable_debug_info=False)
     answer = _CHILDREN.ask(text.encode())
     if not (answer.failed or answer.fault):
@@ -91,7 +91,7 @@ def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
 
 
 def _calls(module: ir.Module) -> dict[str, ir.Operation]:
-    """Each island's name with the one call of it."""
+    """Map each island's name to its one call."""
     found: dict[str, ir.Operation] = {}
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -104,7 +104,7 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
 
 
 def _inline(island: func.FuncOp, call: ir.Operation, name: str) -> None:
-    """Move the ops of the island, which is the op `name`, in front of its one call. (MLIR's inliner leaves tm_tensor ops alone.)"""
+    """Move the ops of the island, made of the op `name`, before its one call. (MLIR's inliner doesn't inline tm_tensor ops.)"""
     block = island.entry_block
     with ir.InsertionPoint(call):
         for argument, operand in zip(block.arguments, list(call.operands), strict=True):
@@ -120,7 +120,7 @@ def _inline(island: func.FuncOp, call: ir.Operation, name: str) -> None:
 
 
 def _is_alike(a: ir.Type, b: ir.Type) -> bool:
-    """Whether two tensor types are of one rank and element type, and of one size where both know it."""
+    """Whether two tensor types have the same rank and element type, and no different static sizes."""
     a, b = ir.RankedTensorType(a), ir.RankedTensorType(b)
     if a.rank != b.rank or a.element_type != b.element_type:
         return False
@@ -129,12 +129,12 @@ def _is_alike(a: ir.Type, b: ir.Type) -> bool:
 
 
 def _of_type(value: ir.Value, kind: ir.Type) -> ir.Value:
-    """torch-mlir doesn't know ranges of sizes: what it takes for a dynamic one may be known here (the lesser of 3 and at least 5)."""
+    """Cast to a type with other static sizes: ranges, unknown to torch-mlir, may make a size static (min(3, s) with s >= 5)."""
     return value if value.type == kind else tensor.CastOp(kind, value).result
 
 
 def check_shapes(node: fx.Node) -> None:
-    """torch-mlir aborts on many ops over operands of no elements."""
+    """Raise UnsupportedError for an empty operand, on which torch-mlir aborts for many ops."""
     for each in node.all_input_nodes:
         value = each.meta.get("val")
         if isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape):
@@ -162,7 +162,7 @@ def _one_op_graph(island: Island) -> fx.Graph:
 
 
 def _with_known_sizes(val: Any, shape: Shape) -> Any:
-    """A value's metadata with the sizes that are known, so that torch-mlir counts the dynamic ones as the call does."""
+    """Return a value's metadata with the program's static sizes, so that torch-mlir and the call agree on the dynamic ones."""
     if not isinstance(val, FakeTensor) or not any(isinstance(known, int) for known in shape):
         return val
     sizes = [known if isinstance(known, int) else size for known, size in zip(shape, val.shape, strict=True)]
@@ -171,7 +171,7 @@ def _with_known_sizes(val: Any, shape: Shape) -> Any:
 
 
 def _take_sizes_as_arguments(function: func.FuncOp) -> None:
-    """Append each tensor argument's dynamic sizes as index arguments, in place of tensor.dim."""
+    """Append each tensor argument's dynamic sizes as index arguments, which replace tensor.dim."""
     if function.is_external:
         return
     block = function.entry_block

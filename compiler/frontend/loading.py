@@ -1,4 +1,4 @@
-"""Reading a .pt2 file: nothing in it is run, and what is wrong with it is said in one line."""
+"""Loading a .pt2 file without running code from it; errors take one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 
 from llmos.runtime.errors import UnsupportedError, UserError
 
-# torch reads example inputs and some constants of a .pt2 as a pickle, and with this set takes only tensors and plain containers from it.
+# torch unpickles example inputs and some constants of a .pt2; with this set it accepts only tensors and plain containers.
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _UNKNOWN_OP, _PICKLED = "failed to resolve", "Weights only load failed"
 
 
 class QuietTorch:
-    """torch logs its own failures at length; the one line of our error says what the user needs."""
+    """Suppresses torch's log of its own failures, which our one-line error replaces."""
 
     def __enter__(self) -> None:
         self._level = logging.getLogger("torch").level
@@ -31,13 +31,13 @@ class QuietTorch:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, or the name of its type."""
+    """Return the first line of an error's message that isn't blank, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """The program that torch.export.save wrote. Raises UserError for a file that is damaged, of another version or no .pt2 at all."""
+    """Load a program that torch.export.save wrote. Raises UserError for a missing or damaged file, another version or another format."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     _require_exported(path)
@@ -64,17 +64,17 @@ def _refusal(path: Path, error: BaseException) -> UserError:
 
 
 def _require_exported(path: Path) -> None:
-    """Refuses the zips of torch.save and torch.jit.save, which have a data.pkl one folder down, and files whose end is missing."""
+    """Raise UserError for zips of torch.save and torch.jit.save, which have a data.pkl one folder down, and for truncated files."""
     with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as file:
         members = file.infolist()
-        if members and min(member.header_offset for member in members) > 0:  # what is found is a zip inside of it
+        if members and min(member.header_offset for member in members) > 0:  # the zip found is a nested one
             raise UserError(f"{path} is cut short: copy it again, or save it again with torch.export.save")
         if any(member.filename.count("/") == 1 and member.filename.endswith("/data.pkl") for member in members):
             raise UserError(f"{path} is what torch.save or torch.jit.save wrote, not an exported program: write it with torch.export.save")
 
 
 class _Overheard(QuietTorch, logging.Filter):
-    """Keeps what went wrong first: torch.export.load only logs it, and then tries the file as one of an older format."""
+    """Records the first failure: torch.export.load only logs it and then tries an older format."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def _tensors_only() -> Iterator[None]:
 
 
 def _check_weights(path: Path, program: ExportedProgram) -> None:
-    """That each weight is of the shape and dtype that the graph was exported with: code is made for that."""
+    """Raise UserError for a weight whose shape or dtype differs from the exported graph's, for which code is generated."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     values = {**program.constants, **program.state_dict}
     for spec in program.graph_signature.input_specs:

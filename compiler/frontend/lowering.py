@@ -1,4 +1,4 @@
-"""torch-mlir's lowering, as the process that islands.py starts: torch ops on standard input, linalg on standard output. No torch here."""
+"""torch-mlir's lowering as a child process of islands.py: torch ops on stdin, linalg on stdout. Doesn't import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "t
 
 
 def answer(request: bytes) -> bytes:
-    """The child's work: a module of torch ops as text to linalg as text. Raises UnsupportedError."""
+    """Lower a module of torch ops, as text, to linalg text. Raises UnsupportedError."""
     module = ir.Module.parse(request.decode(), context())
     try:
         lower(module)
@@ -28,14 +28,14 @@ def answer(request: bytes) -> bytes:
 
 
 def lower(module: ir.Module) -> None:
-    """Torch ops to linalg, in place. Raises MLIRError, or UnsupportedError for a view that torch-mlir would lower wrongly."""
+    """Lower torch ops to linalg in place. Raises MLIRError, or UnsupportedError for a view that torch-mlir miscompiles."""
     PassManager.parse(TO_BACKEND, module.context).run(module.operation)
     reject_dynamic_views(module)
     PassManager.parse(TO_LINALG, module.context).run(module.operation)
 
 
 def reject_dynamic_views(module: ir.Module) -> None:
-    """torch-mlir lowers a view of two dynamic dims wrongly and in silence, so none may be left for it."""
+    """Raise UnsupportedError for a view of two dynamic dims, which torch-mlir silently miscompiles."""
     bad: list[str] = []
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -51,7 +51,7 @@ def reject_dynamic_views(module: ir.Module) -> None:
 
 
 def _num_dynamic(value: ir.Value) -> int:
-    """Dynamic dimensions of a `!torch.vtensor<[?,4],f32>`; an unknown rank counts as many."""
+    """Count the dynamic dimensions of a `!torch.vtensor<[?,4],f32>`; an unknown rank counts as many."""
     text = str(value.type)
     return text.split("]")[0].count("?") if "[" in text else 2
 

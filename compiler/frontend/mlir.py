@@ -17,9 +17,9 @@ from llmos.compiler.ir.parsing import read_text, require_shallow
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import UnsupportedError, UserError
 
-MAX_SIZE = 2**31 - 1  # the range of a dimension that nobody bounded
+MAX_SIZE = 2**31 - 1  # the largest size of an unbounded dimension
 
-# Upstream's own order of lowering tosa.
+# The order in which upstream lowers tosa.
 TOSA_TO_LINALG = (
     "builtin.module(func.func(tosa-optional-decompositions,canonicalize,tosa-infer-shapes,tosa-make-broadcastable,tosa-to-linalg-named,"
     "canonicalize,tosa-layerwise-constant-fold,tosa-make-broadcastable,tosa-to-linalg,tosa-to-tensor,tosa-to-arith{include-apply-rescale=true},"
@@ -32,7 +32,7 @@ _DTYPES = {
 
 
 def import_mlir(source: str | Path, *, name: str = "model", ir_context: ir.Context | None = None) -> ImportedModel:
-    """A module with one public function on ranked tensors, from a path or from text.
+    """Import a module with one public function on ranked tensors, from a path or from text.
 
     Arguments without llmos attributes are inputs named arg0, arg1, ..., their dynamic dimensions are symbols d0, d1, ...; tensor
     constants become weights. Raises UserError for text that isn't a valid module, UnsupportedError for dialects that can't be compiled.
@@ -58,7 +58,7 @@ def _text(source: str | Path) -> str:
 
 
 def parse(text: str, ctx: ir.Context) -> ir.Module:
-    """The text as a verified module; a UserError names the first error."""
+    """Parse and verify text. Raises UserError with the first error, UnsupportedError for a dialect that isn't registered."""
     foreign = sorted(
         set(re.findall(r"\b(stablehlo|mhlo|chlo|onnx|tf|tfl|torch)\.\w+", text)) - ({"torch"} if "!torch" not in text else set())
     )
@@ -84,19 +84,19 @@ def _is_registered(ctx: ir.Context, dialect: str) -> bool:
 
 def _first_error(error: ir.MLIRError) -> str:
     for diagnostic in error.error_diagnostics:
-        message = str(diagnostic.message).split(". If this is intended")[0]  # a flag that llmos doesn't have
+        message = str(diagnostic.message).split(". If this is intended")[0]  # mentions a flag that llmos lacks
         return f"{message} ({place(diagnostic.location)})"
     return str(error).splitlines()[0]
 
 
 def place(location: ir.Location) -> str:
-    """A location of text without a name, for people."""
+    """Format the location of an op in unnamed text."""
     found = re.search(r":(\d+):(\d+)", str(location))
     return f"line {found[1]}, column {found[2]}" if found else str(location)
 
 
 def _entry(module: ir.Module) -> func.FuncOp:
-    """The one public function, called `main` from here on."""
+    """Find the one public function and rename it to `main`."""
     functions = [op for op in module.body.operations if isinstance(op, func.FuncOp)]
     public = [op for op in functions if "sym_visibility" not in op.attributes]
     chosen = next((op for op in public if op.name.value == "main"), public[0] if len(public) == 1 else None)
@@ -145,7 +145,7 @@ def _check_types(function: func.FuncOp) -> None:
 
 
 def _constants_to_weights(function: func.FuncOp) -> dict[str, Weight]:
-    """Tensor constants become arguments; a constant of one repeated number becomes a fill."""
+    """Turn tensor constants into arguments, and splat constants into fills."""
     found: list[ir.Operation] = []
     _walk(function.operation, lambda op: found.append(op) if _is_tensor_constant(op) else None)
     weights: dict[str, Weight] = {}
@@ -186,7 +186,7 @@ def _array(value: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
     if isinstance(value, ir.DenseElementsAttr):
         return _dense_array(value, stored).reshape(shape)
-    try:  # dense_resource<...>: raw bytes kept beside the text
+    try:  # dense_resource<...>: raw bytes stored outside of the text
         return np.frombuffer(bytes(memoryview(value)), dtype=stored).reshape(shape)
     except (TypeError, ValueError):
         raise UnsupportedError(f"a constant kept as {str(value)[:40]}... can't be read; write it as dense<...>") from None
@@ -202,12 +202,12 @@ def _dense_array(value: Any, stored: np.dtype[Any]) -> np.ndarray:
 
 
 def _bits(value: float) -> int:
-    """A float as its bfloat16 bit pattern (exact: the value came from one)."""
+    """Return the bfloat16 bit pattern of a float (exact, since the value was a bfloat16)."""
     return int(np.float32(value).view(np.uint32)) >> 16
 
 
 def _annotate(module: ir.Module, function: func.FuncOp, weights: Mapping[str, Weight]) -> None:
-    """Attributes of docs/architecture.md, where the text has none."""
+    """Add the attributes of docs/architecture.md that the text lacks."""
     arguments = list(function.entry_block.arguments)
     given = _given(function, len(arguments) - len(weights))
     ranges = _given_symbols(module)
@@ -269,7 +269,7 @@ def _attribute_dict(*, shape: list[int | str] | None = None, **texts: str) -> ir
 
 
 def foreign_ops(module: ir.Module) -> list[tuple[str, str]]:
-    """Ops of dialects that can't be compiled, with their place in the text."""
+    """Return the ops of dialects that can't be compiled, with their location in the text."""
     found: list[tuple[str, str]] = []
 
     def visit(op: ir.Operation) -> None:

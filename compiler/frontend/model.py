@@ -1,4 +1,4 @@
-"""What every front end gives (docs/architecture.md, "The linalg stage")."""
+"""The result of every front end (docs/architecture.md, "The linalg stage")."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.manifest import QUANTIZATION
 
-STATE = "llmos.state"  # of an input and an output of main: the weight that the state starts with
+STATE = "llmos.state"  # on an input and an output of main: the weight that initializes the state
 
 Reference = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model as linalg on tensors, its weights beside it."""
+    """A model as linalg on tensors, with its weights stored separately."""
 
     name: str
     module: ir.Module

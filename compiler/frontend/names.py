@@ -1,4 +1,4 @@
-"""Identifiers for whatever a model calls its dimensions: expressions of sizes are text in Python's grammar."""
+"""Identifiers for a model's dimension names, because size expressions are text in Python's grammar."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ MAX_LENGTH = 64
 
 
 def identifiers(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """Each text with a name of ASCII letters, digits and _ that no other text and none of `taken` has.
+    """Map each text to a unique name of ASCII letters, digits and _, which is not in `taken`.
 
-    What is such a name already keeps it; of others a character that may not stand there becomes _, and a number tells apart those
-    that would be the same.
+    A valid name is kept. In others an invalid character becomes _, and a number makes equal names unique.
     """
     distinct = list(dict.fromkeys(texts))
     found = {text: text for text in distinct if is_identifier(text) and text not in taken}
@@ -28,7 +27,7 @@ def identifiers(texts: Iterable[str], taken: Collection[str] = ()) -> dict[str, 
 
 
 def is_identifier(text: str) -> bool:
-    """Whether a text may be a name as it is."""
+    """Whether a text is a valid name."""
     short = len(text) <= MAX_LENGTH and text.isascii() and text.isidentifier()
     return short and not keyword.iskeyword(text) and text not in RESERVED
 

@@ -1,4 +1,4 @@
-"""One call of an exported graph as a program of its own: what reproduces the failure of its lowering, without the model's weights."""
+"""Extract one call of an exported graph as a program that reproduces the failure of its lowering, without the model's weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 
 def one_op_program(call: fx.Node) -> ExportedProgram:
-    """The call, with its tensors as inputs; the graph's other inputs come along, since sizes are read from them."""
+    """Return a program of the call with its tensors as inputs, after the graph's other inputs, from which sizes are read."""
     graph, copies = fx.Graph(), {}
     scalars = [each for each in call.graph.nodes if each in set(_scalars(call))]
     tensors = [each for each in call.graph.nodes if _is_tensor(each) and (_gives_sizes(each) or _feeds(each, [call, *scalars]))]
@@ -30,7 +30,7 @@ def one_op_program(call: fx.Node) -> ExportedProgram:
 
 
 def _scalars(node: fx.Node) -> Iterator[fx.Node]:
-    """The sizes and numbers that a call needs, and what they are computed from."""
+    """Yield the sizes and numbers that a call needs, and what they are computed from."""
     for each in node.all_input_nodes:
         if each.op == "call_function" and not _is_tensor(each):
             yield each

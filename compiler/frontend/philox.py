@@ -20,7 +20,7 @@ Words = Sequence[np.ndarray]  # uint64, each below 2^32
 
 
 def philox(counter: Words, key: Words) -> tuple[np.ndarray, ...]:
-    """Four words of random bits for a counter of four and a key of two."""
+    """Return four words of random bits for a counter of four words and a key of two."""
     c, k = list(counter), list(key)
     for _ in range(ROUNDS):
         first, second = c[0] * np.uint64(MULTIPLIERS[0]), c[2] * np.uint64(MULTIPLIERS[1])
@@ -30,7 +30,10 @@ def philox(counter: Words, key: Words) -> tuple[np.ndarray, ...]:
 
 
 def random_words(seed: int, stream: int, count: int) -> np.ndarray:
-    """Element i: the first two words for the counter (i, stream) [64 and 64 bits, low words first], the second in the high half; int64."""
+    """Return int64 [count]: element i holds the first two words, the second in the high half, for the counter (i, stream).
+
+    `i` and `stream` take 64 bits of the counter each, low words first.
+    """
     index = np.arange(count, dtype=np.uint64)
     key = np.array(seed % 2**64, dtype=np.uint64)
     zeros = np.zeros_like(index)
@@ -41,13 +44,13 @@ def random_words(seed: int, stream: int, count: int) -> np.ndarray:
 
 @torch.library.custom_op("llmos::philox", mutates_args=())
 def philox_op(seed: torch.Tensor, stream: int, size: Sequence[int]) -> torch.Tensor:
-    """64 random bits an element (int64) of the given size: `random_words` by the element's row-major number."""
+    """Return int64 of the given size with 64 random bits an element: `random_words` of its row-major index."""
     return torch.from_numpy(random_words(int(seed), stream, math.prod(size)).reshape(tuple(size)).copy())
 
 
 @torch.library.custom_op("llmos::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def random_bits(size: Sequence[int]) -> torch.Tensor:
-    """What stands for `philox` until the program has a seed and the op a stream."""
+    """Placeholder of `philox` until the program has a seed and the op a stream."""
     return torch.randint(-(2**63), 2**63 - 1, tuple(size), dtype=torch.int64)
 
 

@@ -1,6 +1,6 @@
-"""torch's primitive ops (`prims.*`, which its reference definitions are made of) said in aten ones.
+"""Rewrites of torch's primitive ops (`prims.*`, which its reference definitions use) to aten ops.
 
-torch doesn't functionalize a program that holds those of them which are views, and torch-mlir knows few.
+torch can't functionalize a program with those that are views, and torch-mlir lowers few.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmos.compiler.frontend.splicing import copied, rename_outputs, splice, upd
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
-# Called and computed as aten's op of the same name.
+# Same arguments and results as the aten op of the same name.
 _SAME = """
     abs acos acosh add amax amin asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor cat ceil clone conj_physical
     cos cosh digamma eq erf erfc exp exp2 expm1 floor fmax fmin fmod frexp full full_like gcd ge gt hypot igamma igammac isfinite le
@@ -35,7 +35,7 @@ _RENAMED = {
 
 
 def _quotient(x: Any, y: Any) -> Tensor:
-    """Of integers the whole part, as in C."""
+    """Divide; integer quotients are truncated, as in C."""
     whole = not any(isinstance(each, float) or (isinstance(each, Tensor) and each.is_floating_point()) for each in (x, y))
     return aten.div(x, y, rounding_mode="trunc") if whole else aten.div(x, y)  # type: ignore[no-any-return]
 
@@ -97,7 +97,7 @@ def _bodies() -> dict[Any, Callable[..., Any]]:
 
 
 def without_prims(program: ExportedProgram) -> ExportedProgram:
-    """The program with aten ops in the place of primitive ones; the same one where it has none."""
+    """Replace primitive ops by aten ops; return the same program if it has none."""
     if not any(_body(node) for node in program.graph.nodes):
         return program
     module, signature = copied(program)

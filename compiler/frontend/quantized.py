@@ -13,14 +13,14 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def storage_dtype(dtype: str) -> torch.dtype:
-    """The torch type that holds a quantized type: its own, or that of one byte below 8 bits."""
+    """Return the torch dtype that stores a quantized type: its own, or a one-byte type below 8 bits."""
     sign, bits = dtype.split("int")
     found: torch.dtype = getattr(torch, f"{sign}int{max(8, int(bits))}")
     return found
 
 
 def broadcast(parameter: torch.Tensor, x: torch.Tensor, axis: int, block_size: int = 0) -> torch.Tensor:
-    """A scale or zero point shaped to broadcast with `x`: one number, one per slice of `axis`, or one per block along it."""
+    """Reshape a scale or zero point to broadcast with `x`: one number, one per slice of `axis`, or one per block along it."""
     if is_per_tensor(parameter, block_size):
         return parameter.reshape(())
     axis = axis % x.ndim
@@ -59,10 +59,10 @@ def _dequantized(
 def quantize(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, dtype: str, axis: int, block_size: int, is_multiplier: bool
 ) -> torch.Tensor:
-    """round(x / scale) + zero_point in float32, halves to even, saturated to `dtype` ("int8"); with `is_multiplier` x * scale is rounded.
+    """Quantize: round(x / scale) + zero_point, halves to even, saturated to `dtype` ("int8"); `is_multiplier` rounds x * scale instead.
 
-    x: any shape, floating point, of the type in which the quotient is computed. scale, zero_point: one number, one for each slice of
-    `axis`, or with `block_size` one for so many elements along it and the rank of x. Raises UnsupportedError for other shapes of these.
+    x: any shape, floating point; the quotient is computed in its dtype. scale, zero_point: one number, one for each slice of `axis`, or,
+    with `block_size` and the rank of x, one for each block of elements along it. Raises UnsupportedError for other shapes.
     """
     return _quantized(x, scale, zero_point, dtype, axis, block_size, is_multiplier)
 
@@ -71,9 +71,9 @@ def quantize(
 def dequantize(
     x: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None, dtype: str, axis: int, block_size: int, to: torch.dtype
 ) -> torch.Tensor:
-    """(x - zero_point) * scale in float32, converted to `to`; without a scale x - zero_point in `to`, an integer or float type.
+    """Dequantize: (x - zero_point) * scale in float32, cast to `to`; without a scale x - zero_point in `to`, an integer or float type.
 
-    x: integers of `dtype`, held in any integer type that has its numbers. Parameters as of `quantize`.
+    x: numbers of `dtype` in any integer type that can represent them. Parameters as in `quantize`.
     """
     return _dequantized(x, scale, zero_point, dtype, axis, block_size, to).clone()
 

@@ -1,6 +1,6 @@
 """nn.LSTM, nn.GRU and nn.RNN under torch.export: each layer and direction becomes one scan op, so that the length can stay symbolic.
 
-torch's own ops run over the time steps while they are traced, which fixes the length.
+Tracing torch's own ops unrolls the time steps, which fixes the length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RecurrentAsScan(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         layer = {torch.lstm: _lstm, torch.gru: _gru, torch.rnn_tanh: _rnn}.get(func)
-        # Packed sequences have the batch sizes, a tensor, as second argument and the flat weights fourth.
+        # Packed sequences pass the batch sizes, a tensor, as second argument and the flat weights as fourth.
         if layer is None or kwargs or not isinstance(args[3], bool):
             return func(*args, **(kwargs or {}))
         return _stack(layer, func is torch.lstm, *args)
@@ -35,7 +35,7 @@ def _stack(
     layer: Layer, is_lstm: bool, x: torch.Tensor, initial: Any, weights: Sequence[torch.Tensor], biases: bool, layers: int,
     dropout: float, train: bool, bidirectional: bool, batch_first: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """All layers and directions; arguments as torch.lstm's. Dropout does nothing in inference."""
+    """Run all layers and directions; arguments as torch.lstm's. Dropout is ignored in inference."""
     per, directions = (4 if biases else 2), 2 if bidirectional else 1
     x = x.transpose(0, 1) if batch_first else x
     states = tuple(initial) if is_lstm else (initial,)
@@ -58,14 +58,14 @@ def _reordered(parameter: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 
 
 def _lstm(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.Tensor, ...], reverse: bool) -> tuple[torch.Tensor, ...]:
-    """torch keeps the gates in the order i, f, g, o; the scan takes i, o, f, g."""
+    """Reorder torch's gates i, f, g, o to the scan's i, o, f, g."""
     w, r, *biases = [_reordered(each, (0, 3, 1, 2)) for each in weights]
     bias = biases[0] + biases[1] if biases else None
     return tuple(cells.lstm_scan(torch.nn.functional.linear(x, w, bias), r, *state, reverse))
 
 
 def _gru(x: torch.Tensor, weights: Sequence[torch.Tensor], state: tuple[torch.Tensor, ...], reverse: bool) -> tuple[torch.Tensor, ...]:
-    """torch keeps the gates in the order r, z, n; the scan takes z, r, n, and n's recurrent bias apart."""
+    """Reorder torch's gates r, z, n to the scan's z, r, n; pass n's recurrent bias separately."""
     w, r, *biases = [_reordered(each, (1, 0, 2)) for each in weights]
     hidden = r.shape[1]
     if biases:

@@ -1,4 +1,4 @@
-"""Eager torch as the reference of an exported program: numpy inputs, then states; outputs, then what states and inputs have become."""
+"""Eager torch as the reference of an exported program: takes numpy inputs, then states; returns outputs, new states, updated inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llmos.compiler.frontend.results import as_array
 
 
 def to_numpy(value: torch.Tensor) -> np.ndarray:
-    """The tensor as a dense array, without a copy where it is dense already; bfloat16 as uint16."""
+    """Convert to a dense array, without a copy if the tensor is dense; bfloat16 becomes uint16."""
     dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return dense.view(torch.uint16).numpy() if dense.dtype == torch.bfloat16 else dense.numpy()
 
 
 def reference_of(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
-    """Eager torch on numpy inputs."""
+    """Return a function that runs eager torch on numpy inputs."""
     if any(each.kind == "state" for each in inputs):
         return _stateful_reference(program, [each for each in inputs if each.kind != "weight"])
     inputs = [each for each in inputs if each.kind == "input"]
@@ -38,14 +38,14 @@ def reference_of(source: Source, program: ExportedProgram, inputs: Sequence[Prog
 
 
 def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
-    """The exported program on inputs, then states; its outputs, then the states' new values, then those of inputs."""
+    """Run the exported program on inputs, then states; return outputs, then the new values of states, then those of inputs."""
     names = [each.name for each in inputs if each.kind == "state"]
 
     def reference(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         module = program.module()
         tensors = _tensors(arrays, inputs)
         given, states = tensors[: len(tensors) - len(names)], tensors[len(tensors) - len(names) :]
-        # The module's own buffers are the program's, and the user's: it works on others.
+        # The module shares its buffers with the user's program: run on copies.
         buffers = [value.clone() for value in states]
         for name, value in zip(names, buffers, strict=True):
             owner, _, leaf = name.rpartition(".")
@@ -58,13 +58,13 @@ def _stateful_reference(program: ExportedProgram, inputs: Sequence[ProgramInput]
 
 
 def _tensors(arrays: Sequence[np.ndarray], inputs: Sequence[ProgramInput]) -> list[torch.Tensor]:
-    """Tensors over arrays, or over copies where the model changes them."""
+    """Wrap arrays as tensors; copy those that the model changes."""
     pairs = zip(arrays, inputs, strict=True)
     return [_from_numpy(array.copy() if each.is_updated else array, each.node.meta["val"].dtype) for array, each in pairs]
 
 
 def _updated(program: ExportedProgram, inputs: Sequence[ProgramInput], tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """What the inputs that the model changes have become, in the order of the graph's outputs."""
+    """Return the updated inputs in the order of the graph's outputs."""
     by_name = {each.node.name: tensor for each, tensor in zip(inputs, tensors, strict=False)}
     return [to_numpy(by_name[name]) for name in mutated_inputs(program)]
 
@@ -75,7 +75,7 @@ def _arrays(answer: Any) -> list[np.ndarray]:
 
 
 def seeded_reference(program: ExportedProgram) -> Reference:
-    """The graph itself on inputs (the seed is the last), then states; its outputs, then the new values of states and of inputs."""
+    """Run the graph on inputs (the seed last), then states; return outputs, then the new values of states and of inputs."""
     dtypes = [each.node.meta["val"].dtype for each in program_inputs(program) if each.kind != "weight"]
     changed, specs = mutated_buffers(program), program.graph_signature.input_specs
     held = {**program.state_dict, **program.constants}

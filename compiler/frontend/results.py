@@ -1,4 +1,4 @@
-"""The outputs of an exported program: which there are, what they are called, and numbers among them as tensors without dimensions."""
+"""The outputs of an exported program and their names; numbers become tensors of rank 0."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def dtype_name(dtype: torch.dtype, is_complex: bool) -> str:
-    """The name in manifests of a tensor's type, or of the complex numbers whose parts it holds."""
+    """Return the manifest's name of a dtype, or of the complex dtype whose parts the tensor holds."""
     return (_COMPLEX_NAMES if is_complex else NUMPY_NAMES)[dtype]
 
 
 def output_nodes(program: ExportedProgram) -> list[Any]:
-    """What the graph returns: nodes, numbers, and None where the model returns None."""
+    """Return the graph's outputs: nodes, numbers, or None."""
     return list(_output(program).args[0])  # type: ignore[arg-type]
 
 
 def complex_outputs(program: ExportedProgram) -> list[bool]:
-    """Of each of the graph's outputs, whether it holds pairs that stand for complex numbers."""
+    """For each of the graph's outputs, whether it holds complex numbers as pairs."""
     return list(_output(program).meta.get(COMPLEX, [False] * len(output_nodes(program))))
 
 
@@ -43,7 +43,7 @@ def _output(program: ExportedProgram) -> fx.Node:
 
 
 def as_result(b: Builder, value: Any) -> Tensor:
-    """A value of the graph as a tensor of its own memory; a Python number as int64, float64 or bool without dimensions."""
+    """Return a value of the graph as a tensor with its own memory; a Python number becomes an int64, float64 or bool tensor of rank 0."""
     if isinstance(value, sympy.Expr):
         value = b.number(value)
     if isinstance(value, Deferred):
@@ -53,17 +53,17 @@ def as_result(b: Builder, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise UnsupportedError(f"an output of the model is {value!r}, neither a tensor nor a number: return tensors and numbers only")
     dense = b.dense(value)
-    # An input or a weight that is returned as it is gets a buffer of its own.
+    # An input or a weight that is returned unchanged is copied to its own buffer.
     return b.copy(dense) if isinstance(dense.value.owner, ir.Block) else dense
 
 
 def as_array(leaf: Any) -> np.ndarray:
-    """What `as_result` makes of a Python number, in numpy."""
+    """Convert a Python number to numpy as `as_result` does."""
     return np.asarray(leaf, NUMPY_NAMES[_NUMBERS[type(leaf)]])
 
 
 def output_names(program: ExportedProgram, given: Sequence[Any]) -> list[str]:
-    """Keys of a returned dict, else `output`, or output0, output1, ...; nothing for what is None in `given`."""
+    """Return the keys of a returned dict, else `output`, or output0, output1, ...; skips outputs that are None in `given`."""
     spec = program.call_spec.out_spec
     keys = list(spec.context) if spec is not None and spec.type is dict and len(spec.context) == len(given) else []
     kept = [i for i, each in enumerate(given) if each is not None]

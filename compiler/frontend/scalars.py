@@ -1,6 +1,6 @@
-"""Scalar arithmetic inside the body of a linalg op, written as Python expressions.
+"""Scalar arithmetic in the body of a linalg op, written as Python expressions.
 
-A `Scalar` knows its torch dtype, so that signedness and bool are kept where MLIR's types forget them.
+A `Scalar` carries its torch dtype, which keeps signedness and bool that MLIR's types lack.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ UNSIGNED = frozenset({torch.uint8, torch.uint16, torch.uint32, torch.uint64, tor
 
 
 def element_type(dtype: torch.dtype) -> ir.Type:
-    """MLIR's (signless) type of one element."""
+    """Return the (signless) MLIR type of one element. Raises UnsupportedError for an unsupported dtype."""
     if dtype not in _MLIR_TYPES:
         raise UnsupportedError(f"tensors of {dtype} aren't supported; supported are {', '.join(NUMPY_NAMES.values())}")
     return ir.Type.parse(_MLIR_TYPES[dtype])
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type arithmetic runs in: half floats are computed in float32 and rounded once, as torch does."""
+    """Return the dtype of arithmetic: half floats are computed in float32 and rounded once, as in torch."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def lowest(dtype: torch.dtype) -> Number:
-    """The identity of max."""
+    """Return the identity of max."""
     return -pymath.inf if dtype.is_floating_point else False if dtype == torch.bool else torch.iinfo(dtype).min
 
 
 def highest(dtype: torch.dtype) -> Number:
-    """The identity of min."""
+    """Return the identity of min."""
     return pymath.inf if dtype.is_floating_point else True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
@@ -85,18 +85,18 @@ def constant(value: Number | Deferred, dtype: torch.dtype) -> Scalar:
 
 
 def _wrapped(value: int, width: int) -> int:
-    """The value modulo 2^width, as a signed number: what a signless attribute holds."""
+    """Return the value modulo 2^width as a signed number, as a signless attribute stores it."""
     half = 1 << (width - 1)
     return (value + half) % (2 * half) - half
 
 
 class Deferred:
-    """A number that only a run of the program knows (symbolic_scalars.py)."""
+    """A number known only at run time (symbolic_scalars.py)."""
 
     dtype: torch.dtype  # int64, float64 or bool
 
     def scalar(self) -> Scalar:
-        """The number, computed at the current insertion point."""
+        """Emit the number at the current insertion point."""
         raise NotImplementedError
 
 
@@ -189,15 +189,15 @@ class Scalar:
         return compare("ne", self, self.like(other))
 
     def max(self, other: Scalar | Number | Deferred) -> Scalar:
-        """The larger; NaN where either is NaN."""
+        """Return the larger; NaN if either is NaN."""
         return self._binary(other, arith.maximumf, arith.maxsi, arith.maxui)
 
     def min(self, other: Scalar | Number | Deferred) -> Scalar:
-        """The smaller; NaN where either is NaN."""
+        """Return the smaller; NaN if either is NaN."""
         return self._binary(other, arith.minimumf, arith.minsi, arith.minui)
 
     def to(self, dtype: torch.dtype) -> Scalar:
-        """The value converted as torch's `Tensor.to`."""
+        """Convert as torch's `Tensor.to`."""
         return cast(self, dtype)
 
 
@@ -205,7 +205,7 @@ _FLOAT_PREDICATES = {"eq": "OEQ", "ne": "UNE", "lt": "OLT", "le": "OLE", "gt": "
 
 
 def compare(relation: str, a: Scalar, b: Scalar) -> Scalar:
-    """`a relation b` as a bool."""
+    """Return `a relation b` as a bool."""
     if a.is_float:
         return Scalar(arith.cmpf(getattr(arith.CmpFPredicate, _FLOAT_PREDICATES[relation]), a.value, b.value), torch.bool)
     name = relation if relation in ("eq", "ne") else ("u" if a.is_unsigned else "s") + relation
@@ -237,7 +237,7 @@ def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
 
 
 def bitcast(x: Scalar, dtype: torch.dtype) -> Scalar:
-    """The bits of `x` as another type of its width."""
+    """Reinterpret the bits of `x` as another dtype of the same width."""
     if torch.bool in (x.dtype, dtype):
         return cast(x, dtype)
     target = element_type(dtype)
@@ -246,7 +246,7 @@ def bitcast(x: Scalar, dtype: torch.dtype) -> Scalar:
 
 def _float_to_float(x: Scalar, dtype: torch.dtype, target: ir.Type) -> ir.Value:
     source_bits, target_bits = x.dtype.itemsize, dtype.itemsize
-    if source_bits == 8 and target_bits == 2:  # in two roundings, as torch's kernels
+    if source_bits == 8 and target_bits == 2:  # rounded twice, as in torch's kernels
         return arith.truncf(target, arith.truncf(ir.F32Type.get(), x.value))
     if source_bits == target_bits:  # float16 and bfloat16
         return arith.truncf(target, arith.extf(ir.F32Type.get(), x.value))
@@ -263,7 +263,7 @@ def _int_to_int(x: Scalar, target: ir.Type) -> ir.Value:
 
 
 def from_index(value: ir.Value, dtype: torch.dtype) -> Scalar:
-    """An index value as a tensor element."""
+    """Convert an index value to a tensor element."""
     wide = Scalar(arith.index_cast(ir.IntegerType.get_signless(64), value), torch.int64)
     return cast(wide, dtype)
 
@@ -273,7 +273,7 @@ def to_index(x: Scalar) -> ir.Value:
 
 
 def unary(build: Callable[[ir.Value], ir.Value]) -> Callable[[Scalar], Scalar]:
-    """An op of the math dialect as a function of a Scalar."""
+    """Wrap an op of the math dialect as a function of a Scalar."""
     return lambda x: Scalar(build(x.value), x.dtype)
 
 
@@ -289,7 +289,7 @@ float_abs = unary(math.absf)
 
 
 def fma(x: Scalar, y: Scalar, z: Scalar) -> Scalar:
-    """x * y + z with one rounding."""
+    """Return x * y + z with one rounding."""
     return Scalar(math.fma(x.value, y.value, z.value), x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Programs that draw random numbers: an input more, their seed, and Philox in the place of each draw (docs/frontend.md)."""
+"""Programs that draw random numbers: add a seed input and replace each draw by Philox (docs/frontend.md)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DRAWN = "llmos.philox.default"
 
 
 def seeded(program: ExportedProgram, name: str) -> ExportedProgram:
-    """The program with `name` [] int64 as its last input, if it draws random numbers; each draw is a stream, numbered in program order.
+    """Add the seed `name`, int64 [], as last input if the program draws random numbers. Each draw is a stream, in program order.
 
-    Raises UserError where the program has such an input already, UnsupportedError for a draw that has no counter-based form.
+    Raises UserError if the program already has an input of that name, UnsupportedError for a draw without a counter-based form.
     """
     if not any(_draws(node) for node in program.graph.nodes):
         return program
@@ -75,7 +75,7 @@ def _with_seed(program: ExportedProgram, name: str) -> ExportedProgram:
 
 
 def _call_with(program: ExportedProgram, name: str) -> None:
-    """Have the program be called with one keyword more: whoever traces it again unpacks the inputs by how it is called."""
+    """Add a keyword to the program's call signature, by which later tracing unpacks the inputs."""
     call = program.module_call_graph[0].signature
     if call is not None:
         args, kwargs = pytree.tree_unflatten(range(call.in_spec.num_leaves), call.in_spec)

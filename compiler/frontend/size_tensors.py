@@ -1,4 +1,4 @@
-"""Numbers read from tensors that only sizes made (`torch.tensor(x.shape[1]).item()`): they are sizes, and depend on no data."""
+"""Fold numbers read from tensors computed from sizes alone (`torch.tensor(x.shape[1]).item()`): they don't depend on data."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
         "aten.add.Tensor": operator.add,
         "aten.sub.Tensor": operator.sub,
         "aten.mul.Tensor": operator.mul,
-        "aten.rsub.Scalar": operator.sub,  # of the operands in the other order
+        "aten.rsub.Scalar": operator.sub,  # on swapped operands
     }
 )
 
 
 def with_sizes_read(program: ExportedProgram) -> ExportedProgram:
-    """The program with every such number in the place of its read, to be traced anew: shapes still name the read."""
+    """Replace each such read by its number. The program must be traced again, because shapes still refer to the read."""
     if not any(str(node.target) in _READS for node in program.graph.nodes):
         return program
     module, signature = copied(program)
@@ -43,7 +43,7 @@ def with_sizes_read(program: ExportedProgram) -> ExportedProgram:
 
 
 def _number(node: fx.Node, known: Mapping[Any, Any]) -> Any:
-    """What an integer made of sizes alone is as a number of the graph; None for any other node."""
+    """Return an integer computed from sizes alone as a number of the graph; None for any other node."""
     name, val = str(node.target), node.meta.get("val")
     if name in _READS:
         return known.get(node.args[0])

@@ -1,4 +1,4 @@
-"""Fourier transforms under torch.export. torch's own metadata of them asks for conditions on dynamic sizes; the ops here ask for none."""
+"""Fourier transforms under torch.export. torch's metadata functions guard on dynamic sizes; the ops here don't."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmos.compiler.frontend.decompositions.spectral import istft, stft_centered
 
 @torch.library.custom_op("llmos::rfft", mutates_args=())
 def rfft(x: Tensor) -> Tensor:
-    """Half the transform of the last dimension of real numbers, [..., n // 2 + 1], without scale."""
+    """Return the one-sided transform of the last dimension of real numbers, complex [..., n // 2 + 1], unscaled."""
     found: Tensor = torch.fft.rfft(x)
     return found
 
@@ -28,7 +28,7 @@ def _half(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("llmos::fft", mutates_args=())
 def fft(x: Tensor, forward: bool) -> Tensor:
-    """The transform of the last dimension of complex numbers, without scale."""
+    """Transform the last dimension of complex numbers, unscaled."""
     found: Tensor = torch.fft.fft(x) if forward else torch.fft.ifft(x, norm="forward")
     return found
 
@@ -40,7 +40,7 @@ def _whole(x: Tensor, forward: bool) -> Tensor:
 
 @torch.library.custom_op("llmos::irfft", mutates_args=())
 def irfft(x: Tensor, length: int) -> Tensor:
-    """`length` real numbers of half a transform along the last dimension, without scale."""
+    """Invert a one-sided transform along the last dimension to `length` real numbers, unscaled."""
     found: Tensor = torch.fft.irfft(x, length, norm="forward")
     return found
 
@@ -55,7 +55,7 @@ IRFFT = torch.ops.llmos.irfft.default
 
 
 class SpectraOfAnySize(TorchFunctionMode):
-    """While active, torch.stft and torch.istft, and transforms of one dimension of tensors of symbolic sizes, go through these ops."""
+    """While active, torch.stft, torch.istft and 1-D transforms of tensors with symbolic sizes use these ops."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -102,7 +102,7 @@ def _to_real(row: Tensor, length: Any, norm: str | None) -> Tensor:
 
 
 def _fitted(row: Tensor, length: Any) -> Tensor:
-    """The last dimension cut or filled up with zeros; complex numbers by their parts, whose padding torch knows for every size."""
+    """Crop or zero-pad the last dimension; complex numbers by their parts, which torch pads without guards."""
     size = row.shape[-1]
     if length <= size:
         return row[..., :length]
@@ -112,7 +112,7 @@ def _fitted(row: Tensor, length: Any) -> Tensor:
 
 
 def _scale(norm: str | None, length: Any, inverse: bool) -> Any:
-    """What `norm` asks for: "backward" divides inverse transforms, "forward" the others; None for nothing."""
+    """Return the scale of `norm`: "backward" scales inverse transforms, "forward" the others; None for no scale."""
     if norm == "ortho":
         return length**-0.5
     return 1 / length if inverse == (norm in (None, "backward")) else None

@@ -1,4 +1,4 @@
-"""Puts a traced function in the place of a node of an exported graph."""
+"""Replace a node of an exported graph by a traced function."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _KEPT = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
 def copied(program: ExportedProgram) -> tuple[fx.GraphModule, ExportGraphSignature]:
-    """A graph and a signature to change: the program's own belong to whoever gave it."""
+    """Copy the graph and the signature for modification, since the caller owns the program."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = copy.deepcopy(program.graph_module)
     for old, new in zip(program.graph.nodes, module.graph.nodes, strict=True):
-        new.name = old.name  # a copy renames what is called as Python's own names are, such as an input `input`
+        new.name = old.name  # a copy renames nodes named like Python builtins, such as an input `input`
     return module, copy.deepcopy(program.graph_signature)
 
 
 def updated(program: ExportedProgram, module: fx.GraphModule, signature: ExportGraphSignature, **values: Any) -> ExportedProgram:
-    """The program with a changed graph; `values`: what else changed, by ExportedProgram's names."""
+    """Return the program with a changed graph; `values`: other changed fields of ExportedProgram."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return program._update(module, signature, **values)
 
 
 def rename_outputs(signature: ExportGraphSignature, names: Mapping[str, str]) -> None:
-    """Have the signature call outputs by the nodes that took the places of others."""
+    """Rename outputs in the signature after their nodes were replaced."""
     for spec in signature.output_specs:
         if isinstance(spec.arg, TensorArgument) and spec.arg.name in names:
             spec.arg.name = names[spec.arg.name]
 
 
 def splice(node: fx.Node, function: Callable[..., Sequence[Any]], operands: Sequence[fx.Node]) -> list[Any]:
-    """Nodes of what `function` gives for the values of `operands`, put before `node`, with the place in the model that `node` has.
+    """Trace `function` over `operands` and insert its nodes before `node`, with the source position of `node`; return the result nodes.
 
-    `function` takes one value an operand (a tensor, or a size) and is traced over them as they are in the graph's metadata, sizes symbolic.
+    `function` takes one value for each operand (a tensor or a size), traced with the graph's metadata, in which sizes are symbolic.
     """
     values = [each.meta["val"] for each in operands]
     traced = _traced(function, values, detect_fake_mode([*values, node.meta.get("val")]))

@@ -1,7 +1,7 @@
-"""Views that follow a tensor's memory (`as_strided`), read from the memory of the tensor that they are views of, not from its elements.
+"""Views of a tensor's storage (`as_strided`), rewritten to read the storage of the base tensor instead of its elements.
 
-`x[1:3].as_strided(size, stride, 0)` begins where `x` does. The chain of views is followed to the tensor that laid the memory down. That
-memory becomes a tensor of one dimension, which the op then takes: size, stride and offset count its elements.
+`x[1:3].as_strided(size, stride, 0)` begins at the start of `x`. The chain of views is followed to the tensor that owns the storage. The op
+then takes that storage as a rank-1 tensor: size, stride and offset count its elements.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Recast = Callable[[Tensor], Tensor]
 
 
 def read_from_storage(program: ExportedProgram) -> ExportedProgram:
-    """The program with every op that follows memory taking the memory itself, as a tensor of one dimension. The same one where all do."""
+    """Make every op on storage take the storage as a rank-1 tensor; return the same program if all do."""
     if not any(_follows_a_view(node) for node in program.graph.nodes):
         return program
     module, signature = copied(program)
@@ -40,12 +40,12 @@ def read_from_storage(program: ExportedProgram) -> ExportedProgram:
 
 
 def _follows_a_view(node: fx.Node) -> bool:
-    """Whether an op is still to be given memory; as_strided of memory is what the table lowers."""
+    """Whether an op still takes a view instead of storage; the table lowers as_strided of storage only."""
     return node.target in FOLLOWERS and not (node.target in _STRIDED and _is_memory(node.args[0]))
 
 
 def _is_memory(node: Any) -> bool:
-    """Whether a tensor is all of the memory it lies in, in one dimension."""
+    """Whether a tensor is its whole storage, with rank 1."""
     root, recasts = _root(node)
     val, whole = node.meta["val"], root.meta["val"]
     from_start = _hint(val.storage_offset()) == _hint(whole.storage_offset()) == 0
@@ -84,7 +84,7 @@ def _as_strided(memory: Tensor, view: Tensor, start: Any, size: Any, stride: Any
 def _as_strided_scatter(
     memory: Tensor, view: Tensor, start: Any, source: Tensor, size: Any, stride: Any, storage_offset: Any = None
 ) -> Tensor:
-    """The view after the write: what it doesn't share with the places written to is as before."""
+    """Return the view after the write; elements outside of the written positions are unchanged."""
     offset = view.storage_offset() if storage_offset is None else storage_offset
     places = _places(size, stride, _from(offset, start))
     written = memory.scatter(0, places.reshape(-1), source.to(memory.dtype).reshape(-1))
@@ -92,7 +92,7 @@ def _as_strided_scatter(
 
 
 def _places(size: Sequence[Any], stride: Sequence[Any], offset: Any) -> Tensor:
-    """Where in memory each element of a strided view lies, int64 of its shape."""
+    """Return the storage index of each element of a strided view, int64 of its shape."""
     places = torch.full([1] * len(size), offset, dtype=torch.int64)
     for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
         places = places + (torch.arange(count) * step).reshape(-1, *[1] * (len(size) - dim - 1))
@@ -100,7 +100,7 @@ def _places(size: Sequence[Any], stride: Sequence[Any], offset: Any) -> Tensor:
 
 
 def _resize(memory: Tensor, view: Tensor, start: Any, size: Any, **_: Any) -> Tensor:
-    """The elements from where the view begins; zeros past the end of memory, where torch has anything."""
+    """Return the elements from the start of the view; zeros past the end of storage, where torch's values are undefined."""
     first, count = _from(view.storage_offset(), start), math.prod(size)
     missing = first + count - memory.shape[0]
     filled = torch.cat([memory, memory.new_zeros(missing)]) if missing > 0 else memory
@@ -108,7 +108,7 @@ def _resize(memory: Tensor, view: Tensor, start: Any, size: Any, **_: Any) -> Te
 
 
 def _from(offset: Any, start: Any) -> Any:
-    """An offset counted from where the memory that a model sees begins. An input's own offset is unknown to whoever calls the program."""
+    """Return an offset relative to the start of the visible storage, since the caller of the program doesn't know an input's offset."""
     if _hint(offset) < _hint(start):
         raise UnsupportedError("this view reads memory in front of an input or a weight: pass the tensor that it is a part of")
     return offset - start
@@ -124,7 +124,7 @@ FOLLOWERS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _root(node: fx.Node) -> tuple[fx.Node, list[_Recast]]:
-    """The tensor that laid down the memory of `node`, and the views between them that read it as other elements, the last one first."""
+    """Return the tensor that owns the storage of `node`, and the dtype views between them, last one first."""
     recasts: list[_Recast] = []
     while (parent := _parent(node)) is not None:
         recast = _recast(node)
@@ -135,7 +135,7 @@ def _root(node: fx.Node) -> tuple[fx.Node, list[_Recast]]:
 
 
 def _recast(node: fx.Node) -> _Recast | None:
-    """A view that reads memory as other elements, as a function of the whole memory."""
+    """Return a dtype view as a function of the whole storage, else None."""
     target, rest = node.target, node.args[1:]
     if target == aten.view_as_complex.default:
         return lambda memory: aten.view_as_complex(memory.reshape(-1, 2))
@@ -145,7 +145,7 @@ def _recast(node: fx.Node) -> _Recast | None:
 
 
 def _parent(node: fx.Node) -> fx.Node | None:
-    """The tensor that `node` is a view of, if it is one: torch is asked, with tensors laid out as these are."""
+    """Return the tensor that `node` is a view of, if any, by running the op in torch on tensors of the same layout."""
     if node.op != "call_function":
         return None
     if node.target is operator.getitem:
@@ -162,7 +162,7 @@ def _viewed(node: fx.Node, item: Any) -> fx.Node | None:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: stand_ins[each])
     try:
         made = node.target(*args, **{**kwargs, **({"device": "meta"} if "device" in kwargs else {})})
-    except Exception:  # what torch can't do with shapes alone is no view
+    except Exception:  # an op that torch can't run on shapes alone is no view
         return None
     made = made[item] if item is not None else made
     if not isinstance(made, Tensor):
@@ -179,7 +179,7 @@ def _stand_in(val: Any) -> Any:
 
 
 def _order_in_memory(root: fx.Node) -> list[int]:
-    """The dimensions of a tensor from the one that strides widest to the one that strides least. Raises where its memory has gaps."""
+    """Return the dimensions by descending stride. Raises UnsupportedError if the tensor's memory has gaps."""
     val = root.meta["val"]
     sizes, strides = [_hint(size) for size in val.shape], [_hint(step) for step in val.stride()]
     order = sorted(range(val.dim()), key=lambda dim: (-strides[dim], -sizes[dim]))
@@ -192,5 +192,5 @@ def _order_in_memory(root: fx.Node) -> list[int]:
 
 
 def _hint(size: Any) -> int:
-    """The number that a size had when the model was traced."""
+    """Return the value that a size had during tracing."""
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

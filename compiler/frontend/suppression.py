@@ -1,4 +1,4 @@
-"""Non-maximum suppression as one op: of boxes that overlap, those with the best scores."""
+"""Non-maximum suppression as one op."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @torch.library.custom_op("llmos::non_max_suppression", mutates_args=())
 def non_max_suppression(boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor, least: Tensor, is_centered: bool) -> Tensor:
-    """[count, 3] int64: (batch, class, box) of each chosen box, by batch, then class, then falling score; of equal scores the first.
+    """Return int64 [count, 3]: (batch, class, box) of each selected box, by batch, class and descending score; the first of equal scores.
 
-    boxes [batch, n, 4] float32: two opposite corners (y, x, y, x), or where `is_centered` (x, y, width, height).
-    scores [batch, classes, n] float32. most: int64 [], per class. A box is chosen unless its score isn't above `least` [], or its
-    intersection over union with one that was chosen before is above `overlap` []. As ONNX's NonMaxSuppression.
+    boxes [batch, n, 4] float32: two opposite corners (y, x, y, x), or (x, y, width, height) if `is_centered`.
+    scores [batch, classes, n] float32. most: int64 [], the limit per class. A box is selected if its score is above `least` [] and its
+    intersection over union with every box selected before is at most `overlap` []. As ONNX's NonMaxSuppression.
     """
     corners = _corners(boxes, is_centered)
     chosen: list[list[int]] = []
@@ -34,7 +34,7 @@ def _(boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor, least: Tenso
 
 
 def _corners(boxes: Tensor, is_centered: bool) -> Tensor:
-    """Low y and x, then high y and x."""
+    """Return low y and x, then high y and x."""
     if is_centered:
         middle, half = boxes[..., [1, 0]], boxes[..., [3, 2]] / 2
         return torch.cat([middle - half, middle + half], -1)
@@ -42,7 +42,7 @@ def _corners(boxes: Tensor, is_centered: bool) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union; 0 where one is empty."""
+    """Return the intersection over union; 0 if one is empty."""
     shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).prod()
     whole = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared
     return torch.where(whole > 0, shared / whole, 0.0)

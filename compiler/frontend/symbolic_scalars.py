@@ -1,4 +1,4 @@
-"""Numbers that follow from input sizes (`x * x.shape[1]`, `alpha=h / w`): known when the program runs, computed where an op uses them."""
+"""Numbers computed from input sizes (`x * x.shape[1]`, `alpha=h / w`): known at run time, emitted where an op uses them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ INT, FLOAT, BOOL = torch.int64, torch.float64, torch.bool
 class SymbolicScalar(Deferred):
     """A Python int (int64), float (float64) or bool as an expression over the program's symbols.
 
-    It has no type of its own among an op's operands, as a Python number has none: an op takes it in the type that it computes in.
-    Python arithmetic gives another one. What needs the number itself (a branch, a conversion) raises UnsupportedError.
+    Like a Python number, it takes the dtype that the op computes in. Python arithmetic returns another SymbolicScalar. A use that needs
+    the value (a branch, a conversion) raises UnsupportedError.
     """
 
     expr: sympy.Basic
@@ -88,7 +88,7 @@ def _of_number(value: Number | sympy.Expr) -> tuple[sympy.Expr, torch.dtype]:
 
 
 def _emitted(expr: sympy.Basic, index: Index) -> Scalar:
-    """The number computed at the current insertion point: int64, float64 or bool."""
+    """Emit the number at the current insertion point: int64, float64 or bool."""
     if expr.is_Integer:
         return s.constant(int(expr), INT)
     if expr.is_number:
@@ -106,7 +106,7 @@ def _emitted(expr: sympy.Basic, index: Index) -> Scalar:
 
 
 def _is_size(expr: sympy.Basic) -> bool:
-    """Whether it is integer arithmetic all through, which index values are computed by."""
+    """Whether it is pure integer arithmetic, which is computed in index values."""
     parts = sympy.preorder_traversal(expr)
     return all(isinstance(each, (sympy.Symbol, sympy.Integer, *_INTEGER_ARITHMETIC)) or _is_power(each) for each in parts)
 
@@ -124,7 +124,7 @@ def _piecewise(expr: sympy.Piecewise, index: Index) -> Scalar:
 
 
 def _alike(function: Callable[[Scalar, Scalar], Scalar]) -> Callable[..., Scalar]:
-    """A function of two numbers as one of many, in float64 where any is."""
+    """Extend a function of two numbers to many, in float64 if any of them is."""
 
     def rule(*values: Scalar) -> Scalar:
         kind = FLOAT if any(each.is_float for each in values) else INT

@@ -15,7 +15,10 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_shapes: Any, num_states: int = 0) -> Sizes:
-    """Every symbol of the inputs' shapes, in input order. The last `num_states` inputs are states, which `dynamic_shapes` doesn't name."""
+    """Find the symbols of the inputs' shapes in input order.
+
+    `dynamic_shapes` doesn't name the last `num_states` inputs. Raises UnsupportedError for a symbol that is no input dimension by itself.
+    """
     named = _dim_names(inputs[: len(inputs) - num_states], dynamic_shapes)
     found: dict[sympy.Symbol, Symbol] = {}
     derived: set[sympy.Symbol] = set()
@@ -39,7 +42,7 @@ def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_sh
 
 
 def _data_sizes(program: ExportedProgram, taken: Sequence[str]) -> dict[sympy.Symbol, DataSize]:
-    """Export's unbacked symbols: numbers that its ops read from data."""
+    """Return export's unbacked symbols: numbers that ops read from data."""
     symbols = [symbol for node in program.graph.nodes for symbol in node.meta.get("unbacked_bindings") or ()]
     limits = _asserted(program)
     found: dict[sympy.Symbol, DataSize] = {}
@@ -54,7 +57,7 @@ def _data_sizes(program: ExportedProgram, taken: Sequence[str]) -> dict[sympy.Sy
 
 
 def _asserted(program: ExportedProgram) -> dict[sympy.Symbol, list[sympy.Expr]]:
-    """What the model says with torch._check that a number from data never exceeds."""
+    """Return the upper bounds of unbacked symbols that the model asserts with torch._check."""
     found: dict[sympy.Symbol, list[sympy.Expr]] = {}
     for node in program.graph.nodes:
         if str(node.target) != "aten._assert_scalar.default" or not isinstance(node.args[0], fx.Node):
@@ -86,7 +89,7 @@ def _range(program: ExportedProgram, symbol: sympy.Symbol) -> tuple[int, int]:
 
 
 def _dim_names(inputs: Sequence[fx.Node], dynamic_shapes: Any) -> dict[tuple[int, int], str]:
-    """(input, axis) -> the name of the Dim the user gave there."""
+    """Map (input, axis) to the name of the Dim that the user gave."""
     if dynamic_shapes is None:
         return {}
     specs = _per_input(dynamic_shapes, len(inputs))
@@ -100,7 +103,7 @@ def _dim_names(inputs: Sequence[fx.Node], dynamic_shapes: Any) -> dict[tuple[int
 
 
 def _per_input(dynamic_shapes: Any, count: int) -> list[Any]:
-    """The shape specification of each tensor input, whatever containers it came in."""
+    """Return the shape specification of each tensor input, flattened out of its containers."""
     leaves: list[Any] = []
 
     def visit(spec: Any) -> None:
@@ -116,7 +119,7 @@ def _per_input(dynamic_shapes: Any, count: int) -> list[Any]:
 
 
 def _is_shape(spec: Any) -> bool:
-    """{axis: Dim} or a list with one entry a dimension, as opposed to a container of those."""
+    """Whether a specification is {axis: Dim} or a list with one entry a dimension, not a container of those."""
     if isinstance(spec, dict):
         return all(isinstance(axis, int) for axis in spec)
     return isinstance(spec, list | tuple) and all(

@@ -40,7 +40,7 @@ from llmos.compiler.ir.updates import UPDATES
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import InputError
 
-SMALL_BUFFER_BYTES = 1 << 20  # integer buffers up to this size are looked into for ranges and constants
+SMALL_BUFFER_BYTES = 1 << 20  # integer buffers up to this size are inspected for ranges and constants
 
 
 def import_torch(
@@ -58,12 +58,12 @@ def import_torch(
     ir_context: ir.Context | None = None,
     random: str = "",
 ) -> ImportedModel:
-    """A torch model as linalg on tensors, its weights beside it.
+    """Import a torch model as linalg on tensors, with its weights stored separately.
 
-    `dynamic_shapes` is torch.export's; the names of its `Dim`s become the program's symbols, others are called s0, s1, ... in input order.
+    `dynamic_shapes` is torch.export's; the names of its `Dim`s become the program's symbols, unnamed ones s0, s1, ... in input order.
     `weights` replaces the values of parameters and buffers by name (for weights that stay mmapped in their file).
-    `random` names an input, int64 [], that is added where the model draws random numbers (seeding.py); "" refuses such a model.
-    `reference` stands in for running the module in eager torch. Raises UnsupportedError for what can't be compiled, naming op and line.
+    `random` names the seed input, int64 [], added if the model draws random numbers (seeding.py); "" rejects such a model.
+    `reference` replaces the eager run of the module. Raises UnsupportedError, naming op and line, InputError for missing or unfit inputs.
     """
     exported = export(source, example_args, dynamic_shapes, random)
     is_seeded = draws(exported)
@@ -96,7 +96,7 @@ def _with_notes(metadata: Mapping[str, Any], notes: Sequence[str]) -> dict[str, 
 
 
 def _given_args(program: ExportedProgram, example_args: Sequence[Any] | None, is_seeded: bool) -> Sequence[Any] | None:
-    """Values of the inputs, the seed among them; those that the program was exported with where no others are given."""
+    """Return example values of the inputs, including the seed; by default those that the program was exported with."""
     if example_args is None:
         return program.example_inputs[0] if program.example_inputs else None
     return (*example_args, torch.tensor(0)) if is_seeded else example_args
@@ -107,13 +107,13 @@ def _weight(argument: ProgramInput) -> Weight:
 
 
 def _given_value(argument: ProgramInput) -> torch.Tensor:
-    """A weight's or a state's value as a caller sees it."""
+    """Return a weight's or a state's value as the caller sees it."""
     value = _tensor_of(argument)
     return torch.view_as_complex(value.detach()) if argument.is_complex else value
 
 
 def torch_weight(value: torch.Tensor) -> Weight:
-    """A Weight that reads a torch tensor when loaded."""
+    """Return a Weight that reads a torch tensor on load."""
     return Weight(
         dtype_name(value.real.dtype if value.is_complex() else value.dtype, value.is_complex()), tuple(value.shape), lambda: to_numpy(value)
     )
@@ -153,7 +153,7 @@ class _Function:
     conditions: Sequence[str] = ()
 
     def build(self, ctx: ir.Context) -> tuple[ir.Module, list[ProgramInput]]:
-        """The module, and the weights that its function takes, in order."""
+        """Build the module; return it and the weights that its function takes, in order."""
         distinct = _distinct(self.weights)
         with ctx, ir.Location.unknown():
             module, islands = ir.Module.create(), Islands()
@@ -197,7 +197,7 @@ class _Function:
         return results
 
     def _returned(self, values: Sequence[Any]) -> list[Any]:
-        """What belongs to the graph's outputs in the order of the function's results: outputs, new states, new values of inputs."""
+        """Reorder the graph's outputs to the function's results: outputs, new states, new values of inputs."""
         outputs, states, updates = outputs_in_order(self.program, list(zip(values, output_nodes(self.program), strict=True)))
         return [value for value, node in (*outputs, *states, *updates) if node is not None]
 
@@ -236,7 +236,7 @@ class _Function:
 
     @property
     def _input_names(self) -> dict[str, str]:
-        """What inputs are called, by their placeholders' names."""
+        """Map the placeholders' names to the inputs' names."""
         return {each.node.name: each.name for each in self.inputs}
 
     def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
@@ -255,7 +255,7 @@ class _Function:
 
 
 def _computed(each: ComputedSize) -> ir.DictAttr:
-    """What the passes know of a size that the program computes (compiler/ir/sizes.py)."""
+    """Return the attribute that describes a computed size to the passes (compiler/ir/sizes.py)."""
     limits = ir.DenseI64ArrayAttr.get([each.size.min, each.size.max])
     texts = {"bound": plain_text(each.bound), "equals": "" if each.equals is None else plain_text(each.equals)}
     return ir.DictAttr.get({"range": limits, **{key: ir.StringAttr.get(text) for key, text in texts.items()}})
@@ -275,17 +275,17 @@ def _named(name: str, dtype: str, marks: Mapping[str, str] = MappingProxyType({}
 
 
 def state_name(buffer: str) -> str:
-    """What the input and the output of a state are called, apart from the model's own."""
+    """Return the name of a state's input and output, distinct from the model's own."""
     return f"state.{buffer}"
 
 
 def updated_name(name: str) -> str:
-    """What the new value of an input is called in accuracy reports."""
+    """Return the name of an input's new value in accuracy reports."""
     return f"updated.{name}"
 
 
 def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:
-    """Each weight's name with the weight that stands for it: tied weights are one argument."""
+    """Map each weight's name to the weight that is passed for it: tied weights share one argument."""
     first: dict[Any, ProgramInput] = {}
     chosen = {}
     for weight in weights:
@@ -303,7 +303,7 @@ def _distinct(weights: Sequence[ProgramInput]) -> dict[str, ProgramInput]:
 
 
 def _recognised(builder: Builder, plain: Tensor, values: torch.Tensor) -> Tensor:
-    """A buffer of indices 0, 1, 2, ... along its last dimension, or of one number, is known for what it is."""
+    """Record the fact of a buffer that holds 0, 1, 2, ... along its last dimension, or a splat."""
     if values.numel() == 0 or values.dim() == 0:
         return plain
     flat = values.reshape(-1, values.shape[-1])
