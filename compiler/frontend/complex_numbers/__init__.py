@@ -1,6 +1,6 @@
-"""Complex numbers as pairs of real ones: a graph with complex tensors becomes one without (program.py), op by op, by the rules here.
+"""Complex numbers as pairs of real ones: rules rewrite a graph with complex tensors op by op to one without (program.py).
 
-A rule is a function of what the op takes, with a `Pair` for each complex tensor; it says the op in other torch ops. Formulas follow torch's
+A rule takes the op's arguments, with a `Pair` for each complex tensor, and expresses the op in other torch ops. Formulas follow torch's
 documentation and, for inverse functions, W. Kahan, "Branch Cuts for Complex Elementary Functions" (1987).
 """
 

@@ -31,7 +31,7 @@ def _sum(x: Any, y: Any, combine: Callable[[Any, Any], Any]) -> Pair:
 
 
 def paired(re: Any, im: Any) -> Pair:
-    """Both parts of one shape."""
+    """Make a Pair whose parts are broadcast to one shape."""
     re = re if isinstance(re, Tensor) else torch.full_like(im, re)
     im = torch.zeros_like(re) if im is None else im if isinstance(im, Tensor) else torch.full_like(re, im)
     if re.shape != im.shape:
@@ -50,7 +50,7 @@ def multiply(x: Any, y: Any) -> Any:
 
 
 def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
-    """By a divisor scaled to a largest part of 1, so that its square neither overflows nor vanishes."""
+    """Divide with the divisor scaled to a largest part of 1, so that its square neither overflows nor underflows."""
     if rounding_mode is not None:
         return NotImplemented
     x, y = common(x, y)
@@ -102,7 +102,7 @@ def equal(x: Any, y: Any) -> Tensor:
 
 
 def convert(x: Any, *args: Any, **kwargs: Any) -> Any:
-    """_to_copy: to a complex type, from one to another, or to a real one, which drops the imaginary part."""
+    """_to_copy to a complex dtype, between complex dtypes, or to a real dtype, which drops the imaginary part."""
     dtype = kwargs.get("dtype") or x.dtype
     if not dtype.is_complex:
         return x.re.to(dtype)

@@ -28,7 +28,7 @@ def exp(z: Pair) -> Pair:
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
-    """x y, and 0 where y is, as for infinite x in a real number's exponential."""
+    """Return x y, but 0 where y is 0 even if x is infinite, as in the exponential of a real number."""
     return torch.where(y == 0, y, x * y)
 
 
@@ -49,7 +49,7 @@ def log1p(z: Pair) -> Pair:
 
 
 def sqrt(z: Pair) -> Pair:
-    """The root of the larger part first, the other by division, so that no digits cancel."""
+    """Compute the larger part by a square root and the other by division, which avoids cancellation."""
     larger = ((magnitude(z) + z.re.abs()) / 2).sqrt()
     other = torch.where(larger == 0, z.im, z.im / (2 * larger))
     right = z.re >= 0
@@ -79,7 +79,7 @@ def cosh(z: Pair) -> Pair:
 
 
 def tanh(z: Pair) -> Pair:
-    twice = 2 * z.re.clamp(-40, 40)  # beyond, the real part is 1 and the hyperbolic functions overflow
+    twice = 2 * z.re.clamp(-40, 40)  # beyond this, the real part is 1 and the hyperbolic functions overflow
     below = twice.cosh() + (2 * z.im).cos()
     return Pair(twice.sinh() / below, (2 * z.im).sin() / below)
 

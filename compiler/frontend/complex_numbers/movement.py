@@ -1,4 +1,4 @@
-"""Ops that move or make elements, of complex numbers: the op on each part."""
+"""Data movement and creation ops of complex numbers: the op on each part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmos.compiler.frontend.complex_numbers.pair import Pair, Rule, both, commo
 
 aten = torch.ops.aten
 
-# The first argument alone holds elements; every other one says where they go.
+# Only the first argument holds elements; the others are positions and sizes.
 _MOVES = """
     view reshape _unsafe_view view_copy _reshape_alias expand expand_copy permute permute_copy transpose transpose_copy t t_copy
     unsqueeze unsqueeze_copy squeeze squeeze_copy slice slice_copy select select_copy split split_with_sizes split_copy
@@ -25,7 +25,7 @@ _MOVES = """
     unfold_backward im2col col2im
 """
 
-# Arguments that hold elements, by position, beside the first.
+# Further arguments that hold elements, by position.
 _JOINS: dict[str, Sequence[int]] = {
     "where": (1, 2), "masked_fill": (2,), "masked_scatter": (2,), "scatter": (3,), "scatter_add": (3,), "index_put": (2,),
     "_unsafe_index_put": (2,),
@@ -38,7 +38,7 @@ def _moved(op: Any) -> Rule:
     def rule(x: Any, *args: Any, **kwargs: Any) -> Any:
         wanted, part = kwargs.pop("dtype", None), None
         if isinstance(x, Tensor) and not isinstance(x, Pair) and wanted is not None:
-            x = Pair(*both(x))  # such as a sum of real numbers as complex ones
+            x = Pair(*both(x))  # a real tensor, such as in a sum of real numbers with a complex dtype
         if wanted is not None:
             if not wanted.is_complex:
                 return op(x.re, *args, **kwargs, dtype=wanted)
@@ -87,7 +87,7 @@ def _concatenated(op: Any) -> Rule:
 
 
 def _strided(op: Any) -> Rule:
-    """Of memory (storage_views.py): each part in memory of its own, of the same order."""
+    """Make the rule of an op on storage (storage_views.py): each part has separate storage of the same order."""
 
     def rule(x: Pair, *args: Any) -> Pair:
         re, im = (part.clone(memory_format=torch.contiguous_format) for part in (x.re, x.im))
@@ -105,7 +105,7 @@ _PARTS = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.
 
 
 def _made(op: Any) -> Rule:
-    """zeros, ones, full and their kind, of a complex type: what is filled in is real unless it is a complex number."""
+    """Make the rule of zeros, ones, full and similar ops with a complex dtype; the imaginary part is 0 for a real fill value."""
 
     def rule(*args: Any, **kwargs: Any) -> Any:
         value = next((each for each in args if isinstance(each, complex)), None)

@@ -1,4 +1,4 @@
-"""A complex tensor as two real ones, and the mode in which ops take it."""
+"""A complex tensor as two real ones, and the dispatch mode of ops on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Operand: TypeAlias = "Tensor | complex | torch.SymInt | torch.SymFloat"
 
 
 class Pair(Tensor):
-    """A complex tensor: `re` and `im` are real tensors of its shape. Lives only while a rule is traced, inside `Rules`."""
+    """A complex tensor: `re` and `im` are real tensors of its shape. Exists only while a rule is traced, inside `Rules`."""
 
     re: Tensor
     im: Tensor
@@ -43,7 +43,7 @@ class Pair(Tensor):
 
 
 class Rules(TorchDispatchMode):
-    """Ops that take a Pair, or make a complex tensor, by their rules; every other op as it is."""
+    """Dispatches ops that take a Pair or return a complex tensor to their rules; other ops run unchanged."""
 
     def __init__(self, rules: dict[Any, Rule]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -59,7 +59,7 @@ class Rules(TorchDispatchMode):
             return func(*args, **given)
         for rule in (self._rules.get(func), self._rules.get(func.overloadpacket), decomposition_table.get(func)):
             if rule is not None:
-                with self:  # a rule may be of other ops of pairs
+                with self:  # a rule may use other ops on pairs
                     answer = rule(*args, **given)
                 if answer is not NotImplemented:
                     return answer
@@ -80,7 +80,7 @@ def _is_complex(dtype: Any) -> bool:
 
 
 def parts(x: Operand) -> tuple[Any, Any]:
-    """Real and imaginary part of a tensor or a number; None for the imaginary part of a real one."""
+    """Return real and imaginary part of a tensor or a number; the imaginary part of a real one is None."""
     if isinstance(x, Pair):
         return x.re, x.im
     if isinstance(x, complex):
@@ -89,7 +89,7 @@ def parts(x: Operand) -> tuple[Any, Any]:
 
 
 def both(x: Operand, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Two tensors, of `like`'s type where one is given."""
+    """Return both parts as tensors, of `like`'s dtype if given."""
     re, im = parts(x)
     if not isinstance(re, Tensor):
         assert like is not None
@@ -99,21 +99,21 @@ def both(x: Operand, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def common(*operands: Any) -> tuple[Any, ...]:
-    """The operands in their common type: tensors (real ones stay real) are converted, numbers stay."""
+    """Convert tensor operands to their common dtype (real ones stay real); numbers are unchanged."""
     _, dtype = elementwise_dtypes(*[_sample(each) for each in operands], type_promotion_kind=KIND.DEFAULT)
     part = corresponding_real_dtype(dtype) if dtype.is_complex else dtype
     return tuple(converted(each, part) for each in operands)
 
 
 def _sample(x: Any) -> Any:
-    """What torch's rules of promotion treat as they treat `x`."""
+    """Return a value that torch's promotion rules treat as they treat `x`."""
     if isinstance(x, Tensor):
         return torch.empty((1,) * x.dim(), dtype=x.dtype, device="meta")
     return 1 if isinstance(x, torch.SymInt) else 1.0 if isinstance(x, torch.SymFloat) else x
 
 
 def converted(x: Any, part: torch.dtype) -> Any:
-    """A tensor whose parts are of that type."""
+    """Convert the parts of a tensor to a dtype."""
     if isinstance(x, Pair):
         return Pair(x.re.to(part), x.im.to(part))
     return x.to(part) if isinstance(x, Tensor) else x

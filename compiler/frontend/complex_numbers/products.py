@@ -13,11 +13,11 @@ from llmos.runtime.errors import UnsupportedError
 
 aten = torch.ops.aten
 
-MAX_FACTORS = 64  # of a product along a dimension, which is written out
+MAX_FACTORS = 64  # of a product along a dimension, which is unrolled
 
 
 def _product_of(op: Any) -> Rule:
-    """A bilinear op: four real ones, two where a factor is real."""
+    """Make the rule of a bilinear op: four real ops, two if a factor is real."""
 
     def rule(x: Any, y: Any, **kwargs: Any) -> Pair:
         x, y = common(x, y)
@@ -33,7 +33,7 @@ def _product_of(op: Any) -> Rule:
 
 
 def _added(op: Any) -> Rule:
-    """addmm and its kind."""
+    """Make the rule of addmm and similar ops."""
     return lambda x, y, z, *, beta=1, alpha=1: beta * x + alpha * op(y, z)
 
 
@@ -82,7 +82,7 @@ def _norm(op: Any) -> Rule:
 
 
 def _convolution(x: Any, weight: Any, bias: Any, *args: Any) -> Pair:
-    """As a product, the bias after it."""
+    """Apply convolution as a product, then add the bias."""
 
     def convolve(a: Tensor, b: Tensor) -> Any:
         return aten.convolution.default(a, b, None, *args)

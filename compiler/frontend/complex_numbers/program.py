@@ -1,4 +1,4 @@
-"""An exported program over complex numbers as one over pairs of real numbers."""
+"""Rewrite an exported program over complex numbers to pairs of real numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llmos.compiler.frontend.graph import op_name, source_line
 from llmos.compiler.frontend.splicing import copied, rename_outputs, splice, updated
 from llmos.runtime.errors import UnsupportedError, UserError
 
-COMPLEX = "llmos.complex"  # in the metadata of a placeholder: pairs that stand for complex numbers; of the output: which of its tensors do
+COMPLEX = "llmos.complex"  # metadata of a placeholder: it holds complex numbers as pairs; of the output: which of its tensors do
 
 _CHECKS = ("aten._assert_tensor_metadata.default",)
 
@@ -40,9 +40,9 @@ def _is_complex(val: Any) -> bool:
 
 
 def as_pairs(program: ExportedProgram) -> ExportedProgram:
-    """The same program without complex tensors: one that it takes or gives is real, [..., 2], with real and imaginary parts.
+    """Return the program without complex tensors: complex inputs and outputs become real, [..., 2], with real and imaginary parts.
 
-    Weights change in the same way. Raises UnsupportedError, naming the op, for what has no rule.
+    Weights change in the same way. Raises UnsupportedError, naming the op, for an op without a rule.
     """
     module, signature = copied(program)
     rename_outputs(signature, _Rewriting(module.graph).run())
@@ -65,15 +65,15 @@ def _real_weight(value: torch.Tensor) -> torch.Tensor:
 
 
 class _Rewriting:
-    """One graph, in which each node that is or takes complex tensors is replaced by nodes of their parts."""
+    """Replaces each node of a graph that takes or returns complex tensors by nodes of their parts."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
-        self._parts: dict[fx.Node, Any] = {}  # of a complex node: two nodes, or what a list of results is made of
+        self._parts: dict[fx.Node, Any] = {}  # by complex node: two nodes, or a list of results
         self._rules = dict(rules())
 
     def run(self) -> dict[str, str]:
-        """Rewrites; returns the new name of each output that has one."""
+        """Rewrite the graph; return the new names of renamed outputs."""
         nodes = list(self._graph.nodes)
         renamed: dict[str, str] = {}
         for node in nodes:
@@ -113,7 +113,7 @@ class _Rewriting:
             self._take(node, self._computed(node), renamed)
 
     def _take(self, node: fx.Node, found: Any, renamed: dict[str, str]) -> None:
-        """What stands for a node from here on: parts are looked up, a real tensor takes the node's place."""
+        """Record a node's replacement: parts for lookup, or a real node that replaces it in the graph."""
         if not isinstance(found, fx.Node):
             self._parts[node] = found
             return
@@ -122,7 +122,7 @@ class _Rewriting:
         self._graph.erase_node(node)
 
     def _computed(self, node: fx.Node) -> Any:
-        """What the op's rule gives for the parts of its operands: a real node, two parts, or a list of such."""
+        """Apply the op's rule to the parts of its operands; return a real node, two parts, or a list of these."""
         taken = node.all_input_nodes
         operands = [part for each in taken for part in self._parts.get(each, (each,))]
         shape: list[Any] = []
@@ -166,4 +166,4 @@ def _refuse_halves(val: torch.Tensor) -> None:
 
 
 class _PartsLeaf(tuple[fx.Node, ...]):
-    """Two nodes, in a list of results."""
+    """Two nodes that form one element of a list of results."""

@@ -1,6 +1,7 @@
-"""Fourier transforms, as products with matrices of sines and cosines.
+"""Fourier transforms as products with matrices of sines and cosines.
 
-A long transform of a composite length n = p q is one of length p, a turn of each element, and one of length q (Cooley and Tukey, 1965).
+A long transform of composite length n = p q is one of length p, a multiplication by twiddle factors, and one of length q (Cooley and
+Tukey, 1965).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ MAX_LENGTH = 4096  # of a transform in one product: a matrix of this many rows t
 
 
 def waves(rows: Any, columns: Any, length: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi j k / length [rows, columns]; the angle is reduced in integers first, so that large ones stay exact."""
+    """Return cos and sin of 2 pi j k / length, [rows, columns]; the angle is reduced in integers, which is exact for large j k."""
     turns = (torch.arange(rows).unsqueeze(1) * torch.arange(columns)) % length
     angles = turns.to(torch.float64) * (2 * math.pi / length)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def _divisor(length: Any) -> int:
-    """The largest divisor of a length up to its root, 1 where it is not known."""
+    """Return the largest divisor of a length up to its square root, 1 for a symbolic length."""
     if not isinstance(length, int):
         return 1
     return next(d for d in range(math.isqrt(length), 0, -1) if length % d == 0)
@@ -44,7 +45,7 @@ def _check(length: Any) -> None:
 
 
 def _forward(z: Any) -> Any:
-    """The transform of the last dimension, without scale."""
+    """Transform the last dimension, unscaled."""
     length, divisor = z.shape[-1], _divisor(z.shape[-1])
     if not isinstance(length, int) or length <= DIRECT or divisor == 1:
         _check(length)
@@ -59,14 +60,14 @@ def _forward(z: Any) -> Any:
 
 
 def _along(z: Any, dim: int, forward: bool) -> Any:
-    """The transform of one dimension. The inverse is the transform of the conjugate, conjugated."""
+    """Transform one dimension. The inverse is the conjugate of the transform of the conjugate."""
     last = z.movedim(dim, -1)
     found = _forward(last) if forward else _forward(last.conj()).conj()
     return found.movedim(-1, dim)
 
 
 def _scale(normalization: int, lengths: Sequence[Any]) -> Any:
-    """0: none; 1: by the root of the number of elements; 2: by the number."""
+    """Return the scale: 0: none; 1: one over the square root of the number of elements; 2: one over the number."""
     count = math.prod(lengths)
     return 1.0 if normalization == 0 else 1.0 / count if normalization == 2 else count**-0.5
 
@@ -80,7 +81,7 @@ def c2c(x: Any, dims: Sequence[int], normalization: int, forward: bool) -> Any:
 
 
 def r2c(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Any:
-    """The last of `dims` from real numbers, half of it where `onesided`; the others as any transform."""
+    """Transform real numbers: the last of `dims` first, one-sided if `onesided`, then the others as complex transforms."""
     *others, last = dims
     z = _of_real(x, last, onesided)
     for dim in others:
@@ -104,7 +105,7 @@ def _of_real(x: Tensor, dim: int, onesided: bool) -> Any:
 
 
 def c2r(x: Any, dims: Sequence[int], normalization: int, length: Any) -> Any:
-    """The inverse of r2c: the other half of the last dimension is the mirror of the one that is given."""
+    """Invert r2c: the missing half of the last dimension is the conjugate mirror of the given one."""
     *others, last = dims
     z = Pair(*both(x))
     for dim in others:
@@ -128,7 +129,7 @@ def _summed(half: Any, length: Any) -> Any:
 
 
 def _mirrored(half: Any, length: int) -> Pair:
-    """The conjugate of the whole spectrum; what stands at 0 and in the middle counts as real."""
+    """Return the conjugate of the full spectrum; elements at 0 and n / 2 are taken as real."""
     tail = slice(1, (length + 1) // 2)
     re = torch.cat([half.re, half.re[..., tail].flip(-1)], -1)
     place = torch.arange(length // 2 + 1)

@@ -1,4 +1,4 @@
-"""Ops that torch-mlir doesn't know, said in other torch ops: functions that export's decomposition traces, by overload.
+"""Decompositions of ops that torch-mlir doesn't lower into other torch ops: functions, by overload, that export traces.
 
 Formulas follow torch's documentation of each op. Sizes may be symbolic unless a function says otherwise.
 """
@@ -28,14 +28,14 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
-    """Every decomposition here, by the overload that it stands for. One may return NotImplemented: the op is then left as it is."""
+    """Return every decomposition by overload. A decomposition may return NotImplemented to leave the op unchanged."""
     files = (distances, counts, scatters, bags, linalg, norms, sampling, resampling, spectral, quantization, result_types)
     complex_too = (scatters, spectral, result_types)
     return {op: body if each in complex_too else _of_reals(op, body) for each in files for op, body in each.TABLE.items()}
 
 
 def _of_reals(op: Any, body: Callable[..., Any]) -> Callable[..., Any]:
-    """A decomposition whose formulas are those of real numbers."""
+    """Wrap a decomposition that holds for real numbers only; raises UnsupportedError for complex ones."""
 
     def decompose(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(each, torch.Tensor) and each.is_complex() for each in pytree.tree_leaves((args, kwargs))):

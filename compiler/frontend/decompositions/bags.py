@@ -15,9 +15,9 @@ def _embedding_bag(
     table: Tensor, ids: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = SUM, sparse: bool = False,
     weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """table [rows, width], ids [n], offsets [bags]: the answer [bags, width], each id's bag, each bag's size, and places of maxima.
+    """Reduce rows of table [rows, width] by ids [n] and offsets [bags]; return [bags, width], bags of ids, bag sizes and arg maxima.
 
-    The second to fourth are what torch keeps for training: all zeros, or of no elements, where it needs none.
+    The second to fourth results serve training: zeros or empty where torch doesn't need them.
     """
     starts = offsets[:-1] if include_last_offset else offsets
     bag = torch.searchsorted(starts, torch.arange(ids.shape[0], dtype=starts.dtype), right=True) - 1
@@ -38,7 +38,7 @@ def _embedding_bag(
 
 
 def _sums(rows: Tensor, bag: Tensor, kept: Tensor, weights: Tensor | None, num_bags: int) -> Tensor:
-    """Rows added to their bags in order, in float32 at least; a row that is left out is not multiplied by zero, since it may be inf."""
+    """Add rows to their bags in order, in at least float32; a skipped row is not multiplied by zero, since it may be inf."""
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     weighted = wide if weights is None else wide * weights.to(wide.dtype).unsqueeze(1)
     zeros = torch.zeros([num_bags, rows.shape[1]], dtype=wide.dtype)
@@ -46,9 +46,9 @@ def _sums(rows: Tensor, bag: Tensor, kept: Tensor, weights: Tensor | None, num_b
 
 
 def _maxima(rows: Tensor, ids: Tensor, bag: Tensor, kept: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest element of each bag and column, and the id that it comes from; zeros for a bag of none.
+    """Return the largest element of each bag and column, and its id; zeros for an empty bag.
 
-    As in torch a NaN counts where it is the first of its bag, and then stays; any other is left out.
+    As in torch, a NaN propagates if it is the first element of its bag; any other NaN is ignored.
     """
     spread, last = bag.unsqueeze(1).expand(rows.shape), ids.shape[0] - 1
     counted = kept.unsqueeze(1) & ~rows.isnan()

@@ -1,4 +1,4 @@
-"""Decompositions held to what torch says of the ops that they stand for: each result's shape and dtype."""
+"""Check decompositions against torch's metadata of the op: each result's shape and dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Body = Callable[..., Any]
 
 
 def checked(op: Any, body: Body) -> Body:
-    """The decomposition, which raises UnsupportedError where a result is not what torch's metadata of `op` says."""
+    """Wrap a decomposition to raise UnsupportedError if a result differs from torch's metadata of `op`."""
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -31,7 +31,7 @@ def checked(op: Any, body: Body) -> Body:
 
 
 def _metadata(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What torch gives for the operands, without elements; None where it can't say, or where data decides the sizes."""
+    """Return torch's result metadata for the operands; None if it has none or the sizes are data-dependent."""
     if torch.Tag.dynamic_output_shape in op.tags or torch.Tag.data_dependent_output in op.tags:
         return None
     args, kwargs = pytree.tree_map(_plain, (tuple(args), dict(kwargs)))
@@ -40,7 +40,7 @@ def _metadata(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         with _disable_current_modes():
             return op(*args, **kwargs)
-    except Exception:  # torch has no metadata for every op
+    except Exception:  # torch lacks metadata for some ops
         return None
 
 

@@ -1,4 +1,4 @@
-"""Counts, runs and membership: each number is put into its bin, segment or place by a search."""
+"""Histograms, segment reductions and membership tests, by a binary search for each number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def _range_of(x: Tensor, low: float, high: float, margin: float = 1) -> tuple[Tensor, Tensor]:
-    """The ends of a histogram: given, or the data's, wider by a margin where they are equal."""
+    """Return the range of a histogram: the given one, or that of the data, extended by a margin if both ends are equal."""
     kind = x.dtype
     if low == high == 0 and x.numel() > 0:
         start, end = x.amin(), x.amax()
@@ -24,7 +24,7 @@ def _range_of(x: Tensor, low: float, high: float, margin: float = 1) -> tuple[Te
 
 
 def _tally(places: Tensor, inside: Tensor, bins: Any, share: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """How many of `places` [count], those `inside`, name each bin, or the sum of their shares; the others go to a bin of their own."""
+    """Count the bin indices `places` [count] that are `inside`, or sum their `share`; the others go to an extra bin."""
     at = torch.where(inside, places, bins).to(torch.int64)
     kind = torch.int64 if share is None else dtype
     each = torch.ones_like(at) if share is None else share.reshape(-1).to(dtype)
@@ -40,7 +40,7 @@ def _histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Tenso
 
 
 def _bin_of(x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """The bin of each of x [count], and whether it is in one; the last bin has both its ends."""
+    """Return the bin of each of x [count], and whether it is in one; the last bin includes both ends."""
     places = torch.searchsorted(edges.contiguous(), x.contiguous(), right=True) - 1
     return places.clamp(max=edges.shape[0] - 2), (x >= edges[0]) & (x <= edges[-1])
 
@@ -61,7 +61,7 @@ def _histogram(
 
 
 def _edges_of(x: Tensor, bins: Sequence[int], range: Sequence[float] | None = None, **_: Any) -> list[Tensor]:
-    """The edges of each column's bins, `range` as (low, high) a column."""
+    """Return the bin edges of each column; `range` holds (low, high) for each column."""
     ends = range or [0.0] * (2 * len(bins))
     columns = x.reshape(-1, x.shape[-1]).unbind(-1)
     return [
@@ -70,7 +70,7 @@ def _edges_of(x: Tensor, bins: Sequence[int], range: Sequence[float] | None = No
 
 
 def _histogram_of_columns(x: Tensor, edges: Sequence[Tensor], *, weight: Tensor | None = None, density: bool = False) -> Tensor:
-    """x [points, columns]: how many points are in each box of bins."""
+    """Count the points of x [points, columns] in each multidimensional bin."""
     places, inside, volume = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool), torch.ones([1], dtype=x.dtype)
     for column, ends in zip(x.reshape(-1, x.shape[-1]).unbind(-1), edges, strict=True):
         place, within = _bin_of(column, ends)
@@ -87,7 +87,7 @@ def _histogram_of_counts(
     return _histogram_of_columns(x, _edges_of(x, bins, range), weight=weight, density=density)
 
 
-_FEW = 16  # tests of membership that are compared one by one
+_FEW = 16  # up to so many test elements are compared one by one
 _STARTS = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 
 
@@ -95,7 +95,7 @@ def _segment_reduce(
     x: Tensor, reduce: str, *, lengths: Tensor | None = None, indices: Tensor | None = None, offsets: Tensor | None = None,
     axis: int = 0, unsafe: bool = False, initial: float | None = None,
 ) -> Any:  # fmt: skip
-    """Runs of x [lead..., size, rest...] along `axis`, as long as `lengths` [lead..., count] says, reduced: [lead..., count, rest...]."""
+    """Reduce runs of x [lead..., size, rest...] along `axis` of `lengths` [lead..., count]; return [lead..., count, rest...]."""
     if offsets is not None:
         starts, ends = offsets[..., :-1], offsets[..., 1:]
     elif lengths is not None:
@@ -108,7 +108,7 @@ def _segment_reduce(
     segment = torch.searchsorted(ends.contiguous(), place.contiguous(), right=True)
     segment = torch.where(place >= starts[..., :1], segment, count).reshape(*place.shape, *[1] * (x.dim() - axis - 1))
     start = _STARTS[reduce] if initial is None else initial
-    shape = [*x.shape[:axis], count + 1, *x.shape[axis + 1 :]]  # the last one takes what is in no segment
+    shape = [*x.shape[:axis], count + 1, *x.shape[axis + 1 :]]  # the last one collects elements outside of all segments
     how = {"sum": "sum", "mean": "sum", "prod": "prod", "max": "amax", "min": "amin"}[reduce]
     found = torch.full(shape, start, dtype=x.dtype).scatter_reduce(axis, segment.expand(x.shape), x, how).narrow(axis, 0, count)
     if reduce != "mean":
@@ -118,7 +118,7 @@ def _segment_reduce(
 
 
 def _isin(x: Any, tests: Any, *, assume_unique: bool = False, invert: bool = False) -> Tensor:
-    """Whether each of x is among the tests: each is searched in the sorted tests, or compared with all where they are few."""
+    """Whether each element of x is among the tests: searched in the sorted tests, or compared with each of a few."""
     x, tests = (each if isinstance(each, Tensor) else torch.scalar_tensor(each) for each in (x, tests))
     kind = torch.result_type(x, tests)
     flat, x = tests.reshape(-1).to(kind), x.to(kind)

@@ -1,4 +1,4 @@
-"""Distances, and losses made of them."""
+"""Distances and losses based on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def _power_distance(difference: Tensor, p: float) -> Tensor:
-    """The p-norm over the last dimension; of half types in float32."""
+    """Return the p-norm over the last dimension; half floats in float32."""
     if difference.dtype in (torch.float16, torch.bfloat16):
         return _power_distance(difference.float(), p).to(difference.dtype)
     size = difference.abs()
@@ -26,7 +26,7 @@ def _power_distance(difference: Tensor, p: float) -> Tensor:
 
 def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     difference = x.unsqueeze(-2) - y.unsqueeze(-3)
-    if p == math.inf:  # whose largest leaves out NaN in torch, here alone
+    if p == math.inf:  # torch's maximum ignores NaN, in this op only
         difference = torch.where(difference.isnan(), 0.0, difference)
     return _power_distance(difference, p)
 
@@ -48,7 +48,7 @@ def _addbmm(x: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: f
 
 
 def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
-    """Classes of each row up to the first -1 against all others."""
+    """Compare the target classes of each row, up to the first -1, with all other classes."""
     rows, wanted = (x.reshape(1, -1), target.reshape(1, -1)) if x.dim() < 2 else (x, target)
     given = (wanted >= 0).to(torch.int64).cumprod(-1) > 0
     places = torch.where(given, wanted, 0)

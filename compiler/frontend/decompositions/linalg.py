@@ -50,7 +50,7 @@ def _triangular(a: Tensor, rhs: Tensor, upper: bool, unit: bool = False) -> Tens
 
 
 def _solve(a: Tensor, rhs: Tensor, left: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(solution, LU, pivots, info)."""
+    """Return (solution, LU, pivots, info)."""
     vector = rhs.dim() == 1 or (rhs.dim() == a.dim() - 1 and rhs.shape == a.shape[:-1])
     columns = rhs.unsqueeze(-1) if vector else rhs
     factors, pivots, info = torch.linalg.lu_factor_ex(a)
@@ -76,7 +76,7 @@ def _inverse_ex(a: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tenso
 
 
 def _sign_of(pivots: Tensor) -> Tensor:
-    """-1 to the number of rows that were moved."""
+    """Return the sign of the permutation: -1 to the number of row exchanges."""
     moved = pivots != torch.arange(1, pivots.shape[-1] + 1, dtype=pivots.dtype)
     return 1 - 2 * (moved.sum(-1) % 2)
 
@@ -109,7 +109,7 @@ def _triangular_solve(
 
 
 def _svd_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, S and V of the reduced decomposition from the eigenvectors of the smaller of xᵀx and xxᵀ, in float64."""
+    """Return U, S and V of the reduced decomposition, from the eigenvectors of the smaller of xᵀx and xxᵀ, in float64."""
     if x.shape[-2] < x.shape[-1]:
         v, values, u = _svd_parts(x.mT)
         return u, values, v
@@ -135,13 +135,13 @@ def _svdvals(x: Tensor, *, driver: str | None = None) -> Tensor:
 
 
 def _hermitian_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of a symmetric matrix, of which the lower triangle is read."""
+    """As `_svd_parts`, for a symmetric matrix; reads the lower triangle."""
     values, vectors = torch.linalg.eigh(x.double())
     return vectors * values.sign().unsqueeze(-2), values.abs(), vectors
 
 
 def _tolerance(values: Tensor, x: Tensor, atol: Any, rtol: Any) -> Tensor:
-    """What counts as zero among singular values, by the rule of linalg.pinv and linalg.matrix_rank."""
+    """Return the threshold below which singular values count as zero, as in linalg.pinv and linalg.matrix_rank."""
     default = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
     absolute = 0.0 if atol is None else atol.double() if isinstance(atol, Tensor) else atol
     if rtol is None:
@@ -170,7 +170,7 @@ def _matrix_rank(x: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bo
 
 
 def _matrix_exp(x: Tensor) -> Tensor:
-    """Scaling and squaring with 12 terms of Taylor's series (Higham 2005), in float64."""
+    """Compute exp(x) by scaling and squaring with 12 terms of the Taylor series (Higham 2005), in float64."""
     if x.numel() == 0:
         return x.clone()
     wide = x.double()
@@ -186,7 +186,7 @@ def _matrix_exp(x: Tensor) -> Tensor:
     return answer.to(x.dtype)
 
 
-_MAX_SQUARINGS = 12  # beyond, exp overflows float32 or loses all digits
+_MAX_SQUARINGS = 12  # beyond this, exp overflows float32 or loses all digits
 
 
 def _tensorinv(x: Tensor, ind: int = 2) -> Tensor:
@@ -235,7 +235,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
 
 @torch.library.custom_op("llmos::pivot_matrix", mutates_args=())
 def pivot_matrix(pivots: Tensor, rows: int) -> Tensor:
-    """P [..., rows, rows] float32 with P L U = A, from LAPACK's 1-based pivots [..., k]."""
+    """Return P, float32 [..., rows, rows], with P L U = A, from LAPACK's 1-based pivots [..., k]."""
     flat = pivots.reshape(-1, pivots.shape[-1])
     made = torch.zeros(flat.shape[0], rows, rows)
     for batch, swaps in enumerate(flat.tolist()):

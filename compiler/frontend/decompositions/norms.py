@@ -1,4 +1,4 @@
-"""Normalisations whose statistics are results."""
+"""Normalizations that return their statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Mean and biased variance of each channel, as vectors, and the shape that spreads a vector over channels; x: not of a half type."""
+    """Return mean and biased variance [channels], and the shape that broadcasts them over x; x must not be a half float."""
     over = [0, *range(2, x.dim())]
     mean = x.mean(over, keepdim=True)
     variance = (x - mean).square().mean(over)
@@ -27,7 +27,7 @@ def _batch_norm_with_statistics(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, training: bool, momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """(y, saved mean, saved 1 / sqrt(variance + eps), new running mean, new running variance)."""
+    """Return (y, saved mean, saved 1 / sqrt(variance + eps), new running mean, new running variance)."""
     kind, x = x.dtype, _wide(x)
     if training:
         average, spread, shape = _batch_statistics(x)

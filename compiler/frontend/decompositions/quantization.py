@@ -1,6 +1,6 @@
-"""Quantization parameters from data: torch's `quantized_decomposed.choose_qparams*`, and fake quantization.
+"""Quantization parameters computed from data (torch's `quantized_decomposed.choose_qparams*`), and fake quantization.
 
-Formulas: torch/ao/quantization/fx/_decomposed.py, without its tests of what the data is.
+Formulas: torch/ao/quantization/fx/_decomposed.py, without its checks of the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ops = torch.ops.quantized_decomposed
 
 
 def _choose(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scale (float64 [1]) and zero point (int64 [1]) of all of x, 0 among its numbers."""
+    """Return scale (float64 [1]) and zero point (int64 [1]) of the range of x extended to include 0."""
     least, most = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     scale = torch.maximum((most - least) / float(high - low), torch.full([1], eps))
     zero = torch.clamp(low - torch.round(least / scale).to(torch.int32), low, high)
@@ -23,7 +23,7 @@ def _choose(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> t
 
 
 def _choose_symmetric(x: Tensor, low: int, high: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `_choose` with the zero point in the middle."""
+    """As `_choose`, with the zero point in the middle of the range."""
     least, most = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     scale = torch.maximum(torch.maximum(-least, most) / (float(high - low) / 2), torch.full([1], eps))
     zero = torch.full([1], 128 if dtype == torch.uint8 else 0, dtype=torch.int64)
@@ -31,7 +31,7 @@ def _choose_symmetric(x: Tensor, low: int, high: int, eps: float, dtype: torch.d
 
 
 def _choose_per_token(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """[..., 1] each, in x's type, or float32 of float16: not the types of torch's metadata, which has float64 and int64."""
+    """Return scale and zero point, [..., 1], in x's dtype or float32 for float16; torch's metadata wrongly says float64 and int64."""
     if dtype != torch.int8:
         raise UnsupportedError(f"choose_qparams_per_token: {dtype} isn't a type of torch's; int8 is")
     scales = x.abs().amax(dim=-1, keepdim=True)
@@ -41,7 +41,7 @@ def _choose_per_token(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _choose_per_token_asymmetric(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """int8, [..., 1] each: of the two ends of the range, the one whose zero point is off by less."""
+    """Return scale and zero point of int8, [..., 1], from the end of the range with the smaller zero point error."""
     low, high = -128, 127
     least = torch.clamp(torch.amin(x, dim=-1, keepdim=True), max=0)
     most = torch.clamp(torch.amax(x, dim=-1, keepdim=True), min=0)
@@ -52,7 +52,7 @@ def _choose_per_token_asymmetric(x: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def _fake_quantize(x: Tensor, scales: Tensor, zeros: Tensor, axis: int, low: int, high: int) -> Tensor:
-    """Quantized and dequantized at once, in float32."""
+    """Quantize and dequantize, in float32."""
     dims = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
     scale, zero = scales.to(torch.float32).reshape(dims), zeros.to(torch.int32).reshape(dims)
     return (torch.clamp(torch.round(x * (1.0 / scale)) + zero, low, high) - zero) * scale
@@ -66,5 +66,5 @@ TABLE = {
     ops._choose_qparams_per_token_asymmetric_impl.default: _choose_per_token_asymmetric,
     ops.fake_quant_per_channel.default: _fake_quantize,
 }
-# What the metadata says of these isn't what the kernels give.
+# torch's metadata of these differs from what its kernels return.
 UNLIKE_METADATA = frozenset({ops.choose_qparams_per_token.default})

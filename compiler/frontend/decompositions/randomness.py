@@ -1,4 +1,4 @@
-"""Ops that draw random numbers, said in `llmos.random_bits` (64 random bits an element). Formulas follow torch's documentation."""
+"""Ops that draw random numbers, decomposed to `llmos.random_bits` (64 bits an element). Formulas follow torch's documentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _bits(size: Sequence[Any]) -> Tensor:
 
 
 def uniform(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """In [0, 1): multiples of 2^-digits, as many as the type holds exactly."""
+    """Draw from [0, 1): multiples of 2^-digits, where digits is the precision of the dtype."""
     bits = _bits(size)
     if dtype == torch.float64:
         return ((bits >> 11) & (2**53 - 1)).to(dtype) * 2.0**-53
@@ -32,7 +32,7 @@ def uniform(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def normal(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """Mean 0, variance 1, by Box and Muller's transform of two numbers of 32 bits."""
+    """Draw with mean 0 and variance 1, by the Box-Muller transform of two 32-bit numbers."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = _bits(size)
     radius = torch.sqrt(-2.0 * torch.log(((bits & _LOW).to(wide) + 1.0) * 2.0**-32))
@@ -40,7 +40,7 @@ def normal(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def integers(low: int, high: int, size: Sequence[Any]) -> Tensor:
-    """In [low, high), int64."""
+    """Draw int64 numbers from [low, high)."""
     span = high - low
     bits = _bits(size)
     found = ((bits & _LOW) * span) >> 32 if span < 2**31 else (bits & (2**63 - 1)) % span
@@ -57,7 +57,7 @@ def _kind(dtype: torch.dtype | None, x: Tensor | None = None) -> torch.dtype:
 
 
 def _holds(size: Sequence[Any], chance: Any, dtype: torch.dtype) -> Tensor:
-    """1 with a probability of `chance`, else 0."""
+    """Draw 1 with a probability of `chance`, else 0."""
     wide = torch.float64 if isinstance(chance, Tensor) and chance.dtype == torch.float64 else torch.float32
     return (uniform(size, wide) < (chance.to(wide) if isinstance(chance, Tensor) else chance)).to(dtype)
 
@@ -74,7 +74,7 @@ def _normal_of(mean: Any, std: Any) -> Tensor:
 
 
 def _multinomial(weights: Tensor, count: int, replacement: bool = False) -> Tensor:
-    """Rows of [..., categories] as `count` categories each [..., count]; without replacement by the order of weight / exponential."""
+    """Draw `count` categories for each row of [..., categories], [..., count]; without replacement by the order of weight / exponential."""
     if not replacement:
         keys = weights / exponential(weights.shape, weights.dtype).clamp(min=torch.finfo(weights.dtype).tiny)
         return keys.topk(count, -1).indices
@@ -97,7 +97,7 @@ def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 def _feature_dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """Whole channels of x [batch, channels, ...]."""
+    """Drop whole channels of x [batch, channels, ...]."""
     if not train or p == 0:
         return x.clone()
     kept = _holds([*x.shape[:2], *[1] * (x.dim() - 2)], 1.0 - p, torch.bool)
@@ -105,7 +105,7 @@ def _feature_dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 def _alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """Keeps mean and variance of what SELU gives (Klambauer et al., "Self-Normalizing Neural Networks", 2017)."""
+    """Dropout that keeps mean and variance of SELU outputs (Klambauer et al., "Self-Normalizing Neural Networks", 2017)."""
     if not train or p == 0:
         return x.clone()
     if p == 1:
@@ -127,7 +127,7 @@ def _refused(*_: Any, **__: Any) -> Any:
     raise UnsupportedError("Poisson and binomial numbers take a number of draws that data decides, which isn't supported")
 
 
-# Drawing ops by overload; those in place reach these through export's functionalization.
+# Random ops by overload; export's functionalization maps in-place ones to these.
 TABLE: Mapping[Any, Callable[..., Any]] = {
     aten.rand.default: lambda size, *, dtype=None, **_: uniform(size, _kind(dtype)),
     aten.rand_like.default: lambda x, *, dtype=None, **_: uniform(x.shape, _kind(dtype, x)),

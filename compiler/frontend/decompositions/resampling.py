@@ -1,4 +1,4 @@
-"""Resampling of the axes of an image: every output element is a weighted sum of the few elements of its axis that it stands between.
+"""Resampling of the axes of an image: every output element is a weighted sum of neighboring elements along its axis.
 
 Positions, weights and their types are those of torch's CPU kernels (aten/src/ATen/native/UpSample.h, cpu/UpSampleKernel.cpp), so that
 results agree where a position falls on the border between two elements. Sizes may be symbolic.
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Tap:
-    """What output element i of an axis reads: `weight[i]` times element `place[i]`, where `counted[i]` holds."""
+    """One term of the sum for output element i of an axis: `weight[i]` times element `place[i]`, if `counted[i]`."""
 
     place: Tensor
     weight: Tensor
@@ -30,7 +30,7 @@ class Tap:
 
 
 def blend(x: Tensor, axis: int, taps: Sequence[Tap]) -> Tensor:
-    """The sum of the taps along an axis. What isn't counted is left out by a select: as a product with 0 an infinity would be NaN."""
+    """Sum the taps along an axis. Uncounted taps are masked by a select, because infinity times 0 would be NaN."""
     total: Tensor | None = None
     for tap in taps:
         share = x.index_select(axis, tap.place) * _along(tap.weight, x, axis)
@@ -42,7 +42,7 @@ def blend(x: Tensor, axis: int, taps: Sequence[Tap]) -> Tensor:
 
 
 def blend_windows(x: Tensor, axis: int, window: Tap) -> Tensor:
-    """As `blend` where elements read many others: the tensors of `window` are [output elements, elements that one reads]."""
+    """As `blend` for many taps: the tensors of `window` are [output elements, taps]."""
     assert window.counted is not None
     read = x.index_select(axis, window.place.flatten()).unflatten(axis, window.place.shape)  # type: ignore[no-untyped-call]
     rank = [*window.place.shape, *[1] * (x.ndim - 1 - axis)]
@@ -55,31 +55,31 @@ def _along(line: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def number(size: Any, dtype: torch.dtype) -> Any:
-    """A size to compute with in a float dtype: a symbolic one as a tensor, since a compiled program has no symbolic floats."""
+    """Return a size for float arithmetic; a symbolic one becomes a tensor, since compiled programs have no symbolic floats."""
     return float(size) if isinstance(size, int) else torch.scalar_tensor(size, dtype=dtype)
 
 
 def quotient(a: Any, b: Any, dtype: torch.dtype) -> Any:
-    """The quotient of two sizes, rounded once: torch would multiply a Python number by the reciprocal of a tensor."""
+    """Divide two sizes with one rounding; torch would multiply a Python number by the reciprocal of a tensor."""
     if isinstance(a, int) and isinstance(b, int):
         return rounded(a / b, dtype)
     return torch.div(torch.scalar_tensor(a, dtype=dtype), number(b, dtype))
 
 
 def _equal(a: Any, b: Any) -> bool | Tensor:
-    """Whether two sizes are equal, without a condition on them: a tensor where it depends on the inputs'."""
+    """Whether two sizes are equal, without adding a guard: a tensor if it depends on input sizes."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return torch.scalar_tensor(a, dtype=torch.int64) == torch.scalar_tensor(b, dtype=torch.int64)
 
 
 def rounded(value: Any, dtype: torch.dtype) -> Any:
-    """A Python number rounded to a float dtype; tensors are of it."""
+    """Round a Python number to a float dtype; a tensor has the dtype already."""
     return float(np.float32(value)) if isinstance(value, float) and dtype == torch.float32 else value
 
 
 def repeated(x: Tensor, times: Mapping[int, int]) -> Tensor:
-    """Each element of some axes a number of times, in one copy."""
+    """Repeat each element along some axes, with one copy."""
     if not times:
         return x
     shape = [size * times.get(axis, 1) for axis, size in enumerate(x.shape)]
@@ -91,7 +91,7 @@ def repeated(x: Tensor, times: Mapping[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a resize: sizes before and after it, and the scale that the caller gave, if any."""
+    """One axis of a resize: sizes before and after, and the caller's scale, if any."""
 
     size: Any
     length: Any
@@ -101,7 +101,7 @@ class _Axis:
 
     @property
     def step(self) -> Any:
-        """Input elements from one output element to the next."""
+        """Return the distance in input elements between output elements."""
         if self.align_corners:
             return self._step_between_ends()
         if self.scale is not None and self.scale > 0:
@@ -116,7 +116,7 @@ class _Axis:
 
     @property
     def copying_step(self) -> Any:
-        """As `step`, but 1 where the size stays: nearest and linear resizing copy then, whatever scale was given."""
+        """As `step`, but 1 if the size is unchanged: nearest and linear resizing then copy, independent of the scale."""
         if self.scale is None:
             return self.step
         if isinstance(equal := _equal(self.size, self.length), bool):
@@ -124,7 +124,7 @@ class _Axis:
         return torch.where(equal, 1.0, self.step)
 
     def places(self, step: Any) -> Tensor:
-        """Where each output element stands among the input's, [length]."""
+        """Return the input position of each output element, [length]."""
         index = torch.arange(self.length, dtype=self.dtype)
         place: Tensor = index * step if self.align_corners else (index + 0.5) * step - 0.5
         return place
@@ -135,10 +135,10 @@ class _Axis:
 
 
 def _nearest(axis: _Axis) -> Tensor:
-    """[length] int64: the element that each output element is a copy of."""
+    """Return the input index that each output element copies, int64 [length]."""
     index = torch.arange(axis.length)
     place = (index.to(axis.dtype) * axis.copying_step).floor().to(torch.int64)
-    if axis.scale is not None:  # torch halves the index where the size doubles, whatever scale was given
+    if axis.scale is not None:  # torch halves the index if the size doubles, independent of the scale
         doubles = _equal(axis.length, 2 * axis.size)
         place = torch.where(doubles, index // 2, place) if isinstance(doubles, Tensor) else index // 2 if doubles else place
     chosen: Tensor = place.clamp(max=axis.size - 1)
@@ -159,7 +159,7 @@ def _linear(axis: _Axis) -> list[Tap]:
 
 
 def cubic_weights(t: Tensor, a: float) -> tuple[Tensor, ...]:
-    """Keys' kernel (Keys 1981, "Cubic convolution interpolation for digital image processing") at the four elements around a place."""
+    """Evaluate the kernel of Keys (1981, "Cubic convolution interpolation for digital image processing") at the four nearest elements."""
 
     def near(d: Tensor) -> Tensor:
         return ((a + 2) * d - (a + 3)) * d * d + 1
@@ -192,7 +192,7 @@ def _pillow_cubic(distance: Tensor) -> Tensor:
 
 
 def _antialiased(axis: _Axis, kernel: Callable[[Tensor], Tensor], reach: int) -> Tap:
-    """Each output element as a weighted mean of the elements under a kernel as wide as what it stands for, as Pillow does it."""
+    """Weight the elements under a kernel scaled to the width of an output element, as Pillow does."""
     step = axis.step
     width = torch.clamp(step, min=1.0) if isinstance(step, Tensor) else max(step, 1.0)
     centre = (torch.arange(axis.length, dtype=axis.dtype) + 0.5) * step
@@ -205,7 +205,7 @@ def _antialiased(axis: _Axis, kernel: Callable[[Tensor], Tensor], reach: int) ->
 
 
 def _window_size(axis: _Axis, reach: int) -> Any:
-    """At least as many elements as any output element reads."""
+    """Return an upper bound of the elements that an output element reads."""
     if isinstance(axis.step, float):
         return 2 * math.ceil(reach * max(axis.step, 1.0)) + 1
     size, length = (axis.size - 1, torch.sym_max(axis.length - 1, 1)) if axis.align_corners else (axis.size, axis.length)  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ Resize = Callable[[Tensor, int, _Axis], Tensor]
 
 
 def _resized(x: Tensor, sizes: Sequence[Any], scales: Sequence[float | None], align_corners: bool, resize: Resize, moves: bool) -> Any:
-    """x [batch, channels, spatial...] with its spatial axes resized, the last one first, as torch nests its sums."""
+    """Resize the spatial axes of x [batch, channels, spatial...], the last one first, in torch's order of summation."""
     if not (moves or x.is_floating_point()):
         return NotImplemented
     dtype = torch.float64 if x.dtype == torch.float64 and not moves else torch.float32
@@ -237,7 +237,7 @@ def _copies(places: Callable[[_Axis], Tensor]) -> Resize:
 
 
 def _whole_ratio(axis: _Axis) -> int | None:
-    """How often each element is repeated, if that is all that the resize does."""
+    """Return the repeat count if the resize only repeats elements, else None."""
     if isinstance(axis.step, float):
         times = round(1 / axis.step) if axis.step else 0
     else:
@@ -245,13 +245,13 @@ def _whole_ratio(axis: _Axis) -> int | None:
     if times < 2 or not statically_known_true(axis.length == times * axis.size):
         return None
     step = rounded(1 / times, torch.float32)
-    # A step rounded down falls short of the next element at the first of its copies.
+    # A step rounded down doesn't reach the next element at its first copy.
     is_exact = Fraction(step) * times >= 1 and (axis.scale is None or axis.scale == times)
     return times if is_exact else None
 
 
 def _by_size(resize: Resize, moves: bool) -> Callable[..., Any]:
-    """The overload that takes sizes, and a scale an axis."""
+    """Make the overload that takes sizes and a scale for each axis."""
 
     def run(x: Tensor, output_size: Sequence[Any], *rest: Any) -> Any:
         align_corners, scales = (False, rest) if moves else (rest[0], rest[1:])
@@ -262,7 +262,7 @@ def _by_size(resize: Resize, moves: bool) -> Callable[..., Any]:
 
 
 def _by_size_or_scale(resize: Resize, moves: bool) -> Callable[..., Any]:
-    """The overload that takes sizes or scales."""
+    """Make the overload that takes sizes or scales."""
 
     def run(x: Tensor, output_size: Sequence[Any] | None, *rest: Any) -> Any:
         align_corners, scales = (False, *rest) if moves else rest

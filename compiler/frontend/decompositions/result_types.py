@@ -1,4 +1,4 @@
-"""Ops whose results torch's metadata gives another type than torch's kernels do, where operands of several types meet."""
+"""Ops on mixed dtypes for which torch's metadata and torch's kernels disagree on the result dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch._decomp import get_decompositions
 
 aten = torch.ops.aten
 
-# The operand whose type the kernel's result has.
+# The operand whose dtype the kernel's result has.
 _TYPE_OF: Mapping[Any, int] = MappingProxyType(
     {
         aten.huber_loss.default: 0,

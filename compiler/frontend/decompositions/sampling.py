@@ -1,4 +1,4 @@
-"""Reads between the elements of an image: volumes sampled on a grid, and what RoiAlign and DeformConv of ONNX share with them."""
+"""Interpolated reads of an image: grid sampling, and the parts it shares with ONNX's RoiAlign and DeformConv."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ aten = torch.ops.aten
 
 
 def read_at(x: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """Elements of x [batch, channels, spatial...] at whole places [batch, points] a spatial dim: [batch, channels, points].
+    """Read x [batch, channels, spatial...] at integer positions, [batch, points] a spatial dim; return [batch, channels, points].
 
-    0 where a place lies outside.
+    Positions outside give 0.
     """
     flat = torch.zeros_like(places[0], dtype=torch.int64)
     inside = torch.ones_like(places[0], dtype=torch.bool)
@@ -30,7 +30,7 @@ def read_at(x: Tensor, places: Sequence[Tensor]) -> Tensor:
 
 
 def interpolate_at(x: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """As `read_at`, between elements: the 2^rank around each place, weighted by how near they are; outside the image all are 0."""
+    """As `read_at` at fractional positions: multilinear interpolation of the 2^rank neighbors, which are 0 outside the image."""
     lows = [place.floor() for place in places]
     total = torch.zeros((), dtype=x.dtype)
     for corner in itertools.product((0, 1), repeat=len(places)):
@@ -42,20 +42,20 @@ def interpolate_at(x: Tensor, places: Sequence[Tensor]) -> Tensor:
 
 
 def _pixel(place: Tensor, size: Any, align_corners: bool) -> Tensor:
-    """A coordinate in [-1, 1] as a place along a dim."""
+    """Convert a coordinate in [-1, 1] to a position along a dim."""
     at: Tensor = (place + 1) / 2 * (size - 1) if align_corners else ((place + 1) * size - 1) / 2
     return at
 
 
 def _brought_inside(at: Tensor, size: Any, padding_mode: int, align_corners: bool) -> Tensor:
-    """Border (1) and reflection (2) bring a place inside; zeros (0) leaves it."""
+    """Map a position into the image for border (1) and reflection (2) padding; zeros (0) leaves it unchanged."""
     if padding_mode == 2:
         at = _reflected(at, 0.0, size - 1) if align_corners else _reflected(at, -0.5, size)
     return at.clamp(min=0).clamp(max=size - 1) if padding_mode else at
 
 
 def _reflected(at: Tensor, low: float, span: Any) -> Tensor:
-    """Turned back at `low` and `low + span` as often as it takes; where the span is 0, anywhere."""
+    """Reflect repeatedly at `low` and `low + span`; any position is valid if the span is 0."""
     span = torch.sym_max(span, 1)  # type: ignore[no-untyped-call]
     distance = (at - low).abs()
     rest = torch.fmod(distance, span)
@@ -63,7 +63,7 @@ def _reflected(at: Tensor, low: float, span: Any) -> Tensor:
 
 
 def _grid_sampler(x: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Tensor:
-    """x [batch, channels, spatial...] at grid [batch, out..., (x, y, ...)]; modes: 0 linear, 1 nearest, 2 cubic."""
+    """Sample x [batch, channels, spatial...] at grid [batch, out..., (x, y, ...)]; modes: 0 linear, 1 nearest, 2 cubic."""
     rank = x.ndim - 2
     points = grid.flatten(1, rank)
     pixels = [_pixel(points[..., rank - 1 - i], x.shape[2 + i], align_corners) for i in range(rank)]
@@ -81,7 +81,7 @@ def _grid_sampler(x: Tensor, grid: Tensor, interpolation_mode: int, padding_mode
 
 
 def _cubic_at(x: Tensor, places: Sequence[Tensor], inside: Callable[[Sequence[Tensor]], list[Tensor]]) -> Tensor:
-    """The 4^rank elements around each place, weighted; each of them is brought inside on its own."""
+    """Interpolate the 4^rank neighbors of each position; each neighbor is mapped into the image separately."""
     lows = [place.floor() for place in places]
     weights = [cubic_weights(place - low, -0.75) for place, low in zip(places, lows, strict=True)]
     total = torch.zeros((), dtype=x.dtype)

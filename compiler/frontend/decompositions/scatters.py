@@ -1,4 +1,4 @@
-"""Writes at places: scatters."""
+"""Scatters: writes at data-dependent positions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def _into_places(x: Tensor, places: Tensor, source: Tensor) -> Tensor:
-    """`x` with the elements at `places`, flat positions, taken from `source`."""
+    """Replace the elements of `x` at flat positions `places` by `source`."""
     return x.reshape(-1).scatter(0, places.reshape(-1), source.reshape(-1)).reshape(x.shape)
 
 
@@ -29,13 +29,16 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
 
 
 def select_by_slice(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
-    """A slice of one: an update of an input then writes the slice alone. torch's own definition reads and writes all of `x`."""
+    """Replace one slice of `x`, so that an updated input writes the slice only. torch's own definition reads and writes all of `x`."""
     begin = index + x.shape[dim] if isinstance(index, int) and index < 0 else index
     return torch.slice_scatter(x, source.unsqueeze(dim), dim, begin, begin + 1)
 
 
 def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """One number, one row, or one after the other where a mask holds; any other form is left as it is."""
+    """Write one number, one row, or consecutive values where a mask is true; NotImplemented for indices without a mask.
+
+    Raises UnsupportedError for a mask beside other indices.
+    """
     masks = [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
     if not masks:
         return NotImplemented
@@ -50,10 +53,10 @@ def _masked_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, acc
 
 
 def _one_by_one(mask: Tensor, values: Tensor) -> Tensor:
-    """[mask's dimensions, rest]: at the i-th place where the mask holds the i-th of `values` [count, rest]; elsewhere any of them."""
+    """Return [*mask.shape, rest] with `values` [count, rest] in order at the true elements of the mask; other elements are arbitrary."""
     if guard_or_false(values.shape[0] == 0):
         return values.new_zeros([*mask.shape, *values.shape[1:]])
-    if not isinstance(values.shape[0], int):  # none at all, perhaps: there is a row to read then too
+    if not isinstance(values.shape[0], int):  # the count may be 0: append a row that can be read
         values = torch.cat([values, values.new_zeros([1, *values.shape[1:]])])
     places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(0, values.shape[0] - 1)
     return values.index_select(0, places).reshape(*mask.shape, *values.shape[1:])
@@ -65,7 +68,7 @@ def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
 
 
 def _max_unpool(x: Tensor, indices: Tensor, output_size: Sequence[int], *_: Any) -> Tensor:
-    """Each value at its index of the flattened image of its channel [..., channel, spatial]; zeros elsewhere."""
+    """Write each value at its index in the flattened image of its channel; zeros elsewhere."""
     rank = len(output_size)
     lead = x.shape[:-rank]
     flat = x.new_zeros([math.prod(lead), math.prod(output_size)])
@@ -84,7 +87,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
 
 @torch.library.custom_op("llmos::scatter_nd", mutates_args=())
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, reduce: str | None) -> Tensor:
-    """Slices of `x` at indices [lead..., depth], written or reduced ("sum", "prod", "amax", "amin"); updates [lead..., rest of x]."""
+    """Write or reduce ("sum", "prod", "amax", "amin") slices of `x` at indices [lead..., depth]; updates are [lead..., rest of x]."""
     depth, made = indices.shape[-1], x.clone()
     for place, update in zip(indices.reshape(-1, depth).tolist(), updates.reshape(-1, *x.shape[depth:]), strict=True):
         old = made[tuple(place)]
@@ -100,6 +103,6 @@ def _(x: Tensor, indices: Tensor, updates: Tensor, reduce: str | None) -> Tensor
 
 
 def takes_mask(op: Any, args: Sequence[Any]) -> bool:
-    """Whether a call is an index_put to where a mask holds, which is said in other ops."""
+    """Whether a call is an index_put with a mask, which is decomposed."""
     kinds = (torch.bool, torch.uint8)
     return op is aten.index_put.default and any(index is not None and index.meta["val"].dtype in kinds for index in args[1])

@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms: frames of a signal, transformed, and summed where they overlap."""
+"""Short-time Fourier transforms: transforms of overlapping frames, and their inverse by overlap-add."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def _window(window: Tensor | None, n_fft: int, win_length: int | None, like: Tensor) -> Tensor:
-    """A window in the middle of a frame; ones where none is given."""
+    """Center a window in a frame; the default is all ones."""
     length = n_fft if win_length is None else win_length
     given = torch.ones(length, dtype=like.real.dtype if like.is_complex() else like.dtype) if window is None else window
     before = (n_fft - length) // 2
@@ -23,7 +23,7 @@ def _stft(
     x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None,
     normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None, align_to_window: bool | None = None,
 ) -> Any:  # fmt: skip
-    """[..., frequencies, frames] of a signal [..., n]."""
+    """Transform a signal [..., n] to [..., frequencies, frames]."""
     if align_to_window:
         return NotImplemented
     hop = n_fft // 4 if hop_length is None else hop_length
@@ -40,7 +40,7 @@ def stft_centered(
     align_to_window: bool | None = None,
 ) -> Any:  # fmt: skip
     if center:
-        rows = x.reshape(1, -1, x.shape[-1])  # the form in which every mode of padding is taken
+        rows = x.reshape(1, -1, x.shape[-1])  # the rank that every padding mode accepts
         padded = torch.nn.functional.pad(rows, [n_fft // 2, n_fft // 2], mode=pad_mode)
         x = padded.reshape(*x.shape[:-1], x.shape[-1] + 2 * (n_fft // 2))
     return _stft(x, n_fft, hop_length, win_length, window, normalized, onesided, return_complex, align_to_window)
@@ -50,7 +50,7 @@ def istft(
     x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
     normalized: bool = False, onesided: bool | None = None, length: Any = None, return_complex: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The signal whose frames come nearest: overlapping frames summed, over the sum of the squares of their windows."""
+    """Return the least-squares signal: overlap-added frames divided by the sum of their squared windows."""
     hop = n_fft // 4 if hop_length is None else hop_length
     half = onesided if onesided is not None else x.shape[-2] != n_fft
     norm = "ortho" if normalized else "backward"
@@ -72,9 +72,9 @@ def istft(
 
 
 def _overlapped(frames: Tensor, hop: int) -> Tensor:
-    """[..., n] from frames [..., count, length] that begin `hop` elements after one another, summed where they overlap.
+    """Overlap-add frames [..., count, length], which begin `hop` elements apart; return [..., n].
 
-    Frames are cut into blocks of `hop` elements. Block j of the sum is that of the k-th blocks of the frames j - k.
+    Frames are split into blocks of `hop` elements. Block j of the result is the sum over k of block k of frame j - k.
     """
     count, length = frames.shape[-2:]
     blocks = -(-length // hop)
@@ -89,7 +89,7 @@ def _overlapped(frames: Tensor, hop: int) -> Tensor:
 
 
 def _unfold_backward(grad: Tensor, sizes: Any, dim: int, size: int, step: int) -> Tensor:
-    """Each element of the windows [..., count, ..., size] added where it was taken from."""
+    """Add each element of the windows [..., count, ..., size] to its original position."""
     found = _overlapped(grad.movedim(dim, -2), step)
     missing = sizes[dim] - found.shape[-1]
     return torch.nn.functional.pad(found, [0, missing]).movedim(-1, dim)
