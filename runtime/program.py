@@ -18,29 +18,30 @@ import numpy as np
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.artifact.reader import Artifact
-from llmos.runtime.device import cpu
+from llmos.runtime.device.base import Device, Module
+from llmos.runtime.device.cpu import CpuDevice
 from llmos.runtime.dlpack import CAPSULE, copied, export_slowly, export_updated, pointer_of, resolved
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError
 from llmos.runtime.native.abi import ERROR_STRIDES, POISON_ARENA, TENSOR_SHAPE
-from llmos.runtime.native.binding import Handle, ProfileBuffer, ProfileRecord, core
+from llmos.runtime.native.binding import ProfileBuffer, ProfileRecord
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
 
 
-def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False) -> Program:
+def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False, device: Device | None = None) -> Program:
     """Opens an artifact, checks it and its signature, and loads the code for this machine.
 
     `target` asks for one code variant by name instead of the best; `poison_arena` (for tests) fills temporaries with NaN before each call.
+    `device` is what loads and runs it, the CPU where there is none given.
     Raises ArtifactError when the file is not whole, not trusted, or not for this machine.
     """
     artifact = Artifact.open(path)
     artifact.require_trust()
     try:
-        code = cpu.choose(artifact.manifest, cpu.host(), target)
-        handle = core().open_program(artifact.handle, code)
+        module = (device or CpuDevice()).load(artifact, target)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
-    return Program(artifact, handle, artifact.manifest.code[code].target, POISON_ARENA if poison_arena else 0)
+    return Program(artifact, module, POISON_ARENA if poison_arena else 0)
 
 
 class Program:
@@ -53,12 +54,12 @@ class Program:
     starts anew.
     """
 
-    def __init__(self, artifact: Artifact, handle: Handle, target: str, flags: int) -> None:
+    def __init__(self, artifact: Artifact, module: Module, flags: int) -> None:
         self._artifact = artifact
-        self.target = target
+        self.target = module.target
         specs = artifact.manifest.entries
         self.entries: Mapping[str, Entry] = MappingProxyType(
-            {spec.name: Entry(artifact, index, handle, flags) for index, spec in enumerate(specs)}
+            {spec.name: Entry(artifact, index, module, flags) for index, spec in enumerate(specs)}
         )
         self.default = self.entries.get("main") or self.entries[specs[0].name]
 
@@ -87,15 +88,15 @@ class Program:
 
     def check_integrity(self) -> None:
         """When idle: the file is unchanged, no run is under way and none wrote past its memory. Raises ArtifactError or ExecutionError."""
-        handle = self.default.handle
-        if handle is None:
+        module = self.default.module
+        if module is None:
             raise ExecutionError("the program is closed")
-        core().check_program(handle)
+        module.check()
         self._artifact.verify()
 
     def close(self) -> None:
         for entry in self.entries.values():
-            entry.handle = None
+            entry.module = None
 
     def __enter__(self) -> Program:
         return self
@@ -127,15 +128,14 @@ class Profile:
 class Entry:
     """One function of a program."""
 
-    def __init__(self, artifact: Artifact, index: int, handle: Handle, flags: int) -> None:
+    def __init__(self, artifact: Artifact, index: int, module: Module, flags: int) -> None:
         manifest = artifact.manifest
         self.spec: EntrySpec = manifest.entries[index]
         self.state = State(artifact, self.spec.states) if self.spec.states else None
-        self.handle: Handle | None = handle
+        self.module: Module | None = module
         self._kernels = manifest.kernels
         self._index = index
         self._flags = flags
-        self._core = core()
         self._num_inputs = len(self.spec.inputs)
         self._num_given = self.spec.num_inputs
         self._updated = frozenset(self.spec.updated)
@@ -212,18 +212,18 @@ class Entry:
     def _run_with(
         self, buffers: _Buffers, inputs: tuple[Any, ...], profile: int | None, last: tuple[np.ndarray, ...]
     ) -> tuple[np.ndarray, ...]:
-        handle = self.handle  # keeps the program open until this call ends
-        if handle is None:
+        module = self.module  # keeps the code loaded until this call ends
+        if module is None:
             raise ExecutionError("the program is closed; load it again")
         num_inputs = self._num_inputs
         capsules = self._export(inputs, buffers.inputs)
-        code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
+        code = module.shapes(self._index, buffers.inputs, num_inputs, buffers.dims)
         if code == ERROR_STRIDES:
             inputs = tuple(value if i in self._updated else copied(value) for i, value in enumerate(inputs))
             capsules = self._export(inputs, buffers.inputs)
-            code = self._core.shapes(handle.value, self._index, buffers.inputs, num_inputs, buffers.dims)
+            code = module.shapes(self._index, buffers.inputs, num_inputs, buffers.dims)
         if code:
-            raise self._core.error(code)
+            raise module.error(code)
         arrays, dims = [], buffers.dims
         first_given = len(self._outputs) - len(last)
         for position, (part, dtype) in enumerate(self._outputs):
@@ -232,9 +232,9 @@ class Entry:
             buffers.outputs[position] = pointer_of(capsule, CAPSULE)
             capsules.append(capsule)
             arrays.append(array)
-        code = self._core.run(handle.value, self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
+        code = module.run(self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
         if code:
-            raise self._core.error(code)
+            raise module.error(code)
         for position in self._resized:
             arrays[position] = _cut(arrays[position], int(buffers.outputs[position] or 0))
         return tuple(arrays)

@@ -30,6 +30,7 @@ CONSTANTS: dict[str, dict[str, str]] = {
         "ERROR_INPUT": "LLMOS_ERROR_INPUT",
         "ERROR_STRIDES": "LLMOS_ERROR_STRIDES",
     },
+    "What an object may rely on.": {"ABI_VERSION": "LLMOS_ABI_VERSION"},
     "Flags of llmos.h.": {
         "TRUST_ALWAYS": "LLMOS_TRUST_ALWAYS",
         "POISON_ARENA": "LLMOS_POISON_ARENA",
@@ -39,10 +40,13 @@ CONSTANTS: dict[str, dict[str, str]] = {
         "CONTEXT_ARENA": "offsetof(llmos_context, arena)",
         "CONTEXT_LAUNCH": "offsetof(llmos_context, launch)",
         "CONTEXT_THREADS": "offsetof(llmos_context, num_threads)",
+        "CONTEXT_DEVICE": "offsetof(llmos_context, device)",
+        "CONTEXT_STREAM": "offsetof(llmos_context, stream)",
         "CONTEXT_BYTES": "sizeof(llmos_context)",
     },
     "Byte offsets in DLTensor.": {
         "TENSOR_DATA": "offsetof(DLTensor, data)",
+        "TENSOR_NDIM": "offsetof(DLTensor, ndim)",
         "TENSOR_SHAPE": "offsetof(DLTensor, shape)",
         "TENSOR_OFFSET": "offsetof(DLTensor, byte_offset)",
         "TENSOR_BYTES": "sizeof(DLTensor)",

@@ -35,7 +35,14 @@ _LAUNCH = ctypes.CFUNCTYPE(
 class _Context(ctypes.Structure):
     """llmos_context (runtime/native/include/llmos/abi.h)."""
 
-    _fields_ = [("weights", ctypes.c_void_p), ("arena", _ARENA), ("launch", _LAUNCH), ("num_threads", ctypes.c_int64)]
+    _fields_ = [
+        ("weights", ctypes.c_void_p),
+        ("arena", _ARENA),
+        ("launch", _LAUNCH),
+        ("num_threads", ctypes.c_int64),
+        ("device", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+    ]
 
 
 class _Tensor(ctypes.Structure):

@@ -74,7 +74,7 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
         functions = functions_of(module)
         described = [describe(op, functions) for op in units]
         _check_same(manifest, [name for name, _, _ in described])
-        variant = manifest.code[cpu.choose(manifest, cpu.host(), None)]
+        variant = manifest.code[cpu.choose(artifact)]
         shadow = Shadow(main, runner.trace(module), [kernel.name for kernel in manifest.kernels])
         weights = [aligned_copy(array) for array in artifact.weights.values()]
         model = CompiledModel(manifest.entries, manifest.symbols, {}, manifest.kernels)

@@ -13,7 +13,6 @@ import click
 from llmos.runtime.cli.tables import plural, quantity, table
 
 if TYPE_CHECKING:
-    from llmos.runtime.artifact.manifest import Manifest
     from llmos.runtime.artifact.reader import Artifact
 
 
@@ -46,7 +45,7 @@ def describe(artifact: Artifact, *, host: bool) -> dict[str, Any]:
     found["certificate"] = _certificate(artifact)
     found["signature"] = _signature(artifact)
     if host:
-        found["host"] = _host(manifest)
+        found["host"] = _host(artifact)
     return found
 
 
@@ -72,13 +71,12 @@ def _certificate(artifact: Artifact) -> str | None:
     return found.summary() if found else None
 
 
-def _host(manifest: Manifest) -> dict[str, Any]:
+def _host(artifact: Artifact) -> dict[str, Any]:
     from llmos.runtime.device import cpu
 
     machine = cpu.host()
-    variants = [
-        {"target": verdict.code.target, "chosen": verdict.chosen, "reason": verdict.reason} for verdict in cpu.judge(manifest, machine)
-    ]
+    verdicts = cpu.judge(artifact)
+    variants = [{"target": verdict.code.target, "chosen": verdict.chosen, "reason": verdict.reason} for verdict in verdicts]
     return {"arch": machine.arch, "num_threads": cpu.host_num_threads(), "features": sorted(machine.features), "variants": variants}
 
 

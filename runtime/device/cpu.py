@@ -1,13 +1,17 @@
-"""The machine this process runs on, and which code variant of an artifact it takes."""
+"""The processor that this process runs on. Which code variant of an artifact it takes, the C core decides."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass
 
-from llmos.runtime.artifact.manifest import CodeSpec, Manifest
-from llmos.runtime.errors import ArtifactError
-from llmos.runtime.native.binding import core, num_threads
+from llmos.runtime.artifact.reader import Artifact
+from llmos.runtime.device import base
+from llmos.runtime.device.base import Buffer, Verdict
+from llmos.runtime.errors import ExecutionError, InputError, LlmosError
+from llmos.runtime.native.abi import ALIGNMENT
+from llmos.runtime.native.binding import Handle, core, num_threads
 
 
 @dataclass(frozen=True)
@@ -16,23 +20,6 @@ class Host:
 
     arch: str
     features: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a host runs a variant, and why not: `missing` is empty where it does."""
-
-    code: CodeSpec
-    missing: tuple[str, ...]
-    chosen: bool
-
-    @property
-    def reason(self) -> str:
-        if self.chosen:
-            return "chosen: the best variant that this machine can run"
-        if not self.missing:
-            return "can run, but a better variant comes first"
-        return "needs " + ", ".join(self.missing)
 
 
 @functools.cache
@@ -44,28 +31,70 @@ def host_num_threads() -> int:
     return num_threads()
 
 
-def judge(manifest: Manifest, machine: Host) -> tuple[Verdict, ...]:
+def judge(artifact: Artifact) -> tuple[Verdict, ...]:
     """One verdict per variant, in manifest order (best first); at most one is chosen."""
-    missing = [_missing(code, machine) for code in manifest.code]
-    best = next((index for index, lacks in enumerate(missing) if not lacks), None)
-    return tuple(Verdict(code, missing[index], index == best) for index, code in enumerate(manifest.code))
+    best = core().chosen_code(artifact.handle)
+    codes = enumerate(artifact.manifest.code)
+    return tuple(Verdict(code, core().missing(artifact.handle, index), index == best) for index, code in codes)
 
 
-def choose(manifest: Manifest, machine: Host, target: str | None = None) -> int:
+def choose(artifact: Artifact, target: str | None = None) -> int:
     """The index of the variant to load: the best that runs, or the one named `target`. Raises ArtifactError when there is none."""
-    verdicts = judge(manifest, machine)
-    for index, verdict in enumerate(verdicts):
-        if verdict.chosen if target is None else verdict.code.target == target and not verdict.missing:
-            return index
-    if not verdicts:
-        raise ArtifactError(f"{manifest.name}: the artifact holds no code")
-    reasons = "; ".join(f"{verdict.code.target} {verdict.reason}" for verdict in verdicts if target in (None, verdict.code.target))
-    if not reasons:
-        raise ArtifactError(f"{manifest.name}: there is no variant {target!r}, only {', '.join(code.target for code in manifest.code)}")
-    raise ArtifactError(f"{manifest.name}: no code for this machine ({machine.arch}): {reasons}; compile it with --target native here")
+    return base.choose(artifact.manifest.name, judge(artifact), host().arch, target)
 
 
-def _missing(code: CodeSpec, machine: Host) -> tuple[str, ...]:
-    if code.arch != machine.arch:
-        return (f"a {code.arch} machine",)
-    return tuple(feature for feature in code.features if feature not in machine.features)
+class CpuModule:
+    """Code in the C core; see device.base.Module."""
+
+    def __init__(self, handle: Handle, target: str) -> None:
+        self._handle = handle  # open as long as this is
+        self.target = target
+        self.shapes = functools.partial(core().shapes, handle.value)
+        self.run = functools.partial(core().run, handle.value)
+
+    def error(self, code: int) -> LlmosError:
+        return core().error(code)
+
+    def check(self) -> None:
+        core().check_program(self._handle)
+
+
+class CpuBuffer:
+    """Memory of the process, at a multiple of 64 bytes."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        try:
+            self._memory = (ctypes.c_uint8 * (num_bytes + ALIGNMENT))()
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise ExecutionError(f"{num_bytes} bytes of memory can't be allocated") from error
+        start = ctypes.addressof(self._memory)
+        self.address = start + -start % ALIGNMENT
+
+
+class CpuDevice:
+    """See device.base.Device. Nothing here is put off, so there is nothing to wait for."""
+
+    name = "cpu"
+
+    def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
+        return judge(artifact)
+
+    def load(self, artifact: Artifact, target: str | None = None) -> CpuModule:
+        index = choose(artifact, target)
+        return CpuModule(core().open_program(artifact.handle, index), artifact.manifest.code[index].target)
+
+    def allocate(self, num_bytes: int) -> CpuBuffer:
+        return CpuBuffer(num_bytes)
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        require_room(target, source)
+        ctypes.memmove(target.address, source.address, source.num_bytes)
+
+    def synchronize(self) -> None:
+        pass
+
+
+def require_room(target: Buffer, source: Buffer) -> None:
+    if source.num_bytes > target.num_bytes:
+        raise InputError(f"{source.num_bytes} bytes can't be copied into {target.num_bytes}")

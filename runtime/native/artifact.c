@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -217,10 +218,27 @@ const void* llmos_artifact_weight(const llmos_artifact* artifact, int32_t index,
   return known ? artifact->weights + artifact->manifest.weights[index].offset : NULL;
 }
 
+/* Which code runs is decided here and nowhere else: in the manifest's order, by what each says that it needs. */
+int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t index, char* text, size_t size) {
+  if (size) *text = '\0';
+  if (index < 0 || index >= artifact->manifest.num_code) return -1;
+  const code* code = artifact->manifest.code + index;
+  size_t used = 0;
+  int32_t count = 0;
+  bool other = !host_has_arch(code->arch);
+  for (int32_t i = other ? -1 : 0; i < (other ? 0 : code->num_features); ++i) {
+    const char* needed = i < 0 ? code->arch : code->features[i];
+    if (i >= 0 && host_has(needed)) continue;
+    int written = snprintf(text + used, size - used, i < 0 ? "a %s machine" : count ? ", %s" : "%s", needed);
+    if (written > 0) used = used + (size_t)written < size ? used + (size_t)written : size ? size - 1 : 0;
+    ++count;
+  }
+  return count;
+}
+
 int32_t llmos_artifact_choose(const llmos_artifact* artifact) {
-  const char* missing;
   for (int32_t i = 0; i < artifact->manifest.num_code; ++i) {
-    if (host_runs(artifact->manifest.code + i, &missing)) return i;
+    if (llmos_artifact_missing(artifact, i, NULL, 0) == 0) return i;
   }
   return -1;
 }

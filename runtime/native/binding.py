@@ -68,6 +68,8 @@ class Core:
         self._manifest = _function(with_gil, "llmos_artifact_manifest", c_void_p, c_void_p, c_void_p)
         self._member = _function(with_gil, "llmos_artifact_member", c_void_p, c_void_p, c_char_p, c_void_p)
         self._weight = _function(with_gil, "llmos_artifact_weight", c_void_p, c_void_p, c_int32, c_void_p)
+        self._artifact_missing = _function(with_gil, "llmos_artifact_missing", c_int32, c_void_p, c_int32, c_char_p, c_size_t)
+        self._artifact_choose = _function(with_gil, "llmos_artifact_choose", c_int32, c_void_p)
         self._program_open = _function(library, "llmos_program_open", c_int32, c_void_p, c_int32, c_uint32, c_void_p)
         self._program_check = _function(library, "llmos_program_check", c_int32, c_void_p)
         self._program_close = _function(library, "llmos_program_close", None, c_void_p)
@@ -104,6 +106,16 @@ class Core:
 
     def weight(self, artifact: Handle, index: int) -> memoryview:
         return self._view(artifact, self._weight, index)
+
+    def missing(self, artifact: Handle, code: int) -> tuple[str, ...]:
+        """What this machine lacks to run a code variant; empty where it runs."""
+        text = ctypes.create_string_buffer(4096)
+        count = self._artifact_missing(artifact.value, code, text, len(text))
+        return tuple(text.value.decode().split(", ")) if count else ()
+
+    def chosen_code(self, artifact: Handle) -> int:
+        """The index of the first code variant that this machine runs, or -1."""
+        return int(self._artifact_choose(artifact.value))
 
     def open_program(self, artifact: Handle, code: int) -> Handle:
         """Loads code that the caller vouches for, that is, whose signature was checked. Raises ArtifactError."""

@@ -143,8 +143,11 @@ int64_t matching_chunks(const listed_member* member, const uint8_t* data, int64_
 
 /* ---- cpu.c ---- */
 bool host_has(const char* feature);
-bool host_runs(const code* code, const char** missing); /* missing: the first feature it lacks, or the arch */
+bool host_has_arch(const char* arch);
 int32_t host_num_cores(void);
+
+/* ---- device.c ---- */
+extern llmos_device cpu_device;
 
 /* ---- pool.c ---- */
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes);

@@ -114,15 +114,7 @@ bool host_has(const char* name) {
   return false;
 }
 
-bool host_runs(const code* code, const char** missing) {
-  *missing = code->arch;
-  if (strcmp(code->arch, ARCH) != 0) return false;
-  for (int32_t i = 0; i < code->num_features; ++i) {
-    *missing = code->features[i];
-    if (!host_has(code->features[i])) return false;
-  }
-  return true;
-}
+bool host_has_arch(const char* arch) { return strcmp(arch, ARCH) == 0; }
 
 /* ---- Cores ---- */
 

@@ -88,7 +88,7 @@ static call* call_new(const llmos_program* program) {
   call* self = calloc(1, sizeof *self);
   if (!self) return NULL;
   size_t num_tensors = (size_t)program->max_tensors + 1, num_dims = (size_t)program->max_dims + 1;
-  self->abi = (llmos_context){program->weights, call_arena, call_launch, 1};
+  self->abi = (llmos_context){program->weights, call_arena, call_launch, 1, &cpu_device, NULL};
   self->program = program;
   self->dims = calloc(num_dims, sizeof *self->dims);
   self->true_dims = calloc(num_dims, sizeof *self->true_dims);
@@ -159,7 +159,11 @@ static int32_t load_code(llmos_program* program) {
   /* A number that was used again would make dlopen return the library that had it before. */
   snprintf(path, sizeof path, "/proc/self/fd/%d", program->descriptor);
   program->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  return program->library ? LLMOS_OK : fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" can't be loaded: %s", program->code->member, dlerror());
+  if (!program->library) return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" can't be loaded: %s", program->code->member, dlerror());
+  const int32_t* version = dlsym(program->library, "__llmos_abi_version");
+  if (!version || (*version >= 1 && *version <= LLMOS_ABI_VERSION)) return LLMOS_OK;
+  return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" needs version %d of the ABI and this llmos has %d: install a newer llmos",
+              program->code->member, *version, LLMOS_ABI_VERSION);
 }
 
 static int32_t bind_entry(llmos_program* program, const entry* entry, functions* result) {
@@ -192,12 +196,12 @@ static int32_t bind(llmos_program* program) {
 }
 
 static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const code** result) {
-  const char* missing;
+  char missing[256];
   if (index == -1) index = llmos_artifact_choose(artifact);
   if (index == -1) return fail(LLMOS_ERROR_ARTIFACT, "it has no code for this machine (%s); compile it again with --target native on it", llmos_host_arch());
   if (index < 0 || index >= artifact->manifest.num_code) return fail(LLMOS_BAD_ARGUMENTS, "there is no code member %d", index);
   *result = artifact->manifest.code + index;
-  if (host_runs(*result, &missing)) return LLMOS_OK;
+  if (llmos_artifact_missing(artifact, index, missing, sizeof missing) == 0) return LLMOS_OK;
   return fail(LLMOS_ERROR_ARTIFACT, "code \"%s\" is not for this machine: it needs %s", (*result)->target, missing);
 }
 

@@ -25,7 +25,9 @@ def test_structures_in_python_lie_as_in_c() -> None:
     context, tensor, argument = evaluate._Context, evaluate._Tensor, evaluate._Any
     assert (context.weights.offset, context.arena.offset) == (abi.CONTEXT_WEIGHTS, abi.CONTEXT_ARENA)
     assert (context.launch.offset, context.num_threads.offset) == (abi.CONTEXT_LAUNCH, abi.CONTEXT_THREADS)
-    assert (tensor.data.offset, tensor.shape.offset, tensor.byte_offset.offset) == (abi.TENSOR_DATA, abi.TENSOR_SHAPE, abi.TENSOR_OFFSET)
+    assert (context.device.offset, context.stream.offset) == (abi.CONTEXT_DEVICE, abi.CONTEXT_STREAM)
+    assert (tensor.data.offset, tensor.ndim.offset, tensor.shape.offset) == (abi.TENSOR_DATA, abi.TENSOR_NDIM, abi.TENSOR_SHAPE)
+    assert tensor.byte_offset.offset == abi.TENSOR_OFFSET
     assert argument.value.offset == abi.ANY_VALUE
     sizes = [ctypes.sizeof(each) for each in (context, tensor, argument)]
     assert sizes == [abi.CONTEXT_BYTES, abi.TENSOR_BYTES, abi.ANY_BYTES]

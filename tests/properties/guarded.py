@@ -106,7 +106,7 @@ class GuardedProgram:
         self._artifact = Artifact.open(path)
         manifest = self._artifact.manifest
         self._entry, self._symbols = manifest.entries[0], manifest.symbols
-        chosen = manifest.code[cpu.choose(manifest, cpu.host(), None)]
+        chosen = manifest.code[cpu.choose(self._artifact)]
         self._code = CompiledCode(bytes(self._artifact.member(chosen.member)))
         self._memory = GuardedMemory()
 

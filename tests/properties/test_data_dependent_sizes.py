@@ -225,21 +225,21 @@ def _tensor(array: np.ndarray) -> _Tensor:
 
 def test_the_c_api_lowers_the_shapes_in_place(selection: Path) -> None:
     program = llmos.load(selection)
-    handle = program["main"].handle
-    assert handle is not None
+    module = program["main"].module
+    assert module is not None
     inputs = [_tensor(X), _tensor(MASK)]
     pointers = (ctypes.c_void_p * 2)(*[ctypes.addressof(each) for each in inputs])
     dims = (ctypes.c_int64 * 5)()
-    core().check(core().shapes(handle.value, 0, pointers, 2, dims))
+    core().check(module.shapes(0, pointers, 2, dims))
     assert list(dims) == [4, 3, 4, 1, 3]  # bounds
     arrays = [np.full((4, 3), -1, np.float32), np.full((4, 1), -1, np.int64), np.empty(3, np.float32)]
     outputs = [_tensor(array) for array in arrays]
     places = (ctypes.c_void_p * 3)(*[ctypes.addressof(each) for each in outputs])
-    core().check(core().run(handle.value, 0, pointers, 2, places, 3, 0, None))
+    core().check(module.run(0, pointers, 2, places, 3, 0, None))
     assert [each.shape[: each.ndim] for each in outputs] == [[2, 3], [2, 1], [3]]
     assert arrays[0][:2].tolist() == (X[MASK] * 2).tolist() and (arrays[0][2:] == -1).all()
     with pytest.raises(InputError, match="expected shape"):  # the bounds again before the next run
-        core().check(core().run(handle.value, 0, pointers, 2, places, 3, 0, None))
+        core().check(module.run(0, pointers, 2, places, 3, 0, None))
 
 
 def test_the_server_answers_in_exact_shapes_and_joins_no_requests(selection: Path) -> None:

@@ -73,6 +73,7 @@ ENTRIES = (
     entry("slow", {"turns": ("int64", (1,))}, {"y": ("int64", (64,))}),
     entry("echo", {"x": ("bfloat16", ("batch",))}, {"y": ("bfloat16", ("batch",))}),
     entry("add", {"a": ("float32", ("batch",)), "b": ("float32", ("batch",))}, {"y": ("float32", ("batch",))}),
+    entry("device", {"x": ("float32", ("batch",))}, {"y": ("float32", ("batch",))}),
     entry("write", {"table": ("float32", ("batch", 4)), "index": ("int64", ("tokens",)), "row": ("float32", (4,))}, {}, "table"),
 )
 KERNELS = tuple(KernelSpec(name, "elementwise") for name in ("scale_rows", "sum_rows", "look_up", "turn", "add_all", "write_rows"))

@@ -165,3 +165,23 @@ ENTRY int __tvm_ffi_write(void* handle, const TVMFFIAny* args, int32_t num_args,
   return context->launch(context, write_rows, buffers, dims, 1, 0, 5);
 }
 ENTRY void __llmos_shapes_write(const int64_t* symbols, int64_t* dims) { (void)symbols, (void)dims; }
+
+/* device: y[batch] = x[batch], through memory of the device; this object relies on the second version of the ABI */
+__attribute__((visibility("default"))) const int32_t __llmos_abi_version = 2;
+
+ENTRY int __tvm_ffi_device(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result) {
+  llmos_context* context = handle;
+  llmos_device* device = context->device;
+  (void)num_args, (void)result;
+  int64_t num_bytes = tensor_at(args, 0)->shape[0] * 4;
+  llmos_grid grid = {{1, 1, 1}, {32, 1, 1}, 0};
+  void* memory = device->allocate(device, num_bytes);
+  if (!memory || (uintptr_t)memory % 64) return LLMOS_OUT_OF_MEMORY;
+  int32_t code = device->copy(device, memory, tensor_at(args, 0)->data, num_bytes, context->stream);
+  if (!code) code = device->synchronize(device, context->stream);
+  if (!code) code = device->copy(device, tensor_at(args, 1)->data, memory, num_bytes, context->stream);
+  device->release(device, memory);
+  if (device->id.device_type != 1 || device->launch(device, 0, &grid, NULL, context->stream) != LLMOS_BAD_ARGUMENTS) return LLMOS_INTERNAL;
+  return code;
+}
+ENTRY void __llmos_shapes_device(const int64_t* symbols, int64_t* dims) { dims[0] = symbols[BATCH]; }

@@ -18,13 +18,13 @@ from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant, write_artifact
 from llmos.runtime.artifact.zipformat import ZipMember, central_header, end_records, local_header
-from llmos.runtime.device.cpu import Host, choose, host, judge
+from llmos.runtime.device.cpu import choose, host, judge
 from llmos.runtime.errors import ArtifactError, UserError
 from llmos.runtime.native.abi import FORMAT
 from llmos.runtime.native.binding import core
 from llmos.runtime.program import load
 
-from .handwritten import SCALE, SHIFT, Constant
+from .handwritten import SCALE, SHIFT, Constant, compile_c
 
 
 def rezip(source: Path, target: Path, changes: dict[str, bytes | None], order: list[str] | None = None) -> Path:
@@ -194,24 +194,43 @@ def test_other_machines(contents: ArtifactContents, code: bytes, tmp_path: Path)
     assert f"no code for this machine ({host().arch})" in message
     assert "new needs avx2048f; other needs a riscv64 machine" in message
     handle = core().open_artifact(path)
-    for index, reason in ((0, "it needs avx2048f"), (1, "it needs riscv64"), (-1, "no code for this machine")):
+    for index, reason in ((0, "it needs avx2048f"), (1, "it needs a riscv64 machine"), (-1, "no code for this machine")):
         with pytest.raises(ArtifactError, match=reason):
             core().open_program(handle, index)
 
 
 def test_the_best_variant_is_chosen_and_says_why(contents: ArtifactContents, code: bytes, tmp_path: Path) -> None:
-    variants = [CodeVariant(name, "x86_64", features, code) for name, features in (("v4", ("avx512f",)), ("v3", ("avx2",)), ("v1", ()))]
-    manifest = write_artifact(tmp_path / "fat.llmos", replace(contents, code=variants))
-    machine = Host("x86_64", frozenset({"avx2", "fma"}))
-    assert choose(manifest, machine) == 1
-    assert [verdict.reason for verdict in judge(manifest, machine)] == [
-        "needs avx512f",
+    own = tuple(sorted(host().features))
+    needs = (("v4", ("avx2048f", *own, "avx2048bw")), ("v3", own[:2]), ("v1", ()))
+    variants = [CodeVariant(name, host().arch, features, code) for name, features in needs]
+    write_artifact(tmp_path / "fat.llmos", replace(contents, code=variants))
+    artifact = Artifact.open(tmp_path / "fat.llmos")
+    assert choose(artifact) == core().chosen_code(artifact.handle) == 1
+    assert [verdict.reason for verdict in judge(artifact)] == [
+        "needs avx2048f, avx2048bw",
         "chosen: the best variant that this machine can run",
         "can run, but a better variant comes first",
     ]
-    assert choose(manifest, machine, "v1") == 2
-    with pytest.raises(ArtifactError, match="v4 needs avx512f"):
-        choose(manifest, machine, "v4")
+    assert choose(artifact, "v1") == 2
+    with pytest.raises(ArtifactError, match="v4 needs avx2048f"):
+        choose(artifact, "v4")
+    with pytest.raises(ArtifactError, match="there is no variant 'v2', only v4, v3, v1"):
+        choose(artifact, "v2")
+
+
+@pytest.mark.parametrize(("version", "runs"), [(1, True), (2, True), (3, False), (0, False)])
+def test_code_of_a_later_version_of_the_abi_is_refused(contents: ArtifactContents, tmp_path: Path, version: int, runs: bool) -> None:
+    source = tmp_path / "versioned.c"
+    source.write_text(
+        (Path(__file__).parent / "kernels.c").read_text().replace("__llmos_abi_version = 2", f"__llmos_abi_version = {version}")
+    )
+    code = compile_c(tmp_path / "versioned.so", "-O2", "-fPIC", "-shared", "-nostdlib", source).read_bytes()
+    path = tmp_path / "versioned.llmos"
+    write_artifact(path, replace(contents, code=(CodeVariant("baseline", host().arch, (), code),)))
+    if runs:
+        load(path).check_integrity()
+    else:
+        assert f"needs version {version} of the ABI and this llmos has 2: install a newer llmos" in refused(path)
 
 
 def test_code_that_does_not_load(small_path: Path) -> None:

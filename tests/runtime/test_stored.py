@@ -36,7 +36,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 def opened(path: Path) -> Program | None:
     """The program; None on a machine that its code is not for, where loading must say what is lacking."""
-    (verdict,) = cpu.judge(Artifact.open(path).manifest, cpu.host())
+    (verdict,) = cpu.judge(Artifact.open(path))
     if verdict.chosen:
         return load(path, poison_arena=True)
     with pytest.raises(ArtifactError, match=f"needs .*{verdict.missing[0]}"):

@@ -1,7 +1,12 @@
 /* The ABI between generated code and the llmos C core: what the shared object inside an artifact relies on.
  *
- * It never changes within an artifact format version. The object has no undefined symbols: everything it needs reaches it
- * through the llmos_context. Guarantees of the core to generated code:
+ * The object has no undefined symbols: everything it needs reaches it through the llmos_context. What an object may expect there is
+ * a version of this ABI, LLMOS_ABI_VERSION at most: the int32_t that it exports as "__llmos_abi_version", or 1 where it exports none.
+ * Versions only add: fields at the end of llmos_context, error codes behind the last, functions that an object exports. So a core runs
+ * the objects of its own version and of all before it, and refuses those of later ones; a compiler exports the lowest that says all.
+ *   1: weights, arena, launch, num_threads      2: device, stream
+ *
+ * Guarantees of the core to generated code:
  *   - weights: one pointer per manifest weight, in manifest order, 64-byte aligned, read-only;
  *   - arena: every block is 64-byte aligned, distinct from the other blocks of the call, valid until the entry returns, and
  *     not cleared; calls run at the same time never share one;
@@ -72,6 +77,8 @@ typedef struct {
 extern "C" {
 #endif
 
+#define LLMOS_ABI_VERSION 2
+
 /* What a kernel, a launch and an entry return. */
 enum {
   LLMOS_OK = 0,
@@ -85,6 +92,25 @@ enum {
 /* One dispatch: runs tiles [begin, end). buffers: pointers to dense row-major data. scratch: this thread's. */
 typedef int32_t (*llmos_kernel)(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch);
 
+/* How many blocks of how many threads a device runs a kernel in, and the memory that the threads of a block share. */
+typedef struct llmos_grid {
+  uint32_t blocks[3], threads[3];
+  uint32_t shared_bytes;
+} llmos_grid;
+
+/* Where an entry's tensors are and its kernels run. All but `allocate` and `release` come in the order of their stream: a call may return
+ * before it is done, and `synchronize` waits for all that came before. stream: of the device's own kind; NULL is its default one.
+ * On the CPU memory is the host's, `copy` is done when it returns, and kernels are launched by llmos_context.launch, not by index. */
+typedef struct llmos_device {
+  DLDevice id; /* as DLPack counts devices */
+  void* (*allocate)(struct llmos_device* device, int64_t num_bytes); /* aligned to 64 bytes at least, not cleared; NULL: out of memory */
+  void (*release)(struct llmos_device* device, void* memory);        /* of `allocate`, or NULL */
+  int32_t (*copy)(struct llmos_device* device, void* target, const void* source, int64_t num_bytes, void* stream); /* device or host, either way */
+  int32_t (*synchronize)(struct llmos_device* device, void* stream);
+  /* A kernel by its index among the manifest's "kernels"; arguments: addresses of what it takes. */
+  int32_t (*launch)(struct llmos_device* device, int32_t kernel, const llmos_grid* grid, void* const* arguments, void* stream);
+} llmos_device;
+
 typedef struct llmos_context {
   const void* const* weights;
   /* Temporaries of this call. NULL: out of memory. */
@@ -93,6 +119,9 @@ typedef struct llmos_context {
   int32_t (*launch)(struct llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims,
                     int64_t num_tiles, int64_t scratch_bytes, int32_t dispatch);
   int64_t num_threads; /* that a launch may run on, this one included */
+  /* From version 2 on. */
+  llmos_device* device; /* where this call's tensors are; never NULL */
+  void* stream;         /* that its work belongs to */
 } llmos_context;
 
 /* An entry, exported as the manifest's "symbol" (TVMFFISafeCallType). args: the inputs, then the outputs, each

@@ -58,7 +58,11 @@ LLMOS_API const void* llmos_artifact_weight(const llmos_artifact* artifact, int3
 /* Hashes every member again, on the thread pool: finds a file or memory that changed after the open. */
 LLMOS_API int32_t llmos_artifact_verify(const llmos_artifact* artifact);
 
-/* The index of the first code member that this machine can run, or -1. */
+/* How many features this machine lacks to run a code member (0: it runs), or -1 where there is no such member. text: of `size` bytes, gets
+ * their names with ", " between, cut where there is no room; "a <arch> machine" where the code is for another architecture. */
+LLMOS_API int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t code, char* text, size_t size);
+
+/* The index of the first code member that this machine can run, or -1. The members come best first. */
 LLMOS_API int32_t llmos_artifact_choose(const llmos_artifact* artifact);
 
 /* ---- The machine -------------------------------------------------------------------------------------------------------- */

@@ -1,0 +1,50 @@
+"""Dims of manifests as numbers: integers, symbols and expressions in Python's grammar, as the C core reads them (native/expression.c)."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+from llmos.runtime.errors import InputError
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
+}
+_FUNCTIONS: Mapping[str, Callable[..., int]] = {"min": min, "max": max, "floor_mul": lambda n, p, q: math.floor(n * (p / q))}
+
+
+def evaluate(dim: int | str, sizes: Mapping[str, int]) -> int:
+    """The size that a dim has. Raises InputError where it names no symbol, divides by zero, or is no expression of sizes."""
+    if isinstance(dim, int):
+        return dim
+    if dim in sizes:
+        return sizes[dim]
+    try:
+        return _value(_parsed(dim), sizes)
+    except (SyntaxError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{dim!r} has no value for these sizes") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand, sizes)
+    if isinstance(node, ast.BinOp):
+        return _OPERATORS[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _FUNCTIONS[node.func.id](*[_value(each, sizes) for each in node.args])
+    raise TypeError(node)

@@ -1,0 +1,94 @@
+"""What a device is to the rest of the runtime: where tensors lie, and what loads and runs an artifact's code.
+
+`cpu` is the one that runs models. `null` runs nothing and counts, so that what stands above a device can be tested without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmos.runtime.artifact.manifest import CodeSpec
+from llmos.runtime.errors import ArtifactError, LlmosError
+
+if TYPE_CHECKING:
+    from llmos.runtime.artifact.reader import Artifact
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a device runs a code variant, and why not: `missing` is empty where it does."""
+
+    code: CodeSpec
+    missing: tuple[str, ...]
+    chosen: bool
+
+    @property
+    def reason(self) -> str:
+        if self.chosen:
+            return "chosen: the best variant that this machine can run"
+        if not self.missing:
+            return "can run, but a better variant comes first"
+        return "needs " + ", ".join(self.missing)
+
+
+class Buffer(Protocol):
+    """Memory of a device; it is given back when nothing refers to it any more."""
+
+    @property
+    def num_bytes(self) -> int: ...
+    @property
+    def address(self) -> int: ...
+
+
+class Module(Protocol):
+    """An artifact's code, loaded on a device.
+
+    shapes(entry, inputs, num_inputs, dims) checks the inputs, addresses of DLTensors, and writes the outputs' dims; run(entry, inputs,
+    num_inputs, outputs, num_outputs, flags, profile) fills the outputs. Both give 0 or an error code of llmos.h, of which `error` makes
+    the exception. They may be called from many threads at once.
+    """
+
+    @property
+    def target(self) -> str: ...
+    @property
+    def shapes(self) -> Callable[[int, Any, int, Any], int]: ...
+    @property
+    def run(self) -> Callable[[int, Any, int, Any, int, int, int | None], int]: ...
+    def error(self, code: int) -> LlmosError: ...
+    def check(self) -> None:
+        """When no run is under way: raises ExecutionError where one wrote past its memory."""
+
+
+class Device(Protocol):
+    """Allocation and copies come in the order of the calls; `synchronize` waits for all before it."""
+
+    @property
+    def name(self) -> str: ...
+    def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
+        """One verdict per code variant, best first; at most one is chosen."""
+
+    def load(self, artifact: Artifact, target: str | None = None) -> Module:
+        """The best variant, or that of a name. Raises ArtifactError where there is none for this device."""
+
+    def allocate(self, num_bytes: int) -> Buffer:
+        """Memory that is not cleared. Raises ExecutionError where there is not enough."""
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """All of `source`, to the start of `target`. Raises InputError where it doesn't fit."""
+
+    def synchronize(self) -> None: ...
+
+
+def choose(name: str, verdicts: tuple[Verdict, ...], machine: str, target: str | None = None) -> int:
+    """The index of the variant to load: the chosen one, or that of a name. Raises ArtifactError, with `name` of the artifact, for none."""
+    for index, verdict in enumerate(verdicts):
+        if verdict.chosen if target is None else verdict.code.target == target and not verdict.missing:
+            return index
+    if not verdicts:
+        raise ArtifactError(f"{name}: the artifact holds no code")
+    reasons = "; ".join(f"{verdict.code.target} {verdict.reason}" for verdict in verdicts if target in (None, verdict.code.target))
+    if not reasons:
+        raise ArtifactError(f"{name}: there is no variant {target!r}, only {', '.join(verdict.code.target for verdict in verdicts)}")
+    raise ArtifactError(f"{name}: no code for this machine ({machine}): {reasons}; compile it with --target native here")
