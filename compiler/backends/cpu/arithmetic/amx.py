@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmos.compiler.backends.cpu.arithmetic.base import MatrixArithmetic, Operands
 from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, Panel, Strided
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.ir.bindings import ir
 
@@ -20,6 +22,44 @@ ROW_BYTES = 64
 REGISTERS = 8
 BLOCK_TILES = 2  # tiles of rows that share what is loaded of a panel
 STEP_ROWS = TILE_DEPTH // 2  # rows of pairs of a panel that one step of k takes
+
+
+class Bf16Tiles(MatrixArithmetic):
+    """Rows and panels of bfloat16 where they lie; of k a multiple of 32. Even and odd k of 32 are added apart."""
+
+    k_per_word = 2
+    tile_rows = TILE_ROWS
+    row_tiles = (BLOCK_TILES, 1)
+    words_per_step = STEP_ROWS
+
+    @classmethod
+    def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        both = all(isinstance(each, ir.BF16Type) for each in (operands.left, operands.right))
+        return both and has_matrix_tiles(target) and operands.k is not None and operands.k % TILE_DEPTH == 0
+
+    @property
+    def left_type(self) -> ir.Type:
+        return ir.BF16Type.get()
+
+    def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
+        """What `copy_rows` needs."""
+        return TILE_ROWS * (k + TILE_DEPTH) * 2
+
+    def copy_rows(self, b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
+        pair, stride = b.vec(b.i32, ROW_BYTES // 4), k + TILE_DEPTH
+        i16 = ir.IntegerType.get_signless(16)
+        with b.loop(b.index(0), count, b.index(1)) as rows, b.loop(b.index(0), b.index(k), b.index(TILE_DEPTH)) as loop:
+            source = b.address(a.base, b.add(b.mul(rows.iv, a.row_stride), loop.iv), i16)
+            b.store(b.load(source, pair, 2), b.address(target, b.add(b.mul(rows.iv, b.index(stride)), loop.iv), i16), ROW_BYTES)
+        return Strided(target, b.index(stride), b.index(1))
+
+    def multiply(self, b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int) -> None:
+        multiply_tiles(b, a, panel, columns, k, out, out_stride)
+
+
+def has_matrix_tiles(target: CpuTarget) -> bool:
+    """Whether kernels for a target may multiply bfloat16 by `multiply_tiles`."""
+    return target.has("amx-bf16")
 
 
 def multiply_tiles(
@@ -70,21 +110,6 @@ def _multiply_block(b: Builder, a: Sequence[Strided], panel: Panel, tiles: int, 
         loop.yield_(made)
     for at, total in zip(places, loop.results, strict=True):
         _intrinsic(b, "tilestored64", [*size, at, stride, total], has_result=False)
-
-
-def copy_rows(b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
-    """`count` rows of k bfloat16 to `target`, so that 16 may be read there. `k`: a multiple of 32."""
-    pair, stride = b.vec(b.i32, ROW_BYTES // 4), k + TILE_DEPTH
-    i16 = ir.IntegerType.get_signless(16)
-    with b.loop(b.index(0), count, b.index(1)) as rows, b.loop(b.index(0), b.index(k), b.index(TILE_DEPTH)) as loop:
-        source = b.address(a.base, b.add(b.mul(rows.iv, a.row_stride), loop.iv), i16)
-        b.store(b.load(source, pair, 2), b.address(target, b.add(b.mul(rows.iv, b.index(stride)), loop.iv), i16), ROW_BYTES)
-    return Strided(target, b.index(stride), b.index(1))
-
-
-def copied_bytes(k: int) -> int:
-    """Of scratch that `copy_rows` needs."""
-    return TILE_ROWS * (k + TILE_DEPTH) * 2
 
 
 def _shape(b: Builder) -> list[Value]:

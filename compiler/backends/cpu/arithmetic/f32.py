@@ -1,11 +1,46 @@
-"""The register tile in float32: out[rows, columns] (+)= A[rows, k] * B[k, columns] by fused multiply-adds, one chain over k in order."""
+"""Products of float32 by fma: out[rows, columns] (+)= A[rows, k] * B[k, columns], one chain over k in order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from llmos.compiler.backends.cpu.arithmetic.base import Operands, Prefetch, RegisterArithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, UNROLL, Operand, Panel, TileShape
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.ir.bindings import ir
+
+OWN_ROWS = 64  # of float32 that are worth a thread's reading all panels for: what it made of them for the last dispatch is in its cache
+
+
+class Float32(RegisterArithmetic):
+    """Rows where they lie, windows of images among them; panels packed in memory, or copied to scratch by a tile."""
+
+    k_per_word = 1
+    reads_windows = True
+    prefetch = Prefetch.NEXT_PANEL
+    thread_rows = OWN_ROWS
+
+    @classmethod
+    def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        return isinstance(operands.right, ir.F32Type)
+
+    @property
+    def left_type(self) -> ir.Type:
+        return ir.F32Type.get()
+
+    def k_block(self, k: int, most: int) -> int:
+        """Blocks only where there is more than one: sums wait in scratch between them."""
+        return even_block(k, most) if most and k > most else 0
+
+    def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
+        return accumulate(b, shape, a, panel, k, start)
+
+
+def even_block(k: int, most: int) -> int:
+    """Number of k of each block, where blocks have at most about `most` (0: any number), all as many, in multiples of UNROLL."""
+    blocks = -(-k // most) if most else 1
+    return -(-k // (blocks * UNROLL)) * UNROLL
 
 
 def accumulate(

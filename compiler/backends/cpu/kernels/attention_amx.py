@@ -15,8 +15,7 @@ import sympy
 from llmos.compiler.analysis.casts import is_widened_argument, widened
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import dim_positions
-from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, multiply_tiles
-from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
+from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, has_matrix_tiles, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
 from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
@@ -240,6 +239,6 @@ def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
 def emit_attention(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of an `attention` dispatch."""
     tile = register_tile(target.vector_bits)
-    if PairArithmetic.of(target) is PairArithmetic.TILES and (tiled := TiledAttentionEmitter(dispatch, tile)).fits:
+    if has_matrix_tiles(target) and (tiled := TiledAttentionEmitter(dispatch, tile)).fits:
         return tiled.emit(module)
     return AttentionEmitter(dispatch, tile).emit(module)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import sympy
 
 from llmos.compiler.analysis.casts import WIDEN, widened
 from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
 from llmos.compiler.analysis.generic import Generic, dim_positions, fill_value, is_fill, pure_source, reaches
-from llmos.compiler.backends.cpu.arithmetic.amx import TILE_DEPTH
-from llmos.compiler.backends.cpu.arithmetic.bf16 import PairArithmetic
+from llmos.compiler.backends.cpu.arithmetic.base import Operands
+from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
 from llmos.compiler.backends.cpu.packing import PANEL, panel_width
+from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -28,14 +28,11 @@ def contraction_in(dispatch: Dispatch) -> Contraction:
     return next(c for c in found if c is not None)
 
 
-@dataclass
-class Layout:
-    """What is known of a contraction before anything is emitted. `pairs`: how it multiplies bfloat16; None where it is of float32."""
+class ContractionPlan:
+    """What is known of a contraction on a target before anything is emitted."""
 
-    dispatch: Dispatch
-    pairs: PairArithmetic | None
-
-    def __post_init__(self) -> None:
+    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
+        self.dispatch = dispatch
         self.root = contraction_in(self.dispatch)
         self.generic = self.root.generic
         self.value = self.generic.op.results[0]
@@ -44,15 +41,16 @@ class Layout:
         self.batch = [self.sizes[d] for d in self.root.batch]
         self.weight = self._packed_weight()
         self.packed = self.weight is not None
-        self.pairs = self._pairs(self.pairs)
-        self.left: Value = widened(self.root.lhs) if self.reads_pairs else self.root.lhs
+        self.arithmetic = arithmetic_of(self._operands(), target)
+        self.left = self._left()
         self.left_groups = group_dims(self._trace_left(), self.sizes, self.root.m)
         outputs = self._trace_outputs()
         self.m_groups = group_dims(outputs, self.sizes, self.root.m)
         self.n_groups = group_dims(outputs, self.sizes, self.root.n)
         self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
         self.in_place = self._lhs_in_place()
-        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if self.pairs is None and not self.in_place else None
+        by_windows = self.arithmetic.reads_windows and not self.in_place
+        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if by_windows else None
 
     def extent(self, dims: Sequence[int]) -> Expr:
         return product([self.sizes[dim] for dim in dims])
@@ -70,23 +68,16 @@ class Layout:
         attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
         return source[0] if "llmos.packed" in ir.DictAttr(attributes) else None
 
-    def _pairs(self, best: PairArithmetic | None) -> PairArithmetic | None:
-        """What the processor's best allows here."""
-        if self.weight is None or not isinstance(self.weight.type.element_type, ir.BF16Type):
-            return None
-        if widened(self.root.lhs) is None or (best is PairArithmetic.TILES and int(self.k) % TILE_DEPTH):
-            return PairArithmetic.WIDENED
-        return best
+    def _operands(self) -> Operands:
+        """Element types in memory: of the left side before it is extended and of a packed weight. A tile copies panels as float32."""
+        left = self.root.lhs if (source := widened(self.root.lhs)) is None else source
+        right = self.weight.type.element_type if self.weight is not None else ir.F32Type.get()
+        return Operands(left.type.element_type, right, int(self.k) if self.k.is_Integer else None)
 
-    @property
-    def reads_pairs(self) -> bool:
-        """Whether the inner loop reads rows in bfloat16."""
-        return self.pairs in (PairArithmetic.DOTS, PairArithmetic.TILES)
-
-    @property
-    def left_kind(self) -> ir.Type:
-        """Element type of the rows that the inner loop reads."""
-        return ir.BF16Type.get() if self.reads_pairs else ir.F32Type.get()
+    def _left(self) -> Value:
+        """The left side as the inner loop reads it: before it is extended, where that is what the arithmetic multiplies."""
+        source = widened(self.root.lhs)
+        return source if source is not None and source.type.element_type == self.arithmetic.left_type else self.root.lhs
 
     @property
     def width(self) -> int:
@@ -106,7 +97,7 @@ class Layout:
     @property
     def panel_rows(self) -> Expr:
         """Vectors of 32-bit words down a panel."""
-        return ceil_div(self.k, 2) if self.pairs is not None else self.k
+        return ceil_div(self.k, self.arithmetic.k_per_word)
 
     def _trace_right(self) -> Accesses:
         accesses = Accesses(self.dispatch)
@@ -149,7 +140,7 @@ class Layout:
     def _lhs_in_place(self) -> bool:
         """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
         operand = self.left
-        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.left_kind or len(self.left_groups) > 1:
+        if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.arithmetic.left_type or len(self.left_groups) > 1:
             return False
         shape = self.dispatch.shapes.shape(operand)
         axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]

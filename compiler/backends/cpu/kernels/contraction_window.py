@@ -15,7 +15,8 @@ from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.windows import Sliding, sliding_over
 from llmos.compiler.backends.cpu.kernels.column_reduction import ColumnsEmitter, columns_in
 from llmos.compiler.backends.cpu.kernels.contraction import ContractionEmitter
-from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Points
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
@@ -59,21 +60,21 @@ class WindowedEmitter:
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.sliding = dispatch, sliding_in(dispatch)
         self.image = self.sliding.image
-        self.contraction = ContractionEmitter(dispatch.part([], [self.image]), target)
+        self.plan, self.rows = ContractionPlan(dispatch.part([], [self.image]), target), self.sliding.rows
         columns = columns_in(dispatch.part([self.image], dispatch.results))
         assert columns is not None
-        self.columns = ColumnsEmitter(columns, self.contraction.shape)
-        self.layout, self.rows = self.contraction.layout, self.sliding.rows
         self.batch = self.sliding.shape[:1] if len(columns.outer) == 2 else ()
-        self.panels = int(ceil_div(self.layout.n, self.layout.width))
+        self.panels = int(ceil_div(self.plan.n, self.plan.width))
         self.height = self._height()
-        if self.layout.in_place or self.layout.windows is not None:
-            self.contraction.chunk = self._image_rows * self._row_pixels
+        whole = self.plan.in_place or self.plan.windows is not None
+        schedule = Schedule.of(self.plan, target, self._image_rows * self._row_pixels if whole else None)
+        self.contraction = ContractionEmitter(schedule)
+        self.columns = ColumnsEmitter(columns, schedule.shape)
 
     def _height(self) -> int:
         """Output rows of a band: few enough for a level-2 cache to hold what they read, and as long as threads then wait the least."""
         rows = self.rows
-        least = -(-rows.out // self.sliding.band(self.layout.width))
+        least = -(-rows.out // self.sliding.band(self.plan.width))
         most = max(least, rows.out // (2 * max(1, rows.overlap)))
         return min((-(-rows.out // bands) for bands in range(least, most + 1)), key=self._turns)
 
@@ -102,27 +103,31 @@ class WindowedEmitter:
     def emit(self, module: ir.Module) -> Launch:
         bands = ceil_div(sympy.Integer(self.rows.out), self.height)
         grid = [*self.batch, bands, sympy.Integer(self.panels)]
-        with kernel(module, self.dispatch, self.contraction.shape.lanes) as frame, self.contraction.zeros(frame), frame.tiles() as tile:
+        with (
+            kernel(module, self.dispatch, self.contraction.schedule.shape.lanes) as frame,
+            self.contraction.zeros(frame),
+            frame.tiles() as tile,
+        ):
             b, size = frame.b, frame.evaluator.sizes
             *outer, band, panel = split_index(b, size, tile, grid)
             top = b.mul(band, b.index(self.height))
             self._tile(frame, Band(outer, top, b.minimum(b.add(top, b.index(self.height)), b.index(self.rows.out)), panel))
-        image = 4 * self._image_rows * self._row_pixels * self.layout.width
+        image = 4 * self._image_rows * self._row_pixels * self.plan.width
         return Launch(sympy.expand(product(grid)), sympy.expand(self._image_offset + image))
 
     def _tile(self, frame: Frame, band: Band) -> None:
-        b, ev, layout = frame.b, frame.evaluator, self.layout
+        b, ev, plan = frame.b, frame.evaluator, self.plan
         low, high = self._pixels(frame, band)
         buffer = self._scratch_image(frame, low, band.panel)
-        step = b.index(self.contraction.chunk)
-        points = Points(frame, layout, [b.index(0)] * len(layout.root.batch))
+        step = b.index(self.contraction.schedule.chunk)
+        points = Points(frame, plan, [b.index(0)] * len(plan.root.batch))
         with b.loop(low, high, step) as loop, ev.scope():
             end = b.minimum(b.add(loop.iv, step), high)
             self.contraction.tile(points, [buffer], loop.iv, end, band.panel)
         ev.buffers[self.image] = buffer
-        first = b.mul(band.panel, b.index(layout.width))
+        first = b.mul(band.panel, b.index(plan.width))
         with b.loop(band.top, band.bottom, b.index(1)) as loop, ev.scope():
-            self.columns.pixels(frame, [*band.outer, loop.iv], None, first, layout.width)
+            self.columns.pixels(frame, [*band.outer, loop.iv], None, first, plan.width)
 
     def _pixels(self, frame: Frame, band: Band) -> tuple[Value, Value]:
         """[begin, end) of the pixels of the image that a band reads: rows of the contraction."""
@@ -137,7 +142,7 @@ class WindowedEmitter:
 
     def _scratch_image(self, frame: Frame, low: Value, panel: Value) -> Buffer:
         """The image as if all of it lay in memory, these channels innermost, with pixel `low` at the beginning of the scratch."""
-        b, width = frame.b, self.layout.width
+        b, width = frame.b, self.plan.width
         kind, shape = self.image.type.element_type, self.sliding.shape
         begin = b.address(frame.scratch, frame.evaluator.sizes(self._image_offset), b.i8)
         before = b.mul(b.add(low, panel), b.index(width))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
-from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
 from llmos.compiler.codegen.kernel import Frame, split_index
@@ -26,7 +26,7 @@ class Points:
     """Points of the root's loops within one tile. `batch`: coordinates of the batch dims."""
 
     frame: Frame
-    layout: Layout
+    plan: ContractionPlan
     batch: Sequence[Value]
 
     def at(
@@ -37,12 +37,12 @@ class Points:
         k: dict[int, Coord] | None = None,
     ) -> list[Coord]:
         """Loop coordinates from a flat m over `groups` and the counters of n and k; what is not given is 0."""
-        b, layout = self.frame.b, self.layout
-        point: list[Coord] = [b.index(0)] * layout.generic.rank
-        for dim, coord in zip(layout.root.batch, self.batch, strict=True):
+        b, plan = self.frame.b, self.plan
+        point: list[Coord] = [b.index(0)] * plan.generic.rank
+        for dim, coord in zip(plan.root.batch, self.batch, strict=True):
             point[dim] = coord
         if m is not None and groups:
-            extents = [layout.extent(group) for group in groups]
+            extents = [plan.extent(group) for group in groups]
             for group, index in zip(groups, split_index(b, self.frame.evaluator.sizes, m, extents), strict=True):
                 point[group[-1]] = index
         for dim, coord in {**(n or {}), **(k or {})}.items():
@@ -51,25 +51,25 @@ class Points:
 
     def columns(self, first: Value) -> dict[int, Coord]:
         """Coordinates of the n dims for a vector of columns: neighbours where the dims can be walked as one, spread otherwise."""
-        b, ev, groups = self.frame.b, self.frame.evaluator, self.layout.n_groups
+        b, ev, groups = self.frame.b, self.frame.evaluator, self.plan.n_groups
         if len(groups) <= 1:
             return {groups[0][-1]: Lane(first)} if groups else {}
         flat = ev.lanes_of(Lane(first))
         coords: dict[int, Coord] = {}
         for group in reversed(groups[1:]):
-            size = ev.sizes(self.layout.extent(group))
+            size = ev.sizes(self.plan.extent(group))
             coords[group[-1]] = Spread(b.index(0), b.binary("arith.remsi", flat, size))
             flat = b.binary("arith.divsi", flat, size)
         coords[groups[0][-1]] = Spread(b.index(0), flat)
         return coords
 
 
-def fits_registers(layout: Layout) -> bool:
+def fits_registers(plan: ContractionPlan) -> bool:
     """Whether the epilogue runs on accumulators: few ops, none of them a function, and columns that are known."""
-    generics = [Generic(op) for op in layout.dispatch.ops if op.name == "linalg.generic" and not is_fill(op) and op != layout.generic.op]
+    generics = [Generic(op) for op in plan.dispatch.ops if op.name == "linalg.generic" and not is_fill(op) and op != plan.generic.op]
     inner = [op for generic in generics for op in generic.body.operations if op.name != "linalg.yield"]
     plain = all(op.name.startswith("arith.") and not op.name.startswith(("arith.div", "arith.rem")) for op in inner)
-    return plain and len(inner) <= MAX_IN_REGISTERS and layout.n.is_Integer and len(layout.n_groups) <= 1
+    return plain and len(inner) <= MAX_IN_REGISTERS and plan.n.is_Integer and len(plan.n_groups) <= 1
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Epilogue:
 
     def from_registers(self, shape: TileShape, sums: Sequence[Value], row: Value, first: Value, columns: int) -> None:
         """Accumulators of `shape.rows` rows, row by row, through the epilogue to memory. `columns`: how many of them are real."""
-        b, ev, layout = self.points.frame.b, self.points.frame.evaluator, self.points.layout
+        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.points.plan
         with ev.scope():
             lanes = [self.points.columns(b.add(first, b.index(v * shape.lanes))) for v in range(shape.vectors)]
             for r in range(shape.rows):
-                m = self.points.at(m=b.add(row, b.index(r)), groups=layout.m_groups)
+                m = self.points.at(m=b.add(row, b.index(r)), groups=plan.m_groups)
                 for v, n in enumerate(lanes):
                     left = columns - v * shape.lanes
                     point = list(m)
@@ -96,38 +96,39 @@ class Epilogue:
 
     def from_tile(self, row: Value, first: Value, count: Value, start: Value | None = None) -> None:
         """`count` rows of the tile in scratch, from its row `start` on, through the epilogue to memory."""
-        frame, layout = self.points.frame, self.points.layout
-        b, ev, n = frame.b, frame.evaluator, layout.n
+        frame, plan = self.points.frame, self.points.plan
+        b, ev, n = frame.b, frame.evaluator, plan.n
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
-            m, at = b.add(row, loop.iv), b.mul(b.add(loop.iv, start or b.index(0)), b.index(layout.width))
-            if n.is_Integer and int(n) % layout.width == 0:
+            m, at = b.add(row, loop.iv), b.mul(b.add(loop.iv, start or b.index(0)), b.index(plan.width))
+            if n.is_Integer and int(n) % plan.width == 0:
                 self._row(m, at, first, masked=False)
                 return
-            end = b.add(first, b.index(layout.width))
+            end = b.add(first, b.index(plan.width))
             with b.when(b.compare("sle", end, ev.sizes(n))), ev.scope():
                 self._row(m, at, first, masked=False)
             with b.when(b.compare("sgt", end, ev.sizes(n))), ev.scope():
                 self._row(m, at, first, masked=True)
 
     def _row(self, m: Value, at: Value, first: Value, masked: bool) -> None:
-        frame, layout = self.points.frame, self.points.layout
+        frame, plan = self.points.frame, self.points.plan
         b, ev = frame.b, frame.evaluator
-        with b.loop(b.index(0), b.index(layout.width), b.index(b.lanes)) as loop, ev.scope():
+        with b.loop(b.index(0), b.index(plan.width), b.index(b.lanes)) as loop, ev.scope():
             n = b.add(first, loop.iv)
-            mask = b.tail_mask(b.sub(ev.sizes(layout.n), n)) if masked else None
+            mask = b.tail_mask(b.sub(ev.sizes(plan.n), n)) if masked else None
             with ev.masked(mask):
-                total = b.load(b.address(frame.scratch, b.add(at, loop.iv), b.f32), b.vec(b.f32), min(ALIGN, 4 * b.lanes))
-                self._finish(total, self.points.at(m=m, groups=layout.m_groups, n=self.points.columns(n)))
+                element = plan.arithmetic.accumulator_type
+                total = b.load(b.address(frame.scratch, b.add(at, loop.iv), element), b.vec(element), min(ALIGN, 4 * b.lanes))
+                self._finish(total, self.points.at(m=m, groups=plan.m_groups, n=self.points.columns(n)))
 
     def _finish(self, total: Value, point: list[Coord]) -> None:
         """The epilogue of one vector of sums, and its stores."""
-        frame, layout = self.points.frame, self.points.layout
-        b, ev, root = frame.b, frame.evaluator, layout.value
-        coords = ev.apply(layout.root.out_map, point)
-        if not layout.starts_at_zero:
-            total = b.binary("arith.addf", b.splat(ev.value(layout.generic.inits[0], coords)), total)
+        frame, plan = self.points.frame, self.points.plan
+        b, ev, root = frame.b, frame.evaluator, plan.value
+        coords = ev.apply(plan.root.out_map, point)
+        if not plan.starts_at_zero:
+            total = b.binary("arith.addf", b.splat(ev.value(plan.generic.inits[0], coords)), total)
         ev.bound[root] = lambda _: total
-        for value, buffer in zip(layout.dispatch.results, self.outputs, strict=True):
+        for value, buffer in zip(plan.dispatch.results, self.outputs, strict=True):
             at = ev.result_coords(value, root, coords)
             ev.store(ev.value(value, at), buffer, at)
         del ev.bound[root]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.epilogue import Points
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
@@ -60,42 +60,42 @@ class PanelCopier:
     base: Value
 
     @property
-    def _layout(self) -> Layout:
-        return self.points.layout
+    def _plan(self) -> ContractionPlan:
+        return self.points.plan
 
     def copy(self, first: Value) -> None:
         """The columns from `first` on.
 
         Columns that can't be walked as one (the pixels of several image rows) are copied run by run, each within one row.
         """
-        ev, layout = self.points.frame.evaluator, self._layout
-        b, size, groups = ev.b, ev.sizes, layout.right_groups
-        end = b.minimum(b.add(first, b.index(layout.width)), size(layout.n))
+        ev, plan = self.points.frame.evaluator, self._plan
+        b, size, groups = ev.b, ev.sizes, plan.right_groups
+        end = b.minimum(b.add(first, b.index(plan.width)), size(plan.n))
         if len(groups) <= 1:
             self._run(b.index(0), {}, first, b.sub(end, first))
             return
-        width = size(layout.extent(groups[-1]))
+        width = size(plan.extent(groups[-1]))
         row, last = b.div(first, width), b.div(b.sub(end, b.index(1)), width)
         with b.loop(row, b.add(last, b.index(1)), b.index(1)) as loop, ev.scope():
             start = b.mul(loop.iv, width)
             low = b.binary("arith.maxsi", start, first)
-            extents = [layout.extent(group) for group in groups[:-1]]
+            extents = [plan.extent(group) for group in groups[:-1]]
             outer = {group[-1]: index for group, index in zip(groups, split_index(b, size, loop.iv, extents), strict=False)}
             self._run(b.sub(low, first), outer, b.sub(low, start), b.sub(b.minimum(b.add(start, width), end), low))
 
     def _run(self, column: Value, outer: dict[int, Coord], first: Value, length: Value) -> None:
         """Neighbouring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
-        ev, layout = self.points.frame.evaluator, self._layout
-        b, groups = ev.b, layout.right_groups
+        ev, plan = self.points.frame.evaluator, self._plan
+        b, groups = ev.b, plan.right_groups
         target = Buffer(self.base, b.f32, (), (sympy.S.One,))
-        k_dims = layout.real(layout.root.k)
-        width = layout.extent(groups[-1]) if groups else sympy.S.One
-        longest = min(layout.width, int(width)) if width.is_Integer else layout.width
+        k_dims = plan.real(plan.root.k)
+        width = plan.extent(groups[-1]) if groups else sympy.S.One
+        longest = min(plan.width, int(width)) if width.is_Integer else plan.width
         pieces = [(b.index(at), b.tail_mask(b.sub(length, b.index(at)))) for at in range(0, longest, b.lanes)]
-        with nest(ev, layout.sizes, k_dims) as counters:
-            row = b.add(b.mul(flat_index(ev, layout.sizes, k_dims, counters), b.index(layout.width)), column)
+        with nest(ev, plan.sizes, k_dims) as counters:
+            row = b.add(b.mul(flat_index(ev, plan.sizes, k_dims, counters), b.index(plan.width)), column)
             for at, mask in pieces:
                 n = {**outer, **({groups[-1][-1]: Lane(b.add(first, at))} if groups else {})}
                 with ev.masked(mask):
-                    value = b.splat(ev.value(layout.root.rhs, ev.apply(layout.root.rhs_map, self.points.at(n=n, k=counters))))
+                    value = b.splat(ev.value(plan.root.rhs, ev.apply(plan.root.rhs_map, self.points.at(n=n, k=counters))))
                     ev.store(value, target, [Lane(b.add(row, at))])

@@ -18,7 +18,7 @@ from llmos.compiler.ir.sizes import Expr
 
 CHUNK = 4096  # elements of one tile
 
-Target = tuple[Value, Buffer]
+CpuTarget = tuple[Value, Buffer]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Walk:
     def num_tiles(self) -> Expr:
         return sympy.expand(product(self._grid))
 
-    def emit(self, frame: Frame, tile: Value, targets: Sequence[Target]) -> None:
+    def emit(self, frame: Frame, tile: Value, targets: Sequence[CpuTarget]) -> None:
         """One tile of each of the values, which lie as the loop space does."""
         b, size = frame.b, frame.evaluator.sizes
         *_, row_extent, lane_extent = self._extents
@@ -64,7 +64,7 @@ class Walk:
             row = [loop.iv] if len(self.groups) > 1 else []
             self._row(frame, [*at, *row], (low, high, static), targets)
 
-    def _row(self, frame: Frame, outer: list[Coord], lanes: tuple[Value, Value, int | None], targets: Sequence[Target]) -> None:
+    def _row(self, frame: Frame, outer: list[Coord], lanes: tuple[Value, Value, int | None], targets: Sequence[CpuTarget]) -> None:
         b, ev = frame.b, frame.evaluator
 
         def point(lane: Coord, _: Sequence[Value]) -> list[Value]:

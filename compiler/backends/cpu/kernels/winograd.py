@@ -30,7 +30,7 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     store_tile,
     zeros,
 )
-from llmos.compiler.backends.cpu.kernels.contraction_plan import Layout, contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, Points
 from llmos.compiler.backends.cpu.packing import panel_width
 from llmos.compiler.backends.cpu.target import CpuTarget
@@ -46,7 +46,7 @@ BLOCK_BYTES = 1 << 20
 LINE = CACHE_LINE // 4  # elements between what would share cache sets
 
 
-class PanelLayout(Layout):
+class WinogradPlan(ContractionPlan):
     """A contraction whose panels are as deep as its channels."""
 
     @property
@@ -80,18 +80,18 @@ class WinogradEmitter:
     """Emits one winograd dispatch."""
 
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
-        self.dispatch, self.layout = dispatch, PanelLayout(dispatch, None)
-        self.stencil, self.m = self.layout.stencil, winograd_tile(dispatch)
+        self.dispatch, self.plan = dispatch, WinogradPlan(dispatch, target)
+        self.stencil, self.m = self.plan.stencil, winograd_tile(dispatch)
         self.side = self.m + TAPS - 1
         self.positions = self.side**2
-        self.shape = register_tile(target.vector_bits, self.layout.width)
+        self.shape = register_tile(target.vector_bits, self.plan.width)
         self.tiles = self.stencil.tiles(self.m)
         self.block = self._block(max(BLOCK_BYTES, target.l2_bytes // 2))
 
     def _block(self, num_bytes: int) -> int:
         """Tiles of the image in one of the grid: as many as keep V and M within some bytes, blocks of the smallest input alike."""
         per_image = self.tiles[0] * self.tiles[1]
-        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.stencil.channels + self.layout.width)))
+        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.stencil.channels + self.plan.width)))
         least = self.dispatch.table.bounds(sympy.expand(self.stencil.batch * per_image))[0]
         if not least.is_Integer:
             return most
@@ -102,7 +102,7 @@ class WinogradEmitter:
     # -- scratch: rows of finished outputs, a run of zeros, V, M
     @property
     def _zeros_at(self) -> int:
-        return 4 * self.m**2 * self.layout.width
+        return 4 * self.m**2 * self.plan.width
 
     @property
     def _inputs_at(self) -> int:
@@ -118,25 +118,25 @@ class WinogradEmitter:
 
     @property
     def _sum_stride(self) -> int:
-        return self.block * self.layout.width + LINE
+        return self.block * self.plan.width + LINE
 
     def emit(self, module: ir.Module) -> Launch:
-        stencil, layout = self.stencil, self.layout
+        stencil, plan = self.stencil, self.plan
         total = sympy.expand(stencil.batch * self.tiles[0] * self.tiles[1])
-        blocks, panels = ceil_div(total, self.block), ceil_div(layout.n, layout.width)
+        blocks, panels = ceil_div(total, self.block), ceil_div(plan.n, plan.width)
         with kernel(module, self.dispatch, self.shape.lanes) as frame, self._zeros(frame), frame.tiles() as tile:
             self.frame: Frame = frame
             b, size = frame.b, frame.evaluator.sizes
             self.transform = Minimal(self.m, VectorArithmetic(b))
             block, panel = split_index(b, size, tile, [blocks, panels])
-            self.epilogue = Epilogue(Points(frame, layout, [b.index(0)] * len(layout.root.batch)), frame.outputs)
+            self.epilogue = Epilogue(Points(frame, plan, [b.index(0)] * len(plan.root.batch)), frame.outputs)
             low = b.mul(block, b.index(self.block))
             count = b.minimum(b.index(self.block), b.sub(size(total), low))
             first = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, frame.begin))
             with b.when(first):
                 self._each_tile(low, count, self._transform_inputs)
             self._multiply(count, panel)
-            self._each_tile(low, count, functools.partial(self._transform_outputs, b.mul(panel, b.index(layout.width))))
+            self._each_tile(low, count, functools.partial(self._transform_outputs, b.mul(panel, b.index(plan.width))))
         return Launch(sympy.expand(blocks * panels), sympy.Integer(self._sums_at + 4 * self.positions * self._sum_stride))
 
     @contextmanager
@@ -196,9 +196,9 @@ class WinogradEmitter:
     # -- products
     def _multiply(self, count: Value, panel: Value) -> None:
         """M of the block: at each position the tiles' rows of V by the panel."""
-        b, layout, channels, width = self.frame.b, self.layout, self.stencil.channels, self.layout.width
-        assert layout.weight is not None
-        weight = self.frame.evaluator.buffers[layout.weight].pointer
+        b, plan, channels, width = self.frame.b, self.plan, self.stencil.channels, self.plan.width
+        assert plan.weight is not None
+        weight = self.frame.evaluator.buffers[plan.weight].pointer
         with b.loop(b.index(0), b.index(self.positions), b.index(1)) as loop:
             number = b.add(b.mul(panel, b.index(self.positions)), loop.iv)
             right = b.address(weight, b.mul(number, b.index(channels * width)), b.f32)
@@ -215,7 +215,7 @@ class WinogradEmitter:
 
     def _panel(self, base: Value, column: int, row: Value) -> Panel:
         """A panel from `column` on, while whose use a part of the next position's is asked for."""
-        b, channels, width = self.frame.b, self.stencil.channels, self.layout.width
+        b, channels, width = self.frame.b, self.stencil.channels, self.plan.width
         full = UNROLL * width * 4 // CACHE_LINE  # lines of a panel for each UNROLL steps
         blocks = max(1, self.block // self.shape.rows)
         lines = -(-full // blocks)
@@ -226,7 +226,7 @@ class WinogradEmitter:
     # -- outputs
     def _transform_outputs(self, first: Value, number: Value, tile: list[Value]) -> None:
         """The outputs of one tile, rows of them through the epilogue."""
-        b, m, width, (height, across) = self.frame.b, self.m, self.layout.width, self.stencil.out
+        b, m, width, (height, across) = self.frame.b, self.m, self.plan.width, self.stencil.out
         base = b.address(self._scratch(self._sums_at), b.mul(number, b.index(width)), b.f32)
         with b.loop(b.index(0), b.index(width), b.index(b.lanes)) as loop:
             read = [

@@ -1,0 +1,133 @@
+"""How the products of a contraction are made and added: what kernels ask of an arithmetic, whichever it is.
+
+An arithmetic is a choice of element types, of the instructions that multiply them and of what those want in scratch. Each is one file:
+
+| file | operands | products |
+|---|---|---|
+| `f32.py` | float32 | fma |
+| `bf16_extend.py` | rows of float32, a bfloat16 weight | fma, the weight extended in registers or, a block of k at a time, in scratch |
+| `bf16_dot.py` | bfloat16 | VDPBF16PS |
+| `amx.py` | bfloat16 | TDPBF16PS on matrix tiles |
+
+`select.py` picks one by element types and target. Kernels hold the loops over rows, columns and blocks of k
+(backends/cpu/kernels/contraction_loops.py) and ask the arithmetic for the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from llmos.compiler.backends.cpu.arithmetic.register_tile import Operand, Panel, Strided, TileShape
+from llmos.compiler.backends.cpu.target import CpuTarget
+from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.ir.bindings import ir
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What an arithmetic is chosen by: element types as they lie in memory, and the number of k, None where it isn't known."""
+
+    left: ir.Type
+    right: ir.Type
+    k: int | None
+
+
+class Prefetch(Enum):
+    """What of a packed panel the inner loop requests from memory before it is read."""
+
+    NONE = auto()  # nothing: it lies in L1
+    ROWS = auto()  # later rows of the same panel
+    NEXT_PANEL = auto()  # full blocks of rows a part of the panel that follows each, smaller blocks later rows as well
+
+
+@dataclass(frozen=True)
+class PanelBlock:
+    """A block of k of a panel: `num_k` rows of `width` columns, in vectors of `lanes`. `step`: `num_k` of all blocks but the last."""
+
+    num_k: int
+    width: int
+    lanes: int
+    step: int
+
+
+class Arithmetic(ABC):
+    """Products of a contraction's elements, summed along k. Panels are [k / k_per_word][columns][k_per_word], in words of 32 bits."""
+
+    k_per_word: int  # neighboring k in one word of a panel
+    reads_windows = False  # whether rows may be windows of an image, read where they lie (backends/cpu/kernels/implicit_gemm.py)
+    prefetch = Prefetch.NONE
+    thread_rows = 0  # rows that are worth a thread's reading all panels for; 0: as many as caches hold
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Whether a target has the instructions for these operands, and gains by them."""
+
+    @property
+    @abstractmethod
+    def left_type(self) -> ir.Type:
+        """Element type of the rows that are multiplied: what lies otherwise in memory is converted to it in scratch."""
+
+    @property
+    def accumulator_type(self) -> ir.Type:
+        """Element type of the sums, in registers and in scratch; of 32 bits."""
+        return ir.F32Type.get()
+
+    @abstractmethod
+    def block_rows(self, shape: TileShape) -> int:
+        """Rows that share what is loaded of a panel. `shape`: the target's register tile."""
+
+    def k_block(self, k: int, most: int) -> int:
+        """Number of k that all rows are multiplied by before the next; 0: all.
+
+        `most`: how many k of a register tile's columns stay in L1; 0: any number.
+        """
+        return 0
+
+    def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
+        """Of scratch beside rows and sums, where panels of `width` columns lie packed in memory."""
+        return 0
+
+
+class RegisterArithmetic(Arithmetic):
+    """An arithmetic whose accumulators are vector registers."""
+
+    def block_rows(self, shape: TileShape) -> int:
+        return shape.rows
+
+    def load_block(self, b: Builder, base: Value, k: Value, block: PanelBlock, scratch: Callable[[], Value]) -> Value:
+        """Emit what makes a block of the panel at `base`, from row `k` on, readable by `accumulate`. Returns where it then lies.
+
+        `scratch`: emits the address of `scratch_bytes`.
+        """
+        return b.address(base, b.mul(k, b.index(block.width // self.k_per_word)), b.f32)
+
+    @abstractmethod
+    def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
+        """Emit the loop over k of one register tile. Returns `start` + A[rows, k] * B[k, columns].
+
+        `a`: rows of `left_type`; `k`: how many, i64; `start`: shape.rows * shape.vectors accumulators, row by row.
+        """
+
+
+class MatrixArithmetic(Arithmetic):
+    """An arithmetic whose accumulators are matrix registers, filled from memory and stored there."""
+
+    prefetch = Prefetch.NEXT_PANEL
+    tile_rows: int  # of a matrix register
+    row_tiles: tuple[int, ...]  # how many tiles of rows a block has, most first, at last 1
+    words_per_step: int  # rows of words of a panel that one instruction reads
+
+    def block_rows(self, shape: TileShape) -> int:
+        return self.row_tiles[0] * self.tile_rows
+
+    @abstractmethod
+    def copy_rows(self, b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
+        """Emit the copy of `count` rows of k elements to `target`, so that `tile_rows` may be read there, whatever those behind hold."""
+
+    @abstractmethod
+    def multiply(self, b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int) -> None:
+        """Emit out[tile_rows * len(a), columns] = A * B. `a`: `tile_rows` rows each; `out_stride`: elements between rows of `out`."""

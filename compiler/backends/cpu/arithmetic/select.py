@@ -1,0 +1,21 @@
+"""Which arithmetic multiplies what: the first that supports element types on a target."""
+
+from __future__ import annotations
+
+from llmos.compiler.backends.cpu.arithmetic.amx import Bf16Tiles
+from llmos.compiler.backends.cpu.arithmetic.base import MatrixArithmetic, Operands, RegisterArithmetic
+from llmos.compiler.backends.cpu.arithmetic.bf16_dot import Bf16Dot
+from llmos.compiler.backends.cpu.arithmetic.bf16_extend import Bf16Extend, Bf16ExtendPanel
+from llmos.compiler.backends.cpu.arithmetic.f32 import Float32
+from llmos.compiler.backends.cpu.target import CpuTarget
+from llmos.runtime.errors import UnsupportedError
+
+ARITHMETICS = (Bf16Tiles, Bf16Dot, Bf16ExtendPanel, Bf16Extend, Float32)  # best first
+
+
+def arithmetic_of(operands: Operands, target: CpuTarget) -> RegisterArithmetic | MatrixArithmetic:
+    """The best arithmetic for some operands on a target. Raises UnsupportedError where there is none."""
+    for arithmetic in ARITHMETICS:
+        if arithmetic.supports(operands, target):
+            return arithmetic()
+    raise UnsupportedError(f"{target} has no contraction of {operands.left} by {operands.right}")

@@ -1,0 +1,126 @@
+"""The left side of a tile of a contraction: rows read where they lie, evaluated into scratch, or windows of an image."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import sympy
+
+from llmos.compiler.analysis.generic import dim_positions
+from llmos.compiler.backends.cpu.arithmetic.register_tile import Strided
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
+from llmos.compiler.backends.cpu.kernels.epilogue import Points
+from llmos.compiler.backends.cpu.kernels.implicit_gemm import WindowReader
+from llmos.compiler.backends.cpu.kernels.panels import flat_index, nest, over_lanes
+from llmos.compiler.codegen.builder import Builder, Value
+from llmos.compiler.codegen.coordinates import Coord, Lane
+from llmos.compiler.codegen.kernel import Frame
+from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.sums import is_long
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.sizes import Expr
+
+ROW_PADDING = 16  # elements between evaluated rows, so that rows of a power of two don't share cache sets
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row r starts at base + (r - first) * stride elements of `type`, dense along k.
+
+    is_long: whether a number of k that isn't known may be more than a block of a sum.
+    """
+
+    b: Builder
+    base: Value
+    stride: Value
+    first: Value
+    type: ir.Type
+    is_long: bool
+
+    def block(self, row: Value, num_rows: int) -> Strided:
+        """The rows from `row` on."""
+        b = self.b
+        start = b.address(self.base, b.mul(b.sub(row, self.first), self.stride), self.type)
+        return Strided(start, self.stride, b.index(1), self.is_long)
+
+
+def scratch_of_rows(plan: ContractionPlan, chunk: int) -> Expr:
+    """Bytes of scratch for the left side of a tile of `chunk` rows: the rows, or a run of zeros around an image."""
+    if plan.windows is not None:
+        return 4 * plan.windows.run if plan.windows.padded else sympy.S.Zero
+    return sympy.S.Zero if plan.in_place else 4 * chunk * (plan.k + ROW_PADDING)
+
+
+def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
+    """Emit the run of zeros that windows outside of an image read, once a call. `offset`: bytes into scratch."""
+    b, ev, windows = frame.b, frame.evaluator, plan.windows
+    if windows is not None and windows.padded:
+        run = Buffer(b.address(frame.scratch, ev.sizes(offset), b.i8), b.f32, (windows.run,), (sympy.S.One,))
+        over_lanes(ev, windows.run, lambda k: ev.store(b.const(b.f32, 0.0), run, [k]))
+
+
+@dataclass(frozen=True)
+class LeftSide:
+    """Emits the rows of a tile. `offset`: bytes into scratch, of `scratch_of_rows`."""
+
+    points: Points
+    offset: Expr
+
+    @property
+    def plan(self) -> ContractionPlan:
+        return self.points.plan
+
+    def rows(self, low: Value, high: Value, fresh: Value | None) -> Rows | WindowReader:
+        """Rows [low, high). `fresh`: whether they aren't those of the tile before; None for always."""
+        ev, plan = self.points.frame.evaluator, self.plan
+        if plan.windows is None:
+            return self._in_place() if plan.in_place else self._evaluated(low, high, fresh)
+        run_of_zeros = ev.b.address(self.points.frame.scratch, ev.sizes(self.offset), ev.b.i8)
+        point = dict(zip(plan.root.batch, self.points.batch, strict=True))
+        return WindowReader(ev, plan.windows, plan.sizes, tuple(plan.real(plan.root.m)), point, run_of_zeros)
+
+    def _rows(self, base: Value, stride: Value, first: Value, element: ir.Type) -> Rows:
+        plan = self.plan
+        return Rows(self.points.frame.b, base, stride, first, element, is_long(plan.dispatch.table, plan.k))
+
+    def _in_place(self) -> Rows:
+        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.plan
+        buffer = ev.buffers[plan.left]
+        base = ev.locate(buffer, ev.apply(plan.root.lhs_map, self.points.at()))
+        stride: Expr = sympy.S.Zero
+        if plan.left_groups:
+            stride = buffer.strides[dim_positions(plan.root.lhs_map).index(plan.left_groups[-1][-1])]
+        return self._rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0), buffer.kind)
+
+    def _evaluated(self, low: Value, high: Value, fresh: Value | None) -> Rows:
+        """The rows in scratch, transposed and with the prologue applied."""
+        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.plan
+        base = b.address(self.points.frame.scratch, ev.sizes(self.offset), b.i8)
+        rows = self._rows(base, ev.sizes(sympy.expand(plan.k + ROW_PADDING)), low, plan.arithmetic.left_type)
+        with ExitStack() as stack:
+            if fresh is not None:
+                stack.enter_context(b.when(fresh))
+                stack.enter_context(ev.scope())
+            self._evaluate(rows, low, high)
+        return rows
+
+    def _evaluate(self, rows: Rows, low: Value, high: Value) -> None:
+        b, ev = self.points.frame.b, self.points.frame.evaluator
+        target = Buffer(rows.base, rows.type, (self.plan.k,), (sympy.S.One,))
+        k_dims = self.plan.real(self.plan.root.k)
+        with b.loop(low, high, b.index(1)) as loop, ev.scope():
+            start = b.mul(b.sub(loop.iv, low), rows.stride)
+            with nest(ev, self.plan.sizes, k_dims[:-1]) as outer:
+
+                def write(k: Coord) -> None:
+                    point = self.points.at(m=loop.iv, groups=self.plan.left_groups, k={**outer, **({k_dims[-1]: k} if k_dims else {})})
+                    at = flat_index(ev, self.plan.sizes, k_dims, {**outer, **({k_dims[-1]: b.index(0)} if k_dims else {})})
+                    offset = b.add(start, at)
+                    where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)
+                    ev.store(ev.value(self.plan.left, ev.apply(self.plan.root.lhs_map, point)), target, [where])
+
+                if k_dims:
+                    over_lanes(ev, self.plan.sizes[k_dims[-1]], write)
+                else:
+                    write(b.index(0))
