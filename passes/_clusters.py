@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.analysis.attention import parts_of
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of, root_contraction
 from llmos.compiler.analysis.generic import (
     Generic,
     dim_positions,
@@ -16,11 +16,11 @@ from llmos.compiler.analysis.generic import (
     padded_source,
     pure_source,
 )
-from llmos.compiler.analysis.loops import STACK, is_loop
+from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.analysis.windows import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
-from llmos.compiler.ir.attributes import COMPUTES
+from llmos.compiler.ir.attributes import COMPUTES, STACK
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
@@ -71,7 +71,7 @@ def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
 def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
     """Windows are read where they lie: what would be computed on the way to each of them is written once."""
     for cluster in [c for c in clusters if c.kind == "contraction"]:
-        root = next(c for c in (float_contraction_of(op) for op in cluster.ops) if c is not None)
+        root = root_contraction(cluster.ops)
         source, padding = padded_source(root.lhs)
         owner = owner_of(source if padding is not None and graph.is_lazy(padding) else root.lhs)
         if has_windows(root.lhs_map) and owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
@@ -338,7 +338,7 @@ def _is_read_by(graph: Graph, producer: Cluster, image: ir.Value, cluster: Clust
 
 def _makes_images(graph: Graph, producer: Cluster, image: ir.Value) -> bool:
     """Whether a contraction of no batch dims writes pixels in order and channels innermost."""
-    root = next(c for c in (float_contraction_of(op) for op in producer.ops) if c is not None)
+    root = root_contraction(producer.ops)
     elementwise = [Generic(op) for op in producer.ops if op != root.generic.op]
     outputs = [(generic.op.results[0], generic.output_map(generic.op.results[0])) for generic in (root.generic, *elementwise)]
     reads = [(v, affine) for g in elementwise for v, affine in zip(g.inputs, g.maps, strict=False) if among(owner_of(v), producer.ops)]

@@ -9,7 +9,8 @@ from functools import cached_property
 from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
-from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop
+from llmos.compiler.analysis.loops import VIEWS, is_loop
+from llmos.compiler.ir.attributes import STACK
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.analysis.generic import map_elements
-from llmos.compiler.analysis.loops import STACK, Loop, is_loop, root_of
-from llmos.compiler.ir.attributes import COUNTER, COUNTERS
+from llmos.compiler.analysis.loops import Loop, is_loop, root_of
+from llmos.compiler.ir.attributes import COUNTER, COUNTERS, STACK, ranges_attribute
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import Expr, SymbolTable
@@ -45,14 +45,14 @@ def _counts_to_a_size(op: ir.Operation, shapes: Shapes) -> bool:
 
 
 def _name(module: ir.Module, op: ir.Operation, shapes: Shapes) -> None:
-    """llmos.counters of the module gets one more."""
+    """COUNTERS of the module gets one more."""
     table = shapes.table
     taken = {symbol.name for symbol in table.names}
     name = next(name for i in range(len(taken) + 1) if (name := f"step{i}") not in taken)
     high = table.bounds(shapes.index(op.operands[1]))[1]
     last = max(int(high) - 1, 0) if high.is_Integer else MAX_TURNS
-    known = {symbol.name: ir.DenseI64ArrayAttr.get([symbol.min, symbol.max]) for symbol in table.counters}
-    module.operation.attributes[COUNTERS] = ir.DictAttr.get({**known, name: ir.DenseI64ArrayAttr.get([0, last])})
+    known = {symbol.name: (symbol.min, symbol.max) for symbol in table.counters}
+    module.operation.attributes[COUNTERS] = ranges_attribute({**known, name: (0, last)})
     op.attributes[COUNTER] = ir.StringAttr.get(name)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import shape_attribute
+from llmos.compiler.ir.attributes import DISPATCH, EXPR, OUTER, SHAPE, SHAPES, integer, shape_attribute, strip
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import create_private, name_of
 from llmos.compiler.ir.sizes import Expr
 from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
 
@@ -59,33 +60,19 @@ class Outliner:
         graph, results = self.graph, self.results
         index = ir.IndexType.get()
         kinds = [*[t.type for t in self.tensors], *[index] * len(self.sizes)]
-        attributes = [ir.DictAttr.get({"llmos.shape": shape_attribute(graph.shapes.shape(t))}) for t in self.tensors]
-        attributes += [ir.DictAttr.get({"llmos.expr": ir.StringAttr.get(str(expr))}) for expr in self.sizes]
-        function_type = ir.FunctionType.get(kinds, [r.type for r in results])
-        extra: dict[str, ir.Attribute] = {}
+        attributes = [ir.DictAttr.get({SHAPE: shape_attribute(graph.shapes.shape(t))}) for t in self.tensors]
+        attributes += [ir.DictAttr.get({EXPR: ir.StringAttr.get(str(expr))}) for expr in self.sizes]
+        marks: dict[str, ir.Attribute] = {DISPATCH: ir.StringAttr.get(self.cluster.kind)}
         if self.cluster.kind == "row":
-            extra["llmos.outer"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), self.cluster.num_outer)
-        with ir.InsertionPoint(module.body):
-            func = ir.Operation.create(
-                "func.func",
-                regions=1,
-                attributes={
-                    "sym_name": ir.StringAttr.get(name),
-                    "sym_visibility": ir.StringAttr.get("private"),
-                    "function_type": ir.TypeAttr.get(function_type),
-                    "arg_attrs": ir.ArrayAttr.get(attributes),
-                    "llmos.dispatch": ir.StringAttr.get(self.cluster.kind),
-                    **extra,
-                },
-            )
-        block = func.regions[0].blocks.append(*kinds)
+            marks[OUTER] = integer(self.cluster.num_outer)
+        func = create_private(module, name, ir.FunctionType.get(kinds, [r.type for r in results]), attributes, marks)
+        block = func.regions[0].blocks[0]
         mapping: dict[ir.Value, ir.Value] = dict(zip(self.tensors, list(block.arguments)[: len(self.tensors)], strict=True))
         by_expr = dict(zip(self.sizes, list(block.arguments)[len(self.tensors) :], strict=True))
         with ir.InsertionPoint(block):
             for op in self.order:
                 copy = op.clone()
-                for key in [a for a in _names(copy) if a.startswith("llmos.")]:
-                    del copy.attributes[key]
+                strip(copy)
                 self._remap(copy, mapping, by_expr)
                 mapping.update(zip(op.results, copy.results, strict=True))
             ir.Operation.create("func.return", operands=[mapping[r] for r in results])
@@ -108,10 +95,6 @@ class Outliner:
             return value
         with ir.InsertionPoint(before):
             return ir.Operation.create("arith.index_cast", results=[kind], operands=[value]).results[0]
-
-
-def _names(op: ir.Operation) -> list[str]:
-    return [op.attributes[i].name for i in range(len(op.attributes))]
 
 
 def _is_constant(owner: ir.Operation | None) -> bool:
@@ -202,8 +185,8 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Clus
                 results=[r.type for r in results],
                 operands=operands,
                 attributes={
-                    "callee": ir.FlatSymbolRefAttr.get(ir.StringAttr(funcs[unit].attributes["sym_name"]).value),
-                    "llmos.shapes": ir.ArrayAttr.get([shape_attribute(graph.shapes.shape(r)) for r in results]),
+                    "callee": ir.FlatSymbolRefAttr.get(name_of(funcs[unit])),
+                    SHAPES: ir.ArrayAttr.get([shape_attribute(graph.shapes.shape(r)) for r in results]),
                 },
             )
         for other in outliners.values():  # operands of later clusters follow the rewrite

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._channels import (
@@ -58,14 +58,12 @@ class ChannelsLast(Pass):
 
     def run(self, module: ir.Module) -> None:
         table = SymbolTable.of(module)
-        for op in list(module.body.operations):
-            func = op.operation
-            if func.name == "func.func" and "sym_visibility" not in func.attributes:
-                region = _Region(func, Shapes.of(func, table))
-                region.grow()
-                chosen = region.worthwhile()
-                if chosen:
-                    Relayout(func, chosen, frozenset(region.weights)).run()
+        for func in public_functions(module):
+            region = _Region(func, Shapes.of(func, table))
+            region.grow()
+            chosen = region.worthwhile()
+            if chosen:
+                Relayout(func, chosen, frozenset(region.weights)).run()
 
 
 @dataclass
@@ -85,8 +83,7 @@ class _Region:
         self.pinned = self._pinned()
 
     def _known_at_compile_time(self) -> set[ir.Value]:
-        attributes = zip(self.block.arguments, argument_attributes(self.func), strict=True)
-        known = {a for a, named in attributes if "llmos.kind" in named and ir.StringAttr(named["llmos.kind"]).value == "weight"}
+        known = {each.value for each in EntryFunc(self.func).arguments.weights}
         for op in self.ops[:-1]:
             if op.name != "func.call" and all(value in known for value in captured(op)):
                 known.update(op.results)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.analysis.generic import is_fill, pure_source
-from llmos.compiler.ir.attributes import argument_attributes
+from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
 
-FOLD = "llmos.fold"
 LARGE = 1 << 16  # elements: a larger result must not be much larger than what it is made of
 
 
@@ -34,29 +34,21 @@ class FoldWeightComputation(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        for op in list(module.body.operations):
-            func = op.operation
-            if func.name == "func.func" and "sym_visibility" not in func.attributes:
-                _fold(func, module)
+        for func in public_functions(module):
+            _fold(func, module)
 
 
 def _fold(func: ir.Operation, module: ir.Module) -> None:
-    block = func.regions[0].blocks[0]
-    attributes = argument_attributes(func)
-    weights = {
-        a
-        for a, attrs in zip(block.arguments, attributes, strict=True)
-        if "llmos.kind" in attrs and ir.StringAttr(attrs["llmos.kind"]).value == "weight"
-    }
-    folded = _weight_only(block, weights)
+    arguments = EntryFunc(func).arguments
+    weights = {each.value for each in arguments.weights}
+    folded = _weight_only(func.regions[0].blocks[0], weights)
     results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights)]
     if not results:
         return
     needed = _cone(results, folded)
     inputs = list(dict.fromkeys(v for op in needed for v in captured(op) if v in weights))
-    by_argument = dict(zip(block.arguments, attributes, strict=True))
-    names = _names(len(results), by_argument)
-    _outline(func, module, needed, inputs, results, by_argument, names)
+    names = _names(len(results), arguments)
+    _outline(module, needed, [arguments[ir.BlockArgument(v).arg_number] for v in inputs], results, names)
     _replace(func, results, names)
     erase_dead(func)
 
@@ -138,36 +130,16 @@ def _cone(results: list[ir.Value], folded: list[ir.Operation]) -> list[ir.Operat
     return [op for op in folded if op in needed]
 
 
-def _outline(
-    func: ir.Operation,
-    module: ir.Module,
-    ops: list[ir.Operation],
-    inputs: list[ir.Value],
-    results: list[ir.Value],
-    attributes: dict[ir.Value, dict[str, ir.Attribute]],
-    names: list[str],
-) -> None:
-    kinds = [v.type for v in inputs]
-    shapes = [ir.ArrayAttr.get([ir.IntegerAttr.get(ir.IntegerType.get_signless(64), size) for size in v.type.shape]) for v in inputs]
+def _outline(module: ir.Module, ops: list[ir.Operation], inputs: list[Argument], results: list[ir.Value], names: list[str]) -> None:
+    kinds = [each.value.type for each in inputs]
     arguments = [
-        ir.DictAttr.get({**attributes[v], "llmos.kind": ir.StringAttr.get("input"), "llmos.shape": s})
-        for v, s in zip(inputs, shapes, strict=True)
+        ir.DictAttr.get({**each.attributes, KIND: ir.StringAttr.get(INPUT), SHAPE: write_shape(each.value.type.shape)}) for each in inputs
     ]
-    with ir.InsertionPoint(module.body):
-        made = ir.Operation.create(
-            "func.func",
-            regions=1,
-            attributes={
-                "sym_name": ir.StringAttr.get("fold"),
-                "sym_visibility": ir.StringAttr.get("private"),
-                "function_type": ir.TypeAttr.get(ir.FunctionType.get(kinds, [r.type for r in results])),
-                "arg_attrs": ir.ArrayAttr.get(arguments),
-                "res_attrs": ir.ArrayAttr.get([ir.DictAttr.get(_name_and_dtype(*each)) for each in zip(names, results, strict=True)]),
-                FOLD: ir.UnitAttr.get(),
-            },
-        )
-    block = made.regions[0].blocks.append(*kinds)
-    mapping = dict(zip(inputs, block.arguments, strict=True))
+    named = ir.ArrayAttr.get([tensor_attributes(n, dtype_name(r)) for n, r in zip(names, results, strict=True)])
+    function_type = ir.FunctionType.get(kinds, [r.type for r in results])
+    made = create_private(module, "fold", function_type, arguments, {"res_attrs": named, FOLD: ir.UnitAttr.get()})
+    block = made.regions[0].blocks[0]
+    mapping = dict(zip([each.value for each in inputs], block.arguments, strict=True))
     with ir.InsertionPoint(block):
         for op in ops:
             copy = op.clone()
@@ -176,17 +148,13 @@ def _outline(
         ir.Operation.create("func.return", operands=[mapping[r] for r in results])
 
 
-def _names(count: int, attributes: dict[ir.Value, dict[str, ir.Attribute]]) -> list[str]:
+def _names(count: int, arguments: Arguments) -> list[str]:
     """fold.0, fold.1, ..., or another word where a weight of the model is called so."""
-    taken = {ir.StringAttr(each[key]).value for each in attributes.values() for key in ("llmos.name", "llmos.state") if key in each}
+    taken = {name for each in arguments for name in (each.name, each.state)}
     word = "fold"
     while any(name.startswith(f"{word}.") for name in taken):
         word += "_"
     return [f"{word}.{number}" for number in range(count)]
-
-
-def _name_and_dtype(name: str, value: ir.Value) -> dict[str, ir.Attribute]:
-    return {"llmos.name": ir.StringAttr.get(name), "llmos.dtype": ir.StringAttr.get(dtype_name(value))}
 
 
 def _remap(op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> None:
@@ -201,17 +169,10 @@ def _remap(op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> None:
 
 def _replace(func: ir.Operation, results: list[ir.Value], names: list[str]) -> None:
     """Read the folded values from new weight arguments."""
-    block = func.regions[0].blocks[0]
-    kind = ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
-    attributes = list(ir.ArrayAttr(func.attributes["arg_attrs"]))
-    inputs = list(kind.inputs)
+    entry = EntryFunc(func)
     for name, result in zip(names, results, strict=True):
-        argument = block.add_argument(result.type, ir.Location.unknown())
-        result.replace_all_uses_with(argument)
-        inputs.append(result.type)
-        attributes.append(ir.DictAttr.get({"llmos.kind": ir.StringAttr.get("weight"), **_name_and_dtype(name, result)}))
-    func.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, list(kind.results)))
-    func.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
+        weight = entry.add_argument(result.type, items(tensor_attributes(name, dtype_name(result), kind=WEIGHT)))
+        result.replace_all_uses_with(weight)
 
 
 def dtype_name(value: ir.Value) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import map_elements
-from llmos.compiler.analysis.loops import STACK, VIEWS, is_loop, loops_in, root_of
-from llmos.compiler.ir.attributes import COUNTER
+from llmos.compiler.analysis.loops import VIEWS, is_loop, loops_in, root_of
+from llmos.compiler.ir.attributes import ATTENTION, COUNTER, STACK, text_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
-from llmos.compiler.ir.updates import updated_arguments
 from llmos.passes._clusters import cluster_all
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._outline import rebuild, schedule
 from llmos.passes._pass import Pass
-from llmos.passes.recognise_attention import GROUP
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,13 @@ class FormDispatches(Pass):
     prefix: str = "d"
 
     def run(self, module: ir.Module) -> None:
-        publics = [op.operation for op in module.body.operations if op.operation.name == "func.func" and not _is_private(op.operation)]
-        for func in publics:
+        for func in public_functions(module):
             name_loops(module, func)
             materialise_empty(func)
             copy_returned_arguments(func)
             shapes = Shapes.of(func, SymbolTable.of(module))
             for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
-                self._form(module, Graph(loop, shapes), f"{ir.StringAttr(loop.attributes[COUNTER]).value}_")
+                self._form(module, Graph(loop, shapes), f"{text_of(loop.attributes, COUNTER)}_")
             self._form(module, Graph(func, shapes), self.prefix)
 
     def _form(self, module: ir.Module, graph: Graph, prefix: str) -> None:
@@ -60,15 +58,11 @@ class FormDispatches(Pass):
         rebuild(graph, module, schedule(graph), prefix)
 
 
-def _is_private(func: ir.Operation) -> bool:
-    return "sym_visibility" in func.attributes
-
-
 def _attention_groups(graph: Graph) -> list[list[ir.Operation]]:
     groups: dict[int, list[ir.Operation]] = {}
     for op in graph.ops:
-        if GROUP in op.attributes:
-            groups.setdefault(ir.IntegerAttr(op.attributes[GROUP]).value, []).append(op)
+        if ATTENTION in op.attributes:
+            groups.setdefault(ir.IntegerAttr(op.attributes[ATTENTION]).value, []).append(op)
     return list(groups.values())
 
 
@@ -91,7 +85,7 @@ def copy_returned_arguments(func: ir.Operation) -> None:
     The new value of an updated input comes first: it lies where the input does, and is no copy of an output.
     """
     terminator = list(func.regions[0].blocks[0].operations)[-1].operation
-    updated = updated_arguments(func)
+    updated = EntryFunc(func).updated
     returned: list[ir.Value] = []
     for i in [*updated, *[i for i in range(len(terminator.operands)) if i not in updated]]:
         value = terminator.operands[i]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.loops import loops_in
-from llmos.compiler.ir.attributes import COUNTER, COUNTERS
+from llmos.compiler.ir.attributes import COUNTER, COUNTERS, items, text_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._graph import captured, owner_of
@@ -28,10 +29,9 @@ class FuseLoops(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        for op in module.body.operations:
-            if op.operation.name == "func.func" and "sym_visibility" not in op.operation.attributes:
-                name_loops(module, op.operation)
-                _fuse_all(op.operation, SymbolTable.of(module))
+        for func in public_functions(module):
+            name_loops(module, func)
+            _fuse_all(func, SymbolTable.of(module))
         _forget_counters(module)
 
 
@@ -100,12 +100,6 @@ def _forget_counters(module: ir.Module) -> None:
     """Those of loops that are part of another now."""
     if COUNTERS not in module.operation.attributes:
         return
-    used = {
-        ir.StringAttr(loop.attributes[COUNTER]).value
-        for op in module.body.operations
-        for loop in loops_in(op.operation.regions[0].blocks[0])
-    }
-    table = ir.DictAttr(module.operation.attributes[COUNTERS])
-    module.operation.attributes[COUNTERS] = ir.DictAttr.get(
-        {n.name: n.attr for n in (table[i] for i in range(len(table))) if n.name in used}
-    )
+    used = {text_of(loop.attributes, COUNTER) for op in module.body.operations for loop in loops_in(op.operation.regions[0].blocks[0])}
+    known = items(module.operation.attributes[COUNTERS])
+    module.operation.attributes[COUNTERS] = ir.DictAttr.get({name: bounds for name, bounds in known.items() if name in used})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.contraction import float_contraction_of, root_contraction
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
+from llmos.compiler.ir.attributes import LABEL
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, dispatch_functions
 from llmos.passes._pass import Pass
-
-LABEL = "llmos.label"
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,18 @@ class LabelDispatches(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        for op in module.body.operations:
-            func = op.operation
-            if "llmos.dispatch" in func.attributes:
-                func.attributes[LABEL] = ir.StringAttr.get(label_of(func))
+        for func in dispatch_functions(module):
+            func.attributes[LABEL] = ir.StringAttr.get(label_of(func))
 
 
 def label_of(func: ir.Operation) -> str:
     """The label of one dispatch function."""
-    kind = ir.StringAttr(func.attributes["llmos.dispatch"]).value
+    kind = DispatchFunc(func).kind
     generics = [
         Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)
     ]
     if kind in ("attention", "scatter"):
-        return str(kind)
+        return kind
     if kind in ("contraction", "winograd"):
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
@@ -65,7 +63,7 @@ def label_of(func: ir.Operation) -> str:
 
 
 def _contraction(generics: list[Generic]) -> str:
-    root = next(c for c in (float_contraction_of(g.op) for g in generics) if c is not None)
+    root = root_contraction(g.op for g in generics)
     if any(
         p is None and not isinstance(e, ir.AffineConstantExpr)
         for a in (root.lhs_map, root.rhs_map)

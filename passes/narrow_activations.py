@@ -8,11 +8,11 @@ from functools import cached_property
 
 from llmos.compiler.analysis.attention import parts_of
 from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import dim_positions, pure_source
 from llmos.compiler.analysis.loops import VIEWS
-from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, public_functions
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 
@@ -40,10 +40,9 @@ class NarrowActivations(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
-        for func in functions.values():
-            if "sym_visibility" not in func.attributes:
-                _Program(func, functions).narrow()
+        functions = functions_of(module)
+        for func in public_functions(module):
+            _Program(func, functions).narrow()
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class _Call:
 
     @property
     def kind(self) -> str:
-        return str(ir.StringAttr(self.func.attributes["llmos.dispatch"]).value)
+        return DispatchFunc(self.func).kind
 
     @property
     def block(self) -> ir.Block:
@@ -74,7 +73,7 @@ class _Call:
     def contraction(self) -> Contraction | None:
         if self.kind not in ("contraction", "windowed"):
             return None
-        return next(c for c in (float_contraction_of(op.operation) for op in self.block.operations) if c is not None)
+        return root_contraction(DispatchFunc(self.func).ops)
 
 
 @dataclass
@@ -88,7 +87,7 @@ class _Program:
     def __post_init__(self) -> None:
         for op in self.main.regions[0].blocks[0].operations:
             if op.operation.name == "func.call":
-                callee = ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value
+                callee = callee_of(op.operation)
                 self.calls.append(_Call(op.operation, self.functions[callee]))
         self.by_op = {call.op: call for call in self.calls}
 
@@ -103,13 +102,10 @@ class _Program:
 
     def _sign(self, weights: list[ir.Value]) -> None:
         """The public function's type and the weights' dtype."""
-        block = self.main.regions[0].blocks[0]
-        attributes = argument_attributes(self.main)
+        entry = EntryFunc(self.main)
         for weight in weights:
-            attributes[ir.BlockArgument(weight).arg_number]["llmos.dtype"] = ir.StringAttr.get("bfloat16")
-        self.main.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(a) for a in attributes])
-        results = ir.FunctionType(ir.TypeAttr(self.main.attributes["function_type"]).value).results
-        self.main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([a.type for a in block.arguments], results))
+            entry.mark_argument(ir.BlockArgument(weight).arg_number, dtype=ir.StringAttr.get("bfloat16"))
+        entry.update_type()
 
     # -- what is read where
     def _readers(self, value: ir.Value) -> Iterator[tuple[_Call | None, int]]:
@@ -129,12 +125,8 @@ class _Program:
         return any(call is not None and call.block.arguments[number] in call.factors for call, number in self._readers(value))
 
     def _weights(self) -> list[ir.Value]:
-        found = []
-        for argument, attributes in zip(self.main.regions[0].blocks[0].arguments, argument_attributes(self.main), strict=True):
-            is_weight = "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
-            if is_weight and _is_f32(argument) and self._may_narrow(argument):
-                found.append(argument)
-        return found
+        weights = [each.value for each in EntryFunc(self.main).arguments.weights]
+        return [weight for weight in weights if _is_f32(weight) and self._may_narrow(weight)]
 
     def _is_matrix(self, weight: ir.Value) -> bool:
         """Whether a contraction has a weight on its right, or something gathers from it."""
@@ -143,7 +135,7 @@ class _Program:
 
     def _activations(self, weights: set[ir.Value]) -> list[ir.Value]:
         """Results that become narrow, in program order."""
-        real = weights | {a for a in self.main.regions[0].blocks[0].arguments if _is_f32(a) and not self._is_weight(a)}
+        real = weights | {a.value for a in EntryFunc(self.main).arguments if _is_f32(a.value) and not a.is_weight}
         found: list[ir.Value] = []
         for call in self.calls:
             if not any(_origin(operand) in real for operand in call.op.operands):
@@ -153,10 +145,6 @@ class _Program:
                 if _is_f32(result) and call.kind not in LOOPS and self._is_multiplied(result) and self._may_narrow(result):
                     found.append(result)
         return found
-
-    def _is_weight(self, argument: ir.Value) -> bool:
-        attributes = argument_attributes(self.main)[ir.BlockArgument(argument).arg_number]
-        return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
 
 
 def _is_f32(value: ir.Value) -> bool:

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.casts import WIDEN
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import dim_positions, dims_of, pure_source
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import argument_attributes
+from llmos.compiler.ir.attributes import PACKED, TILING, PackedLayout, text_of
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.tiling import TILING, Tiling
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, Func, callee_of, functions_of, public_functions
+from llmos.compiler.ir.tiling import Tiling
 from llmos.passes._pass import Pass
-
-PACKED = "llmos.packed"
-WINOGRAD = "llmos.winograd"  # of a dispatch: outputs on a side of a tile
 
 
 @dataclass(frozen=True)
@@ -36,22 +34,22 @@ class PackWeights(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
-        for func in functions.values():
-            if "sym_visibility" not in func.attributes:
-                _pack_calls(func, functions)
+        functions = functions_of(module)
+        for func in public_functions(module):
+            _pack_calls(func, functions)
 
 
 def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
-    arguments: dict[tuple[int, str], ir.Value] = {}
-    attributes = argument_attributes(main)
-    for call, dispatch, position, axes in list(weighted_contractions(main, functions)):
-        spec, number = _specification(dispatch, axes), ir.BlockArgument(call.operands[position]).arg_number
-        key = (number, str(spec))
-        if key not in arguments:
-            arguments[key] = _add_argument(main, call.operands[position], attributes[number], spec)
-        call.operands[position] = arguments[key]
-        _mark(dispatch, position, spec)
+    packed: dict[tuple[int, PackedLayout], ir.Value] = {}
+    entry = EntryFunc(main)
+    arguments = entry.arguments
+    for call, dispatch, position, (n_axes, k_axes) in list(weighted_contractions(main, functions)):
+        weight, layout = arguments[ir.BlockArgument(call.operands[position]).arg_number], _layout(dispatch, n_axes, k_axes)
+        key = (weight.position, layout)
+        if key not in packed:
+            packed[key] = entry.add_argument(weight.value.type, {**weight.attributes, PACKED: layout.attribute()})
+        call.operands[position] = packed[key]
+        Func(dispatch).mark_argument(position, packed=layout.attribute())
     drop_unused_weights(main)
 
 
@@ -59,14 +57,14 @@ def weighted_contractions(
     main: ir.Operation, functions: dict[str, ir.Operation]
 ) -> Iterator[tuple[ir.Operation, ir.Operation, int, list[list[int]]]]:
     """(call, its dispatch, operand, axes of n and k) of every contraction whose right side is one weight, however its axes are ordered."""
-    block, attributes = main.regions[0].blocks[0], argument_attributes(main)
-    for call in _calls(block):
-        dispatch = functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value]
+    entry = EntryFunc(main)
+    weights = [each.value for each in entry.arguments.weights]
+    for call in _calls(entry.block):
+        dispatch = functions[callee_of(call)]
         found = _constant_side(dispatch)
         if found is None:
             continue
-        operand = call.operands[found[0]]
-        if operand in block.arguments and _is_weight(attributes[operand.arg_number]):
+        if call.operands[found[0]] in weights:
             yield call, dispatch, *found
 
 
@@ -79,25 +77,16 @@ def _calls(block: ir.Block) -> Iterator[ir.Operation]:
             yield from _calls(op.operation.regions[0].blocks[0])
 
 
-def _specification(dispatch: ir.Operation, axes: list[list[int]]) -> ir.Attribute:
-    """What `llmos.packed` says."""
-    columns = Tiling.parse(ir.StringAttr(dispatch.attributes[TILING]).value).columns if TILING in dispatch.attributes else None
-    tile = [[ir.IntegerAttr(dispatch.attributes[WINOGRAD]).value]] if WINOGRAD in dispatch.attributes else []
-    width = [[columns]] if columns is not None else [[]] if tile else []
-    parts = [*axes, *width, *tile]
-    return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in parts])
-
-
-def _is_weight(attributes: dict[str, ir.Attribute]) -> bool:
-    return "llmos.kind" in attributes and ir.StringAttr(attributes["llmos.kind"]).value == "weight"
+def _layout(dispatch: ir.Operation, n_axes: list[int], k_axes: list[int]) -> PackedLayout:
+    columns = Tiling.parse(text_of(dispatch.attributes, TILING)).columns
+    return PackedLayout(tuple(n_axes), tuple(k_axes), columns, DispatchFunc(dispatch).winograd_tile)
 
 
 def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value not in ("contraction", "windowed", "winograd"):
+    if DispatchFunc(dispatch).kind not in ("contraction", "windowed", "winograd"):
         return None
-    block = dispatch.regions[0].blocks[0]
-    root = next(c for c in (float_contraction_of(op.operation) for op in block.operations) if c is not None)
+    root = root_contraction(DispatchFunc(dispatch).ops)
     if any(d in dims_of(root.rhs_map) for d in root.batch) or any(
         p is None and not isinstance(e, ir.AffineConstantExpr)
         for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)
@@ -108,7 +97,7 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None
         return None
     if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):
         return None
-    return _axes(root, list(block.arguments).index(source[0]), source[1])
+    return _axes(root, ir.BlockArgument(source[0]).arg_number, source[1])
 
 
 def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) -> tuple[int, list[list[int]]] | None:
@@ -118,31 +107,7 @@ def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) 
     return argument, [[where[dim] for dim in dims] for dims in (root.n, root.k)]
 
 
-def _add_argument(main: ir.Operation, weight: ir.Value, attributes: dict[str, ir.Attribute], spec: ir.Attribute) -> ir.Value:
-    block = main.regions[0].blocks[0]
-    added = block.add_argument(weight.type, ir.Location.unknown())
-    kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
-    main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([*kind.inputs, weight.type], kind.results))
-    main.attributes["arg_attrs"] = ir.ArrayAttr.get(
-        [*ir.ArrayAttr(main.attributes["arg_attrs"]), ir.DictAttr.get({**attributes, PACKED: spec})]
-    )
-    return added
-
-
-def _mark(dispatch: ir.Operation, position: int, spec: ir.Attribute) -> None:
-    attributes = argument_attributes(dispatch)
-    attributes[position][PACKED] = spec
-    dispatch.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(a) for a in attributes])
-
-
 def drop_unused_weights(main: ir.Operation) -> None:
     """Remove weight arguments that nothing reads any more."""
-    block = main.regions[0].blocks[0]
-    attributes = argument_attributes(main)
-    unused = [i for i, argument in enumerate(block.arguments) if _is_weight(attributes[i]) and not any(True for _ in argument.uses)]
-    for position in reversed(unused):
-        block.erase_argument(position)
-    kept = [i for i in range(len(attributes)) if i not in unused]
-    kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
-    main.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([kind.inputs[i] for i in kept], kind.results))
-    main.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(attributes[i]) for i in kept])
+    entry = EntryFunc(main)
+    entry.drop_arguments(each.position for each in entry.arguments.weights if not any(True for _ in each.value.uses))

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.loops import BUFFERS, ELSEWHERE, Loop, is_loop, root_of
-from llmos.compiler.ir.attributes import COMPUTES
+from llmos.compiler.analysis.loops import ELSEWHERE, Loop, is_loop, root_of
+from llmos.compiler.ir.attributes import BUFFERS, COMPUTES, SLOTS, WITHIN, integer_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Expr, SymbolTable
-from llmos.compiler.ir.updates import WITHIN, argument_place, integer_of, output_numbers
+from llmos.compiler.ir.updates import argument_place
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
-
-SLOTS = "llmos.slots"
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class PlanMemory(Pass):
 
     def run(self, module: ir.Module) -> None:
         table = SymbolTable.of(module)
-        for op in module.body.operations:
-            if "sym_visibility" not in op.operation.attributes:
-                _Planner(op.operation, Shapes.of(op.operation, table), _Slots(table)).plan()
+        for func in public_functions(module):
+            _Planner(EntryFunc(func), Shapes.of(func, table), _Slots(table)).plan()
 
 
 @dataclass
@@ -82,14 +80,13 @@ class _Slots:
 class _Planner:
     """Places of the results of one public function, op by op."""
 
-    func: ir.Operation
+    func: EntryFunc
     shapes: Shapes
     slots: _Slots
 
     def plan(self) -> None:
-        ops = [op.operation for op in self.func.regions[0].blocks[0].operations]
-        returned = list(ops[-1].operands)
-        self.outputs = {root_of(returned[result]): number for number, result in enumerate(output_numbers(self.func))}
+        ops = self.func.ops
+        self.outputs = {root_of(output.value): number for number, output in enumerate(self.func.outputs)}
         last_use = _last_uses(ops)
         held: dict[ir.Value, list[int]] = {}
         for position, op in enumerate(ops):
@@ -106,7 +103,7 @@ class _Planner:
             for result in op.results:  # a result that nobody reads is free at once
                 if result in held and result not in last_use:
                     self.slots.free += held.pop(result)
-        self.func.attributes[SLOTS] = ir.ArrayAttr.get([ir.StringAttr.get(str(size)) for size in self.slots.sizes])
+        self.func.op.attributes[SLOTS] = ir.ArrayAttr.get([ir.StringAttr.get(str(size)) for size in self.slots.sizes])
 
     def _place(self, result: ir.Value, held: dict[ir.Value, list[int]]) -> int:
         """An output, or a slot that is held from now on."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from llmos.compiler.analysis.attention import describe
 from llmos.compiler.analysis.contraction import Contraction, float_contraction_of, unit_dims
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, is_fill, is_identity
+from llmos.compiler.ir.attributes import ATTENTION, integer
 from llmos.compiler.ir.bindings import ir
 from llmos.passes._pass import Pass
-
-GROUP = "llmos.attention"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class RecogniseAttention(Pass):
                 if group is None:
                     continue
                 for member in group:
-                    member.attributes[GROUP] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
+                    member.attributes[ATTENTION] = integer(number)
                 number += 1
 
 

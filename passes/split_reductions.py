@@ -10,6 +10,7 @@ from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, dim_positions, has_windows, is_identity
 from llmos.compiler.analysis.windows import neutral_element
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import public_functions
 from llmos.passes._pass import Pass
 
 
@@ -34,11 +35,10 @@ class SplitReductions(Pass):
     part: int = 1 << 16
 
     def run(self, module: ir.Module) -> None:
-        for op in module.body.operations:
-            if op.operation.name == "func.func" and "sym_visibility" not in op.operation.attributes:
-                for each in list(op.operation.regions[0].blocks[0].operations):
-                    if each.operation.name == "linalg.generic":
-                        self._split(Generic(each.operation))
+        for func in public_functions(module):
+            for each in list(func.regions[0].blocks[0].operations):
+                if each.operation.name == "linalg.generic":
+                    self._split(Generic(each.operation))
 
     def _split(self, generic: Generic) -> None:
         sizes = _static_sizes(generic)

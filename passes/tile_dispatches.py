@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from llmos.compiler.ir.attributes import argument_attributes
+from llmos.compiler.ir.attributes import PACKED, TILING, argument_attributes, set_argument_attributes
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.tiling import NO_TILINGS, TILING, Tilings
+from llmos.compiler.ir.functions import dispatch_functions, make_public
+from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
 from llmos.passes._pass import Pass
-from llmos.passes.pack_weights import PACKED
 
 _KEY_DIGITS = 16
 
@@ -30,9 +30,9 @@ class TileDispatches(Pass):
 
     def run(self, module: ir.Module) -> None:
         chosen = dict(self.tilings)
-        for op in module.body.operations:
-            if "llmos.dispatch" in op.operation.attributes and (key := tiling_key(op.operation)) in chosen:
-                op.operation.attributes[TILING] = ir.StringAttr.get(str(chosen[key]))
+        for func in dispatch_functions(module):
+            if (key := tiling_key(func)) in chosen:
+                func.attributes[TILING] = ir.StringAttr.get(str(chosen[key]))
 
 
 def tiling_key(func: ir.Operation) -> str:
@@ -49,15 +49,14 @@ def tiling_key(func: ir.Operation) -> str:
 def tiling_keys(module: ir.Module) -> set[str]:
     """Of all dispatches of a module."""
     with module.context:
-        return {tiling_key(op.operation) for op in module.body.operations if "llmos.dispatch" in op.operation.attributes}
+        return {tiling_key(func) for func in dispatch_functions(module)}
 
 
 def _reduce(func: ir.Operation) -> None:
     """Leave of a dispatch what is the same in all that one kernel serves, whatever was chosen for it."""
-    attributes = func.attributes
-    for name in (TILING, "sym_visibility"):
-        if name in attributes:
-            del attributes[name]
-    attributes["sym_name"] = ir.StringAttr.get("_")
+    if TILING in func.attributes:
+        del func.attributes[TILING]
+    make_public(func)
+    func.attributes["sym_name"] = ir.StringAttr.get("_")
     plain = [{name: value for name, value in each.items() if name != PACKED} for each in argument_attributes(func)]
-    attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(each) for each in plain])
+    set_argument_attributes(func, plain)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.loops import VIEWS, is_loop, root_of
 from llmos.compiler.analysis.scatters import scatter_of
+from llmos.compiler.ir.attributes import DISPATCH, IN_PLACE, WITHIN, integer
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc, callee_of, functions_of, public_functions
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import SymbolTable
-from llmos.compiler.ir.updates import IN_PLACE, WITHIN, updated_arguments
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass
 
@@ -35,11 +36,10 @@ class UpdateInPlace(Pass):
     """
 
     def run(self, module: ir.Module) -> None:
-        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
-        for func in functions.values():
-            if "sym_visibility" not in func.attributes:
-                for number, argument in updated_arguments(func).items():
-                    _Update(func, functions, SymbolTable.of(module), number, argument).place()
+        functions = functions_of(module)
+        for func in public_functions(module):
+            for number, argument in EntryFunc(func).updated.items():
+                _Update(func, functions, SymbolTable.of(module), number, argument).place()
 
 
 @dataclass
@@ -61,19 +61,19 @@ class _Update:
             in_place = operand is not None and root_of(call.operands[operand]) == held
             if is_output or (not in_place and self._reads(call, held)) or not self._is_last(call, held):
                 continue
-            call.attributes[WITHIN] = _number(self.argument)
+            call.attributes[WITHIN] = integer(self.argument)
             if operand is not None and in_place:
                 callee = self._callee(call)
-                callee.attributes[IN_PLACE] = _number(operand)
+                callee.attributes[IN_PLACE] = integer(operand)
                 if _returned(callee).name == "tensor.insert_slice":
-                    callee.attributes["llmos.dispatch"] = ir.StringAttr.get("insert")
+                    callee.attributes[DISPATCH] = ir.StringAttr.get("insert")
             held = result
 
     def _ops(self) -> list[ir.Operation]:
         return [op.operation for op in self.func.regions[0].blocks[0].operations]
 
     def _callee(self, call: ir.Operation) -> ir.Operation:
-        return self.functions[ir.FlatSymbolRefAttr(call.attributes["callee"]).value]
+        return self.functions[callee_of(call)]
 
     def _writers(self, value: ir.Value) -> list[tuple[ir.Operation, int | None]]:
         """The dispatches that make a value out of one another's results, the first one first; with the operand that each writes into."""
@@ -96,8 +96,8 @@ class _Update:
         return operand if alone and self._is_called_once(call) else None
 
     def _is_called_once(self, call: ir.Operation) -> bool:
-        name = ir.FlatSymbolRefAttr(call.attributes["callee"]).value
-        calls = [op for op in self._ops() if op.name == "func.call" and ir.FlatSymbolRefAttr(op.attributes["callee"]).value == name]
+        name = callee_of(call)
+        calls = [op for op in self._ops() if op.name == "func.call" and callee_of(op) == name]
         return calls == [call]
 
     # -- who reads what lies in the input's memory
@@ -162,7 +162,3 @@ def _lies_inside(insert: ir.Operation, shapes: Shapes) -> bool:
         return False
     room = [whole - offset - size for whole, offset, size in zip(shapes.shape(insert.results[0]), offsets, sizes, strict=True)]
     return all(shapes.table.bounds(shapes.table.simplify(each))[0] >= 0 for each in (*room, *offsets))
-
-
-def _number(value: int) -> ir.Attribute:
-    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
+from llmos.compiler.ir.attributes import DISPATCH, WINOGRAD, integer
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, functions_of, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._pass import Pass
-from llmos.passes.pack_weights import WINOGRAD, weighted_contractions
+from llmos.passes.pack_weights import weighted_contractions
 
 LANES = 16  # channels fill vectors of every target
 PRODUCTS = 26.0  # multiplications that a core does in a cycle, of 32 with 512-bit vectors
@@ -40,24 +42,22 @@ class Winograd(Pass):
     min_channels: int = 32
 
     def run(self, module: ir.Module) -> None:
-        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        functions = functions_of(module)
         table = SymbolTable.of(module)
-        for main in functions.values():
-            if "sym_visibility" not in main.attributes:
-                for call, dispatch, weight, _ in weighted_contractions(main, functions):
-                    direct = ir.StringAttr(dispatch.attributes["llmos.dispatch"]).value == "contraction"
-                    if direct and isinstance(call.operands[weight].type.element_type, ir.F32Type):
-                        self._mark(dispatch, table)
+        for main in public_functions(module):
+            for call, dispatch, weight, _ in weighted_contractions(main, functions):
+                direct = DispatchFunc(dispatch).kind == "contraction"
+                if direct and isinstance(call.operands[weight].type.element_type, ir.F32Type):
+                    self._mark(dispatch, table)
 
     def _mark(self, dispatch: ir.Operation, table: SymbolTable) -> None:
-        root = next(c for c in (float_contraction_of(op.operation) for op in dispatch.regions[0].blocks[0].operations) if c is not None)
-        stencil = stencil_of(root, Shapes.of(dispatch, table))
+        stencil = stencil_of(root_contraction(DispatchFunc(dispatch).ops), Shapes.of(dispatch, table))
         if stencil is None or stencil.channels % LANES or stencil.channels < self.min_channels:
             return
         m = int(self.tile) if self.tile != "auto" else cheapest(stencil, _batches(stencil, table))
         if m:
-            dispatch.attributes["llmos.dispatch"] = ir.StringAttr.get("winograd")
-            dispatch.attributes[WINOGRAD] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), m)
+            dispatch.attributes[DISPATCH] = ir.StringAttr.get("winograd")
+            dispatch.attributes[WINOGRAD] = integer(m)
 
 
 def _batches(stencil: Stencil, table: SymbolTable) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, dims_of_expr, has_windows
@@ -120,6 +120,11 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     if any(d not in lhs | rhs for d in out) or not n or not _is_worth(found):
         return None
     return found
+
+
+def root_contraction(ops: Iterable[ir.Operation]) -> Contraction:
+    """The contraction among the ops of a dispatch of one."""
+    return next(c for c in map(float_contraction_of, ops) if c is not None)
 
 
 def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:

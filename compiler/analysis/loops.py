@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmos.compiler.ir.attributes import COUNTER
+from llmos.compiler.ir.attributes import COUNTER, STACK
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import Expr
 
-STACK = "llmos.stack"
-BUFFERS = "llmos.buffers"  # of a call or a loop: where its results go (passes/plan_memory.py)
 ELSEWHERE = -(1 << 32)  # a place that follows from the loop: a slice of a stack
 VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
 

@@ -17,12 +17,12 @@ from types import MappingProxyType
 from typing import Literal
 
 from llmos.compiler.analysis.generic import Generic, dims_of
+from llmos.compiler.ir.attributes import DEQUANTIZE, QUANTIZE
 from llmos.compiler.ir.bindings import ir
 
 Kind = Literal["quantize", "dequantize"]
 Role = Literal["input", "scale", "multiplier", "zero_point"]
 
-QUANTIZE, DEQUANTIZE = "llmos.quantize", "llmos.dequantize"
 _KINDS: Mapping[str, Kind] = MappingProxyType({QUANTIZE: "quantize", DEQUANTIZE: "dequantize"})
 
 # Smallest and largest number of a quantized type; the types below 8 bits lie in one byte an element.

@@ -12,10 +12,11 @@ from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.registry import get_backend
 from llmos.compiler.execution.native import call_entry
+from llmos.compiler.ir.attributes import FOLD
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import make_public
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import PipelineOptions, run_pipeline
-from llmos.passes.fold_weight_computation import FOLD
 from llmos.runtime.artifact.dtypes import DTYPES
 
 HOST = "cpu"  # backend whose code runs in the compiler's process
@@ -42,8 +43,8 @@ def _taken_out(module: ir.Module) -> ir.Module | None:
         alone = ir.Module.create()
         with ir.InsertionPoint(alone.body):
             main = fold.clone()
-        for key in (FOLD, "sym_visibility"):
-            del main.attributes[key]
+        del main.attributes[FOLD]
+        make_public(main)
         main.attributes["sym_name"] = ir.StringAttr.get("main")
         fold.erase()
     return alone

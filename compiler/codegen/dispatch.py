@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llmos.compiler.ir.attributes import TILING, text_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, name_of
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
-from llmos.compiler.ir.tiling import TILING, Tiling
+from llmos.compiler.ir.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,16 @@ class Dispatch:
 
     @cached_property
     def name(self) -> str:
-        return str(ir.StringAttr(self.func.attributes["sym_name"]).value)
+        return name_of(self.func)
 
     @cached_property
     def kind(self) -> str:
-        return str(ir.StringAttr(self.func.attributes["llmos.dispatch"]).value)
+        return DispatchFunc(self.func).kind
 
     @cached_property
     def tiling(self) -> Tiling:
         """What a measured search chose for it."""
-        text = ir.StringAttr(self.func.attributes[TILING]).value if TILING in self.func.attributes else ""
-        return Tiling.parse(text)
+        return Tiling.parse(text_of(self.func.attributes, TILING))
 
     @property
     def block(self) -> ir.Block:

@@ -12,11 +12,12 @@ from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.driver.compile import import_with_warnings, say
 from llmos.compiler.driver.packaging import contents
-from llmos.compiler.driver.renaming import SYMBOLS, rename
+from llmos.compiler.driver.renaming import rename
 from llmos.compiler.driver.saved import Sidecar
-from llmos.compiler.frontend.model import STATE, ImportedModel
-from llmos.compiler.ir.attributes import COMPUTED, argument_attributes
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir.attributes import COMPUTED, SYMBOLS
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.limits import require_addressable
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.accuracy import Proof, gather, joined, with_loaded_weights
@@ -105,8 +106,7 @@ def _check_states(models: Mapping[str, ImportedModel]) -> None:
 
 
 def _states(model: ImportedModel) -> list[str]:
-    main = next(op.operation for op in model.module.body.operations if "sym_visibility" not in op.operation.attributes)
-    return [str(ir.StringAttr(each[STATE]).value) for each in argument_attributes(main) if STATE in each]
+    return [each.state for each in EntryFunc.of(model.module).arguments if each.state]
 
 
 def _separate(models: Mapping[str, ImportedModel]) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from llmos.compiler.ir.attributes import COMPUTED, COMPUTES
+from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, GUARDS, SHAPE, SYMBOLS
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.guards import GUARDS
 from llmos.runtime.errors import UserError
 
-SYMBOLS = "llmos.symbols"
-SHAPE = "llmos.shape"
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
 

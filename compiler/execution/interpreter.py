@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype, rounded_to_bfloat16
-from llmos.compiler.ir.attributes import argument_attributes, result_attributes
+from llmos.compiler.ir.attributes import strip
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import Argument, EntryFunc, callee_of, functions_of
 from llmos.compiler.ir.weights import Weight
 
 # Cloned into whatever uses them: they hold no numbers of their own.
@@ -83,30 +84,30 @@ class Interpreter:
     def __init__(self, module: ir.Module, cache: OpCache | None = None) -> None:
         self.module = module
         self._cache = cache or OpCache()
-        self._functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
+        self._functions = functions_of(module)
         self._outlined: dict[ir.Operation, _Outlined] = {}
 
     @property
     def main(self) -> ir.Operation:
-        return next(op for op in self._functions.values() if "sym_visibility" not in op.attributes)
+        return EntryFunc.of(self.module).op
 
     def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray]) -> Trace:
         """Runs the entry. bfloat16 as uint16. Raises UnsupportedError where upstream can't lower an op."""
         given = {**weights, **self.folded(weights)}
         queue = iter([_as_pairs(array) for array in inputs])
-        kinds = argument_attributes(self.main)
-        arguments = [next(queue) if _text(each, "llmos.kind") == "input" else _bound(each, given) for each in kinds]
-        trace = self.run_function(self.main, arguments)
-        dtypes = [_text(each, "llmos.dtype") for each in result_attributes(self.main)]
-        return replace(trace, outputs=tuple(_as_declared(array, dtype) for array, dtype in zip(trace.outputs, dtypes, strict=True)))
+        entry = EntryFunc(self.main)
+        arguments = [next(queue) if each.is_input else _bound(each, given) for each in entry.arguments]
+        trace = self.run_function(entry.op, arguments)
+        declared = [_as_declared(array, each.dtype) for array, each in zip(trace.outputs, entry.results, strict=True)]
+        return replace(trace, outputs=tuple(declared))
 
     def folded(self, weights: Mapping[str, Weight | np.ndarray]) -> dict[str, np.ndarray]:
         """The weights that the module's function `fold` computes."""
         if FOLD not in self._functions:
             return {}
-        fold = self._functions[FOLD]
-        outputs = self.run_function(fold, [_bound(each, weights) for each in argument_attributes(fold)]).outputs
-        return {_text(each, "llmos.name"): array for each, array in zip(result_attributes(fold), outputs, strict=True)}
+        fold = EntryFunc(self._functions[FOLD])
+        outputs = self.run_function(fold.op, [_bound(each, weights) for each in fold.arguments]).outputs
+        return {each.name: array for each, array in zip(fold.results, outputs, strict=True)}
 
     def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray]) -> Trace:
         """Runs one function on tensors."""
@@ -160,7 +161,7 @@ class Interpreter:
 
     def _callee_text(self, name: str, new_name: str) -> str:
         copy = self._functions[name].clone()
-        _strip(copy)
+        strip(copy)
         copy.attributes["sym_name"] = ir.StringAttr.get(new_name)
         if "arg_attrs" in copy.attributes:
             del copy.attributes["arg_attrs"]
@@ -229,35 +230,28 @@ def _adapt(op: ir.Operation, mapping: Mapping[ir.Value, ir.Value], callees: Mapp
         if operand in mapping:
             op.operands[i] = mapping[operand]
     if op.name == "func.call":
-        op.attributes["callee"] = ir.FlatSymbolRefAttr.get(callees[ir.FlatSymbolRefAttr(op.attributes["callee"]).value])
-    _strip(op)
+        op.attributes["callee"] = ir.FlatSymbolRefAttr.get(callees[callee_of(op)])
+    strip(op)  # what our passes note on an op would make ops that are alike look different
     for region in op.regions:
         for block in region.blocks:
             for inner in block.operations:
                 _adapt(inner.operation, mapping, callees)
 
 
-def _strip(op: ir.Operation) -> None:
-    """What our passes note on an op would make ops that are alike look different."""
-    for name in [op.attributes[i].name for i in range(len(op.attributes))]:
-        if name.startswith("llmos."):
-            del op.attributes[name]
-
-
 def _callees(op: ir.Operation) -> Iterator[str]:
     if op.name == "func.call":
-        yield ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+        yield callee_of(op)
     for region in op.regions:
         for block in region.blocks:
             for inner in block.operations:
                 yield from _callees(inner.operation)
 
 
-def _bound(argument: Mapping[str, ir.Attribute], weights: Mapping[str, Weight | np.ndarray]) -> np.ndarray:
+def _bound(argument: Argument, weights: Mapping[str, Weight | np.ndarray]) -> np.ndarray:
     """The weight that an argument takes, narrowed where the argument is."""
-    weight = weights[_text(argument, "llmos.name")]
+    weight = weights[argument.name]
     array = weight.array if isinstance(weight, Weight) else weight
-    return rounded_to_bfloat16(array) if _text(argument, "llmos.dtype") == "bfloat16" and array.dtype == np.float32 else array
+    return rounded_to_bfloat16(array) if argument.dtype == "bfloat16" and array.dtype == np.float32 else array
 
 
 def _as_declared(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -272,10 +266,6 @@ def _as_pairs(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "c":
         return array
     return np.ascontiguousarray(array).reshape(*array.shape, 1).view(array.real.dtype)
-
-
-def _text(attributes: Mapping[str, ir.Attribute], key: str) -> str:
-    return str(ir.StringAttr(attributes[key]).value)
 
 
 def _is_tensor(value: ir.Value) -> bool:

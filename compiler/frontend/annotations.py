@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from llmos.compiler.ir.attributes import COMPUTED
+from llmos.compiler.ir.attributes import COMPUTED, DTYPE, INPUT, KIND, NAME, SHAPE, SYMBOLS, WEIGHT
 from llmos.compiler.ir.bindings import func, ir
+from llmos.compiler.ir.functions import is_public
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.errors import UserError
 
-_SYMBOLS = "llmos.symbols"
 _ADVICE = "see the linalg stage in docs/architecture.md"
 
 
 def check_symbols(module: ir.Module) -> None:
     """Raise UserError if the table of symbols or of computed sizes, where present, is malformed or lacks a range."""
     _check_computed(module)
-    if _SYMBOLS not in module.operation.attributes:
+    if SYMBOLS not in module.operation.attributes:
         return
-    table = module.operation.attributes[_SYMBOLS]
+    table = module.operation.attributes[SYMBOLS]
     if not isinstance(table, ir.DictAttr):
-        raise UserError(f"{_SYMBOLS} is not a dictionary of ranges; {_ADVICE}")
+        raise UserError(f"{SYMBOLS} is not a dictionary of ranges; {_ADVICE}")
     for named in (table[i] for i in range(len(table))):
         bounds = list(named.attr) if isinstance(named.attr, ir.DenseI64ArrayAttr) else []
         if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
-            raise UserError(f"{_SYMBOLS} gives {named.name} no range [min, max]; {_ADVICE}")
+            raise UserError(f"{SYMBOLS} gives {named.name} no range [min, max]; {_ADVICE}")
 
 
 def _check_computed(module: ir.Module) -> None:
@@ -44,7 +44,7 @@ def _check_computed(module: ir.Module) -> None:
 
 def check_annotations(module: ir.Module, weights: Collection[str]) -> None:
     """Raise UserError for the first argument or result of the public function whose attributes don't match it."""
-    main = next((op for op in module.body.operations if isinstance(op, func.FuncOp) and "sym_visibility" not in op.attributes), None)
+    main = next((op for op in module.body.operations if isinstance(op, func.FuncOp) and is_public(op)), None)
     if main is None or main.is_external:
         raise UserError(f"the module has no public function with a body; {_ADVICE}")
     for attribute, values in (("arg_attrs", main.type.inputs), ("res_attrs", main.type.results)):
@@ -62,25 +62,25 @@ def _dicts(main: func.FuncOp, attribute: str) -> list[ir.DictAttr]:
 
 def _check_argument(what: str, kind: ir.Type, given: ir.DictAttr, weights: Collection[str]) -> None:
     _check_tensor(what, kind, given)
-    role = _text(what, given, "llmos.kind")
-    if role == "weight":
-        if _text(what, given, "llmos.name") not in weights:
-            raise UserError(f"{what} is the weight {_text(what, given, 'llmos.name')!r}, which is not among the weights beside the text")
-    elif role != "input":
-        raise UserError(f"{what}: llmos.kind is {role!r}, not input or weight; {_ADVICE}")
-    elif "llmos.shape" not in given or not isinstance(given["llmos.shape"], ir.ArrayAttr):
-        raise UserError(f"{what} has no llmos.shape; {_ADVICE}")
+    role = _text(what, given, KIND)
+    if role == WEIGHT:
+        if _text(what, given, NAME) not in weights:
+            raise UserError(f"{what} is the weight {_text(what, given, NAME)!r}, which is not among the weights beside the text")
+    elif role != INPUT:
+        raise UserError(f"{what}: {KIND} is {role!r}, not {INPUT} or {WEIGHT}; {_ADVICE}")
+    elif SHAPE not in given or not isinstance(given[SHAPE], ir.ArrayAttr):
+        raise UserError(f"{what} has no {SHAPE}; {_ADVICE}")
     else:
-        _check_shape(what, ir.RankedTensorType(kind), ir.ArrayAttr(given["llmos.shape"]))
+        _check_shape(what, ir.RankedTensorType(kind), ir.ArrayAttr(given[SHAPE]))
 
 
 def _check_shape(what: str, kind: ir.RankedTensorType, shape: ir.ArrayAttr) -> None:
     if len(shape) != kind.rank:
-        raise UserError(f"{what}: llmos.shape has {len(shape)} entries for {kind}")
+        raise UserError(f"{what}: {SHAPE} has {len(shape)} entries for {kind}")
     for axis, entry in enumerate(shape):
         fits = isinstance(entry, ir.StringAttr) if kind.is_dynamic_dim(axis) else _is_number(entry, kind.get_dim_size(axis))
         if not fits:
-            raise UserError(f"{what}: entry {axis} of llmos.shape, {entry}, doesn't fit {kind}")
+            raise UserError(f"{what}: entry {axis} of {SHAPE}, {entry}, doesn't fit {kind}")
 
 
 def _is_number(entry: ir.Attribute, size: int) -> bool:
@@ -90,10 +90,10 @@ def _is_number(entry: ir.Attribute, size: int) -> bool:
 def _check_tensor(what: str, kind: ir.Type, given: ir.DictAttr) -> None:
     if not isinstance(kind, ir.RankedTensorType):
         raise UserError(f"{what} is {kind}, not a ranked tensor")
-    _text(what, given, "llmos.name")
-    dtype = _text(what, given, "llmos.dtype")
+    _text(what, given, NAME)
+    dtype = _text(what, given, DTYPE)
     if dtype not in DTYPES:
-        raise UserError(f"{what}: llmos.dtype is {dtype!r}, not one of {', '.join(DTYPES)}")
+        raise UserError(f"{what}: {DTYPE} is {dtype!r}, not one of {', '.join(DTYPES)}")
 
 
 def _text(what: str, given: ir.DictAttr, key: str) -> str:

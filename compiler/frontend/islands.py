@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from llmos.compiler.frontend.dims import Shape
 from llmos.compiler.ir.bindings import func, fx_importer, ir, tensor
+from llmos.compiler.ir.functions import callee_of
 from llmos.compiler.support.children import Children
 from llmos.runtime.errors import UnsupportedError
 
@@ -96,7 +97,7 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
 
     def visit(op: ir.Operation) -> ir.WalkResult:
         if op.name == "func.call":
-            found[ir.FlatSymbolRefAttr(op.attributes["callee"]).value] = op
+            found[callee_of(op)] = op
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)

@@ -12,7 +12,9 @@ import numpy as np
 from llmos.compiler.frontend.annotations import check_annotations, check_symbols
 from llmos.compiler.frontend.cleanup import ALLOWED, check_dialects, drop_assertions
 from llmos.compiler.frontend.model import ImportedModel, with_quantization
+from llmos.compiler.ir.attributes import INPUT, KIND, SYMBOLS, WEIGHT, items, ranges_attribute, tensor_attributes
 from llmos.compiler.ir.bindings import PassManager, arith, context, func, ir, linalg, tensor
+from llmos.compiler.ir.functions import is_public, make_private
 from llmos.compiler.ir.parsing import read_text, require_shallow
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import UnsupportedError, UserError
@@ -98,14 +100,14 @@ def place(location: ir.Location) -> str:
 def _entry(module: ir.Module) -> func.FuncOp:
     """Find the one public function and rename it to `main`."""
     functions = [op for op in module.body.operations if isinstance(op, func.FuncOp)]
-    public = [op for op in functions if "sym_visibility" not in op.attributes]
+    public = list(filter(is_public, functions))
     chosen = next((op for op in public if op.name.value == "main"), public[0] if len(public) == 1 else None)
     if chosen is None:
         names = ", ".join(op.name.value for op in public) or "none"
         raise UserError(f"the module needs one public function, or one called main; it has {names}")
     for other in public:
         if other.name.value != chosen.name.value:
-            other.attributes["sym_visibility"] = ir.StringAttr.get("private")
+            make_private(other)
     chosen.attributes["sym_name"] = ir.StringAttr.get("main")
     if len(functions) > 1:
         _run_upstream("builtin.module(inline,symbol-dce)", module)
@@ -215,15 +217,14 @@ def _annotate(module: ir.Module, function: func.FuncOp, weights: Mapping[str, We
     for position, argument in enumerate(arguments[: len(arguments) - len(weights)]):
         attributes.append(_input_attributes(position, ir.RankedTensorType(argument.type), given[position], ranges))
     for name, weight in weights.items():
-        attributes.append(_attribute_dict(kind="weight", name=name, dtype=weight.dtype))
+        attributes.append(tensor_attributes(name, weight.dtype, kind=WEIGHT))
     function.arg_attrs = ir.ArrayAttr.get(attributes)
     results = ir.FunctionType(function.type).results
     labels = ["output"] if len(results) == 1 else [f"output{i}" for i in range(len(results))]
     if "res_attrs" not in function.attributes:
-        named = [_attribute_dict(name=label, dtype=_dtype(kind)) for label, kind in zip(labels, results, strict=True)]
+        named = [tensor_attributes(label, _dtype(kind)) for label, kind in zip(labels, results, strict=True)]
         function.attributes["res_attrs"] = ir.ArrayAttr.get(named)
-    table = {name: ir.DenseI64ArrayAttr.get(list(bounds)) for name, bounds in ranges.items()}
-    module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(table)
+    module.operation.attributes[SYMBOLS] = ranges_attribute(ranges)
 
 
 def _dtype(kind: Any) -> str:
@@ -233,21 +234,19 @@ def _dtype(kind: Any) -> str:
 def _given(function: func.FuncOp, count: int) -> list[dict[str, ir.Attribute]]:
     if "arg_attrs" not in function.attributes:
         return [{} for _ in range(count)]
-    dicts = [ir.DictAttr(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
-    return [{each[i].name: each[i].attr for i in range(len(each))} for each in dicts]
+    return [items(each) for each in ir.ArrayAttr(function.attributes["arg_attrs"])]
 
 
 def _given_symbols(module: ir.Module) -> dict[str, tuple[int, int]]:
-    if "llmos.symbols" not in module.operation.attributes:
+    if SYMBOLS not in module.operation.attributes:
         return {}
-    table = ir.DictAttr(module.operation.attributes["llmos.symbols"])
-    return {table[i].name: tuple(ir.DenseI64ArrayAttr(table[i].attr)) for i in range(len(table))}
+    return {name: tuple(ir.DenseI64ArrayAttr(bounds)) for name, bounds in items(module.operation.attributes[SYMBOLS]).items()}
 
 
 def _input_attributes(
     position: int, kind: ir.RankedTensorType, given: Mapping[str, ir.Attribute], ranges: dict[str, tuple[int, int]]
 ) -> ir.DictAttr:
-    if "llmos.kind" in given:
+    if KIND in given:
         return ir.DictAttr.get(dict(given))
     dims: list[int | str] = []
     for axis in range(kind.rank):
@@ -257,15 +256,7 @@ def _input_attributes(
         symbol = f"d{len(ranges)}"
         ranges[symbol] = (1, MAX_SIZE)
         dims.append(symbol)
-    return _attribute_dict(kind="input", name=f"arg{position}", dtype=_dtype(kind), shape=dims)
-
-
-def _attribute_dict(*, shape: list[int | str] | None = None, **texts: str) -> ir.DictAttr:
-    found: dict[str, ir.Attribute] = {f"llmos.{key}": ir.StringAttr.get(text) for key, text in texts.items()}
-    if shape is not None:
-        i64 = ir.IntegerType.get_signless(64)
-        found["llmos.shape"] = ir.ArrayAttr.get([ir.StringAttr.get(d) if isinstance(d, str) else ir.IntegerAttr.get(i64, d) for d in shape])
-    return ir.DictAttr.get(found)
+    return tensor_attributes(f"arg{position}", _dtype(kind), kind=INPUT, shape=dims)
 
 
 def foreign_ops(module: ir.Module) -> list[tuple[str, str]]:

@@ -13,8 +13,6 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.manifest import QUANTIZATION
 
-STATE = "llmos.state"  # on an input and an output of main: the weight that initializes the state
-
 Reference = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 

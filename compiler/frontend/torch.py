@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,13 @@ from llmos.compiler.frontend.exporting import (
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
 from llmos.compiler.frontend.islands import Islands
-from llmos.compiler.frontend.model import STATE, ImportedModel, Reference, with_quantization
+from llmos.compiler.frontend.model import ImportedModel, Reference, with_quantization
 from llmos.compiler.frontend.references import reference_of, seeded_reference, to_numpy
 from llmos.compiler.frontend.results import as_result, complex_outputs, dtype_name, output_names, output_nodes
 from llmos.compiler.frontend.seeding import draws
 from llmos.compiler.frontend.symbols import find_symbols
-from llmos.compiler.ir.attributes import COMPUTED
+from llmos.compiler.ir.attributes import COMPUTED, GUARDS, INPUT, STATE, SYMBOLS, UPDATES, WEIGHT, ranges_attribute, tensor_attributes
 from llmos.compiler.ir.bindings import arith, context, func, ir, tensor
-from llmos.compiler.ir.guards import GUARDS
-from llmos.compiler.ir.updates import UPDATES
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.errors import InputError
 
@@ -214,8 +211,7 @@ class _Function:
         arguments = [*self.inputs, *weights]
         function.arg_attrs = ir.ArrayAttr.get([self._argument_attributes(each) for each in arguments])
         function.attributes["res_attrs"] = ir.ArrayAttr.get(self._result_attributes(results))
-        symbols = {s.name: ir.DenseI64ArrayAttr.get([s.min, s.max]) for s in self.sizes.symbols}
-        module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(symbols)
+        module.operation.attributes[SYMBOLS] = ranges_attribute({s.name: (s.min, s.max) for s in self.sizes.symbols})
         if self.conditions:
             module.operation.attributes[GUARDS] = ir.ArrayAttr.get([ir.StringAttr.get(text) for text in self.conditions])
         if self.sizes.computed:
@@ -230,9 +226,9 @@ class _Function:
             raise InputError(f"output_names has {len(names)} names, the model has {count} outputs")
         flags = self._returned(complex_outputs(self.program))
         dtypes = iter([dtype_name(each.dtype, flag) for each, flag in zip(results, flags, strict=True)])
-        named = [_named(name, next(dtypes)) for name in names]
-        named += [_named(state_name(name), next(dtypes), {STATE: name}) for name in states]
-        return named + [_named(updated_name(name), next(dtypes), {UPDATES: name}) for name in updates]
+        named = [tensor_attributes(name, next(dtypes)) for name in names]
+        named += [tensor_attributes(state_name(name), next(dtypes), marks={STATE: name}) for name in states]
+        return named + [tensor_attributes(updated_name(name), next(dtypes), marks={UPDATES: name}) for name in updates]
 
     @property
     def _input_names(self) -> dict[str, str]:
@@ -242,16 +238,14 @@ class _Function:
     def _argument_attributes(self, each: ProgramInput) -> ir.DictAttr:
         shape, dtype = self._meta(each)
         is_state = each.kind == "state"
-        attributes = {"llmos.kind": ir.StringAttr.get("input" if is_state else each.kind)}
-        attributes["llmos.name"] = ir.StringAttr.get(state_name(each.name) if is_state else each.name)
-        if is_state:
-            attributes[STATE] = ir.StringAttr.get(each.name)
-        attributes["llmos.dtype"] = ir.StringAttr.get(dtype_name(dtype, each.is_complex and each.kind != "weight"))
-        if each.kind != "weight":
-            i64 = ir.IntegerType.get_signless(64)
-            dims = [ir.IntegerAttr.get(i64, d) if isinstance(d, int) else ir.StringAttr.get(str(d)) for d in shape]
-            attributes["llmos.shape"] = ir.ArrayAttr.get(dims)
-        return ir.DictAttr.get(attributes)
+        is_weight = each.kind == WEIGHT
+        return tensor_attributes(
+            state_name(each.name) if is_state else each.name,
+            dtype_name(dtype, each.is_complex and not is_weight),
+            kind=WEIGHT if is_weight else INPUT,
+            shape=None if is_weight else [d if isinstance(d, int) else str(d) for d in shape],
+            marks={STATE: each.name} if is_state else {},
+        )
 
 
 def _computed(each: ComputedSize) -> ir.DictAttr:
@@ -267,11 +261,6 @@ def _no_indices() -> Any:
 
 def _index_constant(value: int) -> ir.Value:
     return arith.ConstantOp(ir.IndexType.get(), value).result
-
-
-def _named(name: str, dtype: str, marks: Mapping[str, str] = MappingProxyType({})) -> ir.DictAttr:
-    texts = {"llmos.name": name, "llmos.dtype": dtype, **marks}
-    return ir.DictAttr.get({key: ir.StringAttr.get(text) for key, text in texts.items()})
 
 
 def state_name(buffer: str) -> str:

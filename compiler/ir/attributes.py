@@ -1,8 +1,14 @@
-"""The llmos attributes of modules, functions and ops: their names, and how they are read and written."""
+"""The llmos attributes of modules, functions and ops: their names, each said once, and how they are read and written.
+
+docs/architecture.md says what each means at which stage. Nothing else in the compiler spells one of these names; functions are read
+through the views of compiler/ir/functions.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import sympy
@@ -12,35 +18,95 @@ from llmos.compiler.ir.size_text import size_text
 
 T = TypeVar("T")
 
-COUNTERS = "llmos.counters"  # of a module: the counters of its loops, with their ranges
+PREFIX = "llmos."
+
+# of a module
+SYMBOLS = "llmos.symbols"  # the symbols of its sizes, with their ranges
+GUARDS = "llmos.guards"  # what sizes must satisfy beyond their ranges
+COUNTERS = "llmos.counters"  # the counters of its loops, with their ranges
+COMPUTED = "llmos.computed"  # the sizes that the program computes from data
+
+# of an argument or a result of a function
+KIND = "llmos.kind"  # INPUT or WEIGHT
+NAME = "llmos.name"
+DTYPE = "llmos.dtype"  # numpy's name, or bfloat16
+SHAPE = "llmos.shape"  # an integer or a text of symbols for each dim
+STATE = "llmos.state"  # of an input and an output: the weight that the state starts with
+UPDATES = "llmos.updates"  # of a result: the name of the input whose new value it is
+PACKED = "llmos.packed"  # of a weight: its PackedLayout
+EXPR = "llmos.expr"  # of an index argument of a dispatch: the size that it is
+INPUT, WEIGHT = "input", "weight"
+
+# of a function
+DISPATCH = "llmos.dispatch"  # the kind of a dispatch
+LABEL = "llmos.label"  # what a dispatch computes, in the field's words
+OUTER = "llmos.outer"  # of a row dispatch: loop dims before the reduced ones
+TILING = "llmos.tiling"  # of a dispatch: its Tiling as text
+WINOGRAD = "llmos.winograd"  # of a dispatch: outputs on a side of a tile
+IN_PLACE = "llmos.in_place"  # of a dispatch: the tensor operand whose memory its one result takes
+FOLD = "llmos.fold"  # of a function that is run at compile time: its results are weights
+SLOTS = "llmos.slots"  # of an entry: the sizes of the slots of its arena
+
+# of an op
+ATTENTION = "llmos.attention"  # the number of the attention that an op is part of
+SHAPES = "llmos.shapes"  # of a call: the shapes of its results
+BUFFERS = "llmos.buffers"  # of a call or a loop: where its results go (passes/plan_memory.py)
+WITHIN = "llmos.within"  # of a call: the argument of the entry in whose memory its one result lies
 COUNTER = "llmos.counter"  # of a loop: the name of its counter
-COMPUTED = "llmos.computed"  # of a module: the sizes that the program computes from data
+STACK = "llmos.stack"  # of a tensor.insert_slice: each turn of a loop writes one slice
 COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
+QUANTIZE = "llmos.quantize"  # of a linalg.generic that is a quantization (compiler/analysis/quantization.py)
+DEQUANTIZE = "llmos.dequantize"
 
 
-def argument_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`arg_attrs` of a function, one dict an argument."""
-    count = len(func.regions[0].blocks[0].arguments)
-    if "arg_attrs" not in func.attributes:
-        return [{} for _ in range(count)]
-    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["arg_attrs"])]
+# -- single attributes
+def text_of(attributes: Mapping[str, ir.Attribute] | ir.DictAttr | ir.OpAttributeMap, key: str, default: str = "") -> str:
+    """The text of a string attribute; `default` where there is none."""
+    return str(ir.StringAttr(attributes[key]).value) if key in attributes else default
 
 
-def result_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`res_attrs` of a function, one dict a result."""
-    count = len(ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value).results)
-    if "res_attrs" not in func.attributes:
-        return [{} for _ in range(count)]
-    return [{named.name: named.attr for named in _items(ir.DictAttr(attr))} for attr in ir.ArrayAttr(func.attributes["res_attrs"])]
+def integer_of(op: ir.Operation, key: str) -> int | None:
+    """The number of an attribute such as WITHIN or IN_PLACE; None without one."""
+    return int(ir.IntegerAttr(op.attributes[key]).value) if key in op.attributes else None
 
 
-def _items(attr: ir.DictAttr) -> list[ir.NamedAttribute]:
-    return [attr[i] for i in range(len(attr))]
+def integer(number: int) -> ir.Attribute:
+    """An i64 attribute."""
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
 
 
+def strip(op: ir.Operation) -> None:
+    """Remove every llmos attribute of an op."""
+    for name in [op.attributes[i].name for i in range(len(op.attributes))]:
+        if name.startswith(PREFIX):
+            del op.attributes[name]
+
+
+def ranges_attribute(ranges: Mapping[str, Sequence[int]]) -> ir.Attribute:
+    """SYMBOLS or COUNTERS: [min, max] by name."""
+    return ir.DictAttr.get({name: ir.DenseI64ArrayAttr.get(list(bounds)) for name, bounds in ranges.items()})
+
+
+def items(attr: ir.Attribute) -> dict[str, ir.Attribute]:
+    """The entries of a dictionary attribute."""
+    table = ir.DictAttr(attr)
+    return {named.name: named.attr for named in (table[i] for i in range(len(table)))}
+
+
+# -- shapes
 def read_shape(attr: ir.Attribute) -> list[str | int]:
-    """The entries of an `llmos.shape` attribute."""
+    """The entries of a SHAPE attribute."""
     return [ir.StringAttr(dim).value if isinstance(dim, ir.StringAttr) else ir.IntegerAttr(dim).value for dim in ir.ArrayAttr(attr)]
+
+
+def write_shape(dims: Sequence[str | int]) -> ir.Attribute:
+    """A SHAPE attribute of integers and texts."""
+    return ir.ArrayAttr.get([ir.StringAttr.get(dim) if isinstance(dim, str) else integer(dim) for dim in dims])
+
+
+def shape_attribute(shape: Sequence[sympy.Expr]) -> ir.Attribute:
+    """A SHAPE attribute of symbolic sizes."""
+    return write_shape([int(dim) if dim.is_Integer else size_text(dim) for dim in shape])
 
 
 def callers_shape(dtype: str, dims: Sequence[T]) -> tuple[T, ...]:
@@ -48,7 +114,68 @@ def callers_shape(dtype: str, dims: Sequence[T]) -> tuple[T, ...]:
     return tuple(dims[:-1] if dtype.startswith("complex") else dims)
 
 
-def shape_attribute(shape: Sequence[sympy.Expr]) -> ir.Attribute:
-    """`llmos.shape` of symbolic sizes."""
-    i64 = ir.IntegerType.get_signless(64)
-    return ir.ArrayAttr.get([ir.IntegerAttr.get(i64, int(dim)) if dim.is_Integer else ir.StringAttr.get(size_text(dim)) for dim in shape])
+# -- arguments and results
+def argument_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
+    """`arg_attrs` of a function, one dict an argument."""
+    return _attributes_of(func, "arg_attrs", len(func.regions[0].blocks[0].arguments))
+
+
+def result_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
+    """`res_attrs` of a function, one dict a result."""
+    return _attributes_of(func, "res_attrs", len(type_of(func).results))
+
+
+def _attributes_of(func: ir.Operation, key: str, count: int) -> list[dict[str, ir.Attribute]]:
+    if key not in func.attributes:
+        return [{} for _ in range(count)]
+    return [items(attr) for attr in ir.ArrayAttr(func.attributes[key])]
+
+
+def set_argument_attributes(func: ir.Operation, attributes: Iterable[Mapping[str, ir.Attribute]]) -> None:
+    func.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(dict(each)) for each in attributes])
+
+
+def type_of(func: ir.Operation) -> ir.FunctionType:
+    return ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
+
+
+def tensor_attributes(
+    name: str, dtype: str, *, kind: str = "", shape: Sequence[str | int] | None = None, marks: Mapping[str, str] = MappingProxyType({})
+) -> ir.DictAttr:
+    """What an argument or a result of an entry carries. marks: more texts, such as {STATE: "mean"}."""
+    texts = {NAME: name, DTYPE: dtype, **({KIND: kind} if kind else {}), **marks}
+    found: dict[str, ir.Attribute] = {key: ir.StringAttr.get(text) for key, text in texts.items()}
+    return ir.DictAttr.get({**found, **({SHAPE: write_shape(shape)} if shape is not None else {})})
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """How a weight lies as the right side of contractions: in panels [n/w][k][w] of float32, or [n/w][k/2][w][2] of bfloat16.
+
+    n_axes, k_axes: the axes of the weight that n and k are made of, outermost first. columns: w; None leaves it to the sizes
+    (backends/cpu/packing.py). tile: m of a winograd dispatch, whose kernels lie transformed; None of any other.
+    """
+
+    n_axes: tuple[int, ...]
+    k_axes: tuple[int, ...]
+    columns: int | None = None
+    tile: int | None = None
+
+    @classmethod
+    def read(cls, attr: ir.Attribute) -> PackedLayout:
+        n_axes, k_axes, *rest = (tuple(int(each) for each in ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attr))
+        columns, tile = (next(iter(rest[i]), None) if i < len(rest) else None for i in range(2))
+        return cls(n_axes, k_axes, columns, tile)
+
+    @property
+    def _parts(self) -> list[list[int]]:
+        width = [[self.columns]] if self.columns is not None else [[]] if self.tile is not None else []
+        return [list(self.n_axes), list(self.k_axes), *width, *([[self.tile]] if self.tile is not None else [])]
+
+    def attribute(self) -> ir.Attribute:
+        """PACKED."""
+        return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in self._parts])
+
+    def __str__(self) -> str:
+        """As names of stored weights have it: [1][2,3,0]."""
+        return "".join(f"[{','.join(map(str, part))}]" for part in self._parts)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from llmos.compiler.ir.attributes import GUARDS
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.runtime.errors import UserError
-
-GUARDS = "llmos.guards"
 
 _PREDICATES: Mapping[str, str] = {"==": "eq", "!=": "ne", "<=": "sle", ">=": "sge", "<": "slt", ">": "sgt"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import sympy
 
-from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, COUNTER, argument_attributes, read_shape
+from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, COUNTER, EXPR, SHAPE, SHAPES, argument_attributes, read_shape, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.rounded_sizes import FloorMul
 from llmos.compiler.ir.size_text import floor_mod, truncated
@@ -49,10 +49,10 @@ class Shapes:
         return self._scalars.get(value) is not None
 
     def _enter(self, argument: ir.Value, attributes: Mapping[str, ir.Attribute]) -> None:
-        if "llmos.expr" in attributes:
-            self._scalars[argument] = self.table.parse(ir.StringAttr(attributes["llmos.expr"]).value)
+        if EXPR in attributes:
+            self._scalars[argument] = self.table.parse(ir.StringAttr(attributes[EXPR]).value)
         elif isinstance(argument.type, ir.RankedTensorType):
-            dims = read_shape(attributes["llmos.shape"]) if "llmos.shape" in attributes else list(argument.type.shape)
+            dims = read_shape(attributes[SHAPE]) if SHAPE in attributes else list(argument.type.shape)
             self._shapes[argument] = tuple(self.table.parse(dim) for dim in dims)
 
     def visit(self, op: ir.Operation) -> None:
@@ -305,7 +305,7 @@ def _loop(shapes: Shapes, op: ir.Operation) -> None:
         return
     block = op.regions[0].blocks[0]
     counter, *carried = block.arguments
-    shapes._scalars[counter] = shapes.table.parse(ir.StringAttr(op.attributes[COUNTER]).value)
+    shapes._scalars[counter] = shapes.table.parse(text_of(op.attributes, COUNTER))
     for argument, init in zip(carried, list(op.operands)[3:], strict=True):
         if (known := shapes._shapes.get(init)) is not None:
             shapes._shapes[argument] = known
@@ -314,8 +314,8 @@ def _loop(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def _call(shapes: Shapes, op: ir.Operation) -> None:
-    if "llmos.shapes" in op.attributes:
-        for result, attr in zip(op.results, ir.ArrayAttr(op.attributes["llmos.shapes"]), strict=True):
+    if SHAPES in op.attributes:
+        for result, attr in zip(op.results, ir.ArrayAttr(op.attributes[SHAPES]), strict=True):
             shapes._shapes[result] = tuple(shapes.table.parse(dim) for dim in read_shape(attr))
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmos.compiler.backends.base import Target
 
-TILING = "llmos.tiling"  # attribute of a dispatch function: its Tiling as text
 _NEXT_FIELD, _NEXT_DISPATCH = "+", ";"
 
 

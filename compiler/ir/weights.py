@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from llmos.compiler.ir.attributes import PackedLayout
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -28,3 +30,15 @@ class Weight:
     @classmethod
     def of(cls, array: np.ndarray) -> Weight:
         return cls(array.dtype.name, array.shape, lambda: array)
+
+
+@dataclass(frozen=True)
+class BoundWeight(Weight):
+    """A weight as the code reads it.
+
+    `source` is the model's weight that it is made of, rounded to bfloat16 where `dtype` says so; `layout` how it is packed, None where it
+    lies as it is.
+    """
+
+    source: str = ""
+    layout: PackedLayout | None = None

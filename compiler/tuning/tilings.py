@@ -12,6 +12,7 @@ from llmos.compiler.backends.planning import form_dispatches, plan_dispatches
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, dispatch_functions, name_of
 from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
 from llmos.passes.tile_dispatches import tiling_key
 
@@ -61,6 +62,5 @@ class Untiled:
 
 def _keys(module: ir.Module) -> dict[str, str]:
     """The hash of each dispatch that has choices, by its name."""
-    functions = [op.operation for op in module.body.operations if "llmos.dispatch" in op.operation.attributes]
-    tuned = [func for func in functions if ir.StringAttr(func.attributes["llmos.dispatch"]).value == TUNED]
-    return {ir.StringAttr(func.attributes["sym_name"]).value: tiling_key(func) for func in tuned}
+    tuned = [func for func in dispatch_functions(module) if DispatchFunc(func).kind == TUNED]
+    return {name_of(func): tiling_key(func) for func in tuned}

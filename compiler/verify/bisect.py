@@ -17,8 +17,10 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir.attributes import FOLD, PackedLayout
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.weights import Weight
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, name_of
+from llmos.compiler.ir.weights import BoundWeight, Weight
 from llmos.compiler.verify.accuracy import Proof, as_stored, gather
 from llmos.compiler.verify.checked_run import Observed, Shadow
 from llmos.compiler.verify.fault_localization import Comparison, Side
@@ -138,7 +140,7 @@ class _Bisection:
         if op is None:
             return "", "", ()
         position = [each.operation for each in op.block.operations].index(op)
-        function = ir.StringAttr(op.parent.operation.attributes["sym_name"]).value
+        function = name_of(op.parent.operation)
         located = self.runner.module(text)
         functions = functions_of(located)
         ops = [each.operation for each in functions[function].regions[0].blocks[0].operations]
@@ -158,7 +160,7 @@ class _Bisection:
         if not target:
             raise UserError(f"this machine runs none of {', '.join(model.code)}: bisect with --target native")
         self.say(f"running the code of {target} beside the interpreter")
-        main = main_of(module)
+        main = EntryFunc.of(module).op
         units = {op: kernel.name for op, kernel in zip(units_of(main), model.kernels, strict=True)}
         shadow = Shadow(main, trace, [kernel.name for kernel in model.kernels])
         weights = [aligned_copy(weight.load()) for weight in model.weights.values()]
@@ -182,7 +184,7 @@ class _Bisection:
 
     def _wrong_fold(self, functions: Mapping[str, ir.Operation]) -> Verdict | None:
         """A weight that our own kernels computed at compile time, and wrongly."""
-        texts = [stage.text for stage in self.passed.stages if "llmos.fold" in stage.text]
+        texts = [stage.text for stage in self.passed.stages if FOLD in stage.text]
         if not texts:
             return None
         expected = self.runner.folded(self.runner.module(texts[-1]))
@@ -195,27 +197,23 @@ class _Bisection:
 
     def _wrong_weight(self, main: ir.Operation, op: ir.Operation, weights: Sequence[np.ndarray]) -> str:
         """The weight of a dispatch whose panels don't hold what the weight holds; "" where all do."""
-        arguments = list(main.regions[0].blocks[0].arguments)
-        first = len(arguments) - len(weights)
-        for value in op.operands:
-            if value not in arguments or arguments.index(value) < first:
-                continue
-            number = arguments.index(value) - first
-            name = list(self.passed.compiled.weights)[number]
-            plain = self.passed.planned.weights[name.split("#")[0]]
-            if "#packed" in name and not _holds(weights[number], plain, name):
+        # states follow the weights that are arguments
+        arguments = EntryFunc(main).arguments.weights
+        for argument, array, (name, bound) in zip(arguments, weights, self.passed.compiled.weights.items(), strict=False):
+            layout = bound.layout if isinstance(bound, BoundWeight) and argument.value in list(op.operands) else None
+            if layout is not None and not _holds(array, self.passed.planned.weights[argument.name], layout):
                 return f"{name} is not the weight in panels"
         return ""
 
 
-def _holds(panels: np.ndarray, weight: Weight, name: str) -> bool:
-    """Whether float32 panels [n/48][k][48] hold a weight, column by column; True for other layouts."""
+def _holds(panels: np.ndarray, weight: Weight, layout: PackedLayout) -> bool:
+    """Whether float32 panels [n/w][k][w] hold a weight, column by column; True for other layouts."""
     if panels.ndim != 3 or weight.dtype != "float32":
         return True
-    axes = [[int(axis) for axis in part.split(",") if axis] for part in name.split("#packed[")[1].rstrip("]").split("][")]
-    if len(axes) != 2 or sorted(axes[0] + axes[1]) != list(range(len(weight.shape))):
+    axes = (*layout.n_axes, *layout.k_axes)
+    if layout.tile is not None or sorted(axes) != list(range(len(weight.shape))):
         return True
-    matrix = weight.array.transpose(*axes[0], *axes[1]).reshape(-1, panels.shape[1])  # [n, k]
+    matrix = weight.array.transpose(axes).reshape(-1, panels.shape[1])  # [n, k]
     columns = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[: len(matrix)]
     return bool(np.array_equal(columns, matrix, equal_nan=True))
 
@@ -235,9 +233,9 @@ def describe(op: ir.Operation, functions: Mapping[str, ir.Operation]) -> tuple[s
     """Name, label and places in the model of a dispatch, or of an op that is none."""
     if op.name != "func.call":
         return op.name, "", _places([op])
-    name = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+    name = callee_of(op)
     callee = functions[name]
-    label = ir.StringAttr(callee.attributes["llmos.label"]).value if "llmos.label" in callee.attributes else ""
+    label = DispatchFunc(callee).label
     return name, label, _places([each.operation for each in callee.regions[0].blocks[0].operations])
 
 
@@ -247,16 +245,6 @@ def _places(ops: Sequence[ir.Operation]) -> tuple[str, ...]:
         str(op.location) for op in ops if op.name.startswith(("linalg.generic", "tensor.", "scf.", "tm_tensor.")) and op.name not in _SHARED
     ]
     return tuple(dict.fromkeys(text[5:-2] for text in texts if text.startswith('loc("') and text.endswith('")')))
-
-
-def functions_of(module: ir.Module) -> dict[str, ir.Operation]:
-    """By name."""
-    return {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
-
-
-def main_of(module: ir.Module) -> ir.Operation:
-    """The entry."""
-    return next(op for op in functions_of(module).values() if "sym_visibility" not in op.attributes)
 
 
 def units_of(main: ir.Operation) -> list[ir.Operation]:

@@ -17,9 +17,8 @@ from llmos.compiler.backends.base import CompiledModel
 from llmos.compiler.execution.interpreter import Step, Trace
 from llmos.compiler.execution.native import ERRORS, CompiledCode, Launch, aligned_copy, poisoned_array
 from llmos.compiler.execution.reference import element_dtype
-from llmos.compiler.ir.attributes import COMPUTES
+from llmos.compiler.ir.attributes import COMPUTES, WITHIN
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.updates import WITHIN
 from llmos.compiler.verify.accuracy import empty_outputs, given_arrays
 from llmos.runtime.artifact.deviation import Deviation, measure
 from llmos.runtime.errors import BudgetError

@@ -12,7 +12,8 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.verify.bisect import describe, functions_of, main_of, units_of
+from llmos.compiler.ir.functions import EntryFunc, functions_of
+from llmos.compiler.verify.bisect import describe, units_of
 from llmos.compiler.verify.checked_run import Observed, Shadow
 from llmos.compiler.verify.samples import Recording
 from llmos.compiler.verify.snapshots import Runner, snapshots_of
@@ -69,7 +70,7 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
     with imported.module.context:
         runner = Runner(recording.inputs, imported.weights, imported.module.context, OpCache())
         module = runner.module(passed.stages[-1].text)
-        main = main_of(module)
+        main = EntryFunc.of(module).op
         units = units_of(main)
         functions = functions_of(module)
         described = [describe(op, functions) for op in units]

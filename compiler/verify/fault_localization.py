@@ -15,6 +15,7 @@ import numpy as np
 
 from llmos.compiler.execution.interpreter import Step, Trace
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import callee_of, is_public
 from llmos.runtime.artifact.deviation import measure
 
 _PLACE = re.compile(r'"-":(\d+):(\d+)')
@@ -65,7 +66,7 @@ class Side:
         return self.trace.values.get(value)
 
     def callee(self, op: ir.Operation) -> ir.Operation | None:
-        return self.functions.get(ir.FlatSymbolRefAttr(op.attributes["callee"]).value) if op.name == "func.call" else None
+        return self.functions.get(callee_of(op)) if op.name == "func.call" else None
 
     def makers(self, op: ir.Operation) -> list[ir.Operation | None]:
         """The op that makes each tensor result: itself, or what a callee returns."""
@@ -117,7 +118,7 @@ class Comparison:
 
     @property
     def _main(self) -> ir.Operation:
-        return next(op for op in self.after.functions.values() if "sym_visibility" not in op.attributes)
+        return next(filter(is_public, self.after.functions.values()))
 
     def _maker(self, value: ir.Value) -> ir.Operation | None:
         return None if isinstance(value.owner, ir.Block) else value.owner.operation

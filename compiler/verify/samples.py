@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from llmos.compiler.frontend.model import Reference
-from llmos.compiler.ir.attributes import argument_attributes, callers_shape, read_shape, result_attributes
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.guards import Guard, guards_of
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.artifact.deviation import is_exact, measure, numbers
@@ -76,13 +76,9 @@ class Signature:
 
     @classmethod
     def of(cls, module: ir.Module) -> Signature:
-        main = next(op.operation for op in module.body.operations if "sym_visibility" not in op.operation.attributes)
-        table = SymbolTable.of(module)
-        arguments = [a for a in argument_attributes(main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
-        inputs = tuple(
-            InputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"]), tuple(map(table.parse, _given_dims(a)))) for a in arguments
-        )
-        results = tuple(OutputSpec(_text(a["llmos.name"]), _text(a["llmos.dtype"])) for a in result_attributes(main))
+        entry, table = EntryFunc.of(module), SymbolTable.of(module)
+        inputs = tuple(InputSpec(a.name, a.dtype, tuple(map(table.parse, a.callers_shape))) for a in entry.arguments.inputs)
+        results = tuple(OutputSpec(each.name, each.dtype) for each in entry.results)
         return cls(table, inputs, results, guards_of(module.operation, table))
 
     def sizes_of(self, inputs: Sequence[np.ndarray]) -> dict[str, int]:
@@ -95,10 +91,6 @@ class Signature:
     def shape(self, spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
         values = {symbol.expr: sizes[symbol.name] for symbol in self.table.symbols if symbol.name in sizes}
         return tuple(int(dim.subs(values)) for dim in spec.dims)
-
-
-def _given_dims(attributes: Mapping[str, ir.Attribute]) -> tuple[str | int, ...]:
-    return callers_shape(_text(attributes["llmos.dtype"]), read_shape(attributes["llmos.shape"]))
 
 
 def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[Recording]:

@@ -9,9 +9,10 @@ from llmos.compiler.backends.cpu.backend import CpuBackend
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.ir.attributes import FOLD
 from llmos.compiler.ir.bindings import ir
 from llmos.passes.channels_last import ChannelsLast
-from llmos.passes.fold_weight_computation import FOLD, FoldWeightComputation
+from llmos.passes.fold_weight_computation import FoldWeightComputation
 
 from .ir_tests import Call, apply, check, functions, generics
 

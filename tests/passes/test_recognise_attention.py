@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from llmos.compiler.ir.attributes import ATTENTION
 from llmos.compiler.ir.bindings import ir
-from llmos.passes.recognise_attention import GROUP, RecogniseAttention
+from llmos.passes.recognise_attention import RecogniseAttention
 
 from .ir_tests import apply, check, functions, generics
 
@@ -20,7 +21,7 @@ def groups(function: Callable[..., object], *inputs: Tensor) -> list[int]:
     """Number of ops in each attention found."""
     module = apply(generics(function, *inputs), RecogniseAttention())
     main = functions(module)[0].regions[0].blocks[0]
-    found = [ir.IntegerAttr(op.attributes[GROUP]).value for op in main.operations if GROUP in op.operation.attributes]
+    found = [ir.IntegerAttr(op.attributes[ATTENTION]).value for op in main.operations if ATTENTION in op.operation.attributes]
     return [found.count(number) for number in sorted(set(found))]
 
 

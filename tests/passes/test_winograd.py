@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llmos.compiler.ir.attributes import WINOGRAD
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import Pass
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
-from llmos.passes.pack_weights import WINOGRAD, PackWeights
+from llmos.passes.pack_weights import PackWeights
 from llmos.passes.winograd import Winograd
 
 from .ir_tests import apply, check, functions, generics

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from llmos.compiler.analysis.independence.domain import Batch, Mixed, Rows, State, Uniform
 from llmos.compiler.analysis.independence.function import Frame, Function
-from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.guards import Guard
 from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 
@@ -63,8 +63,7 @@ def _free_names(main: Function, inputs: Sequence[TensorSpec], candidate: str) ->
 
 
 def _argument(batch: Batch, main: Function, value: ir.BlockArgument) -> State:
-    attributes = argument_attributes(main.op)[value.arg_number]
-    if ir.StringAttr(attributes["llmos.kind"]).value != "input":
+    if not EntryFunc(main.op).arguments[value.arg_number].is_input:
         return Uniform()
     others = main.shapes.shape(value)[1:]
     return Rows(0) if all(batch.is_free(size) for size in others) else Mixed(f"an input has {batch.name} in two dimensions")

@@ -11,12 +11,12 @@ import sympy
 from llmos.compiler.analysis.generic import Generic, captured
 from llmos.compiler.analysis.independence.domain import Batch, Mixed, Rows, State, Uniform, collapse, expand, join, only_axis
 from llmos.compiler.analysis.independence.generic import GenericRows
+from llmos.compiler.ir.attributes import LABEL
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import callee_of
 from llmos.compiler.ir.shapes import DYNAMIC, Shapes, kept_dims, pad_parameters, reassociation
 from llmos.compiler.ir.sizes import Expr, Shape
 from llmos.runtime.errors import UnsupportedError
-
-LABEL = "llmos.label"
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Frame:
 
     # -- calls and loops
     def _call(self, op: ir.Operation) -> list[State]:
-        function = self.functions[ir.FlatSymbolRefAttr(op.attributes["callee"]).value]
+        function = self.functions[callee_of(op)]
         return Frame(self.batch, function, self.functions).run([self.state(operand) for operand in op.operands])
 
     def _for(self, op: ir.Operation) -> list[State]:

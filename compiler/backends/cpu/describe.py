@@ -10,11 +10,9 @@ from llmos.compiler.backends.cpu.program import LoopUnit, Program, Work, describ
 from llmos.compiler.backends.cpu.weights import bound_weights
 from llmos.compiler.backends.entry import computed_by_outputs, describe_entry, symbols_of
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.ir.attributes import argument_attributes
-from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.weights import Weight
-from llmos.passes.label_dispatches import LABEL
 from llmos.runtime.artifact.manifest import KernelSpec
 
 
@@ -22,14 +20,13 @@ def describe(program: Program, weights: Mapping[str, Weight], passes: Sequence[s
     """The manifest's part of a compiled model; no code yet."""
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = describe_entry(program.main, program.table, functions)
-    arguments = argument_attributes(program.main)
-    slots = [ir.StringAttr(size).value for size in ir.ArrayAttr(program.main.attributes["llmos.slots"])]
+    main = EntryFunc(program.main)
     return CompiledModel(
         entries=(entry,),
         symbols=symbols_of(program.table),
-        weights={**bound_weights(arguments, weights), **{name: weights[name] for name in entry.states}},
+        weights={**bound_weights(main.arguments.weights, weights), **{name: weights[name] for name in entry.states}},
         kernels=tuple(_kernel_specs(program)),
-        plan={"slots": slots},
+        plan={"slots": main.slots},
         passes=tuple(passes),
         computed=computed_by_outputs(program.main, program.table),
     )
@@ -54,4 +51,4 @@ def _kernel_spec(table: SymbolTable, name: str, kind: str, label: str, work: Wor
 
 
 def _label(dispatch: Dispatch) -> str:
-    return ir.StringAttr(dispatch.func.attributes[LABEL]).value if LABEL in dispatch.func.attributes else dispatch.kind
+    return DispatchFunc(dispatch.func).label or dispatch.kind

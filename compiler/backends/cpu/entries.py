@@ -19,6 +19,7 @@ from llmos.compiler.backends.cpu.link import link_shared
 from llmos.compiler.backends.cpu.planned import CpuPlanned
 from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.ir.attributes import SYMBOLS, ranges_attribute
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Symbol
@@ -79,8 +80,8 @@ def _named(entry: EntrySpec, name: str, weights: Mapping[str, str]) -> EntrySpec
 def _share_symbols(module: ir.Module, symbols: Mapping[str, Symbol]) -> None:
     """Give a module the symbols of all entries: the core hands each entry's functions all of them."""
     with module.context:
-        ranges = {symbol.name: ir.DenseI64ArrayAttr.get([symbol.min, symbol.max]) for symbol in symbols.values()}
-        module.operation.attributes["llmos.symbols"] = ir.DictAttr.get(ranges)
+        ranges = {symbol.name: (symbol.min, symbol.max) for symbol in symbols.values()}
+        module.operation.attributes[SYMBOLS] = ranges_attribute(ranges)
 
 
 @dataclass

@@ -10,17 +10,24 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.loops import BUFFERS, VIEWS, Loop, is_loop, loops_in, root_of
+from llmos.compiler.analysis.loops import VIEWS, Loop, is_loop, loops_in, root_of
 from llmos.compiler.backends.cpu.computed import is_allocatable, is_valid
 from llmos.compiler.backends.cpu.loops import NUM_THREADS, LoopLayout
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer, product
-from llmos.compiler.ir.attributes import COMPUTES, COUNTER, argument_attributes, callers_shape, read_shape, result_attributes
+from llmos.compiler.ir.attributes import (
+    BUFFERS,
+    COMPUTES,
+    COUNTER,
+    callers_shape,
+    text_of,
+)
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc, callee_of, name_of
 from llmos.compiler.ir.guards import Guard, guards_of
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import ComputedSymbol, Expr, SymbolTable
-from llmos.compiler.ir.updates import argument_of, output_numbers, updated_arguments
+from llmos.compiler.ir.updates import argument_of
 from llmos.runtime.native.abi import (
     ALIGNMENT,
     ANY_BYTES,
@@ -53,7 +60,7 @@ class HostEmitter:
         self.shapes = Shapes.of(self.main, self.table)
         self.defined: set[ComputedSymbol] = set()
         self.doubtful = self._doubtful_dims()
-        name = ir.StringAttr(self.main.attributes["sym_name"]).value
+        name = name_of(self.main)
         self._emit_entry(f"__tvm_ffi_{name}")
         self._emit_shapes(f"__llmos_shapes_{name}")
         if guards := guards_of(self.main.parent, self.table):
@@ -105,8 +112,7 @@ class HostEmitter:
 
     def _result_shapes(self) -> list[Sequence[Expr]]:
         """The dimensions that a caller sees of each output."""
-        returned, named = list(self._terminator().operands), result_attributes(self.main)
-        return [callers_shape(_dtype(named[i]), self.shapes.shape(returned[i])) for i in output_numbers(self.main)]
+        return [callers_shape(each.dtype, self.shapes.shape(each.value)) for each in EntryFunc(self.main).outputs]
 
     def _terminator(self) -> ir.Operation:
         return list(self.main.regions[0].blocks[0].operations)[-1].operation
@@ -137,8 +143,8 @@ class HostEmitter:
         self._emit_calls(checked, failed)
 
     def _num_arguments(self) -> int:
-        inputs = [a for a in argument_attributes(self.main) if ir.StringAttr(a["llmos.kind"]).value == "input"]
-        return len(inputs) + len(output_numbers(self.main))
+        entry = EntryFunc(self.main)
+        return len(entry.arguments.inputs) + len(entry.outputs)
 
     def _branch(self, condition: Value, yes: ir.Block, yes_args: Sequence[Value], no: ir.Block, no_args: Sequence[Value]) -> None:
         ir.Operation.create(
@@ -178,27 +184,24 @@ class HostEmitter:
 
     def _read_arguments(self) -> None:
         """Data pointers of inputs, outputs and weights; the symbols, from the input dims that are one."""
-        b = self.b
-        attributes = argument_attributes(self.main)
-        arguments = list(self.main.regions[0].blocks[0].arguments)
-        inputs = [i for i, a in enumerate(attributes) if ir.StringAttr(a["llmos.kind"]).value == "input"]
-        weights = [i for i in range(len(attributes)) if i not in inputs]
+        b, arguments = self.b, EntryFunc(self.main).arguments
+        inputs, weights = arguments.inputs, arguments.weights
         self.pointers: dict[ir.Value, Value] = {}
         with b.at_entry():
             tensors = [self._field(self.args, i * ANY_BYTES + ANY_VALUE, b.ptr) for i in range(self._num_arguments())]
             data = [b.address(self._field(t, TENSOR_DATA, b.ptr), self._field(t, TENSOR_OFFSET, b.i64), b.i8) for t in tensors]
             found: dict[sympy.Expr, Value] = {}
-            for position, tensor in zip(inputs, tensors, strict=False):
-                for axis, dim in enumerate(read_shape(attributes[position]["llmos.shape"])):
+            for given, tensor in zip(inputs, tensors, strict=False):
+                for axis, dim in enumerate(given.shape):
                     expr = self.table.parse(dim)
                     if expr.is_Symbol and expr not in found:
                         found[expr] = b.load(b.address(self._field(tensor, TENSOR_SHAPE, b.ptr), b.index(axis), b.i64), b.i64, 8)
-            self.pointers.update({arguments[position]: pointer for position, pointer in zip(inputs, data, strict=False)})
+            self.pointers.update({given.value: pointer for given, pointer in zip(inputs, data, strict=False)})
             self.outputs, self.output_tensors = data[len(inputs) :], tensors[len(inputs) :]
             if weights:
                 table = self._field(self.context, CONTEXT_WEIGHTS, b.ptr)
-                for place, position in zip(self.weights or range(len(weights)), weights, strict=False):
-                    self.pointers[arguments[position]] = b.load(b.address(table, b.index(place), b.ptr), b.ptr, 8)
+                for place, weight in zip(self.weights or range(len(weights)), weights, strict=False):
+                    self.pointers[weight.value] = b.load(b.address(table, b.index(place), b.ptr), b.ptr, 8)
             self.dims = b.stack(max(1, len(self.table.sizes)))
             self.buffers = b.stack(self._most_buffers())
             for i, symbol in enumerate(self.table.symbols):
@@ -217,7 +220,7 @@ class HostEmitter:
 
     def _reserve(self, block: ir.Block, failed: ir.Block) -> ir.Block:
         """Ask for the slots whose sizes the inputs give."""
-        sizes = [self.table.parse(ir.StringAttr(size).value) for size in ir.ArrayAttr(self.main.attributes["llmos.slots"])]
+        sizes = [self.table.parse(size) for size in EntryFunc(self.main).slots]
         self.slots: dict[int, Value] = {}
         self.waiting = {slot: size for slot, size in enumerate(sizes) if self.table.computed_in(size)}
         return self._allocate({slot: size for slot, size in enumerate(sizes) if slot not in self.waiting}, block, failed)
@@ -300,7 +303,7 @@ class HostEmitter:
     def _copy_updates(self) -> None:
         """The new values of updated inputs that lie elsewhere, to where the inputs do. By then nothing reads an old one."""
         b, arguments = self.b, list(self.main.regions[0].blocks[0].arguments)
-        for number, position in updated_arguments(self.main).items():
+        for number, position in EntryFunc(self.main).updated.items():
             value = self._terminator().operands[number]
             target, source = self.pointers[arguments[position]], self.pointers[root_of(value)]
             if source != target:
@@ -313,7 +316,7 @@ class HostEmitter:
 
     def _launch(self, call: ir.Operation, number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
         """One dispatch; `number` is its place in the manifest's kernels."""
-        dispatch = ir.FlatSymbolRefAttr(call.attributes["callee"]).value
+        dispatch = callee_of(call)
         results = [self._place(place) for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS])]
         self.pointers.update(zip(call.results, results, strict=True))
         tensors = [self.pointers[operand] for operand in call.operands if isinstance(operand.type, ir.RankedTensorType)]
@@ -345,7 +348,7 @@ class HostEmitter:
         places = list(ir.DenseI64ArrayAttr(op.attributes[BUFFERS]))
         stacks = {position: self._place(places[position]) for position in layout.stacks}
         given = [self.context, *[self.pointers[value] for value in layout.externals], *[self.slots[slot] for slot in layout.slots]]
-        kernel = self.kernels[ir.StringAttr(op.attributes[COUNTER]).value]
+        kernel = self.kernels[text_of(op.attributes, COUNTER)]
         following = self._start(kernel, [*given, *stacks.values()], number, block, failed)
         for position, result in enumerate(op.results):
             if position in stacks:
@@ -357,7 +360,3 @@ class HostEmitter:
             else:
                 self.pointers[result] = self.pointers[root_of(loop.inits[position])]
         return following
-
-
-def _dtype(attributes: Mapping[str, ir.Attribute]) -> str:
-    return str(ir.StringAttr(attributes["llmos.dtype"]).value) if "llmos.dtype" in attributes else ""

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.loops import BUFFERS, ELSEWHERE, Loop, root_of
+from llmos.compiler.analysis.loops import ELSEWHERE, Loop, root_of
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.kernel import Kernel, Launch, address_of, call_pointer, product
-from llmos.compiler.ir.attributes import COUNTER
+from llmos.compiler.ir.attributes import BUFFERS, COUNTER, text_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import callee_of
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.runtime.native.abi import CONTEXT_LAUNCH, CONTEXT_THREADS
 
@@ -70,7 +71,7 @@ class LoopEmitter:
 
     def emit(self) -> Launch:
         self.layout = LoopLayout.of(self.loop)
-        self.counter = self.table.parse(ir.StringAttr(self.loop.op.attributes[COUNTER]).value)
+        self.counter = self.table.parse(text_of(self.loop.op.attributes, COUNTER))
         launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
         self.largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
         self.num_tiles = self._num_tiles()
@@ -230,4 +231,4 @@ def _tensors(call: ir.Operation) -> list[Value]:
 
 
 def _callee(call: ir.Operation) -> str:
-    return str(ir.FlatSymbolRefAttr(call.attributes["callee"]).value)
+    return callee_of(call)

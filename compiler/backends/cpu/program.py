@@ -29,11 +29,11 @@ from llmos.compiler.backends.cpu.loops import LoopEmitter
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
-from llmos.compiler.ir.attributes import COUNTER
+from llmos.compiler.ir.attributes import COUNTER, text_of
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Expr, SymbolTable
-from llmos.compiler.ir.updates import IN_PLACE, integer_of
 
 Emit = Callable[[ir.Module, Dispatch, CpuTarget], Launch]
 
@@ -69,7 +69,7 @@ class LoopUnit:
 
     @property
     def counter(self) -> str:
-        return str(ir.StringAttr(self.loop.op.attributes[COUNTER]).value)
+        return text_of(self.loop.op.attributes, COUNTER)
 
     @property
     def name(self) -> str:
@@ -94,12 +94,12 @@ class Program:
     @classmethod
     def of(cls, module: ir.Module) -> Program:
         table = SymbolTable.of(module)
-        functions = {ir.StringAttr(op.operation.attributes["sym_name"]).value: op.operation for op in module.body.operations}
-        main = next(op for op in functions.values() if "sym_visibility" not in op.attributes)
+        functions = functions_of(module)
+        main = EntryFunc.of(module).op
         shapes = Shapes.of(main, table)
 
         def called(op: ir.Operation) -> Dispatch:
-            return Dispatch(functions[ir.FlatSymbolRefAttr(op.attributes["callee"]).value], table)
+            return Dispatch(functions[callee_of(op)], table)
 
         units: list[Dispatch | LoopUnit] = []
         for op in main.regions[0].blocks[0].operations:
@@ -164,7 +164,7 @@ def describe_work(dispatch: Dispatch) -> Work:
     In place, what is given is read and written, and the tensor that it is written into is not counted.
     """
     shapes = dispatch.shapes
-    in_place = integer_of(dispatch.func, IN_PLACE)
+    in_place = DispatchFunc(dispatch.func).in_place
     if in_place is not None:
         given = [product(shapes.shape(value)) * _width(value) for i, value in enumerate(dispatch.tensors) if i != in_place]
         return Work(sympy.expand(_flops(dispatch)), sympy.expand(2 * sum(given, sympy.S.Zero)))

@@ -14,6 +14,7 @@ from llmos.compiler.backends.base import CompiledModel, CompileObserver, Planned
 from llmos.compiler.backends.entry import describe_entry, symbols_of
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import Pass
@@ -47,7 +48,7 @@ class NullPlanned(Planned):
 
     @cached_property
     def record(self) -> CompiledModel:
-        main = next(op.operation for op in self.module.body.operations if "sym_visibility" not in op.operation.attributes)
+        main = EntryFunc.of(self.module).op
         with self.module.context, ir.Location.unknown():
             table = SymbolTable.of(self.module)
             entry = describe_entry(main, table, {})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sympy
 
 from llmos.compiler.analysis.casts import WIDEN, widened
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import Generic, dim_positions, fill_value, is_fill, pure_source, reaches
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
 from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
@@ -19,13 +19,13 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import ceil_div, product
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc
 from llmos.compiler.ir.sizes import Expr
 
 
 def contraction_in(dispatch: Dispatch) -> Contraction:
     """The root of a contraction dispatch."""
-    found = [float_contraction_of(op) for op in dispatch.ops]
-    return next(c for c in found if c is not None)
+    return root_contraction(dispatch.ops)
 
 
 class ContractionPlan:
@@ -64,9 +64,8 @@ class ContractionPlan:
         source = pure_source(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(WIDEN,))
         if source is None:
             return None
-        position = list(self.dispatch.block.arguments).index(source[0])
-        attributes = ir.ArrayAttr(self.dispatch.func.attributes["arg_attrs"])[position]
-        return source[0] if "llmos.packed" in ir.DictAttr(attributes) else None
+        argument = DispatchFunc(self.dispatch.func).arguments.of(source[0])
+        return source[0] if argument is not None and argument.packed is not None else None
 
     def _operands(self) -> Operands:
         """Element types in memory: of the left side before it is extended and of a packed weight. A tile copies panels as float32."""

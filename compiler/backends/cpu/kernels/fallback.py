@@ -16,7 +16,9 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.execution.reference import forbid_writes
+from llmos.compiler.ir.attributes import DISPATCH
 from llmos.compiler.ir.bindings import PassManager, ir
+from llmos.compiler.ir.functions import functions_of, make_private, make_public, name_of
 from llmos.runtime.errors import UnsupportedError
 
 BUFFERIZE = (
@@ -59,8 +61,8 @@ def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
     with ir.InsertionPoint(alone.body):
         func = dispatch.func.clone()
     func.attributes["sym_name"] = ir.StringAttr.get(name)
-    del func.attributes["sym_visibility"]
-    for key in ("arg_attrs", "llmos.dispatch"):
+    make_public(func)
+    for key in ("arg_attrs", DISPATCH):
         del func.attributes[key]
     forbid_writes(alone)
     copies = any(op.name.startswith("tm_tensor.") for op in dispatch.block.operations)
@@ -69,19 +71,19 @@ def _append_body(module: ir.Module, dispatch: Dispatch, name: str) -> None:
     except ir.MLIRError as error:
         names = sorted({op.name for op in dispatch.block.operations} - {"func.return", "arith.constant", "tensor.empty"})
         raise UnsupportedError(f"no kernel for {', '.join(names)}: {str(error).splitlines()[0]}") from error
-    add_checks(next(op.operation for op in alone.body.operations if ir.StringAttr(op.attributes["sym_name"]).value == name))
+    add_checks(functions_of(alone)[name])
     _rename_helpers(alone, name)
     with ir.InsertionPoint(module.body):
         for op in alone.body.operations:
             copy = op.operation.clone()
             if copy.name == "func.func":
-                copy.attributes["sym_visibility"] = ir.StringAttr.get("private")
+                make_private(copy)
 
 
 def _rename_helpers(alone: ir.Module, prefix: str) -> None:
     """Functions that bufferization adds have the same name in every dispatch."""
     for op in alone.body.operations:
-        name = ir.StringAttr(op.attributes["sym_name"]).value if "sym_name" in op.attributes else prefix
+        name = name_of(op) if "sym_name" in op.attributes else prefix
         if name != prefix:
             ir.SymbolTable.replace_all_symbol_uses(name, f"{prefix}_{name}", alone.operation)
             ir.SymbolTable.set_symbol_name(op.operation, f"{prefix}_{name}")

@@ -12,6 +12,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc
 from llmos.compiler.ir.sizes import Expr
 
 DEAR = ("math.", "arith.divf", "arith.remf")
@@ -133,10 +134,10 @@ def plan_rows(dispatch: Dispatch) -> RowPlan:
     ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
     # a widened argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
     generics = [Generic(op) for op in ops if not is_widened_argument(op.results[0])]
-    if "llmos.outer" not in dispatch.func.attributes:
+    num_outer = DispatchFunc(dispatch.func).num_outer
+    if num_outer is None:
         shape = dispatch.shapes.shape(dispatch.results[0])
         return RowPlan(dispatch, len(shape), shape, generics)
-    num_outer = ir.IntegerAttr(dispatch.func.attributes["llmos.outer"]).value
     reduction = next(g for g in generics if g.reduction_dims and g.reduction_dims == list(range(num_outer, g.rank)))
     return RowPlan(dispatch, num_outer, reduction.loop_sizes(dispatch.shapes), generics)
 

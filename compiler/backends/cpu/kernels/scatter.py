@@ -22,9 +22,9 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.ir.attributes import IN_PLACE
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
-from llmos.compiler.ir.updates import IN_PLACE
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 COLUMNS, FEW_COLUMNS = 1024, 32  # of one tile, along the last axis: where all are written at one place, and each at its own

@@ -38,6 +38,7 @@ from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc
 from llmos.compiler.ir.sizes import Expr
 
 # Of V and M, even where a level-2 cache holds less: each block reads a panel's whole transformed weight, often from a far cache. ResNet-18
@@ -259,7 +260,9 @@ class WinogradEmitter:
 
 def winograd_tile(dispatch: Dispatch) -> int:
     """m of a winograd dispatch."""
-    return int(ir.IntegerAttr(dispatch.func.attributes["llmos.winograd"]).value)
+    tile = DispatchFunc(dispatch.func).winograd_tile
+    assert tile is not None
+    return tile
 
 
 def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
