@@ -26,15 +26,8 @@ class Operand:
     reads: Sequence[ir.AffineExpr]
 
 
-def emit(
-    b: Builder,
-    result: Meta,
-    kind: Kind,
-    operands: Sequence[Operand],
-    body: Callable[..., Scalar],
-    numbers: Callable[[tuple[Role, ...]], Numbers],
-) -> Tensor:
-    """Emit one marked elementwise op; `body` takes one Scalar for each operand."""
+def emit(b: Builder, result: Meta, kind: Kind, operands: Sequence[Operand], body: Callable[..., Scalar], numbers: Numbers) -> Tensor:
+    """Emit one marked elementwise op; `body` takes one Scalar for each operand. The roles in `numbers` are those of the operands."""
     identity = [affine_dim(i) for i in range(len(result.shape))]
     (value,) = b.generic(
         [(each.tensor, each.reads) for each in operands],

@@ -20,7 +20,6 @@ from llmos.compiler.frontend.ops.quantization import Operand, block_reads, emit,
 from llmos.compiler.frontend.scalars import Scalar, compute_dtype
 from llmos.runtime.errors import UnsupportedError
 
-Number = int | float
 Lowering = Callable[..., Tensor]
 
 
@@ -48,12 +47,12 @@ def table() -> dict[str, Lowering]:
 def quantize_per_tensor(
     b: Builder, result: Meta, x: Tensor, scale: float | Tensor, zero: int | Tensor, low: Any, high: Any, dtype: Any = None
 ) -> Tensor:
-    """Quantize in float32; a scale that is a one-element tensor is inverted in float64."""
+    """Quantize in float32; the scale is inverted in float64."""
     operands, numbers = _of_one_scale(b, result.dtype, x, scale, zero, low, high)
 
     def body(v: Scalar, *given: Scalar) -> Scalar:
         scale_of, zero_of = _known_or(numbers, operands, given)
-        inverse = 1.0 / scale_of if isinstance(scale_of, float) else (1.0 / scale_of.to(torch.float64)).to(torch.float32)
+        inverse = (1.0 / _in(scale_of, torch.float64)).to(torch.float32)
         shifted = s.round_even(v.to(torch.float32) * inverse) + _in(zero_of, torch.float32)
         return _clamped(shifted, numbers)
 
@@ -120,7 +119,7 @@ def _bound(value: Any) -> int:
     raise UnsupportedError("a range of quantized numbers that data gives isn't supported: make its ends constants")
 
 
-def _known_or(numbers: Numbers, operands: Sequence[Operand], given: Sequence[Scalar]) -> tuple[Number | Scalar, Number | Scalar]:
+def _known_or(numbers: Numbers, operands: Sequence[Operand], given: Sequence[Scalar]) -> tuple[float | Scalar, float | Scalar]:
     """Return scale and zero point, each a number or a Scalar read from its operand."""
     read = dict(zip([each.role for each in operands[1:]], given, strict=True))
     scale = read["scale"] if numbers.scale is None else numbers.scale
@@ -128,7 +127,7 @@ def _known_or(numbers: Numbers, operands: Sequence[Operand], given: Sequence[Sca
     return scale, zero
 
 
-def _in(value: Number | Scalar, dtype: torch.dtype) -> Scalar:
+def _in(value: float | Scalar, dtype: torch.dtype) -> Scalar:
     return value.to(dtype) if isinstance(value, Scalar) else s.constant(value, dtype)
 
 

@@ -127,7 +127,10 @@ def fused_cases() -> Iterator[Case]:
         constants = {**parameters, "w": image}
         yield Case(f"conv-integer-{left}-{right}", "ConvInteger", ("n", 2, 5, 5), DTYPES[left], constants, {"pads": [1] * 4})
         yield _qlinear_conv(left, right, image, a, b)
-    yield _qlinear_add()
+    yield from (_qlinear_binary(op) for op in ("QLinearAdd", "QLinearMul"))
+    per_channel = {"scale": scales((3,)), "zero": zeros((3,), "int8")}
+    yield Case("quantize-microsoft", "QuantizeLinear", ("n", 3), np.float32, per_channel, {"axis": 1}, domain="com.microsoft")
+    yield Case("dequantize-microsoft", "DequantizeLinear", ("n", 3), np.int8, per_channel, {"axis": 1}, domain="com.microsoft")
 
 
 def _qlinear_matmul(left: str, right: str, w: np.ndarray, a: np.ndarray, b: np.ndarray) -> Case:
@@ -143,11 +146,11 @@ def _qlinear_conv(left: str, right: str, w: np.ndarray, a: np.ndarray, b: np.nda
     return Case(f"qlinear-conv-{left}-{right}", "QLinearConv", ("n", 2, 5, 5), DTYPES[left], constants, {"strides": [2, 2]}, order)
 
 
-def _qlinear_add() -> Case:
+def _qlinear_binary(op: str) -> Case:
     order = ("x", "a_scale", "a", "b", "b_scale", "b_zero", "y_scale", "y")
     b = {"b": np.arange(6, dtype=np.uint8), "b_scale": np.float32(0.1).reshape(()), "b_zero": np.uint8(3).reshape(())}
     constants = {"a_scale": scales(()), "a": zeros((), "uint8"), **b, **_output("uint8")}
-    return Case("qlinear-add", "QLinearAdd", ("n", 6), np.uint8, constants, {}, order, domain="com.microsoft")
+    return Case(op.lower(), op, ("n", 6), np.uint8, constants, {}, order, domain="com.microsoft")
 
 
 def _output(kind: str) -> dict[str, np.ndarray]:

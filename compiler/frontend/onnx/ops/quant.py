@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -57,6 +56,7 @@ def dequantize(
     return torch.ops.llmos.dequantize(values, scale, shift, name, axis, block_size, to)  # type: ignore[no-any-return]
 
 
+@op("QuantizeLinear", domain="com.microsoft")
 @op("QuantizeLinear", since=10)
 def quantize_linear(
     x: torch.Tensor,
@@ -92,6 +92,7 @@ def _numbers(x: torch.Tensor | Coded) -> torch.Tensor:
     return decode(x) if isinstance(x, Coded) else x
 
 
+@op("DequantizeLinear", domain="com.microsoft")
 @op("DequantizeLinear", since=10)
 def dequantize_linear(
     x: AnyTensor, scale: torch.Tensor, zero: AnyTensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
@@ -134,7 +135,7 @@ def qlinear_matmul(
     b_zero: torch.Tensor,
     y_scale: torch.Tensor,
     y_zero: torch.Tensor,
-) -> torch.Tensor:
+) -> torch.Tensor | Coded:
     if any(t.ndim > 1 or (t.ndim == 1 and t.shape[0] != 1) for t in (a_scale, y_scale, y_zero)):
         raise UnsupportedError("QLinearMatMul with a scale per row isn't supported.")
     product = torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1)).to(torch.float32)
@@ -195,10 +196,6 @@ def conv_integer(
     return convolve(centered, kernel, None, shape, group).to(torch.int32)
 
 
-def _binary(a: Any, b: Any, c: Any, function: Any) -> torch.Tensor | Coded:
-    return quantize(function(dequantize(*a), dequantize(*b)), *c, c[1].dtype)
-
-
 @op("QLinearAdd", domain="com.microsoft")
 def qlinear_add(
     a: torch.Tensor,
@@ -208,6 +205,24 @@ def qlinear_add(
     b_scale: torch.Tensor,
     b_zero: torch.Tensor,
     c_scale: torch.Tensor,
-    c_zero: torch.Tensor,
+    c_zero: torch.Tensor | None = None,
 ) -> torch.Tensor | Coded:
-    return _binary((a, a_scale, a_zero), (b, b_scale, b_zero), (c_scale, c_zero), torch.add)
+    total = dequantize(a, a_scale, a_zero) + dequantize(b, b_scale, b_zero)
+    return quantize(total, c_scale, c_zero, a.dtype)
+
+
+@op("QLinearMul", domain="com.microsoft")
+def qlinear_mul(
+    a: torch.Tensor,
+    a_scale: torch.Tensor,
+    a_zero: torch.Tensor,
+    b: torch.Tensor,
+    b_scale: torch.Tensor,
+    b_zero: torch.Tensor,
+    c_scale: torch.Tensor,
+    c_zero: torch.Tensor | None = None,
+) -> torch.Tensor | Coded:
+    """The product of the integers, exact in float32, times the scales as onnxruntime multiplies them."""
+    product = dequantize(a, None, a_zero) * dequantize(b, None, b_zero)
+    factor = a_scale.reshape(()) * b_scale.reshape(()) / c_scale.reshape(())
+    return quantize(product, factor, c_zero, a.dtype, is_multiplier=True)
