@@ -14,7 +14,7 @@ from typing import TypeAlias
 import sympy
 
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 
 Value: TypeAlias = ir.Value
 _OGT = 2  # as arith.cmpf numbers it
@@ -385,11 +385,11 @@ class Sizes:
 
     def _rounded_product(self, expr: FloorMul) -> Value:
         """math.floor would be a call of libm on a machine without an instruction for it."""
-        b, f64 = self._builder, ir.F64Type.get()
-        product = b.binary("arith.mulf", b.op("arith.sitofp", [self(expr.args[0])], f64), b.const(f64, expr.scale))
+        b, kind = self._builder, ir.F32Type.get() if isinstance(expr, FloorMulF32) else ir.F64Type.get()
+        product = b.binary("arith.mulf", b.op("arith.sitofp", [self(expr.args[0])], kind), b.const(kind, expr.scale))
         towards_zero = b.op("arith.fptosi", [product], b.i64)
         greater = ir.IntegerAttr.get(b.i64, _OGT)
-        is_above = b.op("arith.cmpf", [b.op("arith.sitofp", [towards_zero], f64), product], b.i1, predicate=greater)
+        is_above = b.op("arith.cmpf", [b.op("arith.sitofp", [towards_zero], kind), product], b.i1, predicate=greater)
         return b.sub(towards_zero, b.op("arith.extui", [is_above], b.i64))
 
     def _power(self, expr: sympy.Expr) -> Value:

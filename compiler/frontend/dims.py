@@ -20,7 +20,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from llmos.compiler.frontend.float_sizes import ROUNDINGS, rounded_size
 from llmos.compiler.ir.bindings import arith, ir
-from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.runtime.errors import UnsupportedError
 
 Dim: TypeAlias = "int | sympy.Expr"
@@ -154,13 +154,13 @@ class Sizes:
         if isinstance(dim, int):
             return dim, dim
         products: dict[sympy.Symbol, ValueRanges[Any]] = {}
-        plain = dim.replace(FloorMul, lambda *args: self._stand_in(FloorMul(*args), products)) if dim.has(FloorMul) else dim
+        plain = dim.replace(lambda e: isinstance(e, FloorMul), lambda e: self._stand_in(e, products))
         found = bound_sympy(plain, {**self._ranges, **products})
         return _bound(found.lower), _bound(found.upper)
 
     def _stand_in(self, product: FloorMul, ranges: dict[sympy.Symbol, ValueRanges[Any]]) -> sympy.Symbol:
         """Return a symbol, with its range, for a function that torch's range analysis doesn't know."""
-        ends = sorted(int(FloorMul(sympy.Integer(end), *product.args[1:])) for end in self.bounds(product.args[0]))
+        ends = sorted(int(product.func(sympy.Integer(end), *product.args[1:])) for end in self.bounds(product.args[0]))
         symbol = sympy.Dummy(integer=True)
         ranges[symbol] = ValueRanges(*ends)
         return symbol
@@ -268,9 +268,9 @@ class IndexValues:
         """Emit the form that the passes recognize (compiler/ir/sizes.py)."""
         from llmos.compiler.ir.bindings import math as math_dialect
 
-        i64, f64 = ir.IntegerType.get_signless(64), ir.F64Type.get()
-        number = arith.sitofp(f64, arith.index_cast(i64, self.value(product.args[0])))
-        rounded = math_dialect.floor(arith.mulf(number, arith.ConstantOp(f64, product.scale).result))
+        i64, kind = ir.IntegerType.get_signless(64), ir.F32Type.get() if isinstance(product, FloorMulF32) else ir.F64Type.get()
+        number = arith.sitofp(kind, arith.index_cast(i64, self.value(product.args[0])))
+        rounded = math_dialect.floor(arith.mulf(number, arith.ConstantOp(kind, product.scale).result))
         return arith.index_cast(self._index, arith.fptosi(i64, rounded))
 
     def _fold(self, build: object, args: Sequence[Dim]) -> ir.Value:

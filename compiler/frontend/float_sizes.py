@@ -1,23 +1,58 @@
-"""Sizes computed in floats by torch (int(h * 0.7), math.ceil(h / 3), round(h * 1.5)), rewritten to equal integer arithmetic."""
+"""Sizes that go through floats (int(h * 0.7), math.ceil(h / 3), round(h * 1.5)) as integer arithmetic of the same results.
+
+torch computes them in float64; ONNX graphs, and ONNX's scales, in float32. A SymFloat has no such type: there float32 is
+`round(x, 300)`, which changes no float64. Of float32, sizes up to MAX_TRIED are tried before an integer quotient is taken.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import sympy
+import torch
 from torch.utils._sympy import functions as torch_sympy
 
-from llmos.compiler.ir.rounded_sizes import EXACT, FloorMul, is_floor_of_ratio, nearest_ratio
+from llmos.compiler.ir.rounded_sizes import EXACT, FloorMul, FloorMulF32, is_floor_of_ratio
 from llmos.runtime.errors import UnsupportedError
 
 Bounds: TypeAlias = Callable[[sympy.Expr], tuple[int | float, int | float]]
 
 ROUNDINGS = (torch_sympy.TruncToInt, torch_sympy.FloorToInt, torch_sympy.CeilToInt, torch_sympy.RoundToInt)
 MAX_TRIED = 2**20
+_SINGLE_DIGITS = 300  # decimal places beyond those of any float64: marks a product that is rounded to float32
+
+
+def single(value: float | torch.SymFloat) -> Any:
+    """A float rounded to float32, also where it follows from sizes."""
+    if isinstance(value, torch.SymFloat):
+        return value if _is_short(value.node.expr) else round(value, _SINGLE_DIGITS)
+    return FloorMulF32.rounded(value)
+
+
+def is_single(expr: sympy.Basic) -> bool:
+    """Whether an expression is what `single` makes."""
+    return isinstance(expr, torch_sympy.RoundDecimal) and expr.args[1] == _SINGLE_DIGITS
+
+
+def floor_of_float32_product(n: Any, scale: float) -> Any:
+    """floor(n * scale) in float32 of a symbolic size: by integer division where that gives the same for all n up to MAX_TRIED."""
+    tried, ratio = np.arange(MAX_TRIED + 1), FloorMulF32.ratio(scale)
+    if _fits(tried, np.floor(tried.astype(np.float32) * np.float32(scale)), ratio, Fraction(0)):
+        return n * ratio.numerator // ratio.denominator
+    return math.trunc(single(torch.sym_float(n) * scale))
+
+
+def _is_short(expr: sympy.Expr) -> bool:
+    """Whether float32 holds the float exactly at each size up to MAX_TRIED: n times at most 15 / 16ths, and a small number."""
+    numbers, factors = zip(*[term.as_coeff_Mul() for term in sympy.Add.make_args(expr)], strict=True)
+    scales = [Fraction(float(number)) for number in numbers]
+    is_plain = all(factor == 1 or isinstance(factor, torch_sympy.ToFloat) for factor in factors)
+    return is_plain and all(each.denominator <= 16 and abs(each.numerator) < 16 for each in scales)
 
 
 @dataclass(frozen=True)
@@ -30,12 +65,21 @@ class _Floor:
 
 @dataclass(frozen=True)
 class _Linear:
-    """The float n * scale + offset, or n / scale + offset: each operation is rounded to float64."""
+    """The float n * scale + offset, or n / scale + offset: each operation is rounded to float64, or to float32.
+
+    inner: what is scaled in place of n, in float32 alone.
+    """
 
     n: sympy.Expr
     scale: float
     offset: float = 0.0
     divides: bool = False
+    is_single: bool = False
+    inner: _Linear | None = None
+
+    @property
+    def product(self) -> type[FloorMul]:
+        return FloorMulF32 if self.is_single else FloorMul
 
     @property
     def exact(self) -> Fraction:
@@ -43,12 +87,21 @@ class _Linear:
 
     @property
     def ratio(self) -> Fraction:
-        return 1 / nearest_ratio(self.scale) if self.divides else nearest_ratio(self.scale)
+        own = 1 / self.product.ratio(self.scale) if self.divides else self.product.ratio(self.scale)
+        return own * self.inner.ratio if self.inner else own
+
+    @property
+    def shift(self) -> Fraction:
+        if self.inner is None:
+            return Fraction(self.offset)
+        own = 1 / self.product.ratio(self.scale) if self.divides else self.product.ratio(self.scale)
+        return own * self.inner.shift + self.product.ratio(self.offset)
 
     def at(self, n: np.ndarray) -> np.ndarray:
-        given = n.astype(np.float64)
-        shifted: np.ndarray = (given / self.scale if self.divides else given * self.scale) + self.offset
-        return shifted
+        dtype = np.float32 if self.is_single else np.float64
+        given, scale = (self.inner.at(n) if self.inner else n).astype(dtype), dtype(self.scale)
+        shifted: np.ndarray = (given / scale if self.divides else given * scale) + dtype(self.offset)
+        return shifted.astype(np.float64)
 
 
 def rounded_size(rounding: sympy.Expr, bounds: Bounds) -> sympy.Expr:
@@ -81,9 +134,9 @@ def _floor_of(rounding: sympy.Expr, bounds: Bounds) -> _Floor:
     if linear is None or linear.scale == 0:
         raise _refusal(rounding)
     largest = _require_exact(rounding, linear.n, bounds)
-    if isinstance(rounding, torch_sympy.TruncToInt) and not (linear.scale > 0 and linear.offset >= 0):
+    if isinstance(rounding, torch_sympy.TruncToInt) and not (linear.ratio > 0 and linear.shift >= 0):
         raise _refusal(rounding)
-    has_halves = bool(linear.offset) or linear.ratio.denominator % 2 == 0 or not all(_is_exact(linear, sign, largest) for sign in (1, -1))
+    has_halves = bool(linear.shift) or linear.ratio.denominator % 2 == 0 or not all(_is_exact(linear, sign, largest) for sign in (1, -1))
     return _Floor(lambda times: _multiple(linear, times, bounds(linear.n), rounding), has_halves)
 
 
@@ -91,9 +144,9 @@ def _multiple(linear: _Linear, times: int, limits: tuple[int | float, int | floa
     """Return floor(times * x)."""
     if _is_exact(linear, times, int(limits[1])):
         return _quotient(linear, times)
-    if linear.offset or linear.divides:
+    if linear.shift or linear.divides or linear.inner:
         return _fitted(linear, times, limits, rounding)
-    return FloorMul.by(linear.n, times * linear.scale)
+    return linear.product.by(linear.n, times * linear.scale)
 
 
 def _require_exact(rounding: sympy.Expr, n: sympy.Expr, bounds: Bounds) -> int:
@@ -109,6 +162,8 @@ def _refusal(rounding: sympy.Expr) -> UnsupportedError:
 
 
 def _linear(value: sympy.Expr) -> _Linear | None:
+    if is_single(value):
+        return _single_linear(value.args[0])
     if isinstance(value, torch_sympy.ToFloat):
         return _Linear(value.args[0], 1.0)
     if isinstance(value, torch_sympy.FloatTrueDiv) and isinstance(value.args[0], torch_sympy.ToFloat) and value.args[1].is_Float:
@@ -123,8 +178,25 @@ def _linear(value: sympy.Expr) -> _Linear | None:
     return None
 
 
+def _single_linear(value: sympy.Expr) -> _Linear | None:
+    """One operation in float32, of a size or of what other such operations give."""
+    scale, offset, operand, divides = 1.0, 0.0, value, False
+    if isinstance(value, torch_sympy.FloatTrueDiv) and value.args[1].is_Float:
+        operand, scale, divides = value.args[0], float(value.args[1]), True
+    elif isinstance(value, (sympy.Mul, sympy.Add)) and len(value.args) == 2 and value.args[0].is_number:
+        operand, number = value.args[1], float(value.args[0])
+        scale, offset = (number, 0.0) if isinstance(value, sympy.Mul) else (1.0, number)
+    if isinstance(operand, torch_sympy.ToFloat):
+        return _Linear(operand.args[0], scale, offset, divides, is_single=True)
+    inner = _linear(operand) if operand != value else None
+    return inner and _Linear(inner.n, scale, offset, divides, True, inner)
+
+
 def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
-    """Whether rounding in float64 doesn't change the integer result."""
+    """Whether the float is rounded nowhere, or nowhere that the integer division would not be."""
+    if linear.is_single:
+        tried = np.arange(min(largest, MAX_TRIED) + 1)
+        return _fits(tried, np.floor(times * linear.at(tried)), times * linear.ratio, times * linear.shift)
     if linear.offset == 0:
         return is_floor_of_ratio(times * linear.exact, times * linear.ratio, largest)
     parts = (Fraction(linear.offset), linear.exact)
@@ -132,9 +204,17 @@ def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
     return not linear.divides and sum(abs(part) * unit * size for part, size in zip(parts, (1, largest), strict=True)) < EXACT
 
 
+def _fits(n: np.ndarray, wanted: np.ndarray, ratio: Fraction, offset: Fraction) -> bool:
+    """Whether floor(n * ratio + offset) is what is wanted."""
+    unit = math.lcm(ratio.denominator, offset.denominator)
+    if max(abs(ratio) * int(n[-1]) * unit, abs(offset) * unit) >= 2**62:
+        return False
+    return np.array_equal(wanted, (n * int(ratio * unit) + int(offset * unit)) // unit)
+
+
 def _quotient(linear: _Linear, times: int) -> sympy.Expr:
-    """Return floor(times * (n * ratio + offset))."""
-    ratio, offset = times * linear.ratio, times * Fraction(linear.offset)
+    """floor(times * (n * ratio + offset))."""
+    ratio, offset = times * linear.ratio, times * linear.shift
     unit = sympy.ilcm(ratio.denominator, offset.denominator)
     return torch_sympy.FloorDiv(int(ratio * unit) * linear.n + int(offset * unit), unit)
 
@@ -146,7 +226,7 @@ def _fitted(linear: _Linear, times: int, limits: tuple[int | float, int | float]
     n = np.arange(int(limits[0]), int(limits[1]) + 1)
     wanted = np.floor(times * linear.at(n)).astype(np.int64)
     ratio = times * linear.ratio
-    unit = int(sympy.ilcm(ratio.denominator, nearest_ratio(linear.offset).denominator))
+    unit = int(sympy.ilcm(ratio.denominator, (linear.shift if linear.is_single else FloorMul.ratio(linear.offset)).denominator))
     rest = unit * wanted - int(ratio * unit) * n
     if rest.max() > rest.min() + unit - 1:
         raise _refusal(rounding)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 
 # Functions of sizes (compiler/ir/sizes.py).
-RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod", "FloorMul", "floor_mul"})
+RESERVED = frozenset({"min", "max", "Min", "Max", "floor", "ceiling", "Mod", "FloorMul", "FloorMulF32", "floor_mul", "floor_mul_f32"})
 MAX_LENGTH = 64
 
 

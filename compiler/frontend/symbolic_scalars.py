@@ -13,6 +13,7 @@ from torch.utils._sympy import functions as torch_sympy
 
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.dims import Dim
+from llmos.compiler.frontend.float_sizes import is_single
 from llmos.compiler.frontend.scalars import Deferred, Number, Scalar
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.rounded_sizes import FloorMul
@@ -99,6 +100,8 @@ def _emitted(expr: sympy.Basic, index: Index) -> Scalar:
         return s.from_index(index(expr), INT)
     if isinstance(expr, sympy.Piecewise):
         return _piecewise(expr, index)
+    if is_single(expr):
+        return _emitted(expr.args[0], index).to(torch.float32).to(FLOAT)
     rule = next((rule for kind, rule in _RULES.items() if isinstance(expr, kind)), None)
     if rule is None:
         raise UnsupportedError(f"a number that follows from input sizes by {type(expr).__name__} ({expr}) isn't supported")

@@ -9,21 +9,27 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import numpy as np
 import sympy
 
 EXACT = 2**53  # float64 holds every whole number up to this one
-_LARGEST_DENOMINATOR = 10**6
 
 
 class FloorMul(sympy.Function):  # type: ignore[misc]
     """floor(n * (p / q)): n, p and q whole, both operations rounded to float64. In text it is floor_mul(n, p, q)."""
 
     nargs = (3,)
+    text = "floor_mul"
+    _largest_denominator = 10**6
+
+    @staticmethod
+    def rounded(value: int | float) -> float:
+        return float(value)
 
     @classmethod
     def eval(cls, n: sympy.Expr, p: sympy.Expr, q: sympy.Expr) -> sympy.Expr | None:
         if n.is_Integer:
-            return sympy.Integer(math.floor(float(int(n)) * (int(p) / int(q))))
+            return sympy.Integer(math.floor(cls.rounded(cls.rounded(int(n)) * cls.rounded(int(p) / int(q)))))
         return None
 
     def _eval_is_integer(self) -> bool:
@@ -35,22 +41,34 @@ class FloorMul(sympy.Function):  # type: ignore[misc]
 
     @property
     def scale(self) -> float:
-        return int(self.args[1]) / int(self.args[2])
+        return self.rounded(int(self.args[1]) / int(self.args[2]))
 
     @classmethod
     def by(cls, n: sympy.Expr, scale: float) -> sympy.Expr:
-        """floor(n * scale) of a float64 constant. Raises ValueError for one that no two whole numbers below 2^63 give."""
-        ratio = nearest_ratio(scale)
-        if ratio.denominator >= 2**63:
-            raise ValueError(f"{scale} is too small")
+        """floor(n * scale) of a constant. Raises ValueError for one that no two whole numbers below 2^63 give."""
+        ratio = cls.ratio(scale)
+        if ratio.denominator >= 2**63 or abs(ratio.numerator) >= 2**63:
+            raise ValueError(f"{scale} is out of range")
         return cls(n, sympy.Integer(ratio.numerator), sympy.Integer(ratio.denominator))
 
+    @classmethod
+    def ratio(cls, scale: float) -> Fraction:
+        """The fraction that a constant stands for: one of a small denominator that is rounded to it, such as 23/10, else its exact
+        value."""
+        exact = Fraction(scale)
+        near = exact.limit_denominator(cls._largest_denominator)
+        return near if cls.rounded(near.numerator / near.denominator) == scale else exact
 
-def nearest_ratio(scale: float) -> Fraction:
-    """The fraction that a float64 stands for: one of a small denominator that is rounded to it, such as 23/10, else its exact value."""
-    exact = Fraction(scale)
-    near = exact.limit_denominator(_LARGEST_DENOMINATOR)
-    return near if near.numerator / near.denominator == scale else exact
+
+class FloorMulF32(FloorMul):
+    """floor(n * (p / q)): n, the quotient and the product rounded to float32. In text it is floor_mul_f32(n, p, q)."""
+
+    text = "floor_mul_f32"
+    _largest_denominator = 10**4
+
+    @staticmethod
+    def rounded(value: int | float) -> float:
+        return float(np.float32(value))
 
 
 def is_floor_of_ratio(exact: Fraction, ratio: Fraction, largest: int) -> bool:

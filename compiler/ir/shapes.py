@@ -10,7 +10,7 @@ import sympy
 
 from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, COUNTER, EXPR, SHAPE, SHAPES, argument_attributes, read_shape, text_of
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.size_text import floor_mod, truncated
 from llmos.compiler.ir.sizes import Expr, Shape, SymbolTable, decide
 from llmos.runtime.errors import UnsupportedError, UserError
@@ -164,7 +164,7 @@ def _dim(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def _floor_of_product(shapes: Shapes, op: ir.Operation) -> None:
-    """fptosi(floor(sitofp(n) * constant)) in float64."""
+    """fptosi(floor(sitofp(n) * constant)) in float64 or float32."""
     chain, value = [], op.operands[0]
     for name in ("math.floor", "arith.mulf", "arith.sitofp"):
         if isinstance(value.owner, ir.Block) or value.owner.name != name:
@@ -172,9 +172,10 @@ def _floor_of_product(shapes: Shapes, op: ir.Operation) -> None:
         chain.append(value.owner)
         value = value.owner.operands[0]
     scale, number = chain[1].operands[1], shapes._scalars.get(value)
-    is_double = isinstance(scale.type, ir.F64Type) and not isinstance(scale.owner, ir.Block)
-    if number is not None and is_double and scale.owner.name == "arith.constant":
-        shapes._scalars[op.results[0]] = FloorMul.by(number, ir.FloatAttr(scale.owner.attributes["value"]).value)
+    product = {ir.F64Type: FloorMul, ir.F32Type: FloorMulF32}.get(type(scale.type))
+    is_constant = not isinstance(scale.owner, ir.Block) and scale.owner.name == "arith.constant"
+    if number is not None and product is not None and is_constant:
+        shapes._scalars[op.results[0]] = product.by(number, ir.FloatAttr(scale.owner.attributes["value"]).value)
 
 
 def _extract(shapes: Shapes, op: ir.Operation) -> None:

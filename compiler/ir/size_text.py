@@ -1,5 +1,5 @@
 """Sizes as text, in Python's grammar and with its meaning: +, -, *, // and % that round down, min, max,
-and floor_mul(n, p, q), which is math.floor(n * (p / q)).
+and floor_mul(n, p, q), which is math.floor(n * (p / q)); floor_mul_f32 is the same in float32.
 
 It is what manifests hold and what the C core reads (runtime/native/expression.c). Expressions of `compiler.ir.sizes` have no `%` of their
 own: a % b is a - b * floor(a / b).
@@ -43,7 +43,7 @@ def _text(expr: sympy.Expr) -> tuple[str, int]:
         name = "min" if isinstance(expr, sympy.Min) else "max"
         return f"{name}({', '.join(sorted(size_text(each) for each in expr.args))})", _ATOM
     if isinstance(expr, FloorMul):
-        return f"floor_mul({', '.join(size_text(each) for each in expr.args)})", _ATOM
+        return f"{expr.text}({', '.join(size_text(each) for each in expr.args)})", _ATOM
     numerator, denominator = sympy.fraction(sympy.together(expr))
     if denominator != 1:  # it divides without a rest
         return f"{_held(sympy.expand(numerator))}//{_held(denominator)}", _PRODUCT

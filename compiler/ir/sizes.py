@@ -15,7 +15,7 @@ import sympy
 
 from llmos.compiler.ir.attributes import COMPUTED, COUNTERS, SYMBOLS
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.size_text import floor_mod
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -29,7 +29,9 @@ _FUNCTIONS: Mapping[str, Any] = {
     "Max": sympy.Max,
     "Mod": floor_mod,
     "FloorMul": FloorMul,
+    "FloorMulF32": FloorMulF32,
     "floor_mul": FloorMul,
+    "floor_mul_f32": FloorMulF32,
 }
 MAX_BOUND = 2**31 - 1  # a computed size that may be larger has no bound that an output could be allocated by
 
@@ -198,7 +200,7 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
         return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
     parts = [_interval(arg, ranges) for arg in expr.args]
     if isinstance(expr, FloorMul):
-        low, high = (end if end.is_infinite else FloorMul(end, *expr.args[1:]) for end in parts[0])
+        low, high = (end if end.is_infinite else expr.func(end, *expr.args[1:]) for end in parts[0])
         return (low, high) if expr.scale > 0 else (-high if high.is_infinite else high, -low if low.is_infinite else low)
     if isinstance(expr, sympy.Add):
         return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])

@@ -20,11 +20,12 @@ WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
 QUANTIZATION = "quantization"  # in the metadata: what the model quantizes and dequantizes, in a line
 
-_DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards; FORMAT is that with floor_mul and updated inputs
+_DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards
+_ROUNDED_SIZES_FORMAT = 3  # that with floor_mul and updated inputs; FORMAT is that with floor_mul_f32
 
 Dim = int | str
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_FUNCTIONS = frozenset({"min", "max", "floor_mul"})  # of sizes
+_FUNCTIONS = frozenset({"min", "max", "floor_mul", "floor_mul_f32"})  # of sizes
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -174,14 +175,16 @@ class Manifest:
     @property
     def format(self) -> int:
         """The oldest that has all that this manifest says."""
-        if any(entry.updated for entry in self.entries) or self._has_rounded_sizes:
+        if self._calls("floor_mul_f32"):
             return FORMAT
+        if any(entry.updated for entry in self.entries) or self._calls("floor_mul"):
+            return _ROUNDED_SIZES_FORMAT
         return _DATA_SIZES_FORMAT if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
 
-    @property
-    def _has_rounded_sizes(self) -> bool:
+    def _calls(self, function: str) -> bool:
+        """Whether a size is computed by a function of the grammar."""
         dims = [str(dim) for entry in self.entries for tensor in (*entry.inputs, *entry.outputs) for dim in tensor.shape]
-        return any("floor_mul" in text for text in (*dims, *[str(symbol.bound) for symbol in self.computed]))
+        return any(f"{function}(" in text for text in (*dims, *[str(symbol.bound) for symbol in self.computed]))
 
     @property
     def computed_names(self) -> frozenset[str]:

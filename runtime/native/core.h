@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, MAX_NDIM = 16, MAX_SYMBOLS = 64, FORMAT = 3, OLDEST_FORMAT = 1, CHUNK_BYTES = 1 << 20 };
+enum { ALIGNMENT = 64, MAX_NDIM = 16, MAX_SYMBOLS = 64, FORMAT = 4, OLDEST_FORMAT = 1, CHUNK_BYTES = 1 << 20 };
 
 /* ---- error.c: messages, per thread ---- */
 int32_t fail(int32_t code, const char* format, ...) __attribute__((format(printf, 2, 3)));

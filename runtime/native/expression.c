@@ -1,10 +1,10 @@
 /* Integer expressions of symbols, such as "2*tokens + 1", in the grammar and with the meaning of Python (compiler/ir/size_text.py):
  *
  *   sum = product (("+" | "-") product)*            product = factor (("*" | "//" | "%") factor)*
- *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")" | "floor_mul" "(" sum "," sum "," sum ")"
- *          | "(" sum ")"
- * "//" rounds down and "%" has the sign of its right side. floor_mul(n, p, q) is floor(n * (p / q)) in float64. Overflow and a division
- * by zero make the whole invalid.
+ *   factor = "-" factor | number | symbol | ("min" | "max") "(" sum ("," sum)* ")"
+ *          | ("floor_mul" | "floor_mul_f32") "(" sum "," sum "," sum ")" | "(" sum ")"
+ * "//" rounds down and "%" has the sign of its right side. floor_mul(n, p, q) is floor(n * (p / q)) in float64; of floor_mul_f32 n, the
+ * quotient and the product are rounded to float32. Overflow and a division by zero make the whole invalid.
  */
 #include "core.h"
 
@@ -46,10 +46,10 @@ static bool extremum(reader* in, bool largest, int64_t* result) {
   return accept(in, ')');
 }
 
-static bool rounded_product(reader* in, int64_t* result) {
+static bool rounded_product(reader* in, bool in_float32, int64_t* result) {
   int64_t n, p, q;
   if (!accept(in, '(') || !sum(in, &n) || !accept(in, ',') || !sum(in, &p) || !accept(in, ',') || !sum(in, &q) || q == 0) return false;
-  double product = (double)n * ((double)p / (double)q);
+  double scale = (double)p / (double)q, product = in_float32 ? (double)((float)n * (float)scale) : (double)n * scale;
   if (!(product > -0x1p62 && product < 0x1p62)) return false;
   *result = (int64_t)product;
   if ((double)*result > product) --*result;
@@ -62,7 +62,8 @@ static bool named(reader* in, int64_t* result) {
   size_t length = (size_t)(in->text - start);
   if (length == 3 && memcmp(start, "min", 3) == 0) return extremum(in, false, result);
   if (length == 3 && memcmp(start, "max", 3) == 0) return extremum(in, true, result);
-  if (length == 9 && memcmp(start, "floor_mul", 9) == 0) return rounded_product(in, result);
+  if (length == 9 && memcmp(start, "floor_mul", 9) == 0) return rounded_product(in, false, result);
+  if (length == 13 && memcmp(start, "floor_mul_f32", 13) == 0) return rounded_product(in, true, result);
   for (int32_t i = 0; i < in->num_symbols; ++i) {
     *result = in->values[i];
     if (strlen(in->symbols[i].name) == length && memcmp(in->symbols[i].name, start, length) == 0) return true;

@@ -20,6 +20,7 @@ from torch.export import Dim
 
 from llmos.compiler.frontend.onnx import export_onnx, import_onnx
 from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from tests.conformance.inprocess import Compiled
 from tests.frontend.harness import module_of
 from tests.properties.onnx_nodes import agree, expected, one_node
@@ -90,6 +91,23 @@ def test_onnx_resize_of_dynamic_dimensions(seed: int) -> None:
         x = image(rng, (1, 2, *size))
         (got,) = run([x])
         assert any(agree(got, outputs[0]) for outputs in expected(model, {"x": x})), (how, by, size)
+
+
+@pytest.mark.parametrize("seed", range(CASES or 8))
+def test_onnx_sizes_are_the_same_static_and_dynamic(seed: int) -> None:
+    """The product in float32, rounded down: 13 for 10 times 1.3, and 1298 for 999."""
+    rng = random.Random(seed)
+    scale = np.float32([1.3, 2.3, 1 / 3, 0.7, 1.7, 2][seed] if seed < 6 else rng.uniform(0.1, 5))
+    x = np.zeros((1, 10), np.float32)
+    model = resize(x, {"scales": np.float32([1, scale])}, {"x": [1, "w"]}, mode="nearest")
+    largest = rng.choice([1000, 2**20, 2**31 - 1])
+    run = Compiled(import_onnx(model, dynamic={"w": (2, largest)}))
+    size = SymbolTable((Symbol("w", 2, largest),)).parse(run.entry.outputs[0].shape[1])
+    for n in (*range(2, 140), *(rng.randint(2, 1000) for _ in range(40)), *(rng.randint(2, 2**17) for _ in range(40))):
+        assert int(size.subs(dict.fromkeys(size.free_symbols, n))) == math.floor(np.float32(n) * scale), (scale, n, size)
+    assert all(run([np.zeros((1, n), np.float32)])[0].shape[1] == math.floor(np.float32(n) * scale) for n in (2, 9, 10, 11, 110, 999))
+    static = export_onnx(resize(x, {"scales": np.float32([1, scale])}, mode="nearest")).program.module()(torch.from_numpy(x))[0]
+    assert static.shape[1] == math.floor(np.float32(10) * scale) == expected(model, {"x": x})[0][0].shape[1]
 
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

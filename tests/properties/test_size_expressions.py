@@ -24,14 +24,16 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.dims import IndexValues
 from llmos.compiler.frontend.float_sizes import rounded_size
+from llmos.compiler.frontend.onnx import import_onnx
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import context, ir
-from llmos.compiler.ir.rounded_sizes import FloorMul
+from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.size_text import size_text
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.errors import UnsupportedError
 from tests.conformance.inprocess import Compiled
+from tests.properties.onnx_nodes import expected
 
 ROOT = Path(__file__).parents[2]
 TABLE = SymbolTable((Symbol("h", 1, 100), Symbol("w", 1, 60)))
@@ -49,18 +51,24 @@ def _texts() -> st.SearchStrategy[str]:
             st.tuples(inner, st.sampled_from(["//", "%"]), divisors).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
             inner.map(lambda t: f"-{t}"),
             st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda t: f"{t[0]}({t[1]}, {t[2]})"),
-            st.tuples(inner, st.integers(-50, 50).filter(bool), st.integers(1, 30)).map(lambda t: f"floor_mul({t[0]}, {t[1]}, {t[2]})"),
+            st.tuples(inner, st.integers(-50, 50).filter(bool), st.integers(1, 30)).map(
+                lambda t: f"floor_mul{t[1] % 2 * '_f32'}({t[0]}, {t[1]}, {t[2]})"
+            ),
         )
 
     return st.recursive(leaves, larger, max_leaves=6)
 
 
 def _python(text: str, h: int, w: int) -> int:
-    return int(eval(text, {"min": min, "max": max, "floor_mul": _floor_mul}, {"h": h, "w": w}))
+    return int(eval(text, {"min": min, "max": max, "floor_mul": _floor_mul, "floor_mul_f32": _floor_mul_f32}, {"h": h, "w": w}))
 
 
 def _floor_mul(n: int, p: int, q: int) -> int:
     return math.floor(n * (p / q))
+
+
+def _floor_mul_f32(n: int, p: int, q: int) -> int:
+    return math.floor(np.float32(n) * np.float32(p / q))
 
 
 def _value(expr: sympy.Expr, h: int, w: int) -> int:
@@ -130,6 +138,7 @@ def test_the_c_core_reads_the_same_text(evaluate: Callable[[str, int, int], int 
         "(" * 70,
         "floor_mul(h, 1)",
         "floor_mul(h, 1, 0)",
+        "floor_mul_f32(h, 1)",
     ],
 )
 def test_the_c_core_refuses_what_is_no_size(evaluate: Callable[[str, int, int], int | None], text: str) -> None:
@@ -141,7 +150,7 @@ def test_the_c_core_refuses_what_is_no_size(evaluate: Callable[[str, int, int], 
 def test_torchs_expressions_become_index_arithmetic_with_the_same_meaning(text: str) -> None:
     h, w = (sympy.Symbol(name, integer=True, positive=True) for name in "hw")
     names = {"FloorDiv": torch_sympy.FloorDiv, "PythonMod": torch_sympy.PythonMod, "min": torch_sympy.Min, "max": torch_sympy.Max}
-    names["floor_mul"] = FloorMul
+    names |= {"floor_mul": FloorMul, "floor_mul_f32": FloorMulF32}
     expr = sympy.sympify(eval(_with_functions(text), names, {"h": h, "w": w}))
     with context(), ir.Location.unknown():
         module = ir.Module.parse(
@@ -318,6 +327,32 @@ def test_sizes_that_go_through_floats_in_a_torch_model() -> None:
     run = Compiled(import_torch(model, (torch.randn(6),), ({0: torch.export.Dim("h", min=1, max=1000)},)))
     for h in (*range(1, 60), 100, 511, 999, 1000):
         assert tuple(len(each) - 1 for each in run([np.zeros(h, np.float32)])) == sizes(torch.zeros(h)), h
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_onnx_sizes_that_go_through_floats_are_rounded_to_float32(seed: int) -> None:
+    """Shape, Cast, up to three operations, a rounding, Cast, Expand."""
+    source = random.Random(seed)
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [("Shape", ["x"], "s", {}), ("Cast", ["s"], "v0", {"to": TensorProto.FLOAT})]
+    constants = [helper.make_tensor("one", TensorProto.FLOAT, [], [1])]
+    for i in range(source.choice([1, 1, 2, 3])):
+        number = source.choice([1.3, 2.3, 0.7, 1 / 3, 0.5, 1.5, source.uniform(0.3, 4)]) if seed else 1.3
+        constants.append(helper.make_tensor(f"c{i}", TensorProto.FLOAT, [], [number]))
+        nodes.append((source.choice(["Mul", "Mul", "Div", "Add"]) if seed else "Mul", [f"v{i}", f"c{i}"], f"v{i + 1}", {}))
+    nodes.append((source.choice(["Floor", "Ceil", "Identity"]), [nodes[-1][2]], "r", {}))
+    nodes += [("Cast", ["r"], "n", {"to": TensorProto.INT64}), ("Expand", ["one", "n"], "y", {})]
+    graph = helper.make_graph(
+        [helper.make_node(name, given, [made], **options) for name, given, made, options in nodes],
+        "sizes",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["h"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    run = Compiled(import_onnx(model, dynamic={"h": (1, 1000)}))
+    for h in (*range(1, 40), 110, 300, 999, 1000):
+        x = np.zeros(h, np.float32)
+        assert len(run([x])[0]) == len(expected(model, {"x": x})[0][0]), (h, nodes)
 
 
 def _module(function: Callable[..., Any]) -> torch.nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from onnx import helper
 
+from llmos.compiler.frontend.float_sizes import single
 from llmos.compiler.frontend.onnx import conditions
 from llmos.compiler.frontend.onnx.registry import Array, Ints, NumOutputs, op
 from llmos.compiler.frontend.onnx.values import Host, host
@@ -21,7 +22,15 @@ Binary = Callable[[Any, Any], Any]
 
 def _each(function: Binary, a: Host, b: Host, dtype: Any = None) -> Host:
     result = np.frompyfunc(function, 2, 1)(a.array.astype(object), b.array.astype(object))
-    return host(np.asarray(result, dtype=object), dtype if dtype is not None else a.dtype)
+    return _rounded(np.asarray(result, dtype=object), dtype if dtype is not None else a.dtype)
+
+
+def _rounded(array: np.ndarray, dtype: Any) -> Host:
+    """Floats that follow from sizes are those of their type: float32 ones are rounded to it after each operation."""
+    if dtype != np.float32:
+        return host(array, dtype)
+    rounded = np.frompyfunc(lambda item: single(item) if isinstance(item, torch.SymFloat) else item, 1, 1)
+    return host(np.asarray(rounded(array), dtype=object), dtype)
 
 
 def _elementwise(name: str, function: Binary, dtype: Any = None) -> Callable[..., Host]:
@@ -197,7 +206,7 @@ def transpose(x: Array, *, perm: tuple[int, ...] | None = None) -> Host:
 
 def _map(function: Callable[[Any], Any], x: Host, dtype: Any = None) -> Host:
     result = np.frompyfunc(function, 1, 1)(x.array.astype(object))
-    return host(np.asarray(result, dtype=object), dtype if dtype is not None else x.dtype)
+    return _rounded(np.asarray(result, dtype=object), dtype if dtype is not None else x.dtype)
 
 
 def _reduction(name: str, function: Binary, since: int) -> Callable[..., Host]:

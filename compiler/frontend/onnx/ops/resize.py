@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import _disable_current_modes
 
 from llmos.compiler.frontend.decompositions.resampling import Tap, blend, blend_windows, cubic_weights, number, quotient, repeated, rounded
+from llmos.compiler.frontend.float_sizes import floor_of_float32_product
 from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
 
 MAX_LENGTH = 2**20
-# Up to this size a dynamic axis is as long after scaling as onnxruntime makes it.
-MAX_SCALED_SIZE = 2**16
 
 
 @dataclass(frozen=True)
@@ -141,12 +139,7 @@ def _length(n: Any, scale: float) -> Any:
         wanted = np.float32(n) * np.float32(scale)
         _require_length(float(wanted))
         return math.floor(wanted)
-    ratio = Fraction(float(np.float32(scale))).limit_denominator(10000)
-    tried = np.arange(1, MAX_SCALED_SIZE + 1)
-    expected = np.floor(tried.astype(np.float32) * np.float32(scale)).astype(np.int64)
-    if not np.array_equal(expected, tried * ratio.numerator // ratio.denominator):
-        ratio = Fraction(float(np.float32(scale)))  # as ONNX defines it: the product is rounded down, not to a float32 first
-    return n * ratio.numerator // ratio.denominator
+    return floor_of_float32_product(n, float(np.float32(scale)))
 
 
 def _require_length(wanted: Any) -> None:
