@@ -1,4 +1,4 @@
-"""Shapes of computation that have a kernel of their own, found in linalg.generic ops."""
+"""Recognition of attention in linalg.generic ops."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Value: TypeAlias = ir.Value
 
 @dataclass(frozen=True)
 class AttentionParts:
-    """The pieces of softmax(f(Q K^T)) V. Loop dims of each contraction by their role."""
+    """The parts of softmax(f(Q K^T)) V, with the loop dims of each contraction by role."""
 
     scores: Contraction  # Q K^T
     values: Contraction  # P V
-    logits: Value  # f(Q K^T): what the softmax reads
+    logits: Value  # f(Q K^T): the input of the softmax
     probabilities: Value
     query: int  # operand index of Q in `scores`; K is the other
     weights: int  # operand index of P in `values`; V is the other
     query_axis: int  # axis of i in the score tensor
     key_axis: int  # axis of j
-    floored: bool  # whether the sum of exponentials is held at 1 or more
+    floored: bool  # whether the sum of exponentials is clamped to at least 1
 
 
 def describe(scores: Contraction, values: Contraction, logits: Value, weights: int) -> AttentionParts:
-    """Roles of the dims, from which operand of P V the probabilities are."""
+    """Assign roles to the dims; `weights` is the operand of P V that holds the probabilities."""
     probabilities = values.generic.inputs[weights]
     positions = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in values.generic.maps[weights].results]
     key_axis = positions.index(values.k[0])
@@ -43,7 +43,7 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
 
 
 def parts_of(ops: Sequence[ir.Operation]) -> AttentionParts:
-    """The pieces of an attention, from its ops in program order."""
+    """Return the parts of an attention from its ops in program order."""
     found = [c for c in (float_contraction_of(op) for op in ops) if c is not None]
     scores, values = found[0], found[-1]
     generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op)]

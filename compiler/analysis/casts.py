@@ -1,4 +1,4 @@
-"""bfloat16 in memory, float32 in registers: the elementwise ops between, made (by narrow-activations) and recognised."""
+"""Elementwise casts between bfloat16 in memory and float32 in registers: their construction and recognition."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ NARROW = "arith.truncf"
 
 
 def with_element(kind: ir.Type, element: ir.Type) -> ir.RankedTensorType:
-    """The tensor type of that shape with other elements."""
+    """Return a tensor type of the same shape with another element type."""
     tensor = ir.RankedTensorType(kind)
     return ir.RankedTensorType.get(tensor.shape, element, tensor.encoding)
 
 
 def convert(value: ir.Value, name: str, element: ir.Type) -> ir.Value:
-    """`value` with each element through the op `name` to `element`: an identity linalg.generic at the insertion point."""
+    """Apply the cast op `name` to each element of `value`, as an identity linalg.generic at the insertion point."""
     return map_elements(value, element, lambda each: ir.Operation.create(name, results=[element], operands=[each]).results[0])
 
 
 def widened(value: ir.Value) -> ir.Value | None:
-    """The bfloat16 tensor that `value` is, element by element, in float32; None for anything else."""
+    """Return the bfloat16 tensor that `value` extends to float32, else None."""
     if isinstance(value.owner, ir.Block) or value.owner.name != "linalg.generic":
         return None
     generic = Generic(value.owner.operation)
@@ -33,6 +33,6 @@ def widened(value: ir.Value) -> ir.Value | None:
 
 
 def is_widened_argument(value: ir.Value) -> bool:
-    """Whether a value is nothing but an argument of its function, widened."""
+    """Whether a value is a function argument extended to float32."""
     source = widened(value)
     return source is not None and isinstance(source.owner, ir.Block)

@@ -1,4 +1,4 @@
-"""Contractions: sums of products of two tensors, in floats or integers, and the role of each loop dim. Nothing here changes IR."""
+"""Analysis of contractions: sums of products of two tensors, float or integer, and the role of each loop dim. Doesn't change IR."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, dims_of_expr, has_windows
 from llmos.compiler.ir.bindings import ir
 
-FEW_COLUMNS, FEW_CHANNELS = 8, 4  # of a convolution that is no better as a contraction than window by window
+FEW_COLUMNS, FEW_CHANNELS = 8, 4  # up to these sizes a convolution gains nothing as a contraction
 LARGE = 1 << 20
 EXTENSIONS = ("arith.extsi", "arith.extui")
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One factor of the products: an element of an input, extended to the accumulator's type, less a zero point.
+    """One factor of the products: an element of an input, extended to the accumulator's type, minus a zero point.
 
-    `is_unsigned`: how an integer is extended; None where it has the accumulator's width, and for floats. `zero_point`: an input of the
-    generic, or a scalar from outside of it.
+    `is_unsigned`: how an integer is extended; None for one of the accumulator's width and for floats. `zero_point`: an input of the
+    generic, or a scalar defined outside.
     """
 
     input: int
@@ -29,10 +29,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A generic that is sum over k of a*b: the role of each loop dim, and how the two factors are made of elements.
+    """A generic that computes sum over k of a*b: the role of each loop dim, and the two factors.
 
-    `left` is the operand that holds m; the other, right one holds n, among it the output's last dim, along which a kernel has its lanes.
-    The windows of a convolution are sums of dims in one operand's map.
+    `left` is the operand indexed by m. The right operand is indexed by n, which includes the output's last dim, the vectorized one. A
+    convolution's windows are sums of dims in one operand's map.
     """
 
     generic: Generic
@@ -45,7 +45,7 @@ class Contraction:
 
     @property
     def types(self) -> tuple[ir.Type, ir.Type, ir.Type]:
-        """Element types of the left and the right operand and of the accumulator."""
+        """Return the element types of the left operand, the right operand and the accumulator."""
         lhs, rhs, result = (ir.RankedTensorType(v.type).element_type for v in (self.lhs, self.rhs, self.generic.op.results[0]))
         return lhs, rhs, result
 
@@ -87,15 +87,15 @@ class Contraction:
 
 
 def float_contraction_of(op: ir.Operation) -> Contraction | None:
-    """The contraction of floats that an op is, of factors as they lie: what has kernels."""
+    """Match a float contraction of plain factors, the form that kernels support; else None."""
     found = contraction_of(op)
     return found if found is not None and found.is_float else None
 
 
 def contraction_of(op: ir.Operation) -> Contraction | None:
-    """The contraction that an op is, or None. Operands may be transposed, broadcast along any dim, or read through windows.
+    """Match a contraction, or None. Operands may be transposed, broadcast along any dim, or read through windows.
 
-    Integers may be extended to the accumulator's type and have zero points taken off in the op's body; floats are multiplied as they lie.
+    The body may extend integers to the accumulator's type and subtract zero points; floats are multiplied unchanged.
     """
     if op.name != "linalg.generic":
         return None
@@ -112,7 +112,7 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
         return None
     lhs, rhs = operands[left], operands[1 - left]
     m = tuple(d for d in out if d in lhs and d not in rhs)
-    # what stands before an m dim in the output is walked outside of it
+    # dims before an m dim in the output are outer loops of it
     inner = max((out.index(d) for d in m), default=-1)
     n = tuple(d for d in out[inner + 1 :] if d not in lhs)
     batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
@@ -128,13 +128,13 @@ def root_contraction(ops: Iterable[ir.Operation]) -> Contraction:
 
 
 def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:
-    """Dims in the order of the first axis that each moves: rows that are dense along k are then walked as they lie."""
+    """Order dims by the first axis that each indexes, so that rows dense along k are read in memory order."""
     axis = {d: i for i, expr in reversed(list(enumerate(affine.results))) for d in dims_of_expr(expr)}
     return tuple(sorted(dims, key=lambda d: axis.get(d, -1)))
 
 
 def unit_dims(generic: Generic) -> set[int]:
-    """Loop dims of static size 1: they move nothing, and operands often leave them out."""
+    """Return the loop dims of static size 1, which operands often omit."""
     found: set[int] = set()
     for operand, affine in zip(generic.op.operands, generic.maps, strict=True):
         if isinstance(operand.type, ir.RankedTensorType):
@@ -144,7 +144,7 @@ def unit_dims(generic: Generic) -> set[int]:
 
 
 def _is_worth(found: Contraction) -> bool:
-    """Whether windows are read often enough to gain from a panel: a depthwise convolution reads each once."""
+    """Whether windows are reused enough to profit from packing; a depthwise convolution reads each once."""
     windowed = [side for side, affine in enumerate(found.generic.maps[:2]) if has_windows(affine)]
     if not windowed:
         return True
@@ -154,14 +154,14 @@ def _is_worth(found: Contraction) -> bool:
 
 
 def _static_size(found: Contraction, side: int, dims: Sequence[int]) -> int:
-    """The product of the sizes of the dims that an operand's axes are; a size that isn't known counts as large."""
+    """Return the product of the sizes of the dims that index an operand; a dynamic size counts as large."""
     shape = ir.RankedTensorType(found.generic.inputs[side].type).shape
     positions = dim_positions(found.generic.maps[side])
     return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
 
 
 def _factors(generic: Generic) -> tuple[Factor, Factor] | None:
-    """The factors of the first two inputs, if the body adds their product to the accumulator and does nothing else."""
+    """Return the factors of the first two inputs, if the body only adds their product to the accumulator."""
     combiner = combiner_of(generic, 0)
     if combiner is None or combiner.name not in ("arith.addf", "arith.addi"):
         return None
@@ -172,14 +172,14 @@ def _factors(generic: Generic) -> tuple[Factor, Factor] | None:
     used = [product.operation]
     found = [_factor(generic, operand, used, is_float) for operand in product.operands]
     ordered = sorted((each for each in found if each is not None), key=lambda each: each.input)
-    # inputs after the first two are zero points, or only give a loop dim its size
+    # further inputs are zero points, or only bound a loop dim
     if [each.input for each in ordered] != [0, 1] or len(list(generic.body.operations)) != len(used) + 2:
         return None
     return ordered[0], ordered[1]
 
 
 def _factor(generic: Generic, value: ir.Value, used: list[ir.Operation], is_float: bool) -> Factor | None:
-    """One operand of the product; `used` gets the ops of the body that make it."""
+    """Match one factor of the product; add the ops of the body that compute it to `used`."""
     zero_point: ir.Value | None = None
     owner = value.owner
     if not is_float and not isinstance(owner, ir.Block) and owner.name == "arith.subi":
@@ -196,7 +196,7 @@ def _factor(generic: Generic, value: ir.Value, used: list[ir.Operation], is_floa
 
 
 def _unextended(value: ir.Value, used: list[ir.Operation]) -> tuple[ir.Value, bool | None]:
-    """The integer inside of an extension, and whether that is one of unsigned numbers; None where there is none."""
+    """Return the operand of an integer extension, and whether it is unsigned (None if there is no extension)."""
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.name not in EXTENSIONS:
         return value, None
@@ -205,5 +205,5 @@ def _unextended(value: ir.Value, used: list[ir.Operation]) -> tuple[ir.Value, bo
 
 
 def _argument(generic: Generic, value: ir.Value) -> int | None:
-    """The number of the body's argument that a value is; None for a value from outside."""
+    """Return the number of the block argument that a value is; None for a value defined outside."""
     return next((number for number, argument in enumerate(generic.body.arguments) if argument == value), None)

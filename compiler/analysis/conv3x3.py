@@ -1,4 +1,4 @@
-"""Convolutions over 3x3 pixels, channels last, one step at a time: what can be computed tile by tile of the image."""
+"""3x3 convolutions of stride 1, channels last, which can be computed by tiles of the image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Stencil:
     columns: int
 
     def tiles(self, m: int) -> tuple[int, int]:
-        """Tiles of m by m outputs down and across."""
+        """Return the number of m by m output tiles, vertically and horizontally."""
         return -(-self.out[0] // m), -(-self.out[1] // m)
 
 
 def stencil_of(root: Contraction, shapes: Shapes) -> Stencil | None:
-    """What a contraction is as a stencil; None where it is something else, or where anything but the batch isn't known."""
+    """Match a 3x3 convolution; None for anything else, or if a size other than the batch is dynamic."""
     source, pad = padded_source(root.lhs)
     sizes = root.generic.loop_sizes(shapes)
     dims = _dims(root, sizes)
@@ -51,7 +51,7 @@ def stencil_of(root: Contraction, shapes: Shapes) -> Stencil | None:
 
 
 def _dims(root: Contraction, sizes: Sequence[Expr]) -> tuple[int, int, int, int] | None:
-    """The loop dims of output rows and columns, channels and filters."""
+    """Return the loop dims of output rows, output columns, channels and filters."""
     left, out = list(root.lhs_map.results), list(root.out_map.results)
     if len(left) != 4 or len(out) != 4 or len(root.n) != 1 or len(root.k) != 3:
         return None
@@ -66,7 +66,7 @@ def _dims(root: Contraction, sizes: Sequence[Expr]) -> tuple[int, int, int, int]
 
 
 def _slides(expr: ir.AffineExpr) -> tuple[int, int] | None:
-    """The dims of the output and of the kernel in their plain sum, in that order: the kernel's is the later one."""
+    """Match a sum of two dims; return (output dim, kernel dim). The kernel dim has the higher number."""
     if not isinstance(expr, ir.AffineAddExpr) or not all(isinstance(side, ir.AffineDimExpr) for side in (expr.lhs, expr.rhs)):
         return None
     first, second = sorted((ir.AffineDimExpr(expr.lhs).position, ir.AffineDimExpr(expr.rhs).position))

@@ -1,4 +1,4 @@
-"""Reading linalg.generic ops: roles of dims, reductions, contractions, and how values are reached through them. Nothing here changes IR."""
+"""Analysis of linalg.generic ops: roles of dims, reductions, and tracing of values through them. Doesn't change IR."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Generic:
         return self.maps[self.num_inputs + ir.OpResult(result).result_number]
 
     def loop_sizes(self, shapes: Shapes) -> Shape:
-        """The size of each iteration dim, from the operands that index it directly."""
+        """Return the size of each loop dim, from the operands that index it directly."""
         sizes: list[sympy.Expr | None] = [None] * self.rank
         for operand, affine in zip(self.op.operands, self.maps, strict=True):
             if not isinstance(operand.type, ir.RankedTensorType):
@@ -100,7 +100,7 @@ class Generic:
 
 
 def dim_positions(affine: ir.AffineMap) -> list[int | None]:
-    """Per result: the dim it is, or None for anything else (a constant, a sum)."""
+    """Return the dim of each result of a map, or None for another expression (a constant, a sum)."""
     return [expr.position if isinstance(expr, ir.AffineDimExpr) else None for expr in affine.results]
 
 
@@ -109,7 +109,7 @@ def is_identity(affine: ir.AffineMap) -> bool:
 
 
 def is_fill(op: ir.Operation) -> bool:
-    """A generic that only yields a scalar from outside: what linalg.fill generalises to."""
+    """Whether a generic only yields a scalar from outside, as a generalized linalg.fill does."""
     if op.name == "linalg.fill":
         return True
     if op.name != "linalg.generic":
@@ -122,7 +122,7 @@ def is_fill(op: ir.Operation) -> bool:
 
 
 def fill_value(op: ir.Operation) -> ir.Value | None:
-    """The scalar that a fill writes, as a value outside the op."""
+    """Return the scalar that a fill writes, a value outside the op."""
     if op.name == "linalg.fill":
         return op.operands[0]
     generic = Generic(op)
@@ -135,7 +135,7 @@ def fill_value(op: ir.Operation) -> ir.Value | None:
 
 @dataclass(frozen=True)
 class Combiner:
-    """A reduction whose body is acc' = op(acc, f(inputs)): lanes may be reduced apart and then together."""
+    """A reduction whose body is acc' = op(acc, f(inputs)): lanes may be reduced separately and then combined."""
 
     name: str
     accumulator_index: int
@@ -143,7 +143,7 @@ class Combiner:
 
 
 def combiner_of(generic: Generic, result: int) -> Combiner | None:
-    """How output `result` accumulates; None when the body is something else (an arg max)."""
+    """Match how output `result` accumulates; None for another body (such as an arg max)."""
     yielded = list(generic.body.operations)[-1].operands[result]
     accumulator = generic.body.arguments[generic.num_inputs + result]
     owner = yielded.owner
@@ -171,17 +171,17 @@ def _depends(value: ir.Value, on: ir.Value, body: ir.Block) -> bool:
 
 
 def has_windows(affine: ir.AffineMap) -> bool:
-    """Whether a map reads anything but dims as they are, such as sums of dims."""
+    """Whether a map has a result that isn't a plain dim, such as a sum of dims."""
     return any(not isinstance(expr, (ir.AffineDimExpr, ir.AffineConstantExpr)) for expr in affine.results)
 
 
 def dims_of(affine: ir.AffineMap) -> set[int]:
-    """Every loop dim that a map mentions."""
+    """Return every loop dim that a map uses."""
     return {dim for expr in affine.results for dim in dims_of_expr(expr)}
 
 
 def dims_of_expr(expr: ir.AffineExpr) -> set[int]:
-    """Every loop dim that an index expression mentions."""
+    """Return every loop dim that an index expression uses."""
     if isinstance(expr, ir.AffineDimExpr):
         return {expr.position}
     if isinstance(expr, ir.AffineBinaryExpr):
@@ -190,7 +190,7 @@ def dims_of_expr(expr: ir.AffineExpr) -> set[int]:
 
 
 def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
-    """What lies inside of a padding with zeros, and the padding; the value itself where it is none."""
+    """Return the source of a zero padding and the pad op; (value, None) if there is none."""
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.name != "tensor.pad":
         return value, None
@@ -201,7 +201,7 @@ def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
     return (owner.operands[0], owner.operation) if ir.FloatAttr(padding.attributes["value"]).value == 0.0 else (value, None)
 
 
-Form = dict[int, int] | None  # coefficient of each loop dim; None: something that isn't linear
+Form = dict[int, int] | None  # coefficient of each loop dim; None: not linear
 
 
 def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
@@ -230,7 +230,7 @@ def reaches(value: Value, target: Value) -> bool:
 
 
 def captured(op: ir.Operation) -> Iterator[ir.Value]:
-    """Operands of an op and of everything in its regions that are defined outside it."""
+    """Yield the operands of an op and of all ops in its regions that are defined outside it."""
     yield from op.operands
     for region in op.regions:
         for block in region.blocks:
@@ -251,9 +251,9 @@ def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
 
 
 def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
-    """The number of the operand that a generic only rearranges; None for one that computes.
+    """Return the number of the operand that a generic only permutes or broadcasts; None for one that computes.
 
-    `through`: ops that don't count, such as "arith.extf".
+    `through`: ops that are ignored, such as "arith.extf".
     """
     if op.name != "linalg.generic" or is_fill(op):
         return None
@@ -267,9 +267,9 @@ def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None
 
 
 def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = ()) -> tuple[Value, list[Form]] | None:
-    """The buffer that `value` only rearranges, with the index form of each of its axes.
+    """Trace `value` to the buffer that it only permutes or broadcasts; return it with the linear index of each of its axes.
 
-    None when anything but `through` is computed on the way.
+    None if an op other than `through` is on the way.
     """
     owner = value.owner
     if isinstance(owner, ir.Block):
@@ -286,7 +286,7 @@ def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = 
 
 
 def map_elements(value: ir.Value, element: ir.Type, body: Callable[[ir.Value], ir.Value]) -> ir.Value:
-    """`value` with each element through `body`, to elements of type `element`: an identity linalg.generic at the insertion point."""
+    """Map `body` over the elements of `value` to element type `element`, as an identity linalg.generic at the insertion point."""
     source = ir.RankedTensorType(value.type)
     kind = ir.RankedTensorType.get(source.shape, element, source.encoding)
     sizes = [_dim(value, axis) for axis in range(source.rank) if kind.is_dynamic_dim(axis)]

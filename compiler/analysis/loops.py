@@ -1,9 +1,9 @@
-"""Reading loops over dispatches: what an scf.for carries, what it stacks, and which of its parts don't need one another.
+"""Analysis of loops over dispatches: loop-carried states, scan outputs, and independent parts of the body.
 
-A loop that runs as dispatches counts from 0 by 1 to a size, and carries tensors of two sorts:
+A loop over dispatches counts from 0 by 1 to a size, and carries tensors of two kinds:
 
-* a state: each turn reads what the turn before made;
-* a stack: each turn writes one slice of it along its first dim, by a tensor.insert_slice marked STACK, and nothing reads it inside.
+* a state: each iteration reads the result of the previous one;
+* a scan output: each iteration writes one slice along its first dim, by a tensor.insert_slice marked STACK; the body doesn't read it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import Expr
 
-ELSEWHERE = -(1 << 32)  # a place that follows from the loop: a slice of a stack
+ELSEWHERE = -(1 << 32)  # an offset that the loop determines: a slice of a scan output
 VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
 
 
 def is_loop(op: ir.Operation) -> bool:
-    """Whether an op is a loop that runs as dispatches: its counter has a name."""
+    """Whether an op is a loop over dispatches, whose induction variable has a name."""
     return op.name == "scf.for" and COUNTER in op.attributes
 
 
 def root_of(value: ir.Value) -> ir.Value:
-    """The value behind views, whose memory it is."""
+    """Return the value that owns the memory of a chain of views."""
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.operation.name not in VIEWS:
         return value
@@ -36,7 +36,7 @@ def root_of(value: ir.Value) -> ir.Value:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A carried tensor of which each turn writes one slice: `source` at place `offset` of the first dim."""
+    """A scan output: each iteration writes `source` at `offset` of the first dim."""
 
     position: int
     source: ir.Value  # without views
@@ -77,7 +77,7 @@ class Loop:
 
     @property
     def yielded(self) -> list[ir.Value]:
-        """What each turn hands to the next, in the order of the carried tensors."""
+        """Return the yielded values, in the order of the carried tensors."""
         return list(self.ops[-1].operands)
 
     @property
@@ -86,7 +86,7 @@ class Loop:
 
     @cached_property
     def stacks(self) -> dict[int, Stacked]:
-        """By position among the carried tensors."""
+        """Return the scan outputs by position among the carried tensors."""
         found: dict[int, Stacked] = {}
         for position, value in enumerate(self.yielded):
             owner = value.owner
@@ -100,12 +100,12 @@ class Loop:
 
     @property
     def states(self) -> list[int]:
-        """Positions of the carried tensors that aren't stacks."""
+        """Return the positions of the carried tensors that are states."""
         return [position for position in range(len(self.yielded)) if position not in self.stacks]
 
     @cached_property
     def parts(self) -> list[list[ir.Operation]]:
-        """The calls, in order, in groups that share no value of the loop: each group could run all its turns alone."""
+        """Partition the calls, in order, into groups that share no value of the loop: each group could run as a separate loop."""
         groups: list[tuple[set[ir.Value], list[ir.Operation]]] = []
         for call in self.calls:
             touched = {self._class_of(value) for value in [*call.operands, *call.results] if self._is_inner(value)}
@@ -122,7 +122,7 @@ class Loop:
         return block == self.block and value != self.counter and isinstance(value.type, ir.RankedTensorType)
 
     def _class_of(self, value: ir.Value) -> ir.Value:
-        """A value and the carried tensor that it becomes are one."""
+        """Return the representative of a value: a yielded value is identified with its carried tensor."""
         root = root_of(value)
         for position, result in enumerate(self.yielded):
             if root in (root_of(result), self.carried[position]) and position not in self.stacks:
@@ -131,7 +131,7 @@ class Loop:
 
 
 def loops_in(block: ir.Block) -> Iterator[ir.Operation]:
-    """The loops among the ops of a block."""
+    """Yield the loops over dispatches in a block."""
     for op in block.operations:
         if is_loop(op.operation):
             yield op.operation

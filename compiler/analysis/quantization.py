@@ -4,9 +4,9 @@
          ins(%x, %scale : tensor<?x64xf32>, tensor<?x2xf32>) outs(%init : tensor<?x64xi8>)
          attrs = {llmos.quantize = {dtype = "int8", operands = ["input", "scale"], range = array<i64: -128, 127>, zero_point = 3 : i64}}
 
-The region is the whole arithmetic, so that what doesn't know the attribute computes the same bits. Axis and group size are what the
-indexing maps of the parameters say: a pass that exchanges dimensions can't make them wrong. A parameter that is one number known at
-compile time is an entry of the attribute (`scale = 5.0e-2 : f64`, `zero_point = 3 : i64`) and no operand.
+The region holds the whole arithmetic, so passes that ignore the attribute compute the same bits. Axis and group size follow from the
+indexing maps of the parameters, so a pass that interchanges dimensions keeps them correct. A parameter that is one constant is an entry of
+the attribute (`scale = 5.0e-2 : f64`, `zero_point = 3 : i64`), not an operand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Role = Literal["input", "scale", "multiplier", "zero_point"]
 
 _KINDS: Mapping[str, Kind] = MappingProxyType({QUANTIZE: "quantize", DEQUANTIZE: "dequantize"})
 
-# Smallest and largest number of a quantized type; the types below 8 bits lie in one byte an element.
+# Smallest and largest number of a quantized type; types below 8 bits take one byte an element.
 RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         f"{sign}int{bits}": (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if not sign else (0, (1 << bits) - 1)
@@ -37,7 +37,7 @@ RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the attribute says: the quantized type, the numbers it takes, the roles of the op's inputs in order, and known parameters."""
+    """The attribute's content: quantized type, its range, roles of the op's inputs in order, and constant parameters."""
 
     dtype: str
     range: tuple[int, int]
@@ -75,10 +75,10 @@ class Numbers:
 class Quantization:
     """One op that quantizes or dequantizes.
 
-    quantize:   clamp(round(input / scale) + zero_point, *range), or of `input * multiplier` where the op has a multiplier
-    dequantize: (input - zero_point) * scale, the scale 1 where there is none
+    quantize:   clamp(round(input / scale) + zero_point, *range), or `input * multiplier` if the op has a multiplier
+    dequantize: (input - zero_point) * scale, with scale 1 if there is none
 
-    The order of the sum and the rounding, and the types that each is computed in, are its region's.
+    The region gives the order of sum and rounding, and the types of both.
     """
 
     generic: Generic
@@ -87,12 +87,12 @@ class Quantization:
 
     @property
     def dtype(self) -> str:
-        """The quantized type: "int8", "uint4"."""
+        """Return the quantized type, such as "int8" or "uint4"."""
         return self.numbers.dtype
 
     @property
     def range(self) -> tuple[int, int]:
-        """The smallest and the largest quantized number."""
+        """Return the smallest and the largest quantized number."""
         return self.numbers.range
 
     @property
@@ -105,29 +105,29 @@ class Quantization:
 
     @property
     def scale(self) -> ir.Value | float | None:
-        """The scale as an operand or a number; None where a multiplier is in its place, and of a dequantization by 1."""
+        """Return the scale as an operand or a number; None if a multiplier replaces it, or for a dequantization by 1."""
         return self.numbers.scale if self.numbers.scale is not None else self._operand("scale")
 
     @property
     def multiplier(self) -> ir.Value | None:
-        """What a sum of products of integers is multiplied by to be quantized: the product of its factors' scales over the result's."""
+        """Return the requantization multiplier of an integer accumulator: the product of its factors' scales over the result's scale."""
         return self._operand("multiplier")
 
     @property
     def zero_point(self) -> ir.Value | int | None:
-        """The zero point as an operand or a number; None where it is 0."""
+        """Return the zero point as an operand or a number; None if it is 0."""
         return self.numbers.zero_point if self.numbers.zero_point is not None else self._operand("zero_point")
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The result's axes along which the scale (or multiplier) differs; without one, the zero point."""
+        """Return the result's axes along which the scale (or multiplier) varies; without one, the zero point."""
         affine = self._parameter_map()
         moved = dims_of(affine) if affine is not None else set()
         return tuple(axis for axis, dim in enumerate(self._result_dims()) if dim in moved)
 
     @property
     def group(self) -> tuple[int, int] | None:
-        """The axis along which so many elements share a scale, and how many; None where no axis is divided into groups."""
+        """Return (axis, group size) of the axis whose elements share scales in groups; None without groups."""
         affine = self._parameter_map()
         for expr in affine.results if affine is not None else ():
             if isinstance(expr, ir.AffineFloorDivExpr):
@@ -136,7 +136,7 @@ class Quantization:
 
     @property
     def granularity(self) -> str:
-        """ "per-tensor", "per-channel" (one axis), "per-token" (all axes but the last) or "per-group"."""
+        """Return "per-tensor", "per-channel" (one axis), "per-token" (all axes but the last) or "per-group"."""
         if self.group is not None:
             return "per-group"
         rank = len(self._result_dims())
@@ -154,18 +154,18 @@ class Quantization:
         return None
 
     def _result_dims(self) -> list[int]:
-        """The loop dim of each axis of the result."""
+        """Return the loop dim of each axis of the result."""
         return [ir.AffineDimExpr(expr).position for expr in self.generic.output_map(self.result).results]
 
 
 def mark(op: ir.Operation, kind: Kind, numbers: Numbers) -> None:
-    """Say of a linalg.generic that its region quantizes or dequantizes."""
+    """Mark a linalg.generic whose region quantizes or dequantizes."""
     name = QUANTIZE if kind == "quantize" else DEQUANTIZE
     op.attributes[name] = numbers.attribute()
 
 
 def quantization_of(op: ir.Operation) -> Quantization | None:
-    """The quantization or dequantization that an op is marked as, or None."""
+    """Return the quantization or dequantization that an op is marked as, or None."""
     if op.name != "linalg.generic":
         return None
     for name, kind in _KINDS.items():
@@ -175,7 +175,7 @@ def quantization_of(op: ir.Operation) -> Quantization | None:
 
 
 def quantizations(module: ir.Module) -> Iterator[Quantization]:
-    """Every marked op of a module's functions, those in loops included."""
+    """Yield every marked op of a module's functions, also inside loops."""
     for op in module.body.operations:
         yield from _inside(op.operation)
 

@@ -1,8 +1,8 @@
-"""Reading scans: `tm_tensor.scan`, a running sum, product or extreme along one dimension, each element combined with all before it.
+"""Analysis of scans: `tm_tensor.scan`, an inclusive sum, product, minimum or maximum along one dimension.
 
     %0:2 = tm_tensor.scan dimension(1) inclusive(true) ins(%x) outs(%out, %total) { ^bb0(%a, %b): yield %a + %b }
 
-The combination is commutative; the second result, the total, is read by nothing.
+The combiner is commutative; the second result, the total, has no users.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCAN = "tm_tensor.scan"
 
 
 def is_scan(op: ir.Operation) -> bool:
-    """Whether an op is an inclusive scan of which the running values alone are read."""
+    """Whether an op is an inclusive scan of which only the running values are used."""
     if op.name != SCAN or not ir.BoolAttr(op.attributes["inclusive"]).value or any(True for _ in op.results[1].uses):
         return False
     kinds = [ir.RankedTensorType(value.type).element_type for value in (op.operands[0], op.results[0])]

@@ -1,4 +1,4 @@
-"""Reading scatters: nests of loops that write (or combine) single elements of one tensor at places that other tensors give."""
+"""Analysis of scatters: loop nests that write (or combine) single elements of a tensor at data-dependent positions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Scatter:
 
         %y = scf.for %i = 0 to %n step 1 iter_args(%a = %x) {
           %z = scf.for %j = 0 to %m step 1 iter_args(%b = %a) {
-            ... scalars from tensor.extract, among them the place and, where it combines, the element of %b there
+            ... scalars from tensor.extract: the position, the value and, for a combining update, the current element of %b
             %c = tensor.insert %made into %b[%place, %j]
             yield %c
           yield %z
 
-    Updates of one place are made in the order of the loops. A loop whose counter is itself a coordinate is free: its turns write different
-    elements, so that they may run in any order.
+    Updates of one position run in loop order. A loop whose induction variable is a coordinate of the insert is parallel: its iterations
+    write different elements.
     """
 
     loops: tuple[ir.Operation, ...]
@@ -31,7 +31,7 @@ class Scatter:
 
     @property
     def base(self) -> ir.Value:
-        """What the elements are that nothing is written to."""
+        """Return the tensor of initial elements, which unwritten positions keep."""
         return self.loops[0].operands[3]
 
     @property
@@ -40,12 +40,12 @@ class Scatter:
 
     @property
     def held(self) -> ir.Value:
-        """The tensor as it is before an update."""
+        """Return the tensor before an update."""
         return _block(self.loops[-1]).arguments[1]
 
     @property
     def body(self) -> list[ir.Operation]:
-        """What computes one update, in order."""
+        """Return the ops that compute one update, in order."""
         return [op.operation for op in list(_block(self.loops[-1]).operations)[:-2]]
 
     @property
@@ -62,14 +62,14 @@ class Scatter:
 
     @cached_property
     def free_axes(self) -> dict[int, int]:
-        """By loop, outermost first: the axis whose coordinate its counter is."""
+        """Map each parallel loop, outermost first, to the axis that its induction variable indexes."""
         counters = self.counters
         axes = [(counters.index(at), axis) for axis, at in enumerate(self.place) if at in counters]
-        return dict(reversed(axes))  # of a counter that is several coordinates, the first
+        return dict(reversed(axes))  # the first, if an induction variable indexes several axes
 
 
 def scatter_of(op: ir.Operation) -> Scatter | None:
-    """The scatter that an op is, or None."""
+    """Match a scatter, else None."""
     loops: list[ir.Operation] = []
     while _is_plain_loop(op):
         loops.append(op)
@@ -88,7 +88,7 @@ def _block(loop: ir.Operation) -> ir.Block:
 
 
 def _is_plain_loop(op: ir.Operation) -> bool:
-    """From 0 by 1, carrying one tensor; not one that runs as dispatches."""
+    """Whether a loop counts from 0 by 1 and carries one tensor, and isn't a loop over dispatches."""
     if op.name != "scf.for" or COUNTER in op.attributes or len(op.results) != 1:
         return False
     return isinstance(op.results[0].type, ir.RankedTensorType) and [_constant(v) for v in list(op.operands)[0:3:2]] == [0, 1]
@@ -120,7 +120,7 @@ def _with_body(loops: list[ir.Operation], ops: list[ir.Operation], end: ir.Opera
 
 
 def _is_inside(value: ir.Value, loop: ir.Operation) -> bool:
-    """Whether a value that is no constant is computed in a loop."""
+    """Whether a non-constant value is computed inside a loop."""
     owner = value.owner
     op = owner.owner.operation if isinstance(owner, ir.Block) else owner.operation
     if op.name == "arith.constant":

@@ -1,9 +1,9 @@
-"""Reading sorts: `tm_tensor.sort` of integer keys in ascending order, with what is moved along with them.
+"""Analysis of sorts: `tm_tensor.sort` of integer keys in ascending order, with payloads.
 
     %0:3 = tm_tensor.sort dimension(1) outs(%keys, %values, %places : ...) { ^bb0(%a, %b, ...): yield %a <= %b }
 
-The first operand holds the keys, the others payloads that take the same places. Equal keys keep their order. Where all that reads the
-results are slices of one range along the sorted dimension, the sort needs to find that range only.
+The first operand holds the keys, the others payloads that are permuted alike. The sort is stable. If all users of the results are slices
+of one range along the sorted dimension, only that range must be computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIGNED_AT_MOST = 3  # of arith.cmpi's predicates: sle
 
 
 def is_sort(op: ir.Operation) -> bool:
-    """Whether an op sorts the last dimension by integers, ascending and stable."""
+    """Whether an op is a stable ascending sort of the last dimension by integer keys."""
     if op.name != SORT:
         return False
     keys = ir.RankedTensorType(op.operands[0].type)
@@ -33,7 +33,7 @@ def is_sort(op: ir.Operation) -> bool:
 
 
 def _compares_keys(body: ir.Block) -> bool:
-    """Whether two elements stay where they are if the first key is at most the second, as signed integers."""
+    """Whether the comparator is a signed less-or-equal of the keys."""
     first, second, *_ = body.arguments
     ops = [op.operation for op in body.operations]
     if len(ops) != 2 or ops[0].name != "arith.cmpi" or list(ops[1].operands) != list(ops[0].results):
@@ -43,7 +43,7 @@ def _compares_keys(body: ir.Block) -> bool:
 
 @dataclass(frozen=True)
 class Sort:
-    """One sort, and the slices of its results that are wanted, if nothing else of them is."""
+    """One sort, and the slices of its results if these are its only users."""
 
     op: ir.Operation
     shapes: Shapes
@@ -55,7 +55,7 @@ class Sort:
 
     @property
     def lead(self) -> tuple[Expr, ...]:
-        """Sizes of the dimensions before the sorted one."""
+        """Return the sizes of the dimensions before the sorted one."""
         return self.shapes.shape(self.keys)[:-1]
 
     @property
@@ -64,7 +64,7 @@ class Sort:
 
     @cached_property
     def range(self) -> tuple[Expr, Expr]:
-        """The first place along the sorted dimension that is wanted, and how many are."""
+        """Return the used range along the sorted dimension: first position and length."""
         found = range_of(self.slices[0], self.shapes) if self.slices else None
         return found if found is not None else (sympy.S.Zero, self.length)
 
@@ -73,13 +73,13 @@ class Sort:
         return self.range != (sympy.S.Zero, self.length)
 
     def source_of(self, result: ir.Value) -> ir.Value:
-        """The operand whose elements a result, or a slice of one, holds in their new places."""
+        """Return the operand that a result, or a slice of one, permutes."""
         owner = result.owner.operation
         return self.source_of(owner.operands[0]) if owner in self.slices else self.op.operands[ir.OpResult(result).result_number]
 
 
 def range_of(op: ir.Operation, shapes: Shapes) -> tuple[Expr, Expr] | None:
-    """(first place, number of places) of a slice along the last dimension alone, every one of them in order; None for another op."""
+    """Return (first position, length) of a unit-stride slice along the last dimension only; None for another op."""
     if op.name != "tensor.extract_slice" or op.results[0].type.rank != op.operands[0].type.rank:
         return None
     offsets, sizes, strides = slice_parameters(shapes, op, 1)

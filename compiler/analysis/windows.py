@@ -1,4 +1,4 @@
-"""Windows that slide over an image, [n, h, w, c]: depthwise convolutions and pools, and what their padding adds to them."""
+"""Window reductions over an image [n, h, w, c]: depthwise convolutions and pooling, with their padding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, pad_parameters
 from llmos.compiler.ir.sizes import Expr
 
-BAND_BYTES = 1 << 19  # of an image's rows that are kept in a level-2 cache, beside what else is read meanwhile
+BAND_BYTES = 1 << 19  # of image rows kept in L2, which leaves room for other data
 WIDEST_PANEL = 64  # channels of a pixel in a band
-MAX_OVERLAP = 0.25  # of a band's rows that the next one needs too
+MAX_OVERLAP = 0.25  # fraction of a band's rows that the next band reads too
 
 NEUTRAL = {
     "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
@@ -22,7 +22,7 @@ NEUTRAL = {
 
 
 def neutral_element(combiner: str, kind: ir.Type) -> float | int:
-    """What a reduction by the op `combiner` may begin with."""
+    """Return the identity element of a reduction by the op `combiner`."""
     if combiner in NEUTRAL:
         return NEUTRAL[combiner]
     width = int(ir.IntegerType(kind).width)
@@ -33,7 +33,7 @@ def neutral_element(combiner: str, kind: ir.Type) -> float | int:
 
 
 def adds_nothing(root: Generic, operand: int) -> bool:
-    """Whether a tap that reads padding leaves the sum, or the maximum, as it is. The operand is a tensor.pad."""
+    """Whether a tap on padding doesn't change the sum or maximum. The operand is a tensor.pad."""
     combiner = combiner_of(root, 0) if len(root.inits) == 1 else None
     op = root.inputs[operand].owner.operation
     padded = list(op.regions[0].blocks[0].operations)[-1].operands[0]
@@ -51,7 +51,7 @@ def adds_nothing(root: Generic, operand: int) -> bool:
 
 @dataclass(frozen=True)
 class RowAxis:
-    """How windows move down an image: output row i takes in rows i * stride + tap * dilation - before."""
+    """Row indexing of windows: output row i reads rows i * stride + tap * dilation - before."""
 
     stride: int
     dilation: int
@@ -62,17 +62,17 @@ class RowAxis:
 
     @property
     def overlap(self) -> int:
-        """Rows that neighbouring output rows both read."""
+        """Return the number of rows that adjacent output rows share."""
         return max(0, (self.taps - 1) * self.dilation + 1 - self.stride)
 
     def band(self, rows: int) -> int:
-        """Output rows that `rows` rows of an image are enough for."""
+        """Return the number of output rows computable from `rows` rows of an image."""
         return min(self.out, max(1, (rows - (self.taps - 1) * self.dilation - 1) // self.stride + 1))
 
 
 @dataclass(frozen=True)
 class Sliding:
-    """A reduction over windows of rows and columns of an image whose sizes are known, n apart. `operand`: the number of the image."""
+    """A reduction over windows of an image whose sizes, except n, are static. `operand`: the image's operand number."""
 
     generic: Generic
     operand: int
@@ -85,12 +85,12 @@ class Sliding:
 
     @property
     def image(self) -> ir.Value:
-        """What lies inside of the padding."""
+        """Return the image without padding."""
         return self.pad.operands[0] if self.pad is not None else self.generic.inputs[self.operand]
 
     @property
     def shape(self) -> tuple[Expr, ...]:
-        """Of the image: [n, h, w, c]."""
+        """Return the image's shape, [n, h, w, c]."""
         return self.shapes.shape(self.image)
 
     @cached_property
@@ -104,7 +104,7 @@ class Sliding:
         return RowAxis(form[out], form[tap], int(sizes[tap]), int(before), int(self.shape[1]), int(sizes[out]))
 
     def band(self, columns: int) -> int:
-        """Output rows of one band, whose rows of the image, `columns` channels of each pixel, fit a level-2 cache."""
+        """Return the output rows of a band whose input rows, with `columns` channels a pixel, fit in L2."""
         return self.rows.band(BAND_BYTES // (4 * int(self.shape[2]) * columns))
 
 
@@ -114,7 +114,7 @@ def _forms(generic: Generic, operand: int) -> list[Form]:
 
 
 def sliding_over(generic: Generic, image: ir.Value, shapes: Shapes) -> Sliding | None:
-    """The windows that a reduction slides over `image`, its rows and columns of known sizes; None where it does anything else with it."""
+    """Match a window reduction over `image`, whose rows and columns have static sizes; None for anything else."""
     if len(generic.op.results) != 1 or not _writes_images(generic):
         return None
     for operand, value in enumerate(generic.inputs):
@@ -125,7 +125,7 @@ def sliding_over(generic: Generic, image: ir.Value, shapes: Shapes) -> Sliding |
 
 
 def _writes_images(generic: Generic) -> bool:
-    """Whether the result's axes are the parallel dims, four of them, in order."""
+    """Whether the result's axes are the four parallel dims in order."""
     return dim_positions(generic.maps[generic.num_inputs]) == generic.parallel_dims == [0, 1, 2, 3]
 
 
@@ -145,7 +145,7 @@ def _slides(found: Sliding) -> bool:
 
 
 def _pads_around(found: Sliding) -> bool:
-    """Whether padding lies around rows and columns alone and leaves the result as it is."""
+    """Whether only rows and columns are padded, and the padding doesn't change the result."""
     assert found.pad is not None
     low, high = pad_parameters(found.shapes, found.pad)
     known = all(size.is_Integer and size >= 0 for size in (*low, *high))

@@ -1,11 +1,11 @@
 """Winograd's minimal filtering: a 3x3 convolution of stride 1 by fewer multiplications (Lavin and Gray, 2015).
 
 A tile of m by m outputs is Y = Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A with the 3x3 kernel g and the (m + 2) by (m + 2) inputs d that it reads: 16
-multiplications for 4 outputs (m = 2), 36 for 16 (m = 4), where the direct sum takes 36 and 144. The matrices are Cook and Toom's for chosen
-points. Those of m = 4 are 0, ±1, 2 and -1/2: of the sets in Barabasz et al. ("Error Analysis and Improving the Accuracy of Winograd
-Convolution", 2018) whose transforms stay small, it gave the least error, less than half of that of 0, ±1, ±2.
+multiplications for 4 outputs (m = 2), 36 for 16 (m = 4), where the direct sum takes 36 and 144. The matrices come from the Cook-Toom
+algorithm at chosen points. Those of m = 4 are 0, ±1, 2 and -1/2: of the sets in Barabasz et al. ("Error Analysis and Improving the Accuracy
+of Winograd Convolution", 2018) with cheap transforms, it had the smallest error, less than half of that of 0, ±1, ±2.
 
-Transforms are written once, over any numbers: kernels run them on vectors, tests on fractions.
+Transforms are generic over the number type: kernels run them on vectors, tests on fractions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-TAPS = 3  # a side of the kernel
+TAPS = 3  # kernel size along one axis
 POINTS: dict[int, tuple[Fraction, ...]] = {
     2: tuple(map(Fraction, (0, 1, -1))),
     4: (*map(Fraction, (0, 1, -1, 2)), Fraction(-1, 2)),
@@ -27,24 +27,24 @@ Number = TypeVar("Number")
 
 
 class Arithmetic(Protocol[Number]):
-    """What transforms need of numbers."""
+    """The arithmetic that transforms need."""
 
     def add(self, a: Number, b: Number) -> Number: ...
     def sub(self, a: Number, b: Number) -> Number: ...
     def fma(self, factor: float, a: Number, b: Number) -> Number:
-        """factor * a + b."""
+        """Return factor * a + b."""
         ...
 
 
 @dataclass(frozen=True)
 class Minimal(Generic[Number]):
-    """The transforms Bᵀ and Aᵀ of tiles with m outputs a side, by as few operations as we know."""
+    """The transforms Bᵀ and Aᵀ of m by m output tiles, with the fewest known operations."""
 
     m: int
     by: Arithmetic[Number]
 
     def inputs(self, d: Sequence[Number]) -> list[Number]:
-        """Bᵀ d, of m + 2 numbers."""
+        """Return Bᵀ d for m + 2 numbers."""
         by = self.by
         if self.m == 2:
             return [by.sub(d[2], d[0]), by.add(d[1], d[2]), by.sub(d[2], d[1]), by.sub(d[3], d[1])]
@@ -61,7 +61,7 @@ class Minimal(Generic[Number]):
         ]
 
     def outputs(self, y: Sequence[Number]) -> list[Number]:
-        """Aᵀ y, of m + 2 numbers: m."""
+        """Return Aᵀ y, m numbers, for m + 2 numbers."""
         by = self.by
         total, difference = by.add(y[1], y[2]), by.sub(y[1], y[2])
         if self.m == 2:
@@ -84,8 +84,8 @@ class Matrices:
 
 
 def matrices(m: int) -> Matrices:
-    """Cook and Toom's algorithm for m outputs, its last point infinity: Bᵀ holds the products of (x - point) over the other points, G
-    the powers of each point over that product at the point."""
+    """Build the Cook-Toom matrices for m outputs, with infinity as last point. Bᵀ holds the products of (x - point) over the other points,
+    G the powers of each point over that product at the point."""
     points = POINTS[m]
     others = [[p for p in points if p != point] for point in points]
     inputs = [_polynomial(roots, m + 2) for roots in [*others, list(points)]]
@@ -102,7 +102,7 @@ def _at(point: Fraction, roots: Sequence[Fraction]) -> Fraction:
 
 
 def _polynomial(roots: Sequence[Fraction], size: int) -> list[Fraction]:
-    """Coefficients of the product of (x - root), from the constant on, `size` of them."""
+    """Return the first `size` coefficients of the product of (x - root), constant term first."""
     made = [Fraction(1)]
     for root in roots:
         made = [low - root * high for low, high in zip([Fraction(0), *made], [*made, Fraction(0)], strict=True)]
@@ -110,14 +110,14 @@ def _polynomial(roots: Sequence[Fraction], size: int) -> list[Fraction]:
 
 
 def transform_operations(m: int) -> tuple[int, int]:
-    """Operations of the transforms of one tile and channel, there and back, each number that is read or written counted as one."""
+    """Count the operations of both transforms of one tile and channel; each number read or written counts as one."""
     side = m + TAPS - 1
     inputs, outputs = (14, 12) if m == 4 else (4, 4)
     return 2 * side * inputs + 2 * side**2, (side + m) * outputs + side**2 + m**2
 
 
 def transform_kernel(taps: np.ndarray, m: int) -> np.ndarray:
-    """G g Gᵀ. taps: float32 [3, 3, ...]. Returns float32 [(m + 2)², ...], computed in float64 and rounded once."""
+    """Return G g Gᵀ, float32 [(m + 2)², ...], for taps float32 [3, 3, ...]; computed in float64 and rounded once."""
     g = np.array([[float(each) for each in row] for row in matrices(m).kernel])
     made = np.einsum("pu,qv,uv...->pq...", g, g, taps.astype(np.float64), optimize=True)
     return np.ascontiguousarray(made.reshape(-1, *taps.shape[2:]), np.float32)

@@ -1,6 +1,6 @@
-"""Which dimension of an entry is a batch: row i of every output depends on row i of the inputs alone, and on no size of that dimension.
+"""Analysis of the batch dimension of an entry: row i of every output depends only on row i of the inputs, not on the batch size.
 
-A data-flow analysis of the planned module. What it can't prove it denies: requests are joined only along a dimension that it names.
+A conservative data-flow analysis of the planned module: requests are batched only along a dimension that it proves.
 """
 
 from llmos.compiler.analysis.independence.entry import row_independence

@@ -1,6 +1,6 @@
-"""What is known of a tensor's elements: the lattice Uniform < Rows < Mixed, and how views change it.
+"""The lattice Uniform < Rows < Mixed of a tensor's elements, and its transfer functions for views.
 
-n is the symbol in question; a size is free where n is not in it and data doesn't decide it.
+n is the batch symbol under test; a size is free if it depends neither on n nor on data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Rows:
-    """Axis `axis` has `outer * n * block` places, place (o * n + i) * block + b holds what follows from row i; all other sizes are free."""
+    """Axis `axis` has size `outer * n * block`; position (o * n + i) * block + b depends on row i only; all other sizes are free."""
 
     axis: int
     outer: Expr = sympy.S.One
@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Not proven to be either; why not, for people."""
+    """Not proven to be either, with the reason to report."""
 
     reason: str
 
@@ -40,7 +40,7 @@ State: TypeAlias = Uniform | Rows | Mixed
 
 @dataclass(frozen=True)
 class Batch:
-    """The symbol in question, and the symbols that sizes may hold without depending on it."""
+    """The symbol under test, and the symbols that are independent of it."""
 
     symbol: Expr
     others: frozenset[Expr]
@@ -54,7 +54,7 @@ class Batch:
 
 
 def join(states: Sequence[State]) -> State:
-    """What holds of a tensor that is one of several of the same shape, or whose elements are computed from theirs place by place."""
+    """Join the states of tensors of one shape: for a choice among them, or an elementwise function of them."""
     for state in states:
         if isinstance(state, Mixed):
             return state
@@ -65,7 +65,7 @@ def join(states: Sequence[State]) -> State:
 
 
 def collapse(batch: Batch, state: State, shape: Shape, groups: Sequence[Sequence[int]]) -> State:
-    """A tensor of `shape` after tensor.collapse_shape."""
+    """Return the state of a tensor of `shape` after tensor.collapse_shape."""
     if isinstance(state, Mixed):
         return state
     merged = [_merge(batch, state, shape, group) for group in groups]
@@ -79,13 +79,13 @@ def collapse(batch: Batch, state: State, shape: Shape, groups: Sequence[Sequence
 
 
 def only_axis(batch: Batch, rows: Rows, shape: Sequence[Expr]) -> State:
-    """`rows`, unless another size of the tensor depends on n."""
+    """Return `rows`, or Mixed if another size of the tensor depends on n."""
     others = [size for axis, size in enumerate(shape) if axis != rows.axis]
     return rows if all(batch.is_free(size) for size in others) else Mixed(f"has {batch.name} in two dimensions")
 
 
 def _merge(batch: Batch, state: Uniform | Rows, shape: Shape, group: Sequence[int]) -> State:
-    """One group of a collapse_shape; a Rows result says how, its axis counts for nothing."""
+    """Merge one group of a collapse_shape; the axis of a Rows result is ignored."""
     bound = [dim for dim in group if not batch.is_free(shape[dim])]
     if not bound:
         return Uniform()
@@ -97,7 +97,7 @@ def _merge(batch: Batch, state: Uniform | Rows, shape: Shape, group: Sequence[in
         return Rows(0, sympy.expand(before * state.outer), sympy.expand(state.block * after))
     if before == after == 1:
         return Uniform()
-    # Equal along n, but not along what it is merged with: one row is like another where the size is a multiple of n.
+    # Equal along n, but not along the dims merged with it: rows are equal if the size is a multiple of n.
     factor = _quotient(shape[bound[0]], batch.symbol)
     if factor is None or not batch.is_free(factor):
         return Mixed(f"merges {batch.name} with another dimension")
@@ -105,7 +105,7 @@ def _merge(batch: Batch, state: Uniform | Rows, shape: Shape, group: Sequence[in
 
 
 def expand(batch: Batch, state: State, shape: Shape, groups: Sequence[Sequence[int]]) -> State:
-    """A tensor after tensor.expand_shape to `shape`."""
+    """Return the state of a tensor after tensor.expand_shape to `shape`."""
     if not isinstance(state, Rows):
         return state
     group = groups[state.axis]
@@ -122,7 +122,7 @@ def expand(batch: Batch, state: State, shape: Shape, groups: Sequence[Sequence[i
 
 
 def _quotient(whole: Expr, part: Expr) -> Expr | None:
-    """whole / part where it is a polynomial with integer coefficients."""
+    """Return whole / part if it is a polynomial with integer coefficients, else None."""
     found = sympy.cancel(whole / part)
     numerator, denominator = sympy.fraction(sympy.together(found))
     return sympy.expand(numerator) if denominator == 1 and sympy.expand(numerator * part - whole) == 0 else None

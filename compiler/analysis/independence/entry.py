@@ -1,4 +1,4 @@
-"""An entry: the dimension that may be a batch, and whether it is one."""
+"""The candidate batch dimension of an entry, and its proof."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def row_independence(
     outputs: Sequence[TensorSpec],
     guards: Sequence[Guard] = (),
 ) -> RowSpec:
-    """Along which symbol rows are independent, or why along none. `inputs`, `outputs`: what the manifest says of the entry."""
+    """Return the symbol along which rows are independent, or the reason why there is none. `inputs`, `outputs`: the manifest's specs."""
     updated = next((spec.name for spec in inputs if spec.updated), None)
     if updated is not None:
         return RowSpec(reason=f"a call updates input {updated!r}")
@@ -35,7 +35,7 @@ def row_independence(
 
 
 def objections(main: Function, functions: Mapping[str, Function], inputs: Sequence[TensorSpec], candidate: str) -> list[str]:
-    """For each output why its rows are not proven independent along the symbol `candidate`; empty where they are."""
+    """Return, for each output, why its rows aren't proven independent along the symbol `candidate`; empty if all are."""
     symbols = {symbol.name: symbol.expr for symbol in main.shapes.table.names}
     batch = Batch(symbols[candidate], frozenset(symbols[name] for name in _free_names(main, inputs, candidate)))
     results = Frame(batch, main, functions).run([_argument(batch, main, value) for value in main.block.arguments])
@@ -44,7 +44,7 @@ def objections(main: Function, functions: Mapping[str, Function], inputs: Sequen
 
 
 def _candidate(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | RowSpec:
-    """The one symbol that can be it: first in every input and output, and nowhere else."""
+    """Return the only possible symbol: first in every input and output, and nowhere else."""
     first = next((spec.shape[0] for spec in inputs if spec.shape), None)
     if not isinstance(first, str) or not first.isidentifier():
         return RowSpec(reason="no dynamic dimension stands first in every input and output")
@@ -56,7 +56,7 @@ def _candidate(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> s
 
 
 def _free_names(main: Function, inputs: Sequence[TensorSpec], candidate: str) -> Collection[str]:
-    """Symbols that a call's other dimensions give, and counters of loops."""
+    """Return the symbols of other input dimensions, and induction variables of loops."""
     given = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     counters = {counter.name for counter in main.shapes.table.counters}
     return [symbol.name for symbol in main.shapes.table.names if symbol.name in (given | counters) - {candidate}]

@@ -32,13 +32,13 @@ class Function:
 
     @property
     def label(self) -> str:
-        """What it computes, where a pass has said so."""
+        """Return a description of what it computes, if a pass has set one."""
         return str(ir.StringAttr(self.op.attributes[LABEL]).value) if LABEL in self.op.attributes else ""
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """is_fixed: nothing depends on n along free sizes. is_whole: the other sizes are taken whole. scalars: of unknown offsets."""
+    """is_fixed: free axes are sliced independently of n. is_whole: the other axes are taken whole. scalars: states of dynamic offsets."""
 
     is_fixed: bool
     is_whole: bool
@@ -47,7 +47,7 @@ class _Slice:
 
 @dataclass
 class Frame:
-    """One call of a function."""
+    """The analysis of one call of a function."""
 
     batch: Batch
     function: Function
@@ -55,7 +55,7 @@ class Frame:
     _states: dict[ir.Value, State] = field(default_factory=dict)
 
     def run(self, arguments: Sequence[State]) -> list[State]:
-        """What is known of its results."""
+        """Return the states of its results."""
         self._states.update(zip(self.function.block.arguments, arguments, strict=True))
         return self._run(self.function.block)
 
@@ -64,14 +64,14 @@ class Frame:
         return self.function.shapes
 
     def state(self, value: ir.Value) -> State:
-        """Of a tensor; of a scalar, Uniform or Mixed."""
+        """Return the state of a tensor, or of a scalar (Uniform or Mixed)."""
         if self.shapes.has_index(value):
             size = self.shapes.index(value)
             return Uniform() if self.batch.is_free(size) else Mixed(f"uses the size of {self.batch.name}")
         return self._states[value]
 
     def _run(self, block: ir.Block) -> list[State]:
-        """What the block's last op hands on."""
+        """Analyze a block; return the states of its terminator's operands."""
         ops = [op.operation for op in block.operations]
         for op in ops[:-1]:
             for result, state in zip(op.results, self._visit(op), strict=True):
@@ -79,7 +79,7 @@ class Frame:
         return [self.state(value) for value in ops[-1].operands]
 
     def _named(self, op: ir.Operation, state: State) -> State:
-        """A reason with what it happens in, the first time that it arises."""
+        """Add the name of the function to a reason when it first arises."""
         known = [self._states.get(value) for value in captured(op) if isinstance(value.type, ir.RankedTensorType)]
         if not isinstance(state, Mixed) or op.name in ("func.call", "scf.for") or state in known:
             return state
@@ -97,7 +97,7 @@ class Frame:
             return [Mixed("has sizes that data decides")] * len(op.results)
 
     def _other(self, op: ir.Operation) -> list[State]:
-        """An op that nobody follows: it is uniform where all that it reads is, and no size of it depends on n."""
+        """Analyze an unknown op: uniform if all its operands are and none of its sizes depends on n."""
         read = [self.state(value) for value in captured(op)]
         tensors = [result for result in op.results if isinstance(result.type, ir.RankedTensorType)]
         sizes = [size for result in tensors for size in self.shapes.shape(result)]
@@ -114,7 +114,7 @@ class Frame:
         return [self.state(op.operands[0])]
 
     def _scalar_fill(self, op: ir.Operation) -> list[State]:
-        """tensor.splat: the operands after the first are sizes."""
+        """Analyze tensor.splat: the operands after the first are sizes."""
         return [self.state(op.operands[0])]
 
     def _generic(self, op: ir.Operation) -> list[State]:
@@ -151,7 +151,7 @@ class Frame:
         return Mixed(f"takes or changes a part of {self.batch.name}")
 
     def _slice(self, op: ir.Operation, first: int, shape: Shape) -> _Slice:
-        """Offsets, sizes and strides of a slice of a tensor of `shape`."""
+        """Read offsets, sizes and strides of a slice of a tensor of `shape`."""
         scalars = [value for value in list(op.operands)[first:] if not self.shapes.has_index(value)]
         dynamic = iter(list(op.operands)[first:])
 
@@ -171,7 +171,7 @@ class Frame:
         return _Slice(is_fixed, is_whole, join([self.state(value) for value in scalars]))
 
     def _pad(self, op: ir.Operation) -> list[State]:
-        """One number around, whose widths don't depend on n; nothing around n itself."""
+        """Analyze a constant pad: its widths must not depend on n, and the row axis must not be padded."""
         region = op.regions[0].blocks[0]
         if any(True for argument in region.arguments for _ in argument.uses):
             return [Mixed("is not followed")]
@@ -189,7 +189,7 @@ class Frame:
         return [self._unless_along(state, op, "dimension", "sorts")] * len(op.results)
 
     def _scan(self, op: ir.Operation) -> list[State]:
-        """The running values; the totals, the second result, have an axis less and are followed no further."""
+        """Analyze a scan: follows the running values; the totals, the second result, lack an axis and become Mixed."""
         source, _, start = op.operands
         state = join([self.state(value) for value in captured(op) if value != start])
         if not isinstance(self.state(start), Uniform):
@@ -197,7 +197,7 @@ class Frame:
         return [self._unless_along(state, op, "dimension", "scans", [source]), Mixed("is not followed")]
 
     def _unless_along(self, state: State, op: ir.Operation, attribute: str, verb: str, tensors: Sequence[ir.Value] | None = None) -> State:
-        """What an op that mixes the places of one axis, of all operands or of `tensors`, makes of its operands."""
+        """Return the state of an op that mixes positions along one axis of all operands, or of `tensors`."""
         axis = int(ir.IntegerAttr(op.attributes[attribute]).value)
         along = [self.shapes.shape(each)[axis] for each in (op.operands if tensors is None else tensors)]
         if isinstance(state, Mixed) or all(self.batch.is_free(size) for size in along):
@@ -210,7 +210,7 @@ class Frame:
         return Frame(self.batch, function, self.functions).run([self.state(operand) for operand in op.operands])
 
     def _for(self, op: ir.Operation) -> list[State]:
-        """Runs the body on what it carries until that no longer changes."""
+        """Analyze the body to a fixed point of the carried states."""
         bounds = join([self.state(value) for value in list(op.operands)[:3]])
         carried = [self.state(value) for value in list(op.operands)[3:]]
         if isinstance(bounds, Mixed):

@@ -1,4 +1,4 @@
-"""linalg.generic: which loop dimension moves along the rows, and what each result is computed from."""
+"""linalg.generic: which loop dimension iterates over rows, and what each result depends on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llmos.compiler.ir.sizes import Expr
 
 @dataclass(frozen=True)
 class Element:
-    """What a scalar inside a body is computed from.
+    """The dependences of a scalar inside a body.
 
-    rows: the data of the row it is in. places: indices of these loop dims. exact: it is the index of this one. reason: why it may be from
-    anywhere.
+    rows: on data of its own row. places: on the indices of these loop dims. exact: it equals the index of this one. reason: why it may
+    depend on anything.
     """
 
     rows: bool = False
@@ -34,17 +34,17 @@ def _join(elements: Iterable[Element]) -> Element:
 
 @dataclass
 class GenericRows:
-    """The analysis of one linalg.generic. `state` gives tensors and scalars from outside of it."""
+    """The analysis of one linalg.generic. `state` gives the state of tensors and scalars defined outside."""
 
     batch: Batch
     generic: Generic
     shapes: Shapes
     state: Callable[[ir.Value], State]
     _values: dict[ir.Value, Element] = field(default_factory=dict)
-    _row: tuple[int, Expr, Expr] | None = None  # the loop dim that moves along the rows; outer and block as in Rows
+    _row: tuple[int, Expr, Expr] | None = None  # the loop dim over rows; outer and block as in Rows
 
     def results(self) -> list[State]:
-        """One for each result."""
+        """Return one state for each result."""
         self._sizes = self._loop_sizes()
         bound = [dim for dim in self.generic.reduction_dims if not self.batch.is_free(self._sizes[dim])]
         if bound:
@@ -65,7 +65,7 @@ class GenericRows:
         return sizes
 
     def _operand(self, index: int) -> Element:
-        """The element of an operand at a point of the loops."""
+        """Return the dependences of an operand's element at one iteration."""
         operand, affine = self.generic.op.operands[index], self.generic.maps[index]
         state = self.state(operand)
         if isinstance(state, Mixed):
@@ -81,12 +81,12 @@ class GenericRows:
         return self._claim(expr.position, state)
 
     def _uniform(self, affine: ir.AffineMap, shape: tuple[Expr, ...]) -> Element:
-        """An element that rows don't decide: equal along sizes that depend on n, told apart by places along the others."""
+        """Return the dependences of an element of a Uniform tensor: on indices along sizes that don't depend on n."""
         dims = [dims_of(_map_of(affine, expr)) for expr, size in zip(affine.results, shape, strict=True) if self.batch.is_free(size)]
         return Element(places=frozenset(d for each in dims for d in each if not self.batch.is_free(self._sizes[d])))
 
     def _claim(self, dim: int, rows: Rows) -> Element:
-        """Data of the row that loop dim `dim` is at."""
+        """Return a dependence on the row that loop dim `dim` indexes."""
         claim = (dim, rows.outer, rows.block)
         if self._row not in (None, claim):
             return Element(reason=f"combines rows of {self.batch.name}")
@@ -112,7 +112,7 @@ class GenericRows:
 
     # -- the body
     def _run(self, block: ir.Block) -> list[Element]:
-        """What the block's last op hands on."""
+        """Analyze a block; return the states of its terminator's operands."""
         ops = [op.operation for op in block.operations]
         for op in ops[:-1]:
             for result, element in zip(op.results, self._op(op), strict=True):
@@ -141,7 +141,7 @@ class GenericRows:
         return [found] * len(op.results)
 
     def _extract(self, op: ir.Operation) -> Element:
-        """An element of a tensor at indices that the body computes."""
+        """Analyze a tensor.extract at indices computed in the body."""
         table, *indices = op.operands
         state, places = self.state(table), [self._element(index) for index in indices]
         if isinstance(state, Mixed):
@@ -155,7 +155,7 @@ class GenericRows:
         return _join([self._claim(dim, state), *places])
 
     def _regions(self, op: ir.Operation) -> Element:
-        """A loop or branch inside a body: everything in it together."""
+        """Analyze a loop or branch inside a body: join all dependences in it."""
         found = _join(self._element(operand) for operand in op.operands)
         while True:
             before = found
@@ -167,5 +167,5 @@ class GenericRows:
 
 
 def _map_of(affine: ir.AffineMap, expr: ir.AffineExpr) -> ir.AffineMap:
-    """One result of a map as a map."""
+    """Return one result of a map as a map."""
     return ir.AffineMap.get(affine.n_dims, affine.n_symbols, [expr])
