@@ -1,4 +1,4 @@
-"""Arrays of callers as addresses of DLTensors: what plain `__dlpack__` refuses, and what a call may write into."""
+"""DLTensor addresses of callers' arrays: those that plain `__dlpack__` rejects, and those that a call updates in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from llmos.runtime.errors import InputError
 
-# A capsule's pointer is that of a DLManagedTensor, whose first field is the DLTensor; the versioned one has flags and more before it.
+# A capsule points to a DLManagedTensor, whose first field is the DLTensor; the versioned one has flags and other fields before it.
 CAPSULE, _VERSIONED_CAPSULE, _VERSIONED_OFFSET = b"dltensor", b"dltensor_versioned", 32
 _FLAGS_OFFSET, _READ_ONLY, _IS_COPIED = 24, 1, 2
 _REFUSALS = (AttributeError, BufferError, TypeError, ValueError, RuntimeError)
@@ -20,7 +20,7 @@ _name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.p
 
 
 def export_slowly(name: str, value: Any) -> tuple[Any, int]:
-    """A capsule of an input that plain `__dlpack__` refuses (a read-only array, bfloat16 of ml_dtypes) and its DLTensor's address.
+    """Export an input that plain `__dlpack__` rejects (read-only, bfloat16 of ml_dtypes); return a capsule and its DLTensor's address.
 
     Raises InputError for anything else.
     """
@@ -39,7 +39,7 @@ def export_slowly(name: str, value: Any) -> tuple[Any, int]:
 
 
 def export_updated(name: str, value: Any) -> tuple[Any, int]:
-    """A capsule of an input that the call writes into, never of a copy. Raises InputError where it can't be written."""
+    """Export an input that the call updates in place, without a copy. Raises InputError if it isn't writable."""
     if isinstance(value, np.ndarray) and value.flags.writeable:
         with contextlib.suppress(*_REFUSALS):
             capsule = value.__dlpack__()
@@ -65,13 +65,13 @@ def export_updated(name: str, value: Any) -> tuple[Any, int]:
 
 
 def copied(value: Any) -> np.ndarray:
-    """A contiguous, aligned copy; bfloat16 as uint16."""
+    """Return a contiguous, aligned copy; bfloat16 as uint16."""
     array = value if isinstance(value, np.ndarray) else np.from_dlpack(resolved(value))
     return np.array(array, order="C", copy=True)
 
 
 def resolved(value: Any) -> Any:
-    """A torch tensor whose elements are those that it shows: DLPack has no mark for conjugate and negative views."""
+    """Materialize torch's lazy conjugate and negative views, which DLPack can't express."""
     for mark, resolve in (("is_conj", "resolve_conj"), ("is_neg", "resolve_neg")):
         if getattr(value, mark, bool)():
             value = getattr(value, resolve)()
@@ -79,7 +79,7 @@ def resolved(value: Any) -> Any:
 
 
 def _exported(value: Any) -> Any:
-    """With the flags of DLPack 1 where the producer knows them."""
+    """Export with the flags of DLPack 1 if the producer supports them."""
     try:
         return value.__dlpack__(max_version=(1, 0))
     except TypeError:
@@ -106,7 +106,7 @@ def _not_updated(name: str, what: str) -> InputError:
 
 
 def _writable_alias(array: np.ndarray) -> np.ndarray:
-    """The same memory without the read-only mark, which plain DLPack can't express; the core only reads inputs."""
+    """Return a writable alias of the memory, since plain DLPack can't express read-only; the core only reads inputs."""
     buffer = (ctypes.c_uint8 * max(1, array.nbytes)).from_address(array.__array_interface__["data"][0])
     buffer.owner = array  # type: ignore[attr-defined]
     alias: np.ndarray = np.ndarray(array.shape, array.dtype, memoryview(buffer), strides=array.strides)

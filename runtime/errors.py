@@ -1,8 +1,8 @@
-"""Exceptions a user may meet. Each message is one readable line that says what to do next."""
+"""Exceptions shown to users. Each message is one readable line that says what to do next."""
 
 
 class LlmosError(Exception):
-    """Base of every error that llmos raises on purpose."""
+    """Base class of the errors that llmos raises."""
 
 
 class UserError(LlmosError):
@@ -10,7 +10,7 @@ class UserError(LlmosError):
 
 
 class ArtifactError(UserError):
-    """An artifact can't be used: truncated, changed, of a later format, not trusted, or for another machine."""
+    """An artifact can't be used: truncated, modified, of a later format, not trusted, or for another machine."""
 
 
 class InputError(UserError):
@@ -18,16 +18,16 @@ class InputError(UserError):
 
 
 class UnsupportedError(UserError):
-    """The model holds something that the compiler can't do yet."""
+    """The model uses something that the compiler doesn't support."""
 
 
 class PassError(LlmosError):
-    """A pass failed or left invalid IR behind: an error of the compiler, not of its user."""
+    """A pass failed or produced invalid IR: a compiler bug."""
 
 
 class BudgetError(LlmosError):
-    """The numbers of compiled code are further from the reference than the budget allows."""
+    """The outputs of compiled code deviate from the reference by more than the budget allows."""
 
 
 class ExecutionError(LlmosError):
-    """A call failed while it ran (out of memory, an index out of range)."""
+    """A call failed at run time (out of memory, an index out of range)."""

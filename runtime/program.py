@@ -29,7 +29,7 @@ Outputs = np.ndarray | tuple[np.ndarray, ...]
 
 
 def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False, device: Device | None = None) -> Program:
-    """Opens an artifact, checks it and its signature, and loads the code for this machine.
+    """Open an artifact, check it and its signature, and load the code for this machine.
 
     `target` asks for one code variant by name instead of the best; `poison_arena` (for tests) fills temporaries with NaN before each call.
     `device` is what loads and runs it, the CPU where there is none given.
@@ -47,11 +47,10 @@ def load(path: str | os.PathLike[str], *, target: str | None = None, poison_aren
 class Program:
     """A loaded artifact. May be called from many threads at once.
 
-    `program(x)` calls `default`, the entry `main` or else the first; `program["name"](x)` another. Entries share the weights. After
-    `close()` calls raise ExecutionError; calls under way end well.
+    `program(x)` calls `default`, the entry `main` or else the first; `program["name"](x)` calls another. Entries share the weights. After
+    `close()` calls raise ExecutionError; running calls complete.
 
-    A model that keeps state from call to call has one state for each Program; its calls run one after the other, and `reset_state()`
-    starts anew.
+    A stateful model has one state for each Program; its calls are serialized, and `reset_state()` restores the initial state.
     """
 
     def __init__(self, artifact: Artifact, module: Module, flags: int) -> None:
@@ -72,7 +71,7 @@ class Program:
         return self._artifact.manifest
 
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
-        """Runs the default entry; see Entry.__call__."""
+        """Run the default entry; see Entry.__call__."""
         return self.default(*inputs, **named)
 
     def __getitem__(self, name: str) -> Entry:
@@ -81,13 +80,13 @@ class Program:
         return self.entries[name]
 
     def reset_state(self) -> None:
-        """What the model keeps from call to call is again what it starts with; waits for a call under way."""
+        """Restore the initial state; waits for a running call."""
         for entry in self.entries.values():
             if entry.state is not None:
                 entry.state.reset()
 
     def check_integrity(self) -> None:
-        """When idle: the file is unchanged, no run is under way and none wrote past its memory. Raises ArtifactError or ExecutionError."""
+        """When idle, check that the file is unmodified and no run wrote past its memory. Raises ArtifactError or ExecutionError."""
         module = self.default.module
         if module is None:
             raise ExecutionError("the program is closed")
@@ -107,7 +106,7 @@ class Program:
 
 @dataclass(frozen=True)
 class DispatchTime:
-    """One launch of a profiled run; times in seconds, the start from the start of the run."""
+    """One launch of a profiled run; times in seconds, the start relative to the start of the run."""
 
     name: str
     kind: str
@@ -118,7 +117,7 @@ class DispatchTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """A profiled run: its outputs, how long the artifact's code took, and each launch in order."""
+    """A profiled run: its outputs, the seconds spent in the artifact's code, and each launch in order."""
 
     outputs: Outputs
     total_s: float
@@ -141,43 +140,43 @@ class Entry:
         self._updated = frozenset(self.spec.updated)
         self._resized = _resized_outputs(self.spec, manifest.computed_names)
         self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
-        # Argument buffers that no call uses now; list.append and list.pop are atomic, so that threads (and reentrant calls) share it.
+        # Free argument buffers; list.append and list.pop are atomic, so threads and reentrant calls can share the list.
         self._idle: list[_Buffers] = []
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a call takes."""
+        """Return the specs of a call's inputs."""
         return self.spec.inputs[: self.spec.num_inputs]
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What a call gives."""
+        """Return the specs of a call's outputs."""
         return self.spec.outputs[: self.spec.num_outputs]
 
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
-        """Runs the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory.
+        """Run the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory.
 
-        Returns one numpy array, or a tuple where the entry has several outputs; bfloat16 comes as uint16. What is not contiguous is
-        copied first. Raises InputError that names the input at fault, ExecutionError when the run itself fails.
+        Returns one numpy array, or a tuple if the entry has several outputs; bfloat16 is returned as uint16. Non-contiguous inputs are
+        copied first. Raises InputError that names the invalid input, or ExecutionError if the run fails.
 
-        An input whose `updated` is true is written where it lies, and no copy is made: it must be writable, contiguous, and in no
-        memory of another input. A call that fails before it starts leaves it as it was; one that fails in its run, which only an index
-        or a size in the data can make it do, may have written a part of it. Two calls must not be given it at the same time.
+        An input whose `updated` is true is updated in place without a copy: it must be writable, contiguous, and must not overlap another
+        input. A call that fails before it starts doesn't change it; one that fails at run time, because of an index or a size in the data,
+        may have written a part of it. Two concurrent calls must not share it.
         """
         if named or len(inputs) != self._num_given:
             inputs = self._in_order(inputs, named)
         return self._run(inputs, None)
 
     def with_states(self, *arrays: Any) -> tuple[np.ndarray, ...]:
-        """A call that keeps and changes nothing: takes the inputs and then the states, gives the outputs, then the states' new values,
-        then those of the inputs that a call updates."""
+        """Run without side effects: take the inputs, then the states; return the outputs, then the states' new values, then those of
+        updated inputs."""
         if len(arrays) != self._num_inputs:
             raise InputError(f'entry "{self.spec.name}": expected {self._num_inputs} inputs and states, got {len(arrays)}')
         own = {position: copied(arrays[position]) for position in self.spec.updated}
         return (*self._arrays(tuple(own.get(i, value) for i, value in enumerate(arrays)), None), *own.values())
 
     def profile(self, *inputs: Any, **named: Any) -> Profile:
-        """Runs the entry once and times each launch."""
+        """Run the entry once and time each launch."""
         inputs = self._in_order(inputs, named)
         capacity = max(4096, 4 * len(self._kernels))
         records = (ProfileRecord * capacity)()
@@ -191,7 +190,7 @@ class Entry:
         return arrays[0] if len(arrays) == 1 else arrays
 
     def _advance(self, state: State, inputs: tuple[Any, ...], profile: int | None) -> tuple[np.ndarray, ...]:
-        """Runs on the state as it is, and keeps what it becomes; a call that fails leaves it as it was."""
+        """Run on the current state and store the new one; a failed call leaves the state unchanged."""
         with state.lock:
             arrays = self._arrays((*inputs, *state.arrays), profile, state.spare)
             count = self.spec.num_outputs
@@ -199,7 +198,7 @@ class Entry:
         return arrays[:count]
 
     def _arrays(self, inputs: tuple[Any, ...], profile: int | None, last: tuple[np.ndarray, ...] = ()) -> tuple[np.ndarray, ...]:
-        """The outputs of a call. last: what the last of them are written to."""
+        """Run a call and return its outputs. last: arrays that the last outputs are written to."""
         try:
             buffers = self._idle.pop()
         except IndexError:
@@ -240,7 +239,7 @@ class Entry:
         return tuple(arrays)
 
     def _export(self, inputs: tuple[Any, ...], pointers: Any) -> list[Any]:
-        """Writes the address of each input's DLTensor; the result keeps them alive."""
+        """Write the address of each input's DLTensor; the returned objects keep them alive."""
         capsules = []
         for position, value in enumerate(inputs):
             if position in self._updated:
@@ -281,10 +280,10 @@ class Entry:
 
 
 class State:
-    """What one Program keeps from call to call for an entry: arrays in the order of the manifest's `states`.
+    """The state of an entry in one Program: arrays in the order of the manifest's `states`.
 
-    Double-buffered: a call reads `arrays` and writes `spare`, and the two change places once it went well, so that no call allocates a
-    state and one that fails leaves it as it was. Whoever keeps an array of it beyond a call copies it.
+    Double-buffered: a call reads `arrays` and writes `spare`, and both are swapped after success, so that calls don't allocate states and
+    a failed call leaves the state unchanged. To keep an array beyond a call, copy it.
     """
 
     def __init__(self, artifact: Artifact, names: tuple[str, ...]) -> None:
@@ -317,7 +316,7 @@ def _output_slice(outputs: tuple[TensorSpec, ...], position: int) -> tuple[slice
 
 
 def _resized_outputs(spec: EntrySpec, computed: frozenset[str]) -> tuple[int, ...]:
-    """Positions of the outputs whose sizes depend on data: each is allocated at its bound, and cut once its size is known."""
+    """Return the positions of outputs of data-dependent size: each is allocated at its bound and truncated after the call."""
     return tuple(
         position
         for position, tensor in enumerate(spec.outputs)
@@ -326,7 +325,7 @@ def _resized_outputs(spec: EntrySpec, computed: frozenset[str]) -> tuple[int, ..
 
 
 def _cut(array: np.ndarray, tensor: int) -> np.ndarray:
-    """The elements of an output in the shape that a call has written into its DLTensor."""
+    """Return an output truncated to the shape that the call has written into its DLTensor."""
     sizes = c_void_p.from_address(tensor + TENSOR_SHAPE).value
     shape = tuple((c_int64 * array.ndim).from_address(sizes)) if sizes else ()
     return array if shape == array.shape else array.reshape(-1)[: math.prod(shape)].reshape(shape)

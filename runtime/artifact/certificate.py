@@ -1,4 +1,4 @@
-"""`certificate.json`: what the reference computed on recorded inputs, and how far the compiled code was from it (docs/proof.md)."""
+"""`certificate.json`: the reference's outputs on recorded inputs, and the deviation of the compiled code (docs/proof.md)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 CERTIFICATE_MEMBER = "certificate.json"
 CERTIFICATE_FORMAT = 1
-SAMPLE_LIMIT = 8192  # elements of an output that are kept
+SAMPLE_LIMIT = 8192  # most elements stored of an output
 
 PASSED, FAILED, NOT_RUN = "passed", "over budget", "not run"
 
 
 @dataclass(frozen=True)
 class RecordedOutput:
-    """One output of the reference: `sample` is all of it, [rows, width], or evenly spaced rows of it (recorded.sample_rows).
+    """One output of the reference: `sample` is the whole output, [rows, width], or evenly spaced rows (recorded.sample_rows).
 
-    shape, scale: of the whole output. logits: whether its last dimension holds logits. sensitivity: how far the reference itself
-    moves when its inputs change by one rounding, where that was asked; 0 elsewhere.
+    shape, scale: of the whole output. logits: whether its last dimension holds logits. sensitivity: the reference's own relative change
+    when its inputs change by one rounding, if measured; else 0.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class RecordedOutput:
         return cls(tuple(array.shape), scale_of(array, dtype), logits, sample, sensitivity)
 
     def deviation(self, got: np.ndarray) -> Deviation:
-        """Of a whole output of the same shape, where samples were kept. Raises ArtifactError for another shape."""
+        """Measure a whole output of the same shape at the stored samples. Raises ArtifactError for another shape."""
         if tuple(got.shape) != self.shape:
             raise fail(f"output {self.name!r} has the shape {list(got.shape)}, the certificate's reference {list(self.shape)}")
         sample = self.sample
@@ -72,7 +72,7 @@ class RecordedOutput:
 
 @dataclass(frozen=True)
 class Case:
-    """One call: inputs in the entry's order, and what the reference answered. sizes: of the symbols, for people."""
+    """One call: inputs in the entry's order, and the reference's outputs. sizes: of the symbols, for reports."""
 
     sizes: Mapping[str, int]
     inputs: tuple[RecordedArray, ...]
@@ -96,7 +96,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One output of one case on one target."""
+    """The deviation of one output of one case on one target."""
 
     case: int
     output: str
@@ -112,7 +112,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class TargetVerdict:
-    """What the compile saw of one code variant: PASSED, FAILED, or NOT_RUN with the reason."""
+    """The compile-time result of one code variant: PASSED, FAILED, or NOT_RUN with the reason."""
 
     target: str
     verdict: str
@@ -132,9 +132,9 @@ class TargetVerdict:
 
 @dataclass(frozen=True)
 class Certificate:
-    """All of certificate.json; `to_json` and `parse` are each other's inverse. It holds no times.
+    """The content of certificate.json, without times; `parse` inverts `to_json`.
 
-    reference: what computed the numbers, such as "torch eager". note: why there are no cases, where there are none.
+    reference: the implementation that computed the outputs, such as "torch eager". note: the reason if there are no cases.
     """
 
     reference: str
@@ -158,7 +158,7 @@ class Certificate:
 
     @classmethod
     def parse(cls, data: bytes) -> Certificate:
-        """Raises ArtifactError that names the field at fault."""
+        """Parse the JSON. Raises ArtifactError that names the invalid field."""
         fields = Fields("certificate", parse_json(data, "certificate"))
         if fields.integer("format") > CERTIFICATE_FORMAT:
             raise fail(f"its certificate has format {fields.integer('format')}: install a newer llmos")
@@ -172,16 +172,16 @@ class Certificate:
         )
 
     def allowed(self, finding: Finding) -> Budget:
-        """The budget for one output of one case: as wide as its own sensitivity demands."""
+        """Return the budget of one output of one case, widened by its sensitivity."""
         outputs = self.cases[finding.case].outputs
         return self.budget.widened(max((each.sensitivity for each in outputs if each.name == finding.output), default=0.0))
 
     def worst(self) -> Finding | None:
-        """The largest error of any target."""
+        """Return the finding with the largest error over all targets."""
         return worst_of(finding for target in self.targets for finding in target.findings)
 
     def summary(self) -> str:
-        """One line for people."""
+        """Summarize in one line."""
         worst = self.worst()
         if worst is None:
             return f"no numbers ({self.note or 'no target could run here'})"
@@ -195,7 +195,7 @@ class Certificate:
 
 
 def certificate_of(artifact: Artifact) -> Certificate | None:
-    """The certificate in an artifact, None where there is none. Raises ArtifactError where it can't be read."""
+    """Return the certificate in an artifact, or None. Raises ArtifactError if it can't be read."""
     if CERTIFICATE_MEMBER not in artifact.manifest.members:
         return None
     try:
@@ -205,5 +205,5 @@ def certificate_of(artifact: Artifact) -> Certificate | None:
 
 
 def worst_of(findings: Iterable[Finding]) -> Finding | None:
-    """The finding that is furthest off: by differing elements for integers, else by its largest error."""
+    """Return the finding with the largest deviation: by differing elements for integers, else by maximum error."""
     return max(findings, key=lambda each: (each.deviation.differing or 0.0, each.deviation.max_error), default=None)

@@ -1,4 +1,4 @@
-"""How far one array is from another: the figures of a certificate."""
+"""Deviation between two arrays: the figures of a certificate."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 
 from llmos.runtime.artifact.fields import Fields
 
-SMALLEST_SCALE = 1e-3  # an output that is smaller everywhere is taken as of this scale: rounding in a sum that cancels is no error
+SMALLEST_SCALE = 1e-3  # lower bound of an output's scale, so that rounding in sums that cancel is no error
 
 _BLOCK = 1 << 15  # elements compared at a time
 
-ROUNDINGS = 8  # how many times an output's own sensitivity to one rounding of the inputs is still no error
+ROUNDINGS = 8  # allowed error as a multiple of an output's sensitivity to one rounding of the inputs
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is allowed: `max_error` relative to an output's scale; `differing`, the share of unequal elements of integers and bools."""
+    """The tolerance: `max_error` relative to an output's scale; `differing`, the fraction of unequal integers and bools."""
 
     max_error: float
     differing: float = 0.01
 
     def widened(self, sensitivity: float) -> Budget:
-        """For an output that moves by `sensitivity` when the inputs are rounded once: compiled code rounds at every step."""
+        """Widen for an output that changes by `sensitivity` when the inputs are rounded once, since compiled code rounds at every step."""
         return replace(self, max_error=max(self.max_error, ROUNDINGS * sensitivity))
 
     def to_json(self) -> dict[str, float]:
@@ -40,11 +40,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Deviation:
-    """`max_error` and `mean_error` relative to the reference's largest finite magnitude; inf where a NaN or Inf is on one side only, which
-    `unmatched` elements are. The same on both sides agrees.
+    """`max_error` and `mean_error`, relative to the reference's largest finite magnitude; inf if any elements are `unmatched`, that is,
+    NaN or Inf on one side only. Equal NaN or Inf on both sides match.
 
-    `differing`: share of unequal elements, for integers and bools. For logits, `kl` is the largest Kullback-Leibler divergence
-    KL(softmax(reference) || softmax(got)) of a row, in nats, and `top1` the share of rows with the same largest element.
+    `differing`: fraction of unequal elements, for integers and bools. For logits, `kl` is the largest Kullback-Leibler divergence
+    KL(softmax(reference) || softmax(got)) of a row, in nats, and `top1` the fraction of rows with the same largest element.
     """
 
     max_error: float
@@ -61,7 +61,7 @@ class Deviation:
         return self.max_error <= budget.max_error
 
     def to_json(self) -> dict[str, Any]:
-        """Figures of three digits, without those that don't apply; JSON has no infinity, so `unmatched` stands for it."""
+        """Return figures of three digits, without those that don't apply; JSON has no infinity, which `unmatched` implies."""
         figures = {key: value for key, value in asdict(self).items() if value is not None and key != "unmatched" and math.isfinite(value)}
         unmatched = {"unmatched": max(1, self.unmatched)} if not math.isfinite(self.max_error) else {}
         return {**{key: float(f"{value:.3g}") for key, value in figures.items()}, **unmatched}
@@ -75,14 +75,14 @@ class Deviation:
 
 
 def numbers(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The values in float64 (complex ones in complex128); bfloat16 comes as uint16."""
+    """Convert values to float64 (complex ones to complex128); bfloat16 is given as uint16."""
     if dtype == "bfloat16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def scale_of(array: np.ndarray, dtype: str) -> float:
-    """The largest finite magnitude, at least SMALLEST_SCALE."""
+    """Return the largest finite magnitude, at least SMALLEST_SCALE."""
     largest = SMALLEST_SCALE
     for values, _ in _blocks(array, array, dtype):
         magnitudes = np.abs(values)
@@ -91,10 +91,10 @@ def scale_of(array: np.ndarray, dtype: str) -> float:
 
 
 def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | None = None, logits: bool = False) -> Deviation:
-    """Compares two arrays of one shape; `want` is the reference.
+    """Compare two arrays of one shape; `want` is the reference.
 
-    dtype: numpy's name, or "bfloat16" for arrays of uint16. scale: of the whole output where the arrays are samples of it.
-    logits: whether the last dimension holds the logits of a class each.
+    dtype: numpy's name, or "bfloat16" for arrays of uint16. scale: of the whole output if the arrays are samples of it.
+    logits: whether the last dimension holds logits.
     """
     total = _Totals()
     for a, b in _blocks(got, want, dtype):
@@ -112,17 +112,17 @@ def measure(got: np.ndarray, want: np.ndarray, dtype: str, *, scale: float | Non
 
 
 def _bounded(error: float, unmatched: int) -> float:
-    """Finite numbers that are too far apart for a float are not infinitely so: that would mean another thing."""
+    """Clamp an overflowed error of finite numbers to the largest float, because infinity means unmatched elements."""
     return error if unmatched else min(error, sys.float_info.max)
 
 
 def _with_rows(found: Deviation, a: np.ndarray, b: np.ndarray) -> Deviation:
-    """With what is said of logits."""
+    """Add the figures of logits."""
     return replace(found, kl=_divergence(a, b), top1=float(np.mean(np.argmax(a, -1) == np.argmax(b, -1))))
 
 
 def _blocks(got: np.ndarray, want: np.ndarray, dtype: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both arrays in float64, few elements at a time, which stay in the cache."""
+    """Yield both arrays in float64, in blocks that fit in cache."""
     flat = got.reshape(-1), want.reshape(-1)
     for start in range(0, got.size, _BLOCK):
         a, b = (numbers(each[start : start + _BLOCK], dtype) for each in flat)
@@ -131,13 +131,13 @@ def _blocks(got: np.ndarray, want: np.ndarray, dtype: str) -> Iterator[tuple[np.
 
 @dataclass
 class _Totals:
-    """What is summed up over blocks of two arrays."""
+    """Accumulated statistics over blocks of two arrays."""
 
     largest: float = 0.0
     errors: float = 0.0
     differing: int = 0
     unmatched: int = 0
-    products: np.ndarray = field(default_factory=lambda: np.zeros(3))  # a·a, b·b, a·b of the elements that are finite on both sides
+    products: np.ndarray = field(default_factory=lambda: np.zeros(3))  # a·a, b·b, a·b of elements that are finite on both sides
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         errors = _errors(a, b)
@@ -154,7 +154,7 @@ class _Totals:
 
     @property
     def cosine(self) -> float:
-        """1 where both arrays are all zeros."""
+        """Return the cosine similarity; 1 if both arrays are all zeros."""
         squared_a, squared_b, product = (float(each) for each in self.products)
         length = math.sqrt(squared_a) * math.sqrt(squared_b)
         if length == 0.0:
@@ -163,12 +163,12 @@ class _Totals:
 
 
 def is_exact(dtype: str) -> bool:
-    """Whether values are integers or bools, where equal means equal."""
+    """Whether values are integers or bools, which are compared exactly."""
     return dtype == "bool" or dtype.startswith(("int", "uint"))
 
 
 def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a - b|; 0 where both are NaN or the same infinity, inf where one is and the other isn't."""
+    """Return |a - b|; 0 if both are NaN or the same infinity, inf if only one is."""
     with np.errstate(invalid="ignore", over="ignore"):
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         finite = np.isfinite(a) & np.isfinite(b)

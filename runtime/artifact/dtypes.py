@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DType:
-    """One element type. `storage` is the numpy dtype that holds its bits where numpy itself has no such type."""
+    """One element type. `storage` is the numpy dtype that holds its bits if numpy lacks the type."""
 
     name: str
     num_bytes: int

@@ -1,4 +1,4 @@
-"""Typed reading of parsed JSON; every error names the path of the field at fault."""
+"""Typed reading of parsed JSON; every error names the path of the invalid field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def fail(message: str) -> ArtifactError:
 
 
 def parse_json(data: bytes, what: str) -> Any:
-    """The value of JSON bytes, where no object may name a key twice. Raises ArtifactError."""
+    """Parse JSON bytes. Raises ArtifactError for invalid JSON or a duplicate key."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
@@ -30,7 +30,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Fields:
-    """One JSON object and the path that led to it."""
+    """One JSON object and its path in the document."""
 
     path: str
     value: Any
@@ -82,7 +82,7 @@ class Fields:
         return {name: Fields(f"{self.path}.{key}[{name!r}]", item) for name, item in self.mapping(key).items()}
 
     def rest(self, *keys: str) -> dict[str, Any]:
-        """The fields that none of `keys` names."""
+        """Return the fields other than `keys`."""
         return {key: value for key, value in self.value.items() if key not in keys}
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file creation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llmos.runtime.errors import ArtifactError
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well, and is gone when it does not.
+    """Yield a new file that replaces `path` if the block succeeds, and is removed if it raises.
 
-    Raises ArtifactError for what the system refuses: a full disk, a missing folder, no permission.
+    Raises ArtifactError for an error of the system: a full disk, a missing folder, no permission.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""The records of `manifest.json` (docs/architecture.md, "The artifact"): what an artifact holds, and how to run it."""
+"""The records of `manifest.json` (docs/architecture.md, "The artifact"): an artifact's content and calling convention."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ INT64_MAX = 2**63 - 1
 MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
-QUANTIZATION = "quantization"  # in the metadata: what the model quantizes and dequantizes, in a line
+QUANTIZATION = "quantization"  # metadata key: a one-line summary of the model's quantization
 
 _DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards
 _ROUNDED_SIZES_FORMAT = 3  # that with floor_mul and updated inputs; FORMAT is that with floor_mul_f32
 
 Dim = int | str
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_FUNCTIONS = frozenset({"min", "max", "floor_mul", "floor_mul_f32"})  # of sizes
+_FUNCTIONS = frozenset({"min", "max", "floor_mul", "floor_mul_f32"})  # in size expressions
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A named dynamic dimension and the sizes it may take, both ends included."""
+    """A named dynamic dimension and its range of sizes, both ends included."""
 
     name: str
     min: int
@@ -40,9 +40,9 @@ class Symbol:
 
 @dataclass(frozen=True)
 class ComputedSymbol:
-    """A number of min to max that an entry computes from data: the dims of outputs that name it are known after a call.
+    """A number in [min, max] that an entry computes from data: output dims that use it are known after a call.
 
-    bound: what it never exceeds, a number or an expression of the inputs' symbols.
+    bound: its upper bound, a number or an expression of the inputs' symbols.
     """
 
     name: str
@@ -53,8 +53,8 @@ class ComputedSymbol:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"; of an output also of
-    computed symbols. updated: of an input that a call writes its new value into, where it lies."""
+    """An input or output. A dim is a size, a symbol's name, or an expression of symbols such as "2*tokens + 1"; in outputs also of
+    computed symbols. updated: a call writes the input's new value in place."""
 
     name: str
     dtype: str
@@ -64,10 +64,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """What the compiler has proven of an entry's rows.
+    """The result of the row independence analysis of an entry.
 
-    independent: the symbol that stands first in every input and output, where row i of each output depends on row i of the inputs alone
-    and on no size of that dimension: requests may be joined along it. reason: why there is none.
+    independent: the first dimension's symbol of every input and output, if row i of each output depends only on row i of the inputs and
+    not on the dimension's size, so that requests may be batched along it. reason: why there is none.
     """
 
     independent: str | None = None
@@ -76,7 +76,7 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class GuardSpec:
-    """What the sizes of a call must satisfy beyond their ranges: texts for people, and the function that checks them."""
+    """Conditions on the sizes of a call beyond their ranges: their text, and the function that checks them."""
 
     symbol: str
     conditions: tuple[str, ...]
@@ -84,11 +84,11 @@ class GuardSpec:
 
 @dataclass(frozen=True)
 class EntrySpec:
-    """A function to call. `symbol` and `shapes` are the two functions that every code member exports for it.
+    """A callable function. `symbol` and `shapes` name the two functions that every code member exports for it.
 
-    states: names of tensors that the model keeps from call to call. They are its last inputs and its last outputs, in this order, and the
-    weights of these names are what they start with.
-    rows: None in an artifact whose compiler did not look. guards: None where ranges say all.
+    states: names of tensors that persist between calls. They are the last inputs and the last outputs, in this order, and the weights of
+    these names initialize them.
+    rows: None if the compiler did not run the analysis. guards: None if ranges suffice.
     """
 
     name: str
@@ -102,17 +102,17 @@ class EntrySpec:
 
     @property
     def num_inputs(self) -> int:
-        """Of those that a caller gives."""
+        """Return the number of inputs that a caller passes."""
         return len(self.inputs) - len(self.states)
 
     @property
     def num_outputs(self) -> int:
-        """Of those that a caller gets."""
+        """Return the number of outputs that a caller receives."""
         return len(self.outputs) - len(self.states)
 
     @property
     def updated(self) -> tuple[int, ...]:
-        """Positions of the inputs that a call writes into."""
+        """Return the positions of the inputs that a call updates in place."""
         return tuple(position for position, spec in enumerate(self.inputs) if spec.updated)
 
 
@@ -129,7 +129,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """One code variant: the machine it is for (LLVM's feature names) and the member that holds it."""
+    """One code variant: its target machine (LLVM's feature names) and its member."""
 
     target: str
     arch: str
@@ -139,7 +139,7 @@ class CodeSpec:
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One dispatch, for profiles and `inspect`; `details` are further JSON fields of the compiler's choice."""
+    """One dispatch, for profiles and `inspect`; `details` are further JSON fields chosen by the compiler."""
 
     name: str
     kind: str
@@ -156,7 +156,7 @@ class MemberSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. `to_json` and `parse` are each other's inverse."""
+    """The content of manifest.json; `parse` inverts `to_json`."""
 
     name: str
     entries: tuple[EntrySpec, ...]
@@ -174,7 +174,7 @@ class Manifest:
 
     @property
     def format(self) -> int:
-        """The oldest that has all that this manifest says."""
+        """Return the oldest format version with all features that this manifest uses."""
         if self._calls("floor_mul_f32"):
             return FORMAT
         if any(entry.updated for entry in self.entries) or self._calls("floor_mul"):
@@ -194,12 +194,12 @@ class Manifest:
         return replace(self, members=members)
 
     def to_json(self) -> bytes:
-        """Compact UTF-8 JSON in a fixed order. Raises ValueError where metadata is no JSON (a NaN, an object)."""
+        """Return compact UTF-8 JSON in a fixed order. Raises ValueError for metadata without a JSON form (a NaN, an object)."""
         return json.dumps(_to_dict(self), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """The record of a manifest's bytes. Raises ArtifactError that names the field at fault."""
+        """Parse a manifest's bytes. Raises ArtifactError that names the invalid field."""
         fields = Fields("manifest", parse_json(data, "manifest"))
         check_format(fields.integer("format"))
         manifest = _parse_fields(fields)
@@ -215,7 +215,7 @@ def check_format(version: int) -> None:
 
 
 def validate(manifest: Manifest) -> None:
-    """Raises ArtifactError where the parts of a manifest contradict each other."""
+    """Raise ArtifactError if parts of a manifest are inconsistent."""
     _unique("symbols", [*[symbol.name for symbol in manifest.symbols], *[symbol.name for symbol in manifest.computed]])
     _unique("entries", [entry.name for entry in manifest.entries])
     _unique("weights", [weight.name for weight in manifest.weights])
@@ -256,7 +256,7 @@ def _check_symbol(symbol: Symbol) -> None:
 
 
 def _check_entry(entry: EntrySpec, symbols: set[str], known: set[str]) -> None:
-    """`known`: symbols, and those that entries compute."""
+    """Check one entry. `known`: symbols, and those that entries compute."""
     _unique(f"inputs of entry {entry.name!r}", [tensor.name for tensor in entry.inputs])
     _unique(f"outputs of entry {entry.name!r}", [tensor.name for tensor in entry.outputs])
     for tensor in entry.inputs:
@@ -271,7 +271,7 @@ def _check_entry(entry: EntrySpec, symbols: set[str], known: set[str]) -> None:
 
 
 def _check_states(entry: EntrySpec, weights: Mapping[str, WeightSpec] | None) -> None:
-    """`weights` is None for a manifest of no file yet."""
+    """Check the states of an entry. `weights` is None for a manifest that has no file yet."""
     if not entry.states:
         return
     count = len(entry.states)

@@ -1,4 +1,4 @@
-"""An open artifact: what it holds, checked, without copies."""
+"""An open, validated artifact, read without copies."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Artifact:
-    """A whole, unchanged artifact. Opening it runs none of its code and asks nobody's trust; `require_trust` does the latter.
+    """A complete, unmodified artifact. Opening it doesn't run its code and doesn't check trust; `require_trust` does.
 
-    Views of members and weights stay valid for as long as they are referred to, also after the Artifact is gone.
+    Views of members and weights keep the mapping alive, also after the Artifact is deleted.
     """
 
     def __init__(self, path: Path, handle: Handle, manifest_bytes: bytes, manifest: Manifest) -> None:
@@ -33,7 +33,7 @@ class Artifact:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Artifact:
-        """Maps and checks a file. Raises ArtifactError, in one line, for anything that is not exactly what a writer made."""
+        """Map and check a file. Raises ArtifactError, in one line, for anything that the writer doesn't produce."""
         handle = core().open_artifact(path)
         manifest_bytes = bytes(core().manifest(handle))
         try:
@@ -42,19 +42,19 @@ class Artifact:
             raise ArtifactError(f"{path}: {error}") from error
 
     def member(self, name: str) -> memoryview:
-        """The bytes of a member, where they lie in the mapped file. Raises ArtifactError when there is none of that name."""
+        """Return a view of a member's bytes in the mapped file. Raises ArtifactError for an unknown name."""
         view = core().member(self.handle, name)
         if view is None:
             raise ArtifactError(f"{self.path}: there is no member {name!r}")
         return view
 
     def asset(self, name: str) -> bytes:
-        """A copy of an asset, by the name it was given ("tokenizer.json")."""
+        """Return a copy of an asset, by its name ("tokenizer.json"). Raises ArtifactError for an unknown name."""
         return bytes(self.member(f"assets/{name}"))
 
     @cached_property
     def weights(self) -> Mapping[str, np.ndarray]:
-        """Read-only arrays over the mapped file, in manifest order; bfloat16 as uint16."""
+        """Return read-only arrays over the mapped file, in manifest order; bfloat16 as uint16."""
         import numpy as np
 
         arrays = {}
@@ -65,7 +65,7 @@ class Artifact:
 
     @cached_property
     def signer(self) -> str | None:
-        """The public key (hex) whose valid signature this artifact bears; None without a signature. ArtifactError for a wrong one."""
+        """Return the public key (hex) of the signature; None without one. Raises ArtifactError for an invalid signature."""
         signature = core().member(self.handle, SIGNATURE_MEMBER)
         if signature is None:
             return None
@@ -75,7 +75,7 @@ class Artifact:
             raise ArtifactError(f"{self.path}: {error}") from error
 
     def require_trust(self) -> None:
-        """Raises ArtifactError unless a key that the user trusts has signed this artifact."""
+        """Raise ArtifactError unless a key that the user trusts has signed this artifact."""
         signer = self.signer
         if signer is None:
             raise ArtifactError(f"{self.path}: it is not signed, so its code is not run; compile it with llmos, which signs it")
@@ -86,11 +86,11 @@ class Artifact:
             )
 
     def verify(self) -> None:
-        """Hashes every member again. Raises ArtifactError when the file or its memory changed since it was opened."""
+        """Hash every member again. Raises ArtifactError if the file or its memory changed since it was opened."""
         core().verify_artifact(self.handle)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Copies the file: whole under the new name, or not at all (ArtifactError)."""
+        """Copy the file atomically. Raises ArtifactError on failure."""
         from llmos.runtime.artifact.files import atomic_file
 
         target = Path(path)

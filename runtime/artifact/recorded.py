@@ -1,4 +1,4 @@
-"""Arrays that a certificate holds: small ones by their bytes, larger ones by a recipe, each with a digest."""
+"""The arrays of a certificate: small ones as bytes, larger ones as a recipe, each with a digest."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.fields import Fields, fail
 
 KINDS = ("integers", "mask", "normal")
-_BLOCK = 1 << 15  # elements made at a time
+_BLOCK = 1 << 15  # elements generated at a time
 _FIELDS, _FIELD_BITS = 4, 16  # a normal number is the sum of four 16-bit uniform ones, which one raw 64-bit number gives
 _EVERY_OTHER = np.uint64(0x0000FFFF0000FFFF)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make an array from raw bits of PCG64, whose stream is the same in every numpy.
+    """How to generate an array from raw bits of PCG64, whose stream is the same in every numpy version.
 
     "integers": uniform in [low, high]. "mask": ones, and zeros in the second half of the last row. "normal": `mean` and `std`
     (a sum of uniform numbers, within 3.5 std), clipped to [low, high].
@@ -35,7 +35,7 @@ class Recipe:
     std: float = 1.0
 
     def make(self, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A dense array; bfloat16 as uint16."""
+        """Generate a dense array; bfloat16 as uint16."""
         storage = np.dtype(DTYPES[dtype].storage)
         if storage.kind == "c":
             pairs: np.ndarray = self.make("float32" if storage.itemsize == 8 else "float64", (*shape, 2)).view(storage)
@@ -44,7 +44,7 @@ class Recipe:
             return _padded_mask(shape, storage)
         stream = np.random.PCG64(self.seed)
         made = np.empty(math.prod(shape), storage)
-        for start in range(0, made.size, _BLOCK):  # so that what is in between stays in the cache
+        for start in range(0, made.size, _BLOCK):  # blocks keep intermediates in cache
             block = made[start : start + _BLOCK]
             block[:] = self._from_bits(stream.random_raw(block.size).astype(np.uint64, copy=False), dtype)
         return made.reshape(shape)
@@ -73,7 +73,7 @@ class Recipe:
 
 
 def _sum_of_fields(raw: np.ndarray) -> np.ndarray:
-    """The four fields of 16 bits of each number added: two at a time, in halves of 32 bits."""
+    """Sum the four 16-bit fields of each number, two at a time in 32-bit halves."""
     pairs = (raw & _EVERY_OTHER) + ((raw >> np.uint64(_FIELD_BITS)) & _EVERY_OTHER)
     total: np.ndarray = (pairs & np.uint64(2**32 - 1)) + (pairs >> np.uint64(32))
     return total
@@ -88,7 +88,7 @@ def _padded_mask(shape: tuple[int, ...], storage: np.dtype[Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RecordedArray:
-    """One array: `data` (little-endian bytes, row-major) or a recipe; `sha256` of its bytes either way.
+    """One array: `data` (little-endian bytes, row-major) or a recipe; `sha256` of its bytes in both cases.
 
     `dtype` is a name of DTYPES.
     """
@@ -102,11 +102,11 @@ class RecordedArray:
 
     @classmethod
     def of(cls, name: str, dtype: str, array: np.ndarray, recipe: Recipe | None = None) -> RecordedArray:
-        """Records an array, by its bytes unless `recipe` makes it."""
+        """Record an array, as bytes unless `recipe` generates it."""
         return cls(name, dtype, tuple(array.shape), _digest(array), None if recipe else dense_bytes(array), recipe)
 
     def load(self) -> np.ndarray:
-        """The array; bfloat16 as uint16. Raises ArtifactError where what comes out isn't what was recorded."""
+        """Return the array; bfloat16 as uint16. Raises ArtifactError if it doesn't match the recorded digest."""
         if self.recipe is not None:
             array = self.recipe.make(self.dtype, self.shape)
         else:
@@ -141,12 +141,12 @@ def _decoded(fields: Fields) -> bytes:
 
 
 def dense_bytes(array: np.ndarray) -> bytes:
-    """Row-major, little-endian."""
+    """Return row-major little-endian bytes."""
     return _dense(array).tobytes()
 
 
 def _digest(array: np.ndarray) -> str:
-    """Of its `dense_bytes`, where they lie."""
+    """Hash the `dense_bytes` without a copy."""
     return hashlib.sha256(_dense(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
@@ -155,7 +155,7 @@ def _dense(array: np.ndarray) -> np.ndarray:
 
 
 def sample_rows(array: np.ndarray, limit: int) -> np.ndarray:
-    """Rows of the last dimension, evenly spaced, `limit` elements in all: [rows, width]. Single elements where one row is more."""
+    """Return evenly spaced rows of the last dimension, at most `limit` elements, [rows, width]; single elements if a row exceeds it."""
     width = array.shape[-1] if array.ndim and 0 < array.shape[-1] <= limit else 1
     rows = array.reshape(-1, width)
     count = min(len(rows), limit // width)

@@ -1,4 +1,4 @@
-"""The weights member: a safetensors file whose tensors all begin at multiples of 64 bytes."""
+"""The weights member: a safetensors file whose tensors are aligned to 64 bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmos.runtime.artifact.manifest import WeightSpec
 from llmos.runtime.errors import ArtifactError
 from llmos.runtime.native.abi import ALIGNMENT
 
-# The format allows no holes between tensors, so what aligns the next tensor is a tensor of this name and a number.
+# The format allows no gaps between tensors, so padding is a tensor with this name and a number.
 PADDING_PREFIX = "__padding__."
 
 
 def layout(weights: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[WeightSpec, ...]:
-    """Places (name, dtype, shape) one after the other. Raises ArtifactError on an unknown dtype or a reserved name."""
+    """Lay out (name, dtype, shape) consecutively. Raises ArtifactError for an unknown dtype or a reserved name."""
     specs: list[WeightSpec] = []
     offset = 0
     for name, dtype, shape in weights:
@@ -31,7 +31,7 @@ def layout(weights: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[WeightS
 
 
 def is_reserved(name: str) -> bool:
-    """Whether the file's header has another use for a name."""
+    """Whether a name is reserved by the file format."""
     return name.startswith(PADDING_PREFIX) or name == "__metadata__"
 
 
@@ -44,7 +44,7 @@ def data_bytes(weights: tuple[WeightSpec, ...]) -> int:
 
 
 def header(weights: tuple[WeightSpec, ...]) -> bytes:
-    """The length field and the JSON header, padded with spaces to a multiple of 64 bytes."""
+    """Return the length field and the JSON header, padded with spaces to a multiple of 64 bytes."""
     tensors: dict[str, object] = {}
     for index, weight in enumerate(weights):
         end = weight.offset + weight.num_bytes

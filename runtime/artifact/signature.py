@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ALGORITHM = "ed25519"
-# What stands before the 32 bytes of a key in its DER form. Written out, because cryptography's serialization takes long to import.
+# The DER prefix of the 32 key bytes. A constant, because cryptography's serialization is slow to import.
 _PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _KEY_HEX = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +60,7 @@ def home() -> Path:
 
 
 def user_key() -> SigningKey:
-    """The user's own key, made when there is none yet. Raises UserError where it can't be read or made."""
+    """Return the user's own key, created if missing. Raises UserError if it can't be read or created."""
     path = _key_path()
     try:
         if not path.exists():
@@ -71,13 +71,13 @@ def user_key() -> SigningKey:
 
 
 def signature_member(key: SigningKey, manifest: bytes) -> bytes:
-    """The content of the member `signature`; its size does not depend on the key."""
+    """Return the content of the member `signature`; its size does not depend on the key."""
     record = {"algorithm": _ALGORITHM, "public_key": key.public_hex, "signature": key.sign(manifest).hex()}
     return json.dumps(record, separators=(",", ":")).encode()
 
 
 def signer_of(manifest: bytes, signature: bytes) -> str:
-    """The public key (hex) that signed these bytes. Raises ArtifactError when the signature is not valid."""
+    """Return the public key (hex) that signed these bytes. Raises ArtifactError for an invalid signature."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -97,7 +97,7 @@ def is_trusted(public_hex: str) -> bool:
 
 
 def trusted_keys() -> list[TrustedKey]:
-    """The user's own key, if there is one, then those of the trust folder by name."""
+    """Return the user's own key, if there is one, then those of the trust folder by name."""
     own = [TrustedKey(OWN, _read_private(_key_path()).public_hex)] if _key_path().exists() else []
     folder = home() / "trusted"
     files = sorted(folder.glob("*.pem")) if folder.is_dir() else []
@@ -105,7 +105,7 @@ def trusted_keys() -> list[TrustedKey]:
 
 
 def add_trusted(key: str, name: str | None = None) -> TrustedKey:
-    """Trusts a public key, given in hex or as the path of a PEM file. Raises UserError on anything else and on a name that is taken."""
+    """Trust a public key, given in hex or as the path of a PEM file. Raises UserError for anything else and for a name in use."""
     text = key.strip().lower()
     public_hex = text if _KEY_HEX.fullmatch(text) else _read_public(_read_key_file(key), key)
     chosen = name or public_hex[:16]
@@ -120,7 +120,7 @@ def add_trusted(key: str, name: str | None = None) -> TrustedKey:
 
 
 def remove_trusted(name: str) -> TrustedKey:
-    """Withdraws trust from a key, by its name or its hex. Raises UserError when no added key matches."""
+    """Remove a trusted key by name or hex. Raises UserError if no added key matches."""
     added = [key for key in trusted_keys() if key.name != OWN]
     for key in added:
         if name in (key.name, key.public_hex):
@@ -131,12 +131,12 @@ def remove_trusted(name: str) -> TrustedKey:
 
 
 def public_pem(public_hex: str) -> bytes:
-    """The file form of a public key (PEM, RFC 8410), as openssl reads and writes it."""
+    """Return the PEM form of a public key (RFC 8410), as openssl reads and writes it."""
     return _pem("PUBLIC KEY", _PUBLIC_PREFIX + bytes.fromhex(public_hex))
 
 
 def new_key() -> SigningKey:
-    """A fresh key that is kept nowhere."""
+    """Generate a key that is not stored."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return SigningKey(Ed25519PrivateKey.generate())
@@ -150,7 +150,7 @@ def _make_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = _write_beside(path, _pem("PRIVATE KEY", _PRIVATE_PREFIX + new_key().private.private_bytes_raw()), 0o600)
     try:
-        # A link fails where a process made the key a moment ago: then that one counts.
+        # The link fails if another process has just created the key: use that one.
         path.hardlink_to(temporary)
     except FileExistsError:
         pass
@@ -186,7 +186,7 @@ def _pem(label: str, der: bytes) -> bytes:
 
 
 def _key_of_pem(pem: bytes, label: str, prefix: bytes) -> bytes | None:
-    """The 32 bytes of a key; None for anything else, such as a key of another kind."""
+    """Return the 32 bytes of a key; None for anything else, such as another key type."""
     match = re.search(rf"-----BEGIN {label}-----\s+([A-Za-z0-9+/=\s]+)-----END {label}-----".encode(), pem)
     try:
         der = base64.b64decode(match[1]) if match else b""

@@ -1,4 +1,4 @@
-"""Writing an artifact: deterministic, streamed, and whole or not at all."""
+"""Writing of an artifact: deterministic, streamed and atomic."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from llmos.runtime.native.abi import CHUNK_BYTES
 
 
 class WeightSource(Protocol):
-    """A named constant that is read when it is written; compiler.weights.Weight is one."""
+    """A named constant that is loaded when it is written; the compiler's Weight implements it."""
 
     @property
     def dtype(self) -> str: ...
@@ -48,7 +48,7 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True)
 class CodeVariant:
-    """A shared object for one kind of machine. `arch` as in platform.machine(), `features` in LLVM's names."""
+    """A shared object for one machine type. `arch` as in platform.machine(), `features` in LLVM's names."""
 
     target: str
     arch: str
@@ -58,7 +58,7 @@ class CodeVariant:
 
 @dataclass(frozen=True)
 class ArtifactContents:
-    """All that goes into an artifact. Weights in the order of context.weights; code best first; asset names without a folder."""
+    """The content of an artifact. Weights in the order of context.weights; code best first; asset names without a folder."""
 
     name: str
     entries: Sequence[EntrySpec]
@@ -72,14 +72,14 @@ class ArtifactContents:
     passes: Sequence[Any] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Mapping[str, bytes] = field(default_factory=dict)
-    extras: Mapping[str, bytes] = field(default_factory=dict)  # further members by their full name, e.g. certificate.json
+    extras: Mapping[str, bytes] = field(default_factory=dict)  # further members by full name, e.g. certificate.json
 
 
 def write_artifact(path: str | os.PathLike[str], contents: ArtifactContents, key: SigningKey | None = None) -> Manifest:
-    """Writes and signs `path` (with the user's own key unless another is given) and returns its manifest.
+    """Write and sign `path` (by default with the user's own key) and return its manifest.
 
-    The same contents and key give the same bytes. Weights are loaded one at a time. The file appears under its name only when it is
-    complete; after an error (ArtifactError, also for a full disk) nothing is left.
+    The same contents and key give the same bytes. Weights are loaded one at a time. The file is renamed to its name when it is complete;
+    after an error (ArtifactError, also for a full disk) no file is left.
     """
     signer = user_key() if key is None else key
     with atomic_file(Path(path)) as file:
@@ -88,7 +88,7 @@ def write_artifact(path: str | os.PathLike[str], contents: ArtifactContents, key
 
 def _write(file: BinaryIO, contents: ArtifactContents, signer: SigningKey) -> Manifest:
     draft, parts = _plan_members(contents)
-    # Hashes have a fixed width, so the manifest's size is known before they are: its place is left free and filled in last.
+    # Hashes have a fixed width, so the manifest's size is known in advance: its space is reserved and filled in last.
     place = ZipMember(MANIFEST_MEMBER, 0, len(draft.to_json()))
     file.write(bytes(place.end))
     members, hashes = [], {}
@@ -115,7 +115,7 @@ _Part = tuple[str, int, Iterable[bytes | memoryview]]
 
 
 def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
-    """The manifest with hashes of zeros, and all members but manifest and signature in file order."""
+    """Return the manifest with zero hashes, and all members but manifest and signature in file order."""
     weights = safetensors.layout((name, weight.dtype, tuple(weight.shape)) for name, weight in contents.weights.items())
     files = {f"code/{variant.target}.so": variant.data for variant in contents.code}
     assets = {f"assets/{name}": data for name, data in sorted(contents.assets.items())}
@@ -170,7 +170,7 @@ def _dense_bytes(spec: WeightSpec, array: np.ndarray) -> memoryview:
 
 
 def _write_member(file: BinaryIO, member: ZipMember, chunks: Iterable[bytes | memoryview]) -> tuple[ZipMember, MemberSpec]:
-    """Streams the data, then writes the header before it, which holds the data's CRC."""
+    """Stream the data, then write the header before it, which holds the data's CRC."""
     digest = _ChunkDigest()
     file.write(local_header(member))
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The one ZIP64 form an artifact takes (APPNOTE 6.3, sections 4.3.7 to 4.3.16); runtime/native/zip.c accepts exactly these bytes.
+"""The ZIP64 layout of an artifact (APPNOTE 6.3, sections 4.3.7 to 4.3.16); runtime/native/zip.c accepts exactly these bytes.
 
 Every member is stored, with sizes and offsets in ZIP64 extra fields whatever their size, no time, and an alignment field (0xD935, as
 Android's zipalign writes it) that moves its data to a multiple of 64 bytes. Members follow each other with nothing between.
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from llmos.runtime.native.abi import ALIGNMENT
 
 _VERSION = 45
-_MADE_BY = 3 << 8 | _VERSION  # Unix, so that tools restore the mode below
+_MADE_BY = 3 << 8 | _VERSION  # Unix, so that tools apply the mode below
 _MODE = 0o100644 << 16
 _UTF8 = 0x0800
-_DATE = 0x0021  # 1980-01-01, the earliest there is
+_DATE = 0x0021  # 1980-01-01, the earliest date of the format
 _IN_ZIP64 = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class ZipMember:
-    """One member: where its local header begins, its size and the CRC-32 of its data."""
+    """One member: the offset of its local header, its size and the CRC-32 of its data."""
 
     name: str
     offset: int
@@ -56,7 +56,7 @@ def central_header(member: ZipMember) -> bytes:
 
 
 def end_records(num_members: int, directory_offset: int, directory_bytes: int) -> bytes:
-    """The ZIP64 end record, its locator and the end record."""
+    """Return the ZIP64 end record, its locator and the end record."""
     end64 = struct.pack(
         "<IQHHIIQQQQ", 0x06064B50, 44, _MADE_BY, _VERSION, 0, 0, num_members, num_members, directory_bytes, directory_offset
     )

@@ -1,4 +1,4 @@
-"""The `llmos` command: its table of commands, and what becomes of errors."""
+"""The `llmos` command: its table of commands, and error reporting."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def group() -> click.Group:
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the console script; exits with the code of `run`."""
     code = run(sys.argv[1:] if args is None else args)
-    gc.freeze()  # else the interpreter looks through every object of torch once more before it ends
+    gc.freeze()  # otherwise the collector scans all of torch's objects at exit
     sys.exit(code)
 
 
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _report(error: BaseException) -> int:
-    """Tell of an error in one line, and give its exit code."""
+    """Report an error in one line, and return its exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
@@ -91,7 +91,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _broken_pipe() -> int:
-    """The reader of our output has gone, as in `llmos inspect X | head`: nothing more can be said there."""
+    """Handle a closed output pipe, as in `llmos inspect X | head`."""
     sys.stdout = None
     return EXIT_FAILURE
 

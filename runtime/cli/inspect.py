@@ -30,7 +30,7 @@ def command(artifact: Path, host: bool, kernels: bool, as_json: bool) -> None:
 
 
 def describe(artifact: Artifact, *, host: bool) -> dict[str, Any]:
-    """All that is shown, as JSON values; `host` only when it is asked for."""
+    """Return the description as JSON values; with `host`, also whether this machine runs each variant."""
     manifest = artifact.manifest
     found: dict[str, Any] = json.loads(manifest.to_json())
     members, weights = found.pop("members"), found.pop("weights")
@@ -64,7 +64,7 @@ def _signature(artifact: Artifact) -> dict[str, Any]:
 
 
 def _certificate(artifact: Artifact) -> str | None:
-    """Its summary; None where there is none."""
+    """Return the certificate's summary, or None."""
     from llmos.runtime.artifact.certificate import certificate_of
 
     found = certificate_of(artifact)
@@ -81,7 +81,7 @@ def _host(artifact: Artifact) -> dict[str, Any]:
 
 
 def render(found: Mapping[str, Any], *, kernels: bool) -> str:
-    """The description for people: one block per topic, what is empty left out."""
+    """Format the description as text: one block for each topic, without empty ones."""
     producer = ", ".join(f"{name} {version}" for name, version in found["producer"].items())
     blocks = [
         f"{found['name']}: format {found['format']}, {quantity(found['file_bytes'])}" + (f", made by {producer}" if producer else ""),
@@ -102,7 +102,7 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
 
 
 def _metadata(metadata: Mapping[str, Any]) -> Sequence[str]:
-    """What the model quantizes, in full, and the rest of its metadata."""
+    """Format the quantization summary in full, then the rest of the metadata."""
     from llmos.runtime.artifact.manifest import QUANTIZATION
 
     rest = [(key, _short(value)) for key, value in metadata.items() if key != QUANTIZATION]
@@ -119,7 +119,7 @@ def _entry(entry: Mapping[str, Any]) -> str:
 
 
 def _joining(entry: Mapping[str, Any]) -> str:
-    """How a server runs requests, and why."""
+    """Describe whether a server batches requests, and why."""
     rows = entry.get("rows")
     if rows is None:
         return "run one by one: an older compiler made this, which didn't look whether rows depend on one another; compile it again"
@@ -163,7 +163,7 @@ def _kernel_list(kernels: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pass_name(one: object) -> str:
-    """A pass is a name, or an object with a name and its options."""
+    """Return the name of a pass, given as a name or as an object with a name and options."""
     if isinstance(one, dict) and "name" in one:
         options = {key: value for key, value in one.items() if key != "name"}
         return f"{one['name']} {_short(options)}" if options else str(one["name"])

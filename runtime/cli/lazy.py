@@ -21,7 +21,7 @@ class LazyCommand:
     extra: str | None = None
 
     def load(self) -> click.Command:
-        """Raises UserError that names the extra to install where the command's packages are missing."""
+        """Import the command. Raises UserError that names the extra to install if packages are missing."""
         module_name, _, attribute = self.target.partition(":")
         try:
             command = getattr(import_module(module_name), attribute)

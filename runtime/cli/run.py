@@ -94,7 +94,7 @@ def _read(path: Path, name: str) -> Array:
 
 
 def _summary(spec: TensorSpec, array: Array) -> str:
-    """Range, mean and the first values."""
+    """Return range, mean and the first values as text."""
     import numpy as np
 
     from llmos.runtime.engine.bfloat16 import bfloat16_values
@@ -109,7 +109,7 @@ def _summary(spec: TensorSpec, array: Array) -> str:
 
 
 def _embed(program: Program, texts: Sequence[str], entry: str) -> Array:
-    """Embeddings [texts, width], printed with their cosine similarities."""
+    """Print and return embeddings [texts, width], with their cosine similarities."""
     import numpy as np
 
     from llmos.runtime.engine.model import ProgramModel
@@ -147,7 +147,7 @@ def _similarities(vectors: Array) -> str:
 
 
 def _targets(outputs: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """The file of each output that is to be saved. Raises UserError before anything runs."""
+    """Map outputs to the files that they are saved to. Raises UserError before anything runs."""
     targets: dict[str, Path] = {}
     for text in outputs:
         name, equals, path = text.partition("=")

@@ -1,4 +1,4 @@
-"""Plain text tables and quantities for people."""
+"""Plain text tables and human-readable quantities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = (), indent: int = 2) -> str:
-    """Left-aligned columns two spaces apart; "" for no rows."""
+    """Format left-aligned columns two spaces apart; "" for no rows."""
     if not rows:
         return ""
     lines = [[str(cell) for cell in row] for row in ([header, *rows] if header else rows)]
@@ -17,7 +17,7 @@ def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = (), inden
 
 
 def quantity(num_bytes: int) -> str:
-    """A size as people say it: 512 B, 1.5 KiB, 86.6 MiB."""
+    """Format a size: 512 B, 1.5 KiB, 86.6 MiB."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

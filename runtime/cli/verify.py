@@ -50,7 +50,7 @@ def command(artifact: Path, target: str | None, budget: float | None, poison: bo
 
 @dataclass(frozen=True)
 class Checked:
-    """A finding and what was allowed there."""
+    """A finding and its budget."""
 
     finding: Finding
     budget: Budget
@@ -61,7 +61,7 @@ class Checked:
 
 
 def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
-    """How far each output of each case is from the reference, on this machine. Raises InputError, ExecutionError as a call does."""
+    """Yield the deviation of each output of each case on this machine. Raises InputError and ExecutionError as a call does."""
     from llmos.runtime.artifact.certificate import Finding
 
     for number, case in enumerate(cases):

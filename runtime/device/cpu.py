@@ -16,7 +16,7 @@ from llmos.runtime.native.binding import Handle, core, num_threads
 
 @dataclass(frozen=True)
 class Host:
-    """A CPU: architecture as in platform.machine(), and the features, in LLVM's names, that CPU and system both offer."""
+    """A CPU: architecture as in platform.machine(), and the features, in LLVM's names, that CPU and system both support."""
 
     arch: str
     features: frozenset[str]
@@ -32,14 +32,14 @@ def host_num_threads() -> int:
 
 
 def judge(artifact: Artifact) -> tuple[Verdict, ...]:
-    """One verdict per variant, in manifest order (best first); at most one is chosen."""
+    """Return one verdict for each variant, in manifest order (best first); at most one is chosen."""
     best = core().chosen_code(artifact.handle)
     codes = enumerate(artifact.manifest.code)
     return tuple(Verdict(code, core().missing(artifact.handle, index), index == best) for index, code in codes)
 
 
 def choose(artifact: Artifact, target: str | None = None) -> int:
-    """The index of the variant to load: the best that runs, or the one named `target`. Raises ArtifactError when there is none."""
+    """Return the index of the variant to load: the best that runs, or the one named `target`. Raises ArtifactError if there is none."""
     return base.choose(artifact.manifest.name, judge(artifact), host().arch, target)
 
 

@@ -1,4 +1,4 @@
-"""Dynamic batching: a pure policy, and one worker thread per model that carries it out."""
+"""Dynamic batching: a pure policy, and one worker thread for each model that applies it."""
 
 from llmos.runtime.engine.batching.engine import Engine, EngineOptions
 from llmos.runtime.engine.batching.policy import Decision, Limits, next_batch

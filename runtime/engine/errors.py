@@ -14,7 +14,7 @@ class QueueFullError(LlmosError):
 
 
 class DeadlineError(LlmosError):
-    """The request's deadline passed before its result was there."""
+    """The request's deadline passed before it had a result."""
 
 
 class CancelledError(LlmosError):
@@ -26,4 +26,4 @@ class ClosedError(LlmosError):
 
 
 class IntegrityError(LlmosError):
-    """The engine's own accounts don't add up: an error of the engine, not of its user."""
+    """The engine's internal bookkeeping is inconsistent: a bug of the engine."""

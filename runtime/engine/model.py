@@ -1,4 +1,4 @@
-"""What the engine needs of a model, and how a loaded program gives it."""
+"""The interface that the engine needs of a model, and its implementation by a loaded program."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SENTENCE_EMBEDDING = "sentence-embedding"
 
 
 def storage_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    """The numpy dtype that carries a tensor: its own, or uint16 bits for bfloat16."""
+    """Return the numpy dtype that stores a tensor: its own, or uint16 for bfloat16 bits."""
     return np.dtype(DTYPES[spec.dtype].storage)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of an entry, the range [min, max] of each symbol, and what is proven of its rows (None: nobody looked)."""
+    """Inputs and outputs of an entry, the range [min, max] of each symbol, and the row analysis (None if it wasn't run)."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -40,7 +40,7 @@ class Signature:
 
 
 class Model(Protocol):
-    """A model that the engine can run: one call at a time, from one thread."""
+    """A model that the engine runs, one call at a time from one thread."""
 
     @property
     def name(self) -> str: ...
@@ -54,11 +54,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Batching:
-    """How requests to a model may be joined.
+    """How requests to a model may be batched.
 
-    batch_symbol: the symbol of every tensor's first dimension, along which rows are independent; None: requests run one by one.
-    length_symbol: the symbol that is padded to the longest of a batch; None: requests of different sizes are not joined.
-    pad_values: what each input is padded with.
+    batch_symbol: the symbol of every tensor's first dimension, along which rows are independent; None: no batching.
+    length_symbol: the symbol that is padded to the longest of a batch; None: requests of different sizes aren't batched.
+    pad_values: the padding value of each input.
     """
 
     batch_symbol: str | None = None
@@ -78,7 +78,7 @@ class Batching:
 
 
 def _batch_symbol(model: Model) -> str | None:
-    """The symbol whose rows the compiler has proven independent. Its name says nothing: other names may be, and `batch` may not be."""
+    """Return the symbol whose rows the compiler has proven independent. The name `batch` alone proves nothing."""
     signature = model.signature
     symbol = signature.rows.independent if signature.rows else None
     tensors = (*signature.inputs, *signature.outputs)
@@ -88,7 +88,7 @@ def _batch_symbol(model: Model) -> str | None:
 
 
 def _length_symbol(model: Model) -> str | None:
-    """The token symbol of a sentence encoder: its attention mask hides the padding, and its outputs don't have the symbol."""
+    """Return the token symbol of a sentence encoder: the attention mask hides the padding, and outputs don't have the symbol."""
     signature = model.signature
     mask = signature.input("attention_mask")
     if model.metadata.get("task") != SENTENCE_EMBEDDING or mask is None or len(mask.shape) != 2:
@@ -100,7 +100,7 @@ def _length_symbol(model: Model) -> str | None:
 
 
 class ProgramModel:
-    """An entry of a program as a `Model`: its default one, or that of a name. Raises InputError where there is no such entry."""
+    """An entry of a program as a `Model`, by default its default entry. Raises InputError for an unknown entry."""
 
     def __init__(self, program: Program, *, name: str | None = None, entry: str = "") -> None:
         manifest = program.manifest
@@ -128,7 +128,7 @@ class ProgramModel:
 
 
 def load_model(path: Path, name: str | None = None, entry: str = "") -> ProgramModel:
-    """Load an entry of an artifact as a model. Raises ArtifactError, and InputError where it has no such entry."""
+    """Load an entry of an artifact as a model. Raises ArtifactError, or InputError for an unknown entry."""
     from llmos.runtime.program import load
 
     return ProgramModel(load(path), name=name, entry=entry)

@@ -1,4 +1,4 @@
-"""What the engine tells about its work, for metrics."""
+"""Callbacks of the engine for metrics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Observer(Protocol):
 
 
 class NullObserver:
-    """Hears everything and keeps nothing."""
+    """An observer that does nothing."""
 
     def on_batch(self, report: BatchReport) -> None: ...
 

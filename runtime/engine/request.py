@@ -14,10 +14,10 @@ Outputs = list[Array]
 
 @dataclass(frozen=True)
 class QueuedRequest:
-    """A queued request as the policy sees it.
+    """The policy's view of a queued request.
 
-    length: size of the padded dimension, 1 where nothing is padded. group: only requests of an equal group may share a batch;
-    None means that the request runs alone. Times are seconds on the caller's clock.
+    length: size of the padded dimension, 1 without padding. group: only requests of equal groups may share a batch; a request of group
+    None runs alone. Times are seconds on the caller's clock.
     """
 
     id: int
@@ -30,11 +30,11 @@ class QueuedRequest:
 
 @dataclass(eq=False)
 class Request:
-    """One client's call: one or more items that are scheduled one by one and answered together.
+    """One client's call: one or more items, scheduled separately and answered together.
 
-    future: gives the outputs of each item, in order; made by the engine, which alone completes it.
-    pending_items, started_s and reason are the engine's, under its lock: items without a result, the time the first item began to
-    run, and how the request ended (None while it has not).
+    future: resolves to the outputs of each item, in order; only the engine completes it.
+    pending_items, started_s and reason belong to the engine, under its lock: items without a result, the start time of the first item,
+    and how the request ended (None while it is active).
     """
 
     num_items: int
@@ -51,13 +51,13 @@ class Request:
         self.pending_items = self.num_items
 
     def result(self, timeout_s: float | None = None) -> list[Outputs]:
-        """Wait for the outputs of each item. Raises what the request ended with, or TimeoutError."""
+        """Wait for the outputs of each item. Raises the error that ended the request, or TimeoutError."""
         return self.future.result(timeout_s)
 
 
 @dataclass(eq=False)
 class RequestItem:
-    """A schedulable part of a request: the arrays of one call, and how the policy sees it."""
+    """A schedulable part of a request: the arrays of one call, and the policy's view of it."""
 
     request: Request
     index: int

@@ -1,4 +1,4 @@
-"""Checks of one request's arrays against a signature, before it may share a batch with others."""
+"""Validation of one request's arrays against a signature, before it may share a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmos.runtime.errors import InputError
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Array]) -> list[Array]:
-    """The arrays in the entry's order, dense and row-major. Raises InputError with what was wanted and what came."""
+    """Return the arrays in the entry's order, dense and row-major. Raises InputError with the expected and the given dtype or shape."""
     known = {spec.name for spec in signature.inputs}
     unknown = [name for name in inputs if name not in known]
     if unknown:

@@ -1,4 +1,4 @@
-"""ctypes binding of the C core: one function for each of llmos.h that Python needs, errors as exceptions."""
+"""ctypes binding of the C core: one function for each llmos.h function that Python needs, with errors as exceptions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _EXCEPTIONS: dict[int, type[LlmosError]] = {
     ERROR_ARTIFACT: ArtifactError,
     ERROR_INPUT: InputError,
     ERROR_STRIDES: InputError,
-    INDEX_OUT_OF_RANGE: InputError,  # an index is data of the caller
+    INDEX_OUT_OF_RANGE: InputError,  # the index comes from the caller's data
     BAD_ARGUMENTS: InputError,
-    SIZE_OUT_OF_RANGE: InputError,  # data of the caller gives it
+    SIZE_OUT_OF_RANGE: InputError,  # the size comes from the caller's data
 }
 
 
@@ -51,7 +51,7 @@ class ProfileBuffer(ctypes.Structure):
 
 
 class Core:
-    """The functions of the loaded library. `shapes` keeps the GIL (it takes under a microsecond); `run` and all that is slow release it."""
+    """The functions of the loaded library. `shapes` keeps the GIL (it takes under a microsecond); `run` and other slow ones release it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class Core:
         self._host_features = _function(with_gil, "llmos_host_features", c_char_p)
 
     def error(self, code: int) -> LlmosError:
-        """The exception for the last error of this thread."""
+        """Return the exception for the last error of this thread."""
         message: bytes = self._last_error()
         return _EXCEPTIONS.get(code, ExecutionError)(message.decode(errors="replace"))
 
@@ -88,7 +88,7 @@ class Core:
             raise self.error(code)
 
     def open_artifact(self, path: str | os.PathLike[str]) -> Handle:
-        """Raises ArtifactError for anything but a whole and unchanged artifact."""
+        """Open an artifact. Raises ArtifactError unless it is complete and unmodified."""
         pointer = c_void_p()
         self.check(self._artifact_open(os.fsencode(path), ctypes.byref(pointer)))
         return Handle(pointer.value, self._artifact_close)
@@ -118,7 +118,7 @@ class Core:
         return int(self._artifact_choose(artifact.value))
 
     def open_program(self, artifact: Handle, code: int) -> Handle:
-        """Loads code that the caller vouches for, that is, whose signature was checked. Raises ArtifactError."""
+        """Load code whose signature the caller has checked. Raises ArtifactError."""
         pointer = c_void_p()
         self.check(self._program_open(artifact.value, code, TRUST_ALWAYS, ctypes.byref(pointer)))
         return Handle(pointer.value, self._program_close)
@@ -142,7 +142,7 @@ class Core:
 
 
 class Handle:
-    """An object of the core; it is closed when nothing refers to it any more, a running call included."""
+    """An object of the core, closed when the last reference is gone, including those of running calls."""
 
     __slots__ = ("_close", "value")
 
@@ -156,7 +156,7 @@ class Handle:
 
 @functools.cache
 def core() -> Core:
-    """The core, loaded on first use. Raises LlmosError where it was not built."""
+    """Return the core, loaded on first use. Raises LlmosError if it was not built."""
     folder = Path(__file__).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = folder / f"_core{suffix}"
@@ -168,12 +168,12 @@ def core() -> Core:
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Threads that share the work of a call, the calling one included. Raises InputError beyond 1 to 1024."""
+    """Set the number of threads that share the work of a call, including the caller's. Raises InputError outside of 1 to 1024."""
     core().set_num_threads(num_threads)
 
 
 def num_threads() -> int:
-    """LLMOS_NUM_THREADS, else the physical cores that this process may use."""
+    """Return the number of threads: by default LLMOS_NUM_THREADS, else the physical cores that this process may use."""
     return int(core().num_threads())
 
 
@@ -185,7 +185,7 @@ def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> 
 
 
 def _read_only(address: int | None, num_bytes: int, owner: Handle) -> memoryview:
-    """A view of the core's memory that keeps `owner` open."""
+    """Return a view of the core's memory that keeps `owner` open."""
     if not num_bytes or address is None:
         return memoryview(b"")
     buffer = (ctypes.c_uint8 * num_bytes).from_address(address)

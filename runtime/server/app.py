@@ -1,4 +1,4 @@
-"""The app: routes, their order, and what happens around them."""
+"""The app: routes, their order, and the lifespan."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MODEL_VERSION = "/v2/models/{model}/versions/{version}"
 
 
 def create_app(models: Sequence[Model], settings: ServerSettings | None = None) -> FastAPI:
-    """An app that serves models. Its `state.server` is the ServerState; its lifespan's end closes the engines.
+    """Create an app that serves models. Its `state.server` is the ServerState; the end of its lifespan closes the engines.
 
-    Raises UserError: no models, equal names, a name that no URL can hold, or a dtype that the protocol lacks.
+    Raises UserError for no models, equal names, a name that isn't valid in a URL, or a dtype that the protocol lacks.
     """
     for model in models:
         require_datatypes(model)
@@ -52,7 +52,7 @@ def create_app(models: Sequence[Model], settings: ServerSettings | None = None) 
 
 
 def _add_hot_routes(app: FastAPI, routes: HotRoutes) -> None:
-    """First in the router, so that they are found first; plain ASGI, so that nothing is built around them."""
+    """Add the hot routes first in the router, so that they match first, as plain ASGI apps, which avoids FastAPI's overhead."""
     infer, embeddings = Endpoint(routes.infer), Endpoint(routes.embeddings)
     app.router.routes[:0] = [
         Route(f"{_MODEL}/infer", infer, methods=["POST"]),

@@ -23,14 +23,14 @@ from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_r
 _LOG = logging.getLogger("llmos.server")
 _Result = TypeVar("_Result")
 
-# Above this, parsing would hold up the event loop for too long (some ms), so it goes to a thread.
+# Above this size, parsing would block the event loop for several ms, so it runs in a thread.
 _INLINE_BYTES = 256 << 10
 _INLINE_CHARS = 4096
 _TIMEOUT_HEADER = b"x-request-timeout"
 
 
 class Endpoint:
-    """A POST handler as an ASGI app: turns what it raises into the protocol's error."""
+    """A POST handler as an ASGI app, which converts exceptions to the protocol's errors."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -48,7 +48,7 @@ class Endpoint:
 
 
 class HotRoutes:
-    """Handlers that run a model."""
+    """The handlers that run a model."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
@@ -95,7 +95,7 @@ class HotRoutes:
         return await read_body(exchange, self._settings.max_body_bytes, self._settings.timeout_s)
 
     def _timeout(self, exchange: Exchange) -> float:
-        """The server's timeout, or less where the client asks for it by header, in seconds."""
+        """Return the timeout in seconds: the server's, or a shorter one from the client's header."""
         value = exchange.header(_TIMEOUT_HEADER)
         if value is None:
             return self._settings.timeout_s
@@ -117,5 +117,5 @@ class HotRoutes:
 
 
 async def _maybe_in_thread(size: int, limit: int, work: Callable[[], _Result]) -> _Result:
-    """Run small work here, and large work in a thread."""
+    """Run small work inline and large work in a thread."""
     return work() if size <= limit else await asyncio.to_thread(work)

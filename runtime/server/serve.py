@@ -1,4 +1,4 @@
-"""Running an app: the socket, uvicorn, and a shutdown that finishes what runs."""
+"""Running an app: the socket, uvicorn, and a shutdown that finishes running requests."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from llmos.runtime.server.core.state import ServerState
 _LOG = logging.getLogger("llmos.server")
 _CLOSE_S = 5  # for connections to close after the drain
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# The model's thread comes back from C needing the interpreter; the default of 5 ms would let the event loop keep it waiting that long.
+# The model's thread needs the GIL when it returns from C; with the default of 5 ms the event loop could delay it that long.
 _SWITCH_INTERVAL_S = 0.0005
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn whose first signal drains and whose second one quits. exit_code: 0 after a complete drain, else 1."""
+    """uvicorn that drains on the first signal and quits on the second. exit_code: 0 after a complete drain, else 1."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, on_started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -61,7 +61,7 @@ class DrainingServer(uvicorn.Server):
         self.force_exit = self.should_exit = True
 
     async def _shut_down(self) -> None:
-        """The socket stays open meanwhile, so that probes see `ready` go to 503 and new work gets a clear refusal."""
+        """Drain with the socket open, so that probes see `ready` return 503 and new requests get a clear error."""
         grace_s = self._state.settings.grace_s
         _LOG.info("draining: waiting up to %g s for running requests", grace_s)
         self._state.begin_drain()
@@ -74,9 +74,9 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(models: Sequence[Model], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
-    """Serve until a signal; gives the exit code. port 0: any free one. started_s: time.monotonic() of the process's start, for the log.
+    """Serve until a signal; return the exit code. port 0: any free one. started_s: time.monotonic() at process start, for the log.
 
-    Raises UserError where the address can't be used.
+    Raises UserError if the address can't be used.
     """
     listener = _listen(host, port)
     _configure_logging()
@@ -95,12 +95,12 @@ def serve(models: Sequence[Model], settings: ServerSettings, *, host: str, port:
     server = DrainingServer(config, app.state.server, lambda: _announce(listener, [model.name for model in models], started_s))
     server.run(sockets=[listener])
     if server.exit_code:
-        os._exit(server.exit_code)  # a model that still runs can't be interrupted, and must not keep the process alive
+        os._exit(server.exit_code)  # a running model call can't be interrupted and must not keep the process alive
     return server.exit_code
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: from here on clients connect, and wait the moment until the app is up."""
+    """Open a listening socket; clients that connect before the app is up wait."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)
@@ -113,7 +113,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _configure_logging() -> None:
-    """Access lines, JSON, to stdout; everything else to stderr."""
+    """Log access lines as JSON to stdout, everything else to stderr."""
     access = logging.getLogger(ACCESS_LOG)
     access.addHandler(logging.StreamHandler(sys.stdout))
     access.setLevel(logging.INFO)

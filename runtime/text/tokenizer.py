@@ -1,4 +1,4 @@
-"""Texts to the token inputs of a sentence encoder, by the artifact's own tokenizer."""
+"""Tokenization of texts for a sentence encoder, with the artifact's tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENIZER = "tokenizer.json"
 class TextEncoder:
     """Tokenizes for one model; safe to use from several threads.
 
-    max_tokens: texts are cut there (the metadata's max_length, within what the compiled model takes).
+    max_tokens: texts are truncated to it (the metadata's max_length, within the range of the compiled model).
     width: size of an embedding.
     """
 
@@ -38,20 +38,20 @@ class TextEncoder:
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, at most max_tokens of them."""
+        """Return at most max_tokens token ids for each text, special tokens included."""
         if len(texts) == 1:
             return [self._tokenizer.encode(texts[0]).ids]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def inputs(self, ids: Sequence[int]) -> dict[str, Array]:
-        """The model's inputs for one text: each [1, tokens]."""
+        """Return the model's inputs for one text, each [1, tokens]."""
         values = {"input_ids": ids, "attention_mask": [1] * len(ids)}
         zeros = [0] * len(ids)
         return {spec.name: np.array([values.get(spec.name, zeros)], dtype=storage_dtype(spec)) for spec in self._specs}
 
 
 def is_sentence_encoder(model: Model) -> bool:
-    """Whether a model declares itself one and brings its tokenizer."""
+    """Whether a model is declared as a sentence encoder and has a tokenizer."""
     return model.metadata.get("task") == SENTENCE_EMBEDDING and model.asset(TOKENIZER) is not None
 
 
@@ -72,5 +72,5 @@ def _load_tokenizer(model: Model) -> Tokenizer:
         raise UserError("text needs the tokenizers package: pip install llmos[serve]") from error
     try:
         return Tokenizer.from_str(bytes(data).decode())
-    except Exception as error:  # the package raises plain Exception
+    except Exception as error:  # the tokenizers package raises plain Exception
         raise ArtifactError(f"'{model.name}': its {TOKENIZER} can't be read ({error})") from error

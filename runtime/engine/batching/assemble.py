@@ -1,4 +1,4 @@
-"""Joining the arrays of several requests into one call, and taking its outputs apart again."""
+"""Concatenation of several requests' arrays into one call, and splitting of its outputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llmos.runtime.engine.model import Array, Batching, Signature
 
 
 def join(signature: Signature, batching: Batching, requests: Sequence[Sequence[Array]]) -> list[Array]:
-    """Each input of all requests along the batch dimension, padded at the end to the longest where the model allows it.
+    """Concatenate each input of all requests along the batch dimension, padded at the end to the longest if the model allows it.
 
-    requests: per request its arrays in the entry's order, [rows, ...]. One request is passed through without a copy.
+    requests: for each request its arrays in the entry's order, [rows, ...]. A single request is not copied.
     """
     if len(requests) == 1:
         return list(requests[0])
@@ -28,7 +28,7 @@ def join(signature: Signature, batching: Batching, requests: Sequence[Sequence[A
 
 
 def _pad(arrays: Sequence[Array], value: int) -> Array:
-    """Arrays [rows, length] of different lengths as one array [sum of rows, longest]."""
+    """Pad and concatenate arrays [rows, length] of different lengths to [sum of rows, longest]."""
     shape = (sum(len(array) for array in arrays), max(array.shape[1] for array in arrays))
     padded = np.full(shape, value, dtype=arrays[0].dtype)
     start = 0
@@ -39,7 +39,7 @@ def _pad(arrays: Sequence[Array], value: int) -> Array:
 
 
 def split(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:
-    """The outputs of each request, as views of the batch's outputs. rows: rows of each request, in the order they were joined."""
+    """Return the outputs of each request as views of the batch's outputs. rows: number of rows of each request, in batch order."""
     if len(rows) == 1:
         return [list(outputs)]
     bounds = np.cumsum([0, *rows]).tolist()

@@ -1,6 +1,6 @@
-"""The batching engine of one model: a bounded queue in front of one worker thread.
+"""The batching engine of one model: a bounded queue and one worker thread.
 
-Batching is natural: while a batch runs, requests queue; when it ends, the policy takes what fits. An idle engine runs a request at once.
+Requests queue while a batch runs; when it ends, the policy selects the next batch. An idle engine runs a request immediately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Ended = tuple[Request, BaseException | None]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """limits: of one batch. max_queue: requests waiting or running at most; more are refused. timeout_s: of a request that names none."""
+    """limits: of one batch. max_queue: most requests waiting or running; more are rejected. timeout_s: default timeout in seconds."""
 
     limits: Limits = field(default_factory=Limits)
     max_queue: int = 256
@@ -52,13 +52,13 @@ class Engine:
         self._next_id = 0
         self._num_submitted = 0
         self._num_ended = 0
-        self._batch_s = 0.0  # of the latest batch, for Retry-After
+        self._batch_s = 0.0  # duration of the latest batch, for Retry-After
         self._accepting = True
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name=f"llmos-engine-{model.name}", daemon=True)
         self._worker.start()
 
-    # What callers use.
+    # Public interface.
 
     def submit(self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None) -> Request:
         """Queue one client's request of one or more calls.
@@ -81,38 +81,38 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> bool:
-        """End a request that has not ended; a batch that is running goes on, without it. False: it had ended already."""
+        """Cancel a request; a running batch continues and drops its results. Return False if the request had already ended."""
         return self._end_one(request, "abort", CancelledError("the request was cancelled"))
 
     def expire(self, request: Request) -> bool:
-        """End a request as timed out, for callers that keep the deadline themselves. False: it had ended already."""
+        """End a request as timed out, for callers that track the deadline. Return False if the request had already ended."""
         return self._end_one(request, "timeout", DeadlineError("the request timed out"))
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for their first batch."""
+        """Return the number of requests that wait for their first batch."""
         with self._changed:
             return sum(request.started_s is None for request in self._requests)
 
     @property
     def num_running(self) -> int:
-        """Requests that have begun to run."""
+        """Return the number of requests that have started to run."""
         with self._changed:
             return sum(request.started_s is not None for request in self._requests)
 
     def stop_accepting(self) -> None:
-        """From now on submit raises ClosedError; what is queued still runs."""
+        """Make submit raise ClosedError from now on; queued requests still run."""
         with self._changed:
             self._accepting = False
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Stop accepting and wait until everything queued has run. False: time ran out first."""
+        """Stop accepting and wait until all queued requests have run. Return False on timeout."""
         self.stop_accepting()
         with self._changed:
             return self._changed.wait_for(self._is_idle, timeout_s)
 
     def abort(self) -> None:
-        """Stop accepting and end what is left with ClosedError; a call that is running goes on, without its results being used."""
+        """Stop accepting and end all remaining requests with ClosedError; a running call continues, and its results are dropped."""
         error = ClosedError("the server is shutting down: send the request to another one")
         with self._changed:
             self._accepting = False
@@ -120,7 +120,7 @@ class Engine:
         self._announce(ended)
 
     def close(self) -> None:
-        """Abort and stop the worker; a call that is running is waited for, but not longer than 5 s."""
+        """Abort and stop the worker; waits up to 5 s for a running call."""
         self.abort()
         with self._changed:
             self._stopping = True
@@ -133,7 +133,7 @@ class Engine:
             return self._is_idle()
 
     def check_integrity(self) -> None:
-        """When idle, nothing may be left over. Raises IntegrityError."""
+        """Check that an idle engine holds no requests. Raises IntegrityError."""
         with self._changed:
             if not self._is_idle():
                 return
@@ -142,7 +142,7 @@ class Engine:
                     f"idle with {len(self._requests)} unfinished requests: {self._num_submitted} submitted, {self._num_ended} ended"
                 )
 
-    # What follows runs under the lock unless it says otherwise.
+    # The methods below run under the lock unless they say otherwise.
 
     def _is_idle(self) -> bool:
         return not self._waiting and not self._running
@@ -165,7 +165,7 @@ class Engine:
         return QueuedRequest(self._next_id, rows, 1, tuple(array.shape[1:] for array in arrays), request.arrival_s, request.deadline_s)
 
     def _end(self, request: Request, reason: str) -> bool:
-        """Take a request out of every account, once. The caller completes its future after the lock is released."""
+        """Remove a request from all bookkeeping, once. The caller completes its future after the lock is released."""
         if request.reason is not None:
             return False
         request.reason = reason
@@ -178,7 +178,7 @@ class Engine:
         return True
 
     def _end_one(self, request: Request, reason: str, error: BaseException) -> bool:
-        """Without the lock held."""
+        """End one request. The lock must not be held."""
         with self._changed:
             ended = self._end(request, reason)
         if ended:
@@ -186,7 +186,7 @@ class Engine:
         return ended
 
     def _announce(self, ended: Sequence[Ended]) -> None:
-        """Complete the futures of ended requests; without the lock held, since callbacks run here."""
+        """Complete the futures of ended requests. The lock must not be held, since callbacks run here."""
         now = self._clock()
         for request, error in ended:
             queue_s = None if request.started_s is None else request.started_s - request.arrival_s
@@ -196,14 +196,14 @@ class Engine:
             else:
                 request.future.set_result([outputs for outputs in request.results if outputs is not None])
 
-    # The worker's thread.
+    # Worker thread.
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:
             self._run(batch)
 
     def _take(self) -> list[RequestItem] | None:
-        """Wait for the next batch. None: the engine is closed."""
+        """Wait for the next batch; None if the engine is closed."""
         while True:
             with self._changed:
                 if self._stopping:
@@ -232,7 +232,7 @@ class Engine:
         return batch
 
     def _run(self, batch: list[RequestItem]) -> None:
-        """Run a batch and hand out its results. One bad request among several must not fail the others: then each runs alone."""
+        """Run a batch and deliver its results. If it fails, each request runs alone, so that one bad request doesn't fail the others."""
         start = self._clock()
         outcome = self._call(batch)
         if isinstance(outcome, BaseException) and len(batch) > 1:
@@ -252,7 +252,7 @@ class Engine:
         try:
             outputs = self.model(join(self.model.signature, self.batching, [item.arrays for item in batch]))
             return split(outputs, [item.queued.rows for item in batch])
-        except Exception as error:  # whatever a model raises belongs to its request, never to the worker
+        except Exception as error:  # an exception of the model ends its request, not the worker
             return error
 
     def _finish(self, batch: Sequence[RequestItem], outcomes: Sequence[Outputs | BaseException], run_s: float) -> None:
@@ -275,7 +275,7 @@ class Engine:
 
 
 def _within_symbols(limits: Limits, model: Model, batching: Batching) -> Limits:
-    """The limits, cut to what the model's batch symbol allows."""
+    """Return the limits, clamped to the range of the model's batch symbol."""
     if batching.batch_symbol is None:
         return limits
     _, most = model.signature.symbols.get(batching.batch_symbol, (1, limits.max_rows))

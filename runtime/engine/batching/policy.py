@@ -1,10 +1,10 @@
-"""Which queued requests run next: pure policy, with no clock, no threads and no arrays.
+"""The policy that selects the queued requests to run next: pure, without clock, threads or arrays.
 
 The rule, in order:
 1. A request whose deadline has passed never runs.
-2. The oldest live request is always in the next batch, so nothing starves.
-3. It is joined by requests of the same group, nearest in length first (FIFO among equals), while the limits hold.
-4. The batch runs at once, unless a delay was asked for and the batch could still grow.
+2. The oldest live request is always in the next batch, which prevents starvation.
+3. Requests of the same group are added, nearest in length first (FIFO among equals), while the limits hold.
+4. The batch runs immediately, unless a delay is configured and the batch could still grow.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from llmos.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """What one batch may hold.
+    """The limits of one batch.
 
     max_rows: rows along the batch dimension.
     max_padded_tokens: rows times the longest length, for models whose inputs are padded to a common length.
-    max_padding: padded tokens that may be added for each real one. On a CPU time grows with tokens, padding included, from a few dozen on:
-        0.15 beat 0.5 by a quarter in requests per second (benchmarks/serving.py), though its batches are half as large.
-    max_delay_s: how long a batch that could still grow waits for more; 0 never waits.
-    window: how many of the oldest requests are looked at, which bounds both the work and the reordering.
+    max_padding: most padding tokens for each real token. On a CPU time grows with tokens, padding included, from a few dozen on: 0.15
+        gave a quarter more requests per second than 0.5 (benchmarks/serving.py), with batches half as large.
+    max_delay_s: how many seconds a batch that could still grow waits for more requests; 0 never waits.
+    window: how many of the oldest requests are considered, which bounds the work and the reordering.
     """
 
     max_rows: int = 32
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now: ids to run together, ids whose deadline has passed, and when to ask again (None: when something arrives)."""
+    """The decision: ids to run together, ids whose deadline has passed, and when to decide again (None: on the next arrival)."""
 
     batch: tuple[int, ...] = ()
     expired: tuple[int, ...] = ()
@@ -51,7 +51,7 @@ class Decision:
 
 
 def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float) -> Decision:
-    """The next batch out of `pending`, oldest first."""
+    """Select the next batch from `pending`, which is ordered oldest first."""
     expired = tuple(request.id for request in pending if request.deadline_s <= now_s)
     live = [request for request in pending if request.deadline_s > now_s][: limits.window]
     if not live:
@@ -65,7 +65,7 @@ def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float) -
 
 
 def _fill(live: Sequence[QueuedRequest], limits: Limits) -> tuple[list[QueuedRequest], bool]:
-    """The batch around the oldest request, in order of arrival, and whether a later arrival could still join it."""
+    """Return the batch of the oldest request, in order of arrival, and whether a later arrival could still join it."""
     head = live[0]
     if head.group is None:
         return [head], False

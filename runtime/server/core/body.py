@@ -1,4 +1,4 @@
-"""Reading a request's body within limits of size and time."""
+"""Reading of a request's body within limits of size and time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import zlib
 from llmos.runtime.server.core.errors import CLOSE, HttpError
 from llmos.runtime.server.core.http import Exchange
 
-# A refused upload up to this much over the limit is read to its end, so that the client gets to see the 413.
+# A rejected upload up to this far over the limit is read to its end, so that the client receives the 413.
 _DISCARD_BYTES = 64 << 20
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 
 async def read_body(exchange: Exchange, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body, decompressed. Raises HttpError 400, 408, 413 or 415."""
+    """Read and decompress the whole body. Raises HttpError 400, 408 (timeout), 413 (too large) or 415 (encoding)."""
     _check_declared_size(exchange, max_bytes)
     encoding = exchange.header(b"content-encoding")
     if encoding not in (None, "", "identity", *_WINDOW_BITS):

@@ -1,4 +1,4 @@
-"""From the event loop to an engine and back: deadlines, and clients that go away."""
+"""Running requests on an engine from the event loop, with deadlines and client disconnects."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
 from llmos.runtime.server.core.http import Receive
 
-# Most requests are done by then; only for the others is it worth a task to watch the connection.
+# Most requests finish within this time; only longer ones get a task that watches the connection.
 _WATCH_AFTER_S = 0.02
 
 
 async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]], timeout_s: float, receive: Receive) -> list[Outputs]:
-    """Submit and wait. Raises what the engine ends the request with; a client that disconnects cancels it."""
+    """Submit and wait up to `timeout_s` seconds. Raises the error that ended the request; a client disconnect cancels it."""
     loop = asyncio.get_running_loop()
     request = engine.submit(requests, timeout_s=timeout_s)
     done: asyncio.Future[list[Outputs]] = loop.create_future()

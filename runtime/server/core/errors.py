@@ -1,4 +1,4 @@
-"""From exceptions to HTTP replies, in the form that the protocol of the path wants."""
+"""Conversion of exceptions to HTTP replies, in the format of the path's protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPENAI_TYPES = {
 
 
 class HttpError(LlmosError):
-    """A request that ends with a status of its own. param, code: as in OpenAI's error objects."""
+    """An error with an HTTP status. param, code: as in OpenAI's error objects."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: RawHeaders | None = None
@@ -34,7 +34,7 @@ class HttpError(LlmosError):
 
 
 def as_http_error(error: Exception) -> HttpError:
-    """The HTTP form of an exception. What nobody foresaw becomes a 500 that tells nothing of the inside."""
+    """Convert an exception to an HttpError. An unexpected one becomes a 500 without internal details."""
     if isinstance(error, HttpError):
         return error
     if isinstance(error, QueueFullError):
@@ -54,7 +54,7 @@ def as_http_error(error: Exception) -> HttpError:
 
 
 def error_reply(error: HttpError, path: str) -> Reply:
-    """OpenAI's error object under /v1, and {"error": "..."} elsewhere."""
+    """Write OpenAI's error object under /v1, and {"error": "..."} elsewhere."""
     if not path.startswith("/v1/"):
         return Reply.json({"error": str(error)}, error.status, error.headers)
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")

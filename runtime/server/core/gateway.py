@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the API key, and one line of access log at the end."""
+"""The outermost middleware: request id, API key check, and one access log line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Gateway:
                 self._log.info(_line(scope, info))
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        """Compares with every key, in the same time wherever the first difference is."""
+        """Compare with every key in constant time."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0

@@ -1,4 +1,4 @@
-"""Requests and replies as the hot routes see them: plain ASGI, without a framework's per-request objects."""
+"""Requests and replies of the hot routes: plain ASGI, without a framework's per-request objects."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
-INFO = "llmos.info"  # where the gateway keeps a request's RequestInfo in its scope
+INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
 
 
 @dataclass
 class RequestInfo:
-    """What is known of a request, for the access log; handlers fill in model and num_items."""
+    """A request's fields in the access log; handlers set model and num_items."""
 
     request_id: str
     start_s: float
@@ -50,7 +50,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request inside a handler. params: parts of the path. receive: for the body, and for the news that the client has gone."""
+    """A request inside a handler. params: parameters of the path. receive: ASGI's channel for the body and the disconnect."""
 
     scope: Scope
     receive: Receive
@@ -66,7 +66,7 @@ class Exchange:
         return found
 
     def header(self, name: bytes) -> str | None:
-        """The first header of a lower-case name."""
+        """Return the first header of a lower-case name."""
         for key, value in self.scope["headers"]:
             if key == name:
                 return str(value, "latin-1")

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one app, under the names that vLLM made common; each app has its own registry."""
+"""Prometheus metrics of one app, with vLLM's names; each app has its own registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REASONS = ("stop", "abort", "timeout", "error")
 
 
 class Metrics:
-    """All metrics of an app, labelled by model."""
+    """All metrics of an app, labeled by model."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -34,17 +34,17 @@ class Metrics:
         return Histogram(name, text, _MODEL, registry=self.registry, buckets=_TIME_BUCKETS_S)
 
     def watch(self, engine: Engine) -> None:
-        """Read an engine's counts whenever the metrics are scraped."""
+        """Read an engine's counts on each scrape."""
         self.running.labels(engine.model.name).set_function(lambda: float(engine.num_running))
         self.waiting.labels(engine.model.name).set_function(lambda: float(engine.num_waiting))
 
     def render(self) -> bytes:
-        """The Prometheus text format."""
+        """Return the metrics in Prometheus text format."""
         return generate_latest(self.registry)
 
 
 class ModelMetrics:
-    """An engine's observer: the metrics of one model, with their labels looked up once."""
+    """An engine's observer: the metrics of one model, with labels resolved once."""
 
     def __init__(self, metrics: Metrics, model_name: str) -> None:
         self._ended = {reason: metrics.success.labels(model_name, reason) for reason in REASONS}

@@ -12,9 +12,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """limits: of one batch. max_queue: requests of a model that wait or run at most; more get 429. timeout_s: of a request, its upload
-    included; a client may ask for less, never for more. grace_s: how long a shutdown waits for running requests. api_keys: when there
-    are any, every route but health needs one.
+    """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
+    upload included; a client may only shorten it. grace_s: seconds that a shutdown waits for running requests. api_keys: if not empty,
+    every route but health requires one.
     """
 
     limits: Limits = field(default_factory=Limits)

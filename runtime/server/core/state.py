@@ -1,4 +1,4 @@
-"""What a running server holds: its models with their engines, and whether it is draining."""
+"""The state of a running server: its models with their engines, and whether it is draining."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServedModel:
 
 
 class ServerState:
-    """The models by name, the metrics, and the life of the server. num_active: HTTP requests inside, kept by the gateway."""
+    """The models by name, the metrics, and the server's lifecycle. num_active: HTTP requests in progress, counted by the gateway."""
 
     def __init__(self, models: Sequence[Model], settings: ServerSettings) -> None:
         if not models:
@@ -59,7 +59,7 @@ class ServerState:
         return ServedModel(model, engine, observer, text)
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
-        """Raises HttpError 404."""
+        """Return a served model. Raises HttpError 404."""
         found = self.models.get(name)
         if found is None:
             message = f"model '{name}' is not served here: there is {', '.join(self.models)}"
@@ -69,13 +69,13 @@ class ServerState:
         return found
 
     def begin_drain(self) -> None:
-        """Not ready any more: new work is refused, what is queued still runs."""
+        """Become not ready: new requests are rejected, queued ones still run."""
         self.draining = True
         for served in self.models.values():
             served.engine.stop_accepting()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until all requests have been answered. False: time ran out first."""
+        """Wait until all requests have been answered. Return False on timeout."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + timeout_s
         while self.num_active or not all(served.engine.is_idle() for served in self.models.values()):
@@ -85,7 +85,7 @@ class ServerState:
         return True
 
     async def abort(self) -> None:
-        """End what is left with a 503, and let the replies go out; what a model computes at the moment can't be interrupted."""
+        """End the remaining requests with a 503 and send the replies; a running model call can't be interrupted."""
         for served in self.models.values():
             served.engine.abort()
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's infer call: JSON and the binary tensor extension, parsed and written by hand.
+"""The infer call of the Open Inference Protocol: parsing and writing of JSON and the binary tensor extension.
 
 https://github.com/kserve/open-inference-protocol and Triton's `extension_binary_data`.
 """
@@ -21,7 +21,7 @@ HEADER_LENGTH = b"inference-header-content-length"
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A parsed request. outputs: index of each wanted output and whether it goes as binary data. timeout_s: what the client asked for."""
+    """A parsed request. outputs: index of each requested output and whether it is sent as binary data. timeout_s: the client's timeout."""
 
     inputs: dict[str, Array]
     outputs: list[tuple[int, bool]]
@@ -31,7 +31,7 @@ class InferRequest:
 
 @dataclass
 class _Tail:
-    """The binary data behind the JSON, taken piece by piece in the order of the inputs."""
+    """The binary data after the JSON, consumed in the order of the inputs."""
 
     data: memoryview
     offset: int = field(default=0)
@@ -48,7 +48,7 @@ class _Tail:
 
 
 def parse_infer(body: bytes, header_length: str | None, signature: Signature) -> InferRequest:
-    """Read a request's body. Raises HttpError 400 with what is wrong."""
+    """Parse a request's body. Raises HttpError 400 with the reason."""
     size = len(body) if header_length is None else _header_size(header_length, len(body))
     document = parse_object(body if size == len(body) else body[:size])
     parameters = _object(document, "parameters", "the request")
@@ -63,7 +63,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises HttpError 400."""
+    """Parse a JSON object. Raises HttpError 400."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -89,7 +89,7 @@ def _object(parent: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any
 
 
 def _records(document: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """The named objects of an array, each name once."""
+    """Return the named objects of an array. Raises HttpError 400 for a repeated name."""
     items = document.get(key)
     if not isinstance(items, list):
         raise HttpError(400, f"'{key}' must be an array of objects")
@@ -154,7 +154,7 @@ def _flag(parameters: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _timeout(parameters: Mapping[str, Any]) -> float | None:
-    """Triton's `timeout` parameter, in microseconds; 0 is none."""
+    """Return Triton's `timeout` parameter, given in microseconds, in seconds; 0 means none."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or not 0 <= value <= 1 << 53:
         raise HttpError(400, "'timeout' must be a number of microseconds")
@@ -162,7 +162,7 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 
 def infer_reply(request: InferRequest, model_name: str, version: str, signature: Signature, arrays: list[Array]) -> Reply:
-    """The response to a request. Raises HttpError 400 where a value has no JSON form."""
+    """Write the response to a request. Raises HttpError 400 for a value without a JSON form."""
     outputs: list[dict[str, Any]] = []
     pieces: list[bytes] = []
     for index, binary in request.outputs:

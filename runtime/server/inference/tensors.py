@@ -36,14 +36,14 @@ MAX_ELEMENTS = 1 << 40
 
 
 def require_datatypes(model: Model) -> None:
-    """Raises UserError where an input or output is of a dtype that the protocol lacks."""
+    """Raise UserError if an input or output has a dtype that the protocol lacks."""
     for spec in (*model.signature.inputs, *model.signature.outputs):
         if spec.dtype not in DATATYPES:
             raise UserError(f"model '{model.name}' can't be served: '{spec.name}' is {spec.dtype}, which the protocol has no datatype for")
 
 
 def wire_dtype(datatype: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype of a datatype; BF16 travels as uint16 bits. Raises HttpError 400."""
+    """Return the little-endian numpy dtype of a datatype; BF16 is sent as uint16 bits. Raises HttpError 400 for an unknown one."""
     name = _NUMPY_NAMES.get(datatype)
     if name is None:
         raise HttpError(400, f"datatype '{datatype}' isn't supported: use one of {', '.join(_NUMPY_NAMES)}")
@@ -51,7 +51,7 @@ def wire_dtype(datatype: str) -> np.dtype[Any]:
 
 
 def check_shape(name: str, shape: object) -> tuple[int, ...]:
-    """A tensor's shape out of JSON. Raises HttpError 400."""
+    """Validate a tensor's shape from JSON. Raises HttpError 400."""
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         raise HttpError(400, f"input '{name}': 'shape' must be an array of integers that are not negative")
     if len(shape) > MAX_NDIM or math.prod(shape) > MAX_ELEMENTS:
@@ -60,9 +60,9 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
 
 
 def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
-    """A copy of a tensor's bytes, since they may lie anywhere in the body.
+    """Copy a tensor's bytes to an array, since they may be unaligned in the body.
 
-    Raises HttpError 400 where their number is wrong, or a BOOL is neither 0 nor 1.
+    Raises HttpError 400 for a wrong number of bytes, or a BOOL other than 0 and 1.
     """
     dtype = wire_dtype(datatype)
     wanted = math.prod(shape) * dtype.itemsize
@@ -74,14 +74,14 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
 
 
 def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Array:
-    """A tensor from flat or nested JSON arrays. Raises HttpError 400 where the elements don't fit the datatype or the shape."""
+    """Build a tensor from flat or nested JSON arrays. Raises HttpError 400 for elements that don't match the datatype or the shape."""
     if not isinstance(data, list):
         raise HttpError(400, f"input '{name}': 'data' must be an array")
     dtype = wire_dtype(datatype)
     flat, found = _flatten(name, data)
     if len(flat) != math.prod(shape) or (len(found) != 1 and found != shape):
         raise HttpError(400, f"input '{name}': shape {list(shape)} takes {math.prod(shape)} elements, got {list(found)}")
-    # Types first: numpy would take strings, and make an array as wide as the longest of them.
+    # Check types first: numpy would accept strings, and allocate an array as wide as the longest of them.
     if not set(map(type, flat)) <= _ELEMENT_TYPES.get(datatype, {int}):
         raise HttpError(400, f"input '{name}': an element of 'data' is no {datatype}")
     try:
@@ -99,7 +99,7 @@ _ELEMENT_TYPES: dict[str, set[type]] = {name: {int, float} for name in ("FP16", 
 
 
 def _flatten(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
-    """The elements of nested lists in row-major order, and the lists' shape."""
+    """Return the elements of nested lists in row-major order, and their shape."""
     shape = [len(data)]
     while data and type(data[0]) is list:
         size = len(data[0])
@@ -111,7 +111,7 @@ def _flatten(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
 
 
 def to_json(spec: TensorSpec, array: Array) -> list[Any]:
-    """Flat elements for JSON. NaN becomes null, which clients read back as NaN; infinities have no JSON form: HttpError 400."""
+    """Return flat elements for JSON. NaN becomes null, which clients read as NaN. Raises HttpError 400 for an infinity."""
     values = bfloat16_values(array) if spec.dtype == "bfloat16" else array
     flat = values.reshape(-1)
     if flat.dtype.kind != "f" or bool(np.isfinite(flat).all()):
@@ -122,5 +122,5 @@ def to_json(spec: TensorSpec, array: Array) -> list[Any]:
 
 
 def to_binary(array: Array) -> bytes:
-    """Row-major little-endian bytes."""
+    """Return row-major little-endian bytes."""
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

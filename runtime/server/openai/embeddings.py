@@ -1,4 +1,4 @@
-"""OpenAI's embeddings call, parsed and written by hand. https://platform.openai.com/docs/api-reference/embeddings"""
+"""Parsing and writing of OpenAI's embeddings call. https://platform.openai.com/docs/api-reference/embeddings"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORMS = "a string, an array of strings, an array of token ids, or an array of a
 
 @dataclass(frozen=True)
 class EmbeddingRequest:
-    """texts or tokens: one of them holds the inputs. dimensions: None for all of them."""
+    """Either texts or tokens holds the inputs. dimensions: the embedding size to truncate to; None for the full size."""
 
     texts: list[str] | None
     tokens: list[list[int]] | None
@@ -37,7 +37,7 @@ def _invalid(message: str, param: str) -> HttpError:
 
 
 def model_name(document: Mapping[str, Any]) -> str:
-    """Raises HttpError 400."""
+    """Return the model's name in a request. Raises HttpError 400."""
     name = document.get("model")
     if not isinstance(name, str):
         raise _invalid("'model' must be a string", "model")
@@ -45,7 +45,7 @@ def model_name(document: Mapping[str, Any]) -> str:
 
 
 def parse_embedding(document: Mapping[str, Any], encoder: TextEncoder, *, matryoshka: bool) -> EmbeddingRequest:
-    """Read a request's JSON. matryoshka: the model was trained so that its embeddings may be cut. Raises HttpError 400."""
+    """Parse a request's JSON. matryoshka: the model's embeddings may be truncated. Raises HttpError 400."""
     encoding = document.get("encoding_format")
     encoding = "float" if encoding is None else encoding
     if encoding not in ("float", "base64"):
@@ -75,7 +75,7 @@ def _inputs(value: object) -> tuple[list[str] | None, list[list[int]] | None]:
 
 
 def _check_unicode(texts: Sequence[str]) -> None:
-    """JSON may hold half of a surrogate pair, which is no text."""
+    """Raise HttpError 400 for an unpaired surrogate, which JSON allows but UTF-8 doesn't."""
     try:
         for text in texts:
             text.encode()
@@ -102,7 +102,7 @@ def _dimensions(value: object, width: int, *, matryoshka: bool) -> int | None:
 
 
 def embedding_reply(request: EmbeddingRequest, model: str, rows: Sequence[Array], num_tokens: int) -> Reply:
-    """rows: one embedding [1, width] per input, in order."""
+    """Write the response. rows: one embedding [1, width] for each input, in order."""
     vectors = np.concatenate(rows).astype("<f4", copy=False)
     if request.dimensions is not None:
         vectors = vectors[:, : request.dimensions]
