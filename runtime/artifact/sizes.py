@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import struct
 from collections.abc import Callable, Mapping
 
 from llmos.runtime.errors import InputError
@@ -16,7 +17,23 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.FloorDiv: lambda a, b: a // b,
     ast.Mod: lambda a, b: a % b,
 }
-_FUNCTIONS: Mapping[str, Callable[..., int]] = {"min": min, "max": max, "floor_mul": lambda n, p, q: math.floor(n * (p / q))}
+
+
+def _floor_mul_f32(n: int, p: int, q: int) -> int:
+    """With n, the quotient and the product rounded to float32."""
+    return math.floor(_f32(_f32(n) * _f32(p / q)))
+
+
+def _f32(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+_FUNCTIONS: Mapping[str, Callable[..., int]] = {
+    "min": min,
+    "max": max,
+    "floor_mul": lambda n, p, q: math.floor(n * (p / q)),
+    "floor_mul_f32": _floor_mul_f32,
+}
 
 
 def evaluate(dim: int | str, sizes: Mapping[str, int]) -> int:

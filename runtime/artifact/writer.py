@@ -27,9 +27,9 @@ from llmos.runtime.artifact.manifest import (
     MemberSpec,
     Symbol,
     WeightSpec,
-    validate,
 )
 from llmos.runtime.artifact.signature import SigningKey, signature_member, user_key
+from llmos.runtime.artifact.validation import validate
 from llmos.runtime.artifact.zipformat import ZipMember, central_header, end_records, local_header
 from llmos.runtime.errors import ArtifactError
 from llmos.runtime.native.abi import CHUNK_BYTES
