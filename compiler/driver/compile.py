@@ -93,6 +93,8 @@ def compile(
         if lock is not None:
             raise UserError("a lock file is of one entry: compile entries without it")
         return Artifact(compile_entries(source, example_args or {}, dynamic_shapes or {}, chosen))
+    if isinstance(example_args, Mapping):
+        raise UserError("example_args by name are of several entries: give the models by the same names")
     with Progress() as progress:
         job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
         job.lock_file = Path(lock) if lock else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +28,13 @@ from llmos.runtime.errors import UnsupportedError, UserError
 
 def compile_entries(
     sources: Mapping[str, Any],
-    example_args: Mapping[str, Sequence[Any]],
-    dynamic_shapes: Mapping[str, Any],
+    example_args: Any,
+    dynamic_shapes: Any,
     options: CompileOptions,
 ) -> ArtifactContents:
     """The contents of an artifact with an entry for each source, by its name.
 
+    example_args, dynamic_shapes: mappings by the names of the sources, of what `compile` takes for one.
     A symbol of one name and another range in another entry gets the entry's name behind its own. Metadata and assets are those of all.
     Raises UserError for what can't be read or a name that is none, UnsupportedError for what can't be compiled.
     """

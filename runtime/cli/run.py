@@ -36,7 +36,7 @@ def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], out
 
     program = load(artifact)
     called = program[entry] if entry else program.default
-    targets = _targets(outputs, [spec.name for spec in called.outputs])
+    targets = _targets(outputs, [spec.name for spec in _shown(called)])
     if texts:
         results = [_embed(program, texts, entry)]
     elif inputs:
@@ -44,7 +44,12 @@ def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], out
     else:
         click.echo(_wanted(called))
         return
-    _save(dict(zip((spec.name for spec in called.outputs), results, strict=False)), targets)
+    _save(dict(zip((spec.name for spec in _shown(called)), results, strict=False)), targets)
+
+
+def _shown(entry: Entry) -> list[TensorSpec]:
+    """The outputs, then the inputs that a call writes into."""
+    return [*entry.outputs, *[spec for spec in entry.inputs if spec.updated]]
 
 
 def _wanted(entry: Entry) -> str:
@@ -65,11 +70,9 @@ def _call(entry: Entry, inputs: Sequence[str]) -> list[Array]:
         named[name] = _read(Path(path), name)
     result = entry(**named)
     results = list(result) if isinstance(result, tuple) else [result]
-    click.echo(
-        table(
-            [(spec.name, spec.dtype, list(array.shape), _summary(spec, array)) for spec, array in zip(entry.outputs, results, strict=True)]
-        )
-    )
+    results += [named[spec.name] for spec in entry.inputs if spec.updated]
+    pairs = zip(_shown(entry), results, strict=True)
+    click.echo(table([(spec.name, spec.dtype, list(array.shape), _summary(spec, array)) for spec, array in pairs]))
     return results
 
 

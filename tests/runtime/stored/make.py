@@ -53,6 +53,37 @@ class Computed(nn.Module):
         return x[x > 0] * 2
 
 
+class Step(nn.Module):
+    """A projection of a token goes into a cache of the caller, which is read."""
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, cache: torch.Tensor, ids: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        row = self.table(ids)
+        cache.index_copy_(0, at, row)
+        cache[-1] = row[0]
+        return cache @ row[0]
+
+
+def make_updated(path: Path) -> None:
+    """Two entries with one weight, of which one updates its input."""
+    table = nn.Embedding(6, 4)
+    step, calls = Step(table), [(torch.randn(rows, 4), torch.tensor([rows]), torch.tensor([rows - 2])) for rows in (2, 4, 5)]
+    inputs = {"step": tuple(each.clone() for each in calls[0]), "embed": (torch.tensor([1, 2]),)}
+    shapes = {"step": ({0: torch.export.Dim("rows", min=2, max=64)}, None, None)}
+    write_artifact(path, llmos.compile({"step": step, "embed": table}, inputs, dynamic_shapes=shapes, options=OPTIONS).contents, new_key())
+    recorded = []
+    for given in calls:
+        before = [_listed(value.clone()) for value in given]
+        result = step(*given)
+        recorded.append({"entry": "step", "inputs": before, "output": _listed(result), "updated": {"0": _listed(given[0])}})
+    ids = torch.tensor([5, 0])
+    recorded.append({"entry": "embed", "inputs": [_listed(ids)], "output": _listed(table(ids))})
+    path.with_suffix(".json").write_text(json.dumps({"name": path.stem, "calls": recorded}, indent=1) + "\n")
+
+
 def models() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...], Any, list[tuple[torch.Tensor, ...]]]]:
     """Each model, example inputs, dynamic shapes, and the calls whose numbers are kept."""
     rows = [torch.randn(n, 4) for n in (1, 3, 7)]
@@ -77,7 +108,7 @@ def make(name: str, path: Path, model: nn.Module, example: tuple[torch.Tensor, .
 
 
 def _listed(value: torch.Tensor) -> dict[str, Any]:
-    array: np.ndarray = value.detach().numpy()
+    array: np.ndarray = value.detach().clone().numpy()
     return {"dtype": array.dtype.name, "shape": list(array.shape), "values": array.reshape(-1).tolist()}
 
 
@@ -88,6 +119,10 @@ def main() -> None:
         if not path.exists():
             with torch.no_grad():
                 make(name, path, model, example, shapes, calls)
+
+    with torch.no_grad():
+        if not (FOLDER / "updated.llmos").exists():
+            make_updated(FOLDER / "updated.llmos")
 
 
 if __name__ == "__main__":
