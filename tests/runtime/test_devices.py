@@ -120,6 +120,7 @@ def test_sizes_that_data_decides_are_at_their_bounds(contents: ArtifactContents,
         ("min(n, m, 3)", 3),
         ("max(n - m, 0)", 0),
         ("floor_mul(n, 3, 2)", 10),
+        ("floor_mul_f32(16777217, 1, 1)", 16777216),
     ],
 )
 def test_expressions_of_sizes(text: str, size: int) -> None:
