@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype, rounded_to_bfloat16
+from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype
 from llmos.compiler.ir.attributes import strip
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, EntryFunc, callee_of, functions_of
 from llmos.compiler.ir.weights import Weight
+from llmos.runtime.artifact.bfloat16 import to_bfloat16
 
 # Cloned into whatever uses them: they hold no numbers of their own.
 _FREE = frozenset({"tensor.empty", "linalg.fill", "arith.constant", "tensor.splat"})
@@ -251,7 +252,7 @@ def _bound(argument: Argument, weights: Mapping[str, Weight | np.ndarray]) -> np
     """The weight that an argument takes, narrowed where the argument is."""
     weight = weights[argument.name]
     array = weight.array if isinstance(weight, Weight) else weight
-    return rounded_to_bfloat16(array) if argument.dtype == "bfloat16" and array.dtype == np.float32 else array
+    return to_bfloat16(array) if argument.dtype == "bfloat16" and array.dtype == np.float32 else array
 
 
 def _as_declared(array: np.ndarray, dtype: str) -> np.ndarray:

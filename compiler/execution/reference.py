@@ -108,13 +108,6 @@ def forbid_writes(module: ir.Module) -> None:
             )
 
 
-def rounded_to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """float32 to the bits of bfloat16 as uint16, to nearest, ties to even; NaN stays one."""
-    bits = array.view(np.uint32).astype(np.uint64)
-    rounded = np.where(np.isnan(array), bits | 0x400000, bits + 0x7FFF + ((bits >> 16) & 1))
-    return (rounded >> 16).astype(np.uint16)
-
-
 def element_dtype(kind: ir.Type) -> str:
     """numpy's name of a tensor's element type, integers as signed ones; "bfloat16"."""
     element = ir.RankedTensorType(kind).element_type

@@ -16,6 +16,7 @@ import numpy as np
 from llmos.compiler.execution.interpreter import Step, Trace
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import callee_of, is_public
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.artifact.deviation import measure
 
 _PLACE = re.compile(r'"-":(\d+):(\d+)')
@@ -43,7 +44,7 @@ def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """bfloat16 (as uint16, which no other value is) and float32 side by side."""
-    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+    return from_bfloat16(array) if array.dtype == np.uint16 else array
 
 
 @dataclass(frozen=True)

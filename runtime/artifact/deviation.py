@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.artifact.fields import Fields
 
 SMALLEST_SCALE = 1e-3  # lower bound of an output's scale, so that rounding in sums that cancel is no error
@@ -77,7 +78,7 @@ class Deviation:
 def numbers(array: np.ndarray, dtype: str) -> np.ndarray:
     """Convert values to float64 (complex ones to complex128); bfloat16 is given as uint16."""
     if dtype == "bfloat16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        array = from_bfloat16(array)
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 

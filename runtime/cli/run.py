@@ -100,9 +100,9 @@ def _summary(spec: TensorSpec, array: Array) -> str:
     """Return range, mean and the first values as text."""
     import numpy as np
 
-    from llmos.runtime.engine.bfloat16 import bfloat16_values
+    from llmos.runtime.artifact.bfloat16 import from_bfloat16
 
-    values = bfloat16_values(array) if spec.dtype == "bfloat16" else array
+    values = from_bfloat16(array) if spec.dtype == "bfloat16" else array
     if values.size == 0:
         return "empty"
     first = np.array2string(values.reshape(-1)[:6], precision=4, separator=" ", threshold=6).strip("[]")

@@ -25,6 +25,7 @@ from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import context, ir
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import Pass, PipelineOptions, run_pipeline
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.artifact.writer import write_artifact
 from llmos.runtime.program import Program
 
@@ -143,7 +144,7 @@ def assert_like_eager(
 
 def _difference(name: str, found: Array, expected: torch.Tensor, rtol: float, atol: float, exact: bool) -> str:
     if expected.dtype == torch.bfloat16:
-        found, expected = (found.astype(np.uint32) << 16).view(np.float32), expected.float()
+        found, expected = from_bfloat16(found), expected.float()
     want = expected.detach().numpy()
     if found.shape != want.shape or found.dtype != want.dtype:
         return f"{name}: {found.dtype}{found.shape} instead of {want.dtype}{want.shape}"

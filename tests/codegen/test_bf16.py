@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers
 
-from llmos.compiler.backends.cpu.packing import PANEL, pack_pairs, packed_pairs_shape, to_bfloat16
+from llmos.compiler.backends.cpu.packing import PANEL, pack_pairs, packed_pairs_shape
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
+from llmos.runtime.artifact.bfloat16 import from_bfloat16, to_bfloat16
 from llmos.runtime.program import Program
 
 from .programs import V3, V4, dim, load, runnable, to_array
@@ -172,4 +173,12 @@ def test_weights_are_rounded_as_torch_rounds() -> None:
     found = to_bfloat16(values.numpy())
     is_nan = np.isnan(values.numpy())
     np.testing.assert_array_equal(found[~is_nan], expected[~is_nan])
-    assert np.isnan((found[is_nan].astype(np.uint32) << 16).view(np.float32)).all()
+    assert np.isnan(from_bfloat16(found[is_nan])).all()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3), (2, 3)])
+def test_rounding_keeps_shapes(shape: tuple[int, ...]) -> None:
+    values = np.full(shape, 1.5, np.float32)
+    bits = to_bfloat16(values)
+    assert (bits.shape, bits.dtype) == (shape, np.uint16)
+    np.testing.assert_array_equal(from_bfloat16(bits), values)

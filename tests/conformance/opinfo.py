@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from llmos.compiler.frontend.coverage import check
 from llmos.compiler.frontend.results import as_array
 from llmos.compiler.frontend.torch import import_torch, to_numpy
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.errors import UserError
 from tests.conformance.inprocess import Compiled
 from tests.conformance.outcome import CheckAnswer, Outcome, Verdict, judge, one_line
@@ -154,7 +155,7 @@ def difference(got: np.ndarray, tensor: torch.Tensor, shapes_only: bool = False)
         return "" if np.array_equal(got, want) else f"{int((got != want).sum())} of {want.size} integers differ"
     loose = 1.0 if want.dtype.itemsize > 2 else 200.0
     if tensor.dtype == torch.bfloat16:
-        got, want = ((each.astype(np.uint32) << 16).view(np.float32) for each in (got, want))
+        got, want = (from_bfloat16(each) for each in (got, want))
     finite = np.isfinite(want)
     scale = float(np.abs(want[finite]).max(initial=0.0))
     with np.errstate(all="ignore"):

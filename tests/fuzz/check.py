@@ -12,6 +12,7 @@ import torch
 import llmos
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.program import Program
 
 from .graph import HALF, Graph, Tensor
@@ -54,7 +55,7 @@ def compare(graph: Graph, sample: int, found: Sequence[Array], expected: Sequenc
     wide = _in_double(graph, inputs)
     for value, array, want, exact in zip(graph.outputs(), found, expected, wide or expected, strict=True):
         name, want_array = f"{value.name} at (b, t) = {graph.sizes[sample]}", _to_float(want)
-        have = (array.astype(np.uint32) << 16).view(np.float32) if want.dtype == torch.bfloat16 else array
+        have = from_bfloat16(array) if want.dtype == torch.bfloat16 else array
         if have.shape != want_array.shape or (want.dtype != torch.bfloat16 and have.dtype != want_array.dtype):
             raise WrongResult(f"{name}: {have.dtype}{list(have.shape)} instead of {want_array.dtype}{list(want_array.shape)}")
         if not want_array.size:

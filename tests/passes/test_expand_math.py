@@ -16,6 +16,7 @@ from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import context, ir
 from llmos.passes.expand_math import ExpandMath
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.errors import UnsupportedError
 
 Array = np.ndarray
@@ -400,10 +401,10 @@ def _nearest_bfloat16(value: float) -> int:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_16_bit_types_are_computed_in_float32(library: Library) -> None:
     patterns = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
-    wide = (patterns.astype(np.uint32) << 16).view(np.float32)
+    wide = from_bfloat16(patterns)
     np.testing.assert_array_equal(library.run("from_bf16", patterns).view(np.uint32), wide.view(np.uint32))
     other = np.random.default_rng(3).permutation(patterns)
-    total = wide + (other.astype(np.uint32) << 16).view(np.float32)
+    total = wide + from_bfloat16(other)
     numbers = ~np.isnan(total)
     np.testing.assert_array_equal(library.run("add_bf16", patterns, other)[numbers], bfloat16(total)[numbers])
     half = patterns.view(np.float16)

@@ -19,6 +19,7 @@ import torch
 import llmos
 from llmos.compiler.codegen.sums import BLOCK, CHAIN
 from llmos.compiler.driver import compile as compile_model
+from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.native.binding import num_threads, set_num_threads
 from llmos.runtime.program import Program
 from tests.codegen.programs import V3, V4, Returns, compile_torch, dim, options, run, runnable
@@ -94,7 +95,7 @@ def test_accumulated_half_types_are_float32() -> None:
         program = compile_torch(Returns(**{n: FUNCTIONS[n] for n in names}), [torch.rand(1 << 16).to(dtype)], target=V3)
         x = (torch.rand(1 << 16, generator=torch.Generator().manual_seed(1)) / 16).to(dtype)
         for name, found in run(program, x).items():
-            array = (found.astype(np.uint32) << 16).view(np.float32) if dtype is torch.bfloat16 else found
+            array = from_bfloat16(found) if dtype is torch.bfloat16 else found
             want = FUNCTIONS[name](x.double()).numpy()
             np.testing.assert_allclose(array.astype(np.float64), want, rtol=2.0**-8 if dtype is torch.bfloat16 else 2.0**-10, err_msg=name)
 

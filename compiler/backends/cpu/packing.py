@@ -74,10 +74,3 @@ def pack_winograd(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int
     columns and the channels. Returns float32 [n/w, (m + 2)², channels, w]."""
     positions = transform_kernel(array.transpose(*k_axes, *n_axes), m)
     return np.stack([pack_panels(position, [1], [0], width) for position in positions], axis=1)
-
-
-def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """float32 rounded to bfloat16, to nearest, ties to even; as uint16. NaN stays NaN."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(array), (bits >> 16).astype(np.uint16) | np.uint16(0x40), rounded)

@@ -11,11 +11,11 @@ from llmos.compiler.backends.cpu.packing import (
     packed_pairs_shape,
     packed_shape,
     packed_winograd_shape,
-    to_bfloat16,
 )
 from llmos.compiler.ir.attributes import PackedLayout
 from llmos.compiler.ir.functions import Argument
 from llmos.compiler.ir.weights import BoundWeight, Weight
+from llmos.runtime.artifact.bfloat16 import to_bfloat16
 from llmos.runtime.artifact.safetensors import is_reserved
 
 

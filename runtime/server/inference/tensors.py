@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from llmos.runtime.artifact.bfloat16 import from_bfloat16, to_bfloat16
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import TensorSpec
-from llmos.runtime.engine.bfloat16 import bfloat16_bits, bfloat16_values
 from llmos.runtime.engine.model import Array, Model
 from llmos.runtime.errors import UserError
 from llmos.runtime.native.abi import MAX_NDIM
@@ -87,7 +87,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             if datatype == "BF16":
-                return bfloat16_bits(np.array(flat, np.float64).astype(np.float32)).reshape(shape)
+                return to_bfloat16(np.array(flat, np.float64).astype(np.float32)).reshape(shape)
             if datatype == "BOOL" and not set(flat) <= {0, 1}:
                 raise OverflowError
             return np.array(flat, dtype).reshape(shape)
@@ -112,7 +112,7 @@ def _flatten(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
 
 def to_json(spec: TensorSpec, array: Array) -> list[Any]:
     """Return flat elements for JSON. NaN becomes null, which clients read as NaN. Raises HttpError 400 for an infinity."""
-    values = bfloat16_values(array) if spec.dtype == "bfloat16" else array
+    values = from_bfloat16(array) if spec.dtype == "bfloat16" else array
     flat = values.reshape(-1)
     if flat.dtype.kind != "f" or bool(np.isfinite(flat).all()):
         return list(flat.tolist())
