@@ -8,7 +8,8 @@ per lane; everything that doesn't depend on the lanes stays scalar.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import sympy
@@ -36,6 +37,19 @@ class Evaluator(Guards):
     bound: dict[Value, Callable[[Sequence[Coord]], Value]] = field(default_factory=dict)
 
     # -- values
+    @contextmanager
+    def binding(self, tensor: Value, *, as_: Value | Callable[[Sequence[Coord]], Value]) -> Iterator[None]:
+        """Inside, an element of `tensor` is `as_`, of its element type: a value for all coordinates, or a function of them."""
+        before = self.bound.get(tensor)
+        self.bound[tensor] = as_ if callable(as_) else lambda _: as_
+        try:
+            yield
+        finally:
+            if before is None:
+                del self.bound[tensor]
+            else:
+                self.bound[tensor] = before
+
     def value(self, tensor: Value, coords: Sequence[Coord]) -> Value:
         """The element (or one element a lane) of `tensor` at `coords`."""
         if tensor in self.bound:

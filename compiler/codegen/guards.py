@@ -29,8 +29,10 @@ class Guards(Memory):
     def scope(self) -> Iterator[None]:
         """Values made inside a loop body are forgotten at its end."""
         self._memo.append({})
-        yield
-        self._memo.pop()
+        try:
+            yield
+        finally:
+            self._memo.pop()
 
     def may_be_empty(self, size: Expr) -> bool:
         return bool(self.dispatch.table.bounds(size)[0] < 1)

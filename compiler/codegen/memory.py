@@ -41,9 +41,12 @@ class Memory(Coordinates):
 
     @contextmanager
     def masked(self, mask: Value | None) -> Iterator[None]:
+        """Inside, only lanes of `mask`, a vector of i1, are read and written; None for all."""
         before, self.mask = self.mask, mask
-        yield
-        self.mask = before
+        try:
+            yield
+        finally:
+            self.mask = before
 
     def locate(self, buffer: Buffer, coords: Sequence[Coord]) -> Coord:
         """The element offset of a coordinate."""

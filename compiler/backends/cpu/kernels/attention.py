@@ -261,18 +261,12 @@ class AttentionEmitter:
                 i = b.add(self.first, b.index(v * self.shape.lanes))
                 score = self._get("scores", loop.iv, v)
                 mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
-                with ev.masked(mask), ev.scope():
-                    self._bind(root, score)
+                with ev.masked(mask), ev.scope(), ev.binding(root, as_=score):
                     logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
-                    del ev.bound[root]
                 self._put(logit, "scores", loop.iv, v)
                 made.append(self._larger(logit, loop.args[v]))
             loop.yield_(made)
         return loop.results
-
-    def _bind(self, tensor: Value, value: Value) -> None:
-        """Take a tensor's element for `value` wherever it is read, until the binding is removed."""
-        self.frame.evaluator.bound[tensor] = lambda _: value
 
     def _larger(self, a: Value, b: Value) -> Value:
         """a > b ? a : b, one instruction where arith.maximumf is five; a NaN is left to the exponentials, which all see it."""
@@ -366,8 +360,7 @@ class AttentionEmitter:
         root = values.generic.op.results[0]
         loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
         coords = ev.apply(values.out_map, loop)
-        ev.bound[root] = lambda _: total
-        for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
-            at = ev.result_coords(value, root, coords)
-            ev.store(ev.value(value, at), buffer, at)
-        del ev.bound[root]
+        with ev.binding(root, as_=total):
+            for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
+                at = ev.result_coords(value, root, coords)
+                ev.store(ev.value(value, at), buffer, at)

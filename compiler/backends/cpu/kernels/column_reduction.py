@@ -9,8 +9,8 @@ itself, over the window in order, whatever its block.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -225,9 +225,8 @@ class ColumnsEmitter:
             yield
             return
         padding, ev = self.padding, self.frame.evaluator
-        ev.bound[padding.value] = lambda coords: ev.value(padding.source, padding.shifted(ev, coords))
-        yield
-        del ev.bound[padding.value]
+        with ev.binding(padding.value, as_=lambda coords: ev.value(padding.source, padding.shifted(ev, coords))):
+            yield
 
     # -- blocks of lanes
     def _lanes(self, block: _Block, vectors: int, pixels: Sequence[Value], window: _Window) -> None:
@@ -325,12 +324,11 @@ class ColumnsEmitter:
         """The epilogue of one vector, and its stores."""
         ev = self.frame.evaluator
         coords = ev.apply(self.root.maps[self.root.num_inputs], self._loop_point(point))
-        for result, value in zip(self.root.op.results, values, strict=True):
-            ev.bound[result] = _constantly(value)
-        for value, buffer in zip(self.plan.dispatch.results, self.frame.outputs, strict=True):
-            ev.store(ev.value(value, coords), buffer, coords)
-        for result in self.root.op.results:
-            del ev.bound[result]
+        with ExitStack() as bindings:
+            for result, value in zip(self.root.op.results, values, strict=True):
+                bindings.enter_context(ev.binding(result, as_=value))
+            for value, buffer in zip(self.plan.dispatch.results, self.frame.outputs, strict=True):
+                ev.store(ev.value(value, coords), buffer, coords)
 
 
 def _ends(axis: PaddedAxis, width: Expr) -> list[int] | None:
@@ -341,10 +339,6 @@ def _ends(axis: PaddedAxis, width: Expr) -> list[int] | None:
     low, high = min(int(width), max(0, int(begin))), min(int(width), max(0, int(end)))
     ends = [*range(low), *range(max(low, high), int(width))]
     return ends if len(ends) <= WRITTEN_ENDS else None
-
-
-def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:
-    return lambda _: value
 
 
 def emit_columns(module: ir.Module, plan: Columns, shape: TileShape) -> Launch:

@@ -127,8 +127,7 @@ class Epilogue:
         coords = ev.apply(plan.root.out_map, point)
         if not plan.starts_at_zero:
             total = b.binary("arith.addf", b.splat(ev.value(plan.generic.inits[0], coords)), total)
-        ev.bound[root] = lambda _: total
-        for value, buffer in zip(plan.dispatch.results, self.outputs, strict=True):
-            at = ev.result_coords(value, root, coords)
-            ev.store(ev.value(value, at), buffer, at)
-        del ev.bound[root]
+        with ev.binding(root, as_=total):
+            for value, buffer in zip(plan.dispatch.results, self.outputs, strict=True):
+                at = ev.result_coords(value, root, coords)
+                ev.store(ev.value(value, at), buffer, at)

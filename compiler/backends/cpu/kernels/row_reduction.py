@@ -9,7 +9,9 @@ What a later level needs and is dear to compute again is kept in a row of scratc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 
@@ -21,7 +23,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import simple_combiners
-from llmos.compiler.codegen.kernel import Launch, kernel, product, split_index
+from llmos.compiler.codegen.kernel import Frame, Launch, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, CHAIN, block_level, loop_over_blocks, summed, with_rests
@@ -35,54 +37,67 @@ def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
     accesses = accesses_of(plan)
     outer = group_dims(accesses, plan.sizes, range(plan.num_outer))
     inner = group_dims(accesses, plan.sizes, range(plan.num_outer, plan.rank))
-    return _RowEmitter(plan, outer, inner).emit(module)
+    slots = _assign_slots(plan)
+    row_elements = product(plan.sizes[plan.num_outer :])
+    extents = [product([plan.sizes[dim] for dim in group]) for group in outer]
+    with kernel(module, dispatch) as frame, frame.tiles() as tile, ExitStack() as bindings:
+        b = frame.b
+        at = spread(plan, outer, split_index(b, frame.evaluator.sizes, tile, extents), b.index(0))
+        coords = [at.get(dim, b.index(0)) for dim in range(plan.num_outer)]
+        _RowEmitter(plan, inner, slots, frame, coords, bindings).emit()
+    slot_bytes = sum((row_elements * 8 + 64 for _ in slots), sympy.Integer(0))
+    return Launch(product(extents), sympy.expand(slot_bytes))
 
 
-def _constantly(value: Value) -> Callable[[Sequence[Coord]], Value]:
-    """What is one value at every point."""
-    return lambda _: value
+def _assign_slots(plan: RowPlan) -> dict[Value, int]:
+    """A scratch row for each kept value that no output holds."""
+    kept = [v for level in range(plan.last_level + 1) for v in plan.kept_at(level) if v not in plan.dispatch.results]
+    return {value: slot for slot, value in enumerate(dict.fromkeys(kept))}
 
 
-@dataclass
+Step: TypeAlias = Callable[[dict[int, Coord], Sequence[Value]], list[Value]]  # inner coordinates, carried values before -> after
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a row. `sums`: which carried values are sums; `blocks`: `block_level` of them."""
+
+    step: Step
+    vectorized: bool
+    sums: list[bool]
+    blocks: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class _RowEmitter:
+    """Emits one row. `inner`: groups of its dims; `slots`: scratch rows; `bindings`: ends with the row."""
+
     plan: RowPlan
-    outer: list[list[int]]
     inner: list[list[int]]
+    slots: dict[Value, int]
+    frame: Frame
+    outer_coords: list[Coord]
+    bindings: ExitStack
 
-    def emit(self, module: ir.Module) -> Launch:
-        plan = self.plan
-        row_elements = product(plan.sizes[plan.num_outer :])
-        extents = [product([plan.sizes[dim] for dim in group]) for group in self.outer]
-        self.slots = self._assign_slots()
-        with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
-            self.frame = frame
-            b = frame.b
-            outer = spread(plan, self.outer, split_index(b, frame.evaluator.sizes, tile, extents), b.index(0))
-            self.outer_coords: list[Coord] = [outer.get(dim, b.index(0)) for dim in range(plan.num_outer)]
-            for level in range(plan.last_level + 1):
-                self._level(level)
-            self._store_outer()
-            for value in list(frame.evaluator.bound):
-                del frame.evaluator.bound[value]
-        slot_bytes = sum((row_elements * 8 + 64 for _ in self.slots), sympy.Integer(0))
-        return Launch(product(extents), sympy.expand(slot_bytes))
+    def emit(self) -> None:
+        for level in range(self.plan.last_level + 1):
+            self._level(level)
+        self._store_outer()
 
-    def _assign_slots(self) -> dict[Value, int]:
-        """A scratch row for each kept value that no output holds."""
-        kept = [v for level in range(self.plan.last_level + 1) for v in self.plan.kept_at(level) if v not in self.plan.dispatch.results]
-        return {value: slot for slot, value in enumerate(dict.fromkeys(kept))}
+    def _bind(self, value: Value, as_: Value | Callable[[Sequence[Coord]], Value]) -> None:
+        self.bindings.enter_context(self.frame.evaluator.binding(value, as_=as_))
 
     def _level(self, level: int) -> None:
-        plan, ev = self.plan, self.frame.evaluator
+        plan = self.plan
         reductions = plan.reductions_at(level)
         targets = self._targets(level)
         if reductions or targets:
             results = self._walk(reductions, targets)
             for generic, values in zip(reductions, results, strict=True):
                 for result, value in zip(generic.op.results, values, strict=True):
-                    ev.bound[result] = _constantly(value)
+                    self._bind(result, value)
         for value, buffer, inner_only in targets:
-            ev.bound[value] = self._reader(buffer, inner_only)
+            self._bind(value, self._reader(buffer, inner_only))
         self._bind_outer(level + 1)
 
     def _targets(self, level: int) -> list[tuple[Value, Buffer, bool]]:
@@ -112,7 +127,7 @@ class _RowEmitter:
             for value in generic.op.results:
                 ready = generic.is_elementwise and value not in ev.bound and plan.level(value) <= level
                 if ready and plan.is_outer(value) and plan.is_read_by_rows(value):
-                    ev.bound[value] = _constantly(ev.value(value, self._row_point(value)))
+                    self._bind(value, ev.value(value, self._row_point(value)))
 
     def _row_point(self, value: Value) -> list[Coord]:
         rank = len(self.plan.dispatch.shapes.shape(value))
@@ -143,9 +158,9 @@ class _RowEmitter:
                 ev.store(ev.value(value, coords), buffer, coords[self.plan.num_outer :] if inner_only else coords)
             return made
 
-        self.sums = summed(reductions)
-        self.blocks = block_level(self.plan.dispatch.table, self._extents(), BLOCK if vectorized else CHAIN) if any(self.sums) else None
-        ended = self._nest(0, {}, step, with_rests(b, start, self.sums) if self.blocks is not None else start, vectorized)
+        sums = summed(reductions)
+        blocks = block_level(self.plan.dispatch.table, self._extents(), BLOCK if vectorized else CHAIN) if any(sums) else None
+        ended = self._nest(0, {}, _Pass(step, vectorized, sums, blocks), with_rests(b, start, sums) if blocks is not None else start)
         rows: list[list[Value]] = []
         position = 0
         for _generic, found, row in zip(reductions, simple, inits, strict=True):
@@ -171,35 +186,28 @@ class _RowEmitter:
             made.append(b.select(ev.mask, new, accumulator) if ev.mask is not None else new)
         return made
 
-    def _nest(
-        self,
-        depth: int,
-        inner: dict[int, Coord],
-        step: Callable[[dict[int, Coord], Sequence[Value]], list[Value]],
-        carried: list[Value],
-        vectorized: bool,
-    ) -> list[Value]:
+    def _nest(self, depth: int, inner: dict[int, Coord], walk: _Pass, carried: list[Value]) -> list[Value]:
         b, ev = self.frame.b, self.frame.evaluator
         if depth == len(self.inner):
             lane: dict[int, Coord] = inner
-            if vectorized and not self.inner:  # a row of one element: lane 0 alone
+            if walk.vectorized and not self.inner:  # a row of one element: lane 0 alone
                 with ev.masked(b.tail_mask(b.index(1))):
-                    return step({self.plan.rank - 1: Lane(b.index(0))}, carried)
-            return step(lane, carried)
+                    return walk.step({self.plan.rank - 1: Lane(b.index(0))}, carried)
+            return walk.step(lane, carried)
         group, extent = self.inner[depth], self._extents()[depth]
 
         def body(index: Coord, values: Sequence[Value]) -> list[Value]:
             here = {**inner, **dict.fromkeys(group, b.index(0)), group[-1]: index}
-            return self._nest(depth + 1, here, step, list(values), vectorized)
+            return self._nest(depth + 1, here, walk, list(values))
 
         def run(low: Value, high: Value, values: list[Value], static: int | None = None) -> list[Value]:
-            if vectorized and depth == len(self.inner) - 1:
+            if walk.vectorized and depth == len(self.inner) - 1:
                 return lane_loop(self.frame, low, high, body, values, static)
             return scalar_loop(self.frame, low, high, body, values)
 
         low, high = b.index(0), ev.sizes(extent)
-        if self.blocks is not None and self.blocks[0] == depth:
-            return loop_over_blocks(b, low, high, self.blocks[1], carried, self.sums, run)
+        if walk.blocks is not None and walk.blocks[0] == depth:
+            return loop_over_blocks(b, low, high, walk.blocks[1], carried, walk.sums, run)
         return run(low, high, carried, int(extent) if extent.is_Integer else None)
 
     def _extents(self) -> list[Expr]:

@@ -76,9 +76,8 @@ class _Walk:
             value = b.splat(value)
         if running is not None:
             [value] = ev.run_block(scan.body, dict(zip(scan.body.arguments, (running, value), strict=True)))
-        ev.bound[scan.result] = lambda _: value
-        for result, buffer in zip(ev.dispatch.results, self.frame.outputs, strict=True):
-            place = ev.result_coords(result, scan.result, coords)
-            ev.store(ev.value(result, place), buffer, place)
-        del ev.bound[scan.result]
+        with ev.binding(scan.result, as_=value):
+            for result, buffer in zip(ev.dispatch.results, self.frame.outputs, strict=True):
+                place = ev.result_coords(result, scan.result, coords)
+                ev.store(ev.value(result, place), buffer, place)
         return value
