@@ -42,7 +42,8 @@ def is_single(expr: sympy.Basic) -> bool:
 def floor_of_float32_product(n: Any, scale: float) -> Any:
     """floor(n * scale) in float32 of a symbolic size: by integer division where that gives the same for all n up to MAX_TRIED."""
     tried, ratio = np.arange(MAX_TRIED + 1), FloorMulF32.ratio(scale)
-    if _fits(tried, np.floor(tried.astype(np.float32) * np.float32(scale)), ratio, Fraction(0)):
+    is_held = ratio.numerator < 2**31
+    if is_held and _fits(tried, np.floor(tried.astype(np.float32) * np.float32(scale)), ratio, Fraction(0)):
         return n * ratio.numerator // ratio.denominator
     return math.trunc(single(torch.sym_float(n) * scale))
 
@@ -195,6 +196,8 @@ def _single_linear(value: sympy.Expr) -> _Linear | None:
 def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
     """Whether the float is rounded nowhere, or nowhere that the integer division would not be."""
     if linear.is_single:
+        if not _is_held(linear, times, largest):
+            return False
         tried = np.arange(min(largest, MAX_TRIED) + 1)
         return _fits(tried, np.floor(times * linear.at(tried)), times * linear.ratio, times * linear.shift)
     if linear.offset == 0:
@@ -207,9 +210,13 @@ def _is_exact(linear: _Linear, times: int, largest: int) -> bool:
 def _fits(n: np.ndarray, wanted: np.ndarray, ratio: Fraction, offset: Fraction) -> bool:
     """Whether floor(n * ratio + offset) is what is wanted."""
     unit = math.lcm(ratio.denominator, offset.denominator)
-    if max(abs(ratio) * int(n[-1]) * unit, abs(offset) * unit) >= 2**62:
-        return False
     return np.array_equal(wanted, (n * int(ratio * unit) + int(offset * unit)) // unit)
+
+
+def _is_held(linear: _Linear, times: int, largest: int) -> bool:
+    """Whether int64 holds the numerator of the quotient at each size."""
+    unit = math.lcm(linear.ratio.denominator, linear.shift.denominator)
+    return abs(times) * unit * (abs(linear.ratio) * largest + abs(linear.shift)) < 2**62
 
 
 def _quotient(linear: _Linear, times: int) -> sympy.Expr:
@@ -223,6 +230,8 @@ def _fitted(linear: _Linear, times: int, limits: tuple[int | float, int | float]
     """Search for a quotient (p * n + r) // q that is equal at every size in range, by exhaustive test."""
     if limits[1] > MAX_TRIED:
         raise UnsupportedError(f"the size {rounding} is rounded as a floating-point number: give its dimension a range up to {MAX_TRIED:,}")
+    if not _is_held(linear, times, int(limits[1])):
+        raise _refusal(rounding)
     n = np.arange(int(limits[0]), int(limits[1]) + 1)
     wanted = np.floor(times * linear.at(n)).astype(np.int64)
     ratio = times * linear.ratio
