@@ -1,4 +1,4 @@
-"""Function bodies: ops that have no torch function, written out as the ops that ONNX or the model itself defines them by."""
+"""Function bodies: inline ops that have no torch function by their definition in ONNX or in the model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from onnx import AttributeProto, FunctionProto, NodeProto, defs
 from llmos.compiler.frontend.onnx.loading import BODY_VERSION, LoadedModel, plain_domain
 from llmos.compiler.frontend.onnx.registry import find
 
-# A body may use ops that have a body themselves; ONNX's own nest three deep.
+# A body may use ops that have bodies; ONNX's own nest three deep.
 MAX_DEPTH = 5
 
 
 def expand_functions(model: LoadedModel) -> LoadedModel:
-    """The model with the functions it defines, and the ops that lack a torch function, replaced by their bodies."""
+    """Inline the functions that the model defines, and the ops that lack a torch function."""
     proto = onnx.inliner.inline_local_functions(model.proto) if model.proto.functions else model.proto
     for depth in range(MAX_DEPTH):
         current = replace(model, proto=proto)
@@ -60,7 +60,7 @@ def _expand_graph(graph: onnx.GraphProto, versions: Mapping[str, int], types: Ma
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, bytes]:
-    """Serialized types of the named values, which a context-dependent body is made for."""
+    """Return the serialized types of values, which a context-dependent body depends on."""
     found = {value.name: value.type.SerializeToString() for value in (*graph.input, *graph.value_info, *graph.output)}
     for tensor in graph.initializer:
         found[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)).SerializeToString()
@@ -76,7 +76,7 @@ def _schema(node: NodeProto, versions: Mapping[str, int]) -> tuple[defs.OpSchema
 
 
 def _defaults(node: NodeProto, versions: Mapping[str, int]) -> dict[str, AttributeProto]:
-    """The schema's default values of an op's attributes."""
+    """Return the schema's default values of an op's attributes."""
     found = _schema(node, versions)
     attributes = found[0].attributes if found is not None else {}
     return {name: each.default_value for name, each in attributes.items() if each.default_value.type != AttributeProto.UNDEFINED}
@@ -106,7 +106,7 @@ def _body_of(node: NodeProto, versions: Mapping[str, int], types: Mapping[str, b
 
 @dataclass(frozen=True)
 class _Instance:
-    """One use of a body: its nodes under new names, with the call's inputs, outputs and attributes in place."""
+    """One inlined body: its nodes under new names, with the call's inputs, outputs and attributes substituted."""
 
     call: NodeProto
     body: FunctionProto
@@ -137,7 +137,7 @@ class _Instance:
             values.extend(renamed)
 
     def _fill_attributes(self, node: NodeProto, names: Mapping[str, str]) -> None:
-        """References to the call's attributes become their values, or the body's defaults; absent ones are left out."""
+        """Replace references to the call's attributes by their values or the body's defaults; drop absent ones."""
         given = {**self.defaults, **{a.name: a for a in (*self.body.attribute_proto, *self.call.attribute)}}
         filled = []
         for attribute in node.attribute:

@@ -20,7 +20,7 @@ from llmos.runtime.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Result:
-    """How an output of the graph leaves the module: as one tensor, or (a sequence) as `length` of them, or (an empty optional) as none."""
+    """The module's form of a graph output: one tensor, `length` tensors (a sequence), or none (an empty optional)."""
 
     name: str
     length: int | None = None
@@ -40,17 +40,17 @@ class _Record:
 
 
 class OnnxModule(nn.Module):
-    """`graph` as a module: constants that its ops take as tensors are buffers under their ONNX names.
+    """`graph` as a module: constants used as tensors are buffers under their ONNX names.
 
-    forward takes the graph's inputs in order and gives its outputs in order, the items of a sequence one after the other; coded types are
-    given as their codes. `results` says of the last run how the tensors belong to the outputs.
+    forward takes the graph's inputs and returns its outputs in order, with sequences flattened and coded types as codes. `results`
+    describes how the tensors of the last run map to the outputs.
     """
 
     def __init__(self, graph: Graph, coded_inputs: Mapping[str, int] | None = None) -> None:
         """`coded_inputs`: ONNX element types of the inputs that are given as codes (coded.py)."""
         super().__init__()
         self.coded_inputs = dict(coded_inputs or {})
-        # In an object of its own: torch.export takes back what a run assigns to the module.
+        # In a separate object: torch.export reverts assignments to the module.
         self._record = _Record()
         self._locations: dict[str, tuple[nn.Module, str]] = {}
         self.graph = self._hold_constants(graph)
@@ -58,12 +58,12 @@ class OnnxModule(nn.Module):
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """How the tensors of the last run belong to the outputs of the graph."""
+        """Return how the tensors of the last run map to the outputs of the graph."""
         return self._record.results
 
     @property
     def limiting_nodes(self) -> Mapping[tuple[int, int], str]:
-        """The nodes that fixed or narrowed dimensions (input, axis) in the last run, if it was traced."""
+        """Return the nodes that fixed or narrowed dimensions (input, axis) in the last traced run."""
         return self._record.limiting_nodes
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -87,7 +87,7 @@ class OnnxModule(nn.Module):
         return None if location is None else getattr(*location)
 
     def _hold_constants(self, graph: Graph) -> Graph:
-        """The graph with each constant that is used as a tensor put into a buffer; same for its subgraphs."""
+        """Put each constant that is used as a tensor into a buffer, also in subgraphs."""
         used = tensor_names(graph)
         constants: dict[str, Host] = {}
         for name, value in graph.constants.items():
@@ -110,7 +110,7 @@ class OnnxModule(nn.Module):
         return replace(value, key=key)
 
     def _register(self, name: str, tensor: torch.Tensor) -> tuple[nn.Module, str]:
-        """A buffer in nested modules along the dots of its name, so that the state dict has the ONNX name."""
+        """Register a buffer in nested modules along the dots of its name, so that the state dict has the ONNX name."""
         *path, leaf = name.split(".")
         owner: nn.Module = self
         for part in path:
@@ -132,7 +132,7 @@ def _result(name: str, value: Value) -> Result:
 
 
 def tensor_names(graph: Graph) -> frozenset[str]:
-    """Names that some op of the graph or of its subgraphs takes as a tensor, or that leave the graph."""
+    """Return the names of values that an op of the graph or of a subgraph takes as a tensor, and of graph outputs."""
     found = set(graph.outputs)
     for node in graph.nodes:
         for index, name in enumerate(node.inputs):

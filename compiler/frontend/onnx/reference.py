@@ -1,4 +1,4 @@
-"""The model's own numbers, for the certificate: onnxruntime where it is installed, else onnx's reference evaluator, else eager torch."""
+"""Reference outputs for the certificate: by onnxruntime if installed, else onnx's reference evaluator, else eager torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llmos.compiler.frontend.onnx.symbols import InputSpec
 
 # onnxruntime's own log level for errors; its warnings are about its optimizer.
 _ORT_ERRORS_ONLY = 3
-# On a processor without VNNI onnxruntime otherwise multiplies unsigned by signed bytes with sums that saturate at 16 bits.
+# Without VNNI, onnxruntime by default multiplies unsigned by signed bytes with sums that saturate at 16 bits.
 _ORT_EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
@@ -41,12 +41,12 @@ class OnnxReference:
         try:
             return _plain(self._evaluator.run(None, feed))
         except Exception:
-            # Ops that onnx's evaluator lacks, or takes in fewer forms than the specification.
+            # Ops that onnx's evaluator lacks or implements incompletely.
             return self._run_eager(inputs)
 
     @property
     def engine(self) -> str:
-        """What computes the numbers."""
+        """Return the name of the reference implementation."""
         return "onnx.reference" if self._session is None else "onnxruntime"
 
     @cached_property
@@ -62,7 +62,7 @@ class OnnxReference:
         try:
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception:
-            # An op or a type that onnxruntime lacks: the next reference has it.
+            # An op or a type that onnxruntime lacks: use the next reference.
             return None
 
     @cached_property
@@ -77,6 +77,6 @@ class OnnxReference:
 
 
 def _plain(outputs: Sequence[Any]) -> list[np.ndarray]:
-    """The outputs as a compiled model gives them: sequences one item after the other, no empty optionals, coded types as codes."""
+    """Convert outputs to the form of a compiled model: sequences flattened, empty optionals removed, coded types as codes."""
     items = [item for value in outputs for item in (value if isinstance(value, list) else [value]) if item is not None]
     return [codes_of(array) if coded_type(array.dtype) else array for array in map(np.asarray, items)]

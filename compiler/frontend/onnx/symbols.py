@@ -19,15 +19,15 @@ from llmos.runtime.errors import UnsupportedError, UserError
 
 Range = tuple[int, int]
 
-# Inputs to trace with stay small: the model is run on them to find sizes that it takes.
+# Example inputs are small, because the model runs on them to find valid sizes.
 MAX_EXAMPLE_ELEMENTS = 2**22
-# Of an input of static sizes, which is made for real as well.
+# Limit of an input of static sizes, which is allocated too.
 MAX_INPUT_ELEMENTS = 2**30
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input: a dim is its size, or the name of a dynamic dimension; `coded` is its element type where it is given as codes."""
+    """A graph input: a dim is a size or the name of a dynamic dimension; `coded` is its element type if it is passed as codes."""
 
     name: str
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class InputSpec:
 
 
 def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
-    """The model's inputs in order, without the initializers that old files list among them."""
+    """Return the model's inputs in order, without the initializers that old files list among them."""
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     names = identifiers(dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param)
@@ -65,17 +65,17 @@ def _dim(dim: onnx.TensorShapeProto.Dimension, names: Mapping[str, str], fresh: 
 
 
 def symbols_of(specs: Sequence[InputSpec]) -> tuple[str, ...]:
-    """Names of the dynamic dimensions, in the order of their first use."""
+    """Return the names of the dynamic dimensions, in the order of their first use."""
     return tuple(dict.fromkeys(dim for spec in specs for dim in spec.shape if isinstance(dim, str)))
 
 
 def with_static(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> tuple[InputSpec, ...]:
-    """The specs with some dynamic dimensions fixed."""
+    """Fix some dynamic dimensions of the specs."""
     return tuple(replace(s, shape=tuple(sizes.get(d, d) if isinstance(d, str) else d for d in s.shape)) for s in specs)
 
 
 def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec, ...]:
-    """The specs with their dynamic dimensions called `names`, in order; names that the file has itself say nothing new."""
+    """Rename the dynamic dimensions of the specs to `names`, in order; names that the file already has change nothing."""
     own = symbols_of(specs)
     if set(names) <= set(own):
         return tuple(specs)
@@ -89,7 +89,7 @@ def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec
 
 
 def check_names(dynamic: Mapping[str, object], specs: Sequence[InputSpec]) -> None:
-    """UserError if a name isn't that of a dynamic dimension."""
+    """Raise UserError if a name isn't that of a dynamic dimension."""
     known = symbols_of(specs)
     for name in dynamic:
         if name not in known:
@@ -97,7 +97,7 @@ def check_names(dynamic: Mapping[str, object], specs: Sequence[InputSpec]) -> No
 
 
 def dynamic_shapes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> tuple[dict[int, Dim] | None, ...] | None:
-    """torch.export's dynamic shapes, one entry per input; None if all is static."""
+    """Return torch.export's dynamic shapes, one entry for each input; None if all are static."""
     names = symbols_of(specs)
     if not names:
         return None
@@ -106,7 +106,7 @@ def dynamic_shapes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> t
 
 
 def candidate_sizes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
-    """Sizes to trace the model at, the most telling first: distinct primes, then what strided and framed models need."""
+    """Yield sizes to trace the model at, most general first: distinct primes, then those that strided and framed models need."""
     for sizes in _candidates(symbols_of(specs), ranges):
         if all(math.prod(sizes[d] if isinstance(d, str) else d for d in spec.shape) <= MAX_EXAMPLE_ELEMENTS for spec in specs):
             yield sizes
@@ -115,10 +115,10 @@ def candidate_sizes(specs: Sequence[InputSpec], ranges: Mapping[str, Range]) -> 
 def _candidates(names: Sequence[str], ranges: Mapping[str, Range]) -> Iterator[dict[str, int]]:
     primes = (3, 5, 7, 11, 13, 17, 19, 23)
     yield _within({name: primes[i % len(primes)] for i, name in enumerate(names)}, ranges)
-    # A window comes after what it slides over, and must fit it.
+    # A window comes after its input, and must fit into it.
     yield _within({name: primes[-1 - i % len(primes)] for i, name in enumerate(names)}, ranges)
     for step in (32, 64, 128, 512):
-        # The first is most often a batch.
+        # The first dimension is usually a batch.
         for first in (3, step):
             sizes = {name: step * (i + 1) for i, name in enumerate(names)}
             yield _within(sizes | ({names[0]: first} if names else {}), ranges)
@@ -129,9 +129,9 @@ def _within(sizes: dict[str, int], ranges: Mapping[str, Range]) -> dict[str, int
 
 
 def example_inputs(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0, small: bool = False) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: standard normal floats; integers as bytes are, or 0 and 1 if `small` and for masks and token types.
+    """Make inputs to trace with: standard normal floats; integers in the range of bytes, 0 and 1 if `small` or for masks and token types.
 
-    Raises UnsupportedError for an input too large to be made.
+    Raises UnsupportedError for an input too large to allocate.
     """
     generator = np.random.default_rng(seed)
     shapes = [[sizes[d] if isinstance(d, str) else d for d in spec.shape] for spec in specs]

@@ -1,4 +1,4 @@
-"""Changes of element type."""
+"""Casts of element types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") ->
 
 @op("CastLike", since=15)
 def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Coded | Host:
-    """A constant stays one: function bodies write their numbers in the input's type this way."""
+    """Cast to the type of `like`; a constant stays one, since function bodies cast their constants this way."""
     if isinstance(x, Host) and not x.is_symbolic and isinstance(like, torch.Tensor):
         return host(x.array.astype(numpy_dtype(like.dtype)))
     if not isinstance(x, torch.Tensor | Coded):
@@ -40,10 +40,10 @@ def bit_cast(x: torch.Tensor, *, to: int) -> torch.Tensor:
 
 
 def convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`x` as `dtype`: floats are cut towards zero, integers wrap."""
+    """Cast `x` to `dtype`: floats truncate toward zero, integers wrap."""
     if x.dtype == dtype:
         return x
     if x.is_floating_point() and dtype in INTEGER_RANGE and dtype.itemsize < 4:
-        # Through int32, as numpy does: a float outside the range wraps instead of being undefined.
+        # Through int32, as in numpy, so that a float outside the range wraps instead of being undefined.
         return x.to(torch.int32).to(dtype)
     return x.to(dtype)

@@ -1,4 +1,4 @@
-"""If, Loop and Scan: a branch chosen by a known condition, a loop of a known length written out."""
+"""If, Loop and Scan: branches with constant conditions are resolved, loops of constant trip count are unrolled."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from llmos.compiler.frontend.onnx.registry import Known, Subgraph, Value, op
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of
 from llmos.runtime.errors import UnsupportedError, UserError
 
-# A written-out loop above this many turns would make a program too large to compile.
+# Unrolling a loop of a larger trip count would make a program too large to compile.
 MAX_TURNS = 256
 
 
 @op("If")
 def if_(condition: Value, *, then_branch: Subgraph, else_branch: Subgraph) -> tuple[Any, ...]:
-    """The branch of a known condition; else both, and a choice between their results (ONNX ops have no side effects)."""
+    """Run the branch of a constant condition; otherwise run both and select their results (ONNX ops have no side effects)."""
     if isinstance(condition, Host):
         return tuple(then_branch() if bool(scalar_of(condition)) else else_branch())
     if not isinstance(condition, torch.Tensor):
@@ -37,7 +37,7 @@ def _choose(condition: torch.Tensor, a: Value, b: Value) -> torch.Tensor:
 
 @op("Loop")
 def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple[Any, ...]:
-    """Written out: the number of turns, or the condition after each, must be known."""
+    """Unroll the loop: the trip count, or the condition after each iteration, must be constant."""
     limit = int(_known(trips, "its trip count")) if trips is not None else None
     going = bool(_known(condition, "its condition")) if condition is not None else True
     values, scans, turn = list(state), None, 0
@@ -57,7 +57,7 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
 
 @op("Scan")
 def scan_of_batches(*items: Value, body: Subgraph, num_scan_inputs: int, directions: tuple[int, ...] | None = None) -> tuple[Any, ...]:
-    """Version 8: over axis 1 of [batch, length, ...], the batch written out as well; the first input is an optional length of each row."""
+    """Scan of version 8: over axis 1 of [batch, length, ...], with the batch unrolled too; the first input holds optional row lengths."""
     lengths, *rest = items
     if lengths is not None:
         raise UnsupportedError("Scan of opset 8 with sequence_lens isn't supported; export with opset 9 or later.")
@@ -80,7 +80,7 @@ def scan(
     scan_output_axes: tuple[int, ...] | None = None,
     scan_output_directions: tuple[int, ...] | None = None,
 ) -> tuple[Any, ...]:
-    """Written out over a static length."""
+    """Unroll the scan over a static length."""
     count = len(items) - num_scan_inputs
     state, sequences = list(items[:count]), items[count:]
     axes = scan_input_axes or (0,) * num_scan_inputs

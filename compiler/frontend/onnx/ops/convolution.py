@@ -30,7 +30,7 @@ def conv(
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: Window, group: int = 1) -> torch.Tensor:
-    """torch's convolution; pads that differ on the two sides become a pad of the input."""
+    """Emit torch's convolution; asymmetric pads become a pad of the input."""
     padding = shape.padding
     if not shape.is_symmetric:
         x, padding = pad_spatial(x, shape.pads), (0,) * len(padding)
@@ -55,7 +55,7 @@ def conv_transpose(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Computed without pads or bias and then cropped or padded, unless the pads are what torch takes itself."""
+    """Transposed convolution, computed without pads or bias and then cropped or padded, unless torch supports the pads."""
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")
     extra = output_padding or (0,) * len(shape.kernel)
     ends = shape.pads if auto_pad == "NOTSET" else ((0, 0),) * len(shape.kernel)
@@ -77,9 +77,9 @@ def _is_legal(extra: tuple[int, ...], shape: Window) -> bool:
 def _pads_for(
     sizes: tuple[Any, ...], shape: Window, extra: tuple[int, ...], output_shape: tuple[int, ...] | None, auto_pad: str
 ) -> tuple[tuple[Any, Any], ...]:
-    """Pads that give the asked output shape; for SAME_* size · stride, or less where the windows don't reach as far.
+    """Return the pads that give the requested output shape; for SAME_* size · stride, or less if the windows don't reach that far.
 
-    What lies beyond the windows is at the end, whatever the mode, as in onnxruntime: a negative pad there.
+    Elements past the windows are at the end in every mode, as in onnxruntime: a negative pad.
     """
     pairs = []
     for i, (size, stride, extent, more) in enumerate(zip(sizes, shape.strides, shape.extents, extra, strict=True)):

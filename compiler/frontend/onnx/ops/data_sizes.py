@@ -1,4 +1,4 @@
-"""Ops whose results are as large as the data says."""
+"""Ops with data-dependent result sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from llmos.compiler.frontend.suppression import non_max_suppression
 
 @op("NonZero", since=9)
 def nonzero(x: torch.Tensor) -> torch.Tensor:
-    """[rank, count]: where x is not 0, in row-major order."""
-    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # of which eager torch counts none
+    """Return the indices of nonzero elements in row-major order, [rank, count]."""
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # eager torch doesn't support these
         x = x != 0
     return torch.nonzero(x.reshape(1) if x.ndim == 0 else x).T
 
@@ -40,7 +40,7 @@ def _number(value: torch.Tensor | None, default: float) -> torch.Tensor:
 
 @op("Unique", since=11)
 def unique(x: torch.Tensor, *, axis: int | None = None, sorted: int = 1) -> tuple[torch.Tensor, ...]:
-    """(values, places of their first occurrence, which value each element is, how often each occurs)."""
+    """Return (values, indices of first occurrences, inverse indices, counts)."""
     if axis is None:
         x, axis = x.reshape(-1), 0
         values, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)

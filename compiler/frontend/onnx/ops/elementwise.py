@@ -62,7 +62,7 @@ def mul(a: Operand, b: Operand) -> torch.Tensor:
 
 @op("Div")
 def div(a: Operand, b: Operand) -> torch.Tensor:
-    """Integers divide towards zero."""
+    """Divide; integers truncate toward zero."""
     if _is_floating(a, b):
         return a / b  # type: ignore[no-any-return]
     tensor = a if isinstance(a, torch.Tensor) else torch.full((), a, dtype=b.dtype)
@@ -80,9 +80,9 @@ def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
 
 @op("Pow")
 def power(base: torch.Tensor, exponent: Operand) -> torch.Tensor:
-    """The result has the base's type, whatever the exponent's is."""
+    """Raise to a power; the result has the base's dtype."""
     if isinstance(exponent, torch.Tensor) and exponent.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        exponent = exponent.to(torch.int64)  # torch promotes none of them
+        exponent = exponent.to(torch.int64)  # torch doesn't promote these
     if isinstance(exponent, torch.Tensor) and exponent.dtype != base.dtype:
         wide = torch.promote_types(base.dtype, exponent.dtype)
         return torch.pow(base.to(wide), exponent.to(wide)).to(base.dtype)
@@ -155,13 +155,13 @@ def bitwise_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @op("BitShift")
 def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tensor:
-    """A shift by a negative count or by the width of the type leaves what sign extension alone gives."""
+    """Shift; a count that is negative or at least the type's width leaves only sign bits."""
     if a.dtype == torch.uint64:
         return _shift_unsigned(a.view(torch.int64), b.to(torch.int64), direction).view(torch.uint64)
     bits = a.dtype.itemsize * 8
     wide, count = a.to(torch.int64), b.to(torch.int64)
     if direction == "RIGHT":
-        # 63 places is all sign bits for every type up to int64.
+        # A shift by 63 leaves only sign bits for every type up to int64.
         return torch.bitwise_right_shift(wide, torch.where((count < 0) | (count >= bits), 63, count)).to(a.dtype)
     legal = (count >= 0) & (count < bits)
     shifted = torch.bitwise_left_shift(wide, torch.where(legal, count, 0))
@@ -169,12 +169,12 @@ def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tens
 
 
 def _shift_unsigned(bits: torch.Tensor, count: torch.Tensor, direction: str) -> torch.Tensor:
-    """64-bit words shifted without regard to their sign."""
+    """Shift 64-bit words logically."""
     legal = (count >= 0) & (count < 64)
     held = torch.where(legal, count, 0)
     if direction == "LEFT":
         return torch.where(legal, torch.bitwise_left_shift(bits, held), 0)
-    # Of an arithmetic shift the copies of the sign are cut off: the low 64 - count bits are kept.
+    # Mask the sign copies of an arithmetic shift: keep the low 64 - count bits.
     kept = torch.where(held == 0, -1, torch.bitwise_left_shift(torch.ones_like(held), 64 - held) - 1)
     return torch.where(legal, torch.bitwise_right_shift(bits, held) & kept, 0)
 
@@ -220,7 +220,7 @@ def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 
 
 @op("Clip", since=11)
 def clip(x: torch.Tensor, low: Operand = None, high: Operand = None) -> torch.Tensor:
-    """`high` wins where the bounds cross (ONNX specification: min(max(x, low), high))."""
+    """Clip; `high` takes precedence if the bounds cross (ONNX specification: min(max(x, low), high))."""
     if x.dtype not in (*_WIDER, torch.uint64) and not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
         return x if low is None and high is None else torch.clamp(x, low, high)
     if low is not None:
@@ -259,7 +259,7 @@ def leaky_relu(x: torch.Tensor, *, alpha: float = 0.01) -> torch.Tensor:
 
 @op("PRelu")
 def prelu_by_channel(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """Before opset 7 a slope has one number, or one a channel."""
+    """PRelu before opset 7: the slope has one number, or one for each channel."""
     return prelu(x, slope.reshape([-1] + [1] * (x.ndim - 2)) if slope.numel() != 1 else slope.reshape(()))
 
 
@@ -280,19 +280,19 @@ def hard_sigmoid(x: torch.Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> t
 
 @op("HardSwish")
 def hard_swish(x: torch.Tensor) -> torch.Tensor:
-    """As ONNX writes it, x times a number of 0 to 1: no product that is larger than x."""
+    """Multiply x by a factor in [0, 1], as ONNX defines it, so that no intermediate exceeds x."""
     return x * torch.clamp(x / 6 + 0.5, 0, 1)
 
 
 @op("Sign")
 def sign(x: torch.Tensor) -> torch.Tensor:
-    """NaN of NaN, where torch has 0."""
+    """Return the sign; NaN for NaN, for which torch gives 0."""
     return torch.where(x.isnan(), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
 
 
 @op("Softplus")
 def softplus(x: torch.Tensor) -> torch.Tensor:
-    """log(1 + exp(x)) without overflow, and without torch's switch to x above a threshold."""
+    """Compute log(1 + exp(x)) without overflow, and without torch's switch to x above a threshold."""
     return torch.clamp(x, min=0) + torch.log1p(torch.exp(-torch.abs(x)))
 
 
@@ -315,7 +315,7 @@ def shrink(x: torch.Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> torch.T
 
 
 def _shrunk_integers(x: torch.Tensor, bias: float, lambd: float) -> torch.Tensor:
-    """As `shrink`: exact where `bias` is whole, else by way of float64. No unsigned number is below a negative one."""
+    """As `shrink`: exact for an integer `bias`, else through float64. No unsigned number is below a negative one."""
     low, high = INTEGER_RANGE.get(x.dtype, (0, 2**64 - 1))
 
     def moved(by: float) -> torch.Tensor:
@@ -342,7 +342,7 @@ def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch
 def dropout_with_inputs(
     x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The identity, unless a known `training` asks for random zeros."""
+    """Return the input, unless a constant `training` enables dropout."""
     if training is not None and not isinstance(training, Host):
         raise UnsupportedError("Dropout whose mode is computed from data isn't supported; export the model for inference.")
     if ratio is not None and not isinstance(ratio, Host):
@@ -353,8 +353,8 @@ def dropout_with_inputs(
     return torch.native_dropout(x, share, True)
 
 
-# What torch's eager kernels lack for unsigned integers above 8 bits goes through a signed type that holds them. uint64 stays as it is: it
-# can be traced, and kernels have it, but it can't be run in eager torch.
+# Ops that torch's eager kernels lack for unsigned integers above 8 bits go through a wider signed type. uint64 is unchanged: it can be
+# traced and compiled, but not run in eager torch.
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 
 

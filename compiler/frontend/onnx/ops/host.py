@@ -1,4 +1,4 @@
-"""The same ops on host values: constants and sizes, with numpy over plain numbers or symbols, so that shapes stay symbolic."""
+"""Ops on host values (constants and sizes), in numpy over numbers or symbols, so that shapes stay symbolic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gather, scatter, one-hot and their kin. Negative indices count from the end, as ONNX says."""
+"""Gather, scatter, one-hot and similar ops. Negative indices count from the end, as ONNX specifies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
-    """Indices as int64 from 0 on."""
+    """Convert indices to non-negative int64."""
     if indices.dtype in (torch.uint8, torch.bool):
         return indices.to(torch.int64)
     indices = indices.to(torch.int64)
@@ -25,7 +25,7 @@ def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
 
 
 def _indices(op_name: str, indices: Value, size: Any) -> torch.Tensor:
-    """Indices from 0 on along a dim of `size`. Constants are checked where the size is known."""
+    """Return non-negative indices along a dim of `size`. Constants are checked if the size is static."""
     if isinstance(indices, Host) and not indices.is_symbolic:
         _require_inside(op_name, indices.array, size)
         return wrapped(to_torch(indices.array), size)
@@ -58,7 +58,7 @@ def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
 
 
 def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
-    """One known index is a select, which costs nothing, where every size has it; any other index is checked when the program runs."""
+    """Select a single constant index that is valid at every size, which is free; any other index is checked at run time."""
     size = x.shape[axis]
     if not indices.is_symbolic:
         _require_inside("Gather", indices.array, size)
@@ -78,7 +78,7 @@ def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
 
 @op("Compress", since=9)
 def compress(x: torch.Tensor, condition: Value, *, axis: int | None = None) -> torch.Tensor:
-    """The slices that a condition keeps, which may be shorter than the axis."""
+    """Return the slices where a condition is true; the condition may be shorter than the axis."""
     if isinstance(condition, torch.Tensor):
         x, axis = (x.flatten(), 0) if axis is None else (x, axis % x.ndim)
         kept = torch.nonzero(condition).squeeze(1)
@@ -99,7 +99,7 @@ def max_unpool(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Each value at its index of the flattened tensor that was pooled; zeros elsewhere, and behind it where `output_shape` is larger."""
+    """Write each value at its index in the flattened pooled tensor; zeros elsewhere, and at the end if `output_shape` is larger."""
     rank = len(kernel_shape)
     strides, pads = strides or (1,) * rank, pads or (0,) * (2 * rank)
     spatial = [(x.shape[i + 2] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel_shape[i] for i in range(rank)]
@@ -117,7 +117,7 @@ def gather_elements(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.
 
 
 def _coordinates(op_name: str, places: Value, sizes: Sequence[Any]) -> torch.Tensor:
-    """Indices whose last dim holds coordinates of the first `sizes`; constants are checked where a size is known."""
+    """Return indices whose last dim holds coordinates in the first `sizes`; constants are checked if a size is static."""
     if isinstance(places, Host) and not places.is_symbolic:
         for axis in range(places.array.shape[-1]):
             _require_inside(op_name, places.array[..., axis], sizes[axis])
@@ -149,7 +149,7 @@ def scatter_elements(x: torch.Tensor, indices: Value, updates: torch.Tensor, *, 
 
 @op("ScatterND")
 def scatter_nd(x: torch.Tensor, places: Value, updates: torch.Tensor, *, reduction: str = "none") -> torch.Tensor:
-    """Slices of `x` named by the last dim of `places`, written (or reduced) in order."""
+    """Write (or reduce) slices of `x`, indexed by the last dim of `places`, in order."""
     indices = _coordinates("ScatterND", places, x.shape)
     written: torch.Tensor = torch.ops.llmos.scatter_nd(x, indices, updates, None if reduction == "none" else _reduction(reduction))
     return written
@@ -163,7 +163,7 @@ def _reduction(name: str) -> str:
 
 @op("OneHot")
 def one_hot(indices: torch.Tensor, depth: Ints, values: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
-    """Indices outside [-depth, depth) give a row of the off value."""
+    """One-hot encode; indices outside [-depth, depth) give a row of the off value."""
     count = int(depth[0])
     place = axis % (indices.ndim + 1)
     index = indices.to(torch.int64)
@@ -174,7 +174,7 @@ def one_hot(indices: torch.Tensor, depth: Ints, values: torch.Tensor, *, axis: i
 
 @op("ReverseSequence", since=10)
 def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> torch.Tensor:
-    """Along time, the first `lengths[b]` elements of each batch row turned round."""
+    """Reverse the first `lengths[b]` elements of each batch row along time."""
     moved = x.movedim((batch_axis, time_axis), (0, 1))
     steps = torch.arange(moved.shape[1]).unsqueeze(0)
     ends = lengths.to(torch.int64).unsqueeze(1)
@@ -187,7 +187,7 @@ def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, batch_axis: int 
 def tensor_scatter(
     cache: torch.Tensor, update: torch.Tensor, write: torch.Tensor | None = None, *, axis: int = -2, mode: str = "linear"
 ) -> torch.Tensor:
-    """`update` written into `cache` along `axis` from `write[b]` on; "circular" wraps round the end."""
+    """Write `update` into `cache` along `axis` from `write[b]` on; "circular" wraps around the end."""
     axis = axis % cache.ndim
     start = write if write is not None else torch.zeros(cache.shape[0], dtype=torch.int64)
     shape = [1] * cache.ndim

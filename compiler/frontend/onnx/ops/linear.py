@@ -1,4 +1,4 @@
-"""Matrix products and losses' plain algebra."""
+"""Matrix products and einsum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> torch.Tensor:
-    """alpha · A' · B' + beta · C; the common form is torch's linear."""
+    """Compute alpha · A' · B' + beta · C; the common form becomes torch's linear."""
     a = a.t() if transA else a
     if transB and alpha == 1.0 and beta == 1.0 and (c is None or c.ndim == 1):
         return F.linear(a, b, c)

@@ -24,7 +24,7 @@ def batch_normalization(
     spatial: int = 1,
     training_mode: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """In training mode with the batch's own statistics; further outputs are the given ones moved towards those by 1 - momentum."""
+    """Normalize; training mode uses batch statistics and also returns running statistics, updated with weight 1 - momentum."""
     if not spatial or (num_outputs_ > 1 and not training_mode):
         raise UnsupportedError("this form of BatchNormalization isn't supported; export the model for inference.")
     if training_mode:
@@ -54,7 +54,7 @@ def instance_normalization(x: torch.Tensor, scale: torch.Tensor, bias: torch.Ten
 def group_normalization_by_group(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5
 ) -> torch.Tensor:
-    """Version 18: one scale and bias per group."""
+    """Group normalization of version 18, with one scale and bias for each group."""
     repeats = x.shape[1] // num_groups
     return group_normalization(x, scale.repeat_interleave(repeats), bias.repeat_interleave(repeats), num_groups=num_groups, epsilon=epsilon)
 
@@ -80,7 +80,7 @@ def layer_normalization(
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> tuple[torch.Tensor, ...] | torch.Tensor:
-    """Mean and 1/deviation come as further outputs where the node asks for them."""
+    """Normalize; return mean and 1/deviation as further outputs if the node has them."""
     shape = tuple(x.shape[axis % x.ndim :])
     if num_outputs_ == 1 and tuple(scale.shape) == shape:
         return F.layer_norm(x, shape, scale, bias, epsilon)
@@ -102,7 +102,7 @@ def rms_normalization(x: torch.Tensor, scale: torch.Tensor, *, axis: int = -1, e
 
 @op("LpNormalization")
 def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Tensor:
-    """A row of zeros stays zero."""
+    """Divide by the p-norm along `axis`; a row of zeros stays zero."""
     w = wide(x)
     norm = torch.abs(w).sum(axis, keepdim=True) if p == 1 else torch.sqrt((w * w).sum(axis, keepdim=True))
     return torch.where(norm == 0, torch.zeros_like(w), w / norm).to(x.dtype)
@@ -110,9 +110,9 @@ def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Te
 
 @op("MeanVarianceNormalization")
 def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> torch.Tensor:
-    """The variance is the mean of squared differences from the mean: E[x²] - E[x]², as ONNX writes it, loses the digits of a large mean.
+    """Normalize with the variance E[(x - E[x])²]: ONNX's formula E[x²] - E[x]² cancels for a large mean.
 
-    What the mean was rounded by is taken off as well, since next to nothing is added to the deviation: a constant input gives 0.
+    The rounding error of the mean is subtracted too, since the epsilon added to the deviation is tiny: a constant input gives 0.
     """
     w = wide(x)
     centered = w - w.mean(axes, keepdim=True)
@@ -123,7 +123,7 @@ def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 
 
 @op("LRN")
 def local_response_normalization(x: torch.Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> torch.Tensor:
-    """Sums of squares over `size` channels around each one."""
+    """Normalize by the sum of squares over `size` channels around each one."""
     before = (size - 1) // 2
     w = wide(x)
     padded = F.pad(w * w, [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
@@ -134,6 +134,6 @@ def local_response_normalization(x: torch.Tensor, *, size: int, alpha: float = 1
 
 
 def _standardized(x: torch.Tensor, axes: tuple[int, ...], epsilon: float) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + epsilon); the variance in a second pass, from differences. x: not of a half type."""
+    """Return (x - mean) / sqrt(variance + epsilon), with a two-pass variance. x must not be a half float."""
     centered = x - x.mean(axes, keepdim=True)
     return centered * torch.rsqrt((centered * centered).mean(axes, keepdim=True) + epsilon)

@@ -53,7 +53,7 @@ def _max(x: torch.Tensor, shape: Window, ceil_mode: bool) -> torch.Tensor:
 
 
 def _max_pool1d(x: torch.Tensor, kernel: Dims, strides: Dims, padding: Any, dilations: Dims, ceil_mode: bool = False) -> torch.Tensor:
-    """In two dimensions where the size is dynamic, which torch's shape function for one fixes."""
+    """Pool in two dimensions if the size is dynamic, because torch's shape function for one dimension specializes it."""
     if isinstance(x.shape[-1], int):
         return F.max_pool1d(x, kernel, strides, padding, dilations, ceil_mode)
     wide = F.max_pool2d(x.unsqueeze(-2), (1, *kernel), (1, *strides), (0, *padding) if padding else 0, (1, *dilations), ceil_mode)
@@ -61,7 +61,7 @@ def _max_pool1d(x: torch.Tensor, kernel: Dims, strides: Dims, padding: Any, dila
 
 
 def _max_with_indices(x: torch.Tensor, shape: Window, ceil_mode: bool, by_columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values, and their places in the flattened tensor; `by_columns`: as if the spatial dims were stored in reverse order."""
+    """Return values and flat indices; `by_columns`: with the spatial dims in column-major order."""
     spatial = tuple(x.shape[2:])
     if not all(isinstance(size, int) for size in x.shape) or not all(isinstance(pad, int) for pair in shape.pads for pad in pair):
         raise UnsupportedError("MaxPool with its second output needs static sizes; fix the dimensions (--dynamic name=size).")
@@ -78,7 +78,7 @@ def _max_with_indices(x: torch.Tensor, shape: Window, ceil_mode: bool, by_column
 
 
 def _window_places(spatial: tuple[int, ...], shape: Window, ceil_mode: bool, by_columns: bool) -> tuple[Any, Any, tuple[int, ...]]:
-    """Of each element of each window the flat place in a plane (-1: padding), the place to report, and the sizes of the result."""
+    """Return, for each element of each window, its flat index in a plane (-1: padding), the index to report, and the result's sizes."""
     padded = tuple(size + low + high for size, (low, high) in zip(spatial, shape.pads, strict=True))
     extra = _ceil_pads(padded, shape, spatial) if ceil_mode else ((0, 0),) * len(spatial)
     outputs, axes = [], []
@@ -101,14 +101,14 @@ def _window_places(spatial: tuple[int, ...], shape: Window, ceil_mode: bool, by_
 
 
 def _spread(places: Any, axis: int, rank: int) -> Any:
-    """[outputs, window] of one axis over the dims (outputs of all axes, windows of all axes)."""
+    """Broadcast [outputs, window] of one axis over the dims (outputs of all axes, windows of all axes)."""
     shape = [1] * (2 * rank)
     shape[axis], shape[axis + rank] = places.shape
     return places.reshape(shape)
 
 
 def _ceil_pads(sizes: tuple[Any, ...], shape: Window, inner: tuple[Any, ...]) -> tuple[tuple[int, int], ...]:
-    """Pads at the end that make ceil_mode's last window whole; a window that would start in the padding is dropped."""
+    """Return the end pads that complete ceil_mode's last window; a window that would start in the padding is dropped."""
     pairs = []
     for axis, (size, extent, stride) in enumerate(zip(sizes, shape.extents, shape.strides, strict=True)):
         count = -(-(size - extent) // stride) + 1
@@ -139,7 +139,7 @@ def average_pool(
 
 
 def _average(x: torch.Tensor, shape: Window, ceil_mode: bool, count_pads: bool) -> torch.Tensor:
-    """Sums over elements that count: those of the input, with `count_pads` those of its padding too, never ceil_mode's."""
+    """Average over the input's elements and, with `count_pads`, over explicit padding, but not over ceil_mode's padding."""
     rank = len(shape.kernel)
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
     padded, counted = pad_spatial(x, shape.pads), pad_spatial(ones, shape.pads, 1.0 if count_pads else 0.0)
@@ -150,7 +150,7 @@ def _average(x: torch.Tensor, shape: Window, ceil_mode: bool, count_pads: bool) 
 
 
 def window_sum(x: torch.Tensor, shape: Window, rank: int) -> torch.Tensor:
-    """Sum over each window, as a convolution of each channel with ones."""
+    """Sum over each window, as a depthwise convolution with ones."""
     functions: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
     channels = x.shape[1]
     ones = torch.ones((channels, 1, *shape.kernel), dtype=x.dtype)

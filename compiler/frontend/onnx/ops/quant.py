@@ -1,4 +1,4 @@
-"""Quantization: to and from integers with a scale and a zero point, and the integer forms of matrix product and convolution."""
+"""Quantize and dequantize ops, and the integer forms of matrix product and convolution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quantize(
     is_multiplier: bool = False,
     saturate: bool = True,
 ) -> torch.Tensor | Coded:
-    """`llmos::quantize` to a torch type or to the ONNX element type of a coded one; coded floats are encoded instead."""
+    """Emit `llmos::quantize` to a torch dtype or an ONNX sub-byte type; coded floats are encoded instead."""
     form = FORMATS.get(dtype) if isinstance(dtype, int) else None
     shift = None if zero is None else _numbers(zero)
     if isinstance(dtype, int) and not isinstance(form, IntegerFormat):
@@ -45,7 +45,7 @@ def quantize(
 def dequantize(
     x: AnyTensor, scale: torch.Tensor | None, zero: AnyTensor | None, axis: int = 1, block_size: int = 0, to: torch.dtype | None = None
 ) -> torch.Tensor:
-    """`llmos::dequantize` of integers, coded ones too, to `to`, or else the scale's type; coded floats are multiplied as they are."""
+    """Emit `llmos::dequantize` of integers, also coded ones, to `to` or the scale's dtype; coded floats are only multiplied."""
     values, shift = _numbers(x), None if zero is None else _numbers(zero)
     to = to or (torch.float32 if scale is None else scale.dtype)
     if values.is_floating_point():
@@ -103,7 +103,7 @@ def dequantize_linear(
 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | Coded, torch.Tensor, torch.Tensor]:
-    """uint8 over the range of the data, with zero inside it; zeros alone have a scale of 1, as in onnxruntime."""
+    """Quantize to uint8 over the data's range extended to 0; all zeros get a scale of 1, as in onnxruntime."""
     low, high = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     span = (high - low) / 255
     scale = torch.where(span == 0, torch.ones_like(span), span)
@@ -119,7 +119,7 @@ def matmul_integer(
 
 
 def _centered(x: torch.Tensor, zero: torch.Tensor | None, axis: int) -> torch.Tensor:
-    """x - zero in int32."""
+    """Return x - zero in int32."""
     if zero is not None and zero.ndim > 1:
         return x.to(torch.int32) - zero.to(torch.int32)
     return dequantize(x, None, zero, axis, to=torch.int32)
@@ -144,7 +144,7 @@ def qlinear_matmul(
 
 
 def _requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | Coded:
-    """Sums of products of integers times the scales of the factors over that of the result."""
+    """Requantize an integer accumulator by `factor`, the product of the operands' scales over the result's scale."""
     return quantize(value, factor, zero.reshape(()), zero.dtype, axis=axis, is_multiplier=True)
 
 
@@ -167,7 +167,7 @@ def qlinear_conv(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor | Coded:
-    """The sum in float32: exact up to 2^24, which 500 products of 8-bit numbers stay under; beyond, within rounding."""
+    """Accumulate in float32: exact up to 2^24, the bound of about 500 products of 8-bit numbers; rounded beyond."""
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered, kernel = dequantize(x, None, x_zero.reshape(())), dequantize(w, None, w_zero, 0)
     total = convolve(centered, kernel, None if bias is None else bias.to(torch.float32), shape, group)
@@ -188,7 +188,7 @@ def conv_integer(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor:
-    """The sum in float32 where it is exact there, else in float64."""
+    """Accumulate in float32 if that is exact, else in float64."""
     dtype = torch.float32 if math.prod(w.shape[1:]) * 255 * 255 < 2**24 else torch.float64
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered = dequantize(x, None, None if x_zero is None else x_zero.reshape(()), to=dtype)

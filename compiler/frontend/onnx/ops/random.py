@@ -1,4 +1,4 @@
-"""Ops that draw random numbers. Their `seed` attributes say nothing: the numbers follow from the program's seed (seeding.py)."""
+"""Ops that draw random numbers. Their `seed` attributes are ignored: the program's seed determines the numbers (seeding.py)."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def bernoulli(x: torch.Tensor, *, dtype: int | None = None, seed: float | None =
 
 @op("Multinomial")
 def multinomial(x: torch.Tensor, *, dtype: int = onnx.TensorProto.INT32, sample_size: int = 1, seed: float | None = None) -> torch.Tensor:
-    """x [batch, classes] holds logarithms of weights; samples with replacement [batch, sample_size]."""
+    """Draw samples with replacement, [batch, sample_size]; x [batch, classes] holds log weights."""
     return torch.multinomial(x.softmax(-1), sample_size, replacement=True).to(_of(dtype))

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: the input's share of every step as one matrix product, then a scan over time."""
+"""LSTM, GRU and RNN: one matrix product of the inputs of all steps, then a scan over time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmos.compiler.frontend.onnx.registry import Value, op
 from llmos.compiler.frontend.onnx.values import Host
 from llmos.runtime.errors import UnsupportedError
 
-# A static sequence up to this long is written out step by step: a streaming model takes one step a call.
+# A static sequence up to this length is unrolled: a streaming model runs one step a call.
 MAX_UNROLLED = 4
 
 
@@ -33,7 +33,7 @@ class Recurrence:
 
     @property
     def directions(self) -> tuple[bool, ...]:
-        """Per direction, whether it runs backwards."""
+        """Return, for each direction, whether it runs backward."""
         return {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[self.direction]
 
     @property
@@ -42,7 +42,7 @@ class Recurrence:
         return self.clip is None and names in ((), self.defaults * len(self.directions))
 
     def functions(self, direction: int) -> tuple[cells.Activation, ...]:
-        """The activations of one direction; alphas and betas are handed out in order to those that take one."""
+        """Return the activations of one direction; alphas and betas are assigned in order to those that take one."""
         names = self.activations or self.defaults * len(self.directions)
         count = len(self.defaults)
         alphas, betas = list(self.alpha), list(self.beta)
@@ -115,7 +115,7 @@ def gru(
     size = common.hidden_size
 
     def bias(d: int) -> torch.Tensor:
-        """The recurrent bias of the hidden gate: it stands inside the reset gate's product if linear_before_reset."""
+        """Return the recurrent bias of the hidden gate, which is inside the reset gate's product if linear_before_reset."""
         return b[d, 5 * size :] if b is not None else torch.zeros((size,), dtype=x.dtype)
 
     def scan(d: int, xs: torch.Tensor, state: State, reverse: bool, lengths: torch.Tensor | None) -> tuple[torch.Tensor, State]:
@@ -172,7 +172,7 @@ def rnn(
 def _run(
     common: Recurrence, x: torch.Tensor, lengths: torch.Tensor | None, initial: tuple[torch.Tensor | None, ...], inputs: Any, scan: Any
 ) -> tuple[torch.Tensor, ...]:
-    """All directions: Y [time, directions, batch, H] and the last states [directions, batch, H]; layout 1 puts the batch first."""
+    """Run all directions; return Y [time, directions, batch, H] and last states [directions, batch, H]; layout 1 puts batch first."""
     if common.layout:
         x = x.transpose(0, 1)
         initial = tuple(None if state is None else state.transpose(0, 1) for state in initial)
@@ -200,7 +200,7 @@ def _require_static(xs: torch.Tensor) -> None:
 
 
 def _lengths(value: Value, x: torch.Tensor, layout: int) -> torch.Tensor | None:
-    """Lengths per batch row; None where they all are the whole sequence."""
+    """Return the length of each batch row; None if all equal the sequence length."""
     if value is None:
         return None
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Reductions, argument reductions, running sums, softmax."""
+"""Reductions, argument reductions, cumulative sums, softmax."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _extreme(function: Any) -> Reduction:
 
 
 def _empty_extreme(x: torch.Tensor, axes: tuple[int, ...], keep: bool, of_minimum: bool) -> torch.Tensor:
-    """The identity of min or max: what ONNX wants of an empty set."""
+    """Return the identity of min or max, ONNX's result for an empty set."""
     shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keep or i not in axes]
     if x.is_floating_point():
         return torch.full(shape, float("inf") if of_minimum else float("-inf"), dtype=x.dtype)
@@ -168,13 +168,13 @@ def log_softmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
 
 @op("Hardmax", since=13)
 def hardmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
-    """1 at the first of the largest."""
+    """Return 1 at the first maximum, else 0."""
     positions = torch.arange(x.shape[axis]).reshape([-1] + [1] * (x.ndim - 1 - axis % x.ndim))
     return (positions == torch.argmax(x, axis, keepdim=True)).to(x.dtype)
 
 
 def _flattened(x: torch.Tensor, axis: int, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Before opset 13 the dims from `axis` on counted as one."""
+    """Apply over the flattened dims from `axis` on, the semantics before opset 13."""
     if axis % x.ndim == x.ndim - 1:
         return function(x)
     return function(x.flatten(axis)).reshape(x.shape)
@@ -197,7 +197,7 @@ def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
 
 @op("TopK", since=10)
 def top_k(x: torch.Tensor, k: Sizes, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of equal elements the one with the lower index comes first, which only a stable sort promises."""
+    """Return the k largest or smallest; of equal elements the lower index comes first, which requires a stable sort."""
     values, indices = torch.sort(_signed(x), dim=axis, descending=bool(largest), stable=True)
     return _signed(values.narrow(axis, 0, k[0]), x.dtype), indices.narrow(axis, 0, k[0])
 

@@ -1,6 +1,6 @@
-"""Resize and Upsample: one axis after the other, by ONNX's rules of coordinates (the operator's specification).
+"""Resize and Upsample: one axis after the other, with the coordinate transformations of the operator's specification.
 
-Coordinates are computed in float32, as onnxruntime does: which of two elements is the nearest may depend on it.
+Coordinates are computed in float32, as in onnxruntime, because the choice of the nearest element may depend on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_LENGTH = 2**20
 
 @dataclass(frozen=True)
 class Resampling:
-    """How output positions map to input positions, and how values in between are made."""
+    """The map of output positions to input positions, and the interpolation."""
 
     mode: str
     coordinates: str
@@ -81,7 +81,7 @@ def resize(
 
 
 def _kept_aspect(x: torch.Tensor, sizes: Sequence[int], axes: Sequence[int] | None, policy: str) -> tuple[int, ...]:
-    """One scale for all axes: the smallest of the asked ones (not_larger), or the largest."""
+    """Return sizes with one scale for all axes: the smallest of the requested ones (not_larger), or the largest."""
     chosen = axes if axes is not None else range(x.ndim)
     if not all(isinstance(size, int) for size in (*sizes, *(x.shape[axis] for axis in chosen))):
         raise UnsupportedError(f"Resize of a dynamic dimension with keep_aspect_ratio_policy '{policy}' isn't supported: fix its size.")
@@ -117,7 +117,7 @@ _BEYOND_FLOAT32 = frozenset((torch.int32, torch.uint32, torch.int64, torch.uint6
 
 
 def _whole(x: torch.Tensor, dtype: torch.dtype, how: Resampling) -> torch.Tensor:
-    """Values between integers, saturated: cut off in the mode that onnxruntime has for integers, else rounded as ONNX's evaluator does."""
+    """Convert interpolated values to saturated integers: truncated in onnxruntime's integer mode, else rounded as in ONNX's evaluator."""
     whole = torch.trunc(x) if how.mode == "linear" and not how.antialias else torch.round(x)
     if dtype == torch.bool:
         return whole.to(dtype)
@@ -134,7 +134,7 @@ def _roi(roi: Value, place: int, count: int) -> tuple[float, float]:
 
 
 def _length(n: Any, scale: float) -> Any:
-    """The size of an axis of n elements after it: their product in float32, cut off, as onnxruntime and shape inference compute it."""
+    """Return the size of a scaled axis of n elements: n * scale in float32, truncated, as in onnxruntime and shape inference."""
     if isinstance(n, int):
         wanted = np.float32(n) * np.float32(scale)
         _require_length(float(wanted))
@@ -143,13 +143,13 @@ def _length(n: Any, scale: float) -> Any:
 
 
 def _require_length(wanted: Any) -> None:
-    if isinstance(wanted, int | float) and not 0 <= wanted <= MAX_LENGTH:  # not a number neither
+    if isinstance(wanted, int | float) and not 0 <= wanted <= MAX_LENGTH:  # also false for NaN
         raise UnsupportedError(f"Resize to {wanted:,} elements along an axis isn't supported: is a size in the model wrong?")
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One axis of a resize: its sizes before and after, the scale if it was given, and its part of the region of interest."""
+    """One axis of a resize: sizes before and after, the given scale, if any, and its part of the region of interest."""
 
     size: Any
     length: Any
@@ -164,7 +164,7 @@ class _Line:
 
     @property
     def keeps(self) -> bool:
-        """Whether the axis stays as it is."""
+        """Whether the axis is unchanged."""
         same = self.given == 1.0 if self.given is not None else statically_known_true(self.size == self.length)
         return same and self.how.coordinates != "tf_crop_and_resize"
 
@@ -175,7 +175,7 @@ class _Line:
         return quotient(self.length, self.size, self.dtype)
 
     def places(self) -> torch.Tensor:
-        """[length]: the input coordinate of each output element."""
+        """Return the input coordinate of each output element, [length]."""
         i, how = torch.arange(self.length, dtype=self.dtype), self.how.coordinates
         if how == "asymmetric":
             return torch.div(i, self.scale)
@@ -194,7 +194,7 @@ class _Line:
         raise UnsupportedError(f"Resize with coordinate_transformation_mode '{how}' isn't supported.")
 
     def _or_at_start(self, place: torch.Tensor, width: Any) -> torch.Tensor:
-        """`place`, or 0 where the output has one element."""
+        """Return `place`, or 0 if the output has one element."""
         if isinstance(width, torch.Tensor):
             return torch.where(width > 1, place, 0.0)
         return place if width > 1 else torch.zeros_like(place)
@@ -207,7 +207,7 @@ class _Line:
         return torch.add(i * (end - start) * last / spans, start * last) if spans > 0 else torch.zeros_like(i) + middle
 
     def outside(self) -> torch.Tensor | None:
-        """[length]: which output elements lie outside of the input, and are the extrapolation value."""
+        """Return the mask of output elements outside of the input, which get the extrapolation value, [length]."""
         if self.how.coordinates != "tf_crop_and_resize":
             return None
         places = self.places()
@@ -243,13 +243,13 @@ def _made(line: _Line, function: Any) -> Any:
 
 
 def _is_repetition(scale: float, how: Resampling) -> bool:
-    """Whether nearest at a whole scale repeats each element: the positions then fall on floor(i / scale)."""
+    """Whether nearest at an integer scale repeats each element, that is, reads floor(i / scale)."""
     rules = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
     return float(scale).is_integer() and scale > 1 and (how.coordinates, how.nearest) in rules
 
 
 def _nearest(line: _Line) -> torch.Tensor:
-    """[length] int64: the element that each output element is a copy of."""
+    """Return the input index that each output element copies, int64 [length]."""
     places, rule = line.places(), line.how.nearest
     if rule in ("floor", "ceil"):
         chosen = torch.floor(places) if rule == "floor" else torch.ceil(places)
@@ -259,7 +259,7 @@ def _nearest(line: _Line) -> torch.Tensor:
 
 
 def _taps(line: _Line) -> list[tuple[torch.Tensor, ...]]:
-    """Of each element around each position: where it is, its weight, and whether it has one."""
+    """Return, for each neighbor of each position, its index, its weight, and whether it counts."""
     places, how = line.places(), line.how
     low = torch.floor(places)
     ratio = places - low
@@ -275,7 +275,7 @@ def _taps(line: _Line) -> list[tuple[torch.Tensor, ...]]:
 
 
 def _window(line: _Line) -> tuple[torch.Tensor, ...]:
-    """As `_taps`, [length, elements of a window]: under a kernel as wide as what an output element stands for."""
+    """As `_taps`, [length, window elements], for an antialiasing kernel scaled to the width of an output element."""
     places, how, reach = line.places().unsqueeze(1), line.how, 1 if line.how.mode == "linear" else 2
     stretch = line.scale.clamp(max=1.0) if isinstance(line.scale, torch.Tensor) else min(line.scale, 1.0)
     at = (torch.floor(places - reach / stretch) + 1).to(torch.int64) + torch.arange(_window_size(line, reach))
@@ -288,14 +288,14 @@ def _window(line: _Line) -> tuple[torch.Tensor, ...]:
 
 
 def _window_size(line: _Line, reach: int) -> Any:
-    """At least as many elements as a window holds."""
+    """Return an upper bound of a window's elements."""
     if isinstance(line.scale, float):
         return math.ceil(2 * reach / min(line.scale, 1.0)) + 1
     return 2 * torch.sym_max(-(-reach * line.size // line.length), reach) + 1  # type: ignore[no-untyped-call]
 
 
 def _kernel(distance: torch.Tensor, how: Resampling) -> torch.Tensor:
-    """Triangle, or Keys' cubic."""
+    """Evaluate the triangle or Keys' cubic kernel."""
     d = torch.abs(distance)
     if how.mode == "linear":
         return (1 - d).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Reads at computed places of an image: GridSample, RoiAlign, DeformConv; and Col2Im, which writes them."""
+"""Reads at computed positions of an image: GridSample, RoiAlign, DeformConv; and Col2Im, which writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "b
 def grid_sample(
     x: torch.Tensor, grid: torch.Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> torch.Tensor:
-    """x [batch, C, spatial...] at the normalized places of grid [batch, out..., rank]."""
+    """Sample x [batch, C, spatial...] at the normalized positions of grid [batch, out..., rank]."""
     if mode not in _MODES or x.ndim not in (4, 5):
         raise UnsupportedError(f"GridSample with mode '{mode}' over {x.ndim - 2} spatial dims isn't supported.")
     if x.ndim == 5 and _MODES[mode] == "bicubic":
@@ -31,7 +31,7 @@ def grid_sample(
 
 
 def _sampled_integers(x: torch.Tensor, grid: torch.Tensor, mode: str, padding_mode: str, align_corners: bool) -> torch.Tensor:
-    """As `grid_sample`, of integers or bools: the nearest is moved as it is; a number between integers is cut off."""
+    """As `grid_sample` for integers or bools: nearest copies the element; interpolated values are truncated."""
     if mode != "nearest":
         return F.grid_sample(x.to(torch.float64), grid.to(torch.float64), mode, padding_mode, align_corners).to(x.dtype)
     flat = x.flatten(2)
@@ -52,7 +52,7 @@ def col2im(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Columns [batch, C · block, positions] summed into an image [batch, C, spatial...], each number where it was taken from."""
+    """Sum columns [batch, C · block, positions] into an image [batch, C, spatial...] at their original positions."""
     rank = len(image_shape)
     strides, dilations, pads = strides or (1,) * rank, dilations or (1,) * rank, pads or (0,) * (2 * rank)
     padded = tuple(size + pads[i] + pads[i + rank] for i, size in enumerate(image_shape))
@@ -81,9 +81,9 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Boxes (x1, y1, x2, y2) of x [batch, C, height, width], each averaged over a grid of bins: [boxes, C, output_height, output_width].
+    """Pool boxes (x1, y1, x2, y2) of x [batch, C, height, width] over a grid of bins; return [boxes, C, output_height, output_width].
 
-    "max" takes the largest of the four weighted neighbours of each sample, as the operator's definition does.
+    "max" takes the largest of the four weighted neighbors of each sample, as in the operator's definition.
     """
     if sampling_ratio <= 0:
         raise UnsupportedError("RoiAlign with sampling_ratio 0 takes as many samples as data says; give it a sampling_ratio of 1 or more.")
@@ -116,7 +116,7 @@ def roi_align_unshifted(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Before opset 16 boxes weren't moved by half a pixel."""
+    """RoiAlign before opset 16, which doesn't shift boxes by half a pixel."""
     return roi_align(
         x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode, output_height=output_height,
         output_width=output_width, sampling_ratio=sampling_ratio, spatial_scale=spatial_scale,
@@ -124,9 +124,9 @@ def roi_align_unshifted(
 
 
 def _weighted_corners(x: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
-    """The four neighbours of each place, times their weights: [4, batch, C, points]; 0 for a place more than a pixel outside.
+    """Return the four weighted neighbors of each position, [4, batch, C, points]; 0 for a position more than a pixel outside.
 
-    A neighbour without weight isn't multiplied by it: 0 times an infinity would reach a place that doesn't touch it.
+    A neighbor of weight 0 is masked instead of multiplied, because 0 times infinity is NaN.
     """
     counted = torch.ones_like(places[0], dtype=torch.bool)
     ends = []
@@ -157,7 +157,7 @@ def deform_conv(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """A convolution of x [batch, C, height, width] (arXiv:1811.11168): `offset` [batch, groups · taps · (y, x), out...] moves every tap."""
+    """Convolve x [batch, C, height, width] (arXiv:1811.11168); `offset` [batch, groups · taps · (y, x), out...] shifts every tap."""
     if x.ndim != 4:
         raise UnsupportedError(f"DeformConv over {x.ndim - 2} spatial dims isn't supported; 2 are.")
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")

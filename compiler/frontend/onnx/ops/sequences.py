@@ -1,4 +1,4 @@
-"""Sequences and optionals, as Python lists and None: they exist only while the graph is traced."""
+"""Sequences and optionals, as Python lists and None, which exist only during tracing."""
 
 from __future__ import annotations
 

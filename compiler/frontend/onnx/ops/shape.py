@@ -15,10 +15,10 @@ from llmos.compiler.frontend.onnx.registry import Ints, Known, Numbers, NumOutpu
 from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError, UserError
 
-# A host value above this many elements is better a tensor.
+# Host values above this many elements become tensors.
 HOST_ELEMENTS = 64
 MAX_CONSTANT_BYTES = 4 << 30
-# No dim is as large: the end of a slice from here on means the end of the axis.
+# Larger than any dim: a slice end from here on means the end of the axis.
 END = 10**9
 
 
@@ -34,18 +34,18 @@ def size(x: torch.Tensor) -> Host:
 
 @op("Reshape", since=5)
 def reshape(x: torch.Tensor, shape: Ints, *, allowzero: int = 0) -> torch.Tensor:
-    """0 copies the dim of the input at that place, -1 is what is left."""
+    """Reshape; 0 copies the input's dim at that position, -1 infers the dim."""
     dims = list(shape) if allowzero else [x.shape[i] if _is_zero(dim) else dim for i, dim in enumerate(shape)]
     return x if same_dims(x.shape, dims) else x.reshape(_known(x, dims))
 
 
 def same_dims(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether two shapes are equal for every size of the inputs; asks without adding a condition on the sizes."""
+    """Whether two shapes are equal for all input sizes; doesn't add a guard."""
     return len(a) == len(b) and all(x is y or statically_known_true(x == y) for x, y in zip(a, b, strict=True))
 
 
 def _known(x: torch.Tensor, dims: list[Any]) -> list[Any]:
-    """The dims with -1 worked out where all sizes are static, so that zero-size tensors reshape too."""
+    """Replace -1 by its value if all sizes are static, so that empty tensors can be reshaped."""
     known = [dim for dim in dims if not (isinstance(dim, int) and dim == -1)]
     if len(known) == len(dims) or not all(isinstance(d, int) for d in (*known, *x.shape)):
         return dims
@@ -59,7 +59,7 @@ def _is_zero(dim: Any) -> bool:
 
 @op("Flatten")
 def flatten(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
-    """To rank 2: the dims before `axis`, and those from it on."""
+    """Flatten to rank 2: the dims before `axis`, and those from `axis` on."""
     if x.ndim == 0:
         return x.reshape(1, 1)
     axis = axis + x.ndim if axis < 0 else axis
@@ -140,7 +140,7 @@ def _slice_axis(x: torch.Tensor, axis: int, start: Any, end: Any, step: Any) -> 
     if not isinstance(step, int):
         raise UnsupportedError("Slice with a step that depends on the sizes of the inputs isn't supported.")
     if step > 0:
-        # Exporters write "to the end" as some huge number; compared with a symbolic size it would bound the size.
+        # Exporters write "to the end" as a huge number; comparing it with a symbolic size would bound the size.
         to_end = isinstance(end, int) and end >= END
         if _is_zero(start) and to_end and step == 1:
             return x
@@ -153,7 +153,7 @@ def _slice_axis(x: torch.Tensor, axis: int, start: Any, end: Any, step: Any) -> 
 
 
 def _slice_backwards(x: torch.Tensor, axis: int, start: int, end: int, step: int) -> torch.Tensor:
-    """x[start:end:-step] as a slice of the flipped axis; element i stands there at n - 1 - i."""
+    """x[start:end:-step] as a slice of the flipped axis, in which element i is at n - 1 - i."""
     n = x.shape[axis]
     first, last = ((_within(n - 1 - at, n) if at >= 0 else min(-1 - at, END)) for at in (start, end))
     index = [slice(None)] * x.ndim
@@ -162,13 +162,13 @@ def _slice_backwards(x: torch.Tensor, axis: int, start: int, end: int, step: int
 
 
 def _within(at: Any, n: Any) -> Any:
-    """A place in a dim, or one of its ends."""
+    """Clamp a position to [0, n]."""
     return torch.sym_max(torch.sym_min(at, n), 0)  # type: ignore[no-untyped-call]
 
 
 @op("Expand")
 def expand(x: torch.Tensor, shape: Sizes) -> torch.Tensor:
-    """Broadcasts both ways: a 1 in `shape` keeps the input's dim."""
+    """Broadcast in both directions: a 1 in `shape` keeps the input's dim."""
     rank = max(x.ndim, len(shape))
     own = (1,) * (rank - x.ndim) + tuple(x.shape)
     wanted = (1,) * (rank - len(shape)) + tuple(shape)
@@ -182,7 +182,7 @@ def tile(x: torch.Tensor, repeats: Sizes) -> torch.Tensor:
 
 
 def _require_room(count: int, dtype: np.dtype) -> None:
-    """Guard the machine: what is made here is made for real when the model is tried."""
+    """Raise UnsupportedError for a tensor too large to allocate, because the trial run allocates it."""
     if count * dtype.itemsize > MAX_CONSTANT_BYTES:
         raise UnsupportedError(
             f"a constant of {count:,} elements is larger than {MAX_CONSTANT_BYTES >> 30} GiB: is a size in the model wrong?"
@@ -254,7 +254,7 @@ def _pad(x: torch.Tensor, pads: tuple[Any, ...], mode: str, value: Any) -> torch
 
 
 def _pad_constant(x: torch.Tensor, pairs: list[tuple[Any, Any]], value: Any) -> torch.Tensor:
-    """By the op that takes an integer for a tensor of integers: F.pad takes a float, which has 53 bits."""
+    """Pad integers by an op that takes an integer fill: F.pad takes a float, which has only 53 bits."""
     if all(_is_zero(item) for pair in pairs for item in pair):
         return x
     flat = [item for pair in reversed(pairs) for item in pair]
@@ -264,7 +264,7 @@ def _pad_constant(x: torch.Tensor, pairs: list[tuple[Any, Any]], value: Any) -> 
 
 
 def _pad_by_index(x: torch.Tensor, axis: int, before: Any, after: Any, mode: str) -> torch.Tensor:
-    """Reflect, edge and wrap, each as a gather along one axis."""
+    """Pad by reflect, edge or wrap, as a gather along one axis."""
     n = x.shape[axis]
     places = torch.arange(-before, n + after)
     if mode == "edge":

@@ -1,4 +1,4 @@
-"""Fourier transforms as products with matrices of sines and cosines: exact for any length, and quick up to some thousands."""
+"""Fourier transforms as products with matrices of sines and cosines, for any length; efficient up to a few thousand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dft(x: torch.Tensor, length: Ints | None = None, axis: Ints | None = None, *
 def stft(
     signal: torch.Tensor, step: Ints, window: torch.Tensor | None = None, length: Ints | None = None, *, onesided: int = 1
 ) -> torch.Tensor:
-    """[batch, frames, frequencies, 2] of frames every `step` samples, each as long as the window or `length`."""
+    """Transform frames every `step` samples, of the window's length or `length`; return [batch, frames, frequencies, 2]."""
     width = length[0] if length else window.shape[0] if window is not None else None
     if not isinstance(width, int) or not isinstance(step[0], int) or not isinstance(signal.shape[1], int):
         raise UnsupportedError("STFT needs static lengths of signal, frame and step; fix the dimension (--dynamic name=size).")
@@ -46,7 +46,7 @@ def stft(
 def mel_weight_matrix(
     num_bins: Ints, length: Ints, rate: Ints, lowest_hz: Floats, highest_hz: Floats, *, output_datatype: int = 1
 ) -> torch.Tensor:
-    """[length // 2 + 1, num_bins]: triangles over the frequencies of a transform, evenly spaced on the scale 2595 log10(1 + f / 700)."""
+    """Return [length // 2 + 1, num_bins]: triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700)."""
     edges = 2595 * np.log10(1 + np.array([lowest_hz[0], highest_hz[0]]) / 700)
     mels = edges[0] + np.arange(num_bins[0] + 2) * (edges[1] - edges[0]) / (num_bins[0] + 2)
     places = ((length[0] + 1) * 700 * (10 ** (mels / 2595) - 1) // rate[0]).astype(np.int64)
@@ -59,7 +59,7 @@ def mel_weight_matrix(
 
 
 def _transform(x: torch.Tensor, axis: int, length: int | None, inverse: bool, onesided: bool) -> torch.Tensor:
-    """Along `axis` of x [..., 1 or 2] (real, or real and imaginary part); shorter inputs are padded with zeros, longer ones cut."""
+    """Transform `axis` of x [..., 1 or 2] (real, or real and imaginary part), zero-padded or truncated to `length`."""
     axis = axis % x.ndim
     size = x.shape[axis]
     if not isinstance(size, int) or (length is not None and not isinstance(length, int)):
@@ -84,12 +84,12 @@ def _fitted(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _matrices(taken: int, total: int, inverse: bool, onesided: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of 2 pi j k / total, [inputs j, outputs k]; the angle is reduced in integers first, so that large ones stay exact."""
+    """Return cos and sin of 2 pi j k / total, [inputs j, outputs k]; the angle is reduced in integers, which is exact."""
     columns = total // 2 + 1 if onesided and not inverse else total
     angles = 2 * np.pi * ((np.arange(taken)[:, None] * np.arange(columns)) % total) / total
     factor = np.full((taken, 1), 1 / total if inverse else 1.0)
     if inverse and onesided:
-        # The other half of the spectrum is the mirror of this one.
+        # The other half of the spectrum is the conjugate mirror of this one.
         factor[1 : (total + 1) // 2] *= 2
     sign = -1 if inverse else 1
     kind = np.float64 if dtype == torch.float64 else np.float32

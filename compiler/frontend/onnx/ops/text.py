@@ -22,7 +22,7 @@ def tf_idf_vectorizer(
     pool_strings: tuple[str, ...] | None = None,
     weights: tuple[float, ...] | None = None,
 ) -> torch.Tensor:
-    """How often each n-gram of the pool stands in x [length] or [batch, length], with up to `max_skip_count` numbers between its items."""
+    """Count the n-grams of the pool in x [length] or [batch, length], with up to `max_skip_count` numbers between items."""
     if pool_int64s is None:
         raise UnsupportedError("TfIdfVectorizer of strings isn't supported; give the model numbers of words.")
     if len(set(ngram_indexes)) < len(ngram_indexes):
@@ -35,7 +35,7 @@ def tf_idf_vectorizer(
             found.append(_occurrences(x.to(torch.int64), torch.tensor(grams), max_skip_count if length > 1 else 0))
         elif grams:
             found.append(torch.zeros((*x.shape[:-1], len(grams))))
-    # Column 0 holds the zeros of indices that no n-gram has.
+    # Column 0 holds zeros for indices without an n-gram.
     column = {index: i for i, index in enumerate(ngram_indexes, start=1)}
     places = torch.tensor([column.get(i, 0) for i in range(max(ngram_indexes) + 1)])
     counts = torch.cat(found, -1).index_select(-1, places)
@@ -44,7 +44,7 @@ def tf_idf_vectorizer(
 
 
 def _occurrences(x: torch.Tensor, grams: torch.Tensor, max_skip: int) -> torch.Tensor:
-    """Of each row of `grams` [count, length] in x [..., size], at every distance between its items: [..., count], float32."""
+    """Count each row of `grams` [count, length] in x [..., size], at every distance between items; return float32 [..., count]."""
     count, length = grams.shape
     total = torch.zeros((*x.shape[:-1], count))
     for distance in range(1, max_skip + 2):

@@ -1,4 +1,4 @@
-"""What convolution and pooling share: strides, dilations and pads of a sliding window."""
+"""Strides, dilations and pads of convolution and pooling windows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Window:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Elements from the first tap to the last, per dim."""
+        """Return the number of elements from the first to the last tap, for each dim."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
 
@@ -42,7 +42,7 @@ def window(
     pads: tuple[int, ...] | None,
     auto_pad: str,
 ) -> Window:
-    """The window of a node; `sizes` are the spatial dims of its input."""
+    """Return the window of a node; `sizes` are the spatial dims of its input."""
     rank = len(kernel)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     plain = Window(tuple(kernel), tuple(strides), tuple(dilations), ((0, 0),) * rank)
@@ -61,14 +61,14 @@ def window(
 
 
 def pad_spatial(x: torch.Tensor, pads: tuple[tuple[Any, Any], ...], value: float = 0.0) -> torch.Tensor:
-    """Pads of the last dims; negative ones crop."""
+    """Pad the last dims; negative pads crop."""
     if all(isinstance(item, int) and item == 0 for pair in pads for item in pair):
         return x
     return F.pad(x, [item for pair in reversed(pads) for item in pair], value=value)
 
 
 def _same(size: Any, extent: int, stride: int, at_end: bool) -> tuple[Any, Any]:
-    """Pads that give ceil(size / stride) outputs; the odd one goes to the end for SAME_UPPER."""
+    """Return the pads that give ceil(size / stride) outputs; an odd one goes to the end for SAME_UPPER."""
     missing: Any = torch.sym_max(  # type: ignore[no-untyped-call]
         (-(-size // stride) - 1) * stride + extent - size, 0
     )
