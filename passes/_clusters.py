@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.analysis.attention import parts_of
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of, root_contraction
+from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import (
     Generic,
     dim_positions,
@@ -19,7 +19,7 @@ from llmos.compiler.analysis.generic import (
 from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
-from llmos.compiler.analysis.windows import MAX_OVERLAP, WIDEST_PANEL, Sliding, sliding_over
+from llmos.compiler.analysis.windows import sliding_over
 from llmos.compiler.ir.attributes import COMPUTES, STACK
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Shape
@@ -79,7 +79,7 @@ def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
-    found = [float_contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
+    found = [graph.contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
     return [c for c in found if c is not None and _is_f32(c)]
 
 
@@ -323,7 +323,12 @@ def _joins_contraction(graph: Graph, cluster: Cluster) -> bool:
         if producer is None or producer.kind != "contraction" or not _is_read_by(graph, producer, image, cluster):
             continue
         sliding = sliding_over(root, image, graph.shapes)
-        if sliding is not None and _makes_images(graph, producer, image) and _fits(sliding) and _keeps_points(cluster, root):
+        if (
+            sliding is not None
+            and _makes_images(graph, producer, image)
+            and graph.costs.pays_to_fuse_windows(sliding)
+            and _keeps_points(cluster, root)
+        ):
             producer.kind = "windowed"
             graph.assign(producer, cluster.ops)
             return True
@@ -356,13 +361,6 @@ def _is_in_order(value: ir.Value, affine: ir.AffineMap) -> bool:
     """Whether each axis of a value is read at the loop dim of its number, or has size 1."""
     places = zip(dim_positions(affine), value.type.shape, strict=True)
     return all(p == axis or (p is None and size == 1) for axis, (p, size) in enumerate(places))
-
-
-def _fits(sliding: Sliding) -> bool:
-    """Whether bands of a panel of channels overlap by little, if there is more than one."""
-    rows = sliding.rows
-    band = sliding.band(WIDEST_PANEL)
-    return band == rows.out or rows.overlap <= MAX_OVERLAP * band * rows.stride
 
 
 def _keeps_points(cluster: Cluster, root: Generic) -> bool:

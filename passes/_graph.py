@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import VIEWS, is_loop
 from llmos.compiler.ir.attributes import STACK
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes
+from llmos.passes._context import CostModel
 
 FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
-HEAVY = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")
-FEW_CHANNELS = 8  # of pixels so small that computing where each lies costs more than a copy of the image with its zeros
 BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
 
 
@@ -86,6 +85,7 @@ class Graph:
 
     func: ir.Operation  # the func.func or the scf.for
     shapes: Shapes
+    costs: CostModel
     clusters: dict[ir.Operation, Cluster] = field(default_factory=dict)
 
     @property
@@ -143,16 +143,21 @@ class Graph:
             for operand, argument in zip(generic.inputs, generic.body.arguments, strict=False)
             if is_tensor(operand) and any(True for _ in argument.uses)
         }
-        return len(body) <= 5 and len(tensors) <= 1 and not any(inner.name.startswith(HEAVY) for inner in body)
+        return self.costs.pays_to_recompute([inner.name for inner in body], len(tensors))
 
     def _is_read_by_windows(self, pad: ir.Operation) -> bool:
         """Whether kernels read around the zeros of a padding: it surrounds pixels of enough channels, and only convolutions use it."""
         source, padding = padded_source(pad.results[0])
         channels = self.shapes.shape(source)[-1]
-        if padding is None or channels != self.shapes.shape(pad.results[0])[-1] or (channels.is_Integer and channels < FEW_CHANNELS):
+        if padding is None or channels != self.shapes.shape(pad.results[0])[-1] or not self.costs.pays_to_read_around_padding(channels):
             return False
-        found = [float_contraction_of(user) for user in self.users(pad.results[0])]
+        found = [self.contraction_of(user) for user in self.users(pad.results[0])]
         return all(c is not None and c.lhs == pad.results[0] and has_windows(c.lhs_map) for c in found)
+
+    def contraction_of(self, op: ir.Operation) -> Contraction | None:
+        """The contraction that an op is, if it pays as one."""
+        found = float_contraction_of(op)
+        return found if found is not None and self.costs.pays_as_contraction(found) else None
 
     def shapes_known(self, op: ir.Operation) -> bool:
         return all(self.shapes.has_index(operand) for operand in list(op.operands)[1:])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos.compiler.ir.bindings import ir
+from llmos.passes._context import PassContext
 from llmos.passes._dump import IrDump
 from llmos.passes._pass import Pass
 from llmos.passes._pipeline import parse_pipeline
@@ -70,14 +71,17 @@ def run_pipeline(
     *,
     options: PipelineOptions | None = None,
     observer: PassObserver | None = None,
+    context: PassContext | None = None,
 ) -> PipelineReport:
     """Runs a pipeline, a list of passes or text (`"pass{option=1},pass"`), on `module` in place, and verifies it after each pass.
+
+    context: what passes are told; without one all that is legal pays.
 
     Raises UserError for a bad pipeline or a model that a pass refuses, and PassError, which names the pass and those before it, for a
     pass that fails, leaves invalid IR behind or breaks what it declares; then `options.repro` holds what reproduces the failure.
     """
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else list(pipeline)
-    options, observer = options or PipelineOptions(), observer or PassObserver()
+    options, observer, context = options or PipelineOptions(), observer or PassObserver(), context or PassContext()
     dump = IrDump(options.dump_ir, options.elide_above) if options.dump_ir else None
     runs: list[PassRun] = []
     with module.context, ir.Location.unknown():
@@ -85,20 +89,20 @@ def run_pipeline(
             dump.write("input", module)
         for index, step in enumerate(passes):
             observer.pass_started(index, len(passes), step)
-            runs.append(_run_one(module, passes, index, options))
+            runs.append(_run_one(module, passes, index, options, context))
             if dump:
                 dump.write(step.name, module)
             observer.pass_finished(runs[-1], module)
     return PipelineReport(tuple(runs))
 
 
-def _run_one(module: ir.Module, passes: Sequence[Pass], index: int, options: PipelineOptions) -> PassRun:
+def _run_one(module: ir.Module, passes: Sequence[Pass], index: int, options: PipelineOptions, context: PassContext) -> PassRun:
     step = passes[index]
     before = module.operation.clone()
     try:
         _check(module, step.requires, f"{step.name} requires")
         start = time.perf_counter()
-        step.run(module)
+        step.run(module, context)
         seconds = time.perf_counter() - start
         module.operation.verify()
         _check(module, step.ensures, f"{step.name} promises")

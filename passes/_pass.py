@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llmos.compiler.ir.bindings import ir
+from llmos.passes._context import PassContext
 from llmos.passes._options import options_text
 from llmos.passes._property import Property
 
@@ -35,9 +36,10 @@ class Pass(ABC):
             cls.name = kebab_case(cls.__name__)
 
     @abstractmethod
-    def run(self, module: ir.Module) -> None:
-        """Change `module` in place. The manager has entered its context and an unknown location, and verifies it afterwards.
+    def run(self, module: ir.Module, context: PassContext) -> None:
+        """Change `module` in place. `context` says what pays.
 
+        The manager has entered the module's context and an unknown location, and verifies it afterwards.
         Raises UnsupportedError for a model that can't be compiled; any other exception is taken as an error of this pass.
         """
 

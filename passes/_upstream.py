@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.ir.bindings import PassManager, context, ir
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 from llmos.runtime.errors import UserError
 
@@ -36,7 +37,7 @@ class Upstream(Pass):
         with context():
             _parse(self)
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         """Runs on the module, or on everything in it that the pass takes (functions)."""
         errors = []
         for anchor in _anchors(self):

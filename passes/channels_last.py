@@ -24,6 +24,7 @@ from llmos.passes._channels import (
     linked,
     moves_nothing,
 )
+from llmos.passes._context import PassContext
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._relayout import Relayout
@@ -56,7 +57,7 @@ class ChannelsLast(Pass):
     save; a graph without convolutions stays as it is.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         table = SymbolTable.of(module)
         for func in public_functions(module):
             region = _Region(func, Shapes.of(func, table))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from llmos.compiler.ir.bindings import ir
+from llmos.passes._context import PassContext
 from llmos.passes._math import double, error_function, exponential, extremum, logarithm, narrow, power, remainder, trigonometric
 from llmos.passes._math.expr import Expr, f32, known_number, operation, sqrt
 from llmos.passes._pass import Pass
@@ -134,7 +135,7 @@ class ExpandMath(Pass):
     Raises UnsupportedError for a function that has no expansion in its type.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for op in _operations(module):
             _expand(op)
 

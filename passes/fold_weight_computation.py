@@ -11,6 +11,7 @@ from llmos.compiler.analysis.generic import is_fill, pure_source
 from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
+from llmos.passes._context import CostModel, PassContext
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
 
@@ -33,16 +34,16 @@ class FoldWeightComputation(Pass):
     A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):
-            _fold(func, module)
+            _fold(func, module, context.costs)
 
 
-def _fold(func: ir.Operation, module: ir.Module) -> None:
+def _fold(func: ir.Operation, module: ir.Module, costs: CostModel) -> None:
     arguments = EntryFunc(func).arguments
     weights = {each.value for each in arguments.weights}
     folded = _weight_only(func.regions[0].blocks[0], weights)
-    results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights)]
+    results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights, costs)]
     if not results:
         return
     needed = _cone(results, folded)
@@ -79,7 +80,7 @@ def _top(op: ir.Operation, value: ir.Value) -> ir.Operation:
     return op
 
 
-def _is_worth(value: ir.Value, weights: set[ir.Value]) -> bool:
+def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool:
     """Real arithmetic on a weight, not a fill, not a rearrangement, and no blow-up."""
     owner = owner_of(value)
     if owner is None or is_fill(owner) or owner.name in ("tensor.empty", "arith.constant", "tensor.cast", "tensor.splat"):
@@ -89,7 +90,7 @@ def _is_worth(value: ir.Value, weights: set[ir.Value]) -> bool:
         return False
     plain = pure_source(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
-        return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value) for use in value.uses)
+        return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value, costs) for use in value.uses)
     wide = pure_source(value, [{i: 1} for i in range(len(value.type.shape))], through=(WIDEN,))
     if wide is not None and wide[0] in weights and isinstance(wide[0].type.element_type, ir.BF16Type):
         return False  # bfloat16 stays so in memory: contractions read it in pairs
@@ -102,10 +103,12 @@ def _is_permuted(source: ir.Value, value: ir.Value) -> bool:
     return bool(math.prod(source.type.shape) == math.prod(value.type.shape))
 
 
-def _is_read_in_any_order(user: ir.Operation, value: ir.Value) -> bool:
+def _is_read_in_any_order(user: ir.Operation, value: ir.Value, costs: CostModel) -> bool:
     """Whether a use is the factor of a contraction, which is packed, or no kernel's."""
     contraction = float_contraction_of(user)
-    return user.name != "linalg.generic" or (contraction is not None and value in contraction.generic.inputs)
+    if contraction is None or value not in contraction.generic.inputs:
+        return bool(user.name != "linalg.generic")
+    return costs.pays_as_contraction(contraction)
 
 
 def _weight_sources(value: ir.Value, weights: set[ir.Value], seen: set[ir.Value]) -> set[ir.Value]:

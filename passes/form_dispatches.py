@@ -12,6 +12,7 @@ from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._clusters import cluster_all
+from llmos.passes._context import PassContext
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._outline import rebuild, schedule
@@ -43,15 +44,15 @@ class FormDispatches(Pass):
 
     prefix: str = "d"
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):
             name_loops(module, func)
             materialise_empty(func)
             copy_returned_arguments(func)
             shapes = Shapes.of(func, SymbolTable.of(module))
             for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
-                self._form(module, Graph(loop, shapes), f"{text_of(loop.attributes, COUNTER)}_")
-            self._form(module, Graph(func, shapes), self.prefix)
+                self._form(module, Graph(loop, shapes, context.costs), f"{text_of(loop.attributes, COUNTER)}_")
+            self._form(module, Graph(func, shapes, context.costs), self.prefix)
 
     def _form(self, module: ir.Module, graph: Graph, prefix: str) -> None:
         cluster_all(graph, _attention_groups(graph))

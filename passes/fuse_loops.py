@@ -10,6 +10,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
+from llmos.passes._context import PassContext
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._pass import Pass
@@ -28,7 +29,7 @@ class FuseLoops(Pass):
     Only loops that can run as dispatches are fused (passes/_loops.py).
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):
             name_loops(module, func)
             _fuse_all(func, SymbolTable.of(module))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.casts import WIDEN, convert
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.ir.bindings import ir
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 
@@ -25,7 +26,7 @@ class HoistWidening(Pass):
     The widening of a weight is then done at compile time, that of anything else where the contraction's kernel reads it.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in module.body.operations:
             for op in list(func.operation.regions[0].blocks[0].operations):
                 if op.operation.name == "linalg.generic" and not is_fill(op.operation):

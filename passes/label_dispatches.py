@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.contraction import float_contraction_of, root_contraction
+from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
 from llmos.compiler.ir.attributes import LABEL
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, dispatch_functions
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 
@@ -26,7 +27,7 @@ class LabelDispatches(Pass):
     "matmul+bias+gelu", "matmul+bias+add".
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in dispatch_functions(module):
             func.attributes[LABEL] = ir.StringAttr.get(label_of(func))
 
@@ -43,7 +44,7 @@ def label_of(func: ir.Operation) -> str:
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
     if kind == "windowed":
-        windows = next(i for i, g in enumerate(generics) if g.reduction_dims and float_contraction_of(g.op) is None)
+        windows = [i for i, g in enumerate(generics) if g.reduction_dims][1]  # behind the contraction
         parts = [
             _contraction(generics),
             *_epilogue(generics[:windows]),

@@ -13,6 +13,7 @@ from llmos.compiler.analysis.generic import dim_positions, pure_source
 from llmos.compiler.analysis.loops import VIEWS
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, public_functions
+from llmos.passes._context import PassContext
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
 
@@ -39,7 +40,7 @@ class NarrowActivations(Pass):
     computed from integers alone (positions, masks, rotary angles).
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)
         for func in public_functions(module):
             _Program(func, functions).narrow()

@@ -13,6 +13,7 @@ from llmos.compiler.ir.attributes import PACKED, TILING, PackedLayout, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, Func, callee_of, functions_of, public_functions
 from llmos.compiler.ir.tiling import Tiling
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 
@@ -33,7 +34,7 @@ class PackWeights(Pass):
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)
         for func in public_functions(module):
             _pack_calls(func, functions)

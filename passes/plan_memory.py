@@ -13,6 +13,7 @@ from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.compiler.ir.updates import argument_place
+from llmos.passes._context import PassContext
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
 
@@ -38,7 +39,7 @@ class PlanMemory(Pass):
     compared with any free slot gets a new one. Tenants depend on the same computed sizes: the host asks for a slot once these are known.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         table = SymbolTable.of(module)
         for func in public_functions(module):
             _Planner(EntryFunc(func), Shapes.of(func, table), _Slots(table)).plan()

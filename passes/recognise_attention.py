@@ -10,6 +10,7 @@ from llmos.compiler.analysis.contraction import Contraction, float_contraction_o
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, is_fill, is_identity
 from llmos.compiler.ir.attributes import ATTENTION, integer
 from llmos.compiler.ir.bindings import ir
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 
@@ -31,7 +32,7 @@ class RecogniseAttention(Pass):
     value inside is used elsewhere, everything is f32, and each role has one loop dim.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         number = 0
         for func in module.body.operations:
             for op in func.regions[0].blocks[0].operations:

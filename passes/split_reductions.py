@@ -11,6 +11,7 @@ from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, dim_
 from llmos.compiler.analysis.windows import neutral_element
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import public_functions
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 
@@ -34,7 +35,7 @@ class SplitReductions(Pass):
     min_elements: int = 1 << 18
     part: int = 1 << 16
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):
             for each in list(func.regions[0].blocks[0].operations):
                 if each.operation.name == "linalg.generic":

@@ -9,6 +9,7 @@ from llmos.compiler.ir.attributes import PACKED, TILING, argument_attributes, se
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import dispatch_functions, make_public
 from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
+from llmos.passes._context import PassContext
 from llmos.passes._pass import Pass
 
 _KEY_DIGITS = 16
@@ -28,7 +29,7 @@ class TileDispatches(Pass):
 
     tilings: Tilings = NO_TILINGS
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         chosen = dict(self.tilings)
         for func in dispatch_functions(module):
             if (key := tiling_key(func)) in chosen:

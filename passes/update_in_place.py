@@ -12,6 +12,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, callee_of, functions_of, public_functions
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import SymbolTable
+from llmos.passes._context import PassContext
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass
 
@@ -35,7 +36,7 @@ class UpdateInPlace(Pass):
     can't be, the new value is made elsewhere, and the host function copies it at the end.
     """
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)
         for func in public_functions(module):
             for number, argument in EntryFunc(func).updated.items():

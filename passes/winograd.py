@@ -7,20 +7,15 @@ from typing import Literal
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
-from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.attributes import DISPATCH, WINOGRAD, integer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, functions_of, public_functions
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
+from llmos.passes._context import CostModel, PassContext
 from llmos.passes._pass import Pass
 from llmos.passes.pack_weights import weighted_contractions
 
-LANES = 16  # channels fill vectors of every target
-PRODUCTS = 26.0  # multiplications that a core does in a cycle, of 32 with 512-bit vectors
-OPERATIONS = 1.0  # vector operations of a transform in a cycle, what they load and store included
-WEIGHT_BYTES = 8.0  # of a weight that a core reads in a cycle, from far
-GAIN = 1.15  # what is less than that many times faster isn't worth the larger weight
 TYPICAL = 8  # a batch, beside the smallest, that the choice is for
 
 
@@ -41,20 +36,20 @@ class Winograd(Pass):
     tile: Literal["auto", "2", "4"] = "auto"
     min_channels: int = 32
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)
         table = SymbolTable.of(module)
         for main in public_functions(module):
             for call, dispatch, weight, _ in weighted_contractions(main, functions):
                 direct = DispatchFunc(dispatch).kind == "contraction"
                 if direct and isinstance(call.operands[weight].type.element_type, ir.F32Type):
-                    self._mark(dispatch, table)
+                    self._mark(dispatch, table, context.costs)
 
-    def _mark(self, dispatch: ir.Operation, table: SymbolTable) -> None:
+    def _mark(self, dispatch: ir.Operation, table: SymbolTable, costs: CostModel) -> None:
         stencil = stencil_of(root_contraction(DispatchFunc(dispatch).ops), Shapes.of(dispatch, table))
-        if stencil is None or stencil.channels % LANES or stencil.channels < self.min_channels:
+        if stencil is None or not costs.fits_winograd(stencil) or stencil.channels < self.min_channels:
             return
-        m = int(self.tile) if self.tile != "auto" else cheapest(stencil, _batches(stencil, table))
+        m = int(self.tile) if self.tile != "auto" else costs.winograd_tile(stencil, _batches(stencil, table))
         if m:
             dispatch.attributes[DISPATCH] = ir.StringAttr.get("winograd")
             dispatch.attributes[WINOGRAD] = integer(m)
@@ -67,22 +62,3 @@ def _batches(stencil: Stencil, table: SymbolTable) -> list[int]:
         return [1, TYPICAL]
     usual = TYPICAL * max(1, int(least))
     return [max(1, int(least)), min(usual, int(most)) if most.is_Integer else usual]
-
-
-def cheapest(stencil: Stencil, batches: list[int]) -> int:
-    """m of the tiles that take the fewest cycles an image, at each of some batches alike; 0 where the direct sum isn't much slower."""
-    costs = {m: sum(_cycles(stencil, m, batch) / batch for batch in batches) for m in (0, *POINTS)}
-    m = min(costs, key=lambda each: costs[each])
-    return m if costs[m] * GAIN < costs[0] else 0
-
-
-def _cycles(stencil: Stencil, m: int, batch: int) -> float:
-    """About what a core takes for tiles of m by m outputs; m = 0: the direct sum. What a weight takes to arrive is hidden in part."""
-    weights = stencil.channels * stencil.columns
-    positions = (m + TAPS - 1) ** 2 if m else TAPS**2
-    down, across = stencil.tiles(m or 1)
-    tiles = batch * down * across
-    products, arrival = tiles * positions * weights / PRODUCTS, 4 * positions * weights / WEIGHT_BYTES
-    inputs, outputs = transform_operations(m) if m else (0, 0)
-    transforms = tiles * (inputs * stencil.channels + outputs * stencil.columns) / LANES
-    return max(products, arrival) + min(products, arrival) / 2 + transforms / OPERATIONS

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, dims_of_expr, has_windows
+from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, dims_of, dims_of_expr
 from llmos.compiler.ir.bindings import ir
 
-FEW_COLUMNS, FEW_CHANNELS = 8, 4  # up to these sizes a convolution gains nothing as a contraction
-LARGE = 1 << 20
+LARGE = 1 << 20  # stands for a size that isn't known
 EXTENSIONS = ("arith.extsi", "arith.extui")
 
 
@@ -81,6 +80,12 @@ class Contraction:
     def rhs_map(self) -> ir.AffineMap:
         return self.generic.maps[self.right]
 
+    def static_size(self, side: int, dims: Sequence[int]) -> int:
+        """Return the product of the sizes of the dims that index an operand; a dynamic size counts as large."""
+        shape = ir.RankedTensorType(self.generic.inputs[side].type).shape
+        positions = dim_positions(self.generic.maps[side])
+        return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
+
     @property
     def out_map(self) -> ir.AffineMap:
         return self.generic.maps[self.generic.num_inputs]
@@ -117,7 +122,7 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     n = tuple(d for d in out[inner + 1 :] if d not in lhs)
     batch = tuple(d for d in generic.parallel_dims if d not in m and d not in n)
     found = Contraction(generic, left, batch, m, n, _in_order_of(generic.maps[left], generic.reduction_dims), factors)
-    if any(d not in lhs | rhs for d in out) or not n or not _is_worth(found):
+    if any(d not in lhs | rhs for d in out) or not n:
         return None
     return found
 
@@ -141,23 +146,6 @@ def unit_dims(generic: Generic) -> set[int]:
             shape = operand.type.shape
             found |= {p for p, size in zip(dim_positions(affine), shape, strict=True) if p is not None and size == 1}
     return found
-
-
-def _is_worth(found: Contraction) -> bool:
-    """Whether windows are reused enough to profit from packing; a depthwise convolution reads each once."""
-    windowed = [side for side, affine in enumerate(found.generic.maps[:2]) if has_windows(affine)]
-    if not windowed:
-        return True
-    if windowed == [found.left]:
-        return _static_size(found, found.right, found.n) >= FEW_COLUMNS or _static_size(found, found.left, found.k) >= FEW_CHANNELS
-    return _static_size(found, found.left, found.m) > 1
-
-
-def _static_size(found: Contraction, side: int, dims: Sequence[int]) -> int:
-    """Return the product of the sizes of the dims that index an operand; a dynamic size counts as large."""
-    shape = ir.RankedTensorType(found.generic.inputs[side].type).shape
-    positions = dim_positions(found.generic.maps[side])
-    return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
 
 
 def _factors(generic: Generic) -> tuple[Factor, Factor] | None:

@@ -10,10 +10,6 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, pad_parameters
 from llmos.compiler.ir.sizes import Expr
 
-BAND_BYTES = 1 << 19  # of image rows kept in L2, which leaves room for other data
-WIDEST_PANEL = 64  # channels of a pixel in a band
-MAX_OVERLAP = 0.25  # fraction of a band's rows that the next band reads too
-
 NEUTRAL = {
     "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
     "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1,
@@ -103,9 +99,9 @@ class Sliding:
         before = pad_parameters(self.shapes, self.pad)[0][1] if self.pad is not None else 0
         return RowAxis(form[out], form[tap], int(sizes[tap]), int(before), int(self.shape[1]), int(sizes[out]))
 
-    def band(self, columns: int) -> int:
-        """Return the output rows of a band whose input rows, with `columns` channels a pixel, fit in L2."""
-        return self.rows.band(BAND_BYTES // (4 * int(self.shape[2]) * columns))
+    def band(self, columns: int, num_bytes: int) -> int:
+        """Return the output rows of a band whose input rows, with `columns` float32 channels a pixel, take `num_bytes` at most."""
+        return self.rows.band(num_bytes // (4 * int(self.shape[2]) * columns))
 
 
 def _forms(generic: Generic, operand: int) -> list[Form]:

@@ -15,7 +15,7 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.target import Target as Target
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
-from llmos.passes import Pass, PassObserver
+from llmos.passes import Pass, PassContext, PassObserver
 from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol
 from llmos.runtime.artifact.writer import CodeVariant
 
@@ -114,6 +114,9 @@ class Backend(Protocol):
 
     def plan_passes(self, options: CompileOptions) -> Sequence[Pass]:
         """From dispatches to the stage PLANNED: tiles, layouts of weights, memory."""
+
+    def context(self, options: CompileOptions) -> PassContext:
+        """What its passes and the common ones are told: what pays on its targets."""
 
     def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> Planned:
         """A module that the passes have left."""

@@ -30,7 +30,7 @@ def folded_weights(module: ir.Module, weights: Mapping[str, Weight], options: Co
     host = get_backend(HOST)
     plain = CompileOptions(target="native", cache=options.cache, repro=options.repro)
     passes = [*host.dispatch_passes(plain), *host.plan_passes(plain)]
-    run_pipeline(alone, passes, options=PipelineOptions(None, options.repro))
+    run_pipeline(alone, passes, options=PipelineOptions(None, options.repro), context=host.context(plain))
     return _evaluated_on_demand(host.plan(alone, weights, [str(step) for step in passes]), weights, plain)
 
 

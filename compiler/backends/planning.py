@@ -19,7 +19,13 @@ def run_passes(imported: ImportedModel, options: CompileOptions, backend: Backen
     Raises UnsupportedError for a model that has no kernels, PassError for an error of the compiler.
     """
     passes = passes_of(options, backend)
-    run_pipeline(imported.module, passes, options=PipelineOptions(options.dump_ir, options.repro), observer=observer)
+    run_pipeline(
+        imported.module,
+        passes,
+        options=PipelineOptions(options.dump_ir, options.repro),
+        observer=observer,
+        context=backend.context(options),
+    )
     return planned_of(_with_folded(imported, options), options, backend)
 
 
@@ -35,19 +41,19 @@ def passes_of(options: CompileOptions, backend: Backend) -> list[Pass]:
 
 def form_dispatches(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as it is before tiles and layouts are chosen: the first part of `run_passes`."""
-    return _with_folded(_transformed(imported, [*common_passes(), *backend.dispatch_passes(options)], options), options)
+    return _with_folded(_transformed(imported, [*common_passes(), *backend.dispatch_passes(options)], options, backend), options)
 
 
 def plan_dispatches(formed: ImportedModel, options: CompileOptions, backend: Backend) -> Planned:
     """A copy of what `form_dispatches` gave, planned with options.tilings: the second part of `run_passes`."""
-    return planned_of(_transformed(formed, backend.plan_passes(options), options), options, backend)
+    return planned_of(_transformed(formed, backend.plan_passes(options), options, backend), options, backend)
 
 
-def _transformed(imported: ImportedModel, passes: Sequence[Pass], options: CompileOptions) -> ImportedModel:
+def _transformed(imported: ImportedModel, passes: Sequence[Pass], options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy, behind some passes."""
     with imported.module.context, ir.Location.unknown():
         module = ir.Module.parse(str(imported.module))
-    run_pipeline(module, passes, options=PipelineOptions(None, options.repro))
+    run_pipeline(module, passes, options=PipelineOptions(None, options.repro), context=backend.context(options))
     return ImportedModel(imported.name, module, imported.weights)
 
 

@@ -127,7 +127,7 @@ class _Bisection:
         step = stages[wrong].made_by
         assert step is not None
         self.say(f"comparing the values before and after {step.name}")
-        before, after = self.runner.repeated(stages[right], step)
+        before, after = self.runner.repeated(stages[right], step, self.passed.backend.context(self.passed.options))
         first, second = (Side(functions_of(module), self.runner.trace(module)) for module in (before, after))
         deviations = self._deviations(second.trace.outputs)
         worst = max(range(len(deviations)), key=lambda i: deviations[i].max_error)

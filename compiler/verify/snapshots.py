@@ -17,7 +17,7 @@ from llmos.compiler.execution.interpreter import Interpreter, OpCache, Trace
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
-from llmos.passes import Pass, PassRun, PipelineOptions, run_pipeline
+from llmos.passes import Pass, PassContext, PassRun, PipelineOptions, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Runner:
         """The weights that a module computes from others."""
         return Interpreter(module, self.cache).folded(self.weights)
 
-    def repeated(self, before: Stage, step: Pass) -> tuple[ir.Module, ir.Module]:
+    def repeated(self, before: Stage, step: Pass, context: PassContext) -> tuple[ir.Module, ir.Module]:
         """The module before a pass, and after it once more, each op with its place in the text before as its location."""
         with self.context:
             plain = str(self.module(before.text))
         first, second = self.module(plain), self.module(plain)
-        run_pipeline(second, [step], options=PipelineOptions(None, None))
+        run_pipeline(second, [step], options=PipelineOptions(None, None), context=context)
         return first, second

@@ -103,7 +103,7 @@ def compile_text(text: str, weights: Mapping[str, Array] | None = None, target: 
         module = ir.Module.parse(text)
     chosen = options(target)
     if passes:
-        run_pipeline(module, passes, options=PipelineOptions(repro=None))
+        run_pipeline(module, passes, options=PipelineOptions(repro=None), context=CpuBackend().context(chosen))
     imported = ImportedModel("program", module, {name: Weight.of(array) for name, array in (weights or {}).items()})
     backend = CpuBackend()
     planned = planned_of(imported, chosen, backend) if passes else run_passes(imported, chosen, backend)

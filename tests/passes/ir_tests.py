@@ -22,6 +22,7 @@ from llmos.passes import Pass, PipelineOptions, run_pipeline
 
 PRELUDE = generalization()
 PIPELINE = passes_of(CompileOptions(), CpuBackend())
+CONTEXT = CpuBackend().context(CompileOptions())
 QUIET = PipelineOptions(repro=None)
 
 
@@ -42,7 +43,7 @@ def generics(function: Any, *inputs: torch.Tensor, weights: Sequence[torch.Tenso
     batch = torch.export.Dim("batch", min=1, max=64)
     shapes = (tuple({0: batch} for _ in inputs),) if dynamic else None
     module = import_torch(Call(function, *weights).eval(), inputs, shapes, name="m").module
-    run_pipeline(module, PRELUDE, options=QUIET)
+    run_pipeline(module, PRELUDE, options=QUIET, context=CONTEXT)
     return module
 
 
@@ -52,7 +53,7 @@ def parse(text: str) -> ir.Module:
 
 
 def apply(module: ir.Module, *passes: Pass) -> ir.Module:
-    run_pipeline(module, passes, options=QUIET)
+    run_pipeline(module, passes, options=QUIET, context=CONTEXT)
     return module
 
 

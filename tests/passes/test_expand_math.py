@@ -15,6 +15,7 @@ from llmos.compiler.backends.cpu.llvm import compile_object
 from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import context, ir
+from llmos.passes import PassContext
 from llmos.passes.expand_math import ExpandMath
 from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.errors import UnsupportedError
@@ -108,7 +109,7 @@ def runnable_targets() -> list[CpuTarget]:
 def llvm_text(source: str) -> str:
     with context(), ir.Location.unknown():
         module = ir.Module.parse(source)
-        ExpandMath().run(module)
+        ExpandMath().run(module, PassContext())
         assert module.operation.verify()
         lower_to_llvm_dialect(module)
         return to_llvm_ir(module)
@@ -446,7 +447,7 @@ def test_constant_exponents_become_products_and_roots(exponent: float, tmp_path:
     source = source.replace("%k =", f"%e = arith.constant dense<{exponent}> : vector<16xf32>\n%k =")
     with context(), ir.Location.unknown():
         module = ir.Module.parse(source)
-        ExpandMath().run(module)
+        ExpandMath().run(module, PassContext())
         assert "math.fma" not in str(module)
     targets = runnable_targets()
     if not targets:

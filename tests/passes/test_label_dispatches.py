@@ -7,15 +7,15 @@ import torch
 
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
-from llmos.passes import PipelineOptions, run_pipeline
+from llmos.passes import run_pipeline
 
-from .ir_tests import PIPELINE
+from .ir_tests import CONTEXT, PIPELINE, QUIET
 
 
 def labels(module: torch.nn.Module, *shape: int) -> list[str]:
     """Labels of a module's dispatches, for one float input with a dynamic first dim."""
     imported = import_torch(module.eval(), (torch.randn(*shape),), ({0: torch.export.Dim("batch", max=64)},), name="m")
-    run_pipeline(imported.module, PIPELINE, options=PipelineOptions(repro=None))
+    run_pipeline(imported.module, PIPELINE, options=QUIET, context=CONTEXT)
     attributes = [op.operation.attributes for op in imported.module.body.operations]
     return [ir.StringAttr(a["llmos.label"]).value for a in attributes if "llmos.label" in a]
 

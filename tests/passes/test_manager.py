@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from llmos.compiler.ir.bindings import context, ir
-from llmos.passes import Pass, PassObserver, PassRun, PipelineOptions, Property, Upstream, run_pipeline
+from llmos.passes import Pass, PassContext, PassObserver, PassRun, PipelineOptions, Property, Upstream, run_pipeline
 from llmos.passes._property import ONLY_LINALG_GENERICS, TENSORS_ONLY, operations
 from llmos.runtime.errors import PassError, UnsupportedError
 
@@ -35,25 +35,25 @@ def parse(text: str) -> ir.Module:
 class RenameMain(Pass):
     to: str = "renamed"
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         module.body.operations[0].attributes["sym_name"] = ir.StringAttr.get(self.to)
 
 
 @dataclass(frozen=True)
 class DropTheReturn(Pass):
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         module.body.operations[0].regions[0].blocks[0].operations[2].erase()
 
 
 @dataclass(frozen=True)
 class RefuseTheModel(Pass):
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         raise UnsupportedError("no complex numbers yet; remove them")
 
 
 @dataclass(frozen=True)
 class RaiseKeyError(Pass):
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         raise KeyError("lost")
 
 
@@ -61,7 +61,7 @@ class RaiseKeyError(Pass):
 class PromiseGenerics(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS})
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         pass
 
 
@@ -69,7 +69,7 @@ class PromiseGenerics(Pass):
 class NeedGenerics(Pass):
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, TENSORS_ONLY})
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         pass
 
 

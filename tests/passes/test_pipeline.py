@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from llmos.compiler.ir.bindings import context, ir
-from llmos.passes import Pass, Upstream, parse_pipeline, pipeline_text, run_pipeline
+from llmos.passes import Pass, PassContext, Upstream, parse_pipeline, pipeline_text, run_pipeline
 from llmos.passes._options import options_text, parse_options
 from llmos.runtime.errors import UserError
 
@@ -22,7 +22,7 @@ class Sample(Pass):
     order: Literal["row", "column"] = "row"
     note: str | None = None
 
-    def run(self, module: ir.Module) -> None:
+    def run(self, module: ir.Module, context: PassContext) -> None:
         pass
 
 

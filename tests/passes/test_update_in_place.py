@@ -10,7 +10,7 @@ from llmos.passes import Pass, run_pipeline
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.update_in_place import UpdateInPlace
 
-from .ir_tests import PIPELINE, QUIET, Call, check
+from .ir_tests import CONTEXT, PIPELINE, QUIET, Call, check
 
 BEFORE = PIPELINE[: PIPELINE.index(UpdateInPlace())]
 CACHE, ROW, AT = torch.zeros(8, 4), torch.zeros(1, 4), torch.tensor([2])
@@ -18,7 +18,7 @@ CACHE, ROW, AT = torch.zeros(8, 4), torch.zeros(1, 4), torch.tensor([2])
 
 def placed(function: object, *inputs: torch.Tensor, passes: tuple[Pass, ...] = (UpdateInPlace(),)) -> ir.Module:
     module = import_torch(Call(function).eval(), [each.clone() for each in inputs], name="m").module
-    run_pipeline(module, [*BEFORE, *passes], options=QUIET)
+    run_pipeline(module, [*BEFORE, *passes], options=QUIET, context=CONTEXT)
     return module
 
 

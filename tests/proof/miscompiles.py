@@ -14,7 +14,7 @@ from llmos.compiler.backends.cpu import program as kernels
 from llmos.compiler.backends.cpu import weights
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.verify import bisect as bisection
-from llmos.passes import Pass
+from llmos.passes import Pass, PassContext
 from llmos.passes.plan_memory import PlanMemory
 
 # Damages one op of a function; False where it is not the kind of op that it looks for.
@@ -32,8 +32,8 @@ class Faulty(Pass):
     def name(self) -> str:  # type: ignore[override]
         return self.step.name
 
-    def run(self, module: ir.Module) -> None:
-        self.step.run(module)
+    def run(self, module: ir.Module, context: PassContext) -> None:
+        self.step.run(module, context)
         self.fault(module)
 
     def __str__(self) -> str:

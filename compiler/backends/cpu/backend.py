@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from llmos.compiler.backends.base import CompiledModel, CompileObserver, Planned, Stage, Target
 from llmos.compiler.backends.cpu import pipeline
+from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.emit import STAGES
 from llmos.compiler.backends.cpu.entries import lower_entries
 from llmos.compiler.backends.cpu.planned import CpuPlanned
@@ -14,7 +15,7 @@ from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, resolve
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
-from llmos.passes import Pass
+from llmos.passes import Pass, PassContext
 from llmos.runtime.artifact.writer import CodeVariant
 
 
@@ -36,6 +37,9 @@ class CpuBackend:
 
     def plan_passes(self, options: CompileOptions) -> list[Pass]:
         return pipeline.plan_passes(options)
+
+    def context(self, options: CompileOptions) -> PassContext:
+        return PassContext(COSTS, options.precision)
 
     def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> CpuPlanned:
         return CpuPlanned(module, weights, tuple(passes))

@@ -11,6 +11,7 @@ from llmos.compiler.analysis.casts import widened
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.loops import Loop, is_loop
 from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
+from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.host import HostEmitter
 from llmos.compiler.backends.cpu.kernels.attention import attention_in
 from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention
@@ -145,10 +146,9 @@ def identity(dispatch: Dispatch) -> str:
 
 
 def _cost_ns(dispatch: Dispatch) -> Expr:
-    """About what a dispatch takes on one thread: 100 flops a ns of a contraction, 10 of others, and 40 bytes a ns."""
+    """About what a dispatch takes on one thread."""
     work = describe_work(dispatch)
-    flops = work.flops / (100 if dispatch.kind in ("contraction", "windowed", "winograd") else 10)
-    return sympy.expand(sympy.floor(sympy.together(flops + work.num_bytes / 40)))
+    return COSTS.duration_ns(dispatch.kind, work.flops, work.num_bytes)
 
 
 def describe_loop(unit: LoopUnit) -> Work:

@@ -17,7 +17,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.weights import Weight
-from llmos.passes import Pass
+from llmos.passes import Pass, PassContext
 from llmos.runtime.artifact.writer import CodeVariant
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -82,6 +82,9 @@ class NullBackend:
     def plan_passes(self, options: CompileOptions) -> list[Pass]:
         self.calls["plan_passes"] += 1
         return []
+
+    def context(self, options: CompileOptions) -> PassContext:
+        return PassContext(precision=options.precision)
 
     def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> NullPlanned:
         self.calls["plan"] += 1

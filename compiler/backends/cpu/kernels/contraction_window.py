@@ -13,6 +13,7 @@ import sympy
 
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.windows import Sliding, sliding_over
+from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.kernels.column_reduction import ColumnsEmitter, columns_in
 from llmos.compiler.backends.cpu.kernels.contraction import ContractionEmitter
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
@@ -74,7 +75,7 @@ class WindowedEmitter:
     def _height(self) -> int:
         """Output rows of a band: few enough for a level-2 cache to hold what they read, and as long as threads then wait the least."""
         rows = self.rows
-        least = -(-rows.out // self.sliding.band(self.plan.width))
+        least = -(-rows.out // self.sliding.band(self.plan.width, COSTS.band_bytes))
         most = max(least, rows.out // (2 * max(1, rows.overlap)))
         return min((-(-rows.out // bands) for bands in range(least, most + 1)), key=self._turns)
 

@@ -1,0 +1,64 @@
+"""What a pass is told besides the module: what pays on the backend that the module is compiled for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llmos.compiler.analysis.contraction import Contraction
+from llmos.compiler.analysis.conv3x3 import Stencil
+from llmos.compiler.analysis.windows import Sliding
+from llmos.compiler.ir.sizes import Expr
+
+
+class CostModel(Protocol):
+    """What pays, of what analyses say is legal. One answer for all targets of a backend: dispatches are formed once."""
+
+    def pays_as_contraction(self, contraction: Contraction) -> bool:
+        """Whether a contraction is faster by panels than element by element."""
+
+    def pays_to_recompute(self, body: Sequence[str], num_tensors: int) -> bool:
+        """Whether an elementwise op is evaluated at each use. body: names of its ops; num_tensors: how many tensors they read."""
+
+    def pays_to_read_around_padding(self, channels: Expr) -> bool:
+        """Whether kernels compute where pixels of so many channels lie, rather than copy the image with its zeros."""
+
+    def pays_to_fuse_windows(self, windows: Sliding) -> bool:
+        """Whether windows are reduced over bands of an image in the dispatch that makes it."""
+
+    def winograd_tile(self, convolution: Stencil, batches: Sequence[int]) -> int:
+        """Side of the tiles, 2 or 4, that take the least time at each of some batches alike; 0 where the direct sum isn't much slower."""
+
+    def fits_winograd(self, convolution: Stencil) -> bool:
+        """Whether kernels compute a convolution by Winograd's algorithm at all."""
+
+
+class LegalPays:
+    """A cost model that takes all that is legal: for passes that run without a backend."""
+
+    def pays_as_contraction(self, contraction: Contraction) -> bool:
+        return True
+
+    def pays_to_recompute(self, body: Sequence[str], num_tensors: int) -> bool:
+        return True
+
+    def pays_to_read_around_padding(self, channels: Expr) -> bool:
+        return True
+
+    def pays_to_fuse_windows(self, windows: Sliding) -> bool:
+        return True
+
+    def winograd_tile(self, convolution: Stencil, batches: Sequence[int]) -> int:
+        return 4
+
+    def fits_winograd(self, convolution: Stencil) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """costs: the backend's cost model. precision: arithmetic of contractions, "fp32" or "bf16"."""
+
+    costs: CostModel = field(default_factory=LegalPays)
+    precision: str = "fp32"
