@@ -1,8 +1,8 @@
 """The reference interpreter: a program on tensors run op by op, each by MLIR's reference lowering (compiler/execution/reference.py).
 
-Takes what docs/architecture.md calls the linalg stage, and what any pass makes of it up to the planned dispatches. Every intermediate
-value is kept, so that two stages of a compile, or a stage and the compiled code, can be laid side by side. Ops that are alike are
-compiled once, also across programs that share an `OpCache`: the layers of a model, and the stages of its compile.
+Runs the linalg stage of docs/architecture.md and the module after any pass, up to the planned dispatches. Every intermediate value is
+kept, so that two stages of a compile, or a stage and the compiled code, can be compared. Identical ops are compiled once, also across
+programs that share an `OpCache`: the layers of a model, and the stages of its compile.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from llmos.compiler.ir.functions import Argument, EntryFunc, callee_of, function
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.bfloat16 import to_bfloat16
 
-# Cloned into whatever uses them: they hold no numbers of their own.
+# Cloned into their users, since they compute no tensors.
 _FREE = frozenset({"tensor.empty", "linalg.fill", "arith.constant", "tensor.splat"})
 _NAME = "reference_op"
-FOLD = "fold"  # the function of what passes moved out of the program: its results are weights by their names
+FOLD = "fold"  # the function of compile-time computations: its results are weights by name
 
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a function that ran, with its tensors."""
+    """One executed op of a function, with its tensors."""
 
     op: ir.Operation
-    operands: tuple[ir.Value, ...]  # all tensors that the op depends on, those behind scalars and in regions included
+    operands: tuple[ir.Value, ...]  # all tensors that the op depends on, also through scalars and in regions
     outputs: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One run: every tensor value of the function, its steps in order, and what it returned."""
+    """One run: every tensor value of the function, its steps in order, and its results."""
 
     values: Mapping[ir.Value, np.ndarray]
     steps: tuple[Step, ...]
@@ -45,12 +45,12 @@ class Trace:
 
 @dataclass
 class OpCache:
-    """Compiled ops by their text."""
+    """Compiled ops by text."""
 
     _functions: dict[str, tuple[CompiledFunctions, str]] = field(default_factory=dict)
 
     def add(self, wanted: Iterable[str], ctx: ir.Context) -> None:
-        """Compiles what isn't there yet, all at once. Raises UnsupportedError."""
+        """Compile the missing ops together. Raises UnsupportedError if upstream can't lower one."""
         missing = [text for text in dict.fromkeys(wanted) if text not in self._functions]
         if not missing:
             return
@@ -66,7 +66,7 @@ class OpCache:
 
 @dataclass(frozen=True)
 class _Outlined:
-    """An op as a function of tensors."""
+    """An op outlined as a function of tensors."""
 
     text: str
     operands: tuple[ir.Value, ...]
@@ -74,13 +74,13 @@ class _Outlined:
 
 
 def reference_of(module: ir.Module, weights: Mapping[str, Weight | np.ndarray]) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """The module as it is now, as a function of its inputs, whatever passes make of it later."""
+    """Return the module's current content as a function of its inputs, independent of later passes."""
     interpreter = Interpreter(ir.Module.parse(str(module), module.context))
     return lambda inputs: list(interpreter.run(inputs, weights).outputs)
 
 
 class Interpreter:
-    """Runs the functions of one module, which must stay as it is."""
+    """Runs the functions of one module, which must not change."""
 
     def __init__(self, module: ir.Module, cache: OpCache | None = None) -> None:
         self.module = module
@@ -93,7 +93,7 @@ class Interpreter:
         return EntryFunc.of(self.module).op
 
     def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray]) -> Trace:
-        """Runs the entry. bfloat16 as uint16. Raises UnsupportedError where upstream can't lower an op."""
+        """Run the entry; bfloat16 as uint16. Raises UnsupportedError if upstream can't lower an op."""
         given = {**weights, **self.folded(weights)}
         queue = iter([_as_pairs(array) for array in inputs])
         entry = EntryFunc(self.main)
@@ -103,7 +103,7 @@ class Interpreter:
         return replace(trace, outputs=tuple(declared))
 
     def folded(self, weights: Mapping[str, Weight | np.ndarray]) -> dict[str, np.ndarray]:
-        """The weights that the module's function `fold` computes."""
+        """Return the weights that the module's function `fold` computes, by name."""
         if FOLD not in self._functions:
             return {}
         fold = EntryFunc(self._functions[FOLD])
@@ -111,7 +111,7 @@ class Interpreter:
         return {each.name: array for each, array in zip(fold.results, outputs, strict=True)}
 
     def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray]) -> Trace:
-        """Runs one function on tensors."""
+        """Run one function on tensors."""
         block = function.regions[0].blocks[0]
         steps = [op.operation for op in block.operations if self._is_step(op.operation)]
         self._prepare(steps)
@@ -126,7 +126,7 @@ class Interpreter:
         return Trace(values, tuple(done), tuple(self._returned(value, values) for value in returned))
 
     def apply(self, op: ir.Operation, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """One op of a function that ran, on other tensors in the place of `Step.operands`."""
+        """Run one op of an executed function on other tensors than `Step.operands`."""
         outlined = self._outlined[op]
         return self._cache.call(outlined.text, arrays, outlined.results)
 
@@ -139,7 +139,7 @@ class Interpreter:
         return op.name not in _FREE and op.name != "func.return" and any(_is_tensor(result) for result in op.results)
 
     def _returned(self, value: ir.Value, values: dict[ir.Value, np.ndarray]) -> np.ndarray:
-        """A returned value; one that no step made is a constant or a fill."""
+        """Return a returned value; one without a step is a constant or a fill."""
         if value not in values:
             op = value.owner.operation
             self._prepare([op])
@@ -148,14 +148,14 @@ class Interpreter:
         return values[value]
 
     def _outline(self, op: ir.Operation) -> _Outlined:
-        """An op as a function that computes it and the scalars that it needs."""
+        """Outline an op as a function that computes it and the scalars that it needs."""
         order: list[ir.Operation] = []
         tensors: dict[ir.Value, None] = {}
         _need(op, order, tensors)
         results = [result for result in op.results if _is_tensor(result)]
         callees = {name: f"{_NAME}_callee{i}" for i, name in enumerate(dict.fromkeys(name for each in order for name in _callees(each)))}
         with self.module.context, ir.Location.unknown():
-            holder = ir.Module.create()  # the function lives as long as its module
+            holder = ir.Module.create()  # the module owns the function
             function = _function(holder, list(tensors), order, results, callees)
             texts = [function.get_asm(use_local_scope=True), *[self._callee_text(name, new) for name, new in callees.items()]]
         return _Outlined("\n".join(texts), tuple(tensors), tuple(Result(len(r.type.shape), element_dtype(r.type)) for r in results))
@@ -170,7 +170,7 @@ class Interpreter:
 
 
 def _need(op: ir.Operation, order: list[ir.Operation], tensors: dict[ir.Value, None]) -> None:
-    """Puts the op and what is cloned along with it in order, and collects the tensors that it reads."""
+    """Order the op and the ops cloned with it, and collect the tensors that it reads."""
     if op in order:
         return
     for value in _captured(op):
@@ -183,7 +183,7 @@ def _need(op: ir.Operation, order: list[ir.Operation], tensors: dict[ir.Value, N
 
 
 def _captured(op: ir.Operation) -> list[ir.Value]:
-    """Operands of an op and of what is inside it, as far as they are made outside."""
+    """Return the operands of an op and of ops inside it that are defined outside."""
     found: dict[ir.Value, None] = {}
     inner: set[ir.Value] = set()
 
@@ -205,7 +205,7 @@ def _captured(op: ir.Operation) -> list[ir.Value]:
 def _function(
     holder: ir.Module, tensors: Sequence[ir.Value], order: Sequence[ir.Operation], results: Sequence[ir.Value], callees: Mapping[str, str]
 ) -> ir.Operation:
-    """A public function of tensors with clones of ops."""
+    """Build a public function of tensors with clones of ops."""
     kind = ir.FunctionType.get([value.type for value in tensors], [result.type for result in results])
     attributes = {
         "sym_name": ir.StringAttr.get(_NAME),
@@ -226,7 +226,7 @@ def _function(
 
 
 def _adapt(op: ir.Operation, mapping: Mapping[ir.Value, ir.Value], callees: Mapping[str, str]) -> None:
-    """Points a clone, and what is inside it, at the function's own values and callees; attributes of our passes go."""
+    """Remap a clone and the ops inside it to the function's values and callees; drop attributes of our passes."""
     for i, operand in enumerate(op.operands):
         if operand in mapping:
             op.operands[i] = mapping[operand]
@@ -249,21 +249,21 @@ def _callees(op: ir.Operation) -> Iterator[str]:
 
 
 def _bound(argument: Argument, weights: Mapping[str, Weight | np.ndarray]) -> np.ndarray:
-    """The weight that an argument takes, narrowed where the argument is."""
+    """Return the weight of an argument, truncated to bfloat16 if the argument is."""
     weight = weights[argument.name]
     array = weight.array if isinstance(weight, Weight) else weight
     return to_bfloat16(array) if argument.dtype == "bfloat16" and array.dtype == np.float32 else array
 
 
 def _as_declared(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Unsigned integers and complex numbers, which the module's types don't show, by the dtype that the entry declares."""
+    """Convert to the dtype that the entry declares: unsigned integers and complex numbers, which the module's types can't express."""
     if dtype.startswith("complex"):
         return np.ascontiguousarray(array).view(dtype).reshape(array.shape[:-1])
     return array.view(dtype) if dtype.startswith("uint") else array
 
 
 def _as_pairs(array: np.ndarray) -> np.ndarray:
-    """Complex numbers as the module takes them: [..., 2], real and imaginary part."""
+    """Convert complex numbers to the module's form [..., 2], real and imaginary part."""
     if array.dtype.kind != "c":
         return array
     return np.ascontiguousarray(array).reshape(*array.shape, 1).view(array.real.dtype)

@@ -1,4 +1,4 @@
-"""Running generated code inside the compiler: what is computed once at compile time, and proof that the rest is right."""
+"""Execution of generated code inside the compiler, for compile-time constant folding and verification."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmos.runtime.errors import PassError
 from llmos.runtime.native import abi
 from llmos.runtime.native.abi import ALIGNMENT
 
-GUARD_BYTES = 1 << 16  # behind the arena: a miscompile that writes past it is to be found, not to bring this process down
+GUARD_BYTES = 1 << 16  # after the arena, so that a miscompile that writes past it is detected instead of crashing the process
 ERRORS = {
     abi.INDEX_OUT_OF_RANGE: "index out of range",
     abi.OUT_OF_MEMORY: "out of memory",
@@ -46,7 +46,7 @@ class _Context(ctypes.Structure):
 
 
 class _Tensor(ctypes.Structure):
-    """DLTensor; device, rank and dtype are not read by generated code."""
+    """DLTensor; generated code doesn't read device, rank and dtype."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -67,7 +67,7 @@ class _Any(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Launch:
-    """One dispatch as the host function starts it: `buffers` are addresses of the operands, then of the results; `dispatch` its number."""
+    """One dispatch launched by the host function: `buffers` are addresses of operands, then results; `dispatch` is its number."""
 
     kernel: int
     buffers: int
@@ -77,24 +77,24 @@ class Launch:
     dispatch: int
 
     def address(self, position: int) -> int:
-        """Of an operand or result."""
+        """Return the address of an operand or result."""
         return int(ctypes.c_void_p.from_address(self.buffers + 8 * position).value or 0)
 
     def run(self, addresses: Sequence[int] | None = None, scratch: int | None = None) -> int:
-        """All tiles on this thread, with its own buffers or on other ones; 0 or an error code of abi.h. scratch: an address."""
+        """Run all tiles on this thread, by default on its own buffers; return 0 or an error code of abi.h. scratch: an address."""
         buffers = (ctypes.c_void_p * len(addresses))(*addresses) if addresses is not None else self.buffers
         own = poisoned(self.scratch_bytes)
         return int(_KERNEL(self.kernel)(buffers, self.dims, 0, self.num_tiles, own.ctypes.data if scratch is None else scratch))
 
 
 OnLaunch = Callable[[Launch], int]
-Allocate = Callable[[int], int]  # a number of bytes to an address, a multiple of 64
+Allocate = Callable[[int], int]  # maps a number of bytes to an address aligned to 64
 
 
 class CompiledCode:
     """A shared object of generated code, loaded into this process and run on one thread.
 
-    Whatever code may not read before it is written (arena, scratch) is filled with 0xFF, which is NaN in every float type.
+    Memory that must not be read before it is written (arena, scratch) is filled with 0xFF, which is NaN in every float type.
     """
 
     def __init__(self, code: bytes) -> None:
@@ -104,7 +104,7 @@ class CompiledCode:
             self._library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL)
 
     def dims(self, symbol: str, sizes: Sequence[int], count: int) -> list[int]:
-        """The `count` dims that a shape function of the entry (`__llmos_shapes_<entry>`) gives for the sizes of all symbols, in order."""
+        """Call a shape function (`__llmos_shapes_<entry>`) with the sizes of all symbols, in order; return its `count` dims."""
         given, found = (ctypes.c_int64 * max(1, len(sizes)))(*sizes), (ctypes.c_int64 * max(1, count))()
         getattr(self._library, symbol)(given, found)
         return list(found[:count])
@@ -155,33 +155,33 @@ class CompiledCode:
 
 
 def call_entry(code: bytes, symbol: str, inputs: Sequence[np.ndarray], outputs: list[np.ndarray]) -> None:
-    """Calls an entry without weights of a shared object. Raises PassError where the code reports an error."""
+    """Call an entry without weights of a shared object. Raises PassError if the code reports an error."""
     status = CompiledCode(code).call(symbol, inputs, outputs)
     if status:
         raise PassError(f"computation on weights at compile time failed: {ERRORS.get(status, status)}")
 
 
 def cut(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """What lies at the start of an array's memory, in a shape of no more elements."""
+    """Return the start of an array's memory as an array of a shape with no more elements."""
     return array if array.shape == tuple(shape) else array.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def poisoned(num_bytes: int) -> np.ndarray:
-    """Bytes of 0xFF at a multiple of 64."""
+    """Allocate bytes of 0xFF, aligned to 64."""
     return _aligned(np.full(max(0, num_bytes) + 2 * ALIGNMENT, 0xFF, np.uint8))[: max(0, num_bytes) + ALIGNMENT]
 
 
 def poisoned_array(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An aligned array of NaNs, or for integers of all bits set; of bools, zeros."""
+    """Allocate an aligned array of NaN, for integers of all bits set, for bools of False."""
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     array: np.ndarray = poisoned(num_bytes)[:num_bytes].view(dtype).reshape(shape)
     if dtype == np.bool_:
-        array[...] = False  # a bool of another byte than 0 and 1 is none
+        array[...] = False  # bytes other than 0 and 1 aren't valid bools
     return array
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """A dense copy at a multiple of 64 bytes."""
+    """Return a dense copy aligned to 64 bytes."""
     memory = _aligned(np.empty(array.nbytes + ALIGNMENT, np.uint8))[: array.nbytes]
     copy: np.ndarray = memory.view(array.dtype).reshape(array.shape)
     copy[...] = array

@@ -1,7 +1,7 @@
-"""Functions on tensors compiled by MLIR's own reference lowering (plain loops) and its ExecutionEngine, and called on numpy arrays.
+"""Functions on tensors compiled by upstream MLIR's lowering to plain loops and its ExecutionEngine, called on numpy arrays.
 
-Slow code that shares nothing with our kernels, and so an independent judge of them; compiler/execution/interpreter.py runs whole programs
-by it.
+The code is slow but shares nothing with our kernels, so it verifies them independently. compiler/execution/interpreter.py runs whole
+programs with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUFFERIZE = (
 TO_LLVM = (
     "func.func(tm-tensor-to-loops,refback-munge-memref-copy,convert-linalg-to-loops,lower-affine)",
     "convert-scf-to-cf",
-    # an integer to bfloat16 would be a call of the compiler's runtime
+    # an integer to bfloat16 conversion would call the compiler's runtime library
     "func.func(arith-emulate-unsupported-floats{source-types=bf16 target-type=f32},arith-expand{include-bf16=true})",
     "convert-complex-to-standard",
     "func.func(convert-math-to-llvm)",
@@ -49,17 +49,17 @@ OPT_LEVEL = 1
 
 @dataclass(frozen=True)
 class Result:
-    """A result of a compiled function: its rank, and its dtype as numpy's name or "bfloat16" (which comes as uint16)."""
+    """A result of a compiled function: its rank, and its dtype as numpy's name or "bfloat16" (returned as uint16)."""
 
     rank: int
     dtype: str
 
 
 class CompiledFunctions:
-    """Functions on tensors, compiled by the reference lowering; callable many times, at any sizes.
+    """Functions on tensors, compiled by the reference lowering; callable repeatedly, at any sizes.
 
-    `module` is lowered in place: each function that others call needs {llvm.emit_c_interface}. Raises UnsupportedError for a module that
-    upstream can't lower.
+    `module` is lowered in place; each function to call needs {llvm.emit_c_interface}. Raises UnsupportedError for a module that upstream
+    can't lower.
     """
 
     def __init__(self, module: ir.Module) -> None:
@@ -69,7 +69,7 @@ class CompiledFunctions:
         self._engine = execution_engine(module, OPT_LEVEL)
 
     def call(self, name: str, arrays: Sequence[np.ndarray], results: Sequence[Result]) -> list[np.ndarray]:
-        """The results of one function for its arguments, all tensors."""
+        """Call one function; arguments and results are dense arrays of its tensors."""
         entry = self._engine.raw_lookup(f"_mlir_ciface_{name}")
         kept = [np.ascontiguousarray(array) for array in arrays]
         descriptors = [_descriptor(array) for array in kept]
@@ -86,7 +86,7 @@ class CompiledFunctions:
 
 
 def _lower(module: ir.Module) -> None:
-    # Upstream's analysis, which writes in place where it may, doesn't know tm_tensor ops.
+    # Upstream's in-place analysis doesn't support tm_tensor ops.
     copies = "copy-before-write" if "tm_tensor." in str(module) else ""
     forbid_writes(module)
     try:
@@ -97,7 +97,7 @@ def _lower(module: ir.Module) -> None:
 
 
 def forbid_writes(module: ir.Module) -> None:
-    """Say that the tensors a function is given are only read: upstream's bufferization would write to them."""
+    """Mark tensor arguments as read-only: upstream's bufferization would write to them."""
     readable = {"bufferization.writable": ir.BoolAttr.get(False)}
     for op in module.body.operations:
         func = op.operation
@@ -109,7 +109,7 @@ def forbid_writes(module: ir.Module) -> None:
 
 
 def element_dtype(kind: ir.Type) -> str:
-    """numpy's name of a tensor's element type, integers as signed ones; "bfloat16"."""
+    """Return numpy's name of a tensor's element type, with integers as signed, or "bfloat16"."""
     element = ir.RankedTensorType(kind).element_type
     known = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i1": "bool", "index": "int64"}
     known |= {"complex<f32>": "complex64", "complex<f64>": "complex128"}
@@ -125,7 +125,7 @@ def _empty_descriptor(rank: int) -> ctypes.Structure:
 
 
 def _descriptor(array: np.ndarray) -> Any:
-    """MLIR's memref descriptor of a dense array."""
+    """Make MLIR's memref descriptor of a dense array."""
     descriptor: Any = _empty_descriptor(array.ndim)
     descriptor.allocated = descriptor.aligned = array.ctypes.data
     for i in range(array.ndim):
@@ -135,7 +135,7 @@ def _descriptor(array: np.ndarray) -> Any:
 
 
 def _to_array(descriptor: Any, dtype: str) -> np.ndarray:
-    """A copy of the memref a call returned; bfloat16 as uint16."""
+    """Copy a returned memref to an array; bfloat16 as uint16."""
     kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
     shape = tuple(getattr(descriptor, "sizes", ()))
     if 0 in shape:

@@ -1,4 +1,4 @@
-"""The certificate: compiled code run beside the reference on recorded inputs, before the artifact is written (docs/proof.md)."""
+"""The accuracy check: compiled code is compared with the reference on recorded inputs before the artifact is written (docs/proof.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HALF_DIFFERING = 0.25  # integers behind rounded numbers, such as an argmax, may
 
 
 def budget_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Budget:
-    """The budget asked for, or what the model's own arithmetic needs."""
+    """Return the requested budget, or the default for the model's arithmetic."""
     dtypes = {weight.dtype for weight in imported.weights.values()}
     ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
     inexact = precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
@@ -42,7 +42,7 @@ def budget_for(imported: ImportedModel, signature: Signature, precision: str, ma
 
 
 def with_loaded_weights(compiled: CompiledModel) -> CompiledModel:
-    """The same model with its weights in memory: code runs on them, and the artifact is written from them."""
+    """Load the weights into memory: code runs on them, and the artifact is written from them."""
     return replace(compiled, weights={name: _loaded(weight) for name, weight in compiled.weights.items()})
 
 
@@ -55,7 +55,7 @@ def _loaded(weight: Weight) -> Weight:
 class Proof:
     """All that a certificate is made of, but the compiled code: gathered before the passes change the module.
 
-    strict: whether the budget was asked for, and holds whatever the model's own sensitivity is.
+    strict: whether the budget was requested explicitly, and isn't widened by the model's sensitivity.
     """
 
     reference: Reference | None
@@ -76,7 +76,7 @@ class Proof:
         """
         if not self.recordings:
             return self._certificate(())
-        seen: dict[bytes, TargetVerdict] = {}  # targets may share their code
+        seen: dict[bytes, TargetVerdict] = {}  # targets may share code
         certificate = self._certificate([self._run(name, code, compiled, seen) for name, code in compiled.code.items()])
         if _failed(certificate) and not self.strict and self.reference is not None:
             sensitive = tuple(with_sensitivities(each, self.reference, self.signature) for each in self.recordings)
@@ -86,7 +86,7 @@ class Proof:
         return certificate
 
     def _certificate(self, targets: Sequence[TargetVerdict]) -> Certificate:
-        """With each target that ran judged."""
+        """Build the certificate with a verdict for each target that ran."""
         made = Certificate(self.engine, self.budget, tuple(map(self._case, self.recordings)), (), self.versions, self.note)
         judged = [
             each if each.verdict == NOT_RUN else replace(each, verdict=PASSED if _within(made, each.findings) else FAILED)
@@ -144,7 +144,7 @@ class Proof:
 
 
 def joined(certificates: Sequence[Certificate]) -> Certificate:
-    """One of several entries: all their cases, each target's findings together, and the widest budget."""
+    """Merge the certificates of several entries: all cases, the findings of each target, and the largest budget."""
     first, *others = certificates
     for other in others:
         first = _joined(first, other)
@@ -176,13 +176,13 @@ def _failed(certificate: Certificate) -> bool:
 
 
 def _excess(found: Deviation, allowed: Budget) -> float:
-    """How many times over its budget."""
+    """Return the ratio of a deviation to its budget."""
     part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)
     return part / whole if whole else part and math.inf
 
 
 def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> Proof:
-    """Runs the reference. Where it runs on nothing, that is said, and the certificate will hold no case but say why."""
+    """Run the reference. If it fails on all inputs, report that; the certificate then holds the reason instead of cases."""
     signature = Signature.of(imported.module)
     note = ""
     recordings: tuple[Recording, ...] = ()
@@ -202,21 +202,21 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
 
 
 def _require_room(module: ir.Module) -> None:
-    """Raises UserError where one value alone is larger than this machine's memory."""
+    """Raise UserError if a single value exceeds this machine's memory."""
     num_bytes, kind = largest_value(module)
     if num_bytes > machine_bytes():
         raise UserError(f"a value of type {kind} has {num_bytes:,} bytes, more than this machine's memory")
 
 
 def engine_of(reference: Reference | None) -> str:
-    """What computes a reference's numbers, for people."""
+    """Return the display name of a reference implementation."""
     return "MLIR's reference lowering" if reference is None else str(getattr(reference, "engine", "torch eager"))
 
 
 def run_entry(
     code: CompiledCode, compiled: CompiledModel, weights: Sequence[np.ndarray], inputs: Sequence[np.ndarray], sizes: Mapping[str, int]
 ) -> list[np.ndarray]:
-    """Outputs of the entry, then what it updates; bfloat16 as uint16. Raises BudgetError where the code reports an error."""
+    """Run the entry; return outputs, then updated inputs; bfloat16 as uint16. Raises BudgetError if the code reports an error."""
     entry = compiled.entries[0]
     given, outputs = given_arrays(entry, inputs), empty_outputs(code, compiled, entry, sizes)
     status = code.call(entry.symbol, given, outputs, weights)
@@ -227,12 +227,12 @@ def run_entry(
 
 
 def given_arrays(entry: EntrySpec, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Dense arrays for a call, of its own where it writes into them."""
+    """Return dense arrays for a call; inputs that it updates are copied."""
     return [(np.array if i in entry.updated else np.asarray)(array, order="C") for i, array in enumerate(inputs)]
 
 
 def empty_outputs(code: CompiledCode, compiled: CompiledModel, entry: EntrySpec, sizes: Mapping[str, int]) -> list[np.ndarray]:
-    """Arrays of the sizes that the code asks for, poisoned."""
+    """Allocate poisoned arrays of the sizes that the code's shape function returns."""
     dims = iter(
         code.dims(entry.shapes, [sizes.get(s.name, s.min) for s in compiled.symbols], sum(len(spec.shape) for spec in entry.outputs))
     )
@@ -240,7 +240,7 @@ def empty_outputs(code: CompiledCode, compiled: CompiledModel, entry: EntrySpec,
 
 
 def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
-    """A reference's output in the dtype of the manifest: some references have no bfloat16, or give wider integers."""
+    """Convert a reference's output to the manifest's dtype: some references lack bfloat16, or return wider integers."""
     storage = np.dtype(DTYPES[dtype].storage)
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16)
@@ -248,7 +248,7 @@ def as_stored(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def is_logits(name: str) -> bool:
-    """Whether an output is one of logits, by its name."""
+    """Whether an output holds logits, by its name."""
     return "logits" in name.lower()
 
 

@@ -1,8 +1,8 @@
-"""Where an error enters a compile: the front end, a pass and the dispatch that it spoiled, a weight's layout, a kernel, or the memory plan.
+"""Bisection of a miscompile: to the front end, a pass and its wrong dispatch, a weight's layout, a kernel, or the memory plan.
 
 The module is interpreted after each pass (compiler/execution/interpreter.py) on recorded inputs. The first stage whose outputs are over
-budget names the pass; the op is found by laying the values before and after that pass side by side (verify/fault_localization.py). Where
-every stage is right, the compiled code runs under watch (verify/checked_run.py).
+budget names the pass; the op is found by comparing the values before and after that pass (verify/fault_localization.py). If every stage
+is correct, the compiled code runs in a checked run (verify/checked_run.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TIGHTER = 0.1  # of the budget: what is right to that is right, where values ar
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a bisection found.
+    """The result of a bisection.
 
     kind: CLEAN, or where the error enters: FRONT_END, PASS (its name in `stage`), WEIGHTS (constants folded or packed at compile time),
     KERNEL, MEMORY or OUTPUTS (no dispatch is to blame). dispatch: the dispatch or op. source: places in the model that it computes.
@@ -56,7 +56,7 @@ class Verdict:
         return asdict(self)
 
     def line(self) -> str:
-        """One sentence."""
+        """Format as one sentence."""
         if self.kind == CLEAN:
             return f"no stage is over budget: the largest error is {self.error:.2g}"
         where = " in ".join(filter(None, (self.dispatch, self.stage)))
@@ -103,7 +103,7 @@ class _Bisection:
 
     # -- passes
     def _is_wrong(self, number: int) -> bool:
-        """Whether the outputs of a stage are over budget."""
+        """Whether the outputs of a stage exceed the budget."""
         stage = self.passed.stages[number]
         self.say(f"interpreting the module after {stage.name}")
         found = self._deviations(self.runner.trace(self.runner.module(stage.text)).outputs)
@@ -115,7 +115,7 @@ class _Bisection:
         return [measure(got, as_stored(want, spec.dtype), spec.dtype) for spec, got, want in parts]
 
     def _in_stages(self, stages: Sequence[Stage]) -> Verdict:
-        """The last stage is wrong: the first wrong one, by halving."""
+        """Find the first wrong stage by bisection, given that the last one is wrong."""
         if self._is_wrong(0):
             return Verdict(
                 FRONT_END, "import", error=self.history["00 import"], detail="the imported module is not what the reference computes"
@@ -183,7 +183,7 @@ class _Bisection:
         return Verdict(kind, stage, name, label, source, error, detail)
 
     def _wrong_fold(self, functions: Mapping[str, ir.Operation]) -> Verdict | None:
-        """A weight that our own kernels computed at compile time, and wrongly."""
+        """Find a weight that compile-time evaluation computed wrongly."""
         texts = [stage.text for stage in self.passed.stages if FOLD in stage.text]
         if not texts:
             return None
@@ -196,7 +196,7 @@ class _Bisection:
         return None
 
     def _wrong_weight(self, main: ir.Operation, op: ir.Operation, weights: Sequence[np.ndarray]) -> str:
-        """The weight of a dispatch whose panels don't hold what the weight holds; "" where all do."""
+        """Return the weight of a dispatch whose packed panels differ from the weight; "" if there is none."""
         # states follow the weights that are arguments
         arguments = EntryFunc(main).arguments.weights
         for argument, array, (name, bound) in zip(arguments, weights, self.passed.compiled.weights.items(), strict=False):
@@ -207,7 +207,7 @@ class _Bisection:
 
 
 def _holds(panels: np.ndarray, weight: Weight, layout: PackedLayout) -> bool:
-    """Whether float32 panels [n/w][k][w] hold a weight, column by column; True for other layouts."""
+    """Whether float32 panels [n/w][k][w] equal a weight; True for other layouts."""
     if panels.ndim != 3 or weight.dtype != "float32":
         return True
     axes = (*layout.n_axes, *layout.k_axes)
@@ -219,7 +219,7 @@ def _holds(panels: np.ndarray, weight: Weight, layout: PackedLayout) -> bool:
 
 
 def blame(observed: Sequence[Observed], budget: Budget) -> tuple[str, Observed, str] | None:
-    """The first dispatch that is wrong by itself or reads what was overwritten: (kind, dispatch, what happened)."""
+    """Find the first dispatch that is wrong by itself or reads an overwritten operand: (kind, dispatch, description)."""
     for each in observed:
         if each.overwritten:
             detail = f"{each.overwritten_by} overwrote the result of {each.overwritten} before {each.name} read it"
@@ -230,7 +230,7 @@ def blame(observed: Sequence[Observed], budget: Budget) -> tuple[str, Observed, 
 
 
 def describe(op: ir.Operation, functions: Mapping[str, ir.Operation]) -> tuple[str, str, tuple[str, ...]]:
-    """Name, label and places in the model of a dispatch, or of an op that is none."""
+    """Return name, label and source positions of a dispatch or another op."""
     if op.name != "func.call":
         return op.name, "", _places([op])
     name = callee_of(op)
@@ -240,7 +240,7 @@ def describe(op: ir.Operation, functions: Mapping[str, ir.Operation]) -> tuple[s
 
 
 def _places(ops: Sequence[ir.Operation]) -> tuple[str, ...]:
-    """The model's own names for what ops compute. Constants, sizes and fills are shared: theirs is the place of their first user."""
+    """Return the source positions of ops, without constants, sizes and fills, which are shared and have that of their first user."""
     texts = [
         str(op.location) for op in ops if op.name.startswith(("linalg.generic", "tensor.", "scf.", "tm_tensor.")) and op.name not in _SHARED
     ]
@@ -248,7 +248,7 @@ def _places(ops: Sequence[ir.Operation]) -> tuple[str, ...]:
 
 
 def units_of(main: ir.Operation) -> list[ir.Operation]:
-    """What the host function launches, in the order of the manifest's kernels."""
+    """Return the ops that the host function launches, in the order of the manifest's kernels."""
     ops = [op.operation for op in main.regions[0].blocks[0].operations]
     return [op for op in ops if op.name == "func.call" or is_loop(op)]
 

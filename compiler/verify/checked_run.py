@@ -1,7 +1,7 @@
-"""A run of compiled code under watch: each dispatch beside the reference interpreter, and the memory between them.
+"""A checked run of compiled code: each dispatch is compared with the reference interpreter, and memory between dispatches is checked.
 
-Every dispatch runs twice: on what the dispatches before it left (accumulated), and alone, fed from the reference's values. What a
-dispatch reads must still be what its maker wrote; what nobody reads any more is overwritten with 0xFF (NaN), so that a read of it shows.
+Every dispatch runs twice: on the results of the previous dispatches (accumulated), and alone, on the reference's values. Its operands must
+be unchanged since they were written; dead values are overwritten with 0xFF (NaN), so that a later read is detected.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from llmos.runtime.errors import BudgetError
 
 @dataclass(frozen=True)
 class Observed:
-    """One dispatch: how far its results are from the reference's, run alone and on its predecessors' results; None where it wasn't seen.
+    """One dispatch: the deviation of its results, run alone and on its predecessors' results; None if not measured.
 
-    overwritten: the dispatch whose result this one should have read, where something had written over it. non_finite: whether a
-    result holds a NaN or Inf where the reference's has none.
+    overwritten: the dispatch whose result this one should have read, if it was overwritten. non_finite: whether a result holds a NaN or
+    Inf that the reference's doesn't.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Shadow:
         returned = list(self.main.regions[0].blocks[0].operations)[-1].operands
         self._returned = {root_of(value) for value in returned}
         self._last_use = self._last_uses(ops)
-        self._memory: dict[ir.Value, tuple[int, bytes]] = {}  # where a value lies, and what was written there
+        self._memory: dict[ir.Value, tuple[int, bytes]] = {}  # address of a value, and the bytes written there
 
     def _last_uses(self, ops: Sequence[ir.Operation]) -> dict[ir.Value, int]:
         """The number of the last dispatch that reads each value; a size that the host function reads is needed up to the next one."""
@@ -79,7 +79,7 @@ class Shadow:
         inputs: Sequence[np.ndarray],
         sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
-        """The outputs of the entry, then what it updates. Raises BudgetError where the code reports an error."""
+        """Run the entry; return outputs, then updated inputs. Raises BudgetError if the code reports an error."""
         entry = model.entries[0]
         given, outputs = given_arrays(entry, inputs), empty_outputs(code, model, entry, sizes)
         status = code.call(entry.symbol, given, outputs, weights, self._on_launch)
@@ -89,7 +89,7 @@ class Shadow:
         return [*outputs, *[given[position] for position in entry.updated]]
 
     def _operands(self, op: ir.Operation) -> list[ir.Value]:
-        """Tensors that a dispatch is given; for a loop, what is known to lie in memory before it."""
+        """Return the tensor operands of a dispatch; for a loop, those known to be in memory before it."""
         values = [root_of(v) for v in op.operands if isinstance(v.type, ir.RankedTensorType)]
         return values if op.name == "func.call" else [v for v in self._captured_by(op) if isinstance(v.type, ir.RankedTensorType)]
 
@@ -110,7 +110,7 @@ class Shadow:
         return status
 
     def _lost(self, op: ir.Operation) -> tuple[str, str]:
-        """The maker of an operand that is no longer what was written, and the last dispatch that wrote there since."""
+        """Return the producer of an operand that was overwritten, and the last dispatch that wrote there since."""
         for value in self._operands(op):
             if value not in self._memory:
                 continue
@@ -129,10 +129,10 @@ class Shadow:
         return [v for v in op.operands if isinstance(v.type, ir.RankedTensorType)]
 
     def _alone(self, op: ir.Operation, launch: Launch) -> Deviation | None:
-        """The dispatch on the reference's values; weights and inputs are the code's own, packed as it wants them."""
+        """Run the dispatch on the reference's values; weights and inputs are the code's own, in its packed layout."""
         operands = self._tensors(op)
         if WITHIN in op.attributes:
-            return None  # alone it would write into what the dispatches behind it read
+            return None  # alone it would overwrite operands of later dispatches
         kept = []
         addresses = []
         for position, value in enumerate(operands):
@@ -149,13 +149,13 @@ class Shadow:
         return _worst(made, expected, [element_dtype(result.type) for result in op.results])
 
     def _results(self, op: ir.Operation, launch: Launch) -> tuple[Deviation, bool]:
-        """How far the results are from the reference's, and whether one isn't finite where the reference's is."""
+        """Return the deviation of the results, and whether one isn't finite where the reference's is."""
         first, expected = len(self._tensors(op)), self._steps[op].outputs
         got = []
         for number, (value, array) in enumerate(zip(op.results, expected, strict=True)):
             address = launch.address(first + number)
             data = ctypes.string_at(address, array.nbytes)
-            updated = WITHIN in op.attributes  # and so lies where the old value did, which nobody reads from now on
+            updated = WITHIN in op.attributes  # so it has the memory of the old value, which is dead from now on
             self._memory = {each: held for each, held in self._memory.items() if each != value and not (updated and held[0] == address)}
             self._memory[value] = (address, data)
             got.append(np.frombuffer(data, array.dtype).reshape(array.shape))
@@ -163,7 +163,7 @@ class Shadow:
         return deviation, not np.isfinite(deviation.max_error)
 
     def _poison(self, dispatch: int) -> None:
-        """Fills what nobody reads after a dispatch."""
+        """Poison values that are dead after a dispatch."""
         for value in [v for v in self._memory if v not in self._returned and self._last_use.get(v, -1) <= dispatch]:
             address, data = self._memory.pop(value)
             ctypes.memset(address, 0xFF, len(data))

@@ -1,4 +1,4 @@
-"""An artifact beside its source, dispatch by dispatch (docs/proof.md)."""
+"""Comparison of an artifact with its source, dispatch by dispatch (docs/proof.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llmos.runtime.errors import UserError
 class DispatchRow:
     """One dispatch: the artifact's beside the interpreter's; errors relative to the result's scale.
 
-    alone: fed with the interpreter's values; None for loops. accumulated: fed with what the artifact's own dispatches gave.
+    alone: on the interpreter's values; None for loops. accumulated: on the results of the artifact's own dispatches.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Compared:
 
 
 def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
-    """The options that an artifact was compiled with, as far as its passes show them."""
+    """Return the options that an artifact was compiled with, as far as its passes record them."""
     names = {str(step).split("{")[0] for step in artifact.manifest.passes}
     return CompileOptions(
         precision=precision_of(artifact.manifest.passes), target=target or "native", winograd="winograd" in names, repro=None
@@ -63,7 +63,7 @@ def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
 def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:
     """Runs an artifact's code beside the interpreter on one set of inputs. `imported` is its source, as it comes from the front end.
 
-    Raises UserError where the artifact was not made from that source by this compiler.
+    Raises UserError if this compiler didn't make the artifact from that source.
     """
     manifest = artifact.manifest
     passed = snapshots_of(imported, options_of(artifact))
@@ -85,7 +85,7 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
 
 
 def _check_same(manifest: Manifest, names: Sequence[str]) -> None:
-    """The first kernels that differ say that the artifact is of something else."""
+    """Raise UserError for the first kernel that differs, which means another source or compiler."""
     own = [kernel.name for kernel in manifest.kernels if kernel.kind != "loop"]
     if own != [name for name in names if name != "scf.for"]:
         raise UserError("the artifact was not compiled from this source with this version and these options: compile it again first")

@@ -1,7 +1,7 @@
-"""Where an error enters: two stages of one program side by side, op by op.
+"""Fault localization: compare two stages of one program op by op.
 
-Each op of the stage after a pass is laid beside the op that it comes from, and its values beside that op's. An op comes from the op
-whose place in the text it carries: the stage before the pass was parsed from text, which gives every op a place of its own.
+Each op of the stage after a pass, and its values, are compared with the op that it originates from. The location of an op names its origin:
+the stage before the pass was parsed from text, which gives every op a unique location.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast
 
 
 def place(op: ir.Operation) -> str:
-    """Line and column of the text that an op was parsed from; "" for one that was made later."""
+    """Return line and column of the text that an op was parsed from; "" for one created later."""
     found = _PLACE.search(str(op.location))
     return found.group(0) if found else ""
 
 
 def same(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
-    """Whether two values hold the same numbers: in the same places for one shape, in any order for others (a change of layout)."""
+    """Whether two values hold the same numbers: elementwise for equal shapes, in any order for others (a change of layout)."""
     if a.size != b.size:
         return False
     if a.shape == b.shape:
@@ -43,7 +43,7 @@ def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """bfloat16 (as uint16, which no other value is) and float32 side by side."""
+    """Convert bfloat16 (as uint16, which no other value is) to float32."""
     return from_bfloat16(array) if array.dtype == np.uint16 else array
 
 
@@ -60,7 +60,7 @@ class Side:
 
     @cached_property
     def by_place(self) -> dict[str, ir.Operation]:
-        """Ops of the entry by their place in the text."""
+        """Return the ops of the entry by location in the text."""
         return {place(step.op): step.op for step in self.trace.steps}
 
     def value(self, value: ir.Value) -> np.ndarray | None:
@@ -70,7 +70,7 @@ class Side:
         return self.functions.get(callee_of(op)) if op.name == "func.call" else None
 
     def makers(self, op: ir.Operation) -> list[ir.Operation | None]:
-        """The op that makes each tensor result: itself, or what a callee returns."""
+        """Return the op that defines each tensor result: itself, or the callee's op that defines the returned value."""
         callee = self.callee(op)
         if callee is None:
             return [op] * len(op.results)
@@ -78,7 +78,7 @@ class Side:
         return [None if isinstance(value.owner, ir.Block) else value.owner.operation for value in returned]
 
     def readers(self, op: ir.Operation) -> Iterator[tuple[ir.Operation, ir.Value]]:
-        """Each op that reads a tensor of the entry within `op`, with that tensor: the op itself, or ops of its callee."""
+        """Yield each op that reads a tensor of the entry within `op`, with that tensor: the op itself, or ops of its callee."""
         callee = self.callee(op)
         if callee is None:
             yield from ((op, value) for value in op.operands if value in self.trace.values)
@@ -89,7 +89,7 @@ class Side:
 
 
 def _uses(value: ir.Value) -> Iterator[ir.Operation]:
-    """Ops that read a value, through views."""
+    """Yield the ops that read a value, also through views."""
     for use in value.uses:
         op = use.owner.operation
         if op.name in _VIEWS:
@@ -114,7 +114,7 @@ class Comparison:
             return None
         expected = self.before.trace.outputs[wrong]
         if self._own_is_right(owner) and self.after.value(returned) is not None and not self._exists_elsewhere(expected):
-            return owner  # it gives what an op before the last one gave
+            return owner  # its value equals that of an op before the last one
         return self._first_wrong(owner, set())
 
     @property
@@ -125,7 +125,7 @@ class Comparison:
         return None if isinstance(value.owner, ir.Block) else value.owner.operation
 
     def _first_wrong(self, op: ir.Operation, seen: set[ir.Operation]) -> ir.Operation:
-        """From an op whose value is wrong, back to the first one whose operands are all right."""
+        """Walk back from an op with a wrong value to the first one whose operands are all correct."""
         seen.add(op)
         for value in self.after.steps[op].operands if op in self.after.steps else ():
             maker = self._maker(value)
@@ -136,7 +136,7 @@ class Comparison:
         return self._misled(op) or op
 
     def _own_is_right(self, op: ir.Operation) -> bool:
-        """Whether every result is what the op that it comes from gave; where that op is unknown, what any op gave."""
+        """Whether every result equals that of the op it originates from or, if that is unknown, that of any op."""
         step = self.after.steps.get(op)
         if step is None:
             return True
@@ -148,7 +148,7 @@ class Comparison:
         return True
 
     def _misled(self, op: ir.Operation) -> ir.Operation | None:
-        """The maker of an operand that is right in itself, but not what `op` read before the pass, where what it read is gone."""
+        """Return the producer of a correct operand that isn't the value `op` read before the pass, if that value no longer exists."""
         for reader, value in self.after.readers(op):
             origin = self.before.by_place.get(place(reader))
             maker, got = self._maker(value), self.after.value(value)

@@ -1,4 +1,4 @@
-"""The inputs that a certificate is made on, and what the reference answers to them."""
+"""The inputs of a certificate, and the reference's outputs for them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llmos.runtime.artifact.deviation import is_exact, measure, numbers
 from llmos.runtime.artifact.recorded import Recipe, RecordedArray
 from llmos.runtime.errors import UserError
 
-NUM_SIZES = 2  # at which a model with dynamic dims is run, beside the size of its example
-STORED_BYTES = 1 << 16  # inputs of a case up to this size are kept by their bytes
-EXAMPLE_BYTES = 1 << 18  # larger examples only say what values are like
-SAMPLED = 1 << 18  # elements of a larger example that are looked at
+NUM_SIZES = 2  # sizes at which a model with dynamic dims runs, besides its example's
+STORED_BYTES = 1 << 16  # inputs of a case up to this size are stored as bytes
+EXAMPLE_BYTES = 1 << 18  # larger examples only determine the distribution of values
+SAMPLED = 1 << 18  # elements of a larger example that are inspected
 _SMALL_SIZES = ((2, 5, 3, 7), (3, 7, 2, 11))
 _NO_SIZE: dict[str, int] = {}
 
@@ -46,7 +46,7 @@ class OutputSpec:
 class Recording:
     """Inputs of one call, what they were made by where they were made up, and the reference's outputs.
 
-    sensitivities: how far each output moves when float inputs change by one rounding; empty where nobody asked.
+    sensitivities: the relative change of each output when float inputs change by one rounding; empty if not measured.
     """
 
     sizes: Mapping[str, int]
@@ -59,7 +59,7 @@ class Recording:
         return self.sensitivities[output] if self.sensitivities else 0.0
 
     def recorded_inputs(self, specs: Sequence[InputSpec]) -> tuple[RecordedArray, ...]:
-        """As the certificate keeps them: by their bytes where these are few or nothing makes them."""
+        """Return the inputs as stored in the certificate: as bytes if small or without a recipe."""
         small = sum(array.nbytes for array in self.inputs) <= STORED_BYTES
         parts = zip(specs, self.inputs, self.recipes, strict=True)
         return tuple(RecordedArray.of(spec.name, spec.dtype, array, None if small else recipe) for spec, array, recipe in parts)
@@ -67,7 +67,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Signature:
-    """What the entry of an imported module takes and gives."""
+    """The inputs and outputs of an imported module's entry."""
 
     table: SymbolTable
     inputs: tuple[InputSpec, ...]
@@ -82,7 +82,7 @@ class Signature:
         return cls(table, inputs, results, guards_of(module.operation, table))
 
     def sizes_of(self, inputs: Sequence[np.ndarray]) -> dict[str, int]:
-        """The symbols' sizes in a call."""
+        """Return the symbols' sizes in a call."""
         pairs = [
             (dim, size) for spec, array in zip(self.inputs, inputs, strict=True) for dim, size in zip(spec.dims, array.shape, strict=True)
         ]
@@ -94,9 +94,9 @@ class Signature:
 
 
 def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[Recording]:
-    """Runs the reference on the model's examples and, where it has dynamic dims, at other sizes.
+    """Run the reference on the model's examples and, for dynamic dims, at other sizes.
 
-    Raises UserError, with the reference's own words, where it runs on none.
+    Raises UserError, with the reference's message, if all runs fail.
     """
     examples = [example for example in examples if _fits(example, signature)]
     kept = [example for example in examples if sum(array.nbytes for array in example) <= EXAMPLE_BYTES]
@@ -116,7 +116,7 @@ def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], size
 
 
 def _fits(example: Sequence[np.ndarray], signature: Signature) -> bool:
-    """An example of the inputs that the module takes (unused ones may have been dropped)."""
+    """Whether an example matches the module's inputs (unused ones may have been dropped)."""
     return len(example) == len(signature.inputs) and all(
         array.ndim == len(spec.dims) for array, spec in zip(example, signature.inputs, strict=True)
     )
@@ -132,7 +132,7 @@ def _run(reference: Reference, sizes: Mapping[str, int], inputs: Sequence[np.nda
 
 
 def with_sensitivities(recording: Recording, reference: Reference, signature: Signature) -> Recording:
-    """Runs the reference once more, each float32 input one rounding up or down: what moves then is not the compiler's doing."""
+    """Rerun the reference with each float32 input moved by one rounding, which measures changes that the compiler doesn't cause."""
     moved = [_moved(array, number) for number, array in enumerate(recording.inputs)]
     pairs = zip(signature.outputs, reference(moved), recording.outputs, strict=True)
     return replace(recording, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
@@ -161,7 +161,7 @@ def _moved(array: np.ndarray, seed: int) -> np.ndarray:
 def _record_made_up(
     reference: Reference, signature: Signature, recipes: Sequence[Recipe], traced: Mapping[str, int], number: int
 ) -> Recording:
-    """A run at the first sizes that the reference takes."""
+    """Record a run at the first sizes that the reference accepts."""
     failure = UserError(f"no sizes were found that satisfy {' and '.join(guard.text for guard in signature.guards)}")
     for sizes in candidate_sizes(signature.table.symbols, traced, number):
         if not all(guard.holds(sizes) for guard in signature.guards):
@@ -178,7 +178,7 @@ def _record_made_up(
 def candidate_sizes(symbols: Sequence[Symbol], traced: Mapping[str, int], number: int) -> Iterator[dict[str, int]]:
     """Sizes of all symbols to try in turn: small ones, those beside the traced ones, the traced ones. `number` gives others again.
 
-    Where nothing was traced, all symbols get one size: nobody said which of them have to be equal.
+    Without traced sizes all symbols get one size, because it is unknown which of them must be equal.
     """
     if not traced:
         yield {s.name: min(max(_SMALL_SIZES[number % 2][1], s.min), s.max) for s in symbols}
@@ -192,7 +192,7 @@ def candidate_sizes(symbols: Sequence[Symbol], traced: Mapping[str, int], number
 
 
 def _untraced(symbol: Symbol, size: int, traced: int | None) -> int:
-    """A size beside the traced one, where there is another than 0 and 1: at those, broadcasting hides errors."""
+    """Return a size near the traced one, other than 0 and 1 if possible, because broadcasting hides errors at those."""
     if size != traced and size > 1:
         return size
     choices = [each for each in (size + 1, size + 2, size - 1) if symbol.min <= each <= symbol.max and each not in (0, 1, traced)]
@@ -200,7 +200,7 @@ def _untraced(symbol: Symbol, size: int, traced: int | None) -> int:
 
 
 def _reals(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The elements in float64, complex ones as their real and imaginary parts."""
+    """Convert elements to float64, complex ones to real and imaginary parts."""
     return np.ascontiguousarray(numbers(array, dtype)).reshape(-1).view(np.float64)
 
 
@@ -220,7 +220,7 @@ def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
 
 
 def _part(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Of a large array both ends of its range, if it holds integers, else elements at equal distances."""
+    """Sample a large array: both ends of its range for integers, else evenly spaced elements."""
     if array.size <= SAMPLED:
         return array
     return np.stack([array.min(), array.max()]) if is_exact(dtype) else array.reshape(-1)[:: array.size // SAMPLED]

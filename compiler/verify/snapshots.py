@@ -1,4 +1,4 @@
-"""The stages of a compile, kept one by one: the module as it came, and as each pass left it."""
+"""Snapshots of a compile: the imported module, and the module after each pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stage:
 
 
 class _Snapshots(CompileObserver):
-    """Keeps the module after each pass that changes it."""
+    """Saves the module after each pass that changes it."""
 
     def __init__(self, first: ir.Module) -> None:
         self.stages = [Stage(_text(first), None)]
@@ -59,14 +59,14 @@ class Passed:
 
     @cached_property
     def compiled(self) -> CompiledModel:
-        """The code, made when it is first asked for."""
+        """Return the compiled code, generated on first use."""
         targets = self.backend.targets(self.options.target, self.options.precision)
         code = lower_each([(self.planned, target) for target in targets], self.options, self.backend)
         return self.planned.record.with_code(targets, code)
 
 
 def snapshots_of(imported: ImportedModel, options: CompileOptions) -> Passed:
-    """Runs the passes of a compile, and keeps the module as it was after each."""
+    """Run the passes of a compile, and save the module after each."""
     snapshots, backend = _Snapshots(imported.module), backend_of(options)
     planned = run_passes(imported, options, backend, snapshots)
     return Passed(tuple(snapshots.stages), planned, options, backend)
@@ -74,7 +74,7 @@ def snapshots_of(imported: ImportedModel, options: CompileOptions) -> Passed:
 
 @dataclass
 class Runner:
-    """Runs stages on one set of inputs; ops that are alike are compiled once for all of them."""
+    """Runs stages on one set of inputs; identical ops are compiled once for all of them."""
 
     inputs: tuple[np.ndarray, ...]
     weights: Mapping[str, Weight]
@@ -85,11 +85,11 @@ class Runner:
         return ir.Module.parse(text, self.context)
 
     def trace(self, module: ir.Module) -> Trace:
-        """All values of a module. Raises UnsupportedError where upstream can't lower it."""
+        """Return all values of a module. Raises UnsupportedError if upstream can't lower it."""
         return Interpreter(module, self.cache).run(self.inputs, self.weights)
 
     def folded(self, module: ir.Module) -> dict[str, np.ndarray]:
-        """The weights that a module computes from others."""
+        """Return the weights that a module computes from others."""
         return Interpreter(module, self.cache).folded(self.weights)
 
     def repeated(self, before: Stage, step: Pass, context: PassContext) -> tuple[ir.Module, ir.Module]:

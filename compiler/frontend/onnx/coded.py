@@ -1,7 +1,7 @@
-"""Element types of 8 bits and fewer that neither numpy nor the kernels have: float8, float4, int4, int2 and their kin.
+"""Element types of at most 8 bits that neither numpy nor the kernels support: float8, float4, int4, int2 and similar ones.
 
-A tensor of one is held as its codes, one byte an element, and is only moved, or converted from and to types that can be computed with.
-Formats: OCP Microscaling Formats 1.0 and OCP 8-bit Floating Point 1.0; the FNUZ types as ONNX's specification of Cast has them.
+Their tensors are stored as codes, one byte an element, and are only moved, or converted from and to types with arithmetic.
+Formats: OCP Microscaling Formats 1.0 and OCP 8-bit Floating Point 1.0; the FNUZ types as in ONNX's specification of Cast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Coded:
 
 @dataclass(frozen=True)
 class Format:
-    """One coded type. `storage` is the type of ml_dtypes with the same codes."""
+    """One coded type. `storage` is ml_dtypes' type with the same codes."""
 
     name: str
     num_bits: int
@@ -53,7 +53,7 @@ class IntegerFormat(Format):
 
 @dataclass(frozen=True)
 class FloatFormat(Format):
-    """`overflow` is the code of what is too large where it isn't saturated (infinity or NaN); a FNUZ type has one zero."""
+    """`overflow` is the code (infinity or NaN) of a number too large, without saturation; a FNUZ type has one zero."""
 
     mantissa: int = 3
     bias: int = 7
@@ -74,7 +74,7 @@ FORMATS: Mapping[int, Format] = MappingProxyType(
         TensorProto.FLOAT8E4M3FNUZ: FloatFormat("FLOAT8E4M3FNUZ", 8, ml_dtypes.float8_e4m3fnuz, 3, 8, 0x7F, 0x80, 0x80, True),
         TensorProto.FLOAT8E5M2: FloatFormat("FLOAT8E5M2", 8, ml_dtypes.float8_e5m2, 2, 15, 0x7B, 0x7E, 0x7C),
         TensorProto.FLOAT8E5M2FNUZ: FloatFormat("FLOAT8E5M2FNUZ", 8, ml_dtypes.float8_e5m2fnuz, 2, 16, 0x7F, 0x80, 0x80, True),
-        # No NaN and no infinity: NaN becomes zero, as in ml_dtypes, and what is too large the largest.
+        # Without NaN and infinity: NaN becomes zero, as in ml_dtypes, and an overflow the largest number.
         TensorProto.FLOAT4E2M1: FloatFormat("FLOAT4E2M1", 4, ml_dtypes.float4_e2m1fn, 1, 1, 0x7, 0x8, 0x7),
         TensorProto.FLOAT8E8M0: ExponentFormat("FLOAT8E8M0", 8, ml_dtypes.float8_e8m0fnu),
         TensorProto.INT4: IntegerFormat("INT4", 4, ml_dtypes.int4),
@@ -87,22 +87,22 @@ _OF_STORAGE: Mapping[np.dtype, int] = MappingProxyType({np.dtype(each.storage): 
 
 
 def coded_type(dtype: np.dtype) -> int | None:
-    """The ONNX element type of an array of a coded type; None for other arrays."""
+    """Return the ONNX element type of an array of a coded type; None for other arrays."""
     return _OF_STORAGE.get(dtype)
 
 
 def codes_of(array: np.ndarray) -> np.ndarray:
-    """The codes of an array of a coded type, without a copy where it is dense."""
+    """Return the codes of an array of a coded type, without a copy if it is dense."""
     return np.ascontiguousarray(array).reshape(array.shape).view(np.uint8)
 
 
 def array_of(codes: np.ndarray, elem_type: int) -> np.ndarray:
-    """The reverse of `codes_of`."""
+    """Invert `codes_of`."""
     return codes.view(FORMATS[elem_type].storage)
 
 
 def decode(coded: Coded) -> torch.Tensor:
-    """The numbers: float32 of a float, int32 of an integer; exact."""
+    """Decode exactly: floats to float32, integers to int32."""
     form = coded.format
     if isinstance(form, IntegerFormat):
         codes = coded.codes.to(torch.int32) & form.mask
@@ -114,7 +114,7 @@ def decode(coded: Coded) -> torch.Tensor:
 
 
 def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: str = "up") -> Coded:
-    """Numbers as codes. Integers are cut towards zero and wrap; floats are rounded to nearest, halves to even."""
+    """Encode numbers. To integers, truncate toward zero and wrap; to floats, round to nearest even."""
     form = FORMATS[elem_type]
     if isinstance(form, IntegerFormat):
         return Coded((x.to(torch.int32) & form.mask).to(torch.uint8), elem_type)
@@ -130,16 +130,16 @@ def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: s
     signed = torch.where((codes == 0) & form.is_unsigned_zero, 0, codes | sign)
     is_nan = magnitude > _INFINITY
     if form.is_unsigned_zero:
-        # The one NaN has no sign; what overflows to it neither.
+        # The only NaN has no sign, nor does an overflow to it.
         return Coded(torch.where(is_nan | (codes == form.nan), form.nan, signed).to(torch.uint8), elem_type)
     return Coded(torch.where(is_nan, form.nan | sign, signed).to(torch.uint8), elem_type)
 
 
 def _rounded(magnitude: torch.Tensor, form: FloatFormat) -> torch.Tensor:
-    """Codes of magnitudes (bits of float32), above form.largest where they overflow.
+    """Return the codes of magnitudes (bits of float32); an overflow gives a code above form.largest.
 
-    With the exponent held at the smallest normal one, |x| / 2^(e - mantissa) is an integer's worth of steps: rounding it carries into the
-    exponent by itself, and subnormals need no case of their own.
+    With the exponent clamped to the smallest normal one, |x| / 2^(e - mantissa) counts steps: rounding it carries into the exponent, and
+    subnormals need no special case.
     """
     lowest = 1 - form.bias
     exponent = ((magnitude >> FLOAT32_MANTISSA) - FLOAT32_BIAS).clamp(lowest, FLOAT32_BIAS)
@@ -149,7 +149,7 @@ def _rounded(magnitude: torch.Tensor, form: FloatFormat) -> torch.Tensor:
 
 
 def _exponents(magnitude: torch.Tensor, saturate: bool, round_mode: str) -> torch.Tensor:
-    """E8M0 codes: the exponent of float32, rounded by what its mantissa holds."""
+    """Return E8M0 codes: the exponent of float32, rounded by its mantissa."""
     exponent, fraction = magnitude >> FLOAT32_MANTISSA, magnitude & 0x7FFFFF
     if round_mode == "up":
         step = fraction > 0

@@ -1,6 +1,6 @@
-"""Comparisons of sizes that stay open while a graph is traced: 1 where they hold and 0 where not, as an expression of the sizes.
+"""Comparisons of sizes that stay symbolic during tracing: an expression of the sizes that is 1 if true, else 0.
 
-A bool of a symbol would make the outcome at the traced sizes a condition on every size.
+Converting a symbolic bool to a Python bool would add a guard with the outcome at the traced sizes.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def logical_xor(a: Any, b: Any) -> Any:
 
 
 def choose(condition: Any, yes: Any, no: Any) -> Any:
-    """Where. A condition that chooses between other things than integers becomes one on the sizes that the compiled model accepts."""
+    """Where. A condition that selects other values than integers becomes a guard on the sizes."""
     if isinstance(condition, torch.SymInt) and all(isinstance(each, (int, torch.SymInt)) for each in (yes, no)):
         return no + condition * (yes - no)
     return yes if bool(condition) else no
 
 
 def divide(a: Any, b: Any) -> Any:
-    """Div: integers divide towards zero. Raises UnsupportedError for a divisor 0."""
+    """Div: integers truncate toward zero. Raises UnsupportedError for a divisor 0."""
     if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
         return a / b
     if isinstance(b, int) and b == 0:
@@ -71,7 +71,7 @@ def divide(a: Any, b: Any) -> Any:
         return divide(-a, -b)
     if statically_known_true(a >= 0):
         return a // b
-    # Python rounds down: what lies below zero is divided apart.
+    # Python rounds down, so negative numbers need a separate formula.
     return _max(a, 0) // b - _max(-a, 0) // b
 
 

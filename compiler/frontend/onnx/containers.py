@@ -1,4 +1,4 @@
-"""Sequences and optionals among a model's inputs, for callers that have them at hand: one tensor an item, put together inside the graph."""
+"""Sequence and optional inputs of a model, replaced by one tensor input for each item, which the graph assembles."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from onnx import helper
 
 
 def with_plain_inputs(model: onnx.ModelProto, feed: Mapping[str, Any]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The model with each sequence and optional taken apart as `feed` has it (a list, or None), and the arrays of its plain inputs.
+    """Flatten each sequence and optional input as given in `feed` (a list, or None); return the model and the arrays of its plain inputs.
 
-    Item i of the sequence "x" is the input "x.i", of the item's shape.
+    Item i of the sequence "x" becomes the input "x.i", with the item's shape.
     """
     containers = [value for value in model.graph.input if value.name in feed and not value.type.HasField("tensor_type")]
     if not containers:
@@ -46,7 +46,7 @@ def _construct(name: str, items: list[str], elem_type: int) -> onnx.NodeProto:
 
 
 def _elem_type(kind: onnx.TypeProto) -> int:
-    """Of the tensors inside a sequence, an optional, or an optional sequence."""
+    """Return the element type of the tensors in a sequence, an optional, or an optional sequence."""
     while not kind.HasField("tensor_type"):
         kind = kind.sequence_type.elem_type if kind.HasField("sequence_type") else kind.optional_type.elem_type
     return int(kind.tensor_type.elem_type)

@@ -1,4 +1,4 @@
-"""Element types of ONNX, numpy and torch, and arrays between the three."""
+"""Element types of ONNX, numpy and torch, and conversions of arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TORCH_OF_ONNX: Mapping[int, torch.dtype] = MappingProxyType(
     }
 )
 
-# numpy has no such type of its own; ml_dtypes gives it, torch takes it through an integer view of the same width.
+# numpy lacks the type; ml_dtypes provides it, torch takes it through an integer view of the same width.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 INTEGER_RANGE: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
@@ -47,7 +47,7 @@ INTEGER_RANGE: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
 
 
 def torch_dtype(elem_type: int) -> torch.dtype:
-    """The torch dtype of an ONNX element type. UnsupportedError for strings and for the types of coded.py, which can't be computed with."""
+    """Return the torch dtype of an ONNX element type. Raises UnsupportedError for strings and the types of coded.py."""
     dtype = TORCH_OF_ONNX.get(elem_type)
     if dtype is not None:
         return dtype
@@ -57,29 +57,29 @@ def torch_dtype(elem_type: int) -> torch.dtype:
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """Numbers of a half type in float32, in which their sums, squares and statistics are computed; any other as it is."""
+    """Convert half floats to float32, in which sums, squares and statistics are computed; others are unchanged."""
     return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """The numpy (or ml_dtypes) dtype with the bits of a torch dtype."""
+    """Return the numpy (or ml_dtypes) dtype of a torch dtype."""
     return BFLOAT16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
 
 
 def dtype_of(dtype: np.dtype) -> torch.dtype:
-    """The reverse of `numpy_dtype`. UnsupportedError for strings and coded types."""
+    """Invert `numpy_dtype`. Raises UnsupportedError for strings and coded types."""
     elem_type = helper.np_dtype_to_tensor_dtype(dtype)
     return torch_dtype(elem_type)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """A tensor of an array: over its memory (no copy when it is dense), except for bfloat16 while a program is traced."""
+    """Convert an array to a tensor, sharing memory if it is dense, except for bfloat16 during tracing."""
     if array.dtype == object or array.dtype.kind in "SUT":
         raise UnsupportedError("strings aren't supported; keep text handling out of the exported model.")
     dtype = dtype_of(array.dtype)
     array = np.ascontiguousarray(array).reshape(array.shape)
     with warnings.catch_warnings():
-        # Weights are mapped read-only and nothing here writes to them.
+        # Weights are mapped read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         if array.dtype != BFLOAT16:
             return torch.from_numpy(array)
@@ -89,7 +89,7 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The array of a dense CPU tensor; bfloat16 as ml_dtypes has it."""
+    """Return the array of a dense CPU tensor; bfloat16 as ml_dtypes' type."""
     tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(BFLOAT16)
@@ -97,7 +97,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def to_storage(array: np.ndarray) -> np.ndarray:
-    """An array as programs take it: dense, and types that numpy lacks as the integers that hold their bits."""
+    """Convert an array to a program's form: dense, with types that numpy lacks as integers of their bits."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     if coded_type(array.dtype) is not None:
         return codes_of(array)
@@ -105,7 +105,7 @@ def to_storage(array: np.ndarray) -> np.ndarray:
 
 
 def from_storage(array: np.ndarray, elem_type: int) -> np.ndarray:
-    """The reverse of `to_storage` for an ONNX element type."""
+    """Invert `to_storage` for an ONNX element type."""
     if elem_type in FORMATS:
         return array_of(array, elem_type)
     return array.view(BFLOAT16) if elem_type == TensorProto.BFLOAT16 else array

@@ -1,4 +1,4 @@
-"""Which inputs of a graph must be known before any kernel runs: shapes, axes, pads, repeats, trip counts."""
+"""Inputs of a graph that must be compile-time constants: shapes, axes, pads, repeats, trip counts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _OF_SIZES = frozenset({"Shape", "Size"})
 
 
 def early_inputs(graph: Graph, conditions: bool = False) -> frozenset[str]:
-    """Inputs of `graph` that decide a value which some op takes as a constant: bound to constants, or the op is refused.
+    """Return the inputs of `graph` that determine a value which an op requires as a constant; unless bound, the op is rejected.
 
-    `conditions` adds what decides the conditions of If, for branches whose results differ in shape or kind.
+    `conditions` adds the inputs that determine conditions of If, for branches whose results differ in shape or type.
     """
     return frozenset(_needed(graph, (), conditions) & set(graph.inputs))
 
 
 def _needed(graph: Graph, wanted: Iterable[str], conditions: bool) -> set[str]:
-    """Names that must be known for `graph`, given that its outputs named in `wanted` must be: walked from the end."""
+    """Return the names that must be constant in `graph`, given that its outputs `wanted` must be; walks nodes in reverse."""
     needed = set(wanted)
     for node in reversed(graph.nodes):
         outputs_needed = any(name in needed for name in node.outputs if name)

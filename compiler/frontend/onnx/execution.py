@@ -1,4 +1,4 @@
-"""Running a graph node by node: each function gets its inputs in the form that its signature asks for."""
+"""Execution of a graph node by node: each function gets its inputs in the form that its signature declares."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from llmos.runtime.errors import UnsupportedError, UserError
 Environment = MutableMapping[str, Value]
 
 MAX_FOLDED_ELEMENTS = 65536
-MAX_READ = 8  # numbers that an op takes from data as sizes
-# Ops that move elements without looking at them: they do with codes what they do with numbers.
+MAX_READ = 8  # most numbers that an op reads from data as sizes
+# Data movement ops, which work on codes as on numbers.
 MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
     | {"Transpose", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Where"}
@@ -37,13 +37,13 @@ NEVER_FOLDED = frozenset(
 
 @dataclass(frozen=True)
 class Executor:
-    """Runs graphs; `buffer` gives the tensor of a constant that the module holds, `after` is called with each node once it has run."""
+    """Runs graphs; `buffer` returns the tensor of a constant that the module holds, `after` is called after each node."""
 
     buffer: Callable[[str], torch.Tensor | None] = lambda key: None
     after: Callable[[Node], None] = lambda node: None
 
     def run(self, graph: Graph, inputs: Mapping[str, Value], outer: Mapping[str, Value] | None = None) -> list[Value]:
-        """The values of the graph's outputs. A subgraph sees the names of `outer` behind its own."""
+        """Run the graph; return the values of its outputs. A subgraph also sees the names of `outer`."""
         scopes: list[Any] = [{}, inputs, graph.constants] + ([outer] if outer is not None else [])
         env: Environment = ChainMap(*scopes)
         for node in graph.nodes:
@@ -52,7 +52,7 @@ class Executor:
         return [env[name] for name in graph.outputs]
 
     def run_node(self, node: Node, env: Environment) -> None:
-        """Compute one node and put its outputs into `env`."""
+        """Run one node and put its outputs into `env`."""
         values = [env[name] if name else None for name in node.inputs]
         folded = fold_node(node, values)
         if folded is not None:
@@ -75,7 +75,7 @@ class Executor:
                 env[name] = result
 
     def any_tensor(self, value: Value) -> torch.Tensor | Coded:
-        """The tensor of a value: a buffer of the module, a filled tensor, or sizes written out."""
+        """Return the tensor of a value: a buffer of the module, a filled tensor, or a tensor of sizes."""
         if isinstance(value, torch.Tensor | Coded):
             return value
         if not isinstance(value, Host):
@@ -89,7 +89,7 @@ class Executor:
         return _symbols_to_tensor(value) if value.is_symbolic else _constant_to_tensor(value.array)
 
     def tensor(self, value: Value) -> torch.Tensor:
-        """As `any_tensor`, for numbers that can be computed with."""
+        """As `any_tensor`, but rejects coded types, which have no arithmetic."""
         found = self.any_tensor(value)
         if isinstance(found, Coded):
             raise UnsupportedError(f"elements of type {found.format.name} can only be moved and cast; cast them to float first.")
@@ -139,7 +139,7 @@ class Executor:
         return tuple(float(item) for item in items) if kind is Kind.FLOATS else items
 
     def _operand(self, value: Value, rank: int) -> Any:
-        """A one-element constant as a Python number, so that it stays visible in the graph; else a tensor.
+        """Return a one-element constant as a Python number, which stays visible in the graph; else a tensor.
 
         `rank` is the largest among the node's other inputs: a constant of a higher rank would add dims to the result.
         """
@@ -155,14 +155,14 @@ class Executor:
 
 
 def _is_short(value: torch.Tensor) -> bool:
-    """Whether a tensor is a list of sizes, by its type and its length."""
+    """Whether a tensor can be a list of sizes, by its type and length."""
     return value.dtype in (torch.int32, torch.int64) and value.ndim <= 1 and all(isinstance(n, int) and n <= MAX_READ for n in value.shape)
 
 
 def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
-    """The outputs of a node whose inputs are all known numbers, computed now, outside of any tracing; None if it isn't one.
+    """Constant-fold a node whose inputs are all constants, outside of tracing; return its outputs, or None if it can't be folded.
 
-    Work on whole weights stays in the graph: the passes do it with the weights' names and bytes at hand.
+    Ops on whole weights stay in the graph: the passes fold them, knowing the weights' names and bytes.
     """
     known = [value for value in values if isinstance(value, Host) and not value.is_symbolic]
     has_body = any(isinstance(attribute, Graph) for attribute in node.attributes.values())
@@ -172,7 +172,7 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
         return None
     bare = replace(node, on_host=None)
     env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
-    # Not under no_grad: torch.export would split the graph around each time, and nothing here asks for gradients.
+    # Not under no_grad: torch.export would split the graph at each use, and nothing here requires gradients.
     with _disable_current_modes():
         plain = [Host(value.array, value.dtype) if isinstance(value, Host) else None for value in values]
         results = Executor()._call(bare.function, bare, plain, env)
@@ -188,7 +188,7 @@ def _to_host(value: Value) -> Value:
 
 
 def _moved(function: OpFunction, args: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
-    """Call a function that moves elements: with codes in the place of coded tensors."""
+    """Call a data movement function with codes in place of coded tensors."""
     elem_type = next((arg.elem_type for arg in args if isinstance(arg, Coded)), None)
     result = function.call(*[arg.codes if isinstance(arg, Coded) else arg for arg in args], **attributes)
     if elem_type is None:
@@ -197,7 +197,7 @@ def _moved(function: OpFunction, args: Sequence[Any], attributes: Mapping[str, A
 
 
 def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
-    """The graph with every foldable node made a constant; the same in subgraphs."""
+    """Fold every foldable node to a constant, also in subgraphs."""
     known = dict(outer or {}) | dict(graph.constants)
     constants = dict(graph.constants)
     nodes: list[Node] = []
@@ -215,7 +215,7 @@ def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
 
 
 def _fold_if_valid(node: Node, values: Sequence[Host | None]) -> list[Value] | None:
-    """As `fold_node`; a node that can't be computed is left where it is, since it may stand in a branch that is never taken."""
+    """As `fold_node`; a node that raises is kept, since it may be in a branch that is never taken."""
     try:
         return fold_node(node, list(values))
     except (RuntimeError, ValueError, IndexError, TypeError, UserError):
@@ -228,7 +228,7 @@ def _fold_bodies(node: Node, known: Mapping[str, Host]) -> Node:
 
 
 def is_fill(array: np.ndarray) -> bool:
-    """Whether a constant is better written as a fill than held as a buffer: one number, or a small array of equal ones."""
+    """Whether a constant is stored as a fill instead of a buffer: one number, or a small splat."""
     if array.dtype.kind not in "fiub" or array.size == 0 or array.size > 4096:
         return False
     return array.size == 1 or (array.dtype.kind != "f" and bool((array == array.flat[0]).all()))

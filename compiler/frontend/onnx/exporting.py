@@ -1,4 +1,4 @@
-"""An ONNX module through torch.export, with as many of its declared dimensions dynamic as the graph allows."""
+"""Export of an ONNX module by torch.export, with as many declared dimensions dynamic as the graph allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PATCHING = threading.Lock()
 
 @dataclass(frozen=True)
 class Exported:
-    """The program, its inputs with the dimensions that are left dynamic, and what to tell of the others."""
+    """The program, its inputs with the remaining dynamic dimensions, and notes on the others."""
 
     program: ExportedProgram
     inputs: tuple[InputSpec, ...]
@@ -37,7 +37,7 @@ class Exported:
 def export_module(
     module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
 ) -> Exported:
-    """With every dimension dynamic if the graph allows it; else with conditions on them, and a warning of what is narrower or fixed."""
+    """Export with every dimension dynamic if the graph allows it; else with guards, and a warning about narrowed or fixed dimensions."""
     try:
         return Exported(_traced(module, dynamic_shapes(specs, ranges), examples), specs)
     except UserError:
@@ -53,8 +53,8 @@ def export_module(
 
 
 def _traced(module: OnnxModule, shapes: Any, examples: tuple[torch.Tensor, ...], takes_all_sizes: bool = False) -> ExportedProgram:
-    """`takes_all_sizes`: without export's assumption that no size is 0 or 1."""
-    # What export solves its conditions for is advice to a user; on nested quotients it takes a minute, and may fail.
+    """Trace the module. `takes_all_sizes`: without export's assumption that no size is 0 or 1."""
+    # export solves guards only to suggest fixes; on nested quotients it takes a minute and may fail.
     unsolved = mock.patch.object(DimConstraints, "solve", lambda self: None)
     with _PATCHING, torch.no_grad(), unsolved, symbolic_shapes_config.patch(backed_size_oblivious=takes_all_sizes):  # type: ignore[attr-defined]
         return torch.export.export(module, examples, dynamic_shapes=(shapes,) if shapes is not None else None, strict=False)
@@ -63,7 +63,7 @@ def _traced(module: OnnxModule, shapes: Any, examples: tuple[torch.Tensor, ...],
 def _with_conditions(
     module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
 ) -> Exported | None:
-    """With what the graph needs of sizes as conditions (llmos.guards); dimensions that it fixes are static. None where export fails."""
+    """Export with the graph's requirements on sizes as guards (llmos.guards) and fixed dimensions static; None if export fails."""
     for hint, takes_all_sizes in ((Dim.DYNAMIC, True), (Dim.AUTO, True), (Dim.AUTO, False)):
         with suppress(Exception):
             program = _traced(module, _hinted(specs, ranges, hint), examples, takes_all_sizes)
@@ -72,7 +72,7 @@ def _with_conditions(
 
 
 def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any) -> tuple[dict[int, Any] | None, ...]:
-    """As `dynamic_shapes`, with dimensions that stand alone as hints, of which export asks nothing."""
+    """As `dynamic_shapes`, with hints, on which export places no constraints, for dimensions named once."""
     uses, declared = Counter(dim for spec in specs for dim in spec.shape), dynamic_shapes(specs, ranges)
     assert declared is not None
 
@@ -89,7 +89,7 @@ def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any) 
 def _described(
     program: ExportedProgram, module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], least: int
 ) -> Exported:
-    """`least`: the smallest size that export took a dimension to have."""
+    """Describe the exported dimensions. `least`: the smallest size that export assumed."""
     users = set(program.graph_signature.user_inputs)
     shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
     fixed: dict[str, int] = {}
@@ -138,7 +138,7 @@ def _note_of_sizes(sizes: Mapping[str, int], cause: str) -> str:
 def _with_fixed(
     module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...], reason: Exception
 ) -> Exported:
-    """With all dimensions but the first fixed, or all."""
+    """Export with all dimensions but the first fixed, or all."""
     names, cause = symbols_of(specs), _joined(module.limiting_nodes.values()) or _node_of(reason)
     for fixed in dict.fromkeys((names[1:], names)):
         sizes = _sizes(specs, examples, fixed)
@@ -154,7 +154,7 @@ def _with_fixed(
 
 
 def _node_of(error: Exception) -> str:
-    """The node that an export failed in, and why."""
+    """Return the node that an export failed in, and the reason."""
     node = next((note.removeprefix("in ONNX node ") for note in getattr(error, "__notes__", ()) if note.startswith("in ONNX node")), "")
     lines = [line.strip(" -\n") for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if "guard" in line or "cannot" in line), lines[0] if lines else type(error).__name__)[:200]

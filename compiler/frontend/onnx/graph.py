@@ -1,4 +1,4 @@
-"""An ONNX graph as plain records: what is left once protobuf, versions and function bodies are dealt with."""
+"""An ONNX graph as plain records, after parsing, version conversion and inlining of function bodies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmos.runtime.errors import UnsupportedError, UserError
 
 @dataclass(frozen=True)
 class Node:
-    """One op: `function` computes it from tensors, `on_host` (where there is one) from host values."""
+    """One op: `function` computes it from tensors, `on_host` (if any) from host values."""
 
     op: str
     name: str
@@ -33,7 +33,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in the order to run them, the constants they read, and the names that enter and leave."""
+    """Nodes in execution order, their constants, and the names of inputs and outputs."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -42,7 +42,7 @@ class Graph:
 
 
 def parse_graph(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any = numpy_helper.to_array) -> Graph:
-    """Records of a graph whose every op has a function. `load` reads one TensorProto into an array."""
+    """Convert a graph whose ops all have functions to records. `load` reads one TensorProto into an array."""
     constants = {tensor.name: Host(array, array.dtype) for tensor in proto.initializer for array in (load(tensor),)}
     if proto.sparse_initializer:
         raise UnsupportedError("sparse initializers aren't supported; store those weights densely.")
@@ -66,7 +66,7 @@ class Problem:
 
 
 def find_problems(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any = numpy_helper.to_array) -> list[Problem]:
-    """All nodes of a graph and its subgraphs that can't be compiled; empty if there are none."""
+    """Return all nodes of a graph and its subgraphs that can't be compiled."""
     found: list[Problem] = []
     for index, node in enumerate(proto.node):
         inner = [p for a in node.attribute if a.type == AttributeProto.GRAPH for p in find_problems(a.g, versions, load)]
@@ -81,7 +81,7 @@ def find_problems(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any
 
 
 def node_name(node: onnx.NodeProto, index: int) -> str:
-    """What to call a node in messages: its name, else its first output, else its place."""
+    """Return a node's name for messages: its name, else its first output, else its position."""
     return node.name or next((output for output in node.output if output), f"#{index}")
 
 
@@ -99,7 +99,7 @@ def _parse_node(node: onnx.NodeProto, index: int, versions: Mapping[str, int], l
 
 
 def _body_version(node: onnx.NodeProto) -> int | None:
-    """The opset version of the function body that a node comes from, if it comes from one."""
+    """Return the opset version of the function body that a node comes from, or None."""
     return next((int(item.value) for item in node.metadata_props if item.key == BODY_VERSION), None)
 
 

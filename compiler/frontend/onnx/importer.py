@@ -1,4 +1,4 @@
-"""ONNX in: the graph as torch functions, then torch.export, then the one front end."""
+"""Import of ONNX: run the graph as torch functions, export it by torch.export, and import the result as a torch program."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Dynamic = Mapping[str, Range | int] | Sequence[str] | None
 
 @dataclass(frozen=True)
 class OnnxProgram:
-    """An ONNX model as a module and as an exported program, with the inputs that it was exported at."""
+    """An ONNX model as a module and as an exported program, with its example inputs."""
 
     model: LoadedModel
     module: OnnxModule
@@ -59,7 +59,7 @@ class OnnxProgram:
 
     @property
     def dynamic_shapes(self) -> tuple[tuple[dict[int, Dim] | None, ...]] | None:
-        """torch.export's, by the names of the dimensions; the module takes its inputs as *args, which are one entry."""
+        """Return torch.export's dynamic shapes by the names of the dimensions; the module takes *args, which are one entry."""
         shapes = dynamic_shapes(self.inputs, self.ranges)
         return (shapes,) if shapes is not None else None
 
@@ -77,14 +77,14 @@ def import_onnx(
     name: str | None = None,
     random: str = "",
 ) -> ImportedModel:
-    """An .onnx file (or ModelProto) as linalg on tensors with its weights beside it.
+    """Import an .onnx file (or ModelProto) as linalg on tensors, with its weights stored separately.
 
-    `dynamic` says what its dynamic dimensions are: None keeps the file's own names; a mapping gives a dimension a range (min, max)
-    or fixes it to a size; a sequence of names renames them in order. `bind` fixes inputs to constants and takes them out of the
-    inputs. `example_args` are inputs to trace with, in order, where random ones don't do. `random` as import_torch's: the ops' own
-    `seed` attributes say nothing then.
+    `dynamic` configures the dynamic dimensions: None keeps the file's names; a mapping gives a dimension a range (min, max) or fixes it
+    to a size; a sequence of names renames them in order. `bind` fixes inputs to constants and removes them from the inputs.
+    `example_args` are inputs to trace with, in order, if random ones don't work. `random` as in import_torch; the ops' `seed`
+    attributes are ignored then.
 
-    Raises UserError for a file that isn't ONNX, UnsupportedError for ops that have no meaning here (all of them at once).
+    Raises UserError for a file that isn't ONNX, UnsupportedError for unknown ops (all of them at once).
     """
     from llmos.compiler.frontend.torch import import_torch
 
@@ -103,7 +103,7 @@ def import_onnx(
 
 
 def _metadata(exported: OnnxProgram) -> dict[str, Any]:
-    """What the manifest should say beside the tensors: notes, sequences and empty optionals among the outputs."""
+    """Return the manifest's metadata: notes, and the sequences and empty optionals among the outputs."""
     found: dict[str, Any] = {"notes": list(exported.notes)} if exported.notes else {}
     results = exported.module.results
     if any(result.tensor_names != (result.name,) for result in results):
@@ -118,7 +118,7 @@ def export_onnx(
     bind: Mapping[str, np.ndarray | int | float] | None = None,
     example_args: Sequence[np.ndarray] | None = None,
 ) -> OnnxProgram:
-    """The model through torch.export; arguments as for `import_onnx`."""
+    """Export the model by torch.export; arguments and errors as in `import_onnx`."""
     original = load_model(source)
     with QuietTorch(), one_line_errors(original.name):
         return _export_loaded(original, dynamic, bind or {}, example_args)
@@ -142,7 +142,7 @@ def _export_loaded(
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """What numpy and torch say of a graph that can't run, as an UnsupportedError that names the node."""
+    """Convert errors of numpy and torch to an UnsupportedError that names the node."""
     try:
         yield
     except LlmosError:
@@ -156,7 +156,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def unsupported_ops(source: Source) -> list[Problem]:
-    """Every node that has no torch function, or has an attribute or input that its function doesn't take."""
+    """Return every node without a torch function, or with an attribute or input that its function doesn't take."""
     loaded = load_model(source)
     with one_line_errors(loaded.name):
         model = expand_functions(loaded)
@@ -164,12 +164,12 @@ def unsupported_ops(source: Source) -> list[Problem]:
 
 
 def early_inputs(source: Source, conditions: bool = False) -> frozenset[str]:
-    """Inputs that must be bound to constants for the model to compile: shapes, axes, trip counts. Arguments as early.early_inputs'."""
+    """Return the inputs that must be bound to constants to compile the model: shapes, axes, trip counts. See early.early_inputs."""
     return _early_inputs(build_module(load_model(source), {}).graph, conditions)
 
 
 def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> OnnxModule:
-    """A loaded model as a module, with bound inputs as constants. UnsupportedError names every node that can't be compiled."""
+    """Build a module, with bound inputs as constants. Raises UnsupportedError that names every node that can't be compiled."""
     model = expand_functions(original)
     problems = find_problems(model.proto.graph, model.versions, model.reader)
     if problems:
@@ -217,7 +217,7 @@ def _apply_dynamic(specs: tuple[InputSpec, ...], dynamic: Dynamic) -> tuple[tupl
 def _examples(
     module: OnnxModule, specs: Sequence[InputSpec], ranges: Mapping[str, Range], given: Sequence[np.ndarray] | None
 ) -> tuple[torch.Tensor, ...]:
-    """Inputs that the model runs on: the given ones, or random ones of the first sizes that it takes."""
+    """Return example inputs: the given ones, or random ones of the first sizes that the model accepts."""
     if given is not None:
         if len(given) != len(specs):
             raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")

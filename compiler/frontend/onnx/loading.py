@@ -1,4 +1,4 @@
-"""Reading an ONNX file: external data mapped, versions, inputs and outputs."""
+"""Loading of an ONNX file: memory-mapped external data, opset versions, inferred shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Source: TypeAlias = "str | Path | onnx.ModelProto"
 
 
 OLDEST_OPSET = 7
-# Key of a node's metadata: the opset version that it is written in, where that isn't the model's.
+# Key of a node's metadata: its opset version, if that isn't the model's.
 BODY_VERSION = "llmos.opset_version"
 
 
@@ -38,7 +38,7 @@ class LoadedModel:
 
     @property
     def versions(self) -> Mapping[str, int]:
-        """Opset version per domain; ai.onnx is ""."""
+        """Return the opset version of each domain; ai.onnx is ""."""
         imports = self.proto.opset_import
         return {domain: item.version for domain, item in zip(_domains(imports), imports, strict=True)}
 
@@ -48,7 +48,7 @@ class LoadedModel:
 
 
 def load_model(source: Source) -> LoadedModel:
-    """Parse a file (or take a ModelProto), with its shapes inferred. UserError if it is missing, damaged or too old."""
+    """Parse a file (or take a ModelProto) and infer its shapes. Raises UserError if it is missing, damaged or too old."""
     if isinstance(source, onnx.ModelProto):
         model = LoadedModel(source, Path(), source.graph.name or "model")
     else:
@@ -64,7 +64,7 @@ def load_model(source: Source) -> LoadedModel:
 
 
 def _with_distinct_opsets(model: LoadedModel) -> onnx.ModelProto:
-    """The model with one import a domain, in its functions too. Tools that merge graphs repeat equal ones; others contradict each other."""
+    """Deduplicate opset imports, also in functions: tools that merge graphs repeat them. Raises UserError for different versions."""
     lists = [model.proto.opset_import, *(function.opset_import for function in model.proto.functions)]
     if all(len(_domains(imports)) == len(set(_domains(imports))) for imports in lists):
         return model.proto
@@ -84,7 +84,7 @@ def _with_distinct_opsets(model: LoadedModel) -> onnx.ModelProto:
 
 
 def plain_domain(domain: str) -> str:
-    """A domain as the schemas have it: ai.onnx is ""."""
+    """Normalize a domain as in the schemas: ai.onnx is ""."""
     return "" if domain == "ai.onnx" else domain
 
 
@@ -101,14 +101,14 @@ def _check_opset(model: LoadedModel) -> None:
 
 
 def _upgraded(model: LoadedModel) -> LoadedModel:
-    """A model of an opset before 7 in opset 7, which broadcasts as numpy does, by ONNX's own converter."""
+    """Convert a model of an opset before 7 to opset 7, which has numpy broadcasting, by ONNX's converter."""
     version = model.versions.get("", OLDEST_OPSET)
     if version >= OLDEST_OPSET:
         return model
     try:
         proto = onnx.version_converter.convert_version(model.proto, OLDEST_OPSET)
         for node in proto.graph.node:
-            if node.op_type == "PRelu":  # the converter leaves its slope of one number a channel as it is
+            if node.op_type == "PRelu":  # the converter doesn't adapt its slope of one number a channel
                 node.metadata_props.add(key=BODY_VERSION, value=str(version))
         return replace(model, proto=proto)
     except Exception as error:
@@ -118,7 +118,7 @@ def _upgraded(model: LoadedModel) -> LoadedModel:
 
 
 def read_tensor(folder: Path, tensor: TensorProto) -> np.ndarray:
-    """The array of a TensorProto, mapped copy-on-write if its data stands in another file. Raises UserError where there is no such data."""
+    """Return the array of a TensorProto, mapped copy-on-write if its data is external. Raises UserError if the data is missing."""
     if any(dim < 0 for dim in tensor.dims):
         raise UserError(f"the weight '{tensor.name}' has the sizes {list(tensor.dims)}: the model is damaged, save it again.")
     try:
@@ -156,7 +156,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With inferred shapes where inference works; it only serves function bodies that depend on types, so it may fail."""
+    """Add inferred shapes if inference works; only type-dependent function bodies need them, so failure is allowed."""
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:

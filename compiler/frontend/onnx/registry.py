@@ -1,17 +1,17 @@
-"""How an ONNX op becomes a torch function: `@op` tags a plain function, its signature says what it takes.
+"""Registry of ONNX ops as torch functions: `@op` registers a plain function, whose signature declares its inputs.
 
 Positional parameters are the node's inputs and keyword-only ones its attributes, by ONNX's names; a default makes one optional.
-The annotation of an input says in which form the function wants it:
+The annotation of an input declares its form:
 
-    torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (the value must be known before any kernel runs)
-    Sizes         as Ints; what is not known is read from data, and sizes follow from it
-    Operand       a tensor, or a      Floats  a tuple of floats, known likewise
-                  Python number       Array   a Host value         Value   whatever there is
+    torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (a compile-time value)
+    Sizes         as Ints, but a runtime value is read from data and determines sizes
+    Operand       a tensor, or a      Floats  a tuple of floats, a compile-time value
+                  Python number       Array   a Host value         Value   any form
     AnyTensor     a tensor, of a coded type too (coded.py)
-    Numbers       a tuple of Python numbers of the input's own kind, known likewise
-    Known         a Host value or None; the function itself says what is wrong with anything else
+    Numbers       a tuple of Python numbers of the input's type, a compile-time value
+    Known         a Host value or None; the function itself reports anything else
 
-A node with an attribute that the function doesn't name is refused: an attribute ignored is a wrong number.
+A node with an attribute that the function doesn't take is rejected, because ignoring it would give wrong results.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class OpKey:
 
 @dataclass(frozen=True)
 class OpFunction:
-    """A torch (or, `on_host`, a numpy) function for an op, with what its signature says."""
+    """A torch (or, `on_host`, numpy) function for an op, with its parsed signature."""
 
     key: OpKey
     call: Callable[..., Any]
@@ -87,7 +87,7 @@ class OpFunction:
     wants_num_outputs: bool
 
     def kind_of(self, index: int) -> Kind | None:
-        """The form of the input at `index`; None when there is no such input."""
+        """Return the form of the input at `index`, or None if there is no such input."""
         if index < len(self.inputs):
             return self.inputs[index]
         return self.variadic
@@ -97,7 +97,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def op(*names: str, since: int = 1, domain: str = "", on_host: bool = False) -> Callable[[F], F]:
-    """Tag a function as the meaning of ONNX ops from opset version `since` on. `on_host`: used when no input is a tensor."""
+    """Register a function for ONNX ops from opset version `since` on. `on_host`: used if no input is a tensor."""
 
     def tag(function: F) -> F:
         keys = getattr(function, "onnx_keys", ())
@@ -108,7 +108,7 @@ def op(*names: str, since: int = 1, domain: str = "", on_host: bool = False) -> 
 
 
 def unary(name: str, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """An op of one tensor and no attributes that torch has as it is."""
+    """Register an op of one tensor without attributes that equals a torch function."""
 
     @op(name)
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -118,13 +118,13 @@ def unary(name: str, call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[.
 
 
 def find(name: str, version: int, domain: str = "", on_host: bool = False) -> OpFunction | None:
-    """The function for an op in a model that imports `version` of `domain`, or None."""
+    """Return the function for an op in a model that imports `version` of `domain`, or None."""
     candidates = [f for f in _registry().get((name, domain, on_host), ()) if f.key.since <= version]
     return max(candidates, key=lambda f: f.key.since, default=None)
 
 
 def supported_ops() -> frozenset[str]:
-    """Names of the ai.onnx ops that have a torch function."""
+    """Return the names of the ai.onnx ops that have a torch function."""
     return frozenset(name for name, domain, on_host in _registry() if domain == "" and not on_host)
 
 
@@ -145,7 +145,7 @@ def _registry() -> Mapping[tuple[str, str, bool], tuple[OpFunction, ...]]:
 
 
 def _functions(values: Any) -> list[Any]:
-    """Tagged functions among a module's globals and in the tuples there (tables of simple ops)."""
+    """Return the registered functions among a module's globals and in its tuples (tables of simple ops)."""
     functions: list[Any] = []
     for value in values:
         if isinstance(value, tuple):

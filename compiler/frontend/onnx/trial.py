@@ -1,4 +1,4 @@
-"""A run of a module in eager torch to see whether it takes inputs of some sizes."""
+"""A trial run of a module in eager torch, which tests whether it accepts inputs of given sizes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ZerosForMissingKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Ops that eager torch lacks for a type, such as a maximum of uint32, give zeros of the right shape and type.
+    """Makes ops that eager torch lacks for a dtype, such as a maximum of uint32, return zeros of the right shape and dtype.
 
-    So does a division of integers whose made-up divisors hold a zero. The compiler has kernels for both. Zeros are good enough where only
-    sizes count, never for a reference's numbers.
+    So does an integer division whose random divisors contain a zero. The compiler supports both. Zeros suffice if only sizes matter, but
+    not for reference outputs.
     """
 
     def __torch_dispatch__(

@@ -1,4 +1,4 @@
-"""What every graph must hold before anything is made of it: each value is made once, and before it is read (ONNX IR specification)."""
+"""Validation of graphs: each value is defined once, and before its use (ONNX IR specification)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmos.runtime.errors import UserError
 
 
 def check_model(proto: ModelProto) -> None:
-    """The main graph and the bodies of the model's functions, as `check_graph`."""
+    """Check the main graph and the bodies of the model's functions by `check_graph`."""
     check_graph(proto.graph)
     for function in proto.functions:
         inputs, outputs = ([ValueInfoProto(name=name) for name in names] for names in (function.input, function.output))
@@ -18,7 +18,7 @@ def check_model(proto: ModelProto) -> None:
 
 
 def check_graph(graph: GraphProto, outer: Collection[str] = ()) -> None:
-    """Raises UserError that names the node or value at fault. `outer`: values of the graphs around, which a branch or body may read."""
+    """Raise UserError that names the invalid node or value. `outer`: values of the enclosing graphs, which a branch or body may read."""
     inputs, weights = [each.name for each in graph.input], [each.name for each in graph.initializer]
     _check_unique("inputs", inputs)
     _check_unique("initializers", weights)

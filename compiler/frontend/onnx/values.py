@@ -1,4 +1,4 @@
-"""What flows along an edge of an ONNX graph while it runs: a tensor, a host value, or a sequence of them."""
+"""Values on the edges of an ONNX graph during execution: a tensor, a host value, or a sequence of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Value: TypeAlias = torch.Tensor | Coded | Host | list[Any] | None
 
 
 def host(array: Any, dtype: Any = None) -> Host:
-    """A host value of what numpy makes of `array`; objects that are all plain numbers become a numeric array again."""
+    """Make a host value from anything numpy accepts; object arrays of plain numbers become numeric."""
     array = np.asarray(array)
     wanted = np.dtype(dtype) if dtype is not None else np.dtype(np.int64) if array.dtype == object else array.dtype
     is_plain = array.dtype != object or all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat)
@@ -42,7 +42,7 @@ def host(array: Any, dtype: Any = None) -> Host:
 
 
 def sizes(values: Any) -> Host:
-    """A rank-1 int64 host value of dims, which may be symbolic."""
+    """Make a rank-1 int64 host value of dims, which may be symbolic."""
     values = list(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -50,6 +50,6 @@ def sizes(values: Any) -> Host:
 
 
 def scalar_of(value: Host) -> Any:
-    """The only element of a host value, as a Python number or a symbol."""
+    """Return the only element of a host value, as a Python number or a symbol."""
     item = value.array.reshape(-1)[0]
     return item.item() if isinstance(item, np.generic) else item

@@ -1,4 +1,4 @@
-"""Which node makes a dynamic dimension static, or narrows its range, while a graph is traced."""
+"""Detection of the nodes that make a dynamic dimension static, or narrow its range, during tracing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmos.compiler.frontend.onnx.graph import Node
 
 
 class DimensionWatch:
-    """`nodes`: the last node that changed what is known of dimension (input, axis)."""
+    """`nodes`: the last node that changed the range of dimension (input, axis)."""
 
     def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
         self.nodes: dict[tuple[int, int], str] = {}
@@ -20,7 +20,7 @@ class DimensionWatch:
         self._known = {place: _known_of(size) for place, size in self._sizes.items()}
 
     def after(self, node: Node) -> None:
-        """To be called after each node."""
+        """Record changes; call it after each node."""
         for place, size in self._sizes.items():
             known = _known_of(size)
             if known != self._known[place]:
