@@ -28,7 +28,7 @@ from llmos.runtime.errors import BudgetError, UserError
 # Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
 FLOAT32_BUDGET, HALF_BUDGET, QUANTIZED_BUDGET = 1e-4, 2e-2, 5e-2
 _ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
-HALF_DIFFERING = 0.25  # integers behind rounded numbers, such as an argmax, may tip over
+HALF_DIFFERING = 0.25  # integers computed from rounded numbers, such as an argmax, may change
 
 
 def budget_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Budget:
@@ -70,7 +70,7 @@ class Proof:
     entry: str = "main"
 
     def certificate(self, compiled: CompiledModel) -> Certificate:
-        """Runs every code variant that this machine runs. Raises BudgetError that names the worst output where one is over budget.
+        """Run every code variant that this machine supports. Raises BudgetError, naming the worst output, if one exceeds the budget.
 
         `compiled` has its weights in memory (`with_loaded_weights`).
         """

@@ -39,8 +39,8 @@ class Verdict:
     """The result of a bisection.
 
     kind: CLEAN, or where the error enters: FRONT_END, PASS (its name in `stage`), WEIGHTS (constants folded or packed at compile time),
-    KERNEL, MEMORY or OUTPUTS (no dispatch is to blame). dispatch: the dispatch or op. source: places in the model that it computes.
-    error: the largest relative error of an output there. history: that error at each stage that was looked at.
+    KERNEL, MEMORY or OUTPUTS (no dispatch is wrong). dispatch: the dispatch or op. source: its source positions in the model.
+    error: the largest relative error of an output there. history: that error at each inspected stage.
     """
 
     kind: str
@@ -67,11 +67,11 @@ class Verdict:
 
 
 def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None], cache: OpCache | None = None) -> Verdict:
-    """Compiles a model stage by stage and finds where its outputs leave the reference's. `say` is told what is being looked at.
+    """Compile a model stage by stage and find where its outputs diverge from the reference's. `say` reports progress.
 
-    `cache`: of an earlier bisection, whose ops need not be compiled again.
+    `cache`: compiled ops of an earlier bisection.
 
-    Raises UserError where the reference runs on nothing.
+    Raises UserError if the reference fails on all inputs.
     """
     proof = gather(imported, options, say)
     if not proof.recordings:
@@ -136,7 +136,7 @@ class _Bisection:
         return Verdict(PASS, step.name, name, label, source, deviations[worst].max_error)
 
     def _described(self, module: ir.Module, op: ir.Operation | None, text: str) -> tuple[str, str, tuple[str, ...]]:
-        """An op's name, label and places, which only the text with locations knows: the same op there is at the same position."""
+        """Return an op's name, label and source positions, read from the op at the same position in the text with locations."""
         if op is None:
             return "", "", ()
         position = [each.operation for each in op.block.operations].index(op)

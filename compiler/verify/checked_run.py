@@ -42,7 +42,7 @@ class Observed:
 
 @dataclass
 class Shadow:
-    """Runs the entry of one code variant once; `observed` holds a record for each dispatch after that."""
+    """Runs the entry of one code variant once; `observed` then holds a record for each dispatch."""
 
     main: ir.Operation
     trace: Trace  # of the planned module on the same inputs

@@ -61,7 +61,7 @@ def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
 
 
 def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:
-    """Runs an artifact's code beside the interpreter on one set of inputs. `imported` is its source, as it comes from the front end.
+    """Compare an artifact's code with the interpreter on one set of inputs. `imported` is its source after the front end.
 
     Raises UserError if this compiler didn't make the artifact from that source.
     """

@@ -22,7 +22,7 @@ from llmos.passes import Pass, PassContext, PassRun, PipelineOptions, run_pipeli
 
 @dataclass(frozen=True)
 class Stage:
-    """A module as text (with the places in the model's source that its ops carry), and the pass that made it; None for the import."""
+    """A module as text (with its ops' source locations), and the pass that produced it; None for the import."""
 
     text: str
     made_by: Pass | None
@@ -93,7 +93,7 @@ class Runner:
         return Interpreter(module, self.cache).folded(self.weights)
 
     def repeated(self, before: Stage, step: Pass, context: PassContext) -> tuple[ir.Module, ir.Module]:
-        """The module before a pass, and after it once more, each op with its place in the text before as its location."""
+        """Rerun a pass; return the modules before and after it, in which an op's location is its position in the text before."""
         with self.context:
             plain = str(self.module(before.text))
         first, second = self.module(plain), self.module(plain)

@@ -20,7 +20,7 @@ _OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def _floor_mul_f32(n: int, p: int, q: int) -> int:
-    """With n, the quotient and the product rounded to float32."""
+    """Return floor(n * (p / q)) with n, the quotient and the product rounded to float32."""
     return math.floor(_f32(_f32(n) * _f32(p / q)))
 
 
@@ -37,7 +37,7 @@ _FUNCTIONS: Mapping[str, Callable[..., int]] = {
 
 
 def evaluate(dim: int | str, sizes: Mapping[str, int]) -> int:
-    """The size that a dim has. Raises InputError where it names no symbol, divides by zero, or is no expression of sizes."""
+    """Evaluate a dim. Raises InputError for an unknown symbol, a division by zero, or an invalid expression."""
     if isinstance(dim, int):
         return dim
     if dim in sizes:

@@ -1,4 +1,4 @@
-"""What the parts of a manifest must agree on."""
+"""Consistency checks between the parts of a manifest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a device is to the rest of the runtime: where tensors lie, and what loads and runs an artifact's code.
+"""The device interface: memory for tensors, and loading and running of an artifact's code.
 
-`cpu` is the one that runs models. `null` runs nothing and counts, so that what stands above a device can be tested without one.
+`cpu` runs models. `null` runs nothing and counts calls, which tests the layers above a device without one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a device runs a code variant, and why not: `missing` is empty where it does."""
+    """Whether a device runs a code variant: `missing` names the missing features, empty if it does."""
 
     code: CodeSpec
     missing: tuple[str, ...]
@@ -34,7 +34,7 @@ class Verdict:
 
 
 class Buffer(Protocol):
-    """Memory of a device; it is given back when nothing refers to it any more."""
+    """Memory of a device, freed with its last reference."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -46,8 +46,8 @@ class Module(Protocol):
     """An artifact's code, loaded on a device.
 
     shapes(entry, inputs, num_inputs, dims) checks the inputs, addresses of DLTensors, and writes the outputs' dims; run(entry, inputs,
-    num_inputs, outputs, num_outputs, flags, profile) fills the outputs. Both give 0 or an error code of llmos.h, of which `error` makes
-    the exception. They may be called from many threads at once.
+    num_inputs, outputs, num_outputs, flags, profile) fills the outputs. Both return 0 or an error code of llmos.h, which `error` converts
+    to an exception. Both are thread-safe.
     """
 
     @property
@@ -58,31 +58,31 @@ class Module(Protocol):
     def run(self) -> Callable[[int, Any, int, Any, int, int, int | None], int]: ...
     def error(self, code: int) -> LlmosError: ...
     def check(self) -> None:
-        """When no run is under way: raises ExecutionError where one wrote past its memory."""
+        """When no run is active: raise ExecutionError if one wrote past its memory."""
 
 
 class Device(Protocol):
-    """Allocation and copies come in the order of the calls; `synchronize` waits for all before it."""
+    """Allocations and copies run in call order; `synchronize` waits for all earlier ones."""
 
     @property
     def name(self) -> str: ...
     def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
-        """One verdict per code variant, best first; at most one is chosen."""
+        """Return one verdict for each code variant, best first; at most one is chosen."""
 
     def load(self, artifact: Artifact, target: str | None = None) -> Module:
-        """The best variant, or that of a name. Raises ArtifactError where there is none for this device."""
+        """Load the best variant, or the one named `target`. Raises ArtifactError if there is none for this device."""
 
     def allocate(self, num_bytes: int) -> Buffer:
-        """Memory that is not cleared. Raises ExecutionError where there is not enough."""
+        """Allocate uninitialized memory. Raises ExecutionError if there is not enough."""
 
     def copy(self, target: Buffer, source: Buffer) -> None:
-        """All of `source`, to the start of `target`. Raises InputError where it doesn't fit."""
+        """Copy all of `source` to the start of `target`. Raises InputError if it doesn't fit."""
 
     def synchronize(self) -> None: ...
 
 
 def choose(name: str, verdicts: tuple[Verdict, ...], machine: str, target: str | None = None) -> int:
-    """The index of the variant to load: the chosen one, or that of a name. Raises ArtifactError, with `name` of the artifact, for none."""
+    """Return the index of the variant to load: the chosen one, or the one named `target`. Raises ArtifactError if there is none."""
     for index, verdict in enumerate(verdicts):
         if verdict.chosen if target is None else verdict.code.target == target and not verdict.missing:
             return index

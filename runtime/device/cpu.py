@@ -1,4 +1,4 @@
-"""The processor that this process runs on. Which code variant of an artifact it takes, the C core decides."""
+"""The host processor. The C core decides which code variant of an artifact it runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CpuModule:
     """Code in the C core; see device.base.Module."""
 
     def __init__(self, handle: Handle, target: str) -> None:
-        self._handle = handle  # open as long as this is
+        self._handle = handle  # kept open by this reference
         self.target = target
         self.shapes = functools.partial(core().shapes, handle.value)
         self.run = functools.partial(core().run, handle.value)
@@ -60,7 +60,7 @@ class CpuModule:
 
 
 class CpuBuffer:
-    """Memory of the process, at a multiple of 64 bytes."""
+    """Process memory aligned to 64 bytes."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
@@ -73,7 +73,7 @@ class CpuBuffer:
 
 
 class CpuDevice:
-    """See device.base.Device. Nothing here is put off, so there is nothing to wait for."""
+    """See device.base.Device. All operations are synchronous."""
 
     name = "cpu"
 

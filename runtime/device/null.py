@@ -1,4 +1,4 @@
-"""A device that runs nothing: it checks sizes, gives outputs of zeros, and counts. What stands above a device is tested with it."""
+"""A device that runs nothing: it checks sizes, returns zeros, and counts calls, to test the layers above a device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from llmos.runtime.native.abi import ERROR_INPUT, OK, TENSOR_DATA, TENSOR_NDIM, 
 class NullDevice:
     """See device.base.Device.
 
-    runs: calls of each entry. launches: what they would have launched, by the kernels' names. num_allocations, allocated_bytes,
-    num_copies, num_synchronizations: of all that was asked for so far. Buffers are memory of the process.
+    runs: calls of each entry. launches: would-be launches by kernel name. num_allocations, allocated_bytes, num_copies,
+    num_synchronizations: totals so far. Buffers are process memory.
     """
 
     name = "null"
@@ -35,7 +35,7 @@ class NullDevice:
         self.num_allocations = self.allocated_bytes = self.num_copies = self.num_synchronizations = 0
 
     def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
-        """It takes any code, since it runs none."""
+        """Accept any code variant, since none is run."""
         return tuple(Verdict(code, (), index == 0) for index, code in enumerate(artifact.manifest.code))
 
     def load(self, artifact: Artifact, target: str | None = None) -> NullModule:
@@ -65,7 +65,7 @@ class NullModule:
     _problem: str = ""
 
     def shapes(self, entry: int, inputs: Any, num_inputs: int, dims: Any) -> int:
-        """Sizes by the manifest; of what data decides, the bounds."""
+        """Compute output sizes from the manifest; data-dependent sizes get their bounds."""
         spec = self.manifest.entries[entry]
         try:
             sizes = self._sizes(spec, [int(inputs[position]) for position in range(num_inputs)])
@@ -77,7 +77,7 @@ class NullModule:
         return OK
 
     def run(self, entry: int, inputs: Any, num_inputs: int, outputs: Any, num_outputs: int, flags: int, profile: int | None) -> int:
-        """Writes zeros; inputs that a call updates stay as they are."""
+        """Write zeros; updated inputs are left unchanged."""
         spec = self.manifest.entries[entry]
         for position, tensor in enumerate(spec.outputs):
             address = int(outputs[position])
@@ -96,11 +96,11 @@ class NullModule:
         pass
 
     def _is_of(self, kernel: str, entry: str) -> bool:
-        """Kernels of several entries begin with their names."""
+        """Whether a kernel belongs to an entry; with several entries, kernel names start with the entry's name."""
         return len(self.manifest.entries) == 1 or kernel.startswith(f"{entry}.")
 
     def _sizes(self, spec: EntrySpec, inputs: list[int]) -> Mapping[str, int]:
-        """Of all symbols in a call, as the C core finds them."""
+        """Return the sizes of all symbols in a call, as the C core does. Raises InputError for a wrong rank or size."""
         ranges = {symbol.name: symbol for symbol in self.manifest.symbols}
         sizes = {name: symbol.min for name, symbol in ranges.items()}
         shapes = [(tensor, _shape(address)) for tensor, address in zip(spec.inputs, inputs, strict=True)]
@@ -116,7 +116,7 @@ class NullModule:
 
 
 def _shape(tensor: int) -> tuple[int, ...]:
-    """Of the DLTensor at an address."""
+    """Return the shape of the DLTensor at an address."""
     ndim = c_int32.from_address(tensor + TENSOR_NDIM).value
     sizes = c_void_p.from_address(tensor + TENSOR_SHAPE).value
     return tuple((c_int64 * ndim).from_address(sizes)) if sizes and ndim else ()

@@ -108,13 +108,13 @@ class Core:
         return self._view(artifact, self._weight, index)
 
     def missing(self, artifact: Handle, code: int) -> tuple[str, ...]:
-        """What this machine lacks to run a code variant; empty where it runs."""
+        """Return the features that this machine lacks to run a code variant; empty if it runs."""
         text = ctypes.create_string_buffer(4096)
         count = self._artifact_missing(artifact.value, code, text, len(text))
         return tuple(text.value.decode().split(", ")) if count else ()
 
     def chosen_code(self, artifact: Handle) -> int:
-        """The index of the first code variant that this machine runs, or -1."""
+        """Return the index of the first code variant that this machine runs, or -1."""
         return int(self._artifact_choose(artifact.value))
 
     def open_program(self, artifact: Handle, code: int) -> Handle:

@@ -26,7 +26,7 @@ _ORT_EXACT_INT8 = ("session.x64quantprecision", "1")
 
 @dataclass(frozen=True)
 class OnnxReference:
-    """Runs the unchanged ONNX model: inputs in order in, outputs in order out. `bound` are inputs fixed at the import."""
+    """Runs the unmodified ONNX model: takes inputs and returns outputs in order. `bound` are inputs fixed at import."""
 
     model: LoadedModel
     inputs: tuple[InputSpec, ...]

@@ -1,1 +1,1 @@
-"""How each aten op becomes linalg: functions `(builder, result, *args)` over `Tensor`s, and the table that names them (table.py)."""
+"""Lowerings of aten ops to linalg: functions `(builder, result, *args)` over `Tensor`s, and their table (table.py)."""

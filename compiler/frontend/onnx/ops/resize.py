@@ -235,7 +235,7 @@ def _resize_axis(x: torch.Tensor, axis: int, line: _Line) -> torch.Tensor:
 
 
 def _made(line: _Line, function: Any) -> Any:
-    """What a function makes of a line: computed now, outside of any tracing, where all sizes are known."""
+    """Apply a function to a line; if all sizes are static, compute it now, outside of tracing."""
     if not line.is_static:
         return function(line)
     with _disable_current_modes():
