@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, dims_of, is_fill
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.shapes import DYNAMIC, reassociation
+from llmos.compiler.ir.shapes import reassociation
 
 Channels: TypeAlias = tuple[int, ...]  # axes in order; () where there are none
 Order: TypeAlias = tuple[int, ...]  # storage axis i holds axis order[i]
@@ -149,7 +149,3 @@ def moves_nothing(kind: ir.RankedTensorType, order: Order) -> bool:
     """Whether the storage order differs in axes of size 1 alone."""
     real = [axis for axis in order if kind.shape[axis] != 1]
     return real == sorted(real)
-
-
-def static_or(size: int, otherwise: int) -> int:
-    return otherwise if size == DYNAMIC or size < 0 else size

@@ -143,7 +143,7 @@ class Evaluator(Guards):
 
     def _pad(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         """The source where it lies, the padding value around it."""
-        shapes, _b = self.dispatch.shapes, self.b
+        shapes = self.dispatch.shapes
         low, _ = pad_parameters(shapes, op)
         source = shapes.shape(op.operands[0])
         outer = shapes.shape(op.results[0])
@@ -181,7 +181,7 @@ class Evaluator(Guards):
     def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:
         loop = self.invert(generic.output_map(tensor), coords)
         arguments = self._arguments(generic, loop, list(range(len(generic.op.operands))))
-        return self.body(generic, arguments, loop)[ir.OpResult(tensor).result_number]
+        return self.run_block(generic.body, arguments, loop)[ir.OpResult(tensor).result_number]
 
     def _arguments(self, generic: Generic, loop: Sequence[Coord], wanted: Sequence[int]) -> dict[Value, Value]:
         """Block arguments of the body; those that the body doesn't use are not evaluated."""
@@ -196,16 +196,12 @@ class Evaluator(Guards):
                 arguments[argument] = self.scalar(operand)
         return arguments
 
-    def body(self, generic: Generic, arguments: dict[Value, Value], loop: Sequence[Coord]) -> list[Value]:
-        """Emit a body; the yielded values."""
-        return self.run_block(generic.body, arguments, loop)
-
     def run_block(self, block: ir.Block, arguments: dict[Value, Value], loop: Sequence[Coord] = ()) -> list[Value]:
         """Emit the ops of a region's block; the yielded values."""
         values: dict[Value, Coord] = dict(arguments)
         for op in block.operations:
             if op.name in ("linalg.yield", "tm_tensor.yield"):
-                return [self._plain(self.operand(operand, values)) for operand in op.operands]
+                return [self.lanes_of(self.operand(operand, values)) for operand in op.operands]
             self.body_op(op.operation, values, loop)
         raise AssertionError("a body without a yield")
 
@@ -214,9 +210,6 @@ class Evaluator(Guards):
         if operand not in values:
             values[operand] = self.scalar(operand)
         return values[operand]
-
-    def _plain(self, coord: Coord) -> Value:
-        return self.lanes_of(coord)
 
     def body_op(self, op: ir.Operation, values: dict[Value, Coord], loop: Sequence[Coord]) -> None:
         """Emit one op of a body; its result joins `values`."""
@@ -235,7 +228,7 @@ class Evaluator(Guards):
         elif op.name in ("arith.addi", "arith.subi", "arith.muli") and isinstance(op.results[0].type, ir.IndexType):
             values[op.results[0]] = self._index_arithmetic(op.name, operands)
         else:
-            values[op.results[0]] = self._clone(op, [self._plain(operand) for operand in operands])
+            values[op.results[0]] = self._clone(op, [self.lanes_of(operand) for operand in operands])
 
     def _index_arithmetic(self, name: str, operands: Sequence[Coord]) -> Coord:
         a, b = operands
@@ -363,7 +356,7 @@ class Evaluator(Guards):
         """One step of a reduction: new accumulators from the old at a loop point, both as `carried` gives them."""
         if (product := _added_product(generic)) is not None:
             values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
-            left, right = (self._plain(self._needed(factor, generic, values, loop)) for factor in product.operands)
+            left, right = (self.lanes_of(self._needed(factor, generic, values, loop)) for factor in product.operands)
             if is_vector(carried[0]):
                 left, right = (self.b.splat(factor, carried[0].type.shape[0]) for factor in (left, right))
             return [self.b.fma(left, right, carried[0])]
@@ -371,13 +364,13 @@ class Evaluator(Guards):
         for value, argument in zip(carried, list(generic.body.arguments)[generic.num_inputs :], strict=True):
             kind = self.b.vec(argument.type, value.type.shape[0]) if is_vector(value) else argument.type
             arguments[argument] = self.uncarried(value, kind)
-        made = [self.carried(value) for value in self.body(generic, arguments, loop)]
+        made = [self.carried(value) for value in self.run_block(generic.body, arguments, loop)]
         return [self.b.splat(new, old.type.shape[0]) if is_vector(old) else new for new, old in zip(made, carried, strict=True)]
 
     def contribution(self, generic: Generic, combiner: Combiner, loop: Sequence[Coord]) -> Value:
         """f(inputs) of a simple reduction at a loop point."""
         values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
-        return self._plain(self._needed(combiner.value, generic, values, loop))
+        return self.lanes_of(self._needed(combiner.value, generic, values, loop))
 
     def _needed(self, value: Value, generic: Generic, values: dict[Value, Coord], loop: Sequence[Coord]) -> Coord:
         if value in values:

@@ -143,10 +143,6 @@ def _is_implied(relation: sympy.Rel, sizes: Sizes, left: Dim, right: Dim) -> boo
     }[type(relation)]
 
 
-def _is_readable(side: Dim) -> bool:
-    return isinstance(side, int) or all(isinstance(each, _READABLE) for each in sympy.preorder_traversal(side))
-
-
 def _text(side: Dim) -> str:
     return str(side) if isinstance(side, int) else str(PythonPrinter().doprint(side))
 
