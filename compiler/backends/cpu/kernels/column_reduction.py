@@ -18,7 +18,7 @@ import sympy
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill, is_identity, reaches
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
-from llmos.compiler.backends.cpu.kernels.padding import PaddedAxis, padding_of
+from llmos.compiler.backends.cpu.kernels.padding import PaddedAxis, Padding, padding_of
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -113,9 +113,9 @@ class ColumnsEmitter:
     """Emits one dispatch, or the part of one that such a reduction is."""
 
     def __init__(self, plan: Columns, shape: TileShape) -> None:
-        self.plan, self.root, self.sizes = plan, plan.root, plan.sizes
+        self.plan, self.sizes = plan, plan.sizes
         self.padding = padding_of(plan.dispatch, plan.root, plan.lane)
-        self.blocks = block_level(plan.dispatch.table, [self.sizes[d] for d in self.root.reduction_dims])
+        self.blocks = block_level(plan.dispatch.table, [self.sizes[d] for d in plan.root.reduction_dims])
         self.registers = 8 * LANES if shape.lanes >= 16 else 4 * LANES  # lanes in all that are accumulated at once
 
     def emit(self, module: ir.Module) -> Launch:
@@ -140,9 +140,33 @@ class ColumnsEmitter:
 
         `outer`: coordinates of the outer dims; `low`: the first of up to `count` lanes, a multiple of `count`, itself one of a vector.
         """
-        self.frame, b, ev = frame, frame.b, frame.evaluator
-        self.point: dict[int, Coord] = dict(zip(self.plan.outer, outer, strict=True))
-        self.accumulators = min(8, self.registers // b.lanes)
+        point = dict(zip(self.plan.outer, outer, strict=True))
+        accumulators = min(8, self.registers // frame.b.lanes)
+        _PixelsEmitter(self.plan, self.padding, self.blocks, frame, point, accumulators).emit(pixels, low, count)
+
+
+@dataclass(frozen=True)
+class _PixelsEmitter:
+    """Emits some pixels. `blocks`: `block_level` of the sums; `point`: coordinates of the outer dims; `accumulators`: vectors at once."""
+
+    plan: Columns
+    padding: Padding | None
+    blocks: tuple[int, int] | None
+    frame: Frame
+    point: dict[int, Coord]
+    accumulators: int
+
+    @property
+    def root(self) -> Generic:
+        return self.plan.root
+
+    @property
+    def sizes(self) -> tuple[Expr, ...]:
+        return self.plan.sizes
+
+    def emit(self, pixels: tuple[Value, Value] | None, low: Value, count: int) -> None:
+        """As `ColumnsEmitter.pixels`."""
+        b, ev = self.frame.b, self.frame.evaluator
         high = b.minimum(b.add(low, b.index(count)), ev.sizes(self.sizes[self.plan.lane]))
         vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4, count)
         together = 1 if self.plan.pixel is None else self.accumulators // vectors

@@ -23,9 +23,10 @@ from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.sizes import Expr
 
 
 def emit_elementwise(module: ir.Module, dispatch: Dispatch, shape: TileShape) -> Launch:
@@ -40,7 +41,7 @@ def emit_elementwise(module: ir.Module, dispatch: Dispatch, shape: TileShape) ->
     groups = group_dims(accesses_of(plan), plan.sizes, range(plan.rank))
     turned = _turned_group(plan, groups)
     if turned is not None:
-        return _Turned(plan, groups, turned).emit(module)
+        return _emit_transposed(module, plan, groups, turned)
     return _emit_walk(module, Walk(plan, groups))
 
 
@@ -75,40 +76,48 @@ def _turned_group(plan: RowPlan, groups: Sequence[Sequence[int]]) -> int | None:
 BLOCKS = 16  # blocks of one tile along what is read in order
 
 
-@dataclass
-class _Turned:
-    """Lanes along group `along`; results are turned round, 16 by 16, to be written along the last group."""
+def _emit_transposed(module: ir.Module, plan: RowPlan, groups: list[list[int]], along: int) -> Launch:
+    """Append a kernel with lanes along group `along`, whose results are transposed to be written along the last group."""
+    extents = [product([plan.sizes[dim] for dim in group]) for group in groups]
+    read, written = extents[along], extents[-1]
+    others = [i for i in range(len(groups) - 1) if i != along]
+    outer = [extents[i] for i in others]
+    with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
+        b, size, lanes = frame.b, frame.evaluator.sizes, frame.b.lanes
+        chunks, strips = ceil_div(read, BLOCKS * lanes), ceil_div(written, lanes)
+        *at, chunk, strip = split_index(b, size, tile, [*outer, chunks, strips])
+        first = b.mul(strip, b.index(lanes))
+        low = b.mul(chunk, b.index(BLOCKS * lanes))
+        high = b.minimum(b.add(low, b.index(BLOCKS * lanes)), size(read))
+        count = int(written) if written.is_Integer and written < lanes else None
+        _Transposed(plan, groups, along, frame, dict(zip(others, at, strict=True)), count).emit(low, high, first, written)
+    return Launch(sympy.expand(product(outer) * chunks * strips))
+
+
+@dataclass(frozen=True)
+class _Transposed:
+    """Emits one tile: 16 neighbors along the last group, or `count` where there are no more. `outer`: the other groups' coordinates."""
 
     plan: RowPlan
     groups: list[list[int]]
     along: int
+    frame: Frame
+    outer: dict[int, Coord]
+    count: int | None
 
-    def emit(self, module: ir.Module) -> Launch:
-        extents = [product([self.plan.sizes[dim] for dim in group]) for group in self.groups]
-        read, written = extents[self.along], extents[-1]
-        self.others = [i for i in range(len(self.groups) - 1) if i != self.along]
-        outer = [extents[i] for i in self.others]
-        with kernel(module, self.plan.dispatch) as frame, frame.tiles() as tile:
-            self.frame, b, size = frame, frame.b, frame.evaluator.sizes
-            lanes = b.lanes
-            chunks, strips = ceil_div(read, BLOCKS * lanes), ceil_div(written, lanes)
-            *at, chunk, strip = split_index(b, size, tile, [*outer, chunks, strips])
-            self.outer: dict[int, Coord] = dict(zip(self.others, at, strict=True))
-            first = b.mul(strip, b.index(lanes))
-            low = b.mul(chunk, b.index(BLOCKS * lanes))
-            high = b.minimum(b.add(low, b.index(BLOCKS * lanes)), size(read))
-            self.count = int(written) if written.is_Integer and written < lanes else None
-            whole = b.add(first, b.index(lanes))
-            if written.is_Integer and int(written) % lanes == 0:
+    def emit(self, low: Value, high: Value, first: Value, written: Expr) -> None:
+        """[low, high) of what is read by the elements from `first` on of the `written` ones."""
+        b, ev = self.frame.b, self.frame.evaluator
+        whole = b.add(first, b.index(b.lanes))
+        if written.is_Integer and int(written) % b.lanes == 0:
+            self._strip(low, high, first, None)
+        elif self.count is not None:
+            self._strip(low, high, first, b.index(self.count))
+        else:
+            with b.when(b.compare("sle", whole, ev.sizes(written))), ev.scope():
                 self._strip(low, high, first, None)
-            elif self.count is not None:
-                self._strip(low, high, first, b.index(self.count))
-            else:
-                with b.when(b.compare("sle", whole, size(written))), frame.evaluator.scope():
-                    self._strip(low, high, first, None)
-                with b.when(b.compare("sgt", whole, size(written))), frame.evaluator.scope():
-                    self._strip(low, high, first, b.sub(size(written), first))
-        return Launch(sympy.expand(product(outer) * chunks * strips))
+            with b.when(b.compare("sgt", whole, ev.sizes(written))), ev.scope():
+                self._strip(low, high, first, b.sub(ev.sizes(written), first))
 
     def _strip(self, low: Value, high: Value, first: Value, count: Value | None) -> None:
         """16 neighbours along the last group (`count`, if fewer) by [low, high) of what is read."""
