@@ -8,13 +8,13 @@ from typing import TypeAlias
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, dims_of, is_fill
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.ops import RESHAPES
 from llmos.compiler.ir.shapes import reassociation
 
 Channels: TypeAlias = tuple[int, ...]  # axes in order; () where there are none
 Order: TypeAlias = tuple[int, ...]  # storage axis i holds axis order[i]
 
 SAME_AXES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice", "tensor.cast"})
-RESHAPES = frozenset({"tensor.expand_shape", "tensor.collapse_shape"})
 
 
 def channels_last(channels: Channels, rank: int) -> Order:

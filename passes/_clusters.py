@@ -22,6 +22,7 @@ from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.analysis.windows import sliding_over
 from llmos.compiler.ir.attributes import COMPUTES, STACK
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.sizes import Shape
 from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
 from llmos.passes._sorts import sort_clusters, take_producer
@@ -495,7 +496,7 @@ def _materialised(graph: Graph) -> list[Cluster]:
     """Dispatches for free and lazy values that somebody needs in memory: the return, a view, a fallback."""
     clusters: list[Cluster] = []
     for op in reversed(graph.ops):
-        reads_memory = op.name in ("func.return", "scf.yield", *_memory_readers()) or COMPUTES in op.attributes
+        reads_memory = op.name in ("func.return", "scf.yield", *VIEWS) or COMPUTES in op.attributes
         needs_memory = reads_memory or is_loop(op) or STACK in op.attributes
         if not needs_memory and not (op in graph.clusters and graph.clusters[op].kind == "fallback"):
             continue
@@ -508,13 +509,9 @@ def _materialised(graph: Graph) -> list[Cluster]:
                 or owner not in graph.position
                 or is_loop(owner)
                 or STACK in owner.attributes
-                or owner.name in _memory_readers()
+                or owner.name in VIEWS
                 or owner.name == "tensor.empty"
             ):
                 continue
             clusters.append(_seed(graph, "elementwise", [owner]))
     return clusters
-
-
-def _memory_readers() -> tuple[str, ...]:
-    return ("tensor.expand_shape", "tensor.collapse_shape", "tensor.cast")

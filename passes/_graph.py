@@ -9,13 +9,13 @@ from functools import cached_property
 from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
-from llmos.compiler.analysis.loops import VIEWS, is_loop
+from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.ir.attributes import STACK
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.ops import REMATERIALIZABLE, VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.passes._context import CostModel
 
-FREE = frozenset({"tensor.empty", "tensor.splat", "arith.constant"})
 BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
 
 
@@ -108,7 +108,7 @@ class Graph:
 
     def is_free(self, op: ir.Operation) -> bool:
         """Cloned into whatever uses it: constants, fills, empty destinations, scalars."""
-        return op.name in FREE or is_fill(op) or self.is_empty(op) or not any(is_tensor(result) for result in op.results)
+        return op.name in REMATERIALIZABLE or is_fill(op) or self.is_empty(op) or not any(is_tensor(result) for result in op.results)
 
     def is_empty(self, op: ir.Operation) -> bool:
         """An empty destination, or a view of one: its shape is all that matters."""

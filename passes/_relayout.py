@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.ops import REMATERIALIZABLE, RESHAPES
 from llmos.compiler.ir.shapes import DYNAMIC, reassociation
 from llmos.passes._channels import (
-    RESHAPES,
     SAME_AXES,
     Channels,
     Convolution,
@@ -23,7 +23,7 @@ from llmos.passes._channels import (
     moves_nothing,
     reshaped,
 )
-from llmos.passes._graph import FREE, owner_of
+from llmos.passes._graph import owner_of
 
 
 @dataclass
@@ -251,7 +251,7 @@ def _permute_reshape(op: ir.Operation, source: Order, result: Order) -> None:
 
 def _is_filled(op: ir.Operation) -> bool:
     """Whether an op gives a tensor of one value, or of none yet, that can as well be made in another order."""
-    return op.name in FREE or (is_fill(op) and owner_of(op.operands[len(op.operands) - 1]) is not None)
+    return op.name in REMATERIALIZABLE or (is_fill(op) and owner_of(op.operands[len(op.operands) - 1]) is not None)
 
 
 def _refilled(op: ir.Operation, order: Order) -> ir.Value:

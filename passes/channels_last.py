@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
+from llmos.compiler.ir.ops import RESHAPES
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._channels import (
-    RESHAPES,
     SAME_AXES,
     Channels,
     Convolution,

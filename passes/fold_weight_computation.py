@@ -11,6 +11,7 @@ from llmos.compiler.analysis.generic import is_fill, pure_source
 from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
+from llmos.compiler.ir.ops import REMATERIALIZABLE
 from llmos.passes._context import CostModel, PassContext
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
@@ -83,7 +84,7 @@ def _top(op: ir.Operation, value: ir.Value) -> ir.Operation:
 def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool:
     """Real arithmetic on a weight, not a fill, not a rearrangement, and no blow-up."""
     owner = owner_of(value)
-    if owner is None or is_fill(owner) or owner.name in ("tensor.empty", "arith.constant", "tensor.cast", "tensor.splat"):
+    if owner is None or is_fill(owner) or owner.name in REMATERIALIZABLE | {"tensor.cast"}:
         return False
     sources = _weight_sources(value, weights, set())
     if not sources:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.generic import map_elements
-from llmos.compiler.analysis.loops import VIEWS, is_loop, loops_in, root_of
+from llmos.compiler.analysis.loops import is_loop, loops_in, root_of
 from llmos.compiler.ir.attributes import ATTENTION, COUNTER, STACK, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
+from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._clusters import cluster_all

@@ -10,9 +10,9 @@ from llmos.compiler.analysis.attention import parts_of
 from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import dim_positions, pure_source
-from llmos.compiler.analysis.loops import VIEWS
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, public_functions
+from llmos.compiler.ir.ops import VIEWS
 from llmos.passes._context import PassContext
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.loops import VIEWS, is_loop, root_of
+from llmos.compiler.analysis.loops import is_loop, root_of
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.ir.attributes import DISPATCH, IN_PLACE, WITHIN, integer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, callee_of, functions_of, public_functions
+from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._context import PassContext

@@ -14,11 +14,11 @@ from functools import cached_property
 
 from llmos.compiler.ir.attributes import COUNTER, STACK
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import Expr
 
 ELSEWHERE = -(1 << 32)  # an offset that the loop determines: a slice of a scan output
-VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
 
 
 def is_loop(op: ir.Operation) -> bool:

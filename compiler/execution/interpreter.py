@@ -16,11 +16,12 @@ from llmos.compiler.execution.reference import CompiledFunctions, Result, elemen
 from llmos.compiler.ir.attributes import strip
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, EntryFunc, callee_of, functions_of
+from llmos.compiler.ir.ops import REMATERIALIZABLE
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.bfloat16 import to_bfloat16
 
 # Cloned into their users, since they compute no tensors.
-_FREE = frozenset({"tensor.empty", "linalg.fill", "arith.constant", "tensor.splat"})
+_FREE = REMATERIALIZABLE | {"linalg.fill"}
 _NAME = "reference_op"
 FOLD = "fold"  # the function of compile-time computations: its results are weights by name
 

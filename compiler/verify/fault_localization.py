@@ -16,11 +16,11 @@ import numpy as np
 from llmos.compiler.execution.interpreter import Step, Trace
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import callee_of, is_public
+from llmos.compiler.ir.ops import VIEWS
 from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.artifact.deviation import measure
 
 _PLACE = re.compile(r'"-":(\d+):(\d+)')
-_VIEWS = frozenset({"tensor.expand_shape", "tensor.collapse_shape", "tensor.cast"})
 
 
 def place(op: ir.Operation) -> str:
@@ -92,7 +92,7 @@ def _uses(value: ir.Value) -> Iterator[ir.Operation]:
     """Yield the ops that read a value, also through views."""
     for use in value.uses:
         op = use.owner.operation
-        if op.name in _VIEWS:
+        if op.name in VIEWS:
             yield from _uses(op.results[0])
         else:
             yield op

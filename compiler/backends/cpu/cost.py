@@ -12,9 +12,9 @@ from llmos.compiler.analysis.conv3x3 import Stencil
 from llmos.compiler.analysis.generic import has_windows
 from llmos.compiler.analysis.windows import Sliding
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
+from llmos.compiler.ir.ops import EXPENSIVE
 from llmos.compiler.ir.sizes import Expr
 
-EXPENSIVE = ("math.", "arith.divf", "arith.remf", "arith.divsi", "arith.remsi", "tensor.extract")
 BY_PANELS = ("contraction", "windowed", "winograd")  # kinds of dispatches whose arithmetic runs from registers
 
 

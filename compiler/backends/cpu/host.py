@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.loops import VIEWS, Loop, is_loop, loops_in, root_of
+from llmos.compiler.analysis.loops import Loop, is_loop, loops_in, root_of
 from llmos.compiler.backends.cpu.computed import is_allocatable, is_valid
 from llmos.compiler.backends.cpu.loops import NUM_THREADS, LoopLayout
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
@@ -25,6 +25,7 @@ from llmos.compiler.ir.attributes import (
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, callee_of, name_of
 from llmos.compiler.ir.guards import Guard, guards_of
+from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import ComputedSymbol, Expr, SymbolTable
 from llmos.compiler.ir.updates import argument_of

@@ -13,9 +13,8 @@ from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc
+from llmos.compiler.ir.ops import EXPENSIVE_FLOAT
 from llmos.compiler.ir.sizes import Expr
-
-DEAR = ("math.", "arith.divf", "arith.remf")
 
 
 @dataclass
@@ -113,7 +112,7 @@ class RowPlan:
         generic = Generic(owner.operation)
         if not generic.is_elementwise:
             return 0, False
-        dear = any(op.name.startswith(DEAR) or op.name == "tensor.extract" for op in generic.body.operations)
+        dear = any(op.name.startswith(EXPENSIVE_FLOAT) or op.name == "tensor.extract" for op in generic.body.operations)
         reads = 0
         for operand, argument in zip(generic.op.operands, generic.body.arguments, strict=True):
             if isinstance(operand.type, ir.RankedTensorType) and any(True for _ in argument.uses):
