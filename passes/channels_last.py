@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
@@ -25,8 +26,10 @@ from llmos.passes._channels import (
     moves_nothing,
 )
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
+from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._relayout import Relayout
 from llmos.runtime.errors import UnsupportedError
 
@@ -56,6 +59,9 @@ class ChannelsLast(Pass):
     so a 1x1 convolution becomes a matrix product. Each connected part of a graph is done when its moves cost less than its convolutions
     save; a graph without convolutions stays as it is.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
+    ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         table = SymbolTable.of(module)

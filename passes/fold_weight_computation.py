@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.contraction import float_contraction_of
@@ -13,8 +14,10 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
 from llmos.compiler.ir.ops import REMATERIALIZABLE
 from llmos.passes._context import CostModel, PassContext
+from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
+from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 
 LARGE = 1 << 16  # elements: a larger result must not be much larger than what it is made of
 
@@ -34,6 +37,9 @@ class FoldWeightComputation(Pass):
 
     A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
+    ensures: ClassVar[frozenset[Property]] = frozenset({WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):

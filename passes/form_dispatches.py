@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.analysis.generic import map_elements
 from llmos.compiler.analysis.loops import is_loop, loops_in, root_of
@@ -14,10 +15,12 @@ from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._clusters import cluster_all
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._outline import rebuild, schedule
 from llmos.passes._pass import Pass
+from llmos.passes._property import NO_FRONTEND_OPS, ONLY_LINALG_GENERICS, TENSORS_ONLY, Property
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class FormDispatches(Pass):
 
     Cheap elementwise ops over one tensor (casts, transposes, broadcasts) and slices get no dispatch: they are cloned into each user.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({NO_FRONTEND_OPS, ONLY_LINALG_GENERICS, TENSORS_ONLY})
+    ensures: ClassVar[frozenset[Property]] = frozenset({DISPATCHED})
 
     prefix: str = "d"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
@@ -11,7 +12,9 @@ from llmos.compiler.ir.attributes import LABEL
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, dispatch_functions
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, LABELED
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class LabelDispatches(Pass):
     A contraction is "matmul", "batch_matmul", "conv" or "winograd" (a convolution by that algorithm), with what its epilogue holds:
     "matmul+bias+gelu", "matmul+bias+add".
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED})
+    ensures: ClassVar[frozenset[Property]] = frozenset({LABELED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         for func in dispatch_functions(module):

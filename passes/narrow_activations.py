@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 from llmos.compiler.analysis.attention import parts_of
 from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
@@ -14,8 +15,10 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, public_functions
 from llmos.compiler.ir.ops import VIEWS
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, UNPACKED
 from llmos.passes._graph import captured, owner_of
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 LOOPS = ("scatter", "fallback")  # kinds whose ops keep their types
 
@@ -39,6 +42,9 @@ class NarrowActivations(Pass):
     accuracy and save little traffic), what attention adds to its scores (a mask's lowest float32 would become an infinity), and what is
     computed from integers alone (positions, masks, rotary angles).
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPACKED})
+    ensures: ClassVar[frozenset[Property]] = frozenset({DISPATCHED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.analysis.casts import WIDEN
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
@@ -14,7 +15,9 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, Func, callee_of, functions_of, public_functions
 from llmos.compiler.ir.tiling import Tiling
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, PACKED_ALIKE, UNPACKED, WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class PackWeights(Pass):
     A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
     embeddings) keeps its plain argument and gets a packed one beside it.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPACKED, WEIGHTS_BEHIND_INPUTS})
+    ensures: ClassVar[frozenset[Property]] = frozenset({PACKED_ALIKE, WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import sympy
 
@@ -14,8 +15,10 @@ from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.compiler.ir.updates import argument_place
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, IN_PLACE_WITHIN, PACKED_ALIKE, PLACED
 from llmos.passes._graph import captured
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class PlanMemory(Pass):
     A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be
     compared with any free slot gets a new one. Tenants depend on the same computed sizes: the host asks for a slot once these are known.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, IN_PLACE_WITHIN, PACKED_ALIKE})
+    ensures: ClassVar[frozenset[Property]] = frozenset({PLACED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         table = SymbolTable.of(module)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.ir.attributes import PACKED, TILING, argument_attributes, set_argument_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import dispatch_functions, make_public
 from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, UNPACKED
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 _KEY_DIGITS = 16
 
@@ -26,6 +29,8 @@ class TileDispatches(Pass):
 
     Comes before pack-weights, which packs a weight into panels of as many columns as its dispatch says.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPACKED})
 
     tilings: Tilings = NO_TILINGS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llmos.compiler.analysis.loops import is_loop, root_of
 from llmos.compiler.analysis.scatters import scatter_of
@@ -14,8 +15,10 @@ from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._context import PassContext
+from llmos.passes._contracts import DISPATCHED, IN_PLACE_WITHIN, UNPLACED
 from llmos.passes._graph import captured, is_tensor
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class UpdateInPlace(Pass):
     A dispatch that stands before the last reader of the old value is moved behind it, where nobody needs its result earlier. Where that
     can't be, the new value is made elsewhere, and the host function copies it at the end.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPLACED})
+    ensures: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, IN_PLACE_WITHIN})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         functions = functions_of(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
@@ -13,7 +13,9 @@ from llmos.compiler.ir.functions import DispatchFunc, functions_of, public_funct
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.passes._context import CostModel, PassContext
+from llmos.passes._contracts import DISPATCHED, UNPACKED, WINOGRAD_TILED
 from llmos.passes._pass import Pass
+from llmos.passes._property import Property
 from llmos.passes.pack_weights import weighted_contractions
 
 TYPICAL = 8  # a batch, beside the smallest, that the choice is for
@@ -32,6 +34,9 @@ class Winograd(Pass):
     What the function says stays the plain sum; only the kernel is another, and with pack-weights the weight's bytes, transformed.
     `tile`: m for all of them; auto takes for each what is the least work at the smallest batch and at a usual one.
     """
+
+    requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPACKED})
+    ensures: ClassVar[frozenset[Property]] = frozenset({WINOGRAD_TILED})
 
     tile: Literal["auto", "2", "4"] = "auto"
     min_channels: int = 32

@@ -7,6 +7,8 @@ from llmos.passes.plan_memory import PlanMemory
 
 from .ir_tests import apply, check, functions, parse
 
+DISPATCHED = 'llmos.dispatch = "elementwise"'
+
 
 def program(body: str, symbols: str = "n = array<i64: 1, 100>", results: str = "tensor<?xf32>") -> ir.Module:
     """An entry over %x [n] whose dispatches map [n] to [n] (@same), [2 n] (@double) or [m] (@other)."""
@@ -18,10 +20,18 @@ def program(body: str, symbols: str = "n = array<i64: 1, 100>", results: str = "
               ) -> ({results}) {{
                 {body}
               }}
-              func.func private @same(tensor<?xf32>) -> tensor<?xf32>
-              func.func private @double(tensor<?xf32>) -> tensor<?xf32>
-              func.func private @other(tensor<?xf32>) -> tensor<?xf32>
-              func.func private @two(tensor<?xf32>) -> (tensor<?xf32>, tensor<?xf32>)
+              func.func private @same(%a: tensor<?xf32>) -> tensor<?xf32> attributes {{{DISPATCHED}}} {{
+                return %a : tensor<?xf32>
+              }}
+              func.func private @double(%a: tensor<?xf32>) -> tensor<?xf32> attributes {{{DISPATCHED}}} {{
+                return %a : tensor<?xf32>
+              }}
+              func.func private @other(%a: tensor<?xf32>) -> tensor<?xf32> attributes {{{DISPATCHED}}} {{
+                return %a : tensor<?xf32>
+              }}
+              func.func private @two(%a: tensor<?xf32>) -> (tensor<?xf32>, tensor<?xf32>) attributes {{{DISPATCHED}}} {{
+                return %a, %a : tensor<?xf32>, tensor<?xf32>
+              }}
             }}"""
         ),
         PlanMemory(),
