@@ -1,7 +1,7 @@
 """What a kernel may choose without changing its results: shapes of tiles, what is asked of memory ahead of time.
 
 Each output element of a contraction is one chain over k whatever the tile (docs/codegen.md), so choices change a kernel's speed and
-nothing else. What isn't chosen is left to the analytic model of the caches (backends/cpu/kernels/contraction.py).
+nothing else. What isn't chosen is left to the analytic model of the caches (backends/cpu/kernels/contraction_schedule.py).
 """
 
 from __future__ import annotations
