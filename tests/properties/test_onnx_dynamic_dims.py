@@ -158,3 +158,18 @@ def test_a_smallest_size_is_a_range_and_said() -> None:
     assert [(int(each.lower)) for each in exported.program.range_constraints.values()] == [3]
     (note,) = exported.notes
     assert f"note         {note}" in format_rows(check_onnx(node("TopK", {"k": array(3)}, outputs=2))).splitlines()
+
+
+def test_a_smallest_size_of_several_inputs_is_a_range_and_said() -> None:
+    """The dimension of two inputs, of which one has three elements at least."""
+    nodes = [onnx.helper.make_node("TopK", ["x", "k"], ["largest", "places"]), onnx.helper.make_node("Add", ["x", "y"], ["sum"])]
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, "n"]) for name in "xy"]
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in ("largest", "sum")]
+    graph = onnx.helper.make_graph(nodes, "both", inputs, outputs, [onnx.numpy_helper.from_array(np.array([3]), "k")])
+    with pytest.warns(UserWarning, match=r"'n' of 3 or more \(because of node TopK"):
+        program = Compiled(import_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])))
+    for size in (3, 4, 9):
+        x, y = (np.random.default_rng(seed).standard_normal((2, size), np.float32) for seed in (1, 2))
+        largest, total = program([x, y])
+        assert np.array_equal(largest, -np.sort(-x)[:, :3])
+        assert np.array_equal(total, x + y)

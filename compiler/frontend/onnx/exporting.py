@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -68,17 +68,46 @@ def _with_conditions(
         with suppress(Exception):
             program = _traced(module, _hinted(specs, ranges, hint), examples, takes_all_sizes)
             return _described(program, module, specs, ranges, 1 if takes_all_sizes else 2)
+    return _with_shared_ranges(module, specs, ranges, examples)
+
+
+def _with_shared_ranges(
+    module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], examples: tuple[torch.Tensor, ...]
+) -> Exported | None:
+    """With dimensions of several inputs in the narrower ranges that each of their uses allows. None where export fails.
+
+    Export takes no hint that two dimensions are equal: a first trace finds the ranges, a second one is told them.
+    """
+    with suppress(Exception):
+        alone = _traced(module, _hinted(specs, ranges, Dim.DYNAMIC, alone=True), examples, takes_all_sizes=True)
+        causes = dict(module.limiting_nodes)
+        found = {name: ranges.get(name, (1, MAX_SIZE)) for name in symbols_of(specs)}
+        for name, _, size in _sizes_of(alone, specs):
+            low, high = _range_of(alone, size, found[name], 1)
+            found[name] = max(low, found[name][0]), min(high, found[name][1])
+        program = _traced(module, dynamic_shapes(specs, found), examples, takes_all_sizes=True)
+        return _described(program, module, specs, ranges, 1, causes)
     return None
 
 
-def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any) -> tuple[dict[int, Any] | None, ...]:
-    """As `dynamic_shapes`, with hints, on which export places no constraints, for dimensions named once."""
+def _sizes_of(program: ExportedProgram, specs: Sequence[InputSpec]) -> Iterator[tuple[str, tuple[int, int], Any]]:
+    """Of each dynamic dimension of an input: its name, (input, axis), and what export has for it, a symbol or the number it is fixed at."""
+    users = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    for i, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
+        for axis, (name, size) in enumerate(zip(spec.shape, shape, strict=True)):
+            if isinstance(name, str):
+                yield name, (i, axis), size
+
+
+def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any, alone: bool = False) -> tuple[dict[int, Any] | None, ...]:
+    """As `dynamic_shapes`, with hints, on which export places no constraints, for dimensions named once; for all if `alone`."""
     uses, declared = Counter(dim for spec in specs for dim in spec.shape), dynamic_shapes(specs, ranges)
     assert declared is not None
 
     def of(name: str, dim: Any) -> Any:
         low, high = ranges.get(name, (1, None))
-        return hint(min=low, max=high) if uses[name] == 1 else dim
+        return hint(min=low, max=high) if alone or uses[name] == 1 else dim
 
     return tuple(
         {axis: of(str(spec.shape[axis]), dim) for axis, dim in dims.items()} if dims else None
@@ -87,23 +116,27 @@ def _hinted(specs: Sequence[InputSpec], ranges: Mapping[str, Range], hint: Any) 
 
 
 def _described(
-    program: ExportedProgram, module: OnnxModule, specs: tuple[InputSpec, ...], ranges: Mapping[str, Range], least: int
+    program: ExportedProgram,
+    module: OnnxModule,
+    specs: tuple[InputSpec, ...],
+    ranges: Mapping[str, Range],
+    least: int,
+    limits: Mapping[tuple[int, int], str] | None = None,
 ) -> Exported:
-    """Describe the exported dimensions. `least`: the smallest size that export assumed."""
-    users = set(program.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in users]
+    """Describe the exported dimensions.
+
+    least: the smallest size that export assumed. limits: the nodes that limit dimensions, if not those of the last trace.
+    """
     fixed: dict[str, int] = {}
     narrower: dict[str, Range] = {}
     causes: dict[str, str] = {}
-    for i, (spec, shape) in enumerate(zip(specs, shapes, strict=True)):
-        for axis, (name, size) in enumerate(zip(spec.shape, shape, strict=True)):
-            if not isinstance(name, str):
-                continue
-            causes[name] = module.limiting_nodes.get((i, axis), "")
-            if isinstance(size, int):
-                fixed[name] = size
-            elif (found := _range_of(program, size, declared := ranges.get(name, (1, MAX_SIZE)), least)) != declared:
-                narrower[name] = found
+    limits = module.limiting_nodes if limits is None else limits
+    for name, place, size in _sizes_of(program, specs):
+        causes[name] = causes.get(name) or limits.get(place, "")
+        if isinstance(size, int):
+            fixed[name] = size
+        elif (found := _range_of(program, size, declared := ranges.get(name, (1, MAX_SIZE)), least)) != declared:
+            narrower[name] = found
     notes = [_note_of_ranges(narrower, causes)] if narrower else []
     notes += [_note_of_sizes(fixed, _joined(causes[name] for name in fixed))] if fixed else []
     return Exported(program, with_static(specs, fixed), tuple(notes))

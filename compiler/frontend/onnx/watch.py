@@ -29,6 +29,7 @@ class DimensionWatch:
 
 
 def _known_of(size: Any) -> tuple[Any, ...]:
+    """The range of a symbol, whichever stands for the dimension: two that are equal become one; else what the dimension is."""
     expr, environment = size.node.expr, size.node.shape_env
     limits = environment.var_to_range.get(expr)
-    return (expr,) if limits is None else (expr, limits.lower, limits.upper)
+    return (expr,) if limits is None else (limits.lower, limits.upper)
