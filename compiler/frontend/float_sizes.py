@@ -30,7 +30,7 @@ _SINGLE_DIGITS = 300  # decimal places beyond those of any float64: marks a prod
 def single(value: float | torch.SymFloat) -> Any:
     """A float rounded to float32, also where it follows from sizes."""
     if isinstance(value, torch.SymFloat):
-        return value if _is_short(value.node.expr) else round(value, _SINGLE_DIGITS)
+        return value if _is_short(value.node.expr) else round(value, _SINGLE_DIGITS)  # type: ignore[call-overload]
     return FloorMulF32.rounded(value)
 
 
@@ -45,7 +45,7 @@ def floor_of_float32_product(n: Any, scale: float) -> Any:
     is_held = ratio.numerator < 2**31
     if is_held and _fits(tried, np.floor(tried.astype(np.float32) * np.float32(scale)), ratio, Fraction(0)):
         return n * ratio.numerator // ratio.denominator
-    return math.trunc(single(torch.sym_float(n) * scale))
+    return math.trunc(single(torch.sym_float(n) * scale))  # type: ignore[no-untyped-call]
 
 
 def _is_short(expr: sympy.Expr) -> bool:
@@ -99,9 +99,9 @@ class _Linear:
         return own * self.inner.shift + self.product.ratio(self.offset)
 
     def at(self, n: np.ndarray) -> np.ndarray:
-        dtype = np.float32 if self.is_single else np.float64
-        given, scale = (self.inner.at(n) if self.inner else n).astype(dtype), dtype(self.scale)
-        shifted: np.ndarray = (given / scale if self.divides else given * scale) + dtype(self.offset)
+        dtype = np.dtype(np.float32 if self.is_single else np.float64)
+        given, scale = (self.inner.at(n) if self.inner else n).astype(dtype), np.asarray(self.scale, dtype)
+        shifted: np.ndarray = (given / scale if self.divides else given * scale) + np.asarray(self.offset, dtype)
         return shifted.astype(np.float64)
 
 

@@ -143,6 +143,26 @@ def test_a_size_that_must_divide_stays_dynamic(name: str) -> None:
     assert [size for size in range(1, 25) if accepts(size)] == list(range(divisor, 25, divisor))
 
 
+def test_a_dimension_that_is_squeezed_is_one_at_every_call() -> None:
+    """The sizes that leave one window are taken, the others refused."""
+    nodes = [
+        onnx.helper.make_node("MaxPool", ["x"], ["largest"], kernel_shape=[3], strides=[3]),
+        onnx.helper.make_node("Squeeze", ["largest", "axes"], ["y"]),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 1, "n"])]
+    constants = [onnx.numpy_helper.from_array(np.array([2]), "axes")]
+    graph = onnx.helper.make_graph(nodes, "squeezed", inputs, [onnx.helper.make_empty_tensor_value_info("y")], constants)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        imported = import_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]))
+    table = SymbolTable.of(imported.module)
+    guards, program = guards_of(imported.module.operation, table), Compiled(imported)
+    for size in (3, 4, 5):
+        x = np.random.default_rng(size).standard_normal((2, 1, size), np.float32)
+        assert np.array_equal(program([x])[0], x[..., :3].max(-1))
+    assert guards, "sizes of two windows and more must be refused"
+
+
 def test_the_node_that_fixes_a_dimension_is_said() -> None:
     model = node("Reshape", {"shape": array(2, 3)})
     with pytest.warns(UserWarning, match=r"'n' at 3 \(because of node Reshape 'y0'\)"):

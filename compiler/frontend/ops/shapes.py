@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,11 +55,23 @@ def unsqueeze(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
 
 
 def squeeze(b: Builder, result: Meta, x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
+    """Remove the dimensions of size 1 among `dims`: of symbolic ones those that the result lacks, which a guard holds to 1."""
     chosen = range(x.rank) if dims is None else [dims] if isinstance(dims, int) else dims
-    for dim in sorted({d % x.rank for d in chosen} if x.rank else set(), reverse=True):
-        if x.shape[dim] == 1:
-            x = b.squeeze(x, dim)
+    unique = sorted({d % x.rank for d in chosen}) if x.rank else []
+    ones = [d for d in unique if x.shape[d] == 1]
+    for dim in sorted([*ones, *_squeezed_symbols(b, result, x, unique)], reverse=True):
+        x = b.squeeze(extract(b, x, dim, 0, 1), dim)
     return x
+
+
+def _squeezed_symbols(b: Builder, result: Meta, x: Tensor, chosen: Sequence[int]) -> Sequence[int]:
+    ones = {d for d in chosen if x.shape[d] == 1}
+    symbolic = [d for d in chosen if d not in ones and not isinstance(x.shape[d], int)]
+    for dims in itertools.combinations(symbolic, max(0, x.rank - len(ones) - len(result.shape))):
+        kept = [size for d, size in enumerate(x.shape) if d not in ones and d not in dims]
+        if all(b.sizes.equal(have, want) for have, want in zip(kept, result.shape, strict=False)):
+            return dims
+    return ()
 
 
 # Slices

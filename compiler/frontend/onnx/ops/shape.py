@@ -74,8 +74,16 @@ def transpose(x: torch.Tensor, *, perm: tuple[int, ...] | None = None) -> torch.
 
 @op("Squeeze", since=13)
 def squeeze(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
-    dims = axes if axes is not None else tuple(i for i, dim in enumerate(x.shape) if isinstance(dim, int) and dim == 1)
-    return torch.squeeze(x, dims) if dims else x
+    if axes is None:
+        axes = tuple(i for i, dim in enumerate(x.shape) if isinstance(dim, int) and dim == 1)
+    for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
+        if isinstance(x.shape[axis], torch.SymInt):
+            # torch.squeeze keeps a dimension of another size, where ONNX has none: the size becomes a condition of each call.
+            torch._check(x.shape[axis] == 1, lambda: "Squeeze of a dimension whose size is not 1")  # type: ignore[no-untyped-call]
+            x = x.select(axis, 0)
+        else:
+            x = x.squeeze(axis)
+    return x
 
 
 @op("Squeeze")
