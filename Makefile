@@ -41,7 +41,7 @@ fuzz: venv
 	$(RUN) -m tests.fuzz --graphs 2000 --jobs $(JOBS)
 	$(RUN) -m tests.fuzz --first 100000 --graphs 1000 --jobs $(JOBS)
 
-# A hundred thousand mutated artifacts through the C core, under the address and undefined-behaviour sanitizers.
+# A hundred thousand mutated artifacts through the C core, under the address and undefined-behavior sanitizers.
 fuzz-artifact: venv
 	LLMOS_FUZZ_CASES=100000 $(RUN) -m pytest tests/runtime/test_native.py -k mutated
 

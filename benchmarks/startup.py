@@ -78,7 +78,7 @@ def process_figures(artifact: Path, runs: int) -> list[Figure]:
 
 def call_figures(folder: Path, runs: int) -> list[Figure]:
     large, small = folder / "large.llmos", folder / "add.llmos"
-    options = CompileOptions(target="native", certificate=False)
+    options = CompileOptions(target="native", accuracy_report=False)
     llmos.compile(Large(), (torch.zeros(1, 4096),), options=options).save(large)
     llmos.compile(Add(), (torch.ones(8), torch.ones(8)), options=options).save(small)
     data = np.zeros(90 << 20, np.uint8)

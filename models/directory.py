@@ -96,7 +96,7 @@ class ModelDirectory:
         return str(listed[0]) if isinstance(listed, list) else str(listed)
 
     def sentence_modules(self) -> SentenceModules | None:
-        """Pooling and normalisation as configured, or None for a plain transformer."""
+        """Pooling and normalization as configured, or None for a plain transformer."""
         listing = self.path / "modules.json"
         if not listing.is_file():
             return None

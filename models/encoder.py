@@ -1,4 +1,4 @@
-"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalisation inside the graph."""
+"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalization inside the graph."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Encoder:
 
 
 def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> Encoder:
-    """The module that a directory holds, with pooling and normalisation. Raises UserError, UnsupportedError."""
+    """The module that a directory holds, with pooling and normalization. Raises UserError, UnsupportedError."""
     plan = _plan(source, options)
     model, missing = load_transformer(source, plan.loader)
     limit = min(options.max_tokens or 2**31 - 1, positions(model))

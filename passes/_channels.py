@@ -50,10 +50,10 @@ def convolution_of(op: ir.Operation) -> Convolution | None:
     generic = Generic(op)
     if generic.num_inputs < 2 or len(op.results) != 1 or not _multiplies(generic):
         return None
-    sliding = [i for i, affine in enumerate(generic.maps[:2]) if any(isinstance(e, ir.AffineAddExpr) for e in affine.results)]
-    if len(sliding) != 1:
+    window = [i for i, affine in enumerate(generic.maps[:2]) if any(isinstance(e, ir.AffineAddExpr) for e in affine.results)]
+    if len(window) != 1:
         return None
-    x = sliding[0]
+    x = window[0]
     weight = 1 - x
     taps = {d for e in generic.maps[x].results if isinstance(e, ir.AffineAddExpr) for d in _dims(e)} & set(generic.reduction_dims)
     shared = dims_of(generic.maps[weight])

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llmos.compiler.analysis.contraction import Contraction
-from llmos.compiler.analysis.conv3x3 import Stencil
-from llmos.compiler.analysis.windows import Sliding
+from llmos.compiler.analysis.conv3x3 import Conv3x3
+from llmos.compiler.analysis.windows import WindowReduction
 from llmos.compiler.ir.sizes import Expr
 
 
 class CostModel(Protocol):
-    """What pays, of what analyses say is legal. One answer for all targets of a backend: dispatches are formed once."""
+    """What pays, of what analyzes say is legal. One answer for all targets of a backend: dispatches are formed once."""
 
     def pays_as_contraction(self, contraction: Contraction) -> bool:
         """Whether a contraction is faster by panels than element by element."""
@@ -24,13 +24,13 @@ class CostModel(Protocol):
     def pays_to_read_around_padding(self, channels: Expr) -> bool:
         """Whether kernels compute where pixels of so many channels lie, rather than copy the image with its zeros."""
 
-    def pays_to_fuse_windows(self, windows: Sliding) -> bool:
+    def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         """Whether windows are reduced over bands of an image in the dispatch that makes it."""
 
-    def winograd_tile(self, convolution: Stencil, batches: Sequence[int]) -> int:
+    def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         """Side of the tiles, 2 or 4, that take the least time at each of some batches alike; 0 where the direct sum isn't much slower."""
 
-    def fits_winograd(self, convolution: Stencil) -> bool:
+    def fits_winograd(self, convolution: Conv3x3) -> bool:
         """Whether kernels compute a convolution by Winograd's algorithm at all."""
 
 
@@ -46,13 +46,13 @@ class LegalPays:
     def pays_to_read_around_padding(self, channels: Expr) -> bool:
         return True
 
-    def pays_to_fuse_windows(self, windows: Sliding) -> bool:
+    def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         return True
 
-    def winograd_tile(self, convolution: Stencil, batches: Sequence[int]) -> int:
+    def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         return 4
 
-    def fits_winograd(self, convolution: Stencil) -> bool:
+    def fits_winograd(self, convolution: Conv3x3) -> bool:
         return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import BUFFERS, COMPUTES, LABEL, SLOTS, STACK, WITHIN
+from llmos.compiler.ir.attributes import BUFFERS, COMPUTES, LABEL, SCAN_OUTPUT, SLOTS, WITHIN
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import (
     DispatchFunc,
@@ -48,7 +48,7 @@ def _units(block: ir.Block) -> Iterator[ir.Operation]:
 def _host_op(op: ir.Operation) -> bool:
     """Whether the host function runs an op itself: views, size arithmetic, slices that loops stack, what loops begin with."""
     scalar = not any(isinstance(value.type, ir.RankedTensorType) for value in op.results)
-    return scalar or op.name in VIEWS or op.name == "tensor.empty" or STACK in op.attributes or COMPUTES in op.attributes
+    return scalar or op.name in VIEWS or op.name == "tensor.empty" or SCAN_OUTPUT in op.attributes or COMPUTES in op.attributes
 
 
 def _undispatched(module: ir.Module) -> str | None:

@@ -10,7 +10,7 @@ from llmos.compiler.analysis.contraction import Contraction, float_contraction_o
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import STACK
+from llmos.compiler.ir.attributes import SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.ops import REMATERIALIZABLE, VIEWS
 from llmos.compiler.ir.shapes import Shapes
@@ -20,7 +20,7 @@ BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extr
 
 
 @dataclass
-class Cluster:
+class FusionGroup:
     """Ops that will be one dispatch."""
 
     kind: str  # attention, contraction, row, elementwise, scatter, fallback
@@ -86,7 +86,7 @@ class Graph:
     func: ir.Operation  # the func.func or the scf.for
     shapes: Shapes
     costs: CostModel
-    clusters: dict[ir.Operation, Cluster] = field(default_factory=dict)
+    groups: dict[ir.Operation, FusionGroup] = field(default_factory=dict)
 
     @property
     def block(self) -> ir.Block:
@@ -120,13 +120,13 @@ class Graph:
         return (
             (op.name in VIEWS and not self.is_empty(op))
             or is_loop(op)
-            or STACK in op.attributes
+            or SCAN_OUTPUT in op.attributes
             or not any(is_tensor(result) for result in op.results)
         )
 
-    def is_lazy(self, op: ir.Operation) -> bool:
+    def is_inlined(self, op: ir.Operation) -> bool:
         """Cheap to evaluate at each use: a slice, zeros around a convolution's image, or a short elementwise body over one tensor."""
-        if op in self.clusters:
+        if op in self.groups:
             return False
         if op.name == "tensor.extract_slice":
             return self.shapes_known(op)
@@ -172,16 +172,16 @@ class Graph:
             found.append(owner)
         return found
 
-    def assign(self, cluster: Cluster, ops: Iterable[ir.Operation]) -> None:
+    def assign(self, group: FusionGroup, ops: Iterable[ir.Operation]) -> None:
         for op in ops:
-            self.clusters[op] = cluster
-            if op not in cluster.ops:
-                cluster.ops.append(op)
-        cluster.ops.sort(key=lambda op: self.position[op])
+            self.groups[op] = group
+            if op not in group.ops:
+                group.ops.append(op)
+        group.ops.sort(key=lambda op: self.position[op])
 
-    def depends(self, value: ir.Value, cluster: Cluster) -> bool:
+    def depends(self, value: ir.Value, group: FusionGroup) -> bool:
         """Whether `value`, made outside a cluster, needs a result of the cluster first (then joining its user would close a cycle)."""
-        stop = min(self.position[op] for op in cluster.ops)
+        stop = min(self.position[op] for op in group.ops)
         seen: set[ir.Operation] = set()
         pending = [value]
         while pending:
@@ -189,8 +189,8 @@ class Graph:
             if op is None or op in seen or op not in self.position:
                 continue
             seen.add(op)
-            unit = self.clusters.get(op)
-            if unit is cluster:
+            unit = self.groups.get(op)
+            if unit is group:
                 return True
             members = unit.ops if unit is not None else [op]
             if all(self.position[member] < stop for member in members):
@@ -198,6 +198,6 @@ class Graph:
             pending += [operand for member in members for operand in captured(member)]
         return False
 
-    def may_join(self, op: ir.Operation, cluster: Cluster) -> bool:
+    def may_join(self, op: ir.Operation, group: FusionGroup) -> bool:
         """Whether every operand of `op` is in the cluster or independent of it."""
-        return all(among(owner_of(v), cluster.ops) or not self.depends(v, cluster) for v in captured(op))
+        return all(among(owner_of(v), group.ops) or not self.depends(v, group) for v in captured(op))

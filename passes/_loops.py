@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from llmos.compiler.analysis.generic import map_elements
 from llmos.compiler.analysis.loops import Loop, is_loop, root_of
-from llmos.compiler.ir.attributes import COUNTER, COUNTERS, STACK, ranges_attribute
+from llmos.compiler.ir.attributes import INDUCTION_VARIABLE, INDUCTION_VARIABLES, SCAN_OUTPUT, ranges_attribute
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
 from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.passes._graph import is_tensor, owner_of
 
-MAX_TURNS = 1 << 31
+MAX_TRIP_COUNT = 1 << 31
 
 
 def name_loops(module: ir.Module, func: ir.Operation) -> None:
@@ -29,8 +29,8 @@ def name_loops(module: ir.Module, func: ir.Operation) -> None:
         if _is_accepted(loop, table):
             _order_yields(loop)
         else:
-            _mark_stacks(loop, False)
-            del op.operation.attributes[COUNTER]
+            _mark_scan_outputs(loop, False)
+            del op.operation.attributes[INDUCTION_VARIABLE]
 
 
 def _writes_elements(op: ir.Operation) -> bool:
@@ -45,15 +45,15 @@ def _counts_to_a_size(op: ir.Operation, shapes: Shapes) -> bool:
 
 
 def _name(module: ir.Module, op: ir.Operation, shapes: Shapes) -> None:
-    """COUNTERS of the module gets one more."""
+    """INDUCTION_VARIABLES of the module gets one more."""
     table = shapes.table
     taken = {symbol.name for symbol in table.names}
     name = next(name for i in range(len(taken) + 1) if (name := f"step{i}") not in taken)
     high = table.bounds(shapes.index(op.operands[1]))[1]
-    last = max(int(high) - 1, 0) if high.is_Integer else MAX_TURNS
+    last = max(int(high) - 1, 0) if high.is_Integer else MAX_TRIP_COUNT
     known = {symbol.name: (symbol.min, symbol.max) for symbol in table.counters}
-    module.operation.attributes[COUNTERS] = ranges_attribute({**known, name: (0, last)})
-    op.attributes[COUNTER] = ir.StringAttr.get(name)
+    module.operation.attributes[INDUCTION_VARIABLES] = ranges_attribute({**known, name: (0, last)})
+    op.attributes[INDUCTION_VARIABLE] = ir.StringAttr.get(name)
 
 
 def _is_accepted(loop: Loop, table: SymbolTable) -> bool:
@@ -62,8 +62,8 @@ def _is_accepted(loop: Loop, table: SymbolTable) -> bool:
     inner = [*loop.carried, *[result for op in loop.ops for result in op.results]]
     if not all(_is_known(loop.shapes, value, counters) for value in inner):
         return False
-    _mark_stacks(loop, True)
-    return all(position in loop.stacks or _is_state(loop, position, value) for position, value in enumerate(loop.yielded))
+    _mark_scan_outputs(loop, True)
+    return all(position in loop.scan_outputs or _is_state(loop, position, value) for position, value in enumerate(loop.yielded))
 
 
 def _is_known(shapes: Shapes, value: ir.Value, counters: set[Expr]) -> bool:
@@ -80,17 +80,17 @@ def _is_state(loop: Loop, position: int, value: ir.Value) -> bool:
     return is_tensor(value) and (init is None or init.name != "tensor.empty")
 
 
-def _mark_stacks(loop: Loop, wanted: bool) -> None:
+def _mark_scan_outputs(loop: Loop, wanted: bool) -> None:
     for op in loop.ops:
         if op.name != "tensor.insert_slice":
             continue
-        if wanted and _is_stack(loop, op):
-            op.attributes[STACK] = ir.UnitAttr.get()
-        elif STACK in op.attributes:
-            del op.attributes[STACK]
+        if wanted and _is_scan_output(loop, op):
+            op.attributes[SCAN_OUTPUT] = ir.UnitAttr.get()
+        elif SCAN_OUTPUT in op.attributes:
+            del op.attributes[SCAN_OUTPUT]
 
 
-def _is_stack(loop: Loop, insert: ir.Operation) -> bool:
+def _is_scan_output(loop: Loop, insert: ir.Operation) -> bool:
     """One whole slice along the first dim, into a carried tensor that is read nowhere and that the turns write entirely."""
     into, result = insert.operands[1], insert.results[0]
     if into not in loop.carried or len(list(into.uses)) != 1 or len(list(result.uses)) != 1:
@@ -103,20 +103,20 @@ def _is_stack(loop: Loop, insert: ir.Operation) -> bool:
     if offsets is None or sizes is None or strides is None or any(step != 1 for step in strides):
         return False
     inner_whole = tuple(sizes[1:]) == tuple(shape[1:]) and all(offset == 0 for offset in offsets[1:])
-    each_once = (offsets[0] - counter).expand() == 0 or (offsets[0] + counter - loop.num_turns + 1).expand() == 0
-    return sizes[0] == 1 and inner_whole and each_once and (shape[0] - loop.num_turns).expand() == 0
+    each_once = (offsets[0] - counter).expand() == 0 or (offsets[0] + counter - loop.trip_count + 1).expand() == 0
+    return sizes[0] == 1 and inner_whole and each_once and (shape[0] - loop.trip_count).expand() == 0
 
 
 def _order_yields(loop: Loop) -> None:
     """Each turn makes each state and each slice anew, in memory of its own: what it only passes on is copied."""
     placed: list[ir.Value] = []
-    for stacked in loop.stacks.values():
+    for stacked in loop.scan_outputs.values():
         placed.append(_made_here(loop, stacked.insert, 0, placed))
     for position in loop.states:
         value = loop.ops[-1].operands[position]
         if root_of(value) == loop.carried[position]:
             continue
-        if root_of(value) in [root_of(loop.stacks[p].insert.operands[0]) for p in loop.stacks]:
+        if root_of(value) in [root_of(loop.scan_outputs[p].insert.operands[0]) for p in loop.scan_outputs]:
             continue  # the state is the slice that was just written
         placed.append(_made_here(loop, loop.ops[-1], position, placed))
 

@@ -11,7 +11,7 @@ from llmos.compiler.ir.attributes import DISPATCH, EXPR, OUTER, SHAPE, SHAPES, i
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import create_private, name_of
 from llmos.compiler.ir.sizes import Expr
-from llmos.passes._graph import Cluster, Graph, captured, erase_dead, is_tensor, owner_of
+from llmos.passes._graph import FusionGroup, Graph, captured, erase_dead, is_tensor, owner_of
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Outliner:
     """Builds one dispatch function from one cluster."""
 
     graph: Graph
-    cluster: Cluster
+    group: FusionGroup
     order: list[ir.Operation] = field(default_factory=list)
     tensors: dict[ir.Value, None] = field(default_factory=dict)
     sizes: dict[Expr, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for op in self.cluster.ops:
+        for op in self.group.ops:
             self._need(op)
 
     def _need(self, op: ir.Operation) -> None:
@@ -44,15 +44,15 @@ class Outliner:
         elif owner is None:
             if is_tensor(value):
                 self.tensors.setdefault(value)
-        elif owner in self.cluster.ops or graph.is_free(owner) or (owner not in graph.clusters and graph.is_lazy(owner)):
+        elif owner in self.group.ops or graph.is_free(owner) or (owner not in graph.groups and graph.is_inlined(owner)):
             self._need(owner)
         else:
             self.tensors.setdefault(value)
 
     @property
     def results(self) -> list[ir.Value]:
-        members = set(self.cluster.ops)
-        made = [result for op in self.cluster.ops for result in op.results]
+        members = set(self.group.ops)
+        made = [result for op in self.group.ops for result in op.results]
         return [result for result in made if any(user not in members for user in self.graph.users(result))]
 
     def build(self, name: str, module: ir.Module) -> ir.Operation:
@@ -62,9 +62,9 @@ class Outliner:
         kinds = [*[t.type for t in self.tensors], *[index] * len(self.sizes)]
         attributes = [ir.DictAttr.get({SHAPE: shape_attribute(graph.shapes.shape(t))}) for t in self.tensors]
         attributes += [ir.DictAttr.get({EXPR: ir.StringAttr.get(str(expr))}) for expr in self.sizes]
-        marks: dict[str, ir.Attribute] = {DISPATCH: ir.StringAttr.get(self.cluster.kind)}
-        if self.cluster.kind == "row":
-            marks[OUTER] = integer(self.cluster.num_outer)
+        marks: dict[str, ir.Attribute] = {DISPATCH: ir.StringAttr.get(self.group.kind)}
+        if self.group.kind == "row":
+            marks[OUTER] = integer(self.group.num_outer)
         func = create_private(module, name, ir.FunctionType.get(kinds, [r.type for r in results]), attributes, marks)
         block = func.regions[0].blocks[0]
         mapping: dict[ir.Value, ir.Value] = dict(zip(self.tensors, list(block.arguments)[: len(self.tensors)], strict=True))
@@ -101,28 +101,28 @@ def _is_constant(owner: ir.Operation | None) -> bool:
     return owner is not None and owner.name == "arith.constant"
 
 
-def schedule(graph: Graph) -> list[ir.Operation | Cluster]:
+def schedule(graph: Graph) -> list[ir.Operation | FusionGroup]:
     """Host ops and clusters in an order that respects every dependence, as near to the program's own as that allows."""
-    units: dict[ir.Operation, ir.Operation | Cluster] = {}
+    units: dict[ir.Operation, ir.Operation | FusionGroup] = {}
     for op in graph.ops[:-1]:
-        if op in graph.clusters:
-            units[op] = graph.clusters[op]
+        if op in graph.groups:
+            units[op] = graph.groups[op]
         elif graph.is_host(op):
             units[op] = op
-    needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]] = {unit: set() for unit in units.values()}
+    needs: dict[ir.Operation | FusionGroup, set[ir.Operation | FusionGroup]] = {unit: set() for unit in units.values()}
     for unit in needs:
-        for op in unit.ops if isinstance(unit, Cluster) else [unit]:
+        for op in unit.ops if isinstance(unit, FusionGroup) else [unit]:
             _collect(graph, op, units, unit, needs[unit], set())
-    rank = {unit: max(graph.position[op] for op in (unit.ops if isinstance(unit, Cluster) else [unit])) for unit in needs}
+    rank = {unit: max(graph.position[op] for op in (unit.ops if isinstance(unit, FusionGroup) else [unit])) for unit in needs}
     return _topological(needs, rank)
 
 
 def _collect(
     graph: Graph,
     op: ir.Operation,
-    units: dict[ir.Operation, ir.Operation | Cluster],
-    unit: ir.Operation | Cluster,
-    found: set[ir.Operation | Cluster],
+    units: dict[ir.Operation, ir.Operation | FusionGroup],
+    unit: ir.Operation | FusionGroup,
+    found: set[ir.Operation | FusionGroup],
     seen: set[ir.Operation],
 ) -> None:
     """Units that an op needs, through lazy and free ops."""
@@ -138,9 +138,9 @@ def _collect(
 
 
 def _topological(
-    needs: dict[ir.Operation | Cluster, set[ir.Operation | Cluster]], rank: dict[ir.Operation | Cluster, int]
-) -> list[ir.Operation | Cluster]:
-    users: dict[ir.Operation | Cluster, list[ir.Operation | Cluster]] = {unit: [] for unit in needs}
+    needs: dict[ir.Operation | FusionGroup, set[ir.Operation | FusionGroup]], rank: dict[ir.Operation | FusionGroup, int]
+) -> list[ir.Operation | FusionGroup]:
+    users: dict[ir.Operation | FusionGroup, list[ir.Operation | FusionGroup]] = {unit: [] for unit in needs}
     waiting = {unit: len(before) for unit, before in needs.items()}
     for unit, before in needs.items():
         for needed in before:
@@ -148,7 +148,7 @@ def _topological(
     heap = [(rank[unit], i, unit) for i, unit in enumerate(needs) if waiting[unit] == 0]
     numbers = {unit: i for i, unit in enumerate(needs)}
     heapq.heapify(heap)
-    order: list[ir.Operation | Cluster] = []
+    order: list[ir.Operation | FusionGroup] = []
     while heap:
         _, _, unit = heapq.heappop(heap)
         order.append(unit)
@@ -160,20 +160,20 @@ def _topological(
     return order
 
 
-def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Cluster], prefix: str) -> None:
+def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | FusionGroup], prefix: str) -> None:
     """Replace clusters by calls, in order, and drop what they cloned."""
     terminator = graph.ops[-1]
-    outliners = {unit: Outliner(graph, unit) for unit in order if isinstance(unit, Cluster)}
+    outliners = {unit: Outliner(graph, unit) for unit in order if isinstance(unit, FusionGroup)}
     funcs = {
         unit: outliner.build(f"{prefix}{i}_{unit.kind}", module)
         for i, (unit, outliner) in enumerate(outliners.items())
-        if isinstance(unit, Cluster)
+        if isinstance(unit, FusionGroup)
     }
     # results are asked for before any use is rewritten
     outputs = {unit: outliner.results for unit, outliner in outliners.items()}
     moved: set[ir.Operation] = set()
     for unit in order:
-        if not isinstance(unit, Cluster):
+        if not isinstance(unit, FusionGroup):
             _move(unit, terminator, moved)
             continue
         outliner, results = outliners[unit], outputs[unit]

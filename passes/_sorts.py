@@ -5,31 +5,31 @@ from __future__ import annotations
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.sorts import is_sort, range_of
 from llmos.compiler.ir.bindings import ir
-from llmos.passes._graph import Cluster, Graph, is_evaluable, owner_of
+from llmos.passes._graph import FusionGroup, Graph, is_evaluable, owner_of
 
 
-def sort_clusters(graph: Graph) -> list[Cluster]:
+def sort_groups(graph: Graph) -> list[FusionGroup]:
     """One cluster for each sort that the kernel takes."""
-    found = [op for op in graph.ops if op not in graph.clusters and is_sort(op)]
-    return [_cluster(graph, op) for op in found]
+    found = [op for op in graph.ops if op not in graph.groups and is_sort(op)]
+    return [_group(graph, op) for op in found]
 
 
-def _cluster(graph: Graph, sort: ir.Operation) -> Cluster:
-    cluster = Cluster("sort", [])
-    graph.assign(cluster, [sort, *_slices(graph, sort)])
-    take_producer(graph, cluster, sort.operands[0])
-    return cluster
+def _group(graph: Graph, sort: ir.Operation) -> FusionGroup:
+    group = FusionGroup("sort", [])
+    graph.assign(group, [sort, *_slices(graph, sort)])
+    take_producer(graph, group, sort.operands[0])
+    return group
 
 
-def take_producer(graph: Graph, cluster: Cluster, value: ir.Value) -> None:
+def take_producer(graph: Graph, group: FusionGroup, value: ir.Value) -> None:
     """Let an elementwise op that makes `value` for this cluster alone run where it is read."""
     op = owner_of(value)
-    if op is None or op.name != "linalg.generic" or is_fill(op) or op in graph.clusters or graph.is_lazy(op):
+    if op is None or op.name != "linalg.generic" or is_fill(op) or op in graph.groups or graph.is_inlined(op):
         return
     generic = Generic(op)
-    alone = len(op.results) == 1 and graph.users(op.results[0]) == [cluster.ops[0]]
-    if alone and generic.is_elementwise and is_evaluable(generic) and graph.may_join(op, cluster):
-        graph.assign(cluster, [op])
+    alone = len(op.results) == 1 and graph.users(op.results[0]) == [group.ops[0]]
+    if alone and generic.is_elementwise and is_evaluable(generic) and graph.may_join(op, group):
+        graph.assign(group, [op])
 
 
 def _slices(graph: Graph, sort: ir.Operation) -> list[ir.Operation]:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmos.compiler.analysis.casts import WIDEN
+from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import float_contraction_of
-from llmos.compiler.analysis.generic import is_fill, pure_source
+from llmos.compiler.analysis.generic import is_fill, trace_to_buffer
 from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
@@ -95,10 +95,10 @@ def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool
     sources = _weight_sources(value, weights, set())
     if not sources:
         return False
-    plain = pure_source(value, [{i: 1} for i in range(len(value.type.shape))])
+    plain = trace_to_buffer(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
         return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value, costs) for use in value.uses)
-    wide = pure_source(value, [{i: 1} for i in range(len(value.type.shape))], through=(WIDEN,))
+    wide = trace_to_buffer(value, [{i: 1} for i in range(len(value.type.shape))], through=(EXTEND,))
     if wide is not None and wide[0] in weights and isinstance(wide[0].type.element_type, ir.BF16Type):
         return False  # bfloat16 stays so in memory: contractions read it in pairs
     elements = int(math.prod(value.type.shape))

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from llmos.compiler.analysis.generic import map_elements
 from llmos.compiler.analysis.loops import is_loop, loops_in, root_of
-from llmos.compiler.ir.attributes import ATTENTION, COUNTER, STACK, text_of
+from llmos.compiler.ir.attributes import ATTENTION, INDUCTION_VARIABLE, SCAN_OUTPUT, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
-from llmos.passes._clusters import cluster_all
 from llmos.passes._context import PassContext
 from llmos.passes._contracts import DISPATCHED
+from llmos.passes._fusion_groups import fuse_all
 from llmos.passes._graph import Graph, owner_of
 from llmos.passes._loops import name_loops
 from llmos.passes._outline import rebuild, schedule
@@ -58,11 +58,11 @@ class FormDispatches(Pass):
             copy_returned_arguments(func)
             shapes = Shapes.of(func, SymbolTable.of(module))
             for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
-                self._form(module, Graph(loop, shapes, context.costs), f"{text_of(loop.attributes, COUNTER)}_")
+                self._form(module, Graph(loop, shapes, context.costs), f"{text_of(loop.attributes, INDUCTION_VARIABLE)}_")
             self._form(module, Graph(func, shapes, context.costs), self.prefix)
 
     def _form(self, module: ir.Module, graph: Graph, prefix: str) -> None:
-        cluster_all(graph, _attention_groups(graph))
+        fuse_all(graph, _attention_groups(graph))
         rebuild(graph, module, schedule(graph), prefix)
 
 
@@ -113,4 +113,4 @@ def _is_state(value: ir.Value) -> bool:
     if owner is None or not is_loop(owner):
         return False
     last = list(owner.regions[0].blocks[0].operations)[-1].operands[ir.OpResult(value).result_number].owner
-    return isinstance(last, ir.Block) or STACK not in last.operation.attributes
+    return isinstance(last, ir.Block) or SCAN_OUTPUT not in last.operation.attributes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.loops import loops_in
-from llmos.compiler.ir.attributes import COUNTER, COUNTERS, items, text_of
+from llmos.compiler.ir.attributes import INDUCTION_VARIABLE, INDUCTION_VARIABLES, items, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import public_functions
 from llmos.compiler.ir.shapes import Shapes
@@ -33,7 +33,7 @@ class FuseLoops(Pass):
         for func in public_functions(module):
             name_loops(module, func)
             _fuse_all(func, SymbolTable.of(module))
-        _forget_counters(module)
+        _drop_induction_variables(module)
 
 
 def _fuse_all(func: ir.Operation, table: SymbolTable) -> None:
@@ -74,7 +74,7 @@ def _fused(first: ir.Operation, second: ir.Operation) -> ir.Operation:
             "scf.for",
             results=[value.type for value in inits],
             operands=[*list(first.operands)[:3], *inits],
-            attributes={COUNTER: first.attributes[COUNTER]},
+            attributes={INDUCTION_VARIABLE: first.attributes[INDUCTION_VARIABLE]},
             regions=1,
         )
     block = made.regions[0].blocks.append(ir.IndexType.get(), *[value.type for value in inits])
@@ -97,10 +97,14 @@ def _fused(first: ir.Operation, second: ir.Operation) -> ir.Operation:
     return made
 
 
-def _forget_counters(module: ir.Module) -> None:
+def _drop_induction_variables(module: ir.Module) -> None:
     """Those of loops that are part of another now."""
-    if COUNTERS not in module.operation.attributes:
+    if INDUCTION_VARIABLES not in module.operation.attributes:
         return
-    used = {text_of(loop.attributes, COUNTER) for op in module.body.operations for loop in loops_in(op.operation.regions[0].blocks[0])}
-    known = items(module.operation.attributes[COUNTERS])
-    module.operation.attributes[COUNTERS] = ir.DictAttr.get({name: bounds for name, bounds in known.items() if name in used})
+    used = {
+        text_of(loop.attributes, INDUCTION_VARIABLE)
+        for op in module.body.operations
+        for loop in loops_in(op.operation.regions[0].blocks[0])
+    }
+    known = items(module.operation.attributes[INDUCTION_VARIABLES])
+    module.operation.attributes[INDUCTION_VARIABLES] = ir.DictAttr.get({name: bounds for name, bounds in known.items() if name in used})

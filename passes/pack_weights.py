@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmos.compiler.analysis.casts import WIDEN
+from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
-from llmos.compiler.analysis.generic import dim_positions, dims_of, pure_source
+from llmos.compiler.analysis.generic import dim_positions, dims_of, trace_to_buffer
 from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.ir.attributes import PACKED, TILING, PackedLayout, text_of
 from llmos.compiler.ir.bindings import ir
@@ -99,7 +99,7 @@ def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None
         for p, e in zip(dim_positions(root.rhs_map), root.rhs_map.results, strict=True)
     ):
         return None
-    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)], through=(WIDEN,))
+    source = trace_to_buffer(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)], through=(EXTEND,))
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
         return None
     if any(not form and size != 1 for form, size in zip(source[1], source[0].type.shape, strict=True)):

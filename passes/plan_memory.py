@@ -126,17 +126,17 @@ class _Planner:
     def _place_loop(self, loop: Loop, held: dict[ir.Value, list[int]]) -> None:
         """A stack is placed like any result. A state has two slots, which the turns write in turn, and keeps both."""
         results = list(loop.op.results)
-        places = {position: self._place(results[position], held) for position in loop.stacks}
-        stacked = {each.source for each in loop.stacks.values()}
+        places = {position: self._place(results[position], held) for position in loop.scan_outputs}
+        stacked = {each.source for each in loop.scan_outputs.values()}
         twins: dict[ir.Value, list[int]] = {}
         for position in loop.states:
             root = root_of(loop.yielded[position])
             if root not in stacked and root not in twins and root != loop.carried[position]:
                 twins[root] = held[results[position]] = [self._take(root), self._take(root)]
-        self._place_turn(loop, twins, stacked)
+        self._place_iteration(loop, twins, stacked)
         loop.op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get([places.get(position, 0) for position in range(len(results))])
 
-    def _place_turn(self, loop: Loop, twins: dict[ir.Value, list[int]], stacked: set[ir.Value]) -> None:
+    def _place_iteration(self, loop: Loop, twins: dict[ir.Value, list[int]], stacked: set[ir.Value]) -> None:
         """What one turn makes and uses up. Parts of a loop may run at the same time: they share no slot."""
         last_use = _last_uses(loop.ops)
         taken: list[int] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, dim_positions, has_windows, is_identity
-from llmos.compiler.analysis.windows import neutral_element
+from llmos.compiler.analysis.windows import identity_element
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import public_functions
 from llmos.passes._context import PassContext
@@ -160,9 +160,9 @@ def _composed(affine: ir.AffineMap, loops: Sequence[ir.AffineExpr], rank: int) -
 
 def _filled(size: int, combiner: str, element: ir.Type) -> ir.Value:
     kind = ir.RankedTensorType.get([size], element)
-    neutral = neutral_element(combiner, element)
+    splat_constant = identity_element(combiner, element)
     is_float = not isinstance(element, ir.IntegerType)
-    number = ir.FloatAttr.get(element, float(neutral)) if is_float else ir.IntegerAttr.get(element, int(neutral))
+    number = ir.FloatAttr.get(element, float(splat_constant)) if is_float else ir.IntegerAttr.get(element, int(splat_constant))
     start = ir.Operation.create("arith.constant", results=[element], attributes={"value": number}).results[0]
     empty = ir.Operation.create("tensor.empty", results=[kind]).results[0]
     fill = _generic([start], [empty], [ir.AffineMap.get(1, 0, []), ir.AffineMap.get_identity(1)], ["parallel"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from llmos.compiler.analysis.contraction import root_contraction
-from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
+from llmos.compiler.analysis.conv3x3 import Conv3x3, conv3x3_of
 from llmos.compiler.ir.attributes import DISPATCH, WINOGRAD, integer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, functions_of, public_functions
@@ -51,19 +51,19 @@ class Winograd(Pass):
                     self._mark(dispatch, table, context.costs)
 
     def _mark(self, dispatch: ir.Operation, table: SymbolTable, costs: CostModel) -> None:
-        stencil = stencil_of(root_contraction(DispatchFunc(dispatch).ops), Shapes.of(dispatch, table))
-        if stencil is None or not costs.fits_winograd(stencil) or stencil.channels < self.min_channels:
+        conv = conv3x3_of(root_contraction(DispatchFunc(dispatch).ops), Shapes.of(dispatch, table))
+        if conv is None or not costs.fits_winograd(conv) or conv.channels < self.min_channels:
             return
-        m = int(self.tile) if self.tile != "auto" else costs.winograd_tile(stencil, _batches(stencil, table))
+        m = int(self.tile) if self.tile != "auto" else costs.winograd_tile(conv, _batches(conv, table))
         if m:
             dispatch.attributes[DISPATCH] = ir.StringAttr.get("winograd")
             dispatch.attributes[WINOGRAD] = integer(m)
 
 
-def _batches(stencil: Stencil, table: SymbolTable) -> list[int]:
+def _batches(conv: Conv3x3, table: SymbolTable) -> list[int]:
     """The smallest batch and a usual one."""
-    least, most = table.bounds(stencil.batch)
+    least, most = table.bounds(conv.batch)
     if not least.is_Integer:
         return [1, TYPICAL]
-    usual = TYPICAL * max(1, int(least))
-    return [max(1, int(least)), min(usual, int(most)) if most.is_Integer else usual]
+    default = TYPICAL * max(1, int(least))
+    return [max(1, int(least)), min(default, int(most)) if most.is_Integer else default]

@@ -25,7 +25,7 @@ class PassError(LlmosError):
     """A pass failed or produced invalid IR: a compiler bug."""
 
 
-class BudgetError(LlmosError):
+class ToleranceError(LlmosError):
     """The outputs of compiled code deviate from the reference by more than the budget allows."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
-from llmos.compiler.analysis.generic import Generic, is_fill, reaches
+from llmos.compiler.analysis.generic import Generic, depends_on, is_fill
 from llmos.compiler.ir.bindings import ir
 
 Value: TypeAlias = ir.Value
@@ -49,5 +49,5 @@ def parts_of(ops: Sequence[ir.Operation]) -> AttentionParts:
     generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op)]
     maximum = next(g for g in generics if g.reduction_dims and float_contraction_of(g.op) is None)
     logits = next(i for i in maximum.inputs if isinstance(i.type, ir.RankedTensorType))
-    weights = next(i for i, operand in enumerate(values.generic.inputs) if reaches(operand, scores.generic.op.results[0]))
+    weights = next(i for i, operand in enumerate(values.generic.inputs) if depends_on(operand, scores.generic.op.results[0]))
     return describe(scores, values, logits, weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmos.compiler.analysis.generic import Generic, is_identity, map_elements
 from llmos.compiler.ir.bindings import ir
 
-WIDEN = "arith.extf"
-NARROW = "arith.truncf"
+EXTEND = "arith.extf"
+TRUNCATE = "arith.truncf"
 
 
 def with_element(kind: ir.Type, element: ir.Type) -> ir.RankedTensorType:
@@ -20,19 +20,19 @@ def convert(value: ir.Value, name: str, element: ir.Type) -> ir.Value:
     return map_elements(value, element, lambda each: ir.Operation.create(name, results=[element], operands=[each]).results[0])
 
 
-def widened(value: ir.Value) -> ir.Value | None:
+def extended(value: ir.Value) -> ir.Value | None:
     """Return the bfloat16 tensor that `value` extends to float32, else None."""
     if isinstance(value.owner, ir.Block) or value.owner.name != "linalg.generic":
         return None
     generic = Generic(value.owner.operation)
     body = list(generic.body.operations)
-    if len(body) != 2 or body[0].name != WIDEN or generic.num_inputs != 1 or not all(is_identity(affine) for affine in generic.maps):
+    if len(body) != 2 or body[0].name != EXTEND or generic.num_inputs != 1 or not all(is_identity(affine) for affine in generic.maps):
         return None
     source = generic.inputs[0]
     return source if isinstance(source.type.element_type, ir.BF16Type) else None
 
 
-def is_widened_argument(value: ir.Value) -> bool:
+def is_extended_argument(value: ir.Value) -> bool:
     """Whether a value is a function argument extended to float32."""
-    source = widened(value)
+    source = extended(value)
     return source is not None and isinstance(source.owner, ir.Block)

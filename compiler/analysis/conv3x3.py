@@ -16,7 +16,7 @@ from llmos.compiler.ir.sizes import Expr
 
 
 @dataclass(frozen=True)
-class Stencil:
+class Conv3x3:
     """out[n, i, j, f] = sum over u, v, c of x[n, i + u - top, j + v - left, c] * weight[u, v, c, f], zeros around x [n, h, w, c]."""
 
     source: ir.Value
@@ -32,7 +32,7 @@ class Stencil:
         return -(-self.out[0] // m), -(-self.out[1] // m)
 
 
-def stencil_of(root: Contraction, shapes: Shapes) -> Stencil | None:
+def conv3x3_of(root: Contraction, shapes: Shapes) -> Conv3x3 | None:
     """Match a 3x3 convolution; None for anything else, or if a size other than the batch is dynamic."""
     source, pad = padded_source(root.lhs)
     sizes = root.generic.loop_sizes(shapes)
@@ -47,7 +47,7 @@ def stencil_of(root: Contraction, shapes: Shapes) -> Stencil | None:
         return None
     corner, image = (int(low[1]), int(low[2])), (int(whole[1]), int(whole[2]))
     out = (int(sizes[rows]), int(sizes[across]))
-    return Stencil(source, whole[0], corner, image, out, int(sizes[channels]), int(sizes[columns]))
+    return Conv3x3(source, whole[0], corner, image, out, int(sizes[channels]), int(sizes[columns]))
 
 
 def _dims(root: Contraction, sizes: Sequence[Expr]) -> tuple[int, int, int, int] | None:

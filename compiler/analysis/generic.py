@@ -201,15 +201,15 @@ def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
     return (owner.operands[0], owner.operation) if ir.FloatAttr(padding.attributes["value"]).value == 0.0 else (value, None)
 
 
-Form = dict[int, int] | None  # coefficient of each loop dim; None: not linear
+LinearExpr = dict[int, int] | None  # coefficient of each loop dim; None: not linear
 
 
-def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
+def compose(expr: ir.AffineExpr, loop: Sequence[LinearExpr]) -> LinearExpr:
     if isinstance(expr, ir.AffineDimExpr):
         return loop[int(expr.position)]
     if isinstance(expr, ir.AffineConstantExpr):
         return {}
-    a, b = apply_form(expr.lhs, loop), apply_form(expr.rhs, loop)
+    a, b = compose(expr.lhs, loop), compose(expr.rhs, loop)
     if a is None or b is None:
         return None
     if isinstance(expr, ir.AffineAddExpr):
@@ -219,14 +219,14 @@ def apply_form(expr: ir.AffineExpr, loop: Sequence[Form]) -> Form:
     return None
 
 
-def reaches(value: Value, target: Value) -> bool:
+def depends_on(value: Value, target: Value) -> bool:
     """Whether `value` is computed from `target` inside a dispatch."""
     if value == target:
         return True
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.name != "linalg.generic":
         return False
-    return any(reaches(operand, target) for operand in owner.operands)
+    return any(depends_on(operand, target) for operand in owner.operands)
 
 
 def captured(op: ir.Operation) -> Iterator[ir.Value]:
@@ -250,7 +250,7 @@ def _defined_inside(value: ir.Value, op: ir.Operation) -> bool:
     return False
 
 
-def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
+def permuted_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None:
     """Return the number of the operand that a generic only permutes or broadcasts; None for one that computes.
 
     `through`: ops that are ignored, such as "arith.extf".
@@ -266,7 +266,7 @@ def moved_operand(op: ir.Operation, through: Collection[str] = ()) -> int | None
     return source if source < generic.num_inputs else None
 
 
-def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = ()) -> tuple[Value, list[Form]] | None:
+def trace_to_buffer(value: Value, forms: Sequence[LinearExpr], through: Collection[str] = ()) -> tuple[Value, list[LinearExpr]] | None:
     """Trace `value` to the buffer that it only permutes or broadcasts; return it with the linear index of each of its axes.
 
     None if an op other than `through` is on the way.
@@ -274,15 +274,15 @@ def pure_source(value: Value, forms: Sequence[Form], through: Collection[str] = 
     owner = value.owner
     if isinstance(owner, ir.Block):
         return value, list(forms)
-    source = moved_operand(owner.operation, through)
+    source = permuted_operand(owner.operation, through)
     if source is None:
         return None
     generic = Generic(owner.operation)
-    loop: list[Form] = [{}] * generic.rank
+    loop: list[LinearExpr] = [{}] * generic.rank
     for expr, form in zip(generic.output_map(value).results, forms, strict=True):
         if isinstance(expr, ir.AffineDimExpr):
             loop[expr.position] = form
-    return pure_source(generic.inputs[source], [apply_form(expr, loop) for expr in generic.maps[source].results], through)
+    return trace_to_buffer(generic.inputs[source], [compose(expr, loop) for expr in generic.maps[source].results], through)
 
 
 def map_elements(value: ir.Value, element: ir.Type, body: Callable[[ir.Value], ir.Value]) -> ir.Value:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmos.compiler.ir.attributes import COUNTER, STACK
+from llmos.compiler.ir.attributes import INDUCTION_VARIABLE, SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes, slice_parameters
@@ -23,7 +23,7 @@ ELSEWHERE = -(1 << 32)  # an offset that the loop determines: a slice of a scan 
 
 def is_loop(op: ir.Operation) -> bool:
     """Whether an op is a loop over dispatches, whose induction variable has a name."""
-    return op.name == "scf.for" and COUNTER in op.attributes
+    return op.name == "scf.for" and INDUCTION_VARIABLE in op.attributes
 
 
 def root_of(value: ir.Value) -> ir.Value:
@@ -35,7 +35,7 @@ def root_of(value: ir.Value) -> ir.Value:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class ScanOutput:
     """A scan output: each iteration writes `source` at `offset` of the first dim."""
 
     position: int
@@ -81,27 +81,27 @@ class Loop:
         return list(self.ops[-1].operands)
 
     @property
-    def num_turns(self) -> Expr:
+    def trip_count(self) -> Expr:
         return self.shapes.index(self.op.operands[1])
 
     @cached_property
-    def stacks(self) -> dict[int, Stacked]:
+    def scan_outputs(self) -> dict[int, ScanOutput]:
         """Return the scan outputs by position among the carried tensors."""
-        found: dict[int, Stacked] = {}
+        found: dict[int, ScanOutput] = {}
         for position, value in enumerate(self.yielded):
             owner = value.owner
-            if isinstance(owner, ir.Block) or STACK not in owner.operation.attributes:
+            if isinstance(owner, ir.Block) or SCAN_OUTPUT not in owner.operation.attributes:
                 continue
             insert = owner.operation
             offsets = slice_parameters(self.shapes, insert, 2)[0]
             assert offsets is not None
-            found[position] = Stacked(position, root_of(insert.operands[0]), offsets[0], insert)
+            found[position] = ScanOutput(position, root_of(insert.operands[0]), offsets[0], insert)
         return found
 
     @property
     def states(self) -> list[int]:
         """Return the positions of the carried tensors that are states."""
-        return [position for position in range(len(self.yielded)) if position not in self.stacks]
+        return [position for position in range(len(self.yielded)) if position not in self.scan_outputs]
 
     @cached_property
     def parts(self) -> list[list[ir.Operation]]:
@@ -125,7 +125,7 @@ class Loop:
         """Return the representative of a value: a yielded value is identified with its carried tensor."""
         root = root_of(value)
         for position, result in enumerate(self.yielded):
-            if root in (root_of(result), self.carried[position]) and position not in self.stacks:
+            if root in (root_of(result), self.carried[position]) and position not in self.scan_outputs:
                 return self.carried[position]
         return root
 

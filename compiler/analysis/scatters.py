@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmos.compiler.ir.attributes import COUNTER
+from llmos.compiler.ir.attributes import INDUCTION_VARIABLE
 from llmos.compiler.ir.bindings import ir
 
 _BODY_DIALECTS = ("arith.", "math.", "tensor.extract")
@@ -89,7 +89,7 @@ def _block(loop: ir.Operation) -> ir.Block:
 
 def _is_plain_loop(op: ir.Operation) -> bool:
     """Whether a loop counts from 0 by 1 and carries one tensor, and isn't a loop over dispatches."""
-    if op.name != "scf.for" or COUNTER in op.attributes or len(op.results) != 1:
+    if op.name != "scf.for" or INDUCTION_VARIABLE in op.attributes or len(op.results) != 1:
         return False
     return isinstance(op.results[0].type, ir.RankedTensorType) and [_constant(v) for v in list(op.operands)[0:3:2]] == [0, 1]
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmos.compiler.analysis.generic import Form, Generic, apply_form, combiner_of, dim_positions
+from llmos.compiler.analysis.generic import Generic, LinearExpr, combiner_of, compose, dim_positions
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import Shapes, pad_parameters
 from llmos.compiler.ir.sizes import Expr
 
-NEUTRAL = {
+IDENTITY = {
     "arith.addf": -0.0, "arith.mulf": 1.0, "arith.maximumf": float("-inf"), "arith.maxnumf": float("-inf"), "arith.minimumf": float("inf"),
     "arith.minnumf": float("inf"), "arith.addi": 0, "arith.muli": 1, "arith.ori": 0, "arith.xori": 0, "arith.andi": -1,
     "arith.maxui": 0, "arith.minui": -1,
 }  # fmt: skip
 
 
-def neutral_element(combiner: str, kind: ir.Type) -> float | int:
+def identity_element(combiner: str, kind: ir.Type) -> float | int:
     """Return the identity element of a reduction by the op `combiner`."""
-    if combiner in NEUTRAL:
-        return NEUTRAL[combiner]
+    if combiner in IDENTITY:
+        return IDENTITY[combiner]
     width = int(ir.IntegerType(kind).width)
     if width == 1:  # signed order of one bit: true is -1
         return {"arith.maxsi": -1, "arith.minsi": 0}[combiner]
@@ -39,7 +39,7 @@ def adds_nothing(root: Generic, operand: int) -> bool:
     number = ir.FloatAttr(attribute).value if isinstance(attribute, ir.FloatAttr) else ir.IntegerAttr(attribute).value
     argument = root.body.arguments[operand]
     if combiner.value == argument:
-        return bool(number == neutral_element(combiner.name, padded.type))
+        return bool(number == identity_element(combiner.name, padded.type))
     owner = combiner.value.owner
     multiplies = not isinstance(owner, ir.Block) and owner.name in ("arith.mulf", "arith.muli") and argument in list(owner.operands)
     return multiplies and combiner.name in ("arith.addf", "arith.addi") and number == 0
@@ -67,7 +67,7 @@ class RowAxis:
 
 
 @dataclass(frozen=True)
-class Sliding:
+class WindowReduction:
     """A reduction over windows of an image whose sizes, except n, are static. `operand`: the image's operand number."""
 
     generic: Generic
@@ -104,17 +104,17 @@ class Sliding:
         return self.rows.band(num_bytes // (4 * int(self.shape[2]) * columns))
 
 
-def _forms(generic: Generic, operand: int) -> list[Form]:
-    identity: list[Form] = [{dim: 1} for dim in range(generic.rank)]
-    return [apply_form(expr, identity) for expr in generic.maps[operand].results]
+def _forms(generic: Generic, operand: int) -> list[LinearExpr]:
+    identity: list[LinearExpr] = [{dim: 1} for dim in range(generic.rank)]
+    return [compose(expr, identity) for expr in generic.maps[operand].results]
 
 
-def sliding_over(generic: Generic, image: ir.Value, shapes: Shapes) -> Sliding | None:
+def window_reduction_over(generic: Generic, image: ir.Value, shapes: Shapes) -> WindowReduction | None:
     """Match a window reduction over `image`, whose rows and columns have static sizes; None for anything else."""
     if len(generic.op.results) != 1 or not _writes_images(generic):
         return None
     for operand, value in enumerate(generic.inputs):
-        found = Sliding(generic, operand, shapes)
+        found = WindowReduction(generic, operand, shapes)
         if value.type.rank == 4 and found.image == image and _slides(found):
             return found
     return None
@@ -125,7 +125,7 @@ def _writes_images(generic: Generic) -> bool:
     return dim_positions(generic.maps[generic.num_inputs]) == generic.parallel_dims == [0, 1, 2, 3]
 
 
-def _slides(found: Sliding) -> bool:
+def _slides(found: WindowReduction) -> bool:
     generic, forms = found.generic, _forms(found.generic, found.operand)
     shape, sizes = found.shape, generic.loop_sizes(found.shapes)
     if (forms[0] != {0: 1} and shape[0] != 1) or forms[3] != {3: 1} or list(generic.inputs).count(generic.inputs[found.operand]) != 1:
@@ -140,7 +140,7 @@ def _slides(found: Sliding) -> bool:
     return found.pad is None or _pads_around(found)
 
 
-def _pads_around(found: Sliding) -> bool:
+def _pads_around(found: WindowReduction) -> bool:
     """Whether only rows and columns are padded, and the padding doesn't change the result."""
     assert found.pad is not None
     low, high = pad_parameters(found.shapes, found.pad)

@@ -51,7 +51,8 @@ class CompiledModel:
 
 def precision_of(passes: Sequence[str]) -> str:
     """The precision of a compile, by the texts of its passes."""
-    return "bf16" if any(step.split("{")[0] == "narrow-activations" for step in passes) else "fp32"
+    names = {step.split("{")[0] for step in passes}
+    return "bf16" if names & {"truncate-activations", "narrow-activations"} else "fp32"  # the second is its name in earlier artifacts
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
-from llmos.passes.hoist_widening import HoistWidening
+from llmos.passes.hoist_extensions import HoistExtensions
 from llmos.passes.split_reductions import SplitReductions
 
 
@@ -23,7 +23,7 @@ def generalization() -> list[Pass]:
         Upstream("linalg-generalize-named-ops", anchor="func.func"),
         Upstream("canonicalize"),  # again: generalizing leaves constants and dead destinations behind
         Upstream("cse"),
-        HoistWidening(),
+        HoistExtensions(),
     ]
 
 

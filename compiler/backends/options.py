@@ -31,7 +31,7 @@ class CompileOptions:
     repro: folder for what reproduces a compiler error; None writes nothing.
     jobs: processes that compile code at the same time; 0 takes LLMOS_JOBS or the number of cores.
     cache: whether compiled code is kept for later runs (LLMOS_CACHE).
-    certificate: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
+    accuracy report: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
     winograd: whether convolutions may be computed by Winograd's algorithm, which rounds a little more (docs/codegen.md).
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
     tune: seconds of a measured search for shapes of tiles, on this machine; None: the analytic model's.
@@ -52,7 +52,7 @@ class CompileOptions:
     repro: Path | None = Path("repro")
     jobs: int = 0
     cache: bool = True
-    certificate: bool = True
+    accuracy_report: bool = True
     winograd: bool = True
     budget: float | None = None
     tune: float | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmos.compiler.bench.work import evaluate
-from llmos.compiler.tuning.default_sizes import usual_size
+from llmos.compiler.tuning.default_sizes import default_size
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.errors import InputError, UserError
@@ -20,7 +20,7 @@ _MAX_INTEGER = 100
 def parse_shape(text: str, manifest: Manifest) -> dict[str, int]:
     """Sizes of all symbols from "batch=1,tokens=128"; the others get a usual size. Raises InputError for unknown names and bad sizes."""
     known = {symbol.name: symbol for symbol in manifest.symbols}
-    sizes = {symbol.name: usual_size(symbol) for symbol in manifest.symbols}
+    sizes = {symbol.name: default_size(symbol) for symbol in manifest.symbols}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = item.partition("=")
         if name not in known:

@@ -39,21 +39,21 @@ def command(artifact: Path, source: Path, against: str | None, dynamic: str, bin
     names, sizes = parse_dynamic(dynamic)
     options = replace(options_of(opened), dynamic=names, sizes=sizes, bind=dict(map(binding, bind)))
     imported = import_source(source, None, None, options)
-    proof = gather(imported, options, lambda note: click.echo(note, err=True))
-    if not proof.recordings:
-        raise UserError(f"nothing to compare with: {proof.note}")
-    recording = min(proof.recordings, key=lambda each: sum(array.size for array in each.inputs))
-    compared = compare(opened, imported, recording)
-    want = recording.outputs if against is None else PEERS[against](source, len(os.sched_getaffinity(0)))(list(recording.inputs))
+    check = gather(imported, options, lambda note: click.echo(note, err=True))
+    if not check.samples:
+        raise UserError(f"nothing to compare with: {check.note}")
+    sample = min(check.samples, key=lambda each: sum(array.size for array in each.inputs))
+    compared = compare(opened, imported, sample)
+    want = sample.outputs if against is None else PEERS[against](source, len(os.sched_getaffinity(0)))(list(sample.inputs))
     outputs = {
         spec.name: measure(got, as_stored(np.asarray(theirs), spec.dtype), spec.dtype)
-        for spec, got, theirs in zip(proof.signature.outputs, compared.outputs, want, strict=True)
+        for spec, got, theirs in zip(check.signature.outputs, compared.outputs, want, strict=True)
     }
-    limit = proof.budget.max_error
-    engine = against or proof.engine
+    limit = check.budget.max_error
+    engine = against or check.engine
     _show(compared, outputs, engine, limit, as_json)
     wrong = any((row.alone or 0.0) > limit or row.overwritten for row in compared.rows)
-    return 1 if wrong or any(not each.within(proof.budget) for each in outputs.values()) else 0
+    return 1 if wrong or any(not each.within(check.budget) for each in outputs.values()) else 0
 
 
 def _show(compared: Compared, outputs: dict[str, Deviation], engine: str, limit: float, as_json: bool) -> None:

@@ -40,7 +40,13 @@ from llmos.runtime.errors import UserError
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Folder for a numbered dump after each pass, and for every stage.")
 @click.option("--jobs", default=0, help="Processes that compile at the same time; default one per core.")
 @click.option("--cache/--no-cache", default=True, help="Keep compiled code for later runs.")
-@click.option("--certificate/--no-certificate", default=True, help="Run the compiled code beside the reference, and keep what that shows.")
+@click.option(
+    "--accuracy-report/--no-accuracy-report",
+    "--certificate/--no-certificate",  # its earlier name
+    "accuracy_report",
+    default=True,
+    help="Run the compiled code beside the reference, and keep what that shows.",
+)
 @click.option("--winograd/--no-winograd", default=True, help="Compute 3x3 convolutions by fewer multiplications, where that is faster.")
 @click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, to let pass.")
 @click.option(
@@ -66,7 +72,7 @@ def command(
     dump_ir: Path | None,
     jobs: int,
     cache: bool,
-    certificate: bool,
+    accuracy_report: bool,
     winograd: bool,
     budget: float | None,
     tune: float | None,
@@ -88,7 +94,7 @@ def command(
         dump_ir=dump_ir,
         jobs=jobs,
         cache=cache,
-        certificate=certificate,
+        accuracy_report=accuracy_report,
         winograd=winograd,
         budget=budget,
         tune=tune,

@@ -1,6 +1,6 @@
 """How a dispatch touches memory: each buffer's index as linear forms of the loop dims, traced through its elementwise ops.
 
-From it: which neighbouring loop dims may be walked as one (a dense tensor read in order is one long vector, whatever its rank).
+From it: which neighboring loop dims may be walked as one (a dense tensor read in order is one long vector, whatever its rank).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.generic import Form, Generic, apply_form, is_fill
+from llmos.compiler.analysis.generic import Generic, LinearExpr, compose, is_fill
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import kept_dims, slice_parameters
@@ -26,11 +26,11 @@ class Accesses:
 
     dispatch: Dispatch
     through_pads: bool = False
-    leaves: list[tuple[tuple[Expr, ...], list[Form]]] = field(default_factory=list)  # (buffer shape, form of each axis)
+    leaves: list[tuple[tuple[Expr, ...], list[LinearExpr]]] = field(default_factory=list)  # (buffer shape, form of each axis)
     pinned: set[int] = field(default_factory=set)
     _seen: set[tuple[object, ...]] = field(default_factory=set)
 
-    def trace(self, value: ir.Value, forms: Sequence[Form]) -> None:
+    def trace(self, value: ir.Value, forms: Sequence[LinearExpr]) -> None:
         """Record what evaluating `value` at a point given by `forms` reads."""
         key = self._key(value, forms)
         if key in self._seen:
@@ -50,19 +50,19 @@ class Accesses:
 
     def trace_map(self, value: ir.Value, affine: ir.AffineMap) -> None:
         """Record what an operand read through `affine` reads."""
-        identity: list[Form] = [{dim: 1} for dim in range(affine.n_dims)]
-        self.trace(value, [apply_form(expr, identity) for expr in affine.results])
+        identity: list[LinearExpr] = [{dim: 1} for dim in range(affine.n_dims)]
+        self.trace(value, [compose(expr, identity) for expr in affine.results])
 
-    def ignore(self, value: ir.Value, forms: Sequence[Form]) -> None:
+    def ignore(self, value: ir.Value, forms: Sequence[LinearExpr]) -> None:
         """Take a value as held in registers where it is read at `forms`."""
         self._seen.add(self._key(value, forms))
 
     @staticmethod
-    def _key(value: ir.Value, forms: Sequence[Form]) -> tuple[object, ...]:
+    def _key(value: ir.Value, forms: Sequence[LinearExpr]) -> tuple[object, ...]:
         return (value, tuple(None if form is None else tuple(sorted(form.items())) for form in forms))
 
-    def _generic(self, generic: Generic, value: ir.Value, forms: Sequence[Form]) -> None:
-        loop: list[Form] = [{}] * generic.rank
+    def _generic(self, generic: Generic, value: ir.Value, forms: Sequence[LinearExpr]) -> None:
+        loop: list[LinearExpr] = [{}] * generic.rank
         for expr, form in zip(generic.output_map(value).results, forms, strict=True):
             if isinstance(expr, ir.AffineDimExpr):
                 loop[expr.position] = form
@@ -75,18 +75,18 @@ class Accesses:
                 self.trace(op.operands[0], [None] * len(op.operands[0].type.shape))
         for operand, affine in zip(generic.op.operands, generic.maps, strict=True):
             if isinstance(operand.type, ir.RankedTensorType):
-                self.trace(operand, [apply_form(expr, loop) for expr in affine.results])
+                self.trace(operand, [compose(expr, loop) for expr in affine.results])
 
-    def _slice(self, op: ir.Operation, forms: Sequence[Form]) -> None:
+    def _slice(self, op: ir.Operation, forms: Sequence[LinearExpr]) -> None:
         for form in forms:
             self._pin(form)
         _, _, strides = slice_parameters(self.dispatch.shapes, op, 1)
-        inner: list[Form] = [{}] * len(self.dispatch.shapes.shape(op.operands[0]))
+        inner: list[LinearExpr] = [{}] * len(self.dispatch.shapes.shape(op.operands[0]))
         for dim, form in zip(kept_dims(op), forms, strict=True):
             inner[dim] = form if strides is not None and strides[dim] == 1 else None
         self.trace(op.operands[0], inner)
 
-    def _shifted(self, op: ir.Operation, forms: Sequence[Form]) -> None:
+    def _shifted(self, op: ir.Operation, forms: Sequence[LinearExpr]) -> None:
         """Pads and concatenations: axes whose size changes can't be walked together with others."""
         whole = self.dispatch.shapes.shape(op.results[0])
         tensors = [operand for operand in op.operands if isinstance(operand.type, ir.RankedTensorType)]
@@ -98,7 +98,7 @@ class Accesses:
                     self._pin(form)
             self.trace(tensor, [form if size == outer or follows else None for form, size, outer in zip(forms, shape, whole, strict=True)])
 
-    def _pin(self, form: Form) -> None:
+    def _pin(self, form: LinearExpr) -> None:
         self.pinned |= set(form or ())
 
     def joinable(self, first: int, second: int, size: Expr) -> bool:
@@ -108,7 +108,7 @@ class Accesses:
         return all(_adjacent(shape, forms, first, second, size) for shape, forms in self.leaves)
 
 
-def _adjacent(shape: Sequence[Expr], forms: Sequence[Form], first: int, second: int, size: Expr) -> bool:
+def _adjacent(shape: Sequence[Expr], forms: Sequence[LinearExpr], first: int, second: int, size: Expr) -> bool:
     touched = [axis for axis, form in enumerate(forms) if form is not None and (first in form or second in form)]
     if not touched:
         return True

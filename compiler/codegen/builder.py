@@ -136,7 +136,7 @@ class Builder:
                 self._constants[key] = self.op("arith.constant", [], self.vec(kind, len(numbers)), value=attribute)
         return self._constants[key]
 
-    def neutral(self, kind: ir.Type, number: float | int, lanes: int | None = None) -> Value:
+    def splat_constant(self, kind: ir.Type, number: float | int, lanes: int | None = None) -> Value:
         """A vector of one constant."""
         key = (f"splat{lanes or self.lanes}{kind}", number if number != 0 else str(number))
         if key not in self._constants:
@@ -251,7 +251,7 @@ class Builder:
 
     def masked_load(self, address: Value, mask: Value, kind: ir.Type, align: int) -> Value:
         lanes = mask.type.shape[0]
-        passthru = self.neutral(kind, 0, lanes)
+        passthru = self.splat_constant(kind, 0, lanes)
         return self.op(
             "llvm.intr.masked.load", [address, mask, passthru], self.vec(kind, lanes), alignment=ir.IntegerAttr.get(self.i32, align)
         )
@@ -269,8 +269,8 @@ class Builder:
             elem_type=ir.TypeAttr.get(kind),
             rawConstantIndices=ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC]),
         )
-        mask = mask if mask is not None else self.neutral(self.i1, 1, lanes)
-        passthru = self.neutral(kind, 0, lanes)
+        mask = mask if mask is not None else self.splat_constant(self.i1, 1, lanes)
+        passthru = self.splat_constant(kind, 0, lanes)
         return self.op(
             "llvm.intr.masked.gather",
             [addresses, mask, passthru],
@@ -287,7 +287,7 @@ class Builder:
             elem_type=ir.TypeAttr.get(kind),
             rawConstantIndices=ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC]),
         )
-        mask = mask if mask is not None else self.neutral(self.i1, 1, lanes)
+        mask = mask if mask is not None else self.splat_constant(self.i1, 1, lanes)
         self.op("llvm.intr.masked.scatter", [value, addresses, mask], None, alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
 
     def iota(self, lanes: int | None = None) -> Value:

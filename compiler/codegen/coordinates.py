@@ -23,14 +23,14 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Spread:
+class GatherIndex:
     """A coordinate with an offset a lane that is the same all through a loop: base + offsets[lane]."""
 
     base: Value
     offsets: Value
 
 
-Coord: TypeAlias = "Value | Lane | Spread"  # or a uniform i64, or a vector of i64
+Coord: TypeAlias = "Value | Lane | GatherIndex"  # or a uniform i64, or a vector of i64
 
 
 @dataclass(kw_only=True)
@@ -46,34 +46,34 @@ class Coordinates:
     def coord_add(self, a: Coord, b: Coord) -> Coord:
         if isinstance(a, Lane) and isinstance(b, Lane):
             return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
-        if isinstance(a, Spread) or isinstance(b, Spread):
-            return self._add_spread(a, b) if isinstance(a, Spread) else self._add_spread(b, a)  # type: ignore[arg-type]
+        if isinstance(a, GatherIndex) or isinstance(b, GatherIndex):
+            return self._add_gather(a, b) if isinstance(a, GatherIndex) else self._add_gather(b, a)  # type: ignore[arg-type]
         if isinstance(b, Lane):
             a, b = b, a
         if isinstance(a, Lane):
             return self.coord_add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
         return self.b.add(a, b)
 
-    def _add_spread(self, a: Spread, b: Coord) -> Coord:
-        if isinstance(b, Spread):
-            return Spread(self.b.add(a.base, b.base), self.b.binary("arith.addi", a.offsets, b.offsets))
+    def _add_gather(self, a: GatherIndex, b: Coord) -> Coord:
+        if isinstance(b, GatherIndex):
+            return GatherIndex(self.b.add(a.base, b.base), self.b.binary("arith.addi", a.offsets, b.offsets))
         if isinstance(b, Lane) or is_vector(b):
             return self.b.binary("arith.addi", self.lanes_of(a), self.lanes_of(b))
-        return Spread(self.b.add(a.base, b), a.offsets)
+        return GatherIndex(self.b.add(a.base, b), a.offsets)
 
     def coord_scale(self, coord: Coord, by: Expr) -> Coord:
         if by == 1:
             return coord
         if isinstance(coord, Lane):
             return Lane(self.b.mul(coord.base, self.sizes(by)), sympy.expand(coord.stride * by))
-        if isinstance(coord, Spread):
+        if isinstance(coord, GatherIndex):
             factor = self.sizes(by)
-            return Spread(self.b.mul(coord.base, factor), self.b.binary("arith.muli", coord.offsets, self.b.splat(factor)))
+            return GatherIndex(self.b.mul(coord.base, factor), self.b.binary("arith.muli", coord.offsets, self.b.splat(factor)))
         return self.b.mul(coord, self.sizes(by))
 
     def lanes_of(self, coord: Coord) -> Value:
         """The coordinate of every lane as a vector, or the uniform scalar as it is."""
-        if isinstance(coord, Spread):
+        if isinstance(coord, GatherIndex):
             return self.b.binary("arith.addi", self.b.splat(coord.base), coord.offsets)
         if not isinstance(coord, Lane):
             return coord

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, fill_value, is_fill, reaches
+from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, depends_on, fill_value, is_fill
 from llmos.compiler.codegen.builder import Value, element_type, is_float, is_vector
-from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
+from llmos.compiler.codegen.coordinates import Coord, GatherIndex, Lane
 from llmos.compiler.codegen.guards import Guards
 from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.memory import Buffer
@@ -127,7 +127,7 @@ class Evaluator(Guards):
             return list(root_coords)
         generic = Generic(value.owner.operation)
         for operand, affine in zip(generic.inputs, generic.maps, strict=False):
-            if isinstance(operand.type, ir.RankedTensorType) and reaches(operand, root):
+            if isinstance(operand.type, ir.RankedTensorType) and depends_on(operand, root):
                 loop = self.invert(affine, self.result_coords(operand, root, root_coords))
                 return self.apply(generic.output_map(value), loop)
         raise AssertionError("an epilogue that doesn't use its root")
@@ -316,7 +316,7 @@ class Evaluator(Guards):
         """Every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
         out_maps = generic.maps[generic.num_inputs :]
         loop: list[Coord] = self.invert(out_maps[0], coords)
-        has_lanes = any(isinstance(coord, (Lane, Spread)) or is_vector(coord) for coord in coords)
+        has_lanes = any(isinstance(coord, (Lane, GatherIndex)) or is_vector(coord) for coord in coords)
         inits = [self.value(init, self.apply(affine, loop)) for init, affine in zip(generic.inits, out_maps, strict=True)]
         if has_lanes:
             inits = [self.b.splat(init) for init in inits]

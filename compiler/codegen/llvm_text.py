@@ -75,7 +75,7 @@ def _rewrite_line(line: str) -> str:
 def _literal(text: str, fmt: _Format) -> str:
     bits = _bits(text, fmt)
     if fmt.prefix == "0x":
-        return f"0x{_widen(bits, fmt):016X}"
+        return f"0x{_extend(bits, fmt):016X}"
     return f"{fmt.prefix}{bits:04X}"
 
 
@@ -109,7 +109,7 @@ def _nearest(value: Fraction, fmt: _Format) -> int:
     return ((exponent + fmt.bias - 1) << fmt.mantissa_bits) + mantissa
 
 
-def _widen(bits: int, fmt: _Format) -> int:
+def _extend(bits: int, fmt: _Format) -> int:
     """Bits of the same value as a double; a NaN keeps its payload and its signaling bit, which a conversion by the processor would not."""
     sign = bits >> (fmt.total_bits - 1)
     magnitude = bits & ((1 << (fmt.total_bits - 1)) - 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import sympy
 
 from llmos.compiler.codegen.builder import Value, byte_width, element_type, is_float, is_vector
-from llmos.compiler.codegen.coordinates import Coord, Coordinates, Lane, Spread
+from llmos.compiler.codegen.coordinates import Coord, Coordinates, GatherIndex, Lane
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
@@ -78,8 +78,8 @@ class Memory(Coordinates):
 
     def _load_raw(self, buffer: Buffer, offset: Coord) -> Value:
         b, kind = self.b, self._memory_kind(buffer.kind)
-        if isinstance(offset, Spread):
-            return self._load_spread(buffer, offset)
+        if isinstance(offset, GatherIndex):
+            return self._load_gather(buffer, offset)
         if not isinstance(offset, Lane):
             if is_vector(offset):
                 return b.gather(buffer.pointer, offset, self.mask, kind)
@@ -91,8 +91,8 @@ class Memory(Coordinates):
             return b.masked_load(address, self.mask, kind, byte_width(kind))
         return b.load(address, b.vec(kind), byte_width(kind))
 
-    def _load_spread(self, buffer: Buffer, offset: Spread) -> Value:
-        """Lanes that turn out to be neighbours are loaded as a vector, others gathered."""
+    def _load_gather(self, buffer: Buffer, offset: GatherIndex) -> Value:
+        """Lanes that turn out to be neighbors are loaded as a vector, others gathered."""
         b, kind = self.b, self._memory_kind(buffer.kind)
         lanes = offset.offsets.type.shape[0]
         first, last = (
@@ -112,7 +112,7 @@ class Memory(Coordinates):
     def store(self, value: Value, buffer: Buffer, coords: Sequence[Coord]) -> None:
         """Write one element, or one a lane, under the mask."""
         b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
-        if isinstance(offset, Spread):
+        if isinstance(offset, GatherIndex):
             offset = self.lanes_of(offset)
         if is_float(element_type(value.type)) and kind != element_type(value.type):
             value = self._same_bits(value, kind)

@@ -75,7 +75,7 @@ def _add(b: Builder, total: Value, lost: Value, block: Value) -> tuple[Value, Va
 def nothing(b: Builder, like: Value) -> Value:
     """Zeros of a value's type."""
     kind = element_type(like.type)
-    return b.neutral(kind, 0.0, like.type.shape[0]) if is_vector(like) else b.const(kind, 0.0)
+    return b.splat_constant(kind, 0.0, like.type.shape[0]) if is_vector(like) else b.const(kind, 0.0)
 
 
 def with_rests(b: Builder, carried: Sequence[Value], sums: Sequence[bool]) -> list[Value]:
@@ -142,7 +142,7 @@ class TileSums:
 
     def clear(self, b: Builder, place: Value, used: Value) -> None:
         with b.loop(b.index(0), used, b.index(self.lanes)) as loop:
-            b.store(b.neutral(b.f32, 0.0, self.lanes), b.address(place, loop.iv, b.f32), self.lanes * 4)
+            b.store(b.splat_constant(b.f32, 0.0, self.lanes), b.address(place, loop.iv, b.f32), self.lanes * 4)
 
     def _add(self, b: Builder, places: Sequence[Value], used: Value) -> None:
         with b.loop(b.index(0), used, b.index(self.lanes)) as loop:

@@ -13,7 +13,7 @@ from llmos.passes import Pass
 from llmos.runtime.errors import UserError
 
 
-class Watcher(CompileObserver):
+class CompileCallbacks(CompileObserver):
     """Saves the stage `stop_after` at `stem`, and every stage to the folder `dump` where it is given.
 
     What it wrote for `stop_after` is in `written`.

@@ -13,7 +13,7 @@ from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import planned_of, run_passes
 from llmos.compiler.backends.registry import backend_of, check_stages
-from llmos.compiler.driver.callbacks import Watcher
+from llmos.compiler.driver.callbacks import CompileCallbacks
 from llmos.compiler.driver.import_repro import reproducible
 from llmos.compiler.driver.packaging import contents, weights_with_nan
 from llmos.compiler.driver.resume import read_contents, read_record
@@ -24,7 +24,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.limits import require_addressable
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.tuning.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
-from llmos.compiler.verify.accuracy import Proof, gather, with_loaded_weights
+from llmos.compiler.verify.accuracy import AccuracyCheck, gather, with_loaded_weights
 from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
@@ -129,10 +129,10 @@ class _Job:
     example_args: Sequence[Any] | None = None
     dynamic_shapes: Any = None
     weights: Path | None = None
-    proof: Proof | None = None
+    check: AccuracyCheck | None = None
     lock_file: Path | None = None
     found: Lock | None = None  # by this run
-    watcher: Watcher | None = None
+    callbacks: CompileCallbacks | None = None
 
     def __post_init__(self) -> None:
         """Refuses a wrong name before minutes of work."""
@@ -146,14 +146,14 @@ class _Job:
         return Artifact(contents, self.found)
 
     def _contents(self) -> ArtifactContents:
-        """Of the artifact, certificate included where there is a reference for one."""
+        """Of the artifact, accuracy report included where there is a reference for one."""
         sidecar, compiled = self._run()
         assert compiled is not None
-        if self.proof is None:
+        if self.check is None:
             return contents(sidecar, compiled, self.backend)
-        self.progress.phase("certificate")
+        self.progress.phase("accuracy report")
         compiled = with_loaded_weights(compiled)
-        return contents(sidecar, compiled, self.backend, self.proof.certificate(compiled))
+        return contents(sidecar, compiled, self.backend, self.check.accuracy_report(compiled))
 
     def saved_stage(self) -> list[Path]:
         """Runs until the stage of options.stop_after is saved."""
@@ -170,7 +170,7 @@ class _Job:
     @property
     def _written(self) -> list[Path]:
         """Files of the stage to stop after."""
-        return self.watcher.written if self.watcher else []
+        return self.callbacks.written if self.callbacks else []
 
     def _run(self) -> tuple[Sidecar, CompiledModel | None]:
         """The model with its code; None where options.stop_after comes before the backend's own stages."""
@@ -196,30 +196,30 @@ class _Job:
         return import_with_warnings(self.source, self.example_args, self.dynamic_shapes, self.options)
 
     def _compile(self, imported: ImportedModel, sidecar: Sidecar, stage: str) -> CompiledModel | None:
-        if self.options.certificate and self.options.stop_after in ("", "llmos"):
+        if self.options.accuracy_report and self.options.stop_after in ("", "llmos"):
             self.progress.phase("reference")
-            self.proof = gather(imported, self.options, say)
-        watcher = self._watch(sidecar)
+            self.check = gather(imported, self.options, say)
+        callbacks = self._watch(sidecar)
         if not stage:
-            watcher.stage_finished(IMPORTED, imported.module)
+            callbacks.stage_finished(IMPORTED, imported.module)
         if self.options.stop_after == IMPORTED:
             return None
-        planned = self._planned(imported, stage, watcher)
+        planned = self._planned(imported, stage, callbacks)
         if self.options.stop_after == PLANNED:
             return None
         starts: list[tuple[StageContent, Target]] = [(planned, target) for target in self.targets]
-        return self._lowered(planned.record, starts, self.options, watcher)
+        return self._lowered(planned.record, starts, self.options, callbacks)
 
-    def _planned(self, imported: ImportedModel, stage: str, watcher: Watcher) -> Planned:
+    def _planned(self, imported: ImportedModel, stage: str, callbacks: CompileCallbacks) -> Planned:
         lock = self._lock(imported, stage)
         if stage == PLANNED:
             return planned_of(imported, self.options, self.backend)
         options = replace(self.options, tilings=lock.tilings()) if lock else self.options
         self.progress.phase("passes")
-        planned = run_passes(imported, options, self.backend, watcher)
+        planned = run_passes(imported, options, self.backend, callbacks)
         if lock and not self.found:
-            self._report_strangers(lock, planned.module)
-        watcher.stage_finished(PLANNED, planned.module, weights=planned.weights)
+            self._report_unmatched(lock, planned.module)
+        callbacks.stage_finished(PLANNED, planned.module, weights=planned.weights)
         return planned
 
     def _lowered(
@@ -227,12 +227,12 @@ class _Job:
         record: CompiledModel,
         starts: Sequence[tuple[StageContent, Target]],
         options: CompileOptions,
-        watcher: Watcher,
+        callbacks: CompileCallbacks,
         after: str = "",
     ) -> CompiledModel:
-        watcher.described(record)
+        callbacks.described(record)
         until = options.stop_after if options.stop_after in self.backend.stages else ""
-        contents = lower_each(starts, options, self.backend, watcher, after=after, until=until)
+        contents = lower_each(starts, options, self.backend, callbacks, after=after, until=until)
         return record.with_code([target for _, target in starts], contents)
 
     def _lock(self, imported: ImportedModel, stage: str) -> Lock | None:
@@ -261,16 +261,16 @@ class _Job:
             return None
         return lock
 
-    def _report_strangers(self, lock: Lock, module: ir.Module) -> None:
-        strangers = set(lock.dispatches) - tiling_keys(module)
-        if strangers:
-            count = f"{len(strangers)} of its {len(lock.dispatches)} dispatches"
+    def _report_unmatched(self, lock: Lock, module: ir.Module) -> None:
+        unmatched = set(lock.dispatches) - tiling_keys(module)
+        if unmatched:
+            count = f"{len(unmatched)} of its {len(lock.dispatches)} dispatches"
             say(f"{self.lock_file}: {count} are not in this model and were left out; --tune measures those that it lacks")
 
-    def _watch(self, sidecar: Sidecar) -> Watcher:
+    def _watch(self, sidecar: Sidecar) -> CompileCallbacks:
         options = self.options
-        self.watcher = Watcher(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir)
-        return self.watcher
+        self.callbacks = CompileCallbacks(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir)
+        return self.callbacks
 
 
 def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:

@@ -20,8 +20,8 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.limits import require_addressable
 from llmos.compiler.support.progress import Progress
-from llmos.compiler.verify.accuracy import Proof, gather, joined, with_loaded_weights
-from llmos.runtime.artifact.certificate import Certificate
+from llmos.compiler.verify.accuracy import AccuracyCheck, gather, joined, with_loaded_weights
+from llmos.runtime.artifact.accuracy import AccuracyReport
 from llmos.runtime.artifact.writer import ArtifactContents
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -52,7 +52,7 @@ def compile_entries(
         for model in models.values():
             require_addressable(model.module)
         progress.phase("reference")
-        proofs = {name: replace(gather(model, options, say), entry=name) for name, model in models.items() if options.certificate}
+        checks = {name: replace(gather(model, options, say), entry=name) for name, model in models.items() if options.accuracy_report}
         progress.phase("passes")
         plans = {name: run_passes(model, _options_of(name, options), backend) for name, model in models.items()}
         progress.phase("code")
@@ -63,11 +63,11 @@ def compile_entries(
             {key: value for model in models.values() for key, value in model.metadata.items()},
             {key: data for model in models.values() for key, data in model.assets.items()},
         )
-        if not proofs:
+        if not checks:
             return contents(sidecar, compiled, backend)
-        progress.phase("certificate")
+        progress.phase("accuracy report")
         compiled = with_loaded_weights(compiled)
-        return contents(sidecar, compiled, backend, joined([_certificate(proof, compiled) for proof in proofs.values()]))
+        return contents(sidecar, compiled, backend, joined([_accuracy_report(check, compiled) for check in checks.values()]))
 
 
 def _options_of(entry: str, options: CompileOptions) -> CompileOptions:
@@ -76,9 +76,9 @@ def _options_of(entry: str, options: CompileOptions) -> CompileOptions:
     return replace(options, dump_ir=dump_ir, repro=repro)
 
 
-def _certificate(proof: Proof, compiled: Any) -> Certificate:
-    own = tuple(entry for entry in compiled.entries if entry.name == proof.entry)
-    return proof.certificate(replace(compiled, entries=own))
+def _accuracy_report(check: AccuracyCheck, compiled: Any) -> AccuracyReport:
+    own = tuple(entry for entry in compiled.entries if entry.name == check.entry)
+    return check.accuracy_report(replace(compiled, entries=own))
 
 
 def _check(sources: Mapping[str, Any], example_args: Any, dynamic_shapes: Any, options: CompileOptions) -> None:

@@ -10,11 +10,11 @@ from llmos.compiler.backends.base import Backend, CompiledModel
 from llmos.compiler.driver.saved import Sidecar
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support import versions
-from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate
+from llmos.runtime.artifact.accuracy import ACCURACY_MEMBER, AccuracyReport
 from llmos.runtime.artifact.writer import ArtifactContents
 
 
-def contents(model: Sidecar, compiled: CompiledModel, backend: Backend, certificate: Certificate | None = None) -> ArtifactContents:
+def contents(model: Sidecar, compiled: CompiledModel, backend: Backend, accuracy_report: AccuracyReport | None = None) -> ArtifactContents:
     """Everything that goes into the file; nothing of this machine, so that the same input gives the same bytes."""
     return ArtifactContents(
         name=model.name,
@@ -29,7 +29,7 @@ def contents(model: Sidecar, compiled: CompiledModel, backend: Backend, certific
         passes=compiled.passes,
         metadata=model.metadata,
         assets=model.assets,
-        extras={CERTIFICATE_MEMBER: certificate.to_json()} if certificate else {},
+        extras={ACCURACY_MEMBER: accuracy_report.to_json()} if accuracy_report else {},
     )
 
 

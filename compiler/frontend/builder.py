@@ -303,8 +303,8 @@ class Builder:
         offset = len(shape) - x.rank
         axes: list[int | None] = []
         for axis in x.axes:
-            widened = axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1)
-            axes.append(None if widened else axis + offset)  # type: ignore[operator]
+            extended = axis is None or (x.shape[axis] == 1 and shape[axis + offset] != 1)
+            axes.append(None if extended else axis + offset)  # type: ignore[operator]
         fact = replace(x.fact, axis=x.fact.axis + offset) if isinstance(x.fact, Iota) else x.fact
         return Tensor(x.value, shape, x.dtype, tuple(axes), fact)
 

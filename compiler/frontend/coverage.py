@@ -18,8 +18,8 @@ from llmos.compiler.frontend.bounds import require_bounds
 from llmos.compiler.frontend.builder import Builder
 from llmos.compiler.frontend.dims import Dim, IndexValues, Sizes
 from llmos.compiler.frontend.exporting import Source, check_outputs, export, over_real_numbers, program_inputs
+from llmos.compiler.frontend.fallback_subgraphs import FallbackSubgraphs
 from llmos.compiler.frontend.graph import GraphLowering, op_name, source_line
-from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.mlir import foreign_ops, import_mlir, parse
 from llmos.compiler.frontend.ops.table import IGNORED, table
 from llmos.compiler.frontend.symbols import find_symbols
@@ -125,7 +125,7 @@ def _dry_run(graph: fx.Graph, inputs: Sequence[fx.Node], sizes: Sizes) -> list[R
             symbols = {symbol.expr: arith.ConstantOp(ir.IndexType.get(), 1).result for symbol in sizes.symbols}
             anchor = arith.ConstantOp(ir.IndexType.get(), 0)
             builder = Builder(sizes, IndexValues(anchor.operation, symbols))
-            checker = _Checker(GraphLowering(builder, sizes, Islands()), ctx)
+            checker = _Checker(GraphLowering(builder, sizes, FallbackSubgraphs()), ctx)
             for node in inputs:
                 checker.stand_in(node)
             for node in graph.nodes:
@@ -155,18 +155,18 @@ class _Checker:
         if not node.users or any(self._is_pending(each) for each in node.all_input_nodes):
             self.stand_in(node)  # not needed, or caused by an op that is already reported
             return None
-        before = self.lowering.islands.count
+        before = self.lowering.fallback_subgraphs.count
         try:
             self.lowering.lower(node)
-            is_island = self.lowering.islands.count > before
-            if is_island:
-                self.lowering.islands.try_last(self.ctx)
+            is_fallback = self.lowering.fallback_subgraphs.count > before
+            if is_fallback:
+                self.lowering.fallback_subgraphs.try_last(self.ctx)
         except LlmosError as error:
             self.stand_in(node)
             return Row(name, False, "", 1, where, str(error).removeprefix(f"{name}: ").replace(source_line(node), ""))
         if not name.startswith(("aten.", "llmos.", "quantized_decomposed.")):
             return None
-        return Row(name, True, FALLBACK if is_island else DIRECT if name in table() else NOTHING, 1, where if is_island else "")
+        return Row(name, True, FALLBACK if is_fallback else DIRECT if name in table() else NOTHING, 1, where if is_fallback else "")
 
     def stand_in(self, node: fx.Node) -> None:
         self.lowering.stand_in(node)

@@ -1,4 +1,5 @@
-"""Lower an exported FX graph to one linalg function: ops of our table directly, the rest as calls that torch-mlir lowers (islands.py)."""
+"""Lower an exported FX graph to one linalg function: ops of our table directly, the rest as calls that torch-mlir lowers (fallback
+subgraphs.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import fx
 
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor
 from llmos.compiler.frontend.dims import Shape, Sizes
-from llmos.compiler.frontend.islands import Islands
+from llmos.compiler.frontend.fallback_subgraphs import FallbackSubgraphs
 from llmos.compiler.frontend.ops.data_sizes import number_of
 from llmos.compiler.frontend.ops.errors import LoweringError, NotLowered
 from llmos.compiler.frontend.ops.table import IGNORED, table
@@ -29,7 +30,7 @@ class GraphLowering:
 
     builder: Builder
     sizes: Sizes
-    islands: Islands
+    fallback_subgraphs: FallbackSubgraphs
     known: Mapping[str, Callable[..., Any]] = field(default_factory=table)
     _values: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -99,7 +100,7 @@ class GraphLowering:
                 return found
             except NotLowered:
                 pass
-        return self._island(node)
+        return self._fallback_subgraph(node)
 
     def _number_read(self, node: fx.Node) -> Any:
         if not isinstance(node.meta["val"], torch.SymInt):
@@ -167,19 +168,19 @@ class GraphLowering:
             return [self._argument(each) for each in value]
         return value
 
-    def _island(self, node: fx.Node) -> Any:
-        operands = [self._island_operand(self._values[each]) for each in node.all_input_nodes]
+    def _fallback_subgraph(self, node: fx.Node) -> Any:
+        operands = [self._fallback_operand(self._values[each]) for each in node.all_input_nodes]
         values = [value for value, _ in operands] + [size for _, sizes in operands for size in sizes]
         metas = self._meta(node.meta["val"])
         results = metas if isinstance(metas, list) else [metas]
         shapes = {each: value.shape for each in node.all_input_nodes if isinstance(value := self._values[each], Tensor)}
-        island = self.islands.add(node, shapes)
-        call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], island.name, values)
+        subgraph = self.fallback_subgraphs.add(node, shapes)
+        call = func.CallOp([self.builder.type(m.shape, m.dtype) for m in results], subgraph.name, values)
         tensors = [self.builder.dense_tensor(value, m.shape, m.dtype) for value, m in zip(call.results, results, strict=True)]
         return tensors if isinstance(metas, list) else tensors[0]
 
-    def _island_operand(self, value: Any) -> tuple[ir.Value, list[ir.Value]]:
-        """Return an operand as an island takes it: a dense tensor and its dynamic sizes, or an int64."""
+    def _fallback_operand(self, value: Any) -> tuple[ir.Value, list[ir.Value]]:
+        """Return an operand as a fallback subgraph takes it: a dense tensor and its dynamic sizes, or an int64."""
         if isinstance(value, Tensor):
             dense = self.builder.dense(value)
             return dense.value, self.builder.dynamic(dense.shape)

@@ -1,4 +1,4 @@
-"""torch-mlir's lowering as a child process of islands.py: torch ops on stdin, linalg on stdout. Doesn't import torch."""
+"""torch-mlir's lowering as a child process of fallback subgraphs.py: torch ops on stdin, linalg on stdout. Doesn't import torch."""
 
 from __future__ import annotations
 

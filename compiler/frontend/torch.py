@@ -24,9 +24,9 @@ from llmos.compiler.frontend.exporting import (
     over_real_numbers,
     program_inputs,
 )
+from llmos.compiler.frontend.fallback_subgraphs import FallbackSubgraphs
 from llmos.compiler.frontend.graph import GraphLowering
 from llmos.compiler.frontend.guards import find_conditions
-from llmos.compiler.frontend.islands import Islands
 from llmos.compiler.frontend.model import ImportedModel, Reference, with_quantization
 from llmos.compiler.frontend.references import reference_of, seeded_reference, to_numpy
 from llmos.compiler.frontend.results import as_result, complex_outputs, dtype_name, output_names, output_nodes
@@ -153,13 +153,13 @@ class _Function:
         """Build the module; return it and the weights that its function takes, in order."""
         distinct = _distinct(self.weights)
         with ctx, ir.Location.unknown():
-            module, islands = ir.Module.create(), Islands()
+            module, fallback_subgraphs = ir.Module.create(), FallbackSubgraphs()
             kinds = [Builder(self.sizes, _no_indices()).type(*self._meta(each)) for each in [*self.inputs, *distinct.values()]]
             with ir.InsertionPoint(module.body):
                 function = func.FuncOp("main", (kinds, []))
-            results = self._fill(function, list(distinct.values()), distinct, islands)
+            results = self._fill(function, list(distinct.values()), distinct, fallback_subgraphs)
             function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(kinds, [each.value.type for each in results]))
-            islands.inline_into(module)
+            fallback_subgraphs.inline_into(module)
             used = clean(module, len(self.inputs), list(distinct.values()))
             self._annotate(module, used, results)
         return module, used
@@ -173,7 +173,11 @@ class _Function:
         return self.sizes.shape(value.shape), value.dtype
 
     def _fill(
-        self, function: func.FuncOp, weights: Sequence[ProgramInput], distinct: Mapping[str, ProgramInput], islands: Islands
+        self,
+        function: func.FuncOp,
+        weights: Sequence[ProgramInput],
+        distinct: Mapping[str, ProgramInput],
+        fallback_subgraphs: FallbackSubgraphs,
     ) -> list[Tensor]:
         block = function.add_entry_block()
         with ir.InsertionPoint(block):
@@ -181,7 +185,7 @@ class _Function:
             dims = {s.expr: tensor.dim(block.arguments[s.argument], _index_constant(s.axis)) for s in self.sizes.symbols}
             anchor = arith.ConstantOp(ir.IndexType.get(), 0)
             builder = Builder(self.sizes, IndexValues(anchor.operation, dims))
-            lowering = GraphLowering(builder, self.sizes, islands)
+            lowering = GraphLowering(builder, self.sizes, fallback_subgraphs)
             values |= dict(zip([f"weight {each.name}" for each in weights], list(block.arguments)[len(self.inputs) :], strict=True))
             for each in self.inputs:
                 lowering.bind(each.node, builder.dense_tensor(values[each.name], *self._meta(each)))

@@ -27,7 +27,7 @@ from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupl
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile
 from llmos.compiler.frontend.coverage import Row, check_onnx
-from llmos.compiler.frontend.onnx import early_inputs, import_onnx
+from llmos.compiler.frontend.onnx import compile_time_inputs, import_onnx
 from llmos.compiler.frontend.onnx.containers import with_plain_inputs
 from llmos.compiler.frontend.onnx.dtypes import from_storage, to_storage
 from llmos.runtime.artifact.manifest import TensorSpec
@@ -37,7 +37,7 @@ from llmos.runtime.program import Program, load
 Key: TypeAlias = tuple[Any, ...]
 
 # Code for one machine that lives as long as the process, whose numbers the caller compares; a refused model leaves nothing behind.
-NATIVE = CompileOptions(target="native", jobs=1, cache=False, repro=None, certificate=False)
+NATIVE = CompileOptions(target="native", jobs=1, cache=False, repro=None, accuracy_report=False)
 SEED = "llmos_seed"  # the input that a model gets where it draws random numbers
 
 
@@ -95,7 +95,7 @@ class LlmosModel(BackendRep):  # type: ignore[misc]
 
     def check(self) -> None:
         """Raises UnsupportedError if an op of the model has no meaning here."""
-        early_inputs(self.model)
+        compile_time_inputs(self.model)
 
     def problems(self, inputs: Any) -> list[Row]:
         """What `llmos check` says of the model with these inputs: every op that doesn't compile, none where all do."""
@@ -174,7 +174,7 @@ def _gathered(arrays: Sequence[np.ndarray], outputs: Sequence[Mapping[str, Any]]
 
 def _bindings(model: onnx.ModelProto) -> list[frozenset[str]]:
     """Inputs to compile in: those that must be known, then those as well that decide which branches are taken."""
-    return list(dict.fromkeys((early_inputs(model), early_inputs(model, conditions=True))))
+    return list(dict.fromkeys((compile_time_inputs(model), compile_time_inputs(model, conditions=True))))
 
 
 def _compile(

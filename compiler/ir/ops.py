@@ -1,4 +1,4 @@
-"""Kinds of ops that several passes and analyses tell apart by name."""
+"""Kinds of ops that several passes and analyzes tell apart by name."""
 
 from __future__ import annotations
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import sympy
 
-from llmos.compiler.ir.attributes import COMPUTED, COMPUTES, COUNTER, EXPR, SHAPE, SHAPES, argument_attributes, read_shape, text_of
+from llmos.compiler.ir.attributes import (
+    COMPUTED,
+    COMPUTES,
+    EXPR,
+    INDUCTION_VARIABLE,
+    SHAPE,
+    SHAPES,
+    argument_attributes,
+    read_shape,
+    text_of,
+)
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.size_text import floor_mod, truncated
@@ -302,11 +312,11 @@ def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) 
 
 def _loop(shapes: Shapes, op: ir.Operation) -> None:
     """A loop whose counter has a name: what its body computes has known sizes too. A carried tensor keeps its size."""
-    if COUNTER not in op.attributes:
+    if INDUCTION_VARIABLE not in op.attributes:
         return
     block = op.regions[0].blocks[0]
     counter, *carried = block.arguments
-    shapes._scalars[counter] = shapes.table.parse(text_of(op.attributes, COUNTER))
+    shapes._scalars[counter] = shapes.table.parse(text_of(op.attributes, INDUCTION_VARIABLE))
     for argument, init in zip(carried, list(op.operands)[3:], strict=True):
         if (known := shapes._shapes.get(init)) is not None:
             shapes._shapes[argument] = known

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import sympy
 
-from llmos.compiler.ir.attributes import COMPUTED, COUNTERS, SYMBOLS
+from llmos.compiler.ir.attributes import COMPUTED, INDUCTION_VARIABLES, SYMBOLS
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.size_text import floor_mod
@@ -71,7 +71,7 @@ class SymbolTable:
 
     @classmethod
     def of(cls, module: ir.Module) -> SymbolTable:
-        return cls(_ranges(module, SYMBOLS), _ranges(module, COUNTERS), _computed(module))
+        return cls(_ranges(module, SYMBOLS), _ranges(module, INDUCTION_VARIABLES), _computed(module))
 
     @property
     def sizes(self) -> tuple[Symbol, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 # One request of a usual length; by the names that front ends and people give to dims.
-USUAL_SIZES: Mapping[str, int] = {"batch": 1, "tokens": 128, "sequence": 128, "sequence_length": 128, "seq_len": 128}
+DEFAULT_SIZES: Mapping[str, int] = {"batch": 1, "tokens": 128, "sequence": 128, "sequence_length": 128, "seq_len": 128}
 
 
 class SizedSymbol(Protocol):
@@ -20,18 +20,18 @@ class SizedSymbol(Protocol):
     def max(self) -> int: ...
 
 
-def usual_size(symbol: SizedSymbol, otherwise: int = 1) -> int:
+def default_size(symbol: SizedSymbol, otherwise: int = 1) -> int:
     """Within the symbol's range."""
-    return min(max(USUAL_SIZES.get(symbol.name, otherwise), symbol.min), symbol.max)
+    return min(max(DEFAULT_SIZES.get(symbol.name, otherwise), symbol.min), symbol.max)
 
 
-def usual_sizes(symbols: Sequence[SizedSymbol], traced: Mapping[str, int]) -> list[dict[str, int]]:
+def default_sizes(symbols: Sequence[SizedSymbol], traced: Mapping[str, int]) -> list[dict[str, int]]:
     """The usual size, and one at a distance: a quarter of each length, or where there is none four times the batch."""
-    usual = {symbol.name: usual_size(symbol, traced.get(symbol.name, 1)) for symbol in symbols}
-    lengths = {name for name in usual if USUAL_SIZES.get(name, 1) > 1}
-    other = dict(usual)
+    default = {symbol.name: default_size(symbol, traced.get(symbol.name, 1)) for symbol in symbols}
+    lengths = {name for name in default if DEFAULT_SIZES.get(name, 1) > 1}
+    other = dict(default)
     for symbol in symbols:
-        if symbol.name in lengths or (symbol.name in USUAL_SIZES and not lengths):
-            wanted = usual[symbol.name] // 4 if symbol.name in lengths else usual[symbol.name] * 4
+        if symbol.name in lengths or (symbol.name in DEFAULT_SIZES and not lengths):
+            wanted = default[symbol.name] // 4 if symbol.name in lengths else default[symbol.name] * 4
             other[symbol.name] = min(max(wanted, symbol.min), symbol.max)
-    return [usual] if other == usual else [usual, other]
+    return [default] if other == default else [default, other]

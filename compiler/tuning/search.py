@@ -23,10 +23,10 @@ from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.tiling import Tiling, Tilings
 from llmos.compiler.support.environment import read_environment
 from llmos.compiler.support.progress import Progress
-from llmos.compiler.tuning.default_sizes import usual_sizes
+from llmos.compiler.tuning.default_sizes import default_sizes
 from llmos.compiler.tuning.lock import Lock, Locked
 from llmos.compiler.tuning.tilings import TUNED, Untiled, Variant
-from llmos.compiler.tuning.timing import Contest, Times
+from llmos.compiler.tuning.timing import InterleavedBenchmark, Times
 from llmos.compiler.verify.samples import Signature, made_up
 from llmos.runtime.errors import ExecutionError, InputError, UserError
 
@@ -69,18 +69,18 @@ def tune(imported: ImportedModel, options: CompileOptions, known: Lock | None, p
     target = tuned_target(options)
     clock = Clock(options.tune)
     progress.phase("tune")
-    points = usual_points(imported)
+    points = default_points(imported)
     with tempfile.TemporaryDirectory(prefix="llmos-tune-") as folder:
         num_jobs = options.jobs or read_environment().jobs
         search = _Search(Untiled.of(imported, options), target, num_jobs, points, Path(folder), clock, progress)
         return search.run(known)
 
 
-def usual_points(imported: ImportedModel) -> list[Point]:
+def default_points(imported: ImportedModel) -> list[Point]:
     """Usual sizes first, the size of the model's example last."""
     signature = Signature.of(imported.module)
     traced = signature.sizes_of(imported.examples[0]) if imported.examples else {}
-    sizes = usual_sizes(signature.table.symbols, traced)
+    sizes = default_sizes(signature.table.symbols, traced)
     sizes += [traced] if traced and traced not in sizes else []
     return [Point(each, made_up(signature, imported.examples, each)) for each in sizes]
 
@@ -146,13 +146,13 @@ class _Search:
 
     def _accepted(self, default: Variant) -> list[Point]:
         """The points that the model runs at: some sizes have to fit each other. Raises what it says of the last where it runs at none."""
-        usual, example = (self.points[:-1], self.points[-1:]) if len(self.points) > 1 else ([], self.points)
-        found = [point for point in usual if self._runs(default, point)]
+        others, example = (self.points[:-1], self.points[-1:]) if len(self.points) > 1 else ([], self.points)
+        found = [point for point in others if self._runs(default, point)]
         return found or example
 
     def _runs(self, default: Variant, point: Point) -> bool:
         try:
-            with Contest([default], self.target, self.untiled.backend, [point.inputs], self.folder):
+            with InterleavedBenchmark([default], self.target, self.untiled.backend, [point.inputs], self.folder):
                 return True
         except (InputError, ExecutionError):
             return False
@@ -179,8 +179,8 @@ class _Search:
     def _measure(self, variants: Sequence[Variant], until_s: float) -> list[Times]:
         """Times of each, measured until so much of the clock is gone, and a few runs at least."""
         inputs = [point.inputs for point in self.points]
-        with Contest(variants, self.target, self.untiled.backend, inputs, self.folder) as contest:
-            return contest.run(lambda: self._go_on(until_s))
+        with InterleavedBenchmark(variants, self.target, self.untiled.backend, inputs, self.folder) as benchmark:
+            return benchmark.run(lambda: self._go_on(until_s))
 
     def _go_on(self, until_s: float) -> bool:
         self._show()

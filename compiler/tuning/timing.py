@@ -53,7 +53,7 @@ def _mean_ratio(slow: Sequence[Sequence[float]], fast: Sequence[Sequence[float]]
     return math.exp(statistics.mean(math.log(statistics.median(a) / statistics.median(b)) for a, b in pairs))
 
 
-class Contest:
+class InterleavedBenchmark:
     """Loads variants that this machine runs. Raises PassError where two of them don't give the same bits."""
 
     def __init__(

@@ -18,27 +18,27 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.limits import largest_value, machine_bytes
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support.versions import producer
-from llmos.compiler.verify.samples import Recording, Signature, record, with_sensitivities
-from llmos.runtime.artifact.certificate import FAILED, NOT_RUN, PASSED, Case, Certificate, Finding, RecordedOutput, TargetVerdict
-from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.compiler.verify.samples import GoldenSample, Signature, record, with_sensitivities
+from llmos.runtime.artifact.accuracy import FAILED, NOT_RUN, PASSED, AccuracyReport, Case, Finding, RecordedOutput, TargetVerdict
+from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec
-from llmos.runtime.errors import BudgetError, UserError
+from llmos.runtime.errors import ToleranceError, UserError
 
 # Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
-FLOAT32_BUDGET, HALF_BUDGET, QUANTIZED_BUDGET = 1e-4, 2e-2, 5e-2
+FLOAT32_TOLERANCE, HALF_TOLERANCE, QUANTIZED_TOLERANCE = 1e-4, 2e-2, 5e-2
 _ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
 HALF_DIFFERING = 0.25  # integers computed from rounded numbers, such as an argmax, may change
 
 
-def budget_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Budget:
+def tolerance_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Tolerance:
     """Return the requested budget, or the default for the model's arithmetic."""
     dtypes = {weight.dtype for weight in imported.weights.values()}
     ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
     inexact = precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
-    default = QUANTIZED_BUDGET if dtypes & {"int8", "uint8"} else HALF_BUDGET if inexact else FLOAT32_BUDGET
+    default = QUANTIZED_TOLERANCE if dtypes & {"int8", "uint8"} else HALF_TOLERANCE if inexact else FLOAT32_TOLERANCE
     asked = default if max_error is None else max_error
-    return Budget(asked) if default == FLOAT32_BUDGET else Budget(asked, HALF_DIFFERING)
+    return Tolerance(asked) if default == FLOAT32_TOLERANCE else Tolerance(asked, HALF_DIFFERING)
 
 
 def with_loaded_weights(compiled: CompiledModel) -> CompiledModel:
@@ -52,8 +52,8 @@ def _loaded(weight: Weight) -> Weight:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """All that a certificate is made of, but the compiled code: gathered before the passes change the module.
+class AccuracyCheck:
+    """All that an accuracy report is made of, but the compiled code: gathered before the passes change the module.
 
     strict: whether the budget was requested explicitly, and isn't widened by the model's sensitivity.
     """
@@ -61,33 +61,33 @@ class Proof:
     reference: Reference | None
     engine: str
     signature: Signature
-    budget: Budget
-    recordings: tuple[Recording, ...]
+    budget: Tolerance
+    samples: tuple[GoldenSample, ...]
     versions: Mapping[str, str]
     backend: Backend
     note: str = ""
     strict: bool = False
     entry: str = "main"
 
-    def certificate(self, compiled: CompiledModel) -> Certificate:
-        """Run every code variant that this machine supports. Raises BudgetError, naming the worst output, if one exceeds the budget.
+    def accuracy_report(self, compiled: CompiledModel) -> AccuracyReport:
+        """Run every code variant that this machine supports. Raises ToleranceError, naming the worst output, if one exceeds the budget.
 
         `compiled` has its weights in memory (`with_loaded_weights`).
         """
-        if not self.recordings:
-            return self._certificate(())
+        if not self.samples:
+            return self._accuracy_report(())
         seen: dict[bytes, TargetVerdict] = {}  # targets may share code
-        certificate = self._certificate([self._run(name, code, compiled, seen) for name, code in compiled.code.items()])
-        if _failed(certificate) and not self.strict and self.reference is not None:
-            sensitive = tuple(with_sensitivities(each, self.reference, self.signature) for each in self.recordings)
-            certificate = replace(self, recordings=sensitive)._certificate(certificate.targets)
-        if _failed(certificate):
-            raise BudgetError(self._complaint(certificate))
-        return certificate
+        accuracy_report = self._accuracy_report([self._run(name, code, compiled, seen) for name, code in compiled.code.items()])
+        if _failed(accuracy_report) and not self.strict and self.reference is not None:
+            sensitive = tuple(with_sensitivities(each, self.reference, self.signature) for each in self.samples)
+            accuracy_report = replace(self, samples=sensitive)._accuracy_report(accuracy_report.targets)
+        if _failed(accuracy_report):
+            raise ToleranceError(self._complaint(accuracy_report))
+        return accuracy_report
 
-    def _certificate(self, targets: Sequence[TargetVerdict]) -> Certificate:
-        """Build the certificate with a verdict for each target that ran."""
-        made = Certificate(self.engine, self.budget, tuple(map(self._case, self.recordings)), (), self.versions, self.note)
+    def _accuracy_report(self, targets: Sequence[TargetVerdict]) -> AccuracyReport:
+        """Build the accuracy report with a verdict for each target that ran."""
+        made = AccuracyReport(self.engine, self.budget, tuple(map(self._case, self.samples)), (), self.versions, self.note)
         judged = [
             each if each.verdict == NOT_RUN else replace(each, verdict=PASSED if _within(made, each.findings) else FAILED)
             for each in targets
@@ -102,34 +102,34 @@ class Proof:
             return replace(seen[code], target=name)
         findings = []
         library, weights = CompiledCode(code), [weight.load() for weight in compiled.weights.values()]
-        for number, recording in enumerate(self.recordings):
-            got = run_entry(library, compiled, weights, recording.inputs, recording.sizes)
-            findings += [Finding(number, *each) for each in self._compare(recording, got)]
+        for number, sample in enumerate(self.samples):
+            got = run_entry(library, compiled, weights, sample.inputs, sample.sizes)
+            findings += [Finding(number, *each) for each in self._compare(sample, got)]
         seen[code] = TargetVerdict(name, PASSED, tuple(findings))
         return seen[code]
 
-    def _compare(self, recording: Recording, got: Sequence[np.ndarray]) -> Iterator[tuple[str, Deviation]]:
-        for spec, ours, theirs in zip(self.signature.outputs, got, recording.outputs, strict=True):
+    def _compare(self, sample: GoldenSample, got: Sequence[np.ndarray]) -> Iterator[tuple[str, Deviation]]:
+        for spec, ours, theirs in zip(self.signature.outputs, got, sample.outputs, strict=True):
             if ours.shape != theirs.shape:
-                raise BudgetError(
+                raise ToleranceError(
                     f"output {spec.name!r} has the shape {list(ours.shape)} where {self.engine} gives {list(theirs.shape)} "
-                    f"({_at(recording.sizes)}): find out why with `llmos bisect`"
+                    f"({_at(sample.sizes)}): find out why with `llmos bisect`"
                 )
             yield spec.name, measure(ours, as_stored(theirs, spec.dtype), spec.dtype, logits=is_logits(spec.name))
 
-    def _case(self, recording: Recording) -> Case:
+    def _case(self, sample: GoldenSample) -> Case:
         outputs = tuple(
-            RecordedOutput.of(spec.name, spec.dtype, as_stored(array, spec.dtype), is_logits(spec.name), recording.sensitivity(number))
-            for number, (spec, array) in enumerate(zip(self.signature.outputs, recording.outputs, strict=True))
+            RecordedOutput.of(spec.name, spec.dtype, as_stored(array, spec.dtype), is_logits(spec.name), sample.sensitivity(number))
+            for number, (spec, array) in enumerate(zip(self.signature.outputs, sample.outputs, strict=True))
         )
-        return Case(recording.sizes, recording.recorded_inputs(self.signature.inputs), outputs, self.entry)
+        return Case(sample.sizes, sample.recorded_inputs(self.signature.inputs), outputs, self.entry)
 
-    def _complaint(self, certificate: Certificate) -> str:
+    def _complaint(self, accuracy_report: AccuracyReport) -> str:
         target, worst = max(
-            ((target.target, each) for target in certificate.targets for each in target.findings),
-            key=lambda pair: _excess(pair[1].deviation, certificate.allowed(pair[1])),
+            ((target.target, each) for target in accuracy_report.targets for each in target.findings),
+            key=lambda pair: _excess(pair[1].deviation, accuracy_report.allowed(pair[1])),
         )
-        found, allowed = worst.deviation, certificate.allowed(worst)
+        found, allowed = worst.deviation, accuracy_report.allowed(worst)
         amount = (
             f"differs in {found.differing:.2%} of its elements, over the budget of {allowed.differing:.2%},"
             if found.differing is not None
@@ -138,20 +138,20 @@ class Proof:
             else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
         )
         return (
-            f"output {worst.output!r} of the compiled model {amount} on {target} ({_at(self.recordings[worst.case].sizes)}, against "
+            f"output {worst.output!r} of the compiled model {amount} on {target} ({_at(self.samples[worst.case].sizes)}, against "
             f"{self.engine}): find where the error enters with `llmos bisect`, or allow it with --budget"
         )
 
 
-def joined(certificates: Sequence[Certificate]) -> Certificate:
-    """Merge the certificates of several entries: all cases, the findings of each target, and the largest budget."""
-    first, *others = certificates
+def joined(reports: Sequence[AccuracyReport]) -> AccuracyReport:
+    """Merge the accuracy reports of several entries: all cases, the findings of each target, and the largest budget."""
+    first, *others = reports
     for other in others:
         first = _joined(first, other)
     return first
 
 
-def _joined(first: Certificate, second: Certificate) -> Certificate:
+def _joined(first: AccuracyReport, second: AccuracyReport) -> AccuracyReport:
     offset, targets = len(first.cases), {each.target: each for each in first.targets}
     for each in second.targets:
         moved = tuple(replace(finding, case=finding.case + offset) for finding in each.findings)
@@ -167,38 +167,38 @@ def _joined(first: Certificate, second: Certificate) -> Certificate:
     )
 
 
-def _within(certificate: Certificate, findings: Sequence[Finding]) -> bool:
-    return all(each.deviation.within(certificate.allowed(each)) for each in findings)
+def _within(accuracy_report: AccuracyReport, findings: Sequence[Finding]) -> bool:
+    return all(each.deviation.within(accuracy_report.allowed(each)) for each in findings)
 
 
-def _failed(certificate: Certificate) -> bool:
-    return any(target.verdict == FAILED for target in certificate.targets)
+def _failed(accuracy_report: AccuracyReport) -> bool:
+    return any(target.verdict == FAILED for target in accuracy_report.targets)
 
 
-def _excess(found: Deviation, allowed: Budget) -> float:
+def _excess(found: Deviation, allowed: Tolerance) -> float:
     """Return the ratio of a deviation to its budget."""
     part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)
     return part / whole if whole else part and math.inf
 
 
-def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> Proof:
-    """Run the reference. If it fails on all inputs, report that; the certificate then holds the reason instead of cases."""
+def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> AccuracyCheck:
+    """Run the reference. If it fails on all inputs, report that; the accuracy report then holds the reason instead of cases."""
     signature = Signature.of(imported.module)
     note = ""
-    recordings: tuple[Recording, ...] = ()
+    samples: tuple[GoldenSample, ...] = ()
     reference = imported.reference
     try:
         _require_room(imported.module)
         reference = reference or reference_of(imported.module, imported.weights)
-        recordings = tuple(record(reference, imported.examples, signature))
+        samples = tuple(record(reference, imported.examples, signature))
     except UserError as error:
         note = str(error)
-        say(f"the artifact's certificate is empty: {note}; {_ADVICE}")
-    budget = budget_for(imported, signature, options.precision, options.budget)
+        say(f"the artifact's accuracy report is empty: {note}; {_ADVICE}")
+    budget = tolerance_for(imported, signature, options.precision, options.budget)
     versions = {"numpy": np.__version__, **producer()}
     strict = options.budget is not None
     engine = engine_of(imported.reference)
-    return Proof(reference, engine, signature, budget, recordings, versions, backend_of(options), note, strict)
+    return AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
 
 
 def _require_room(module: ir.Module) -> None:
@@ -216,13 +216,15 @@ def engine_of(reference: Reference | None) -> str:
 def run_entry(
     code: CompiledCode, compiled: CompiledModel, weights: Sequence[np.ndarray], inputs: Sequence[np.ndarray], sizes: Mapping[str, int]
 ) -> list[np.ndarray]:
-    """Run the entry; return outputs, then updated inputs; bfloat16 as uint16. Raises BudgetError if the code reports an error."""
+    """Run the entry; return outputs, then updated inputs; bfloat16 as uint16. Raises ToleranceError if the code reports an error."""
     entry = compiled.entries[0]
     given, outputs = given_arrays(entry, inputs), empty_outputs(code, compiled, entry, sizes)
     status = code.call(entry.symbol, given, outputs, weights)
     if status:
         problem = ERRORS.get(status, str(status))
-        raise BudgetError(f"the compiled model reports '{problem}' on inputs that the reference takes ({_at(sizes)}): try `llmos bisect`")
+        raise ToleranceError(
+            f"the compiled model reports '{problem}' on inputs that the reference takes ({_at(sizes)}): try `llmos bisect`"
+        )
     return [*outputs, *[given[position] for position in entry.updated]]
 
 

@@ -21,12 +21,12 @@ from llmos.compiler.ir.attributes import FOLD, PackedLayout
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, name_of
 from llmos.compiler.ir.weights import BoundWeight, Weight
-from llmos.compiler.verify.accuracy import Proof, as_stored, gather
-from llmos.compiler.verify.checked_run import Observed, Shadow
+from llmos.compiler.verify.accuracy import AccuracyCheck, as_stored, gather
+from llmos.compiler.verify.checked_run import CheckedRun, Observed
 from llmos.compiler.verify.fault_localization import Comparison, Side
-from llmos.compiler.verify.samples import Recording
+from llmos.compiler.verify.samples import GoldenSample
 from llmos.compiler.verify.snapshots import Passed, Runner, Stage, snapshots_of
-from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
 from llmos.runtime.errors import UserError
 
 CLEAN, FRONT_END, PASS, WEIGHTS, KERNEL, MEMORY, OUTPUTS = "clean", "front end", "pass", "weights", "kernel", "memory plan", "outputs"
@@ -73,20 +73,20 @@ def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
 
     Raises UserError if the reference fails on all inputs.
     """
-    proof = gather(imported, options, say)
-    if not proof.recordings:
-        raise UserError(f"nothing to compare with: {proof.note}")
+    check = gather(imported, options, say)
+    if not check.samples:
+        raise UserError(f"nothing to compare with: {check.note}")
     passed = snapshots_of(imported, options)
-    recording = min(proof.recordings, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
+    sample = min(check.samples, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
     with imported.module.context:
-        runner = Runner(recording.inputs, imported.weights, imported.module.context, cache or OpCache())
-        return _Bisection(proof, recording, passed, runner, say).verdict()
+        runner = Runner(sample.inputs, imported.weights, imported.module.context, cache or OpCache())
+        return _Bisection(check, sample, passed, runner, say).verdict()
 
 
 @dataclass
 class _Bisection:
-    proof: Proof
-    recording: Recording
+    check: AccuracyCheck
+    sample: GoldenSample
     passed: Passed
     runner: Runner
     say: Callable[[str], None]
@@ -98,8 +98,8 @@ class _Bisection:
         return replace(found, history=self.history)
 
     @property
-    def _budget(self) -> Budget:
-        return self.proof.budget
+    def _budget(self) -> Tolerance:
+        return self.check.budget
 
     # -- passes
     def _is_wrong(self, number: int) -> bool:
@@ -111,7 +111,7 @@ class _Bisection:
         return any(not each.within(self._budget) for each in found)
 
     def _deviations(self, outputs: Sequence[np.ndarray]) -> list[Deviation]:
-        parts = zip(self.proof.signature.outputs, outputs, self.recording.outputs, strict=True)
+        parts = zip(self.check.signature.outputs, outputs, self.sample.outputs, strict=True)
         return [measure(got, as_stored(want, spec.dtype), spec.dtype) for spec, got, want in parts]
 
     def _in_stages(self, stages: Sequence[Stage]) -> Verdict:
@@ -131,7 +131,7 @@ class _Bisection:
         first, second = (Side(functions_of(module), self.runner.trace(module)) for module in (before, after))
         deviations = self._deviations(second.trace.outputs)
         worst = max(range(len(deviations)), key=lambda i: deviations[i].max_error)
-        op = Comparison(first, second, self._budget.max_error * _TIGHTER).culprit(worst)
+        op = Comparison(first, second, self._budget.max_error * _TIGHTER).fault(worst)
         name, label, source = self._described(after, op, stages[wrong].text)
         return Verdict(PASS, step.name, name, label, source, deviations[worst].max_error)
 
@@ -162,14 +162,14 @@ class _Bisection:
         self.say(f"running the code of {target} beside the interpreter")
         main = EntryFunc.of(module).op
         units = {op: kernel.name for op, kernel in zip(units_of(main), model.kernels, strict=True)}
-        shadow = Shadow(main, trace, [kernel.name for kernel in model.kernels])
+        checked_run = CheckedRun(main, trace, [kernel.name for kernel in model.kernels])
         weights = [aligned_copy(weight.load()) for weight in model.weights.values()]
-        outputs = shadow.run(CompiledCode(data), model, weights, self.recording.inputs, self.recording.sizes)
+        outputs = checked_run.run(CompiledCode(data), model, weights, self.sample.inputs, self.sample.sizes)
         found = self._deviations(outputs)
         error = max((each.max_error for each in found), default=0.0)
         self.history[f"code {target}"] = error
         places = {name: describe(op, functions) for op, name in units.items()}
-        blamed = blame(shadow.observed, self._budget)
+        blamed = faulty_pass(checked_run.observed, self._budget)
         if blamed is None:
             wrong = any(not each.within(self._budget) for each in found)
             return Verdict(OUTPUTS if wrong else CLEAN, "codegen" if wrong else "", error=error)
@@ -218,7 +218,7 @@ def _holds(panels: np.ndarray, weight: Weight, layout: PackedLayout) -> bool:
     return bool(np.array_equal(columns, matrix, equal_nan=True))
 
 
-def blame(observed: Sequence[Observed], budget: Budget) -> tuple[str, Observed, str] | None:
+def faulty_pass(observed: Sequence[Observed], budget: Tolerance) -> tuple[str, Observed, str] | None:
     """Find the first dispatch that is wrong by itself or reads an overwritten operand: (kind, dispatch, description)."""
     for each in observed:
         if each.overwritten:
@@ -253,4 +253,4 @@ def units_of(main: ir.Operation) -> list[ir.Operation]:
     return [op for op in ops if op.name == "func.call" or is_loop(op)]
 
 
-__all__ = ["CLEAN", "FRONT_END", "KERNEL", "MEMORY", "OUTPUTS", "PASS", "WEIGHTS", "Verdict", "bisect", "blame", "describe"]
+__all__ = ["CLEAN", "FRONT_END", "KERNEL", "MEMORY", "OUTPUTS", "PASS", "WEIGHTS", "Verdict", "bisect", "describe", "faulty_pass"]

@@ -21,7 +21,7 @@ from llmos.compiler.ir.attributes import COMPUTES, WITHIN
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.verify.accuracy import empty_outputs, given_arrays
 from llmos.runtime.artifact.deviation import Deviation, measure
-from llmos.runtime.errors import BudgetError
+from llmos.runtime.errors import ToleranceError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Observed:
 
 
 @dataclass
-class Shadow:
+class CheckedRun:
     """Runs the entry of one code variant once; `observed` then holds a record for each dispatch."""
 
     main: ir.Operation
@@ -79,13 +79,13 @@ class Shadow:
         inputs: Sequence[np.ndarray],
         sizes: Mapping[str, int],
     ) -> list[np.ndarray]:
-        """Run the entry; return outputs, then updated inputs. Raises BudgetError if the code reports an error."""
+        """Run the entry; return outputs, then updated inputs. Raises ToleranceError if the code reports an error."""
         entry = model.entries[0]
         given, outputs = given_arrays(entry, inputs), empty_outputs(code, model, entry, sizes)
         status = code.call(entry.symbol, given, outputs, weights, self._on_launch)
         if status:
             where = self.observed[-1].name if self.observed else "the host function"
-            raise BudgetError(f"the compiled model reports '{ERRORS.get(status, status)}' in {where}")
+            raise ToleranceError(f"the compiled model reports '{ERRORS.get(status, status)}' in {where}")
         return [*outputs, *[given[position] for position in entry.updated]]
 
     def _operands(self, op: ir.Operation) -> list[ir.Value]:

@@ -14,8 +14,8 @@ from llmos.compiler.execution.native import CompiledCode, aligned_copy
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.functions import EntryFunc, functions_of
 from llmos.compiler.verify.bisect import describe, units_of
-from llmos.compiler.verify.checked_run import Observed, Shadow
-from llmos.compiler.verify.samples import Recording
+from llmos.compiler.verify.checked_run import CheckedRun, Observed
+from llmos.compiler.verify.samples import GoldenSample
 from llmos.compiler.verify.snapshots import Runner, snapshots_of
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
@@ -60,7 +60,7 @@ def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
     )
 
 
-def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -> Compared:
+def compare(artifact: Artifact, imported: ImportedModel, sample: GoldenSample) -> Compared:
     """Compare an artifact's code with the interpreter on one set of inputs. `imported` is its source after the front end.
 
     Raises UserError if this compiler didn't make the artifact from that source.
@@ -68,7 +68,7 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
     manifest = artifact.manifest
     passed = snapshots_of(imported, options_of(artifact))
     with imported.module.context:
-        runner = Runner(recording.inputs, imported.weights, imported.module.context, OpCache())
+        runner = Runner(sample.inputs, imported.weights, imported.module.context, OpCache())
         module = runner.module(passed.stages[-1].text)
         main = EntryFunc.of(module).op
         units = units_of(main)
@@ -76,11 +76,11 @@ def compare(artifact: Artifact, imported: ImportedModel, recording: Recording) -
         described = [describe(op, functions) for op in units]
         _check_same(manifest, [name for name, _, _ in described])
         variant = manifest.code[cpu.choose(artifact)]
-        shadow = Shadow(main, runner.trace(module), [kernel.name for kernel in manifest.kernels])
+        checked_run = CheckedRun(main, runner.trace(module), [kernel.name for kernel in manifest.kernels])
         weights = [aligned_copy(array) for array in artifact.weights.values()]
         model = CompiledModel(manifest.entries, manifest.symbols, {}, manifest.kernels)
-        outputs = shadow.run(CompiledCode(bytes(artifact.member(variant.member))), model, weights, recording.inputs, recording.sizes)
-    rows = [_row(number, *both) for number, both in enumerate(zip(shadow.observed, described, strict=True))]
+        outputs = checked_run.run(CompiledCode(bytes(artifact.member(variant.member))), model, weights, sample.inputs, sample.sizes)
+    rows = [_row(number, *both) for number, both in enumerate(zip(checked_run.observed, described, strict=True))]
     return Compared(variant.target, tuple(rows), tuple(outputs))
 
 

@@ -106,7 +106,7 @@ class Comparison:
     after: Side
     tolerance: float
 
-    def culprit(self, wrong: int) -> ir.Operation | None:
+    def fault(self, wrong: int) -> ir.Operation | None:
         """The op of the entry after the pass where the error of output `wrong` enters; None where nothing tells."""
         returned = list(next(iter(self._main.regions[0].blocks)).operations)[-1].operands[wrong]
         owner = self._maker(returned)

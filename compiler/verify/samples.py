@@ -1,4 +1,4 @@
-"""The inputs of a certificate, and the reference's outputs for them."""
+"""The inputs of an accuracy report, and the reference's outputs for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.guards import Guard, guards_of
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.artifact.deviation import is_exact, measure, numbers
-from llmos.runtime.artifact.recorded import Recipe, RecordedArray
+from llmos.runtime.artifact.recorded import RandomInput, RecordedArray
 from llmos.runtime.errors import UserError
 
 NUM_SIZES = 2  # sizes at which a model with dynamic dims runs, besides its example's
@@ -43,7 +43,7 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
-class Recording:
+class GoldenSample:
     """Inputs of one call, what they were made by where they were made up, and the reference's outputs.
 
     sensitivities: the relative change of each output when float inputs change by one rounding; empty if not measured.
@@ -51,7 +51,7 @@ class Recording:
 
     sizes: Mapping[str, int]
     inputs: tuple[np.ndarray, ...]
-    recipes: tuple[Recipe | None, ...]
+    random_inputs: tuple[RandomInput | None, ...]
     outputs: tuple[np.ndarray, ...]
     sensitivities: tuple[float, ...] = ()
 
@@ -59,10 +59,10 @@ class Recording:
         return self.sensitivities[output] if self.sensitivities else 0.0
 
     def recorded_inputs(self, specs: Sequence[InputSpec]) -> tuple[RecordedArray, ...]:
-        """Return the inputs as stored in the certificate: as bytes if small or without a recipe."""
+        """Return the inputs as stored in the accuracy report: as bytes if small or without a recipe."""
         small = sum(array.nbytes for array in self.inputs) <= STORED_BYTES
-        parts = zip(specs, self.inputs, self.recipes, strict=True)
-        return tuple(RecordedArray.of(spec.name, spec.dtype, array, None if small else recipe) for spec, array, recipe in parts)
+        parts = zip(specs, self.inputs, self.random_inputs, strict=True)
+        return tuple(RecordedArray.of(spec.name, spec.dtype, array, None if small else random_input) for spec, array, random_input in parts)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Signature:
         return tuple(int(dim.subs(values)) for dim in spec.dims)
 
 
-def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[Recording]:
+def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signature: Signature) -> list[GoldenSample]:
     """Run the reference on the model's examples and, for dynamic dims, at other sizes.
 
     Raises UserError, with the reference's message, if all runs fail.
@@ -101,18 +101,21 @@ def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signa
     examples = [example for example in examples if _fits(example, signature)]
     kept = [example for example in examples if sum(array.nbytes for array in example) <= EXAMPLE_BYTES]
     found = [_run(reference, signature.sizes_of(example), example, (None,) * len(example)) for example in kept]
-    recipes = [_recipe(spec, [example[i] for example in examples]) for i, spec in enumerate(signature.inputs)]
+    random_inputs = [_random_input(spec, [example[i] for example in examples]) for i, spec in enumerate(signature.inputs)]
     traced = signature.sizes_of(examples[0]) if examples else _NO_SIZE
     others = {tuple(each.sizes.items()) for each in found if each.sizes != traced}
     missing = NUM_SIZES - len(others) if signature.table.symbols else 1 - len(found)
-    return found + [_record_made_up(reference, signature, recipes, traced, number) for number in range(missing)]
+    return found + [_record_made_up(reference, signature, random_inputs, traced, number) for number in range(missing)]
 
 
 def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], sizes: Mapping[str, int]) -> list[np.ndarray]:
     """Inputs of the sizes, with values like those of the examples."""
     fitting = [example for example in examples if _fits(example, signature)]
-    recipes = [_recipe(spec, [example[i] for example in fitting]) for i, spec in enumerate(signature.inputs)]
-    return [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(recipes, signature.inputs, strict=True)]
+    random_inputs = [_random_input(spec, [example[i] for example in fitting]) for i, spec in enumerate(signature.inputs)]
+    return [
+        random_input.make(spec.dtype, signature.shape(spec, sizes))
+        for random_input, spec in zip(random_inputs, signature.inputs, strict=True)
+    ]
 
 
 def _fits(example: Sequence[np.ndarray], signature: Signature) -> bool:
@@ -122,20 +125,22 @@ def _fits(example: Sequence[np.ndarray], signature: Signature) -> bool:
     )
 
 
-def _run(reference: Reference, sizes: Mapping[str, int], inputs: Sequence[np.ndarray], recipes: Sequence[Recipe | None]) -> Recording:
+def _run(
+    reference: Reference, sizes: Mapping[str, int], inputs: Sequence[np.ndarray], random_inputs: Sequence[RandomInput | None]
+) -> GoldenSample:
     try:
         outputs = tuple(np.array(array) for array in reference([array.copy() for array in inputs]))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"the reference doesn't run on recorded inputs ({reason})") from error
-    return Recording(dict(sizes), tuple(inputs), tuple(recipes), outputs)
+    return GoldenSample(dict(sizes), tuple(inputs), tuple(random_inputs), outputs)
 
 
-def with_sensitivities(recording: Recording, reference: Reference, signature: Signature) -> Recording:
+def with_sensitivities(sample: GoldenSample, reference: Reference, signature: Signature) -> GoldenSample:
     """Rerun the reference with each float32 input moved by one rounding, which measures changes that the compiler doesn't cause."""
-    moved = [_moved(array, number) for number, array in enumerate(recording.inputs)]
-    pairs = zip(signature.outputs, reference(moved), recording.outputs, strict=True)
-    return replace(recording, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
+    moved = [_moved(array, number) for number, array in enumerate(sample.inputs)]
+    pairs = zip(signature.outputs, reference(moved), sample.outputs, strict=True)
+    return replace(sample, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
 
 
 def _finite_error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
@@ -159,16 +164,19 @@ def _moved(array: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _record_made_up(
-    reference: Reference, signature: Signature, recipes: Sequence[Recipe], traced: Mapping[str, int], number: int
-) -> Recording:
+    reference: Reference, signature: Signature, random_inputs: Sequence[RandomInput], traced: Mapping[str, int], number: int
+) -> GoldenSample:
     """Record a run at the first sizes that the reference accepts."""
     failure = UserError(f"no sizes were found that satisfy {' and '.join(guard.text for guard in signature.guards)}")
     for sizes in candidate_sizes(signature.table.symbols, traced, number):
         if not all(guard.holds(sizes) for guard in signature.guards):
             continue
         try:
-            seeded = [Recipe(r.kind, r.seed + 100 * number, r.low, r.high, r.mean, r.std) for r in recipes]
-            inputs = [recipe.make(spec.dtype, signature.shape(spec, sizes)) for recipe, spec in zip(seeded, signature.inputs, strict=True)]
+            seeded = [RandomInput(r.kind, r.seed + 100 * number, r.low, r.high, r.mean, r.std) for r in random_inputs]
+            inputs = [
+                random_input.make(spec.dtype, signature.shape(spec, sizes))
+                for random_input, spec in zip(seeded, signature.inputs, strict=True)
+            ]
             return _run(reference, sizes, inputs, seeded)
         except UserError as error:
             failure = error
@@ -204,19 +212,19 @@ def _reals(array: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(numbers(array, dtype)).reshape(-1).view(np.float64)
 
 
-def _recipe(spec: InputSpec, examples: Sequence[np.ndarray]) -> Recipe:
+def _random_input(spec: InputSpec, examples: Sequence[np.ndarray]) -> RandomInput:
     """Values like those of the examples: integers of their range, so that an index stays within its table; floats of their spread."""
     seed = 1 + sum(spec.name.encode())
     values = np.concatenate([_reals(_part(array, spec.dtype), spec.dtype) for array in examples] or [np.zeros(0)])
     values = np.clip(values[np.isfinite(values)], -(2.0**31), 2.0**31)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
     if spec.dtype == "bool":
-        return Recipe("integers", seed, 0.0, 1.0)
+        return RandomInput("integers", seed, 0.0, 1.0)
     if is_exact(spec.dtype):
-        return Recipe("mask" if "mask" in spec.name and low >= 0 and high == 1 else "integers", seed, low, high)
+        return RandomInput("mask" if "mask" in spec.name and low >= 0 and high == 1 else "integers", seed, low, high)
     if low == high or not values.size:
-        return Recipe("normal", seed, -4.0, 4.0)
-    return Recipe("normal", seed, low, high, float(f"{values.mean():.6g}"), float(f"{values.std():.6g}"))
+        return RandomInput("normal", seed, -4.0, 4.0)
+    return RandomInput("normal", seed, low, high, float(f"{values.mean():.6g}"), float(f"{values.std():.6g}"))
 
 
 def _part(array: np.ndarray, dtype: str) -> np.ndarray:

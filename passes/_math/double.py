@@ -208,7 +208,7 @@ def _reduce(x: Expr) -> _Reduced:
     low = fma(n, -HALF_PI[2], low)
     simple = (r, low, bits(shifted))
     r, low, quarters = reduction.where_large(
-        abs(x) > LARGEST_SIMPLE, x, simple, lambda turned: (turned.high, turned.low, convert(turned.quarters, i64()))
+        abs(x) > LARGEST_SIMPLE, x, simple, lambda transposed: (transposed.high, transposed.low, convert(transposed.quarters, i64()))
     )
     s = r * r
     sine = fma(r * s, horner(s, SIN), r + low)

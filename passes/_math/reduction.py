@@ -22,7 +22,7 @@ HALF_PI, HALF_PI_LOW = 1.5707963267948966, 6.123233995736766e-17
 PI_TERMS = 1300  # bits
 
 
-class Turned(NamedTuple):
+class Rotated(NamedTuple):
     """x = quarters * pi/2 + high + low, with |high| <= pi/4 and quarters in -4 to 4, as float64."""
 
     high: Expr
@@ -30,21 +30,21 @@ class Turned(NamedTuple):
     quarters: Expr
 
 
-def where_large(is_large: Expr, x: Expr, simple: Sequence[Expr], made: Callable[[Turned], Sequence[Expr]]) -> list[Expr]:
+def where_large(is_large: Expr, x: Expr, simple: Sequence[Expr], made: Callable[[Rotated], Sequence[Expr]]) -> list[Expr]:
     """`simple`, and on lanes that are large `made` of the reduction of x, float64 numbers of 2^27 and more; its error is 2^-90.
 
     Nothing is computed where no lane is large.
     """
 
     def patched() -> list[Expr]:
-        turned, is_negative = _reduce(abs(x)), x < 0.0
-        parts = made(Turned(*(select(is_negative, -part, part) for part in turned)))
+        transposed, is_negative = _reduce(abs(x)), x < 0.0
+        parts = made(Rotated(*(select(is_negative, -part, part) for part in transposed)))
         return [select(is_large, part, other) for part, other in zip(parts, simple, strict=True)]
 
     return _if_any(is_large, patched, simple)
 
 
-def _reduce(x: Expr) -> Turned:
+def _reduce(x: Expr) -> Rotated:
     x = x * 2.0**-SCALE
     upper = float_of_bits(bits(x) & ~LOW_BITS)
     parts = [upper, x - upper]
@@ -61,7 +61,7 @@ def _reduce(x: Expr) -> Turned:
     quarters = floor(total + 0.5)
     fraction, low = _exact_sum(total - quarters, rest)
     high = fraction * HALF_PI
-    return Turned(high, fma(fraction, HALF_PI, -high) + fma(fraction, HALF_PI_LOW, low * HALF_PI), quarters)
+    return Rotated(high, fma(fraction, HALF_PI, -high) + fma(fraction, HALF_PI_LOW, low * HALF_PI), quarters)
 
 
 def _below_4(x: Expr) -> Expr:

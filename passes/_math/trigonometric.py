@@ -131,7 +131,7 @@ def _reduce(x: Expr) -> Reduced:
     n = shifted - ROUND_F64
     simple = convert(fma(n, -HALF_PI_F64_LOW, fma(n, -HALF_PI_F64, wide)), f32()), convert(bits(shifted), i32())
     r, quarters = where_large(
-        abs(x) > LARGEST_SIMPLE, wide, simple, lambda turned: (convert(turned.high, f32()), convert(turned.quarters, i32()))
+        abs(x) > LARGEST_SIMPLE, wide, simple, lambda transposed: (convert(transposed.high, f32()), convert(transposed.quarters, i32()))
     )
     s = r * r
     sine = fma(r * s, horner(s, SIN), r)

@@ -1,4 +1,4 @@
-"""Deviation between two arrays: the figures of a certificate."""
+"""Deviation between two arrays: the figures of an accuracy report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROUNDINGS = 8  # allowed error as a multiple of an output's sensitivity to one r
 
 
 @dataclass(frozen=True)
-class Budget:
+class Tolerance:
     """The tolerance: `max_error` relative to an output's scale; `differing`, the fraction of unequal integers and bools."""
 
     max_error: float
     differing: float = 0.01
 
-    def widened(self, sensitivity: float) -> Budget:
+    def loosened(self, sensitivity: float) -> Tolerance:
         """Widen for an output that changes by `sensitivity` when the inputs are rounded once, since compiled code rounds at every step."""
         return replace(self, max_error=max(self.max_error, ROUNDINGS * sensitivity))
 
@@ -35,7 +35,7 @@ class Budget:
         return asdict(self)
 
     @classmethod
-    def parse(cls, fields: Fields) -> Budget:
+    def parse(cls, fields: Fields) -> Tolerance:
         return cls(fields.number("max_error"), fields.number("differing"))
 
 
@@ -56,7 +56,7 @@ class Deviation:
     top1: float | None = None
     unmatched: int = 0
 
-    def within(self, budget: Budget) -> bool:
+    def within(self, budget: Tolerance) -> bool:
         if self.differing is not None:
             return self.differing <= budget.differing
         return self.max_error <= budget.max_error

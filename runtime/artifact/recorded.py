@@ -1,4 +1,4 @@
-"""The arrays of a certificate: small ones as bytes, larger ones as a recipe, each with a digest."""
+"""The arrays of an accuracy report: small ones as bytes, larger ones as a recipe, each with a digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EVERY_OTHER = np.uint64(0x0000FFFF0000FFFF)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RandomInput:
     """How to generate an array from raw bits of PCG64, whose stream is the same in every numpy version.
 
     "integers": uniform in [low, high]. "mask": ones, and zeros in the second half of the last row. "normal": `mean` and `std`
@@ -65,7 +65,7 @@ class Recipe:
         return {"kind": self.kind, "seed": self.seed, "low": self.low, "high": self.high, "mean": self.mean, "std": self.std}
 
     @classmethod
-    def parse(cls, fields: Fields) -> Recipe:
+    def parse(cls, fields: Fields) -> RandomInput:
         kind = fields.string("kind")
         if kind not in KINDS:
             raise fail(f"{fields.path}.kind: {kind!r} is no recipe that this llmos knows: install a newer llmos")
@@ -98,29 +98,29 @@ class RecordedArray:
     shape: tuple[int, ...]
     sha256: str
     data: bytes | None = None
-    recipe: Recipe | None = None
+    random_input: RandomInput | None = None
 
     @classmethod
-    def of(cls, name: str, dtype: str, array: np.ndarray, recipe: Recipe | None = None) -> RecordedArray:
-        """Record an array, as bytes unless `recipe` generates it."""
-        return cls(name, dtype, tuple(array.shape), _digest(array), None if recipe else dense_bytes(array), recipe)
+    def of(cls, name: str, dtype: str, array: np.ndarray, random_input: RandomInput | None = None) -> RecordedArray:
+        """Record an array, as bytes unless `random_input` generates it."""
+        return cls(name, dtype, tuple(array.shape), _digest(array), None if random_input else dense_bytes(array), random_input)
 
     def load(self) -> np.ndarray:
         """Return the array; bfloat16 as uint16. Raises ArtifactError if it doesn't match the recorded digest."""
-        if self.recipe is not None:
-            array = self.recipe.make(self.dtype, self.shape)
+        if self.random_input is not None:
+            array = self.random_input.make(self.dtype, self.shape)
         else:
             storage = np.dtype(DTYPES[self.dtype].storage).newbyteorder("<")
             assert self.data is not None
             if len(self.data) != math.prod(self.shape) * storage.itemsize:
-                raise fail(f"certificate: {self.name!r} holds {len(self.data)} bytes, which its shape doesn't take")
+                raise fail(f"accuracy report: {self.name!r} holds {len(self.data)} bytes, which its shape doesn't take")
             array = np.frombuffer(self.data, storage).reshape(self.shape)
         if _digest(array) != self.sha256:
-            raise fail(f"certificate: {self.name!r} can't be made again as it was recorded")
+            raise fail(f"accuracy report: {self.name!r} can't be made again as it was recorded")
         return array
 
     def to_json(self) -> dict[str, Any]:
-        source = {"recipe": self.recipe.to_json()} if self.recipe else {"data": base64.b64encode(self.data or b"").decode()}
+        source = {"recipe": self.random_input.to_json()} if self.random_input else {"data": base64.b64encode(self.data or b"").decode()}
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "sha256": self.sha256, **source}
 
     @classmethod
@@ -128,9 +128,9 @@ class RecordedArray:
         dtype = fields.string("dtype")
         if dtype not in DTYPES:
             raise fail(f"{fields.path}.dtype: unknown dtype {dtype!r}")
-        recipe = Recipe.parse(fields.record("recipe")) if "recipe" in fields.value else None
-        data = None if recipe else _decoded(fields)
-        return cls(fields.string("name"), dtype, fields.integers("shape"), fields.string("sha256"), data, recipe)
+        random_input = RandomInput.parse(fields.record("recipe")) if "recipe" in fields.value else None
+        data = None if random_input else _decoded(fields)
+        return cls(fields.string("name"), dtype, fields.integers("shape"), fields.string("sha256"), data, random_input)
 
 
 def _decoded(fields: Fields) -> bytes:

@@ -72,7 +72,7 @@ class ArtifactContents:
     passes: Sequence[Any] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Mapping[str, bytes] = field(default_factory=dict)
-    extras: Mapping[str, bytes] = field(default_factory=dict)  # further members by full name, e.g. certificate.json
+    extras: Mapping[str, bytes] = field(default_factory=dict)  # further members by full name, e.g. accuracy.json
 
 
 def write_artifact(path: str | os.PathLike[str], contents: ArtifactContents, key: SigningKey | None = None) -> Manifest:

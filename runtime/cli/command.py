@@ -18,7 +18,7 @@ COMMANDS = {
     "check": LazyCommand("llmos.compiler.cli.check:command", "Say of every op of a model whether it compiles.", "compile"),
     "run": LazyCommand("llmos.runtime.cli.run:command", "Run an artifact on inputs or texts."),
     "inspect": LazyCommand("llmos.runtime.cli.inspect:command", "Show what an artifact holds and where it runs."),
-    "verify": LazyCommand("llmos.runtime.cli.verify:command", "Run an artifact on its certificate's inputs and compare."),
+    "verify": LazyCommand("llmos.runtime.cli.verify:command", "Run an artifact on its accuracy report's inputs and compare."),
     "serve": LazyCommand("llmos.runtime.cli.serve:command", "Serve artifacts over HTTP.", "serve"),
     "trust": LazyCommand("llmos.runtime.cli.trust:command", "Manage the keys whose artifacts may run here."),
     "opt": LazyCommand("llmos.compiler.cli.opt:command", "Run passes on an MLIR file.", "compile"),

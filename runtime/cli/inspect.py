@@ -42,7 +42,7 @@ def describe(artifact: Artifact, *, host: bool) -> dict[str, Any]:
     }
     for code in found["code"]:
         code["num_bytes"] = members[code["member"]]["num_bytes"]
-    found["certificate"] = _certificate(artifact)
+    found["accuracy_report"] = _accuracy_report(artifact)
     found["signature"] = _signature(artifact)
     if host:
         found["host"] = _host(artifact)
@@ -63,11 +63,11 @@ def _signature(artifact: Artifact) -> dict[str, Any]:
     return {"signer": signer, "trusted": signer is not None and is_trusted(signer)}
 
 
-def _certificate(artifact: Artifact) -> str | None:
-    """Return the certificate's summary, or None."""
-    from llmos.runtime.artifact.certificate import certificate_of
+def _accuracy_report(artifact: Artifact) -> str | None:
+    """Return the accuracy report's summary, or None."""
+    from llmos.runtime.artifact.accuracy import accuracy_report_of
 
-    found = certificate_of(artifact)
+    found = accuracy_report_of(artifact)
     return found.summary() if found else None
 
 
@@ -95,7 +95,7 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
         _block("passes", table([(_pass_name(one),) for one in found["passes"]])),
         *_metadata(found["metadata"]),
         _block("assets", table([(name,) for name in found["assets"]])),
-        _block("certificate", "  " + (found["certificate"] or "none: nothing says how far its numbers are from the model's")),
+        _block("accuracy_report", "  " + (found["accuracy_report"] or "none: nothing says how far its numbers are from the model's")),
         _block("signature", "  " + _signature_line(found["signature"])),
     ]
     return "\n".join(block for block in blocks if block)

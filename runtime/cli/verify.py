@@ -14,8 +14,8 @@ from llmos.runtime.cli.tables import plural, table
 from llmos.runtime.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
-    from llmos.runtime.artifact.certificate import Case, Certificate, Finding
-    from llmos.runtime.artifact.deviation import Budget
+    from llmos.runtime.artifact.accuracy import AccuracyReport, Case, Finding
+    from llmos.runtime.artifact.deviation import Tolerance
     from llmos.runtime.program import Program
 
 _HEADER = ("case", "output", "max error", "mean", "cosine", "differing", "KL", "top-1", "budget", "")
@@ -24,27 +24,27 @@ _HEADER = ("case", "output", "max error", "mean", "cosine", "differing", "KL", "
 @click.command(name="verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--target", metavar="NAME", help="The code variant to run; default the best for this machine.")
-@click.option("--budget", type=float, metavar="ERROR", help="Largest relative error to allow, instead of the certificate's.")
+@click.option("--budget", type=float, metavar="ERROR", help="Largest relative error to allow, instead of the accuracy report's.")
 @click.option("--poison", is_flag=True, help="Fill temporaries with NaN before each run: code that reads what it didn't write shows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(artifact: Path, target: str | None, budget: float | None, poison: bool, as_json: bool) -> int:
-    """Run ARTIFACT on the inputs of its certificate and compare with the reference's outputs. Exit code 1 where one is over budget."""
-    from llmos.runtime.artifact.certificate import certificate_of
+    """Run ARTIFACT on the inputs of its accuracy report and compare with the reference's outputs. Exit code 1 where one is over budget."""
+    from llmos.runtime.artifact.accuracy import accuracy_report_of
     from llmos.runtime.program import load
 
     program = load(artifact, target=target, poison_arena=poison)
-    certificate = certificate_of(program.artifact)
-    if certificate is None:
-        raise ArtifactError(f"{artifact}: it holds no certificate: compile it again without --no-certificate")
-    if not certificate.cases:
-        raise ArtifactError(f"{artifact}: its certificate holds no case ({certificate.note}): compile it again with example inputs")
+    accuracy_report = accuracy_report_of(program.artifact)
+    if accuracy_report is None:
+        raise ArtifactError(f"{artifact}: it holds no accuracy report: compile it again without --no-accuracy-report")
+    if not accuracy_report.cases:
+        raise ArtifactError(f"{artifact}: its accuracy report holds no case ({accuracy_report.note}): compile it again with example inputs")
     if budget is not None and not 0 <= budget < float("inf"):
         raise UserError(f"--budget {budget}: give the largest relative error to allow, such as 1e-4")
     checked = [
-        Checked(each, certificate.allowed(each) if budget is None else replace(certificate.budget, max_error=budget))
-        for each in findings_of(program, certificate.cases)
+        Checked(each, accuracy_report.allowed(each) if budget is None else replace(accuracy_report.budget, max_error=budget))
+        for each in findings_of(program, accuracy_report.cases)
     ]
-    click.echo((_json if as_json else _render)(certificate, program.target, checked))
+    click.echo((_json if as_json else _render)(accuracy_report, program.target, checked))
     return 0 if all(each.passed for each in checked) else 1
 
 
@@ -53,7 +53,7 @@ class Checked:
     """A finding and its budget."""
 
     finding: Finding
-    budget: Budget
+    budget: Tolerance
 
     @property
     def passed(self) -> bool:
@@ -62,21 +62,21 @@ class Checked:
 
 def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
     """Yield the deviation of each output of each case on this machine. Raises InputError and ExecutionError as a call does."""
-    from llmos.runtime.artifact.certificate import Finding
+    from llmos.runtime.artifact.accuracy import Finding
 
     for number, case in enumerate(cases):
         arrays = program[case.entry].with_states(*[each.load() for each in case.inputs])
         if len(arrays) != len(case.outputs):
-            raise ArtifactError(f"its certificate has {plural(len(case.outputs), 'output')}, entry {case.entry} {len(arrays)}")
+            raise ArtifactError(f"its accuracy report has {plural(len(case.outputs), 'output')}, entry {case.entry} {len(arrays)}")
         for output, array in zip(case.outputs, arrays, strict=True):
             yield Finding(number, output.name, output.deviation(array))
 
 
-def _render(certificate: Certificate, target: str, checked: Sequence[Checked]) -> str:
-    rows = [(_sizes(certificate.cases[each.finding.case]), each.finding.output, *_figures(each)) for each in checked]
+def _render(accuracy_report: AccuracyReport, target: str, checked: Sequence[Checked]) -> str:
+    rows = [(_sizes(accuracy_report.cases[each.finding.case]), each.finding.output, *_figures(each)) for each in checked]
     failed, count = sum(1 for each in checked if not each.passed), plural(len(checked), "output")
     verdict = f"{failed} of {count} over budget" if failed else f"{count} within budget"
-    return f"{target} against {certificate.reference}; errors relative to an output's scale\n{table(rows, header=_HEADER)}\n{verdict}"
+    return f"{target} against {accuracy_report.reference}; errors relative to an output's scale\n{table(rows, header=_HEADER)}\n{verdict}"
 
 
 def _sizes(case: Case) -> str:
@@ -100,14 +100,14 @@ def _figures(checked: Checked) -> tuple[str, ...]:
     )
 
 
-def _json(certificate: Certificate, target: str, checked: Sequence[Checked]) -> str:
+def _json(accuracy_report: AccuracyReport, target: str, checked: Sequence[Checked]) -> str:
     rows: list[dict[str, Any]] = [
         {
             **each.finding.to_json(),
-            "sizes": dict(certificate.cases[each.finding.case].sizes),
+            "sizes": dict(accuracy_report.cases[each.finding.case].sizes),
             "budget": each.budget.to_json(),
             "passed": each.passed,
         }
         for each in checked
     ]
-    return json.dumps({"target": target, "reference": certificate.reference, "findings": rows}, indent=1)
+    return json.dumps({"target": target, "reference": accuracy_report.reference, "findings": rows}, indent=1)

@@ -18,7 +18,7 @@ class DeadlineError(LlmosError):
 
 
 class CancelledError(LlmosError):
-    """The request was cancelled by its caller."""
+    """The request was canceled by its caller."""
 
 
 class ClosedError(LlmosError):

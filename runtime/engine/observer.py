@@ -18,7 +18,7 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class RequestReport:
-    """One ended request. reason: stop (it has its result), abort (cancelled), timeout or error. queue_s: None if it never ran."""
+    """One ended request. reason: stop (it has its result), abort (canceled), timeout or error. queue_s: None if it never ran."""
 
     reason: str
     e2e_s: float

@@ -27,7 +27,7 @@ int __tvm_ffi_main(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFI
 void __llmos_shapes_main(const int64_t* symbols, int64_t* dims) { dims[0] = symbols[0]; dims[1] = 3; }
 """
 
-# Column t of an embedding is how often token t stands in the text, normalised; tokens from 40 on are an error of the call.
+# Column t of an embedding is how often token t stands in the text, normalized; tokens from 40 on are an error of the call.
 COUNTS = """
 #include <llmos/abi.h>
 int __tvm_ffi_main(void* handle, const TVMFFIAny* args, int32_t num_args, TVMFFIAny* result) {

@@ -62,7 +62,7 @@ def test_run_on_texts(llmos: Llmos, artifacts: Artifacts, tmp_path: Path) -> Non
         (["AFFINE", "--input", "x=good.npy", "--text", "a"], "don't go together"),
         (["AFFINE", "--entry", "other"], "no entry 'other'"),
         (["AFFINE", "--text", "a"], "no sentence encoder"),
-        (["AFFINE", "--colour"], "No such option"),
+        (["AFFINE", "--color"], "No such option"),
         (["junk.npy"], "junk.npy: "),
     ],
 )

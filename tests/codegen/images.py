@@ -79,8 +79,8 @@ class Convolution:
 
     def compile(self, weights: Mapping[str, np.ndarray], target: str = V4, winograd: Literal["", "2", "4"] = "") -> Program:
         """`winograd`: the side of its tiles; by the direct sum where it isn't given."""
-        usual = passes_of(CompileOptions(winograd=bool(winograd)), CpuBackend())
-        passes = [Winograd(winograd) if isinstance(each, Winograd) and winograd else each for each in usual]
+        default = passes_of(CompileOptions(winograd=bool(winograd)), CpuBackend())
+        passes = [Winograd(winograd) if isinstance(each, Winograd) and winograd else each for each in default]
         return compile_text(self.text(), weights, target, passes)
 
     # -- linalg

@@ -38,7 +38,7 @@ def dim(name: str, low: int = 1, high: int = 2048) -> torch.export.Dim:
 
 
 def options(target: str) -> CompileOptions:
-    return CompileOptions(target=target, cache=False, repro=None, certificate=False)
+    return CompileOptions(target=target, cache=False, repro=None, accuracy_report=False)
 
 
 def runnable(target: str) -> str:

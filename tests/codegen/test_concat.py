@@ -14,7 +14,7 @@ def test_pieces_of_dynamic_sizes() -> None:
         last=lambda x, y: torch.cat([x, y[: x.shape[0]].exp(), x[..., ::2], x, x.transpose(1, 1), x[..., :1]], -1),
         stacked=lambda x, y: torch.stack([x + i for i in range(9)], -1),
         front=lambda x, y: torch.stack([x * i for i in range(7)], 0),
-        turned=lambda x, y: torch.cat([x.transpose(0, 2)] * 5, 1),
+        transposed=lambda x, y: torch.cat([x.transpose(0, 2)] * 5, 1),
         masks=lambda x, y: torch.cat([x > 0, x < 1, x > 2, x > 3, x > 4, x > -1], 1),
         halves=lambda x, y: torch.cat([x.half() + i for i in range(6)], 2),
     )

@@ -82,7 +82,7 @@ def test_batched_products() -> None:
         rows=lambda x, y: x @ y.transpose(1, 2),
         chained=lambda x, y: x @ y.transpose(1, 2) @ y,
         broadcast=lambda x, y: x[:, None] @ y.transpose(1, 2)[None],
-        turned=lambda x, y: torch.einsum("bik,bjk->bji", x, y),
+        transposed=lambda x, y: torch.einsum("bik,bjk->bji", x, y),
         batch_last=lambda x, y: torch.einsum("bik,bjk->ijb", x, y),
         batch_summed=lambda x, y: torch.einsum("bik,bjk->ij", x, y),
         column_summed=lambda x, y: torch.einsum("bik,bjk->ik", x, y),

@@ -1,4 +1,4 @@
-"""What an op is, beside what pays on a CPU: analyses answer the first, the cost model the second."""
+"""What an op is, beside what pays on a CPU: analyzes answer the first, the cost model the second."""
 
 from __future__ import annotations
 

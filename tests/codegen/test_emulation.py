@@ -36,7 +36,7 @@ def outputs(target: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What the layers give on a target, and in eager float32."""
     torch.manual_seed(0)
     layers, x = Layers().eval(), torch.randn(2, 37, 100)
-    options = CompileOptions(precision="bf16", target=target, cache=False, repro=None, certificate=False)
+    options = CompileOptions(precision="bf16", target=target, cache=False, repro=None, accuracy_report=False)
     program: llmos.Program = load(compile_model(layers, (x,), options=options))
     with torch.no_grad():
         return list(program(x.numpy())), [each.numpy() for each in layers(x)]

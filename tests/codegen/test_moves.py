@@ -76,7 +76,7 @@ def test_gathers_check_what_data_asks_for() -> None:
 def test_transpositions(dtype: torch.dtype, target: str) -> None:
     """Blocks of 16 by 16, and what is left of them on either side; what is computed on the way."""
     module = Returns(
-        turned=lambda x: x.transpose(0, 1).contiguous(),
+        transposed=lambda x: x.transpose(0, 1).contiguous(),
         last_two=lambda x: x.transpose(1, 2).contiguous(),
         outermost=lambda x: x.permute(2, 0, 1).contiguous(),
         reverse=lambda x: x.permute(2, 1, 0).contiguous(),
@@ -95,7 +95,7 @@ def test_transpositions(dtype: torch.dtype, target: str) -> None:
 def test_transpositions_of_known_size() -> None:
     for shape in ((3, 224, 50), (64, 3, 49), (16, 32, 8), (1, 40, 17)):
         module = Returns(
-            turned=lambda x: x.transpose(1, 2).contiguous(),
+            transposed=lambda x: x.transpose(1, 2).contiguous(),
             scaled=lambda x: x.transpose(1, 2) * 2 + torch.arange(x.shape[1]),
             added=lambda x: x.transpose(1, 2) + x.transpose(1, 2).contiguous(),
         )

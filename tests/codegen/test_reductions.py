@@ -75,7 +75,9 @@ def test_rows_of_a_known_length(length: int) -> None:
 
 def test_a_reduction_whose_epilogues_differ_in_shape() -> None:
     """One loop space can't write both: a value and its transposition are two dispatches."""
-    module = Returns(plain=lambda x: x.sum(1) + 1, turned=lambda x: (x.sum(1) * 2).t(), widened=lambda x: x.sum(1).exp()[..., None] * 2)
+    module = Returns(
+        plain=lambda x: x.sum(1) + 1, transposed=lambda x: (x.sum(1) * 2).t(), extended=lambda x: x.sum(1).exp()[..., None] * 2
+    )
     program = compile_torch(module, [torch.randn(3, 5, 7)], [{0: dim("b"), 2: dim("n")}])
     for shape in ((2, 5, 9), (1, 5, 1), (20, 5, 50)):
         assert_like_eager(program, module, torch.randn(shape))

@@ -16,7 +16,7 @@ def test_running_values_along_every_axis() -> None:
         place=lambda x: torch.cummax(x, -1)[1],
         place_of_least=lambda x: torch.cummin(x, 0)[1],
         log=lambda x: torch.logcumsumexp(x, 1),
-        turned=lambda x: x.movedim(0, -1).cumsum(1).movedim(-1, 1) + 1,
+        transposed=lambda x: x.movedim(0, -1).cumsum(1).movedim(-1, 1) + 1,
     )
     sizes = [{0: dim("a"), 1: dim("b"), 2: dim("c")}]
     for target in (V3, V4):

@@ -44,7 +44,7 @@ def test_tiles_along_every_axis(target: str, width: int) -> None:
         rows=lambda x, i, s, each: x.index_add(0, i, s),
         elements=lambda x, i, s, each: x.scatter_add(0, each, s),
         along=lambda x, i, s, each: s.scatter_add(1, each % s.shape[1], s),
-        turned=lambda x, i, s, each: x.mT.index_add(1, i, s.mT),
+        transposed=lambda x, i, s, each: x.mT.index_add(1, i, s.mT),
         shorter=lambda x, i, s, each: x.scatter(0, each[:, : (each.shape[1] + 1) // 2], s),
     )
     inputs = _inputs(7, 3, width)

@@ -15,7 +15,7 @@ from llmos.compiler.driver import compile
 from llmos.compiler.frontend.model import ImportedModel
 
 # Code of a case is used once; a compiler error's reproduction would litter the working tree.
-OPTIONS = CompileOptions(target="native", cache=False, jobs=1, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, jobs=1, repro=None, accuracy_report=False)
 
 
 def run_compiled(model: ImportedModel, batches: Sequence[Sequence[Any]]) -> list[tuple[np.ndarray, ...]]:

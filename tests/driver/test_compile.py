@@ -92,11 +92,11 @@ def test_compiling_twice_gives_the_same_bytes(exported: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("stage", ["linalg.mlir", "fused.mlir", "kernels.mlir", "ll", "o", "so"])
 def test_every_stage_can_be_saved_and_be_the_input(stage: str, exported: Path, model: Mlp, tmp_path: Path) -> None:
     straight, resumed = tmp_path / "straight.llmos", tmp_path / "resumed.llmos"
-    build(exported, straight, certificate=False)
+    build(exported, straight, accuracy_report=False)
     written = build(exported, tmp_path / "step.llmos", stop_after=stage)
     [saved] = [name for name in written if name.endswith(f".{stage}")]
     assert not (tmp_path / "step.llmos").exists()
-    build(tmp_path / saved, resumed, certificate=False)
+    build(tmp_path / saved, resumed, accuracy_report=False)
     assert_right(resumed, model)
     assert resumed.read_bytes() == straight.read_bytes()
 

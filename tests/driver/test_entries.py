@@ -14,7 +14,7 @@ from torch import nn
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
-from llmos.runtime.artifact.certificate import certificate_of
+from llmos.runtime.artifact.accuracy import accuracy_report_of
 from llmos.runtime.cli.inspect import command as inspect
 from llmos.runtime.cli.verify import command as verify
 from llmos.runtime.engine.model import ProgramModel
@@ -153,8 +153,8 @@ def test_profiles_name_the_entry(program: Program) -> None:
 
 
 def test_the_accuracy_report_covers_every_entry(path: Path, program: Program) -> None:
-    certificate = certificate_of(program.artifact)
-    assert certificate is not None and {case.entry for case in certificate.cases} == set(PARTS)
+    accuracy_report = accuracy_report_of(program.artifact)
+    assert accuracy_report is not None and {case.entry for case in accuracy_report.cases} == set(PARTS)
     done = CliRunner().invoke(verify, [str(path)])
     assert "within budget" in done.output and "over budget" not in done.output, done.output
     shown = CliRunner().invoke(inspect, [str(path)]).output

@@ -34,7 +34,7 @@ def broken_flip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_any_exception_of_a_lowering_says_the_op_its_line_and_a_command(broken_flip: None, tmp_path: Path) -> None:
-    options = CompileOptions(target="native", cache=False, repro=tmp_path / "repro", certificate=False)
+    options = CompileOptions(target="native", cache=False, repro=tmp_path / "repro", accuracy_report=False)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
     with pytest.raises(PassError) as caught:
         compile_model(Model(), (torch.randn(3, 8),), dynamic_shapes=shapes, options=options)

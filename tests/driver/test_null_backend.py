@@ -47,7 +47,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(source: Path, out: Path, **options: object) -> CompileResult:
-    chosen = CompileOptions(backend="null", repro=None, certificate=False, **options)  # type: ignore[arg-type]
+    chosen = CompileOptions(backend="null", repro=None, accuracy_report=False, **options)  # type: ignore[arg-type]
     return compile_to_file(source, out, chosen, Progress())
 
 

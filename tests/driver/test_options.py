@@ -145,7 +145,7 @@ assert lent.value >> 18 & 1, "the system lends no tile registers"
 
 
 def test_a_process_that_finds_matrix_tiles_may_use_them() -> None:
-    """The compiler runs the code it made, for the certificate: without asking, the first tile instruction ends the process."""
+    """The compiler runs the code it made, for the accuracy report: without asking, the first tile instruction ends the process."""
     if platform.system() != "Linux" or not CpuTarget.parse("x86-64-v4-amx").runs_here():
         pytest.skip("this machine has no AMX")
     subprocess.run([sys.executable, "-c", _TILES_LENT], check=True)

@@ -26,7 +26,7 @@ from llmos.passes.tile_dispatches import tiling_keys
 from llmos.runtime.errors import UserError
 
 BUDGET_S = 6.0
-OPTIONS = CompileOptions(target="native", certificate=False, repro=None)
+OPTIONS = CompileOptions(target="native", accuracy_report=False, repro=None)
 
 
 class Layers(torch.nn.Module):
@@ -164,7 +164,7 @@ def test_code_that_this_machine_does_not_run_is_not_tuned(model: Path, tmp_path:
     other = "aarch64" if resolve(OPTIONS.target)[0].arch == "x86_64" else "x86-64-v3"
     assert CpuTarget.parse(other)
     with pytest.raises(UserError, match="--tune measures code on this machine"):
-        compiled(model, tmp_path / "m.llmos", CompileOptions(target=other, certificate=False, tune=1.0))
+        compiled(model, tmp_path / "m.llmos", CompileOptions(target=other, accuracy_report=False, tune=1.0))
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

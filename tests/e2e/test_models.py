@@ -65,7 +65,7 @@ def test_sbd_lstm_gives_its_golden_output(models: Path, compiled: Compile) -> No
 
 
 def samples(path: Path, rate: int) -> Array:
-    """The mono 16-bit wav at `rate` samples a second, -1 to 1; each is the mean of neighbours where the file has more."""
+    """The mono 16-bit wav at `rate` samples a second, -1 to 1; each is the mean of neighbors where the file has more."""
     with wave.open(str(path)) as file:
         step = file.getframerate() // rate
         data = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
@@ -118,7 +118,7 @@ def image(peer: Peer) -> Array:
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.path.split("/")[0])
 def test_model_is_like_onnxruntime(peer: Peer, models: Path, compiled: Compile) -> None:
     x = image(peer)
-    with llmos.load(compiled(models / peer.path, "peer", *NATIVE, "--no-certificate", *peer.options)) as program:
+    with llmos.load(compiled(models / peer.path, "peer", *NATIVE, "--no-accuracy-report", *peer.options)) as program:
         found = program(x)
     agree(models / peer.path, x, found if isinstance(found, tuple) else (found,), peer.limit)
 
@@ -127,7 +127,7 @@ def test_basic_pitch_transcribes_like_onnxruntime(models: Path, compiled: Compil
     """Two windows of two seconds of singing at 22,050 samples a second."""
     path = models / "basic-pitch/nmp.onnx"
     windows = samples(models / "basic-pitch/vocadito_10.wav", 22050)[: 2 * 43844].reshape(2, 43844, 1)
-    with llmos.load(compiled(path, "pitch", *NATIVE, "--no-certificate")) as program:
+    with llmos.load(compiled(path, "pitch", *NATIVE, "--no-accuracy-report")) as program:
         found = program(windows)
     agree(path, windows, found, 1e-3)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
-from llmos.runtime.artifact.certificate import certificate_of
+from llmos.runtime.artifact.accuracy import accuracy_report_of
 from llmos.runtime.cli.verify import findings_of
 from llmos.runtime.engine.model import ProgramModel
 from llmos.runtime.errors import InputError
@@ -81,12 +81,12 @@ def test_compiling_leaves_the_module_as_it_was() -> None:
 
 
 def test_the_certificate_holds_the_states(counter: Program) -> None:
-    certificate = certificate_of(counter.artifact)
-    assert certificate is not None
-    assert {len(case.inputs) for case in certificate.cases} == {3}
-    findings = list(findings_of(counter, certificate.cases))
+    accuracy_report = accuracy_report_of(counter.artifact)
+    assert accuracy_report is not None
+    assert {len(case.inputs) for case in accuracy_report.cases} == {3}
+    findings = list(findings_of(counter, accuracy_report.cases))
     assert {finding.output for finding in findings} == {"output", "state.total", "state.calls"}
-    assert all(finding.deviation.within(certificate.allowed(finding)) for finding in findings)
+    assert all(finding.deviation.within(accuracy_report.allowed(finding)) for finding in findings)
 
 
 def test_reset_starts_anew(counter: Program) -> None:

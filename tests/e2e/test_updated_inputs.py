@@ -13,7 +13,7 @@ from torch import nn
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
-from llmos.runtime.artifact.certificate import certificate_of
+from llmos.runtime.artifact.accuracy import accuracy_report_of
 from llmos.runtime.cli.verify import findings_of
 from llmos.runtime.engine.model import ProgramModel
 from llmos.runtime.errors import InputError
@@ -71,11 +71,11 @@ def test_at_other_sizes_than_the_traced_one(stepper: Program, slots: int) -> Non
 
 
 def test_it_verifies_and_the_engine_refuses_it(stepper: Program) -> None:
-    certificate = certificate_of(stepper.artifact)
-    assert certificate is not None
-    findings = list(findings_of(stepper, certificate.cases))
+    accuracy_report = accuracy_report_of(stepper.artifact)
+    assert accuracy_report is not None
+    findings = list(findings_of(stepper, accuracy_report.cases))
     assert {finding.output for finding in findings} == {"output", "updated.inputs_0"}
-    assert all(finding.deviation.within(certificate.allowed(finding)) for finding in findings)
+    assert all(finding.deviation.within(accuracy_report.allowed(finding)) for finding in findings)
     with pytest.raises(InputError, match='input "inputs_0"'):
         ProgramModel(stepper)
 

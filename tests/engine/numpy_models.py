@@ -75,7 +75,7 @@ class NumpyModel:
 
 
 class Encoder(NumpyModel):
-    """A sentence encoder: masked mean of an embedding table through one layer, normalised; ids outside the table fail the call.
+    """A sentence encoder: masked mean of an embedding table through one layer, normalized; ids outside the table fail the call.
 
     Sums run token by token, so that padding changes no bit, as in compiled kernels.
     """

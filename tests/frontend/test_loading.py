@@ -112,13 +112,13 @@ class Writer:
 
 
 def test_a_pickle_inside_is_not_run(good: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    proof = tmp_path / "it-ran"
-    torch.save((Writer(proof),), tmp_path / "inputs.pt")
+    check = tmp_path / "it-ran"
+    torch.save((Writer(check),), tmp_path / "inputs.pt")
     with zipfile.ZipFile(tmp_path / "inputs.pt") as archive:
         assert pickle.loads(archive.read("inputs/data.pkl")) == (None,)
-    assert proof.exists()
-    proof.unlink()
+    assert check.exists()
+    check.unlink()
     bad = edited(good, tmp_path / "bad.pt2", replaced("data/sample_inputs/model.pt", (tmp_path / "inputs.pt").read_bytes()))
     (tmp_path / "out").mkdir()
     assert_refused(bad, "run any code", tmp_path / "out", capfd)
-    assert not proof.exists()
+    assert not check.exists()

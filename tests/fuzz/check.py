@@ -18,8 +18,8 @@ from llmos.runtime.program import Program
 from .graph import HALF, Graph, Tensor
 
 Array = np.ndarray
-# The comparison below is made at more sizes than the certificate's.
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+# The comparison below is made at more sizes than the accuracy report's.
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 
 
 class WrongResult(AssertionError):

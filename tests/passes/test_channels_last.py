@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmos.compiler.analysis.generic import moved_operand
+from llmos.compiler.analysis.generic import permuted_operand
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import Upstream
 from llmos.passes.channels_last import ChannelsLast
@@ -25,7 +25,7 @@ def laid_out(function: object, *inputs: Tensor, weights: tuple[Tensor, ...] = ()
 def moves(module: ir.Module) -> int:
     """Ops that only move an activation."""
     ops = [op.operation for op in functions(module)[0].regions[0].blocks[0].operations]
-    return sum(1 for op in ops if moved_operand(op) is not None and op.results[0].type.is_dynamic_dim(0))
+    return sum(1 for op in ops if permuted_operand(op) is not None and op.results[0].type.is_dynamic_dim(0))
 
 
 X = torch.randn(2, 8, 12, 12)

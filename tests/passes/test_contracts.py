@@ -17,10 +17,10 @@ from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.label_dispatches import LabelDispatches
-from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
 from llmos.passes.tile_dispatches import TileDispatches
+from llmos.passes.truncate_activations import TruncateActivations
 from llmos.passes.update_in_place import UpdateInPlace
 from llmos.passes.winograd import Winograd
 from llmos.runtime.errors import PassError
@@ -100,11 +100,14 @@ REQUIRED: list[tuple[str, Break, Pass, str]] = [
     *[
         ("form-dispatches", change, step, "dispatched")
         for change in (forget_a_dispatch, compute_in_the_entry)
-        for step in (Winograd(), LabelDispatches(), NarrowActivations(), TileDispatches(), PackWeights(), UpdateInPlace(), PlanMemory())
+        for step in (Winograd(), LabelDispatches(), TruncateActivations(), TileDispatches(), PackWeights(), UpdateInPlace(), PlanMemory())
     ],
-    *[("form-dispatches", pack_the_first, step, "unpacked") for step in (Winograd(), NarrowActivations(), TileDispatches(), PackWeights())],
+    *[
+        ("form-dispatches", pack_the_first, step, "unpacked")
+        for step in (Winograd(), TruncateActivations(), TileDispatches(), PackWeights())
+    ],
     ("pack-weights", nothing, TileDispatches(), "unpacked"),
-    ("pack-weights", nothing, NarrowActivations(), "unpacked"),
+    ("pack-weights", nothing, TruncateActivations(), "unpacked"),
     ("form-dispatches", pack_the_first, PlanMemory(), "packed-alike"),
     ("pack-weights", place_the_first, UpdateInPlace(), "unplaced"),
     ("plan-memory", nothing, UpdateInPlace(), "unplaced"),

@@ -385,7 +385,7 @@ def test_conversions_to_16_bits_round_once(library: Library) -> None:
     numbers = np.where(np.isnan(x), 0, x).astype(np.float32)
     np.testing.assert_array_equal(library.run("to_bf16_f32", numbers), bfloat16(numbers))
     assert (library.run("to_bf16_f32", np.full(16, np.nan, np.float32)) & 0x7FFF > 0x7F80).all()
-    # Just above and below the middle of two neighbours: rounding to float32 first would fall on the tie.
+    # Just above and below the middle of two neighbors: rounding to float32 first would fall on the tie.
     middle = (1.0 + np.arange(1, 97, 2) / 256.0)[:, None] + np.array([-1e-12, 0.0, 1e-12])
     wide = middle.ravel()[:144].copy()
     expected = [np.uint16(_nearest_bfloat16(value)) for value in wide]

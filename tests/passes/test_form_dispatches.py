@@ -9,7 +9,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.passes import Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.form_dispatches import FormDispatches
-from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.recognize_attention import RecognizeAttention
 
 from .ir_tests import apply, check, functions, generics, kinds, parse
 
@@ -19,7 +19,7 @@ W = torch.randn(24, 24)
 
 
 def formed(function: object, *inputs: torch.Tensor, weights: tuple[torch.Tensor, ...] = ()) -> ir.Module:
-    return apply(generics(function, *inputs, weights=weights), RecogniseAttention(), FormDispatches())
+    return apply(generics(function, *inputs, weights=weights), RecognizeAttention(), FormDispatches())
 
 
 def test_a_contraction_takes_its_epilogue() -> None:

@@ -78,7 +78,7 @@ def test_two_directions_become_parts_of_one_loop() -> None:
 def test_three_become_one() -> None:
     module = apply(program(loop("a"), loop("q"), loop("b")), FuseLoops())
     (fused,) = loops(module)
-    assert fused.states == [1, 3, 5] and sorted(fused.stacks) == [0, 2, 4]
+    assert fused.states == [1, 3, 5] and sorted(fused.scan_outputs) == [0, 2, 4]
 
 
 @pytest.mark.parametrize("other", [loop("b", init="a#1"), "%m = arith.addi %n, %n : index" + loop("b", bound="m")])

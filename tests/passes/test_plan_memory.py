@@ -134,7 +134,7 @@ def test_the_states_of_a_loop_have_two_slots_and_its_stacks_are_written_in_place
             -> (tensor<9x?xf32>, tensor<?xf32>, tensor<?xf32>) {
           %t = func.call @same(%h) {llmos.shapes = [["n"]]} : (tensor<?xf32>) -> tensor<?xf32>
           %u:2 = func.call @two(%t) {llmos.shapes = [["n"], ["n"]]} : (tensor<?xf32>) -> (tensor<?xf32>, tensor<?xf32>)
-          %z = tensor.insert_slice %u#0 into %ys[%i, 0] [1, %n] [1, 1] {llmos.stack} : tensor<?xf32> into tensor<9x?xf32>
+          %z = tensor.insert_slice %u#0 into %ys[%i, 0] [1, %n] [1, 1] {llmos.scan_output} : tensor<?xf32> into tensor<9x?xf32>
           scf.yield %z, %u#0, %u#1 : tensor<9x?xf32>, tensor<?xf32>, tensor<?xf32>
         } {llmos.counter = "step0"}
         """

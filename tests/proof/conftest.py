@@ -1,4 +1,4 @@
-"""Proof: certificates, comparison, bisection. Keys and cache of these tests' own."""
+"""Proof: accuracy reports, comparison, bisection. Keys and cache of these tests' own."""
 
 from __future__ import annotations
 

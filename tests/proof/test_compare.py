@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.check.bisecting import CACHE, OPTIONS
+from tests.check.miscompiles import LostTile
+from tests.check.models import Encoder, convolutions
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile_to_file
@@ -15,9 +18,6 @@ from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.bisect import CLEAN, bisect
 from llmos.runtime.cli.command import run
-from tests.proof.bisecting import CACHE, OPTIONS
-from tests.proof.miscompiles import LostTile
-from tests.proof.models import Encoder, convolutions
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_wrong_dispatch_is_over_budget_alone(
 ) -> None:
     with monkeypatch.context() as patch:
         expected = LostTile("attention").plant(patch)
-        artifact = compiled(source, tmp_path, certificate=False)
+        artifact = compiled(source, tmp_path, accuracy_report=False)
     assert run(["compare", str(artifact), "--source", str(source), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     wrong = [row["name"] for row in found["dispatches"] if row["alone"] > 1e-4]

@@ -36,7 +36,7 @@ from .index_cases_onnx import OPSET, PROTO, onnx_case
 
 CASES = 6  # of a program
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 LOOSE_FLOATS = (float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9, -5e9, 1e19, -1.0, 0.3, 0.99, 2.5, 7.0)
 
 

@@ -20,7 +20,7 @@ from tests.fuzz.graph import Graph, Input, Misfit, Value
 from tests.fuzz.ops import OPS
 from tests.fuzz.plan import FIRST, OTHERS, random_plan
 
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 ROWS, TOKENS = torch.export.Dim("points", min=2, max=50), torch.export.Dim("tokens", min=3, max=50)
 
 # Expressions of x [points, tokens, 12] and ids [points, tokens].

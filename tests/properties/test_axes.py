@@ -19,7 +19,7 @@ from llmos.compiler.driver import compile as compile_model
 
 SHAPE = (3, 4, 5)
 RANK = len(SHAPE)
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 Tensor = torch.Tensor
 
 TORCH: dict[str, Callable[[Tensor, Tensor, int], Any]] = {

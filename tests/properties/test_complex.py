@@ -178,7 +178,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-        return torch.view_as_real(pairs * self.turns[: x.shape[0]].unsqueeze(1)).flatten(2)
+        return torch.view_as_real(pairs * self.rotations[: x.shape[0]].unsqueeze(1)).flatten(2)
 
 
 def test_rotary_embeddings() -> None:

@@ -16,7 +16,7 @@ from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.errors import InputError, LlmosError, UserError
 from llmos.runtime.program import Program
 
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 ROWS, COLUMNS = 4, 6
 INSIDE = ([0], [-4], [0, 3, -2], [1] * 70)
 OUTSIDE = ([4], [-5], [0, 9], [10**11, 0], [2**63 - 1], [5] * 70)

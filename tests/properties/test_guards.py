@@ -19,7 +19,7 @@ from llmos.compiler.ir.guards import guards_of
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
 from llmos.runtime.program import Program
 
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 AUTO = torch.export.Dim.AUTO
 SIZES = (2, 3, 4, 5, 6, 8, 9, 12)
 

@@ -19,7 +19,7 @@ from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.names import identifiers
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
 
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 ODD = ["seq len", "seq-len", "seq_len", "", "größe", "grö ße", "lambda", "min", "日本", "n" * 200]
 MORE = ["Mod", "1", "a*b", "a+b", "本日", "x\ny"]
 TEXTS = st.lists(

@@ -188,7 +188,7 @@ def test_onnx_ops(name: str) -> None:
 
 
 def test_from_a_module_to_the_answer(tmp_path: Path) -> None:
-    """The certificate compares with the same numbers; the seed is an input like any other."""
+    """The accuracy report compares with the same numbers; the seed is an input like any other."""
     module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Dropout(0.5)).train()
     options = CompileOptions(target="native", random="seed", cache=False, repro=None)
     artifact = compile_model(module, (torch.randn(3, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},), options=options)

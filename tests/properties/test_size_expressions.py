@@ -38,7 +38,7 @@ from tests.properties.onnx_nodes import expected
 ROOT = Path(__file__).parents[2]
 TABLE = SymbolTable((Symbol("h", 1, 100), Symbol("w", 1, 60)))
 POINTS = [(1, 1), (1, 60), (31, 2), (32, 7), (33, 8), (64, 59), (70, 9), (100, 3)]
-OPTIONS = CompileOptions(target="native", cache=False, repro=None, certificate=False)
+OPTIONS = CompileOptions(target="native", cache=False, repro=None, accuracy_report=False)
 
 
 def _texts() -> st.SearchStrategy[str]:

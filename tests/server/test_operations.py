@@ -61,7 +61,7 @@ def test_a_client_that_goes_away_frees_its_place() -> None:
         wait_for(lambda: server.metric(WAITING) == 1)
         leaving.close()
         wait_for(lambda: server.metric(WAITING) == 0)
-        assert not running.done(), "it was cancelled while the other one was running"
+        assert not running.done(), "it was canceled while the other one was running"
         assert ended(server, "abort") == 1
         server.release()
         assert running.result().status == 200

@@ -1,4 +1,4 @@
-"""What pays on a CPU, of what analyses say is legal. Figures are of one core of the processors that the targets stand for."""
+"""What pays on a CPU, of what analyzes say is legal. Figures are of one core of the processors that the targets stand for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.analysis.contraction import Contraction
-from llmos.compiler.analysis.conv3x3 import Stencil
+from llmos.compiler.analysis.conv3x3 import Conv3x3
 from llmos.compiler.analysis.generic import has_windows
-from llmos.compiler.analysis.windows import Sliding
+from llmos.compiler.analysis.windows import WindowReduction
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.ops import EXPENSIVE
 from llmos.compiler.ir.sizes import Expr
@@ -66,21 +66,21 @@ class CpuCosts:
     def pays_to_read_around_padding(self, channels: Expr) -> bool:
         return not (channels.is_Integer and channels < self.min_pixel_channels)
 
-    def pays_to_fuse_windows(self, windows: Sliding) -> bool:
+    def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         """Whether bands of a panel of channels overlap by little, if there is more than one."""
         rows, band = windows.rows, windows.band(self.widest_panel, self.band_bytes)
         return band == rows.out or rows.overlap <= self.max_overlap * band * rows.stride
 
-    def fits_winograd(self, convolution: Stencil) -> bool:
+    def fits_winograd(self, convolution: Conv3x3) -> bool:
         """Whether channels fill vectors of every target."""
         return convolution.channels % self.lanes == 0
 
-    def winograd_tile(self, convolution: Stencil, batches: Sequence[int]) -> int:
+    def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         costs = {m: sum(self._cycles(convolution, m, batch) / batch for batch in batches) for m in (0, *POINTS)}
         m = min(costs, key=lambda each: costs[each])
         return m if costs[m] * self.min_gain < costs[0] else 0
 
-    def _cycles(self, convolution: Stencil, m: int, batch: int) -> float:
+    def _cycles(self, convolution: Conv3x3, m: int, batch: int) -> float:
         """About what a core takes for tiles of m by m outputs; m = 0: the direct sum. What a weight takes to arrive is hidden in part."""
         weights = convolution.channels * convolution.columns
         positions = (m + TAPS - 1) ** 2 if m else TAPS**2

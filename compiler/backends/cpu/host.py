@@ -18,7 +18,7 @@ from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer, prod
 from llmos.compiler.ir.attributes import (
     BUFFERS,
     COMPUTES,
-    COUNTER,
+    INDUCTION_VARIABLE,
     callers_shape,
     text_of,
 )
@@ -347,13 +347,13 @@ class HostEmitter:
         loop = Loop(op, self.shapes)
         layout = LoopLayout.of(loop)
         places = list(ir.DenseI64ArrayAttr(op.attributes[BUFFERS]))
-        stacks = {position: self._place(places[position]) for position in layout.stacks}
+        scan_outputs = {position: self._place(places[position]) for position in layout.scan_outputs}
         given = [self.context, *[self.pointers[value] for value in layout.externals], *[self.slots[slot] for slot in layout.slots]]
-        kernel = self.kernels[text_of(op.attributes, COUNTER)]
-        following = self._start(kernel, [*given, *stacks.values()], number, block, failed)
+        kernel = self.kernels[text_of(op.attributes, INDUCTION_VARIABLE)]
+        following = self._start(kernel, [*given, *scan_outputs.values()], number, block, failed)
         for position, result in enumerate(op.results):
-            if position in stacks:
-                self.pointers[result] = stacks[position]
+            if position in scan_outputs:
+                self.pointers[result] = scan_outputs[position]
             elif position in layout.states:
                 with ir.InsertionPoint(following):
                     at = layout.first_state + layout.states.index(position)

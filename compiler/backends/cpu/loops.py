@@ -19,7 +19,7 @@ import sympy
 from llmos.compiler.analysis.loops import ELSEWHERE, Loop, root_of
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.kernel import Kernel, Launch, address_of, call_pointer, product
-from llmos.compiler.ir.attributes import BUFFERS, COUNTER, text_of
+from llmos.compiler.ir.attributes import BUFFERS, INDUCTION_VARIABLE, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import callee_of
 from llmos.compiler.ir.sizes import Expr, SymbolTable
@@ -36,7 +36,7 @@ class LoopLayout:
 
     externals: tuple[Value, ...]  # values made outside: what the calls read, and the states before the first turn
     slots: tuple[int, ...]
-    stacks: tuple[int, ...]  # positions among the carried tensors
+    scan_outputs: tuple[int, ...]  # positions among the carried tensors
     states: tuple[int, ...]
 
     @classmethod
@@ -46,11 +46,13 @@ class LoopLayout:
         inner = {*loop.carried, *[result for op in loop.ops for result in op.results]}
         slots = {place for call in loop.calls for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS]) if place != ELSEWHERE}
         changing = [p for p in loop.states if root_of(loop.yielded[p]) != loop.carried[p]]
-        return cls(tuple(dict.fromkeys(v for v in operands if v not in inner)), tuple(sorted(slots)), tuple(loop.stacks), tuple(changing))
+        return cls(
+            tuple(dict.fromkeys(v for v in operands if v not in inner)), tuple(sorted(slots)), tuple(loop.scan_outputs), tuple(changing)
+        )
 
     @property
     def first_state(self) -> int:
-        return 1 + len(self.externals) + len(self.slots) + len(self.stacks)
+        return 1 + len(self.externals) + len(self.slots) + len(self.scan_outputs)
 
     @property
     def num_pointers(self) -> int:
@@ -71,7 +73,7 @@ class LoopEmitter:
 
     def emit(self) -> Launch:
         self.layout = LoopLayout.of(self.loop)
-        self.counter = self.table.parse(text_of(self.loop.op.attributes, COUNTER))
+        self.counter = self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
         launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
         self.largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
         self.num_tiles = self._num_tiles()
@@ -121,7 +123,7 @@ class LoopEmitter:
             self.pointers = dict(zip(layout.externals, given, strict=False))
             given = given[len(layout.externals) :]
             self.slots = dict(zip(layout.slots, given, strict=False))
-            self.stacks = dict(zip(layout.stacks, given[len(layout.slots) :], strict=True))
+            self.scan_outputs = dict(zip(layout.scan_outputs, given[len(layout.slots) :], strict=True))
             self.arrays = {call: b.stack(len(call.operands) + len(call.results)) for call in self.loop.calls}
             self.error = b.stack(1)
         b.store(b.const(b.i32, 0), self.error, 4)
@@ -130,16 +132,16 @@ class LoopEmitter:
     def _part_of_tile(self, part: int, tile: Value) -> None:
         b = self.b
         if len(self.loop.parts) == 1:
-            self._turns(part)
+            self._iterations(part)
             return
         with b.when(b.binary("arith.ori", self._is_alone(), b.compare("eq", tile, b.index(part)))):
-            self._turns(part)
+            self._iterations(part)
 
     def _is_alone(self) -> Value:
         """Whether one tile runs all parts, and so may launch."""
         return self.b.compare("eq", self.sizes(self.num_tiles), self.b.index(1))
 
-    def _turns(self, part: int) -> None:
+    def _iterations(self, part: int) -> None:
         """Every turn of one part; the pointers of its last states go to the host."""
         b, loop = self.b, self.loop
         calls = loop.parts[part]
@@ -150,15 +152,15 @@ class LoopEmitter:
         start = [self.pointers[root_of(loop.inits[p])] for p in states]
         position = [symbol.expr for symbol in self.table.names].index(self.counter)
         outside = dict(self.pointers)
-        with b.loop(b.index(0), self.sizes(loop.num_turns), b.index(1), start) as turns:
-            b.store(turns.iv, b.address(self.dims, b.index(position), b.i64), 8)
-            self.pointers.update({loop.carried[p]: pointer for p, pointer in zip(states, turns.args, strict=True)})
+        with b.loop(b.index(0), self.sizes(loop.trip_count), b.index(1), start) as iterations:
+            b.store(iterations.iv, b.address(self.dims, b.index(position), b.i64), 8)
+            self.pointers.update({loop.carried[p]: pointer for p, pointer in zip(states, iterations.args, strict=True)})
             self.pointers.update({loop.carried[p]: self._init(p) for p in loop.states if p not in self.layout.states})
             for call in calls:
-                self._call(call, turns.iv)
-            turns.yield_([self.pointers[root_of(loop.yielded[p])] for p in states])
+                self._call(call, iterations.iv)
+            iterations.yield_([self.pointers[root_of(loop.yielded[p])] for p in states])
         self.pointers = outside
-        for p, last in zip(states, turns.results, strict=True):
+        for p, last in zip(states, iterations.results, strict=True):
             b.store(last, b.address(self.buffers, b.index(self.layout.first_state + self.layout.states.index(p)), b.ptr), 8)
 
     def _init(self, position: int) -> Value:
@@ -172,38 +174,38 @@ class LoopEmitter:
             if root_of(value) in self.pointers:
                 b.store(self.pointers[root_of(value)], b.address(self.arrays[call], b.index(i), b.ptr), 8)
 
-    def _call(self, call: ir.Operation, turn: Value) -> None:
+    def _call(self, call: ir.Operation, iteration: Value) -> None:
         b, array, tensors = self.b, self.arrays[call], _tensors(call)
         for i, value in enumerate(tensors):
             if root_of(value) not in self.layout.externals:
                 b.store(self.pointers[root_of(value)], b.address(array, b.index(i), b.ptr), 8)
         places = list(ir.DenseI64ArrayAttr(call.attributes[BUFFERS]))
         for i, result in enumerate(call.results):
-            self.pointers[result] = self._place(result, places[2 * i], places[2 * i + 1], turn)
+            self.pointers[result] = self._place(result, places[2 * i], places[2 * i + 1], iteration)
             b.store(self.pointers[result], b.address(array, b.index(len(tensors) + i), b.ptr), 8)
         code = self._run(call)
         with b.when(b.compare("ne", code, b.const(b.i32, 0))):
             b.store(code, self.error, 4)
 
-    def _place(self, result: Value, even: int, odd: int, turn: Value) -> Value:
+    def _place(self, result: Value, even: int, odd: int, iteration: Value) -> Value:
         b = self.b
         if even == ELSEWHERE:
-            return self._slice(result, turn)
+            return self._slice(result, iteration)
         if even == odd:
             return self.slots[even]
-        is_odd = b.compare("ne", b.binary("arith.andi", turn, b.index(1)), b.index(0))
+        is_odd = b.compare("ne", b.binary("arith.andi", iteration, b.index(1)), b.index(0))
         return b.select(is_odd, self.slots[odd], self.slots[even])
 
-    def _slice(self, result: Value, turn: Value) -> Value:
+    def _slice(self, result: Value, iteration: Value) -> Value:
         """The slice of a stack that this turn writes; its place is linear in the counter."""
         b, loop = self.b, self.loop
-        stack = next(each for each in loop.stacks.values() if each.source == result)
+        stack = next(each for each in loop.scan_outputs.values() if each.source == result)
         start = stack.offset.subs(self.counter, 0)
         step = sympy.expand(stack.offset - start) / self.counter
-        at = b.add(self.sizes(sympy.expand(start)), b.mul(self.sizes(sympy.expand(step)), turn))
+        at = b.add(self.sizes(sympy.expand(start)), b.mul(self.sizes(sympy.expand(step)), iteration))
         kind = ir.RankedTensorType(stack.insert.results[0].type).element_type
         stride = self.sizes(product(loop.shapes.shape(stack.insert.results[0])[1:]) * byte_width(kind))
-        return b.address(self.stacks[stack.position], b.mul(at, stride), b.i8)
+        return b.address(self.scan_outputs[stack.position], b.mul(at, stride), b.i8)
 
     def _run(self, call: ir.Operation) -> Value:
         """The dispatch on this thread or, if it is large, over the pool; its code."""

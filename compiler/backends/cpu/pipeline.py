@@ -7,18 +7,18 @@ from llmos.passes import Pass
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.fuse_loops import FuseLoops
 from llmos.passes.label_dispatches import LabelDispatches
-from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
 from llmos.passes.plan_memory import PlanMemory
-from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.recognize_attention import RecognizeAttention
 from llmos.passes.tile_dispatches import TileDispatches
+from llmos.passes.truncate_activations import TruncateActivations
 from llmos.passes.update_in_place import UpdateInPlace
 from llmos.passes.winograd import Winograd
 
 
 def dispatch_passes(options: CompileOptions) -> list[Pass]:
     """From generics to dispatches, each with its algorithm and precision."""
-    return [RecogniseAttention(), FuseLoops(), FormDispatches(), *_algorithms(options), LabelDispatches(), *_arithmetic(options)]
+    return [RecognizeAttention(), FuseLoops(), FormDispatches(), *_algorithms(options), LabelDispatches(), *_arithmetic(options)]
 
 
 def plan_passes(options: CompileOptions) -> list[Pass]:
@@ -31,7 +31,7 @@ def _algorithms(options: CompileOptions) -> list[Pass]:
 
 
 def _arithmetic(options: CompileOptions) -> list[Pass]:
-    return [NarrowActivations()] if options.precision == "bf16" else []
+    return [TruncateActivations()] if options.precision == "bf16" else []
 
 
 def _tiles(options: CompileOptions) -> list[Pass]:

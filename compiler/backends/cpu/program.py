@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from llmos.compiler.analysis.casts import widened
+from llmos.compiler.analysis.casts import extended
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.loops import Loop, is_loop
 from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
@@ -17,7 +17,7 @@ from llmos.compiler.backends.cpu.kernels.attention import attention_in
 from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention
 from llmos.compiler.backends.cpu.kernels.contraction import emit_contraction
 from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
-from llmos.compiler.backends.cpu.kernels.contraction_window import emit_windowed
+from llmos.compiler.backends.cpu.kernels.contraction_window import emit_contraction_window
 from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise
 from llmos.compiler.backends.cpu.kernels.fallback import emit_fallback
 from llmos.compiler.backends.cpu.kernels.insert import emit_insert
@@ -30,7 +30,7 @@ from llmos.compiler.backends.cpu.loops import LoopEmitter
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
-from llmos.compiler.ir.attributes import COUNTER, text_of
+from llmos.compiler.ir.attributes import INDUCTION_VARIABLE, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of
 from llmos.compiler.ir.shapes import Shapes
@@ -41,7 +41,7 @@ Emit = Callable[[ir.Module, Dispatch, CpuTarget], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": emit_attention,
     "contraction": emit_contraction,
-    "windowed": emit_windowed,
+    "windowed": emit_contraction_window,
     "winograd": emit_winograd,
     "row": lambda module, dispatch, _: emit_rows(module, dispatch),
     "scan": lambda module, dispatch, _: emit_scan(module, dispatch),
@@ -70,7 +70,7 @@ class LoopUnit:
 
     @property
     def counter(self) -> str:
-        return text_of(self.loop.op.attributes, COUNTER)
+        return text_of(self.loop.op.attributes, INDUCTION_VARIABLE)
 
     @property
     def name(self) -> str:
@@ -155,7 +155,7 @@ def describe_loop(unit: LoopUnit) -> Work:
     """Arithmetic and traffic of all turns."""
     works = [describe_work(dispatch) for dispatch in unit.dispatches]
     flops, num_bytes = (sum(parts, sympy.S.Zero) for parts in ([w.flops for w in works], [w.num_bytes for w in works]))
-    return Work(sympy.expand(unit.loop.num_turns * flops), sympy.expand(unit.loop.num_turns * num_bytes))
+    return Work(sympy.expand(unit.loop.trip_count * flops), sympy.expand(unit.loop.trip_count * num_bytes))
 
 
 def describe_work(dispatch: Dispatch) -> Work:
@@ -196,7 +196,7 @@ def _gathered(dispatch: Dispatch) -> list[ir.Value]:
     for op in dispatch.block.operations:
         if op.name == "linalg.generic":
             tables = [inner.operands[0] for inner in Generic(op.operation).body.operations if inner.name == "tensor.extract"]
-            found.update({widened(table) or table: None for table in tables})
+            found.update({extended(table) or table: None for table in tables})
     return [value for value in found if value in dispatch.tensors]
 
 

@@ -77,8 +77,8 @@ def power(x: Any, y: Any) -> Any:
     base = Pair(*both(x))
     found = torch.exp(multiply(torch.log(base), y))
     zero = (base.re == 0) & (base.im == 0)
-    exponent, turn = both(y, base.re)
-    at_zero = torch.where((exponent == 0) & (turn == 0), 1.0, 0.0).to(base.re.dtype)
+    exponent, rotation = both(y, base.re)
+    at_zero = torch.where((exponent == 0) & (rotation == 0), 1.0, 0.0).to(base.re.dtype)
     re, im = both(found)
     return Pair(torch.where(zero, at_zero, re), torch.where(zero, 0.0, im))
 

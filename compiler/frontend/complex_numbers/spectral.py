@@ -25,8 +25,8 @@ MAX_LENGTH = 4096  # of a transform in one product: a matrix of this many rows t
 
 def waves(rows: Any, columns: Any, length: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin of 2 pi j k / length, [rows, columns]; the angle is reduced in integers, which is exact for large j k."""
-    turns = (torch.arange(rows).unsqueeze(1) * torch.arange(columns)) % length
-    angles = turns.to(torch.float64) * (2 * math.pi / length)
+    rotations = (torch.arange(rows).unsqueeze(1) * torch.arange(columns)) % length
+    angles = rotations.to(torch.float64) * (2 * math.pi / length)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -55,8 +55,8 @@ def _forward(z: Any) -> Any:
     columns = z.reshape(*z.shape[:-1], outer, inner).transpose(-1, -2)  # [..., inner, outer]: element j = inner * j1 + j2
     partial: Any = _forward(columns).transpose(-1, -2)  # [..., k1, j2]
     cosine, sine = waves(outer, inner, length, z.re.dtype)
-    turned = Pair(partial.re * cosine + partial.im * sine, partial.im * cosine - partial.re * sine)
-    return _forward(turned).transpose(-1, -2).reshape(z.shape)
+    rotated = Pair(partial.re * cosine + partial.im * sine, partial.im * cosine - partial.re * sine)
+    return _forward(rotated).transpose(-1, -2).reshape(z.shape)
 
 
 def _along(z: Any, dim: int, forward: bool) -> Any:

@@ -54,11 +54,11 @@ def istft(
     hop = n_fft // 4 if hop_length is None else hop_length
     half = onesided if onesided is not None else x.shape[-2] != n_fft
     norm = "ortho" if normalized else "backward"
-    turned = x.transpose(-1, -2)
+    transposed = x.transpose(-1, -2)
     if return_complex:
-        frames = torch.fft.ifft(turned, norm=norm)
+        frames = torch.fft.ifft(transposed, norm=norm)
     else:
-        frames = torch.fft.irfft(turned if half else turned[..., : n_fft // 2 + 1], n=n_fft, norm=norm)
+        frames = torch.fft.irfft(transposed if half else transposed[..., : n_fft // 2 + 1], n=n_fft, norm=norm)
     weight = _window(window, n_fft, win_length, frames)
     weight = weight.to(frames.real.dtype if frames.is_complex() else frames.dtype)
     signal = _overlapped(frames * weight, hop)

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llmos.compiler.frontend.onnx.coded import FORMATS, array_of, coded_type, codes_of
+from llmos.compiler.frontend.onnx.low_precision import FORMATS, array_of, codes_of, low_precision_type
 from llmos.runtime.errors import UnsupportedError
 
 TORCH_OF_ONNX: Mapping[int, torch.dtype] = MappingProxyType(
@@ -99,7 +99,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def to_storage(array: np.ndarray) -> np.ndarray:
     """Convert an array to a program's form: dense, with types that numpy lacks as integers of their bits."""
     array = np.ascontiguousarray(array).reshape(array.shape)
-    if coded_type(array.dtype) is not None:
+    if low_precision_type(array.dtype) is not None:
         return codes_of(array)
     return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 

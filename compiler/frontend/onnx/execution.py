@@ -13,11 +13,11 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from llmos.compiler.frontend.onnx.coded import Coded, array_of, coded_type, codes_of
 from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_numpy, to_torch
 from llmos.compiler.frontend.onnx.graph import Graph, Node
+from llmos.compiler.frontend.onnx.low_precision import LowPrecisionTensor, array_of, codes_of, low_precision_type
 from llmos.compiler.frontend.onnx.registry import Kind, OpFunction
-from llmos.compiler.frontend.onnx.values import Host, Value, host, scalar_of
+from llmos.compiler.frontend.onnx.values import ConstantValue, Value, constant_value, scalar_of
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Environment = MutableMapping[str, Value]
@@ -58,7 +58,7 @@ class Executor:
         if folded is not None:
             env.update((name, value) for name, value in zip(node.outputs, folded, strict=False) if name)
             return
-        on_host = node.on_host is not None and any(isinstance(v, Host) for v in values) and not any(_on_device(v) for v in values)
+        on_host = node.on_host is not None and any(isinstance(v, ConstantValue) for v in values) and not any(_on_device(v) for v in values)
         function = node.on_host if on_host and node.on_host is not None else node.function
         try:
             results = self._call(function, node, values, env)
@@ -74,16 +74,16 @@ class Executor:
             if name:
                 env[name] = result
 
-    def any_tensor(self, value: Value) -> torch.Tensor | Coded:
+    def any_tensor(self, value: Value) -> torch.Tensor | LowPrecisionTensor:
         """Return the tensor of a value: a buffer of the module, a filled tensor, or a tensor of sizes."""
-        if isinstance(value, torch.Tensor | Coded):
+        if isinstance(value, torch.Tensor | LowPrecisionTensor):
             return value
-        if not isinstance(value, Host):
+        if not isinstance(value, ConstantValue):
             raise UnsupportedError("a sequence or an empty optional stands where a tensor is needed.")
         held = self.buffer(value.key) if value.key is not None else None
-        elem_type = coded_type(value.dtype)
+        elem_type = low_precision_type(value.dtype)
         if elem_type is not None:
-            return Coded(held if held is not None else to_torch(codes_of(value.array)), elem_type)
+            return LowPrecisionTensor(held if held is not None else to_torch(codes_of(value.array)), elem_type)
         if held is not None:
             return held
         return _symbols_to_tensor(value) if value.is_symbolic else _constant_to_tensor(value.array)
@@ -91,12 +91,12 @@ class Executor:
     def tensor(self, value: Value) -> torch.Tensor:
         """As `any_tensor`, but rejects coded types, which have no arithmetic."""
         found = self.any_tensor(value)
-        if isinstance(found, Coded):
+        if isinstance(found, LowPrecisionTensor):
             raise UnsupportedError(f"elements of type {found.format.name} can only be moved and cast; cast them to float first.")
         return found
 
     def _call(self, function: OpFunction, node: Node, values: Sequence[Value], env: Environment) -> Sequence[Value]:
-        rank = max((_rank(value) for value in values if not isinstance(value, Host) or value.array.size != 1), default=-1)
+        rank = max((_rank(value) for value in values if not isinstance(value, ConstantValue) or value.array.size != 1), default=-1)
         args = [self._convert(function.kind_of(i), value, node, i, rank) for i, value in enumerate(values)]
         if function.variadic is None:
             args += [None] * (function.num_required - len(args))
@@ -128,7 +128,7 @@ class Executor:
             return self._operand(value, rank)
         if kind is Kind.SIZES and isinstance(value, torch.Tensor) and _is_short(value):
             return tuple(value.reshape(-1).tolist())
-        if not isinstance(value, Host):
+        if not isinstance(value, ConstantValue):
             raise UnsupportedError(
                 f"node {node}: input '{node.inputs[index]}' is computed from the data of the model's inputs, "
                 "and this op needs it as a constant; bind the input it comes from to a constant, or simplify the model before the export."
@@ -144,7 +144,7 @@ class Executor:
         `rank` is the largest among the node's other inputs: a constant of a higher rank would add dims to the result.
         """
         if (
-            isinstance(value, Host)
+            isinstance(value, ConstantValue)
             and value.array.size == 1
             and value.array.ndim <= rank
             and value.dtype.kind in "fiu"
@@ -164,7 +164,7 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
 
     Ops on whole weights stay in the graph: the passes fold them, knowing the weights' names and bytes.
     """
-    known = [value for value in values if isinstance(value, Host) and not value.is_symbolic]
+    known = [value for value in values if isinstance(value, ConstantValue) and not value.is_symbolic]
     has_body = any(isinstance(attribute, Graph) for attribute in node.attributes.values())
     if len(known) != sum(value is not None for value in values) or has_body or node.op in NEVER_FOLDED:
         return None
@@ -174,29 +174,33 @@ def fold_node(node: Node, values: Sequence[Value]) -> list[Value] | None:
     env: Environment = {name: value for name, value in zip(node.inputs, values, strict=True) if name}
     # Not under no_grad: torch.export would split the graph at each use, and nothing here requires gradients.
     with _disable_current_modes():
-        plain = [Host(value.array, value.dtype) if isinstance(value, Host) else None for value in values]
+        plain = [ConstantValue(value.array, value.dtype) if isinstance(value, ConstantValue) else None for value in values]
         results = Executor()._call(bare.function, bare, plain, env)
         if any(isinstance(r, list) or (isinstance(r, torch.Tensor) and r.numel() > MAX_FOLDED_ELEMENTS) for r in results):
             return None
-        return [_to_host(result) for result in results]
+        return [_to_constant(result) for result in results]
 
 
-def _to_host(value: Value) -> Value:
-    if isinstance(value, Coded):
-        return host(array_of(to_numpy(value.codes), value.elem_type))
-    return host(to_numpy(value)) if isinstance(value, torch.Tensor) else value
+def _to_constant(value: Value) -> Value:
+    if isinstance(value, LowPrecisionTensor):
+        return constant_value(array_of(to_numpy(value.codes), value.elem_type))
+    return constant_value(to_numpy(value)) if isinstance(value, torch.Tensor) else value
 
 
 def _moved(function: OpFunction, args: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     """Call a data movement function with codes in place of coded tensors."""
-    elem_type = next((arg.elem_type for arg in args if isinstance(arg, Coded)), None)
-    result = function.call(*[arg.codes if isinstance(arg, Coded) else arg for arg in args], **attributes)
+    elem_type = next((arg.elem_type for arg in args if isinstance(arg, LowPrecisionTensor)), None)
+    result = function.call(*[arg.codes if isinstance(arg, LowPrecisionTensor) else arg for arg in args], **attributes)
     if elem_type is None:
         return result
-    return tuple(Coded(part, elem_type) for part in result) if isinstance(result, tuple) else Coded(result, elem_type)
+    return (
+        tuple(LowPrecisionTensor(part, elem_type) for part in result)
+        if isinstance(result, tuple)
+        else LowPrecisionTensor(result, elem_type)
+    )
 
 
-def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
+def fold_graph(graph: Graph, outer: Mapping[str, ConstantValue] | None = None) -> Graph:
     """Fold every foldable node to a constant, also in subgraphs."""
     known = dict(outer or {}) | dict(graph.constants)
     constants = dict(graph.constants)
@@ -205,16 +209,16 @@ def fold_graph(graph: Graph, outer: Mapping[str, Host] | None = None) -> Graph:
         values = [known.get(name) if name else None for name in node.inputs]
         is_known = all(value is not None or not name for value, name in zip(values, node.inputs, strict=True))
         results = _fold_if_valid(node, values) if is_known else None
-        if results is None or not all(isinstance(value, Host) for value in results):
+        if results is None or not all(isinstance(value, ConstantValue) for value in results):
             nodes.append(_fold_bodies(node, known))
             continue
-        made = {name: value for name, value in zip(node.outputs, results, strict=False) if name and isinstance(value, Host)}
+        made = {name: value for name, value in zip(node.outputs, results, strict=False) if name and isinstance(value, ConstantValue)}
         known |= made
         constants |= made
     return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
-def _fold_if_valid(node: Node, values: Sequence[Host | None]) -> list[Value] | None:
+def _fold_if_valid(node: Node, values: Sequence[ConstantValue | None]) -> list[Value] | None:
     """As `fold_node`; a node that raises is kept, since it may be in a branch that is never taken."""
     try:
         return fold_node(node, list(values))
@@ -222,7 +226,7 @@ def _fold_if_valid(node: Node, values: Sequence[Host | None]) -> list[Value] | N
         return None
 
 
-def _fold_bodies(node: Node, known: Mapping[str, Host]) -> Node:
+def _fold_bodies(node: Node, known: Mapping[str, ConstantValue]) -> Node:
     attributes = {name: fold_graph(a, known) if isinstance(a, Graph) else a for name, a in node.attributes.items()}
     return replace(node, attributes=attributes)
 
@@ -235,15 +239,15 @@ def is_fill(array: np.ndarray) -> bool:
 
 
 def _rank(value: Value) -> int:
-    if isinstance(value, Host):
+    if isinstance(value, ConstantValue):
         return value.array.ndim
-    if isinstance(value, Coded):
+    if isinstance(value, LowPrecisionTensor):
         return value.codes.ndim
     return value.ndim if isinstance(value, torch.Tensor) else -1
 
 
 def _on_device(value: Value) -> bool:
-    return value is not None and not isinstance(value, Host)
+    return value is not None and not isinstance(value, ConstantValue)
 
 
 def _constant_to_tensor(array: np.ndarray) -> torch.Tensor:
@@ -252,7 +256,7 @@ def _constant_to_tensor(array: np.ndarray) -> torch.Tensor:
     return to_torch(array)
 
 
-def _symbols_to_tensor(value: Host) -> torch.Tensor:
+def _symbols_to_tensor(value: ConstantValue) -> torch.Tensor:
     dtype = dtype_of(value.dtype)
     items = [torch.scalar_tensor(item, dtype=dtype) for item in value.array.reshape(-1)]
     if value.array.ndim == 0:

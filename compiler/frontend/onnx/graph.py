@@ -11,7 +11,7 @@ from onnx import AttributeProto, numpy_helper
 
 from llmos.compiler.frontend.onnx.loading import BODY_VERSION, plain_domain
 from llmos.compiler.frontend.onnx.registry import OpFunction, find
-from llmos.compiler.frontend.onnx.values import Host, host
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value
 from llmos.runtime.errors import UnsupportedError, UserError
 
 
@@ -38,12 +38,12 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
-    constants: Mapping[str, Host]
+    constants: Mapping[str, ConstantValue]
 
 
 def parse_graph(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any = numpy_helper.to_array) -> Graph:
     """Convert a graph whose ops all have functions to records. `load` reads one TensorProto into an array."""
-    constants = {tensor.name: Host(array, array.dtype) for tensor in proto.initializer for array in (load(tensor),)}
+    constants = {tensor.name: ConstantValue(array, array.dtype) for tensor in proto.initializer for array in (load(tensor),)}
     if proto.sparse_initializer:
         raise UnsupportedError("sparse initializers aren't supported; store those weights densely.")
     nodes = []
@@ -118,7 +118,7 @@ def _attribute(attribute: AttributeProto, versions: Mapping[str, int], load: Any
     if attribute.type == AttributeProto.GRAPH:
         return parse_graph(attribute.g, versions, load)
     if attribute.type == AttributeProto.TENSOR:
-        return host(load(attribute.t))
+        return constant_value(load(attribute.t))
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
@@ -127,14 +127,14 @@ def _attribute(attribute: AttributeProto, versions: Mapping[str, int], load: Any
     return tuple(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
 
 
-def _constant(node: onnx.NodeProto) -> Host:
+def _constant(node: onnx.NodeProto) -> ConstantValue:
     attribute = node.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":
         array = numpy_helper.to_array(value)
-        return Host(array, array.dtype)
+        return ConstantValue(array, array.dtype)
     if attribute.name in ("value_int", "value_ints"):
-        return host(value, "int64")
+        return constant_value(value, "int64")
     if attribute.name in ("value_float", "value_floats"):
-        return host(value, "float32")
+        return constant_value(value, "float32")
     raise UnsupportedError(f"node '{node.name or node.output[0]}': a Constant given as {attribute.name} isn't supported.")

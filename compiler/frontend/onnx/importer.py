@@ -14,14 +14,14 @@ from torch.export import Dim, ExportedProgram
 
 from llmos.compiler.frontend.loading import QuietTorch, first_line
 from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.frontend.onnx.coded import FORMATS, codes_of
+from llmos.compiler.frontend.onnx.compile_time import compile_time_inputs as _compile_time_inputs
 from llmos.compiler.frontend.onnx.dtypes import to_numpy, to_torch
-from llmos.compiler.frontend.onnx.early import early_inputs as _early_inputs
 from llmos.compiler.frontend.onnx.execution import fold_graph
 from llmos.compiler.frontend.onnx.exporting import export_module
 from llmos.compiler.frontend.onnx.functions import expand_functions
 from llmos.compiler.frontend.onnx.graph import Problem, find_problems, parse_graph
 from llmos.compiler.frontend.onnx.loading import LoadedModel, Source, load_model
+from llmos.compiler.frontend.onnx.low_precision import FORMATS, codes_of
 from llmos.compiler.frontend.onnx.module import OnnxModule
 from llmos.compiler.frontend.onnx.reference import OnnxReference
 from llmos.compiler.frontend.onnx.symbols import (
@@ -37,7 +37,7 @@ from llmos.compiler.frontend.onnx.symbols import (
     with_static,
 )
 from llmos.compiler.frontend.onnx.trial import ZerosForMissingKernels
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.values import ConstantValue
 from llmos.runtime.errors import LlmosError, UnsupportedError, UserError
 
 Dynamic = Mapping[str, Range | int] | Sequence[str] | None
@@ -163,9 +163,9 @@ def unsupported_ops(source: Source) -> list[Problem]:
         return find_problems(model.proto.graph, model.versions, model.reader)
 
 
-def early_inputs(source: Source, conditions: bool = False) -> frozenset[str]:
+def compile_time_inputs(source: Source, conditions: bool = False) -> frozenset[str]:
     """Return the inputs that must be bound to constants to compile the model: shapes, axes, trip counts. See early.early_inputs."""
-    return _early_inputs(build_module(load_model(source), {}).graph, conditions)
+    return _compile_time_inputs(build_module(load_model(source), {}).graph, conditions)
 
 
 def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> OnnxModule:
@@ -175,11 +175,11 @@ def build_module(original: LoadedModel, bound: Mapping[str, np.ndarray]) -> Onnx
     if problems:
         raise UnsupportedError(_describe(model.name, problems))
     parsed = parse_graph(model.proto.graph, model.versions, model.reader)
-    constants = dict(parsed.constants) | {name: Host(array, array.dtype) for name, array in bound.items()}
+    constants = dict(parsed.constants) | {name: ConstantValue(array, array.dtype) for name, array in bound.items()}
     inputs = tuple(name for name in parsed.inputs if name not in bound)
     types = {value.name: value.type.tensor_type.elem_type for value in original.proto.graph.input}
-    coded = {name: types[name] for name in inputs if types.get(name) in FORMATS}
-    return OnnxModule(fold_graph(replace(parsed, inputs=inputs, constants=constants)), coded).eval()
+    low_precision = {name: types[name] for name in inputs if types.get(name) in FORMATS}
+    return OnnxModule(fold_graph(replace(parsed, inputs=inputs, constants=constants)), low_precision).eval()
 
 
 def _describe(name: str, problems: Sequence[Problem]) -> str:
@@ -196,7 +196,7 @@ def _bound_arrays(model: LoadedModel, bind: Mapping[str, np.ndarray | int | floa
     for name, value in bind.items():
         if name not in specs:
             raise UserError(f"the model has no input '{name}' to bind; it has: {', '.join(specs)}.")
-        if specs[name].coded:
+        if specs[name].low_precision:
             bound[name] = np.asarray(value)
             continue
         tensor = to_torch(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
@@ -221,7 +221,9 @@ def _examples(
     if given is not None:
         if len(given) != len(specs):
             raise UserError(f"{len(given)} example inputs for the model's {len(specs)}: give one for each of {[s.name for s in specs]}.")
-        arrays = [codes_of(np.asarray(value)) if spec.coded else np.asarray(value) for value, spec in zip(given, specs, strict=True)]
+        arrays = [
+            codes_of(np.asarray(value)) if spec.low_precision else np.asarray(value) for value, spec in zip(given, specs, strict=True)
+        ]
         return tuple(to_torch(array).to(spec.dtype) for array, spec in zip(arrays, specs, strict=True))
     if not symbols_of(specs):
         return example_inputs(specs, {})

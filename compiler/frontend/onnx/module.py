@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from llmos.compiler.frontend.onnx.coded import Coded, coded_type, codes_of
 from llmos.compiler.frontend.onnx.dtypes import to_torch
 from llmos.compiler.frontend.onnx.execution import Executor, is_fill
 from llmos.compiler.frontend.onnx.graph import Graph
+from llmos.compiler.frontend.onnx.low_precision import LowPrecisionTensor, codes_of, low_precision_type
 from llmos.compiler.frontend.onnx.registry import Kind
-from llmos.compiler.frontend.onnx.values import Host, Value
+from llmos.compiler.frontend.onnx.values import ConstantValue, Value
 from llmos.compiler.frontend.onnx.watch import DimensionWatch
 from llmos.runtime.errors import UnsupportedError
 
@@ -46,10 +46,10 @@ class OnnxModule(nn.Module):
     describes how the tensors of the last run map to the outputs.
     """
 
-    def __init__(self, graph: Graph, coded_inputs: Mapping[str, int] | None = None) -> None:
-        """`coded_inputs`: ONNX element types of the inputs that are given as codes (coded.py)."""
+    def __init__(self, graph: Graph, low_precision_inputs: Mapping[str, int] | None = None) -> None:
+        """`low_precision_inputs`: ONNX element types of the inputs that are given as codes (coded.py)."""
         super().__init__()
-        self.coded_inputs = dict(coded_inputs or {})
+        self.low_precision_inputs = dict(low_precision_inputs or {})
         # In a separate object: torch.export reverts assignments to the module.
         self._record = _Record()
         self._locations: dict[str, tuple[nn.Module, str]] = {}
@@ -75,12 +75,12 @@ class OnnxModule(nn.Module):
         return tuple(self._plain(item) for value in values for item in (value if isinstance(value, list) else [value]) if item is not None)
 
     def _input(self, name: str, x: torch.Tensor) -> Value:
-        elem_type = self.coded_inputs.get(name)
-        return x if elem_type is None else Coded(x, elem_type)
+        elem_type = self.low_precision_inputs.get(name)
+        return x if elem_type is None else LowPrecisionTensor(x, elem_type)
 
     def _plain(self, value: Value) -> torch.Tensor:
         found = self._executor.any_tensor(value)
-        return found.codes if isinstance(found, Coded) else found
+        return found.codes if isinstance(found, LowPrecisionTensor) else found
 
     def _buffer(self, key: str) -> torch.Tensor | None:
         location = self._locations.get(key)
@@ -89,7 +89,7 @@ class OnnxModule(nn.Module):
     def _hold_constants(self, graph: Graph) -> Graph:
         """Put each constant that is used as a tensor into a buffer, also in subgraphs."""
         used = tensor_names(graph)
-        constants: dict[str, Host] = {}
+        constants: dict[str, ConstantValue] = {}
         for name, value in graph.constants.items():
             constants[name] = self._hold(name, value) if name in used and not is_fill(value.array) else value
         nodes = tuple(replace(node, attributes={k: self._hold_attribute(v) for k, v in node.attributes.items()}) for node in graph.nodes)
@@ -98,12 +98,12 @@ class OnnxModule(nn.Module):
     def _hold_attribute(self, attribute: object) -> object:
         return self._hold_constants(attribute) if isinstance(attribute, Graph) else attribute
 
-    def _hold(self, name: str, value: Host) -> Host:
+    def _hold(self, name: str, value: ConstantValue) -> ConstantValue:
         key = name
         while key in self._locations:
             key += "_"
         try:
-            tensor = to_torch(value.array if coded_type(value.dtype) is None else codes_of(value.array))
+            tensor = to_torch(value.array if low_precision_type(value.dtype) is None else codes_of(value.array))
         except UnsupportedError as error:
             raise UnsupportedError(f"constant '{name}': {error}") from error
         self._locations[key] = self._register(key, tensor)

@@ -1,4 +1,4 @@
-"""Reference outputs for the certificate: by onnxruntime if installed, else onnx's reference evaluator, else eager torch."""
+"""Reference outputs for the accuracy report: by onnxruntime if installed, else onnx's reference evaluator, else eager torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import onnx
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from llmos.compiler.frontend.onnx.coded import coded_type, codes_of
 from llmos.compiler.frontend.onnx.dtypes import from_storage, to_numpy, to_torch
 from llmos.compiler.frontend.onnx.loading import LoadedModel
+from llmos.compiler.frontend.onnx.low_precision import codes_of, low_precision_type
 from llmos.compiler.frontend.onnx.symbols import InputSpec
 
 # onnxruntime's own log level for errors; its warnings are about its optimizer.
@@ -34,7 +34,7 @@ class OnnxReference:
     eager: torch.nn.Module = field(repr=False)
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        arrays = {spec.name: from_storage(np.asarray(x), spec.coded or 0) for spec, x in zip(self.inputs, inputs, strict=True)}
+        arrays = {spec.name: from_storage(np.asarray(x), spec.low_precision or 0) for spec, x in zip(self.inputs, inputs, strict=True)}
         feed = arrays | dict(self.bound)
         if self._session is not None:
             return _plain(self._session.run(None, feed))
@@ -79,4 +79,4 @@ class OnnxReference:
 def _plain(outputs: Sequence[Any]) -> list[np.ndarray]:
     """Convert outputs to the form of a compiled model: sequences flattened, empty optionals removed, coded types as codes."""
     items = [item for value in outputs for item in (value if isinstance(value, list) else [value]) if item is not None]
-    return [codes_of(array) if coded_type(array.dtype) else array for array in map(np.asarray, items)]
+    return [codes_of(array) if low_precision_type(array.dtype) else array for array in map(np.asarray, items)]

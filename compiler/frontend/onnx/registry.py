@@ -28,8 +28,8 @@ from typing import Annotated, Any, TypeVar
 
 import torch
 
-from llmos.compiler.frontend.onnx.coded import Coded
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.low_precision import LowPrecisionTensor
+from llmos.compiler.frontend.onnx.values import ConstantValue
 from llmos.compiler.frontend.onnx.values import Value as AnyValue
 
 
@@ -55,8 +55,8 @@ Ints = Annotated[tuple[Any, ...], Kind.INTS]
 Sizes = Annotated[tuple[Any, ...], Kind.SIZES]
 Floats = Annotated[tuple[float, ...], Kind.FLOATS]
 Numbers = Annotated[tuple[Any, ...], Kind.NUMBERS]
-Array = Annotated[Host, Kind.ARRAY]
-AnyTensor = Annotated["torch.Tensor | Coded", Kind.ANY_TENSOR]
+Array = Annotated[ConstantValue, Kind.ARRAY]
+AnyTensor = Annotated["torch.Tensor | LowPrecisionTensor", Kind.ANY_TENSOR]
 Value = Annotated[AnyValue, Kind.VALUE]
 Known = Annotated[AnyValue, Kind.KNOWN]
 NumOutputs = Annotated[int, Kind.NUM_OUTPUTS]

@@ -13,8 +13,8 @@ import torch
 from torch.export import Dim
 
 from llmos.compiler.frontend.names import identifiers
-from llmos.compiler.frontend.onnx.coded import FORMATS
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
+from llmos.compiler.frontend.onnx.low_precision import FORMATS
 from llmos.runtime.errors import UnsupportedError, UserError
 
 Range = tuple[int, int]
@@ -27,12 +27,12 @@ MAX_INPUT_ELEMENTS = 2**30
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input: a dim is a size or the name of a dynamic dimension; `coded` is its element type if it is passed as codes."""
+    """A graph input: a dim is a size or the name of a dynamic dimension; `low_precision` is its element type if it is passed as codes."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
-    coded: int | None = None
+    low_precision: int | None = None
 
 
 def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from llmos.compiler.frontend.onnx.coded import Coded
+from llmos.compiler.frontend.onnx.low_precision import LowPrecisionTensor
 
 
 @dataclass(frozen=True, eq=False)
-class Host:
+class ConstantValue:
     """A value known before any kernel runs: a constant, or integers computed from the sizes of the inputs.
 
     `array` holds numbers, or (dtype object) Python ints mixed with torch.SymInt, SymFloat and SymBool; `dtype` is what ONNX
@@ -28,28 +28,28 @@ class Host:
         return self.array.dtype == object
 
 
-Value: TypeAlias = torch.Tensor | Coded | Host | list[Any] | None
+Value: TypeAlias = torch.Tensor | LowPrecisionTensor | ConstantValue | list[Any] | None
 
 
-def host(array: Any, dtype: Any = None) -> Host:
+def constant_value(array: Any, dtype: Any = None) -> ConstantValue:
     """Make a host value from anything numpy accepts; object arrays of plain numbers become numeric."""
     array = np.asarray(array)
     wanted = np.dtype(dtype) if dtype is not None else np.dtype(np.int64) if array.dtype == object else array.dtype
     is_plain = array.dtype != object or all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat)
     if is_plain and array.dtype != wanted:
         array = array.astype(wanted)
-    return Host(array, wanted)
+    return ConstantValue(array, wanted)
 
 
-def sizes(values: Any) -> Host:
+def sizes(values: Any) -> ConstantValue:
     """Make a rank-1 int64 host value of dims, which may be symbolic."""
     values = list(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
-    return host(array, np.int64)
+    return constant_value(array, np.int64)
 
 
-def scalar_of(value: Host) -> Any:
+def scalar_of(value: ConstantValue) -> Any:
     """Return the only element of a host value, as a Python number or a symbol."""
     item = value.array.reshape(-1)[0]
     return item.item() if isinstance(item, np.generic) else item

@@ -156,9 +156,9 @@ def permutation(b: Builder, pivots: Tensor, m: Dim, dtype: torch.dtype) -> Tenso
 def triangular(b: Builder, result: Meta, a: Tensor, rhs: Tensor, upper: bool, left: bool = True, unit: bool = False) -> Tensor:
     """Solve A X = rhs, or X A = rhs if not `left`, for a triangular A; the other triangle isn't read. 3.1.1 and 3.1.2, in float64."""
     if not left:
-        turned = Meta((*result.shape[:-2], result.shape[-1], result.shape[-2]), result.dtype)
+        transposed = Meta((*result.shape[:-2], result.shape[-1], result.shape[-2]), result.dtype)
         a, rhs = (b.permute(each, _swapped(each.rank)) for each in (a, rhs))
-        return b.permute(triangular(b, turned, a, rhs, not upper, True, unit), _swapped(len(result.shape)))
+        return b.permute(triangular(b, transposed, a, rhs, not upper, True, unit), _swapped(len(result.shape)))
     lead = result.shape[:-2]
     a = batched(b, b.expand(a, (*lead, *a.shape[-2:])), 2)
     y = batched(b, b.expand(rhs, (*lead, *rhs.shape[-2:])), 2)

@@ -69,10 +69,10 @@ def _last(x: Tensor, dim: int) -> list[int]:
 def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> list[Tensor]:
     """Return (values, int64 indices) of x sorted along `dim`."""
     order = _last(x, dim)
-    turned = b.dense(b.permute(x, order))
-    keys = b.elementwise(lambda v: order_key(v, descending), [turned], _KEYS[x.dtype.itemsize])
-    places = computed(b, Meta(turned.shape, INT), lambda at: from_index(at[-1], INT))
-    return [b.permute(each, [order.index(i) for i in range(x.rank)]) for each in sort_by(b, keys, [turned, places])]
+    transposed = b.dense(b.permute(x, order))
+    keys = b.elementwise(lambda v: order_key(v, descending), [transposed], _KEYS[x.dtype.itemsize])
+    places = computed(b, Meta(transposed.shape, INT), lambda at: from_index(at[-1], INT))
+    return [b.permute(each, [order.index(i) for i in range(x.rank)]) for each in sort_by(b, keys, [transposed, places])]
 
 
 def sort(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> list[Tensor]:

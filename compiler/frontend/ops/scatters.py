@@ -32,7 +32,7 @@ class Reduction:
     """A combining function of the current element and an update, and its identity element by dtype."""
 
     combine: Combine
-    neutral: Callable[[torch.dtype], Number]
+    splat_constant: Callable[[torch.dtype], Number]
 
 
 def _add(old: Scalar, new: Scalar) -> Scalar:
@@ -72,11 +72,11 @@ def scattered(b: Builder, base: Tensor, bounds: Shape, update: Update, reduction
     return b.dense_tensor(value, base.shape, base.dtype)
 
 
-def _first_only(turn: ir.Value, place: list[ir.Value], value: Scalar, reduction: Reduction | None) -> tuple[list[ir.Value], Scalar]:
+def _first_only(iteration: ir.Value, place: list[ir.Value], value: Scalar, reduction: Reduction | None) -> tuple[list[ir.Value], Scalar]:
     if reduction is None:
         return place, value  # the same update twice
-    is_first = s.from_index(turn, torch.int64).equals(0)
-    return place, s.select(is_first, value, reduction.neutral(value.dtype))
+    is_first = s.from_index(iteration, torch.int64).equals(0)
+    return place, s.select(is_first, value, reduction.splat_constant(value.dtype))
 
 
 def _nest(
@@ -167,7 +167,7 @@ def _reduced(
     reduction = REDUCTIONS["sum" if reduce == "mean" else reduce]
 
     def each(base: Tensor) -> Tensor:
-        start = base if include_self else write(base, reduction.neutral(base.dtype), None)
+        start = base if include_self else write(base, reduction.splat_constant(base.dtype), None)
         total = write(start, source, reduction)
         if reduce != "mean":
             return total

@@ -338,7 +338,7 @@ def _batch_norm(
     if training:
         from llmos.runtime.errors import UnsupportedError
 
-        raise UnsupportedError("batch normalisation in training mode: call model.eval() before compiling")
+        raise UnsupportedError("batch normalization in training mode: call model.eval() before compiling")
     return reductions.batch_norm(b, x, weight, bias, mean, var, eps, result.dtype)
 
 

@@ -86,8 +86,8 @@ def _transposed(
     shape = (*wide.shape[:2], *[b.sizes.simplify(_expr(d) + low + high) for d, (low, high) in zip(wide.shape[2:], pairs, strict=True)])
     wide = pad(b, Meta(shape, x.dtype), wide, flat)
     channels, filters = _quotient(b, weight.shape[0], groups), weight.shape[1]
-    turned = flip(b, Meta(weight.shape, weight.dtype), weight, range(2, weight.rank))
-    split = b.reshape(turned, (groups, channels, filters, *weight.shape[2:]))
+    transposed = flip(b, Meta(weight.shape, weight.dtype), weight, range(2, weight.rank))
+    split = b.reshape(transposed, (groups, channels, filters, *weight.shape[2:]))
     order = [0, 2, 1, *range(3, split.rank)]
     swapped = b.reshape(b.permute(split, order), (b.sizes.product((groups, filters)), channels, *weight.shape[2:]))
     # Dense: a window of size 1 must be stored to bound its loop.

@@ -82,7 +82,7 @@ class Engine:
 
     def cancel(self, request: Request) -> bool:
         """Cancel a request; a running batch continues and drops its results. Return False if the request had already ended."""
-        return self._end_one(request, "abort", CancelledError("the request was cancelled"))
+        return self._end_one(request, "abort", CancelledError("the request was canceled"))
 
     def expire(self, request: Request) -> bool:
         """End a request as timed out, for callers that track the deadline. Return False if the request had already ended."""

@@ -21,10 +21,10 @@ async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]],
     loop = asyncio.get_running_loop()
     request = engine.submit(requests, timeout_s=timeout_s)
     done: asyncio.Future[list[Outputs]] = loop.create_future()
-    watchers: list[asyncio.Task[None]] = []
+    monitors: list[asyncio.Task[None]] = []
     timers = (
         loop.call_later(timeout_s, engine.expire, request),
-        loop.call_later(_WATCH_AFTER_S, lambda: watchers.append(loop.create_task(_watch(engine, request, receive)))),
+        loop.call_later(_WATCH_AFTER_S, lambda: monitors.append(loop.create_task(_watch(engine, request, receive)))),
     )
     request.future.add_done_callback(lambda future: loop.call_soon_threadsafe(partial(_hand_over, future, done)))
     try:
@@ -32,8 +32,8 @@ async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]],
     finally:
         for timer in timers:
             timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+        for monitor in monitors:
+            monitor.cancel()
         if request.reason is None:
             engine.cancel(request)
 

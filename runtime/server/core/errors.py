@@ -45,7 +45,7 @@ def as_http_error(error: Exception) -> HttpError:
     if isinstance(error, ClosedError):
         return HttpError(503, str(error), code="shutting_down", headers=[(b"retry-after", b"1"), *CLOSE])
     if isinstance(error, CancelledError):
-        return HttpError(499, str(error), code="cancelled")
+        return HttpError(499, str(error), code="canceled")
     if isinstance(error, UserError):
         return HttpError(400, str(error))
     if isinstance(error, LlmosError):

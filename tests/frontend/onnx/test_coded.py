@@ -10,7 +10,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, ExponentFormat, FloatFormat, IntegerFormat, array_of, decode, encode
+from llmos.compiler.frontend.onnx.low_precision import (
+    FORMATS,
+    ExponentFormat,
+    FloatFormat,
+    IntegerFormat,
+    LowPrecisionTensor,
+    array_of,
+    decode,
+    encode,
+)
 
 FLOATS = [kind for kind, form in FORMATS.items() if isinstance(form, FloatFormat)]
 INTEGERS = [kind for kind, form in FORMATS.items() if isinstance(form, IntegerFormat)]
@@ -22,7 +31,7 @@ def all_codes(kind: int) -> np.ndarray:
 
 
 def telling_numbers(kind: int) -> np.ndarray:
-    """Every value of the type, the middles between neighbours, a step to either side of those, and what is too large; float32."""
+    """Every value of the type, the middles between neighbors, a step to either side of those, and what is too large; float32."""
     values = np.unique(array_of(all_codes(kind), kind).astype(np.float32))
     values = values[np.isfinite(values)]
     middles = (values[1:] + values[:-1]) / 2
@@ -33,7 +42,7 @@ def telling_numbers(kind: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", FORMATS, ids=NAMES.get)
 def test_every_code_is_decoded(kind: int) -> None:
-    found = decode(Coded(torch.from_numpy(all_codes(kind)), kind)).numpy()
+    found = decode(LowPrecisionTensor(torch.from_numpy(all_codes(kind)), kind)).numpy()
     np.testing.assert_array_equal(found.astype(np.float32), array_of(all_codes(kind), kind).astype(np.float32))
 
 

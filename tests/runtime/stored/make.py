@@ -100,7 +100,7 @@ def models() -> dict[str, tuple[nn.Module, tuple[torch.Tensor, ...], Any, list[t
 def make(name: str, path: Path, model: nn.Module, example: tuple[torch.Tensor, ...], shapes: Any, calls: Any) -> None:
     artifact = llmos.compile(model, example, dynamic_shapes=shapes, options=OPTIONS)
     write_artifact(path, artifact.contents, new_key())
-    results = [model(*inputs) for inputs in calls]  # of torch: the artifact's own are in the certificate
+    results = [model(*inputs) for inputs in calls]  # of torch: the artifact's own are in the accuracy report
     recorded = [
         {"inputs": [_listed(value) for value in inputs], "output": _listed(result)} for inputs, result in zip(calls, results, strict=True)
     ]

@@ -55,10 +55,10 @@ def load_pairs(b: Builder, shape: TileShape, panel: Panel, pair: Value) -> list[
 def extend_first(b: Builder, words: Value) -> Value:
     """The first of each pair, in float32."""
     lanes = words.type.shape[0]
-    return b.op("arith.bitcast", [b.binary("arith.shli", words, b.neutral(b.i32, 16, lanes))], b.vec(b.f32, lanes))
+    return b.op("arith.bitcast", [b.binary("arith.shli", words, b.splat_constant(b.i32, 16, lanes))], b.vec(b.f32, lanes))
 
 
 def extend_second(b: Builder, words: Value) -> Value:
     """The second of each pair, in float32."""
     lanes = words.type.shape[0]
-    return b.op("arith.bitcast", [b.binary("arith.andi", words, b.neutral(b.i32, HIGH_HALF, lanes))], b.vec(b.f32, lanes))
+    return b.op("arith.bitcast", [b.binary("arith.andi", words, b.splat_constant(b.i32, HIGH_HALF, lanes))], b.vec(b.f32, lanes))

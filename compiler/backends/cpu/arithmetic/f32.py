@@ -94,7 +94,7 @@ def accumulate(
 
 
 def _order(count: int, pairs: bool) -> list[int]:
-    """In which order a few neighbouring k are added."""
+    """In which order a few neighboring k are added."""
     return [k ^ 1 if pairs and k ^ 1 < count else k for k in range(count)]
 
 

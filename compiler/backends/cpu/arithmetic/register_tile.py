@@ -119,7 +119,7 @@ class Panel:
 
 
 def zeros(b: Builder, shape: TileShape) -> list[Value]:
-    return [b.neutral(b.f32, 0.0, shape.lanes)] * (shape.rows * shape.vectors)
+    return [b.splat_constant(b.f32, 0.0, shape.lanes)] * (shape.rows * shape.vectors)
 
 
 def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Value, row_stride: int) -> None:

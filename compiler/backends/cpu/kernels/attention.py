@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import sympy
 
 from llmos.compiler.analysis.attention import AttentionParts, parts_of
-from llmos.compiler.analysis.casts import WIDEN
+from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import Contraction
-from llmos.compiler.analysis.generic import Form, pure_source
+from llmos.compiler.analysis.generic import LinearExpr, trace_to_buffer
 from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, TileShape, for_row_blocks, row_tiles, store_tile, zeros
 from llmos.compiler.codegen.builder import Value
@@ -55,13 +55,13 @@ class AttentionEmitter:
         self.depth = product([self.score_sizes[d] for d in scores.k])
         self.value_dims = values.n if self.parts.weights == 0 else values.m
         self.width = product([self.value_sizes[d] for d in self.value_dims])
-        self.wide_keys = self._is_narrow(scores.generic.inputs[1 - self.parts.query])
-        self.wide_values = self._is_narrow(values.generic.inputs[1 - self.parts.weights])
+        self.wide_keys = self._is_truncated(scores.generic.inputs[1 - self.parts.query])
+        self.wide_values = self._is_truncated(values.generic.inputs[1 - self.parts.weights])
 
     @staticmethod
-    def _is_narrow(value: Value) -> bool:
+    def _is_truncated(value: Value) -> bool:
         """Whether K or V lies in memory as bfloat16: each block is then widened into scratch."""
-        source = pure_source(value, [{}] * len(value.type.shape), through=(WIDEN,))
+        source = trace_to_buffer(value, [{}] * len(value.type.shape), through=(EXTEND,))
         return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 
     # -- scratch, in f32 elements
@@ -143,8 +143,8 @@ class AttentionEmitter:
         """An operand read in place: its address at `loop`, and the strides of its row and k dims."""
         ev, b = self.frame.evaluator, self.frame.b
         generic = contraction.generic
-        forms: list[Form] = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in generic.maps[operand].results]
-        source = pure_source(generic.inputs[operand], forms)
+        forms: list[LinearExpr] = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in generic.maps[operand].results]
+        source = trace_to_buffer(generic.inputs[operand], forms)
         assert source is not None, "the pass that forms attention keeps K and V as plain rearrangements"
         buffer = ev.buffers[source[0]]
         offset: Coord = b.index(0)
@@ -157,7 +157,7 @@ class AttentionEmitter:
         k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
         return Strided(b.address(buffer.pointer, offset, b.f32), ev.sizes(row), ev.sizes(k))
 
-    def _widen(
+    def _extend(
         self, name: str, contraction: Contraction, operand: int, extent: Expr, count: Value, point: Callable[[Value, Coord], list[Coord]]
     ) -> None:
         """A block of bfloat16 K or V into scratch as float32, [j][d]; `point`: the contraction's loop point of j and d."""
@@ -216,11 +216,11 @@ class AttentionEmitter:
     def _start(self) -> None:
         b = self.frame.b
         for v in self._vectors():
-            self._put(b.neutral(b.f32, LOWEST), "max", None, v)
-            self._put(b.neutral(b.f32, 0.0), "sum", None, v)
+            self._put(b.splat_constant(b.f32, LOWEST), "max", None, v)
+            self._put(b.splat_constant(b.f32, 0.0), "sum", None, v)
         with b.loop(b.index(0), self.frame.evaluator.sizes(self.width), b.index(1)) as loop:
             for v in self._vectors():
-                self._put(b.neutral(b.f32, 0.0), "output", loop.iv, v)
+                self._put(b.splat_constant(b.f32, 0.0), "output", loop.iv, v)
 
     def _keys(self, first: Value, count: Value) -> None:
         """One block of keys: scores, running maximum and sum, then the weighted values."""
@@ -234,7 +234,7 @@ class AttentionEmitter:
         key = 1 - self.parts.query
         key_dims = scores.n if self.parts.query == 0 else scores.m
         if self.wide_keys:
-            self._widen("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
+            self._extend("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
         panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
 
         def block(row: Value, part: TileShape) -> None:
@@ -254,7 +254,7 @@ class AttentionEmitter:
         """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
         b, ev = self.frame.b, self.frame.evaluator
         root = self.parts.scores.generic.op.results[0]
-        start = [b.neutral(b.f32, LOWEST) for _ in self._vectors()]
+        start = [b.splat_constant(b.f32, LOWEST) for _ in self._vectors()]
         with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
             made: list[Value] = []
             for v in self._vectors():
@@ -289,7 +289,7 @@ class AttentionEmitter:
         b = self.frame.b
         highest = [self._get("max", None, v) for v in self._vectors()]
         before = [self._get("sum", None, v) for v in self._vectors()]
-        start = [b.neutral(b.f32, 0.0) for _ in before] if self.is_long else before
+        start = [b.splat_constant(b.f32, 0.0) for _ in before] if self.is_long else before
         with b.loop(b.index(0), count, b.index(1), start) as loop:
             made = []
             for v in self._vectors():
@@ -306,7 +306,7 @@ class AttentionEmitter:
         scale = [self._get("scale", None, v) for v in self._vectors()]
         if self.wide_values:
             operand = 1 - self.parts.weights
-            self._widen("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
+            self._extend("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
 
         def block(row: Value, part: TileShape) -> None:
             with ev.scope():
@@ -331,7 +331,7 @@ class AttentionEmitter:
         b = self.frame.b
         totals = [self._get("sum", None, v) for v in self._vectors()]
         if self.parts.floored or not self.num_keys.is_positive:  # no key at all is a row of zeros too
-            totals = [b.binary("arith.maximumf", total, b.neutral(b.f32, 1.0)) for total in totals]
+            totals = [b.binary("arith.maximumf", total, b.splat_constant(b.f32, 1.0)) for total in totals]
         return totals
 
     def _finish(self) -> None:
@@ -343,11 +343,11 @@ class AttentionEmitter:
             for v in self._vectors():
                 self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
 
-        def turned(row: Value, column: Value) -> Value:
+        def transposed(row: Value, column: Value) -> Value:
             offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
             return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
 
-        self._write(turned)
+        self._write(transposed)
 
     def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
         """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""

@@ -1,8 +1,8 @@
 """Attention whose products are AMX's: Q, K and V in bfloat16, scores and softmax in float32, weights rounded to bfloat16.
 
 Scores stay transposed as in backends/cpu/kernels/attention.py, whose softmax this is: S^T = K Q^T, where K is a left side as it lies and
-Q^T the pairs along d that a matrix tile wants, which is Q turned round word by word. O^T = V^T P^T, where two neighbouring rows of P^T make
-the pairs along j. V^T is made of V, for a block of keys: two rows are interleaved to words of (j, j + 1), and words turned round; so even
+Q^T the pairs along d that a matrix tile wants, which is Q transposed word by word. O^T = V^T P^T, where two neighboring rows of P^T make
+the pairs along j. V^T is made of V, for a block of keys: two rows are interleaved to words of (j, j + 1), and words transposed; so even
 columns come in one block and odd ones in another, and O^T has its rows in that order until it is written.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import sympy
 
-from llmos.compiler.analysis.casts import is_widened_argument, widened
+from llmos.compiler.analysis.casts import extended, is_extended_argument
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, has_matrix_tiles, multiply_tiles
@@ -27,7 +27,7 @@ from llmos.compiler.codegen.kernel import Launch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
-WORDS = 16  # pairs of bfloat16 in a vector, and rows that are turned round at once
+WORDS = 16  # pairs of bfloat16 in a vector, and rows that are transposed at once
 LOW_HALF, HIGH_HALF = 0xFFFF, -(1 << 16)
 
 
@@ -46,7 +46,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         generic = contraction.generic
         sizes = generic.loop_sizes(self.dispatch.shapes)
         real = [dim for dim in dims if sizes[dim] != 1]
-        return is_widened_argument(generic.inputs[operand]) and dim_positions(generic.maps[operand])[-1:] == real
+        return is_extended_argument(generic.inputs[operand]) and dim_positions(generic.maps[operand])[-1:] == real
 
     # -- scratch, in words of 32 bits
     def _sizes(self) -> dict[str, Expr]:
@@ -71,7 +71,7 @@ class TiledAttentionEmitter(AttentionEmitter):
     def _row(self, contraction: Contraction, operand: int, point: list[Coord]) -> Value:
         """Address of an element of Q, K or V."""
         b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
-        buffer = ev.buffers[widened(generic.inputs[operand])]
+        buffer = ev.buffers[extended(generic.inputs[operand])]
         return b.address(buffer.pointer, ev.locate(buffer, ev.apply(generic.maps[operand], point)), buffer.kind)
 
     def _load(self, address: Value) -> Value:
@@ -93,7 +93,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         b, ev, rows = self.frame.b, self.frame.evaluator, self.block_rows
         last = b.sub(ev.sizes(self.num_queries), b.index(1))
 
-        def turn(d: Value) -> None:
+        def transpose_block(d: Value) -> None:
             for v in self._vectors():
                 queries = [b.minimum(b.add(self.first, b.index(v * WORDS + i)), last) for i in range(WORDS)]
                 points = [self._score_loop(i, b.index(0), d) for i in queries]
@@ -102,7 +102,7 @@ class TiledAttentionEmitter(AttentionEmitter):
                     at = b.add(b.mul(b.div(d, b.index(2)), b.index(rows)), b.index(p * rows + v * WORDS))
                     b.store(pair, self._words("query", at), 4 * WORDS)
 
-        self._groups(self.depth, turn)
+        self._groups(self.depth, transpose_block)
 
     def _scores(self, first: Value, count: Value) -> None:
         """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
@@ -136,7 +136,7 @@ class TiledAttentionEmitter(AttentionEmitter):
             exists = b.compare("slt", b.add(j, b.index(1)), count)
             for v in self._vectors():
                 pair = [self._weight(j, highest[v], v), self._weight(b.add(j, b.index(1)), highest[v], v)]
-                pair[1] = b.select(exists, pair[1], b.neutral(b.f32, 0.0))
+                pair[1] = b.select(exists, pair[1], b.splat_constant(b.f32, 0.0))
                 self._put_words(_rounded_pair(b, pair), loop.iv, v)
                 made.append(b.binary("arith.addf", b.binary("arith.addf", loop.args[v], pair[0]), pair[1]))
             loop.yield_(made)
@@ -144,7 +144,7 @@ class TiledAttentionEmitter(AttentionEmitter):
             self._put(loop.results[v], "sum", None, v)
         with b.loop(half, b.index(BLOCK // 2), b.index(1)) as rest:
             for v in self._vectors():
-                self._put_words(b.neutral(b.i32, 0, WORDS), rest.iv, v)
+                self._put_words(b.splat_constant(b.i32, 0, WORDS), rest.iv, v)
 
     def _weight(self, j: Value, highest: Value, v: int) -> Value:
         b = self.frame.b
@@ -157,14 +157,14 @@ class TiledAttentionEmitter(AttentionEmitter):
     def _weigh(self, first: Value, count: Value) -> None:
         b, ev = self.frame.b, self.frame.evaluator
         for keys in range(0, BLOCK, TILE_DEPTH):
-            self._groups(self.width, lambda d, keys=keys: self._turn_values(first, count, keys, d))  # type: ignore[misc]
+            self._groups(self.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
         scale = [self._get("scale", None, v) for v in self._vectors()]
         with b.loop(b.index(0), ev.sizes(self.width), b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.mulf", self._get("output", loop.iv, v), scale[v]), "output", loop.iv, v)
         self._multiply("values", int(self.width), BLOCK, "weights", "output", onto=True)
 
-    def _turn_values(self, first: Value, count: Value, keys: int, d: Value) -> None:
+    def _transpose_values(self, first: Value, count: Value, keys: int, d: Value) -> None:
         """V^T of 32 columns from d on by 32 keys from number `keys` of the block on."""
         b = self.frame.b
         i32 = b.i32
@@ -172,9 +172,9 @@ class TiledAttentionEmitter(AttentionEmitter):
         high: list[Value] = []
         for pair in range(WORDS):
             a, c = (self._value_words(first, count, keys + 2 * pair + odd, d) for odd in (0, 1))
-            shift = b.neutral(i32, 16, WORDS)
-            low.append(_join(b, b.binary("arith.andi", a, b.neutral(i32, LOW_HALF, WORDS)), b.binary("arith.shli", c, shift)))
-            high.append(_join(b, b.binary("arith.shrui", a, shift), b.binary("arith.andi", c, b.neutral(i32, HIGH_HALF, WORDS))))
+            shift = b.splat_constant(i32, 16, WORDS)
+            low.append(_join(b, b.binary("arith.andi", a, b.splat_constant(i32, LOW_HALF, WORDS)), b.binary("arith.shli", c, shift)))
+            high.append(_join(b, b.binary("arith.shrui", a, shift), b.binary("arith.andi", c, b.splat_constant(i32, HIGH_HALF, WORDS))))
         for odd, block in enumerate((low, high)):
             for row, words in enumerate(transpose(b, block)):
                 at = b.add(b.mul(d, b.index(BLOCK // 2)), b.index((odd * TILE_ROWS + row) * BLOCK // 2 + keys // 2))
@@ -185,7 +185,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         b = self.frame.b
         point = self._value_loop(b.index(0), self._key(first, b.index(j)), d)
         loaded = self._load(self._row(self.parts.values, 1 - self.parts.weights, point))
-        return b.select(b.compare("slt", b.index(j), count), loaded, b.neutral(b.i32, 0, WORDS))
+        return b.select(b.compare("slt", b.index(j), count), loaded, b.splat_constant(b.i32, 0, WORDS))
 
     # -- results
     def _finish(self) -> None:
@@ -193,7 +193,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         b, ev = self.frame.b, self.frame.evaluator
         totals = self._totals()
 
-        def turn(d: Value) -> None:
+        def transpose_block(d: Value) -> None:
             for v in self._vectors():
                 blocks = []
                 for odd in (0, 1):
@@ -206,7 +206,7 @@ class TiledAttentionEmitter(AttentionEmitter):
                         mixed = b.op("vector.shuffle", [even, odd], even.type, mask=ir.DenseI64ArrayAttr.get(order))
                         b.store(mixed, b.address(self._at("rows"), b.add(at, b.index(half * WORDS)), b.f32), 4 * WORDS)
 
-        self._groups(self.width, turn)
+        self._groups(self.width, transpose_block)
 
         def row_of(row: Value, column: Value) -> Value:
             at = b.add(b.mul(row, ev.sizes(self.width)), column)

@@ -1,6 +1,6 @@
 """Reductions whose lanes run along the output: depthwise convolutions, pools, sums down columns.
 
-Several vectors of channels at several neighbouring pixels are accumulated at once, so that neither the latency of an addition nor address
+Several vectors of channels at several neighboring pixels are accumulated at once, so that neither the latency of an addition nor address
 arithmetic limits. A short window is unrolled. Where it slides over padding, pixels whose window lies inside read the source where it is;
 at the edges the window is cut to what is inside, which is exact as the padding is what the reduction starts from. Each lane reduces by
 itself, over the window in order, whatever its block.
@@ -16,7 +16,7 @@ from functools import cached_property
 
 import sympy
 
-from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill, is_identity, reaches
+from llmos.compiler.analysis.generic import Generic, depends_on, dim_positions, is_fill, is_identity
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.padding import PaddedAxis, Padding, padding_of
 from llmos.compiler.codegen.builder import Value
@@ -78,7 +78,7 @@ def _lies_as(value: Value, root: Value) -> bool:
     if isinstance(value.owner, ir.Block) or value.owner.name != "linalg.generic":
         return False
     generic = Generic(value.owner.operation)
-    inside = [(v, a) for v, a in zip(generic.inputs, generic.maps, strict=False) if reaches(v, root)]
+    inside = [(v, a) for v, a in zip(generic.inputs, generic.maps, strict=False) if depends_on(v, root)]
     return (
         generic.is_elementwise
         and bool(inside)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.generic import Form
+from llmos.compiler.analysis.generic import LinearExpr
 from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan
 from llmos.compiler.backends.cpu.kernels.walk import Walk
 from llmos.compiler.codegen.access import Accesses, group_dims
@@ -44,7 +44,7 @@ class Pieces:
     def walk(self, value: Value) -> Walk:
         """Over a piece, its dims together as far as it and the result lie in order."""
         shape = self.dispatch.shapes.shape(value)
-        forms: list[Form] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
+        forms: list[LinearExpr] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
         accesses = Accesses(self.dispatch)
         accesses.trace(value, forms)
         accesses.leaves.append((self.shape, forms))

@@ -18,7 +18,7 @@ from llmos.compiler.backends.cpu.kernels.contraction_loops import PanelTile, mai
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.contraction_rows import LeftSide, scratch_of_rows, write_zeros
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
-from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, Points
+from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, TileCoords
 from llmos.compiler.backends.cpu.kernels.panels import PanelCopier
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
@@ -47,7 +47,7 @@ class ContractionEmitter:
             high = b.minimum(b.add(low, b.index(rows)), size(plan.m))
             # Tiles that follow each other find the rows of their chunk in scratch.
             fresh = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, frame.begin))
-            self.tile(Points(frame, plan, split_index(b, size, flat, plan.batch)), frame.outputs, low, high, panel, fresh)
+            self.tile(TileCoords(frame, plan, split_index(b, size, flat, plan.batch)), frame.outputs, low, high, panel, fresh)
         return Launch(sympy.expand(batch * chunks * panels), self.scratch_bytes)
 
     # -- scratch: the sums of the main loop, then evaluated rows or a run of zeros, then a panel packed here or what the arithmetic needs
@@ -75,7 +75,9 @@ class ContractionEmitter:
         yield
 
     # -- one tile
-    def tile(self, points: Points, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value, fresh: Value | None = None) -> None:
+    def tile(
+        self, points: TileCoords, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value, fresh: Value | None = None
+    ) -> None:
         """Rows [low, high) by a panel of columns, to `outputs`. `fresh`: whether rows aren't those of the tile before; None for always."""
         frame, plan = points.frame, self.plan
         b, size = frame.b, frame.evaluator.sizes

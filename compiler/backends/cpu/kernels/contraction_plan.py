@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import sympy
 
-from llmos.compiler.analysis.casts import WIDEN, widened
+from llmos.compiler.analysis.casts import EXTEND, extended
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
-from llmos.compiler.analysis.generic import Generic, dim_positions, fill_value, is_fill, pure_source, reaches
+from llmos.compiler.analysis.generic import Generic, depends_on, dim_positions, fill_value, is_fill, trace_to_buffer
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
 from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
@@ -61,7 +61,7 @@ class ContractionPlan:
 
     def _packed_weight(self) -> Value | None:
         """The argument behind the right side, if it is a weight that the compiler packed into panels."""
-        source = pure_source(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(WIDEN,))
+        source = trace_to_buffer(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(EXTEND,))
         if source is None:
             return None
         argument = DispatchFunc(self.dispatch.func).arguments.of(source[0])
@@ -69,13 +69,13 @@ class ContractionPlan:
 
     def _operands(self) -> Operands:
         """Element types in memory: of the left side before it is extended and of a packed weight. A tile copies panels as float32."""
-        left = self.root.lhs if (source := widened(self.root.lhs)) is None else source
+        left = self.root.lhs if (source := extended(self.root.lhs)) is None else source
         right = self.weight.type.element_type if self.weight is not None else ir.F32Type.get()
         return Operands(left.type.element_type, right, int(self.k) if self.k.is_Integer else None)
 
     def _left(self) -> Value:
         """The left side as the inner loop reads it: before it is extended, where that is what the arithmetic multiplies."""
-        source = widened(self.root.lhs)
+        source = extended(self.root.lhs)
         return source if source is not None and source.type.element_type == self.arithmetic.left_type else self.root.lhs
 
     @property
@@ -87,7 +87,7 @@ class ContractionPlan:
 
     @property
     def row_elements(self) -> Expr:
-        """What a row adds to the memory that a tile reads: windows share theirs with their neighbours."""
+        """What a row adds to the memory that a tile reads: windows share theirs with their neighbors."""
         if self.windows is None:
             return self.k
         share = sympy.together(product(self.dispatch.shapes.shape(self.windows.source)) / (self.m * product(self.batch)))
@@ -115,20 +115,20 @@ class ContractionPlan:
         forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.root.out_map.results]
         accesses.ignore(self.value, forms)
         for value in self.dispatch.results:
-            own = self._forms_of(value, forms)
+            own = self._exprs_of(value, forms)
             accesses.leaves.append((self.dispatch.shapes.shape(value), list(own)))
             accesses.trace(value, own)
         return accesses
 
-    def _forms_of(self, value: Value, root_forms: list[dict[int, int]]) -> list[dict[int, int]]:
+    def _exprs_of(self, value: Value, root_exprs: list[dict[int, int]]) -> list[dict[int, int]]:
         """Index forms of an epilogue's output in terms of the root's dims, following the maps between."""
         if value == self.value:
-            return root_forms
+            return root_exprs
         generic = Generic(value.owner.operation)
         for operand, affine in zip(generic.inputs, generic.maps, strict=False):
-            if not reaches(operand, self.value):
+            if not depends_on(operand, self.value):
                 continue
-            inner = self._forms_of(operand, root_forms)
+            inner = self._exprs_of(operand, root_exprs)
             loop: list[dict[int, int]] = [{} for _ in range(generic.rank)]
             for expr, form in zip(affine.results, inner, strict=True):
                 if isinstance(expr, ir.AffineDimExpr):

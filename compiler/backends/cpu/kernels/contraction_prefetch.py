@@ -11,7 +11,7 @@ from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.kernel import Frame
 
-USUAL_BLOCKS = 4  # of rows in a tile whose number isn't known: by then the whole next panel has been requested
+DEFAULT_BLOCKS = 4  # of rows in a tile whose number isn't known: by then the whole next panel has been requested
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PanelPrefetch:
         b, plan, schedule = self.frame.b, self.schedule.plan, self.schedule
         full = step * plan.width * 4 // CACHE_LINE  # lines of a panel for each step
         least = plan.dispatch.table.bounds(plan.m)[0]
-        blocks = max(USUAL_BLOCKS, -(-min(schedule.chunk, int(least)) // schedule.block_rows)) if least.is_Integer else USUAL_BLOCKS
+        blocks = max(DEFAULT_BLOCKS, -(-min(schedule.chunk, int(least)) // schedule.block_rows)) if least.is_Integer else DEFAULT_BLOCKS
         number, shares = share or (0, 1)
         lines = min(full, schedule.tiling.lines or -(-full // (blocks * shares))) if share else full
         parts = -(-full // (lines * shares))  # that each column tile requests, one in each block of rows

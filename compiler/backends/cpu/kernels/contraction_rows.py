@@ -10,7 +10,7 @@ import sympy
 from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Strided
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
-from llmos.compiler.backends.cpu.kernels.epilogue import Points
+from llmos.compiler.backends.cpu.kernels.epilogue import TileCoords
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import WindowReader
 from llmos.compiler.backends.cpu.kernels.panels import flat_index, nest, over_lanes
 from llmos.compiler.codegen.builder import Builder, Value
@@ -64,7 +64,7 @@ def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
 class LeftSide:
     """Emits the rows of a tile. `offset`: bytes into scratch, of `scratch_of_rows`."""
 
-    points: Points
+    points: TileCoords
     offset: Expr
 
     @property

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import sympy
 
 from llmos.compiler.analysis.generic import Generic, is_fill
-from llmos.compiler.analysis.windows import Sliding, sliding_over
+from llmos.compiler.analysis.windows import WindowReduction, window_reduction_over
 from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.kernels.column_reduction import ColumnsEmitter, columns_in
 from llmos.compiler.backends.cpu.kernels.contraction import ContractionEmitter
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
-from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Points
+from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, TileCoords
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -30,7 +30,7 @@ from llmos.compiler.ir.sizes import Expr
 THREADS = (1, 2, 4)  # that a smallest input is shared out between, each number alike
 
 
-def sliding_in(dispatch: Dispatch) -> Sliding:
+def window_reduction_in(dispatch: Dispatch) -> WindowReduction:
     """The windows of a `windowed` dispatch."""
     root = contraction_in(dispatch).generic.op
     for op in dispatch.ops:
@@ -39,7 +39,7 @@ def sliding_in(dispatch: Dispatch) -> Sliding:
             for value in generic.inputs:
                 owner = value.owner
                 image = owner.operands[0] if not isinstance(owner, ir.Block) and owner.name == "tensor.pad" else value
-                found = sliding_over(generic, image, dispatch.shapes)
+                found = window_reduction_over(generic, image, dispatch.shapes)
                 if found is not None and not isinstance(image.owner, ir.Block):
                     return found
     raise AssertionError("a windowed dispatch without windows")
@@ -55,16 +55,16 @@ class Band:
     panel: Value
 
 
-class WindowedEmitter:
+class ContractionWindowEmitter:
     """Emits one `windowed` dispatch."""
 
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
-        self.dispatch, self.sliding = dispatch, sliding_in(dispatch)
-        self.image = self.sliding.image
-        self.plan, self.rows = ContractionPlan(dispatch.part([], [self.image]), target), self.sliding.rows
+        self.dispatch, self.window = dispatch, window_reduction_in(dispatch)
+        self.image = self.window.image
+        self.plan, self.rows = ContractionPlan(dispatch.part([], [self.image]), target), self.window.rows
         columns = columns_in(dispatch.part([self.image], dispatch.results))
         assert columns is not None
-        self.batch = self.sliding.shape[:1] if len(columns.outer) == 2 else ()
+        self.batch = self.window.shape[:1] if len(columns.outer) == 2 else ()
         self.panels = int(ceil_div(self.plan.n, self.plan.width))
         self.height = self._height()
         whole = self.plan.in_place or self.plan.windows is not None
@@ -75,11 +75,11 @@ class WindowedEmitter:
     def _height(self) -> int:
         """Output rows of a band: few enough for a level-2 cache to hold what they read, and as long as threads then wait the least."""
         rows = self.rows
-        least = -(-rows.out // self.sliding.band(self.plan.width, COSTS.band_bytes))
+        least = -(-rows.out // self.window.band(self.plan.width, COSTS.band_bytes))
         most = max(least, rows.out // (2 * max(1, rows.overlap)))
-        return min((-(-rows.out // bands) for bands in range(least, most + 1)), key=self._turns)
+        return min((-(-rows.out // bands) for bands in range(least, most + 1)), key=self._iterations)
 
-    def _turns(self, height: int) -> float:
+    def _iterations(self, height: int) -> float:
         """About how many times longer than without overlap and idle threads bands of a height take."""
         tiles = -(-self.rows.out // height) * self.panels
         return sum(-(-tiles // threads) * threads * self._rows_of(height) for threads in THREADS)
@@ -95,7 +95,7 @@ class WindowedEmitter:
 
     @property
     def _row_pixels(self) -> int:
-        return int(self.sliding.shape[2])
+        return int(self.window.shape[2])
 
     @property
     def _image_offset(self) -> Expr:
@@ -121,7 +121,7 @@ class WindowedEmitter:
         low, high = self._pixels(frame, band)
         buffer = self._scratch_image(frame, low, band.panel)
         step = b.index(self.contraction.schedule.chunk)
-        points = Points(frame, plan, [b.index(0)] * len(plan.root.batch))
+        points = TileCoords(frame, plan, [b.index(0)] * len(plan.root.batch))
         with b.loop(low, high, step) as loop, ev.scope():
             end = b.minimum(b.add(loop.iv, step), high)
             self.contraction.tile(points, [buffer], loop.iv, end, band.panel)
@@ -144,13 +144,13 @@ class WindowedEmitter:
     def _scratch_image(self, frame: Frame, low: Value, panel: Value) -> Buffer:
         """The image as if all of it lay in memory, these channels innermost, with pixel `low` at the beginning of the scratch."""
         b, width = frame.b, self.plan.width
-        kind, shape = self.image.type.element_type, self.sliding.shape
+        kind, shape = self.image.type.element_type, self.window.shape
         begin = b.address(frame.scratch, frame.evaluator.sizes(self._image_offset), b.i8)
         before = b.mul(b.add(low, panel), b.index(width))
         narrow = Buffer.dense(b.address(begin, b.sub(b.index(0), before), kind), kind, (*shape[:3], sympy.Integer(width)))
         return replace(narrow, shape=shape)
 
 
-def emit_windowed(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
+def emit_contraction_window(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of a `windowed` dispatch."""
-    return WindowedEmitter(dispatch, target).emit(module)
+    return ContractionWindowEmitter(dispatch, target).emit(module)

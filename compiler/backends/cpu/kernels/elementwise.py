@@ -1,7 +1,7 @@
 """Kernels of elementwise chains, moves and gathers: one walk over the space of the results, all of one shape.
 
 Lanes run along the last dims that memory holds in order. Where everything is read along another dim, lanes run along that one, and blocks
-of 16 by 16 are turned round in registers before they are written: both sides of a transposition then move whole cache lines. A few rows
+of 16 by 16 are transposed in registers before they are written: both sides of a transposition then move whole cache lines. A few rows
 (the channels of an image) are interleaved, and written as one run.
 A concatenation of few, short pieces evaluates each of them under a mask; others are written piece by piece (concat.py).
 """
@@ -39,9 +39,9 @@ def emit_elementwise(module: ir.Module, dispatch: Dispatch, shape: TileShape) ->
         return emit_pieces(module, pieces)
     plan = plan_rows(dispatch)
     groups = group_dims(accesses_of(plan), plan.sizes, range(plan.rank))
-    turned = _turned_group(plan, groups)
-    if turned is not None:
-        return _emit_transposed(module, plan, groups, turned)
+    transposed = _transposed_group(plan, groups)
+    if transposed is not None:
+        return _emit_transposed(module, plan, groups, transposed)
     return _emit_walk(module, Walk(plan, groups))
 
 
@@ -51,7 +51,7 @@ def _emit_walk(module: ir.Module, walk: Walk) -> Launch:
     return Launch(walk.num_tiles)
 
 
-def _turned_group(plan: RowPlan, groups: Sequence[Sequence[int]]) -> int | None:
+def _transposed_group(plan: RowPlan, groups: Sequence[Sequence[int]]) -> int | None:
     """The group along which everything that moves along it lies in order, if that isn't the last one, along which results are written."""
     reads = Accesses(plan.dispatch, through_pads=True)
     for value in plan.dispatch.results:
@@ -120,7 +120,7 @@ class _Transposed:
                 self._strip(low, high, first, b.sub(ev.sizes(written), first))
 
     def _strip(self, low: Value, high: Value, first: Value, count: Value | None) -> None:
-        """16 neighbours along the last group (`count`, if fewer) by [low, high) of what is read."""
+        """16 neighbors along the last group (`count`, if fewer) by [low, high) of what is read."""
         b, ev = self.frame.b, self.frame.evaluator
         width = b.index(b.lanes)
         whole = b.add(low, b.mul(b.div(b.sub(high, low), width), width))
@@ -143,13 +143,13 @@ class _Transposed:
         if num_read is None and self.count is not None and self.along == len(self.groups) - 2:
             self._store_run(rows, self._coords(read, b.index(0)))
             return
-        turned = [transpose(b, made) for made in rows]
+        transposed = [transpose(b, made) for made in rows]
         for i in range(b.lanes):
             with ev.masked(b.tail_mask(count) if count is not None else None):
-                self._store(turned, i, self._coords(b.add(read, b.index(i)), Lane(first)), num_read)
+                self._store(transposed, i, self._coords(b.add(read, b.index(i)), Lane(first)), num_read)
 
     def _store_run(self, rows: Sequence[Sequence[Value]], coords: list[Coord]) -> None:
-        """A block whose results are neighbours in memory, from `coords` on."""
+        """A block whose results are neighbors in memory, from `coords` on."""
         b, ev = self.frame.b, self.frame.evaluator
         for made, buffer in zip(rows, self.frame.outputs, strict=True):
             begin = b.address(buffer.pointer, ev.locate(buffer, coords), buffer.kind)
@@ -157,12 +157,12 @@ class _Transposed:
             for i, vector in enumerate(interleave(b, made)):
                 ev.store(vector, run, [Lane(b.index(i * b.lanes))])
 
-    def _store(self, turned: Sequence[Sequence[Value]], i: int, coords: list[Coord], num_read: Value | None) -> None:
+    def _store(self, transposed: Sequence[Sequence[Value]], i: int, coords: list[Coord], num_read: Value | None) -> None:
         """Row i of a block, if there is one."""
         b, ev = self.frame.b, self.frame.evaluator
 
         def write() -> None:
-            for values, buffer in zip(turned, self.frame.outputs, strict=True):
+            for values, buffer in zip(transposed, self.frame.outputs, strict=True):
                 ev.store(values[i], buffer, coords)
 
         if num_read is None:

@@ -13,7 +13,7 @@ from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.codegen.builder import Value
-from llmos.compiler.codegen.coordinates import Coord, Lane, Spread
+from llmos.compiler.codegen.coordinates import Coord, GatherIndex, Lane
 from llmos.compiler.codegen.kernel import Frame, split_index
 from llmos.compiler.codegen.memory import Buffer
 
@@ -22,7 +22,7 @@ MAX_IN_REGISTERS = 12  # scalar ops of an epilogue that is repeated in the code 
 
 
 @dataclass(frozen=True)
-class Points:
+class TileCoords:
     """Points of the root's loops within one tile. `batch`: coordinates of the batch dims."""
 
     frame: Frame
@@ -50,7 +50,7 @@ class Points:
         return point
 
     def columns(self, first: Value) -> dict[int, Coord]:
-        """Coordinates of the n dims for a vector of columns: neighbours where the dims can be walked as one, spread otherwise."""
+        """Coordinates of the n dims for a vector of columns: neighbors where the dims can be walked as one, spread otherwise."""
         b, ev, groups = self.frame.b, self.frame.evaluator, self.plan.n_groups
         if len(groups) <= 1:
             return {groups[0][-1]: Lane(first)} if groups else {}
@@ -58,9 +58,9 @@ class Points:
         coords: dict[int, Coord] = {}
         for group in reversed(groups[1:]):
             size = ev.sizes(self.plan.extent(group))
-            coords[group[-1]] = Spread(b.index(0), b.binary("arith.remsi", flat, size))
+            coords[group[-1]] = GatherIndex(b.index(0), b.binary("arith.remsi", flat, size))
             flat = b.binary("arith.divsi", flat, size)
-        coords[groups[0][-1]] = Spread(b.index(0), flat)
+        coords[groups[0][-1]] = GatherIndex(b.index(0), flat)
         return coords
 
 
@@ -76,7 +76,7 @@ def fits_registers(plan: ContractionPlan) -> bool:
 class Epilogue:
     """Emits the epilogue of one tile. `outputs`: where the results lie."""
 
-    points: Points
+    points: TileCoords
     outputs: Sequence[Buffer]
 
     def from_registers(self, shape: TileShape, sums: Sequence[Value], row: Value, first: Value, columns: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.analysis.contraction import Contraction
-from llmos.compiler.analysis.generic import apply_form, padded_source
+from llmos.compiler.analysis.generic import compose, padded_source
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Run
 from llmos.compiler.codegen.builder import Builder, Value, is_vector
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -26,14 +26,14 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import pad_parameters
 from llmos.compiler.ir.sizes import Expr
 
-LinearForm = dict[int, int]  # coefficient of each loop dim
+Coefficients = dict[int, int]  # coefficient of each loop dim
 
 
 @dataclass(frozen=True)
 class PaddedAxis:
     """An axis with zeros around it: coordinate form - low is inside where it is in [0, size)."""
 
-    form: LinearForm
+    form: Coefficients
     low: Expr
     size: Expr
 
@@ -47,7 +47,7 @@ class Windows:
     origin: Expr  # offset of the point where all dims are 0; negative where zeros lie before it
     padded: tuple[PaddedAxis, ...]
     taps: tuple[int, ...]  # k dims walked outside of a run, outermost first
-    run: Expr  # neighbouring elements of one run
+    run: Expr  # neighboring elements of one run
 
 
 def windows_of(dispatch: Dispatch, root: Contraction, left: Value, sizes: Sequence[Expr]) -> Windows | None:
@@ -56,7 +56,7 @@ def windows_of(dispatch: Dispatch, root: Contraction, left: Value, sizes: Sequen
     if not isinstance(source.owner, ir.Block) or not isinstance(source.type.element_type, ir.F32Type):
         return None
     identity = [{dim: 1} for dim in range(root.generic.rank)]
-    forms = [apply_form(expr, identity) for expr in root.lhs_map.results]
+    forms = [compose(expr, identity) for expr in root.lhs_map.results]
     if any(form is None for form in forms):
         return None
     linear = [{dim: by for dim, by in (form or {}).items() if by and sizes[dim] != 1} for form in forms]
@@ -122,7 +122,7 @@ class WindowReader:
         by_axis = [_pack(b, [place[i] for place in places]) for i in range(len(self.windows.padded))]
         return WindowBlock(self, [base], _pack(b, offsets), by_axis)
 
-    def _sum(self, at: dict[int, Value], by: dict[int, Expr] | LinearForm, start: Expr) -> Value:
+    def _sum(self, at: dict[int, Value], by: dict[int, Expr] | Coefficients, start: Expr) -> Value:
         b, size = self.ev.b, self.ev.sizes
         total = size(sympy.sympify(start))
         for dim, step in by.items():

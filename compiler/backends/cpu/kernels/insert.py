@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from llmos.compiler.analysis.generic import Form
+from llmos.compiler.analysis.generic import LinearExpr
 from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan
 from llmos.compiler.backends.cpu.kernels.walk import Walk
 from llmos.compiler.codegen.access import Accesses, group_dims
@@ -27,7 +27,7 @@ def emit_insert(module: ir.Module, dispatch: Dispatch) -> Launch:
 def _walk(dispatch: Dispatch, insert: ir.Operation) -> Walk:
     """Over the slice, its dims together as far as it and the tensor lie in order."""
     source, shape = insert.operands[0], dispatch.shapes.shape(insert.operands[0])
-    forms: list[Form] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
+    forms: list[LinearExpr] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
     inside = dict(zip(kept_dims(insert, source), forms, strict=True))
     whole = dispatch.shapes.shape(insert.results[0])
     accesses = Accesses(dispatch)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llmos.compiler.analysis.casts import is_widened_argument
-from llmos.compiler.analysis.generic import Form, Generic, is_fill
+from llmos.compiler.analysis.casts import is_extended_argument
+from llmos.compiler.analysis.generic import Generic, LinearExpr, is_fill
 from llmos.compiler.codegen.access import Accesses
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord
@@ -86,7 +86,7 @@ class RowPlan:
         """Full rows computed at `level` that a later level uses and that are dear to compute again."""
         values = [value for generic in self.generics if generic.is_elementwise for value in generic.op.results]
         full = [value for value in values if self.level(value) == level and not self.is_outer(value)]
-        return [value for value in full if self._used_later(value, level) and self._is_dear(value)]
+        return [value for value in full if self._used_later(value, level) and self._is_expensive(value)]
 
     def _used_later(self, value: Value, level: int) -> bool:
         for use in value.uses:
@@ -98,10 +98,10 @@ class RowPlan:
                 return True
         return False
 
-    def _is_dear(self, value: Value) -> bool:
+    def _is_expensive(self, value: Value) -> bool:
         """Two or more reads, a data-dependent read, or a slow operation."""
-        reads, dear = self._cost(value, self.level(value))
-        return dear or reads >= 2
+        reads, expensive = self._cost(value, self.level(value))
+        return expensive or reads >= 2
 
     def _cost(self, value: Value, level: int) -> tuple[int, bool]:
         owner = value.owner
@@ -112,13 +112,13 @@ class RowPlan:
         generic = Generic(owner.operation)
         if not generic.is_elementwise:
             return 0, False
-        dear = any(op.name.startswith(EXPENSIVE_FLOAT) or op.name == "tensor.extract" for op in generic.body.operations)
+        expensive = any(op.name.startswith(EXPENSIVE_FLOAT) or op.name == "tensor.extract" for op in generic.body.operations)
         reads = 0
         for operand, argument in zip(generic.op.operands, generic.body.arguments, strict=True):
             if isinstance(operand.type, ir.RankedTensorType) and any(True for _ in argument.uses):
                 more, also = self._cost(operand, level)
-                reads, dear = reads + more, dear or also
-        return reads, dear
+                reads, expensive = reads + more, expensive or also
+        return reads, expensive
 
 
 def _extracted(op: ir.Operation) -> list[Value]:
@@ -132,7 +132,7 @@ def plan_rows(dispatch: Dispatch) -> RowPlan:
     """Read the loop space of a `row` or `elementwise` dispatch."""
     ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
     # a widened argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
-    generics = [Generic(op) for op in ops if not is_widened_argument(op.results[0])]
+    generics = [Generic(op) for op in ops if not is_extended_argument(op.results[0])]
     num_outer = DispatchFunc(dispatch.func).num_outer
     if num_outer is None:
         shape = dispatch.shapes.shape(dispatch.results[0])
@@ -147,7 +147,7 @@ def accesses_of(plan: RowPlan) -> Accesses:
     for value in plan.dispatch.results:
         if value not in made:  # a slice, a pad, a concatenation
             shape = plan.dispatch.shapes.shape(value)
-            forms: list[Form] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
+            forms: list[LinearExpr] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
             accesses.trace(value, forms)
             accesses.leaves.append((shape, forms))
     for generic in plan.generics:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.generic import Generic, apply_form
+from llmos.compiler.analysis.generic import Generic, compose
 from llmos.compiler.analysis.windows import adds_nothing
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.coordinates import Coord, Coordinates
@@ -87,7 +87,7 @@ def padding_of(dispatch: Dispatch, root: Generic, lane: int) -> Padding | None:
     for expr, before, after, size in zip(root.maps[pads[0]].results, low, high, source, strict=True):
         if before == 0 and after == 0:
             continue
-        form = apply_form(expr, [{dim: 1} for dim in range(root.rank)]) or {}
+        form = compose(expr, [{dim: 1} for dim in range(root.rank)]) or {}
         outs, taps = ([dim for dim in form if root.iterators[dim] == kind] for kind in ("parallel", "reduction"))
         if len(outs) != 1 or len(taps) != 1 or outs[0] == lane or min(form.values()) < 1:
             return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
-from llmos.compiler.backends.cpu.kernels.epilogue import Points
+from llmos.compiler.backends.cpu.kernels.epilogue import TileCoords
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.evaluate import Evaluator
@@ -56,7 +56,7 @@ def flat_index(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int], counte
 class PanelCopier:
     """Emits the copy of one panel to `base`, as [k][width]. Columns past the end hold anything: no output reads them."""
 
-    points: Points
+    points: TileCoords
     base: Value
 
     @property
@@ -84,7 +84,7 @@ class PanelCopier:
             self._run(b.sub(low, first), outer, b.sub(low, start), b.sub(b.minimum(b.add(start, width), end), low))
 
     def _run(self, column: Value, outer: dict[int, Coord], first: Value, length: Value) -> None:
-        """Neighbouring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
+        """Neighboring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
         ev, plan = self.points.frame.evaluator, self._plan
         b, groups = ev.b, plan.right_groups
         target = Buffer(self.base, b.f32, (), (sympy.S.One,))

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import sympy
 
 from llmos.compiler.analysis.generic import Generic
-from llmos.compiler.analysis.windows import neutral_element
+from llmos.compiler.analysis.windows import identity_element
 from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.access import group_dims
 from llmos.compiler.codegen.builder import Value
@@ -141,7 +141,7 @@ class _RowEmitter:
         inits = [[self._init(generic, i) for i in range(len(generic.inits))] for generic in reductions]
         if vectorized:
             start = [
-                b.neutral(init.type, neutral_element(c.name, init.type))
+                b.splat_constant(init.type, identity_element(c.name, init.type))
                 for found, row in zip(simple, inits, strict=True)
                 for c, init in zip(found or [], row, strict=True)
             ]

@@ -32,7 +32,7 @@ def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:
             walk.emit([b.index(0)] * len(inner))
         else:
             low = b.mul(strip, b.index(LANES))
-            # The strip's lanes are neighbours in memory: they go by one flat index, which stands at the last dimension.
+            # The strip's lanes are neighbors in memory: they go by one flat index, which stands at the last dimension.
             flat = len(inner) == 1
             with frame.evaluator.masked(b.tail_mask(b.sub(size(num_inner), low))):
                 walk.emit([Lane(low)] if flat else _unflattened(frame, low, inner))
@@ -40,7 +40,7 @@ def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:
 
 
 def _unflattened(frame: Frame, low: Value, extents: Sequence[Expr]) -> list[Coord]:
-    """Coordinates of LANES neighbours from `low` on."""
+    """Coordinates of LANES neighbors from `low` on."""
     b = frame.b
     flat = b.binary("arith.addi", b.iota(), b.splat(low))
     coords: list[Coord] = []

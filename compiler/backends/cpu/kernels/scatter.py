@@ -107,7 +107,7 @@ class _Emitter:
             self.block = self._block(block)
             if not self._is_in_place:
                 self._copy()
-            with self._in_turn():
+            with self._in_order():
                 self._updates(self.ordered, dict(self.at))
         return Launch(sympy.expand(product(extents) * self.blocks * self.chunks))
 
@@ -192,7 +192,7 @@ class _Emitter:
 
     # -- the updates
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def _in_order(self) -> Iterator[None]:
         """Where the tile's coordinates are ones that updates have."""
         b = self.b
         short = [loop for loop, axis in self.outer.items() if not self._fills(loop, axis)]

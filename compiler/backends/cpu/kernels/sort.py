@@ -87,14 +87,14 @@ class _RowSorter:
         """All keys of the row into the first plane."""
         frame, b = self.frame, self.frame.b
         into = self.planes[0]
-        limits = [b.neutral(b.i64, ALL_ONES), b.neutral(b.i64, 0)]
+        limits = [b.splat_constant(b.i64, ALL_ONES), b.splat_constant(b.i64, 0)]
 
         def step(lane: Coord, carried: Sequence[Value]) -> list[Value]:
             assert isinstance(lane, Lane)
             key = self._unsigned(frame.evaluator.value(self.sort.keys, [*self.coords, lane]))
             self.records.store_lanes(into, lane, key, frame.evaluator.lanes_of(lane))
             mask = frame.evaluator.mask
-            low, high = (key, key) if mask is None else (b.select(mask, key, b.neutral(b.i64, n)) for n in (ALL_ONES, 0))
+            low, high = (key, key) if mask is None else (b.select(mask, key, b.splat_constant(b.i64, n)) for n in (ALL_ONES, 0))
             return [b.binary("arith.minui", carried[0], low), b.binary("arith.maxui", carried[1], high)]
 
         length = self.sort.length
@@ -111,7 +111,7 @@ class _RowSorter:
         width = ir.IntegerType(key.type.element_type).width
         if width < 64:
             key = b.op("arith.extui", [key], b.vec(b.i64))
-        return b.binary("arith.xori", key, b.neutral(b.i64, SIGN if width == 64 else 1 << (width - 1)))
+        return b.binary("arith.xori", key, b.splat_constant(b.i64, SIGN if width == 64 else 1 << (width - 1)))
 
     def _bits(self, number: Value) -> Value:
         b = self.frame.b
@@ -170,7 +170,7 @@ class _RowSorter:
         lanes = b.index(b.lanes)
         with b.loop(b.index(0), keys.count, b.index(1)) as each:
             record = self.records.load(source, each.iv)
-            with b.loop(b.index(0), keys.count, lanes, [b.neutral(b.i64, 0)]) as loop:
+            with b.loop(b.index(0), keys.count, lanes, [b.splat_constant(b.i64, 0)]) as loop:
                 before = self.records.come_before(source, loop.iv, record, each.iv)
                 counted = b.op("arith.extui", [before], b.vec(b.i64))
                 loop.yield_([b.binary("arith.addi", loop.args[0], counted)])
@@ -202,7 +202,7 @@ class _RowSorter:
         """The histogram of a digit."""
         b = self.frame.b
         with b.loop(b.index(0), b.index(num_digits), b.index(b.lanes)) as loop:
-            b.store(b.neutral(b.i64, 0), self._counter(loop.iv), 8)
+            b.store(b.splat_constant(b.i64, 0), self._counter(loop.iv), 8)
         with b.loop(b.index(0), keys.count, b.index(1)) as loop:
             counter = self._counter(self._digit(self.records.load(source, loop.iv), keys, shift, num_digits))
             b.store(b.add(b.load(counter, b.i64, 8), b.index(1)), counter, 8)

@@ -39,7 +39,7 @@ class Records:
     def store_lanes(self, plane: Value, lane: Lane, keys: Value, places: Value) -> None:
         """A vector of keys and their places."""
         b = self.b
-        above = b.neutral(b.i64, PLACE_BITS)
+        above = b.splat_constant(b.i64, PLACE_BITS)
         words = [keys, places] if self.wide else [b.binary("arith.ori", b.binary("arith.shli", keys, above), places)]
         for array, word in zip(self._arrays(plane), words, strict=True):
             b.store(word, self._word(array, lane.base), 8)
@@ -48,11 +48,11 @@ class Records:
         """A vector of places."""
         b = self.b
         words = b.load(self._word(self._arrays(plane)[-1], at), b.vec(b.i64), 8)
-        return words if self.wide else b.binary("arith.andi", words, b.neutral(b.i64, PLACE_MASK))
+        return words if self.wide else b.binary("arith.andi", words, b.splat_constant(b.i64, PLACE_MASK))
 
     def pad(self, plane: Value, count: Value) -> None:
         """A vector of the largest keys behind the last record."""
-        self.b.store(self.b.neutral(self.b.i64, LARGEST), self._word(plane, count), 8)
+        self.b.store(self.b.splat_constant(self.b.i64, LARGEST), self._word(plane, count), 8)
 
     def come_before(self, plane: Value, at: Value, record: Sequence[Value], number: Value) -> Value:
         """Which of a vector of records come before a record in order; `number`: the place of that record in the plane."""

@@ -1,4 +1,4 @@
-"""Blocks of numbers turned round in vector registers."""
+"""Blocks of numbers transposed in vector registers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmos.compiler.ir.bindings import ir
 
 
 def transpose(b: Builder, rows: Sequence[Value]) -> list[Value]:
-    """Vectors of n lanes, n of them (missing ones are taken as the last), turned round: lane i of vector j becomes lane j of vector i."""
+    """Vectors of n lanes, n of them (missing ones are taken as the last), transposed: lane i of vector j becomes lane j of vector i."""
     return _shuffled(b, rows, _transpose)
 
 

@@ -23,7 +23,7 @@ CpuTarget = tuple[Value, Buffer]
 
 @dataclass(frozen=True)
 class Walk:
-    """Lanes along the last group of dims; a tile is some neighbours along the group before, or a part of a long one."""
+    """Lanes along the last group of dims; a tile is some neighbors along the group before, or a part of a long one."""
 
     plan: RowPlan
     groups: list[list[int]]
@@ -36,7 +36,7 @@ class Walk:
 
     @property
     def _rows(self) -> int:
-        """Neighbours along the group before the last one in a tile."""
+        """Neighbors along the group before the last one in a tile."""
         lanes = self._extents[-1]
         return max(1, CHUNK // max(1, int(lanes))) if lanes.is_Integer else 1
 

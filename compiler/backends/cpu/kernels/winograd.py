@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.conv3x3 import Stencil, stencil_of
+from llmos.compiler.analysis.conv3x3 import Conv3x3, conv3x3_of
 from llmos.compiler.analysis.winograd import TAPS, Minimal
 from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
 from llmos.compiler.backends.cpu.arithmetic.register_tile import (
@@ -31,7 +31,7 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     zeros,
 )
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
-from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, Points
+from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, TileCoords
 from llmos.compiler.backends.cpu.packing import panel_width
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
@@ -52,11 +52,11 @@ class WinogradPlan(ContractionPlan):
 
     @property
     def width(self) -> int:
-        return self.dispatch.tiling.columns or panel_width(int(self.n), self.stencil.channels)
+        return self.dispatch.tiling.columns or panel_width(int(self.n), self.conv.channels)
 
     @functools.cached_property
-    def stencil(self) -> Stencil:
-        found = stencil_of(self.root, self.dispatch.shapes)
+    def conv(self) -> Conv3x3:
+        found = conv3x3_of(self.root, self.dispatch.shapes)
         assert found is not None
         return found
 
@@ -74,7 +74,7 @@ class VectorArithmetic:
         return self.b.binary("arith.subf", a, b)
 
     def fma(self, factor: float, a: Value, b: Value) -> Value:
-        return self.b.fma(self.b.neutral(self.b.f32, factor), a, b)
+        return self.b.fma(self.b.splat_constant(self.b.f32, factor), a, b)
 
 
 class WinogradEmitter:
@@ -82,18 +82,18 @@ class WinogradEmitter:
 
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.plan = dispatch, WinogradPlan(dispatch, target)
-        self.stencil, self.m = self.plan.stencil, winograd_tile(dispatch)
+        self.conv, self.m = self.plan.conv, winograd_tile(dispatch)
         self.side = self.m + TAPS - 1
         self.positions = self.side**2
         self.shape = register_tile(target.vector_bits, self.plan.width)
-        self.tiles = self.stencil.tiles(self.m)
+        self.tiles = self.conv.tiles(self.m)
         self.block = self._block(max(BLOCK_BYTES, target.l2_bytes // 2))
 
     def _block(self, num_bytes: int) -> int:
         """Tiles of the image in one of the grid: as many as keep V and M within some bytes, blocks of the smallest input alike."""
         per_image = self.tiles[0] * self.tiles[1]
-        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.stencil.channels + self.plan.width)))
-        least = self.dispatch.table.bounds(sympy.expand(self.stencil.batch * per_image))[0]
+        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.conv.channels + self.plan.width)))
+        least = self.dispatch.table.bounds(sympy.expand(self.conv.batch * per_image))[0]
         if not least.is_Integer:
             return most
         blocks = -(-int(least) // most)
@@ -107,11 +107,11 @@ class WinogradEmitter:
 
     @property
     def _inputs_at(self) -> int:
-        return self._zeros_at + 4 * self.stencil.channels
+        return self._zeros_at + 4 * self.conv.channels
 
     @property
     def _input_stride(self) -> int:
-        return self.block * self.stencil.channels + LINE
+        return self.block * self.conv.channels + LINE
 
     @property
     def _sums_at(self) -> int:
@@ -122,15 +122,15 @@ class WinogradEmitter:
         return self.block * self.plan.width + LINE
 
     def emit(self, module: ir.Module) -> Launch:
-        stencil, plan = self.stencil, self.plan
-        total = sympy.expand(stencil.batch * self.tiles[0] * self.tiles[1])
+        conv, plan = self.conv, self.plan
+        total = sympy.expand(conv.batch * self.tiles[0] * self.tiles[1])
         blocks, panels = ceil_div(total, self.block), ceil_div(plan.n, plan.width)
         with kernel(module, self.dispatch, self.shape.lanes) as frame, self._zeros(frame), frame.tiles() as tile:
             self.frame: Frame = frame
             b, size = frame.b, frame.evaluator.sizes
             self.transform = Minimal(self.m, VectorArithmetic(b))
             block, panel = split_index(b, size, tile, [blocks, panels])
-            self.epilogue = Epilogue(Points(frame, plan, [b.index(0)] * len(plan.root.batch)), frame.outputs)
+            self.epilogue = Epilogue(TileCoords(frame, plan, [b.index(0)] * len(plan.root.batch)), frame.outputs)
             low = b.mul(block, b.index(self.block))
             count = b.minimum(b.index(self.block), b.sub(size(total), low))
             first = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, frame.begin))
@@ -145,21 +145,21 @@ class WinogradEmitter:
         """What pixels outside of an image read, written once a call."""
         b = frame.b
         run = b.address(frame.scratch, b.index(self._zeros_at), b.i8)
-        with b.loop(b.index(0), b.index(self.stencil.channels), b.index(b.lanes)) as loop:
-            b.store(b.neutral(b.f32, 0.0), b.address(run, loop.iv, b.f32), 4 * b.lanes)
+        with b.loop(b.index(0), b.index(self.conv.channels), b.index(b.lanes)) as loop:
+            b.store(b.splat_constant(b.f32, 0.0), b.address(run, loop.iv, b.f32), 4 * b.lanes)
         yield
 
     def _each_tile(self, low: Value, count: Value, emit: Callable[[Value, list[Value]], None]) -> None:
         """`emit` for each tile of the block: its number there, and which image, row and column of tiles it is."""
         b, ev = self.frame.b, self.frame.evaluator
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
-            extents = [self.stencil.batch, *map(sympy.Integer, self.tiles)]
+            extents = [self.conv.batch, *map(sympy.Integer, self.tiles)]
             emit(loop.iv, split_index(b, ev.sizes, b.add(low, loop.iv), extents))
 
     # -- inputs
     def _transform_inputs(self, number: Value, tile: list[Value]) -> None:
         """V of one tile, channels by vectors."""
-        b, side, channels = self.frame.b, self.side, self.stencil.channels
+        b, side, channels = self.frame.b, self.side, self.conv.channels
         pixels = self._pixels(tile)
         base = b.address(self._scratch(self._inputs_at), b.mul(number, b.index(channels)), b.f32)
         with b.loop(b.index(0), b.index(channels), b.index(b.lanes)) as loop:
@@ -171,18 +171,18 @@ class WinogradEmitter:
 
     def _pixels(self, tile: list[Value]) -> list[list[Value]]:
         """A pointer to each pixel that a tile reads; to zeros for one outside of the image."""
-        b, stencil = self.frame.b, self.stencil
-        (h, w), (image, *place) = stencil.image, tile
-        source = self.frame.evaluator.buffers[stencil.source].pointer
+        b, conv = self.frame.b, self.conv
+        (h, w), (image, *place) = conv.image, tile
+        source = self.frame.evaluator.buffers[conv.source].pointer
         outside = self._scratch(self._zeros_at)
-        corner = [b.sub(b.mul(p, b.index(self.m)), b.index(low)) for p, low in zip(place, stencil.corner, strict=True)]
+        corner = [b.sub(b.mul(p, b.index(self.m)), b.index(low)) for p, low in zip(place, conv.corner, strict=True)]
         rows, columns = ([b.add(start, b.index(i)) for i in range(self.side)] for start in corner)
         inside = [[b.compare("ult", each, b.index(size)) for each in line] for line, size in ((rows, h), (columns, w))]
-        origin = b.mul(b.add(b.mul(b.add(b.mul(image, b.index(h)), corner[0]), b.index(w)), corner[1]), b.index(stencil.channels))
+        origin = b.mul(b.add(b.mul(b.add(b.mul(image, b.index(h)), corner[0]), b.index(w)), corner[1]), b.index(conv.channels))
         base = b.address(source, origin, b.f32)
         return [
             [
-                b.select(b.binary("arith.andi", up, across), b.address(base, b.index((u * w + v) * stencil.channels), b.f32), outside)
+                b.select(b.binary("arith.andi", up, across), b.address(base, b.index((u * w + v) * conv.channels), b.f32), outside)
                 for v, across in enumerate(inside[1])
             ]
             for u, up in enumerate(inside[0])
@@ -197,7 +197,7 @@ class WinogradEmitter:
     # -- products
     def _multiply(self, count: Value, panel: Value) -> None:
         """M of the block: at each position the tiles' rows of V by the panel."""
-        b, plan, channels, width = self.frame.b, self.plan, self.stencil.channels, self.plan.width
+        b, plan, channels, width = self.frame.b, self.plan, self.conv.channels, self.plan.width
         assert plan.weight is not None
         weight = self.frame.evaluator.buffers[plan.weight].pointer
         with b.loop(b.index(0), b.index(self.positions), b.index(1)) as loop:
@@ -216,7 +216,7 @@ class WinogradEmitter:
 
     def _panel(self, base: Value, column: int, row: Value) -> Panel:
         """A panel from `column` on, while whose use a part of the next position's is asked for."""
-        b, channels, width = self.frame.b, self.stencil.channels, self.plan.width
+        b, channels, width = self.frame.b, self.conv.channels, self.plan.width
         full = UNROLL * width * 4 // CACHE_LINE  # lines of a panel for each UNROLL steps
         blocks = max(1, self.block // self.shape.rows)
         lines = -(-full // blocks)
@@ -227,7 +227,7 @@ class WinogradEmitter:
     # -- outputs
     def _transform_outputs(self, first: Value, number: Value, tile: list[Value]) -> None:
         """The outputs of one tile, rows of them through the epilogue."""
-        b, m, width, (height, across) = self.frame.b, self.m, self.plan.width, self.stencil.out
+        b, m, width, (height, across) = self.frame.b, self.m, self.plan.width, self.conv.out
         base = b.address(self._scratch(self._sums_at), b.mul(number, b.index(width)), b.f32)
         with b.loop(b.index(0), b.index(width), b.index(b.lanes)) as loop:
             read = [
@@ -267,10 +267,10 @@ def winograd_tile(dispatch: Dispatch) -> int:
 
 def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
     """The floating-point operations of the products, and the bytes by which the transformed weight is larger than the plain one."""
-    stencil, m = stencil_of(contraction_in(dispatch), dispatch.shapes), winograd_tile(dispatch)
-    assert stencil is not None
-    weights, positions = stencil.channels * stencil.columns, (m + TAPS - 1) ** 2
-    tiles = stencil.batch * product([sympy.Integer(size) for size in stencil.tiles(m)])
+    conv, m = conv3x3_of(contraction_in(dispatch), dispatch.shapes), winograd_tile(dispatch)
+    assert conv is not None
+    weights, positions = conv.channels * conv.columns, (m + TAPS - 1) ** 2
+    tiles = conv.batch * product([sympy.Integer(size) for size in conv.tiles(m)])
     return sympy.expand(2 * tiles * positions * weights), 4 * (positions - TAPS**2) * weights
 
 

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, decode, encode
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE, numpy_dtype, torch_dtype
+from llmos.compiler.frontend.onnx.low_precision import FORMATS, LowPrecisionTensor, decode, encode
 from llmos.compiler.frontend.onnx.registry import AnyTensor, Value, op
-from llmos.compiler.frontend.onnx.values import Host, host
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value
 from llmos.runtime.errors import UnsupportedError
 
 
 @op("Cast", since=6)
-def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Coded:
-    if isinstance(x, Coded):
+def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | LowPrecisionTensor:
+    if isinstance(x, LowPrecisionTensor):
         return x if x.elem_type == to else cast(decode(x), to=to, saturate=saturate, round_mode=round_mode)
     return encode(x, to, bool(saturate), round_mode) if to in FORMATS else convert(x, torch_dtype(to))
 
 
 @op("CastLike", since=15)
-def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | Coded | Host:
+def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | LowPrecisionTensor | ConstantValue:
     """Cast to the type of `like`; a constant stays one, since function bodies cast their constants this way."""
-    if isinstance(x, Host) and not x.is_symbolic and isinstance(like, torch.Tensor):
-        return host(x.array.astype(numpy_dtype(like.dtype)))
-    if not isinstance(x, torch.Tensor | Coded):
+    if isinstance(x, ConstantValue) and not x.is_symbolic and isinstance(like, torch.Tensor):
+        return constant_value(x.array.astype(numpy_dtype(like.dtype)))
+    if not isinstance(x, torch.Tensor | LowPrecisionTensor):
         raise UnsupportedError("CastLike of a size, of a sequence or of a constant to a coded type isn't supported.")
-    value = decode(x) if isinstance(x, Coded) else x
-    if isinstance(like, Coded):
+    value = decode(x) if isinstance(x, LowPrecisionTensor) else x
+    if isinstance(like, LowPrecisionTensor):
         return encode(value, like.elem_type, bool(saturate), round_mode)
     return convert(value, like.dtype)
 

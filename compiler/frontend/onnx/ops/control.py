@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from llmos.compiler.frontend.onnx.registry import Known, Subgraph, Value, op
-from llmos.compiler.frontend.onnx.values import Host, host, scalar_of
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value, scalar_of
 from llmos.runtime.errors import UnsupportedError, UserError
 
 # Unrolling a loop of a larger trip count would make a program too large to compile.
-MAX_TURNS = 256
+MAX_TRIP_COUNT = 256
 
 
 @op("If")
 def if_(condition: Value, *, then_branch: Subgraph, else_branch: Subgraph) -> tuple[Any, ...]:
     """Run the branch of a constant condition; otherwise run both and select their results (ONNX ops have no side effects)."""
-    if isinstance(condition, Host):
+    if isinstance(condition, ConstantValue):
         return tuple(then_branch() if bool(scalar_of(condition)) else else_branch())
     if not isinstance(condition, torch.Tensor):
         raise UnsupportedError("If needs a boolean tensor as its condition.")
@@ -40,16 +40,16 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
     """Unroll the loop: the trip count, or the condition after each iteration, must be constant."""
     limit = int(_known(trips, "its trip count")) if trips is not None else None
     going = bool(_known(condition, "its condition")) if condition is not None else True
-    values, scans, turn = list(state), None, 0
-    while going and (limit is None or turn < limit):
-        if turn == MAX_TURNS:
-            raise UnsupportedError(f"a Loop of more than {MAX_TURNS} turns isn't supported.")
-        results = body(host(turn, "int64"), host(going, "bool"), *values)
+    values, scans, iteration = list(state), None, 0
+    while going and (limit is None or iteration < limit):
+        if iteration == MAX_TRIP_COUNT:
+            raise UnsupportedError(f"a Loop of more than {MAX_TRIP_COUNT} turns isn't supported.")
+        results = body(constant_value(iteration, "int64"), constant_value(going, "bool"), *values)
         going = bool(_known(results[0], "its condition"))
         values = results[1 : 1 + len(state)]
         rows = results[1 + len(state) :]
         scans = [[row] for row in rows] if scans is None else [[*column, row] for column, row in zip(scans, rows, strict=True)]
-        turn += 1
+        iteration += 1
     if scans is None:
         raise UnsupportedError("a Loop without a turn isn't supported.")
     return (*values, *(_stack(column, 0) for column in scans))
@@ -86,8 +86,8 @@ def scan(
     axes = scan_input_axes or (0,) * num_scan_inputs
     reverse = scan_input_directions or (0,) * num_scan_inputs
     columns: list[list[Value]] = []
-    for turn in range(_scan_length(sequences, axes)):
-        rows = [_row(x, axis, turn, bool(back)) for x, axis, back in zip(sequences, axes, reverse, strict=True)]
+    for iteration in range(_scan_length(sequences, axes)):
+        rows = [_row(x, axis, iteration, bool(back)) for x, axis, back in zip(sequences, axes, reverse, strict=True)]
         results = body(*state, *rows)
         state = results[:count]
         columns = columns or [[] for _ in results[count:]]
@@ -101,25 +101,25 @@ def scan(
 def _scan_length(sequences: tuple[Value, ...], axes: tuple[int, ...]) -> int:
     first = sequences[0]
     length = first.shape[axes[0]] if isinstance(first, torch.Tensor) else None
-    if not isinstance(length, int) or not 0 < length <= MAX_TURNS:
-        raise UnsupportedError(f"Scan needs a static length of 1 to {MAX_TURNS}.")
+    if not isinstance(length, int) or not 0 < length <= MAX_TRIP_COUNT:
+        raise UnsupportedError(f"Scan needs a static length of 1 to {MAX_TRIP_COUNT}.")
     return length
 
 
-def _row(x: Value, axis: int, turn: int, reverse: bool) -> torch.Tensor:
+def _row(x: Value, axis: int, iteration: int, reverse: bool) -> torch.Tensor:
     if not isinstance(x, torch.Tensor):
         raise UnsupportedError("Scan over a constant isn't supported.")
-    return x.select(axis, x.shape[axis] - 1 - turn if reverse else turn)
+    return x.select(axis, x.shape[axis] - 1 - iteration if reverse else iteration)
 
 
 def _stack(values: list[Any], axis: int) -> torch.Tensor:
-    tensors = [torch.as_tensor(v.array) if isinstance(v, Host) and not v.is_symbolic else v for v in values]
+    tensors = [torch.as_tensor(v.array) if isinstance(v, ConstantValue) and not v.is_symbolic else v for v in values]
     if not all(isinstance(item, torch.Tensor) for item in tensors):
         raise UnsupportedError("a loop that collects sizes or sequences isn't supported.")
     return torch.stack(tensors, axis)
 
 
 def _known(value: Value, what: str) -> Any:
-    if not isinstance(value, Host):
+    if not isinstance(value, ConstantValue):
         raise UnsupportedError(f"a Loop is supported where {what} is known before any data is; here it is computed from data.")
     return scalar_of(value)

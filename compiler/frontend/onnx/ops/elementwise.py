@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import INTEGER_RANGE
 from llmos.compiler.frontend.onnx.registry import Known, Operand, Value, op, unary
-from llmos.compiler.frontend.onnx.values import Host, scalar_of
+from llmos.compiler.frontend.onnx.values import ConstantValue, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
 UNARY = (
@@ -343,9 +343,9 @@ def dropout_with_inputs(
     x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the input, unless a constant `training` enables dropout."""
-    if training is not None and not isinstance(training, Host):
+    if training is not None and not isinstance(training, ConstantValue):
         raise UnsupportedError("Dropout whose mode is computed from data isn't supported; export the model for inference.")
-    if ratio is not None and not isinstance(ratio, Host):
+    if ratio is not None and not isinstance(ratio, ConstantValue):
         raise UnsupportedError("Dropout whose ratio is computed from data isn't supported.")
     share = 0.5 if ratio is None else float(scalar_of(ratio))
     if training is None or not bool(scalar_of(training)) or share == 0:

@@ -14,28 +14,28 @@ from onnx import helper
 from llmos.compiler.frontend.float_sizes import single
 from llmos.compiler.frontend.onnx import conditions
 from llmos.compiler.frontend.onnx.registry import Array, Ints, NumOutputs, op
-from llmos.compiler.frontend.onnx.values import Host, host
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value
 from llmos.runtime.errors import UnsupportedError
 
 Binary = Callable[[Any, Any], Any]
 
 
-def _each(function: Binary, a: Host, b: Host, dtype: Any = None) -> Host:
+def _each(function: Binary, a: ConstantValue, b: ConstantValue, dtype: Any = None) -> ConstantValue:
     result = np.frompyfunc(function, 2, 1)(a.array.astype(object), b.array.astype(object))
     return _rounded(np.asarray(result, dtype=object), dtype if dtype is not None else a.dtype)
 
 
-def _rounded(array: np.ndarray, dtype: Any) -> Host:
+def _rounded(array: np.ndarray, dtype: Any) -> ConstantValue:
     """Floats that follow from sizes are those of their type: float32 ones are rounded to it after each operation."""
     if dtype != np.float32:
-        return host(array, dtype)
+        return constant_value(array, dtype)
     rounded = np.frompyfunc(lambda item: single(item) if isinstance(item, torch.SymFloat) else item, 1, 1)
-    return host(np.asarray(rounded(array), dtype=object), dtype)
+    return constant_value(np.asarray(rounded(array), dtype=object), dtype)
 
 
-def _elementwise(name: str, function: Binary, dtype: Any = None) -> Callable[..., Host]:
+def _elementwise(name: str, function: Binary, dtype: Any = None) -> Callable[..., ConstantValue]:
     @op(name, on_host=True)
-    def compute(a: Array, b: Array) -> Host:
+    def compute(a: Array, b: Array) -> ConstantValue:
         return _each(function, a, b, dtype)
 
     return compute
@@ -58,7 +58,7 @@ BINARY = (
 )
 
 
-def _fold(function: Binary, items: tuple[Host, ...]) -> Host:
+def _fold(function: Binary, items: tuple[ConstantValue, ...]) -> ConstantValue:
     result = items[0]
     for item in items[1:]:
         result = _each(function, result, item)
@@ -66,62 +66,62 @@ def _fold(function: Binary, items: tuple[Host, ...]) -> Host:
 
 
 @op("Max", on_host=True)
-def maximum(*items: Array) -> Host:
+def maximum(*items: Array) -> ConstantValue:
     return _fold(torch.sym_max, items)
 
 
 @op("Min", on_host=True)
-def minimum(*items: Array) -> Host:
+def minimum(*items: Array) -> ConstantValue:
     return _fold(torch.sym_min, items)
 
 
 @op("Not", on_host=True)
-def logical_not(x: Array) -> Host:
+def logical_not(x: Array) -> ConstantValue:
     return _map(conditions.logical_not, x, np.bool_)
 
 
 @op("Neg", on_host=True)
-def negative(x: Array) -> Host:
+def negative(x: Array) -> ConstantValue:
     return _map(operator.neg, x)
 
 
 @op("Floor", on_host=True)
-def floor(x: Array) -> Host:
+def floor(x: Array) -> ConstantValue:
     return _map(math.floor, x)
 
 
 @op("Ceil", on_host=True)
-def ceil(x: Array) -> Host:
+def ceil(x: Array) -> ConstantValue:
     return _map(math.ceil, x)
 
 
 @op("Where", on_host=True)
-def where(condition: Array, a: Array, b: Array) -> Host:
+def where(condition: Array, a: Array, b: Array) -> ConstantValue:
     choice = np.frompyfunc(conditions.choose, 3, 1)
     picked = choice(condition.array.astype(object), a.array.astype(object), b.array.astype(object))
-    return host(np.asarray(picked, dtype=object), a.dtype)
+    return constant_value(np.asarray(picked, dtype=object), a.dtype)
 
 
 @op("Identity", on_host=True)
-def identity(x: Array) -> Host:
+def identity(x: Array) -> ConstantValue:
     return x
 
 
 @op("Shape", on_host=True)
-def shape(x: Array, *, start: int = 0, end: int | None = None) -> Host:
-    return host(np.array(x.array.shape[start:end], dtype=np.int64))
+def shape(x: Array, *, start: int = 0, end: int | None = None) -> ConstantValue:
+    return constant_value(np.array(x.array.shape[start:end], dtype=np.int64))
 
 
 @op("Size", on_host=True)
-def size(x: Array) -> Host:
-    return host(x.array.size, np.int64)
+def size(x: Array) -> ConstantValue:
+    return constant_value(x.array.size, np.int64)
 
 
 @op("Cast", on_host=True)
-def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Host:
+def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> ConstantValue:
     dtype = helper.tensor_dtype_to_np_dtype(to)
     if not x.is_symbolic:
-        return host(x.array.astype(dtype), dtype)
+        return constant_value(x.array.astype(dtype), dtype)
     converters: dict[str, Callable[[Any], Any]] = {
         "f": torch.sym_float,
         "i": torch.sym_int,
@@ -134,38 +134,40 @@ def cast(x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> Hos
 
 
 @op("Gather", on_host=True)
-def gather(x: Array, indices: Array, *, axis: int = 0) -> Host:
+def gather(x: Array, indices: Array, *, axis: int = 0) -> ConstantValue:
     if indices.is_symbolic:
         raise UnsupportedError("Gather from sizes at an index that is itself a size isn't supported.")
-    return host(np.take(x.array, indices.array, axis=axis), x.dtype)
+    return constant_value(np.take(x.array, indices.array, axis=axis), x.dtype)
 
 
 @op("Slice", since=10, on_host=True)
-def slice_by_inputs(x: Array, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Host:
+def slice_by_inputs(x: Array, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> ConstantValue:
     index = [slice(None)] * x.array.ndim
     strides = steps if steps is not None else (1,) * len(starts)
     for axis, start, end, step in zip(axes if axes is not None else range(len(starts)), starts, ends, strides, strict=True):
         # A backward slice to the front is written with the smallest integer as its end.
         index[axis] = slice(int(start), None if step < 0 and end < -x.array.shape[axis] else int(end), int(step))
-    return host(x.array[tuple(index)], x.dtype)
+    return constant_value(x.array[tuple(index)], x.dtype)
 
 
 @op("Slice", on_host=True)
-def slice_by_attributes(x: Array, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Host:
+def slice_by_attributes(x: Array, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None) -> ConstantValue:
     return slice_by_inputs(x, starts, ends, axes)
 
 
 @op("Concat", on_host=True)
-def concat(*items: Array, axis: int) -> Host:
-    return host(np.concatenate([item.array.astype(object) if item.is_symbolic else item.array for item in items], axis), items[0].dtype)
+def concat(*items: Array, axis: int) -> ConstantValue:
+    return constant_value(
+        np.concatenate([item.array.astype(object) if item.is_symbolic else item.array for item in items], axis), items[0].dtype
+    )
 
 
 @op("Split", since=13, on_host=True)
 def split_by_input(x: Array, split: Ints | None = None, *, num_outputs_: NumOutputs, axis: int = 0, num_outputs: int | None = None) -> Any:
     if split is None:
         each = -(-x.array.shape[axis] // num_outputs_)
-        return tuple(host(part, x.dtype) for part in np.split(x.array, [each * (i + 1) for i in range(num_outputs_ - 1)], axis))
-    return tuple(host(part, x.dtype) for part in np.split(x.array, np.cumsum(split)[:-1], axis))
+        return tuple(constant_value(part, x.dtype) for part in np.split(x.array, [each * (i + 1) for i in range(num_outputs_ - 1)], axis))
+    return tuple(constant_value(part, x.dtype) for part in np.split(x.array, np.cumsum(split)[:-1], axis))
 
 
 @op("Split", on_host=True)
@@ -174,63 +176,63 @@ def split_by_attribute(x: Array, *, num_outputs_: NumOutputs, axis: int = 0, spl
 
 
 @op("Squeeze", since=13, on_host=True)
-def squeeze(x: Array, axes: Ints | None = None) -> Host:
-    return host(np.squeeze(x.array, tuple(axes) if axes is not None else None), x.dtype)
+def squeeze(x: Array, axes: Ints | None = None) -> ConstantValue:
+    return constant_value(np.squeeze(x.array, tuple(axes) if axes is not None else None), x.dtype)
 
 
 @op("Squeeze", on_host=True)
-def squeeze_by_attribute(x: Array, *, axes: tuple[int, ...] | None = None) -> Host:
+def squeeze_by_attribute(x: Array, *, axes: tuple[int, ...] | None = None) -> ConstantValue:
     return squeeze(x, axes)
 
 
 @op("Unsqueeze", since=13, on_host=True)
-def unsqueeze(x: Array, axes: Ints) -> Host:
-    return host(np.expand_dims(x.array, tuple(axes)), x.dtype)
+def unsqueeze(x: Array, axes: Ints) -> ConstantValue:
+    return constant_value(np.expand_dims(x.array, tuple(axes)), x.dtype)
 
 
 @op("Unsqueeze", on_host=True)
-def unsqueeze_by_attribute(x: Array, *, axes: tuple[int, ...]) -> Host:
+def unsqueeze_by_attribute(x: Array, *, axes: tuple[int, ...]) -> ConstantValue:
     return unsqueeze(x, axes)
 
 
 @op("Reshape", since=5, on_host=True)
-def reshape(x: Array, shape: Ints, *, allowzero: int = 0) -> Host:
+def reshape(x: Array, shape: Ints, *, allowzero: int = 0) -> ConstantValue:
     dims = [x.array.shape[i] if dim == 0 and not allowzero else int(dim) for i, dim in enumerate(shape)]
-    return host(x.array.reshape(dims), x.dtype)
+    return constant_value(x.array.reshape(dims), x.dtype)
 
 
 @op("Transpose", on_host=True)
-def transpose(x: Array, *, perm: tuple[int, ...] | None = None) -> Host:
-    return host(x.array.transpose(perm), x.dtype)
+def transpose(x: Array, *, perm: tuple[int, ...] | None = None) -> ConstantValue:
+    return constant_value(x.array.transpose(perm), x.dtype)
 
 
-def _map(function: Callable[[Any], Any], x: Host, dtype: Any = None) -> Host:
+def _map(function: Callable[[Any], Any], x: ConstantValue, dtype: Any = None) -> ConstantValue:
     result = np.frompyfunc(function, 1, 1)(x.array.astype(object))
     return _rounded(np.asarray(result, dtype=object), dtype if dtype is not None else x.dtype)
 
 
-def _reduction(name: str, function: Binary, since: int) -> Callable[..., Host]:
-    def reduce_all(x: Host, keepdims: int) -> Host:
+def _reduction(name: str, function: Binary, since: int) -> Callable[..., ConstantValue]:
+    def reduce_all(x: ConstantValue, keepdims: int) -> ConstantValue:
         items = list(x.array.reshape(-1))
         total = items[0].item() if isinstance(items[0], np.generic) else items[0]
         for item in items[1:]:
             total = function(total, item.item() if isinstance(item, np.generic) else item)
-        return host(np.array(total, dtype=object).reshape([1] * x.array.ndim if keepdims else []), x.dtype)
+        return constant_value(np.array(total, dtype=object).reshape([1] * x.array.ndim if keepdims else []), x.dtype)
 
     @op(name, since=since, on_host=True)
-    def by_input(x: Array, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Host:
+    def by_input(x: Array, axes: Ints | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> ConstantValue:
         _require_vector(x)
         return x if noop_with_empty_axes and not axes else reduce_all(x, keepdims)
 
     @op(name, on_host=True)
-    def by_attribute(x: Array, *, axes: tuple[int, ...] = (), keepdims: int = 1) -> Host:
+    def by_attribute(x: Array, *, axes: tuple[int, ...] = (), keepdims: int = 1) -> ConstantValue:
         _require_vector(x)
         return reduce_all(x, keepdims)
 
     return by_input if since > 1 else by_attribute
 
 
-def _require_vector(x: Host) -> None:
+def _require_vector(x: ConstantValue) -> None:
     if x.array.ndim != 1 or x.array.size == 0:
         raise UnsupportedError("a reduction over sizes is supported for a non-empty list of them.")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from llmos.compiler.frontend.onnx.dtypes import to_torch
 from llmos.compiler.frontend.onnx.registry import Ints, Value, op
-from llmos.compiler.frontend.onnx.values import Host, scalar_of
+from llmos.compiler.frontend.onnx.values import ConstantValue, scalar_of
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -26,7 +26,7 @@ def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
 
 def _indices(op_name: str, indices: Value, size: Any) -> torch.Tensor:
     """Return non-negative indices along a dim of `size`. Constants are checked if the size is static."""
-    if isinstance(indices, Host) and not indices.is_symbolic:
+    if isinstance(indices, ConstantValue) and not indices.is_symbolic:
         _require_inside(op_name, indices.array, size)
         return wrapped(to_torch(indices.array), size)
     if not isinstance(indices, torch.Tensor):
@@ -43,7 +43,7 @@ def _require_inside(op_name: str, array: np.ndarray, size: Any) -> None:
 @op("Gather")
 def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
     axis = axis % x.ndim
-    if isinstance(indices, Host):
+    if isinstance(indices, ConstantValue):
         return _gather_constant(x, indices, axis)
     if not isinstance(indices, torch.Tensor):
         raise UnsupportedError("Gather needs a tensor of indices.")
@@ -57,7 +57,7 @@ def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
     return x.index_select(axis, index.flatten()).unflatten(axis, tuple(index.shape))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _gather_constant(x: torch.Tensor, indices: Host, axis: int) -> torch.Tensor:
+def _gather_constant(x: torch.Tensor, indices: ConstantValue, axis: int) -> torch.Tensor:
     """Select a single constant index that is valid at every size, which is free; any other index is checked at run time."""
     size = x.shape[axis]
     if not indices.is_symbolic:
@@ -83,7 +83,7 @@ def compress(x: torch.Tensor, condition: Value, *, axis: int | None = None) -> t
         x, axis = (x.flatten(), 0) if axis is None else (x, axis % x.ndim)
         kept = torch.nonzero(condition).squeeze(1)
         return x.index_select(axis, kept)
-    if not isinstance(condition, Host):
+    if not isinstance(condition, ConstantValue):
         raise UnsupportedError("Compress needs a tensor for its condition.")
     kept = to_torch(np.flatnonzero(condition.array.astype(bool)))
     return x.flatten().index_select(0, kept) if axis is None else x.index_select(axis, kept)
@@ -118,7 +118,7 @@ def gather_elements(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.
 
 def _coordinates(op_name: str, places: Value, sizes: Sequence[Any]) -> torch.Tensor:
     """Return indices whose last dim holds coordinates in the first `sizes`; constants are checked if a size is static."""
-    if isinstance(places, Host) and not places.is_symbolic:
+    if isinstance(places, ConstantValue) and not places.is_symbolic:
         for axis in range(places.array.shape[-1]):
             _require_inside(op_name, places.array[..., axis], sizes[axis])
         return to_torch(places.array)

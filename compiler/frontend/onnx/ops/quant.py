@@ -7,8 +7,8 @@ import math
 import torch
 
 from llmos.compiler.analysis.quantization import RANGES
-from llmos.compiler.frontend.onnx.coded import FORMATS, Coded, IntegerFormat, decode, encode
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
+from llmos.compiler.frontend.onnx.low_precision import FORMATS, IntegerFormat, LowPrecisionTensor, decode, encode
 from llmos.compiler.frontend.onnx.ops.convolution import convolve
 from llmos.compiler.frontend.onnx.ops.windows import window
 from llmos.compiler.frontend.onnx.registry import AnyTensor, op
@@ -28,7 +28,7 @@ def quantize(
     block_size: int = 0,
     is_multiplier: bool = False,
     saturate: bool = True,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     """Emit `llmos::quantize` to a torch dtype or an ONNX sub-byte type; coded floats are encoded instead."""
     form = FORMATS.get(dtype) if isinstance(dtype, int) else None
     shift = None if zero is None else _numbers(zero)
@@ -52,7 +52,7 @@ def dequantize(
         assert scale is not None
         centered = values if shift is None else values - broadcast(shift, values, axis, block_size).to(torch.float32)
         return (centered * broadcast(scale, values, axis, block_size).to(torch.float32)).to(to)
-    name = x.format.name.lower() if isinstance(x, Coded) else str(values.dtype).removeprefix("torch.")
+    name = x.format.name.lower() if isinstance(x, LowPrecisionTensor) else str(values.dtype).removeprefix("torch.")
     return torch.ops.llmos.dequantize(values, scale, shift, name, axis, block_size, to)  # type: ignore[no-any-return]
 
 
@@ -68,7 +68,7 @@ def quantize_linear(
     output_dtype: int = 0,
     precision: int = 0,
     saturate: int = 1,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     dtype = _quantized_type(zero, output_dtype)
     wide = (
         x.to(torch_dtype(precision))
@@ -80,16 +80,16 @@ def quantize_linear(
     return quantize(wide, scale, zero, dtype, axis=axis, block_size=block_size, saturate=bool(saturate))
 
 
-def _quantized_type(zero: torch.Tensor | Coded | None, output_dtype: int) -> torch.dtype | int:
+def _quantized_type(zero: torch.Tensor | LowPrecisionTensor | None, output_dtype: int) -> torch.dtype | int:
     if zero is not None:
-        return zero.elem_type if isinstance(zero, Coded) else zero.dtype
+        return zero.elem_type if isinstance(zero, LowPrecisionTensor) else zero.dtype
     if output_dtype in FORMATS:
         return output_dtype
     return torch_dtype(output_dtype) if output_dtype else torch.uint8
 
 
-def _numbers(x: torch.Tensor | Coded) -> torch.Tensor:
-    return decode(x) if isinstance(x, Coded) else x
+def _numbers(x: torch.Tensor | LowPrecisionTensor) -> torch.Tensor:
+    return decode(x) if isinstance(x, LowPrecisionTensor) else x
 
 
 @op("DequantizeLinear", domain="com.microsoft")
@@ -102,7 +102,7 @@ def dequantize_linear(
 
 
 @op("DynamicQuantizeLinear")
-def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | Coded, torch.Tensor, torch.Tensor]:
+def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | LowPrecisionTensor, torch.Tensor, torch.Tensor]:
     """Quantize to uint8 over the data's range extended to 0; all zeros get a scale of 1, as in onnxruntime."""
     low, high = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     span = (high - low) / 255
@@ -135,7 +135,7 @@ def qlinear_matmul(
     b_zero: torch.Tensor,
     y_scale: torch.Tensor,
     y_zero: torch.Tensor,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     if any(t.ndim > 1 or (t.ndim == 1 and t.shape[0] != 1) for t in (a_scale, y_scale, y_zero)):
         raise UnsupportedError("QLinearMatMul with a scale per row isn't supported.")
     product = torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1)).to(torch.float32)
@@ -143,7 +143,7 @@ def qlinear_matmul(
     return _requantize(product, factor, y_zero, -1)
 
 
-def _requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | Coded:
+def _requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | LowPrecisionTensor:
     """Requantize an integer accumulator by `factor`, the product of the operands' scales over the result's scale."""
     return quantize(value, factor, zero.reshape(()), zero.dtype, axis=axis, is_multiplier=True)
 
@@ -166,7 +166,7 @@ def qlinear_conv(
     kernel_shape: Dims | None = None,
     pads: Dims | None = None,
     strides: Dims | None = None,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     """Accumulate in float32: exact up to 2^24, the bound of about 500 products of 8-bit numbers; rounded beyond."""
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered, kernel = dequantize(x, None, x_zero.reshape(())), dequantize(w, None, w_zero, 0)
@@ -206,7 +206,7 @@ def qlinear_add(
     b_zero: torch.Tensor,
     c_scale: torch.Tensor,
     c_zero: torch.Tensor | None = None,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     total = dequantize(a, a_scale, a_zero) + dequantize(b, b_scale, b_zero)
     return quantize(total, c_scale, c_zero, a.dtype)
 
@@ -221,7 +221,7 @@ def qlinear_mul(
     b_zero: torch.Tensor,
     c_scale: torch.Tensor,
     c_zero: torch.Tensor | None = None,
-) -> torch.Tensor | Coded:
+) -> torch.Tensor | LowPrecisionTensor:
     """The product of the integers, exact in float32, times the scales as onnxruntime multiplies them."""
     product = dequantize(a, None, a_zero) * dequantize(b, None, b_zero)
     factor = a_scale.reshape(()) * b_scale.reshape(()) / c_scale.reshape(())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from llmos.compiler.frontend import cells
 from llmos.compiler.frontend.cells import CellOptions, State
 from llmos.compiler.frontend.onnx.registry import Value, op
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.values import ConstantValue
 from llmos.runtime.errors import UnsupportedError
 
 # A static sequence up to this length is unrolled: a streaming model runs one step a call.
@@ -205,7 +205,7 @@ def _lengths(value: Value, x: torch.Tensor, layout: int) -> torch.Tensor | None:
         return None
     if isinstance(value, torch.Tensor):
         return value
-    if isinstance(value, Host) and not value.is_symbolic:
+    if isinstance(value, ConstantValue) and not value.is_symbolic:
         steps = x.shape[1 if layout else 0]
         if isinstance(steps, int) and bool((value.array == steps).all()):
             return None

@@ -138,10 +138,10 @@ def arg_min(x: torch.Tensor, *, axis: int = 0, keepdims: int = 1, select_last_in
 
 def _running(x: torch.Tensor, axes: tuple[int, ...], exclusive: int, reverse: int, function: Any, unit: int) -> torch.Tensor:
     axis = axes[0] % x.ndim
-    turned = torch.flip(x, (axis,)) if reverse else x
-    result = function(turned, axis, dtype=x.dtype)
+    transposed = torch.flip(x, (axis,)) if reverse else x
+    result = function(transposed, axis, dtype=x.dtype)
     if exclusive:
-        first = torch.full_like(turned.narrow(axis, 0, 1), unit)
+        first = torch.full_like(transposed.narrow(axis, 0, 1), unit)
         result = torch.cat((first, result.narrow(axis, 0, x.shape[axis] - 1)), axis)
     return torch.flip(result, (axis,)) if reverse else result
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from llmos.compiler.frontend.decompositions.resampling import Tap, blend, blend_windows, cubic_weights, number, quotient, repeated, rounded
 from llmos.compiler.frontend.float_sizes import floor_of_float32_product
 from llmos.compiler.frontend.onnx.registry import Floats, Ints, Known, Value, op
-from llmos.compiler.frontend.onnx.values import Host
+from llmos.compiler.frontend.onnx.values import ConstantValue
 from llmos.runtime.errors import UnsupportedError
 
 MAX_LENGTH = 2**20
@@ -74,7 +74,7 @@ def resize(
     )
     if sizes and keep_aspect_ratio_policy != "stretch":
         sizes = _kept_aspect(x, sizes, axes, keep_aspect_ratio_policy)
-    factors = tuple(float(item) for item in scales.array.reshape(-1)) if isinstance(scales, Host) and scales.array.size else None
+    factors = tuple(float(item) for item in scales.array.reshape(-1)) if isinstance(scales, ConstantValue) and scales.array.size else None
     if factors is None and not sizes:
         raise UnsupportedError("Resize with scales computed from data isn't supported.")
     return _resize(x, factors, sizes or None, axes, roi, how)
@@ -127,7 +127,7 @@ def _whole(x: torch.Tensor, dtype: torch.dtype, how: Resampling) -> torch.Tensor
 
 
 def _roi(roi: Value, place: int, count: int) -> tuple[float, float]:
-    if not isinstance(roi, Host):
+    if not isinstance(roi, ConstantValue):
         raise UnsupportedError("Resize needs a constant roi for tf_crop_and_resize.")
     values = roi.array.reshape(-1)
     return float(values[place]), float(values[place + count])

@@ -8,7 +8,7 @@ import torch
 
 from llmos.compiler.frontend.onnx.dtypes import torch_dtype
 from llmos.compiler.frontend.onnx.registry import Ints, Known, Value, op
-from llmos.compiler.frontend.onnx.values import Host, host
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -49,8 +49,8 @@ def sequence_erase(sequence: Value, position: Ints | None = None) -> Any:
 
 
 @op("SequenceLength")
-def sequence_length(sequence: Value) -> Host:
-    return host(len(_items(sequence)), "int64")
+def sequence_length(sequence: Value) -> ConstantValue:
+    return constant_value(len(_items(sequence)), "int64")
 
 
 @op("SplitToSequence")
@@ -58,7 +58,7 @@ def split_to_sequence(x: torch.Tensor, split: Known = None, *, axis: int = 0, ke
     if split is None:
         parts = torch.split(x, 1, axis)
         return ([part if keepdims else part.squeeze(axis) for part in parts],)
-    if not isinstance(split, Host) or split.is_symbolic:
+    if not isinstance(split, ConstantValue) or split.is_symbolic:
         raise UnsupportedError("SplitToSequence needs constant lengths.")
     lengths = split.array.tolist()
     return (list(torch.split(x, lengths, axis)),)
@@ -78,8 +78,8 @@ def optional(value: Value = None, *, type: Any = None) -> Any:
 
 
 @op("OptionalHasElement")
-def optional_has_element(value: Value = None) -> Host:
-    return host(value is not None, "bool")
+def optional_has_element(value: Value = None) -> ConstantValue:
+    return constant_value(value is not None, "bool")
 
 
 @op("OptionalGetElement")

@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from llmos.compiler.frontend.onnx.dtypes import dtype_of, to_torch, torch_dtype
 from llmos.compiler.frontend.onnx.registry import Ints, Known, Numbers, NumOutputs, Sizes, op
-from llmos.compiler.frontend.onnx.values import Host, host, scalar_of, sizes
+from llmos.compiler.frontend.onnx.values import ConstantValue, constant_value, scalar_of, sizes
 from llmos.runtime.errors import UnsupportedError, UserError
 
 # Host values above this many elements become tensors.
@@ -23,13 +23,13 @@ END = 10**9
 
 
 @op("Shape")
-def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> Host:
+def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> ConstantValue:
     return sizes(tuple(x.shape)[start:end])
 
 
 @op("Size")
-def size(x: torch.Tensor) -> Host:
-    return host(math.prod(x.shape), np.int64)
+def size(x: torch.Tensor) -> ConstantValue:
+    return constant_value(math.prod(x.shape), np.int64)
 
 
 @op("Reshape", since=5)
@@ -198,11 +198,11 @@ def _require_room(count: int, dtype: np.dtype) -> None:
 
 
 @op("ConstantOfShape")
-def constant_of_shape(shape: Sizes, *, value: Host | None = None) -> Any:
+def constant_of_shape(shape: Sizes, *, value: ConstantValue | None = None) -> Any:
     fill = scalar_of(value) if value is not None else 0.0
     dtype = value.dtype if value is not None else np.dtype(np.float32)
     if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
-        return Host(np.full(shape, fill, dtype), dtype)
+        return ConstantValue(np.full(shape, fill, dtype), dtype)
     if all(isinstance(dim, int) for dim in shape):
         _require_room(math.prod(shape), dtype)
     return torch.full(shape, fill, dtype=dtype_of(dtype))
@@ -214,14 +214,14 @@ def arange(start: Known, limit: Known, delta: Known) -> Any:
     if any(isinstance(item, torch.Tensor) and item.is_floating_point() for item in given):
         raise UnsupportedError("Range with float bounds that are computed from data isn't supported: its length would depend on the data.")
     first, last, step = (item.item() if isinstance(item, torch.Tensor) else scalar_of(item) for item in given)  # type: ignore[arg-type]
-    dtype = next((item.dtype for item in given if isinstance(item, Host)), np.dtype(np.int64))
+    dtype = next((item.dtype for item in given if isinstance(item, ConstantValue)), np.dtype(np.int64))
     if all(isinstance(item, (int, float)) for item in (first, last, step)):
         if step == 0:
             raise UserError("Range has a step of 0.")
         count = max(math.ceil((last - first) / step), 0)
         _require_room(count, dtype)
         array = (first + np.arange(count) * step).astype(dtype)
-        return Host(array, dtype) if count <= HOST_ELEMENTS else to_torch(array)
+        return ConstantValue(array, dtype) if count <= HOST_ELEMENTS else to_torch(array)
     return torch.arange(first, last, step, dtype=dtype_of(dtype))
 
 

@@ -1,4 +1,4 @@
-"""narrow-activations: which values are kept in bfloat16, where they are rounded and widened, and what stays in float32."""
+"""truncate-activations: which values are kept in bfloat16, where they are rounded and widened, and what stays in float32."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from llmos.compiler.ir.attributes import argument_attributes
 from llmos.compiler.ir.bindings import ir
 from llmos.passes.form_dispatches import FormDispatches
-from llmos.passes.narrow_activations import NarrowActivations
 from llmos.passes.pack_weights import PackWeights
-from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.recognize_attention import RecognizeAttention
+from llmos.passes.truncate_activations import TruncateActivations
 
 from .ir_tests import apply, check, functions, generics, kinds
 
@@ -21,7 +21,7 @@ W = torch.randn(24, 50)
 
 
 def narrowed(function: Any, *inputs: torch.Tensor, weights: tuple[torch.Tensor, ...] = ()) -> ir.Module:
-    return apply(generics(function, *inputs, weights=weights), RecogniseAttention(), FormDispatches(), NarrowActivations())
+    return apply(generics(function, *inputs, weights=weights), RecognizeAttention(), FormDispatches(), TruncateActivations())
 
 
 def main_types(module: ir.Module) -> list[str]:

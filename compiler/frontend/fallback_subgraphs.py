@@ -1,7 +1,7 @@
 """Ops that our table lacks, lowered by torch-mlir. Each becomes a separate function, called in place of the op and inlined at the end.
 
-An island holds one op, which avoids torch-mlir's miscompilations of whole programs (mostly views of dynamic dims). One child process
-lowers all islands of a program, because torch-mlir aborts its process on some ops.
+A fallback subgraph holds one op, which avoids torch-mlir's miscompilations of whole programs (mostly views of dynamic dims). One child
+process lowers all fallback subgraphs of a program, because torch-mlir aborts its process on some ops.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHILDREN = Children("llmos.compiler.frontend.lowering")
 
 
 @dataclass(frozen=True)
-class Island:
+class FallbackSubgraph:
     """One op as a function `name(operands, dynamic sizes of the tensor operands) -> results`.
 
     `shapes` are the operands' shapes in the program: a size that is a symbol in export's metadata may be static here.
@@ -36,32 +36,32 @@ class Island:
     shapes: Mapping[fx.Node, Shape]
 
 
-class Islands:
-    """The islands of one program."""
+class FallbackSubgraphs:
+    """The fallback subgraphs of one program."""
 
     def __init__(self) -> None:
-        self._islands: list[Island] = []
+        self._subgraphs: list[FallbackSubgraph] = []
 
-    def add(self, node: fx.Node, shapes: Mapping[fx.Node, Shape]) -> Island:
+    def add(self, node: fx.Node, shapes: Mapping[fx.Node, Shape]) -> FallbackSubgraph:
         check_shapes(node)
-        island = Island(f"island_{len(self._islands)}_{str(node.target).replace('.', '_')}", node, shapes)
-        self._islands.append(island)
-        return island
+        subgraph = FallbackSubgraph(f"island_{len(self._subgraphs)}_{str(node.target).replace('.', '_')}", node, shapes)
+        self._subgraphs.append(subgraph)
+        return subgraph
 
     @property
     def count(self) -> int:
-        return len(self._islands)
+        return len(self._subgraphs)
 
     def try_last(self, context: ir.Context) -> None:
-        """Lower the newest island alone and discard the result. Raises UnsupportedError if it can't be lowered."""
-        _lowered(self._islands[-1:], context)
+        """Lower the newest fallback subgraph alone and discard the result. Raises UnsupportedError if it can't be lowered."""
+        _lowered(self._subgraphs[-1:], context)
 
     def inline_into(self, module: ir.Module) -> None:
-        """Lower every island and inline it at its call in `module`. Raises UnsupportedError, naming the op."""
-        if not self._islands:
+        """Lower every fallback subgraph and inline it at its call in `module`. Raises UnsupportedError, naming the op."""
+        if not self._subgraphs:
             return
-        lowered = _lowered(self._islands, module.context)
-        calls, ops = _calls(module), {each.name: str(each.node.target) for each in self._islands}
+        lowered = _lowered(self._subgraphs, module.context)
+        calls, ops = _calls(module), {each.name: str(each.node.target) for each in self._subgraphs}
         for op in list(lowered.body.operations):
             if isinstance(op, func.FuncOp):
                 _take_sizes_as_arguments(op)
@@ -70,15 +70,15 @@ class Islands:
                 raise UnsupportedError(f"torch-mlir keeps state in {op.operation.name}, which compiled models can't")
 
 
-def _lowered(islands: Sequence[Island], context: ir.Context) -> ir.Module:
+def _lowered(fallback_subgraphs: Sequence[FallbackSubgraph], context: ir.Context) -> ir.Module:
     importer = fx_importer(context)
-    for island in islands:
+    for subgraph in fallback_subgraphs:
         try:
-            function = importer.import_stateless_graph(_one_op_graph(island), func_name=island.name)
+            function = importer.import_stateless_graph(_one_op_graph(subgraph), func_name=subgraph.name)
         except Exception as error:
-            raise _unsupported(island.node, str(error)) from None
+            raise _unsupported(subgraph.node, str(error)) from None
         function.attributes["torch.assume_strict_symbolic_shapes"] = ir.UnitAttr.get(context)
-    return lowered_in_child(importer.module, ", ".join(sorted({str(island.node.target) for island in islands})))
+    return lowered_in_child(importer.module, ", ".join(sorted({str(subgraph.node.target) for subgraph in fallback_subgraphs})))
 
 
 def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
@@ -92,7 +92,7 @@ def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
 
 
 def _calls(module: ir.Module) -> dict[str, ir.Operation]:
-    """Map each island's name to its one call."""
+    """Map each fallback subgraph's name to its one call."""
     found: dict[str, ir.Operation] = {}
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -104,9 +104,9 @@ def _calls(module: ir.Module) -> dict[str, ir.Operation]:
     return found
 
 
-def _inline(island: func.FuncOp, call: ir.Operation, name: str) -> None:
-    """Move the ops of the island, made of the op `name`, before its one call. (MLIR's inliner doesn't inline tm_tensor ops.)"""
-    block = island.entry_block
+def _inline(subgraph: func.FuncOp, call: ir.Operation, name: str) -> None:
+    """Move the ops of the fallback subgraph, made of the op `name`, before its one call. (MLIR's inliner doesn't inline tm_tensor ops.)"""
+    block = subgraph.entry_block
     with ir.InsertionPoint(call):
         for argument, operand in zip(block.arguments, list(call.operands), strict=True):
             argument.replace_all_uses_with(_of_type(operand, argument.type))
@@ -142,12 +142,12 @@ def check_shapes(node: fx.Node) -> None:
             raise UnsupportedError("an operand has no elements, which this op can't be compiled for")
 
 
-def _one_op_graph(island: Island) -> fx.Graph:
-    graph, node = fx.Graph(), island.node
+def _one_op_graph(subgraph: FallbackSubgraph) -> fx.Graph:
+    graph, node = fx.Graph(), subgraph.node
     copies = {}
     for each in node.all_input_nodes:
         copies[each] = graph.placeholder(each.name)
-        copies[each].meta["val"] = _with_known_sizes(each.meta["val"], island.shapes.get(each, ()))
+        copies[each].meta["val"] = _with_known_sizes(each.meta["val"], subgraph.shapes.get(each, ()))
     copy = graph.node_copy(node, lambda each: copies[each])
     val = node.meta["val"]
     if isinstance(val, torch.Tensor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmos.compiler.frontend.islands import lowered_in_child
+from llmos.compiler.frontend.fallback_subgraphs import lowered_in_child
 from llmos.compiler.frontend.lowering import reject_dynamic_views
 from llmos.compiler.frontend.torch import import_torch, to_numpy
 from llmos.compiler.ir.bindings import context, ir

@@ -1,4 +1,4 @@
-"""`certificate.json`: the reference's outputs on recorded inputs, and the deviation of the compiled code (docs/proof.md)."""
+"""`accuracy.json`: the reference's outputs on recorded inputs, and the deviation of the compiled code (docs/proof.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmos.runtime.artifact.deviation import Budget, Deviation, measure, scale_of
+from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure, scale_of
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
 from llmos.runtime.artifact.recorded import RecordedArray, sample_rows
 from llmos.runtime.errors import ArtifactError
@@ -17,8 +17,9 @@ from llmos.runtime.errors import ArtifactError
 if TYPE_CHECKING:
     from llmos.runtime.artifact.reader import Artifact
 
-CERTIFICATE_MEMBER = "certificate.json"
-CERTIFICATE_FORMAT = 1
+ACCURACY_MEMBER = "accuracy.json"
+EARLIER_MEMBER = "certificate.json"  # of artifacts made before it had this name
+ACCURACY_FORMAT = 1
 SAMPLE_LIMIT = 8192  # most elements stored of an output
 
 PASSED, FAILED, NOT_RUN = "passed", "over budget", "not run"
@@ -50,7 +51,7 @@ class RecordedOutput:
     def deviation(self, got: np.ndarray) -> Deviation:
         """Measure a whole output of the same shape at the stored samples. Raises ArtifactError for another shape."""
         if tuple(got.shape) != self.shape:
-            raise fail(f"output {self.name!r} has the shape {list(got.shape)}, the certificate's reference {list(self.shape)}")
+            raise fail(f"output {self.name!r} has the shape {list(got.shape)}, the accuracy report's reference {list(self.shape)}")
         sample = self.sample
         return measure(sample_rows(got, SAMPLE_LIMIT), sample.load(), sample.dtype, scale=self.scale, logits=self.logits)
 
@@ -131,14 +132,14 @@ class TargetVerdict:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class AccuracyReport:
     """The content of certificate.json, without times; `parse` inverts `to_json`.
 
     reference: the implementation that computed the outputs, such as "torch eager". note: the reason if there are no cases.
     """
 
     reference: str
-    budget: Budget
+    budget: Tolerance
     cases: tuple[Case, ...] = ()
     targets: tuple[TargetVerdict, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -146,7 +147,7 @@ class Certificate:
 
     def to_json(self) -> bytes:
         fields = {
-            "format": CERTIFICATE_FORMAT,
+            "format": ACCURACY_FORMAT,
             "reference": self.reference,
             "budget": self.budget.to_json(),
             "note": self.note,
@@ -157,24 +158,24 @@ class Certificate:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     @classmethod
-    def parse(cls, data: bytes) -> Certificate:
+    def parse(cls, data: bytes) -> AccuracyReport:
         """Parse the JSON. Raises ArtifactError that names the invalid field."""
-        fields = Fields("certificate", parse_json(data, "certificate"))
-        if fields.integer("format") > CERTIFICATE_FORMAT:
-            raise fail(f"its certificate has format {fields.integer('format')}: install a newer llmos")
+        fields = Fields("accuracy_report", parse_json(data, "accuracy_report"))
+        if fields.integer("format") > ACCURACY_FORMAT:
+            raise fail(f"its accuracy report has format {fields.integer('format')}: install a newer llmos")
         return cls(
             reference=fields.string("reference"),
-            budget=Budget.parse(fields.record("budget")),
+            budget=Tolerance.parse(fields.record("budget")),
             cases=tuple(Case.parse(each) for each in fields.records("cases")),
             targets=tuple(TargetVerdict.parse(each) for each in fields.records("targets")),
             versions={name: str(version) for name, version in fields.mapping("versions").items()},
             note=fields.string("note"),
         )
 
-    def allowed(self, finding: Finding) -> Budget:
+    def allowed(self, finding: Finding) -> Tolerance:
         """Return the budget of one output of one case, widened by its sensitivity."""
         outputs = self.cases[finding.case].outputs
-        return self.budget.widened(max((each.sensitivity for each in outputs if each.name == finding.output), default=0.0))
+        return self.budget.loosened(max((each.sensitivity for each in outputs if each.name == finding.output), default=0.0))
 
     def worst(self) -> Finding | None:
         """Return the finding with the largest error over all targets."""
@@ -194,12 +195,13 @@ class Certificate:
         )
 
 
-def certificate_of(artifact: Artifact) -> Certificate | None:
-    """Return the certificate in an artifact, or None. Raises ArtifactError if it can't be read."""
-    if CERTIFICATE_MEMBER not in artifact.manifest.members:
+def accuracy_report_of(artifact: Artifact) -> AccuracyReport | None:
+    """Return the accuracy report in an artifact, or None. Raises ArtifactError if it can't be read."""
+    member = next((name for name in (ACCURACY_MEMBER, EARLIER_MEMBER) if name in artifact.manifest.members), None)
+    if member is None:
         return None
     try:
-        return Certificate.parse(bytes(artifact.member(CERTIFICATE_MEMBER)))
+        return AccuracyReport.parse(bytes(artifact.member(member)))
     except ArtifactError as error:
         raise ArtifactError(f"{artifact.path}: {error}") from error
 

@@ -1,11 +1,11 @@
-"""hoist-widening: take the widening of half-precision factors out of contractions."""
+"""hoist-extensions: take the widening of half-precision factors out of contractions."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.casts import WIDEN, convert
+from llmos.compiler.analysis.casts import EXTEND, convert
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.ir.bindings import ir
 from llmos.passes._context import PassContext
@@ -13,7 +13,7 @@ from llmos.passes._pass import Pass
 
 
 @dataclass(frozen=True)
-class HoistWidening(Pass):
+class HoistExtensions(Pass):
     """A product of float16 or bfloat16 with sums in float32 becomes a contraction of float32 whose factors are widened before it.
 
     Before:
@@ -36,14 +36,14 @@ class HoistWidening(Pass):
 def _hoist(generic: Generic) -> None:
     """Widen the inputs of one op before it, if it is a sum of products but for that."""
     names = Counter(op.name for op in generic.body.operations)
-    if generic.is_elementwise or names - Counter({WIDEN: 2}) != Counter(("arith.mulf", "arith.addf", "linalg.yield")):
+    if generic.is_elementwise or names - Counter({EXTEND: 2}) != Counter(("arith.mulf", "arith.addf", "linalg.yield")):
         return
     for number, argument in enumerate(list(generic.body.arguments)[: generic.num_inputs]):
         users = [use.owner.operation for use in argument.uses]
-        if [user.name for user in users] != [WIDEN]:
+        if [user.name for user in users] != [EXTEND]:
             continue
         with ir.InsertionPoint(generic.op):
-            generic.op.operands[number] = convert(generic.op.operands[number], WIDEN, users[0].results[0].type)
+            generic.op.operands[number] = convert(generic.op.operands[number], EXTEND, users[0].results[0].type)
         argument.set_type(users[0].results[0].type)
         users[0].results[0].replace_all_uses_with(argument)
         users[0].erase()

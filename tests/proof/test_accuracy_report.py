@@ -12,19 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.check.miscompiles import InPass, swap_operands
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import Artifact, ModelWarning
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.torch import import_torch
-from llmos.runtime.artifact.certificate import CERTIFICATE_MEMBER, Certificate, certificate_of
-from llmos.runtime.artifact.deviation import Budget, Deviation, measure
+from llmos.runtime.artifact.accuracy import ACCURACY_MEMBER, AccuracyReport, accuracy_report_of
+from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
 from llmos.runtime.artifact.fields import Fields
-from llmos.runtime.artifact.recorded import Recipe
+from llmos.runtime.artifact.recorded import RandomInput
 from llmos.runtime.cli.command import run
-from llmos.runtime.errors import BudgetError
-from tests.proof.miscompiles import InPass, swap_operands
+from llmos.runtime.errors import ToleranceError
 
 TABLE = 50
 
@@ -56,21 +56,21 @@ def tagger(**changes: Any) -> Artifact:
     )
 
 
-def parsed(artifact: Artifact) -> Certificate:
-    return Certificate.parse(artifact.contents.extras[CERTIFICATE_MEMBER])
+def parsed(artifact: Artifact) -> AccuracyReport:
+    return AccuracyReport.parse(artifact.contents.extras[ACCURACY_MEMBER])
 
 
 def test_a_certificate_covers_other_sizes_with_inputs_that_the_model_takes() -> None:
-    certificate = parsed(tagger())
-    assert certificate.reference == "torch eager" and certificate.budget == Budget(1e-4)
-    sizes = [dict(case.sizes) for case in certificate.cases]
+    accuracy_report = parsed(tagger())
+    assert accuracy_report.reference == "torch eager" and accuracy_report.budget == Tolerance(1e-4)
+    sizes = [dict(case.sizes) for case in accuracy_report.cases]
     assert sizes[0] == {"batch": 3, "tokens": 6} and len(sizes) == 3
     assert all(each["batch"] not in (1, 3) and each["tokens"] not in (1, 6) for each in sizes[1:])
-    for case in certificate.cases[1:]:
+    for case in accuracy_report.cases[1:]:
         ids, mask = (each.load() for each in case.inputs)
         assert ids.min() >= 1 and ids.max() < TABLE and len(np.unique(ids)) > 2
         assert mask[-1, -1] == 0 and mask[0].all()
-    [verdict] = certificate.targets
+    [verdict] = accuracy_report.targets
     assert verdict.verdict == "passed" and all(each.deviation.max_error < 1e-5 for each in verdict.findings)
     assert all(each.deviation.top1 == 1.0 and each.deviation.kl < 1e-9 for each in verdict.findings)
 
@@ -82,16 +82,18 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_certificate_is_read_back_as_it_was_written() -> None:
-    certificate = parsed(tagger())
-    assert Certificate.parse(certificate.to_json()) == certificate
+    accuracy_report = parsed(tagger())
+    assert AccuracyReport.parse(accuracy_report.to_json()) == accuracy_report
 
 
 def test_a_miscompile_fails_the_compile_and_a_budget_lets_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     InPass("label-dispatches", swap_operands("arith.subf")).plant(monkeypatch)
-    with pytest.raises(BudgetError, match=r"output 'logits' .* is off by .* over the budget of 0.0001.*against torch eager.*llmos bisect"):
+    with pytest.raises(
+        ToleranceError, match=r"output 'logits' .* is off by .* over the budget of 0.0001.*against torch eager.*llmos bisect"
+    ):
         tagger()
     assert parsed(tagger(budget=1e6)).worst().deviation.max_error > 1e-2  # type: ignore[union-attr]
-    assert CERTIFICATE_MEMBER not in tagger(certificate=False).contents.extras
+    assert ACCURACY_MEMBER not in tagger(accuracy_report=False).contents.extras
 
 
 def test_verify_runs_the_stored_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,13 +111,13 @@ def test_verify_runs_the_stored_inputs(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_verify_sees_numbers_that_differ_from_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = tagger()
-    certificate = parsed(artifact)
-    [output] = certificate.cases[1].outputs
+    accuracy_report = parsed(artifact)
+    [output] = accuracy_report.cases[1].outputs
     changed = output.sample.load().copy()
     changed[0, 0] += 0.01
     wrong = replace(output, sample=output.sample.of("logits", "float32", changed))
-    cases = (certificate.cases[0], replace(certificate.cases[1], outputs=(wrong,)), certificate.cases[2])
-    contents = replace(artifact.contents, extras={CERTIFICATE_MEMBER: replace(certificate, cases=cases).to_json()})
+    cases = (accuracy_report.cases[0], replace(accuracy_report.cases[1], outputs=(wrong,)), accuracy_report.cases[2])
+    contents = replace(artifact.contents, extras={ACCURACY_MEMBER: replace(accuracy_report, cases=cases).to_json()})
     Artifact(contents).save(tmp_path / "wrong.llmos")
     assert run(["verify", str(tmp_path / "wrong.llmos")]) == 1
     out = capsys.readouterr().out
@@ -123,18 +125,18 @@ def test_verify_sees_numbers_that_differ_from_the_reference(tmp_path: Path, caps
 
 
 def test_an_artifact_without_a_certificate_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tagger(certificate=False).save(tmp_path / "none.llmos")
+    tagger(accuracy_report=False).save(tmp_path / "none.llmos")
     assert run(["verify", str(tmp_path / "none.llmos")]) == 2
-    assert "holds no certificate" in capsys.readouterr().err
+    assert "holds no accuracy report" in capsys.readouterr().err
 
 
 def test_large_inputs_are_kept_as_recipes(tmp_path: Path) -> None:
     pool = torch.nn.AvgPool2d(4).eval()
     artifact = compile_model(pool, (torch.rand(2, 3, 224, 224),), options=options())
     [case] = parsed(artifact).cases
-    assert case.inputs[0].recipe is not None and case.inputs[0].recipe.low >= 0 and case.inputs[0].recipe.high <= 1
+    assert case.inputs[0].random_input is not None and case.inputs[0].random_input.low >= 0 and case.inputs[0].random_input.high <= 1
     assert case.outputs[0].sample.shape[0] * case.outputs[0].sample.shape[1] <= 8192
-    assert len(artifact.contents.extras[CERTIFICATE_MEMBER]) < 1 << 16
+    assert len(artifact.contents.extras[ACCURACY_MEMBER]) < 1 << 16
     artifact.save(tmp_path / "pool.llmos")
     assert run(["verify", str(tmp_path / "pool.llmos")]) == 0
 
@@ -147,9 +149,9 @@ def test_mlir_text_is_its_own_reference(tmp_path: Path) -> None:
     }
     """
     (tmp_path / "sub.mlir").write_text(text)
-    certificate = parsed(compile_model(tmp_path / "sub.mlir", options=options()))
-    assert certificate.reference == "MLIR's reference lowering"
-    assert certificate.worst().deviation.max_error == 0.0  # type: ignore[union-attr]
+    accuracy_report = parsed(compile_model(tmp_path / "sub.mlir", options=options()))
+    assert accuracy_report.reference == "MLIR's reference lowering"
+    assert accuracy_report.worst().deviation.max_error == 0.0  # type: ignore[union-attr]
 
 
 def test_a_reference_that_runs_on_nothing_leaves_an_empty_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,15 +170,15 @@ def test_a_reference_that_runs_on_nothing_leaves_an_empty_certificate(tmp_path: 
 
 
 def test_bfloat16_gets_a_wider_budget() -> None:
-    certificate = parsed(tagger(precision="bf16"))
-    assert certificate.budget.max_error == 2e-2
-    assert 0 < certificate.worst().deviation.max_error < 2e-2  # type: ignore[union-attr]
+    accuracy_report = parsed(tagger(precision="bf16"))
+    assert accuracy_report.budget.max_error == 2e-2
+    assert 0 < accuracy_report.worst().deviation.max_error < 2e-2  # type: ignore[union-attr]
 
 
 def test_the_certificate_is_found_in_an_artifact(tmp_path: Path) -> None:
     artifact = tagger()
     artifact.save(tmp_path / "tagger.llmos")
-    assert certificate_of(llmos.Artifact.open(tmp_path / "tagger.llmos")) == parsed(artifact)
+    assert accuracy_report_of(llmos.Artifact.open(tmp_path / "tagger.llmos")) == parsed(artifact)
 
 
 @pytest.mark.parametrize(
@@ -208,16 +210,16 @@ def test_figures_of_any_numbers_are_json_and_come_back(pairs: list[tuple[float, 
     found = measure(got, want, "float32", logits=logits)
     one_sided = sum(not (a == b or (np.isnan(a) and np.isnan(b))) for a, b in pairs if not (np.isfinite(a) and np.isfinite(b)))
     assert found.unmatched == one_sided
-    assert found.within(Budget(1e100)) == (one_sided == 0)
+    assert found.within(Tolerance(1e100)) == (one_sided == 0)
     text = json.dumps(found.to_json(), allow_nan=False)
     again = Deviation.parse(Fields("deviation", json.loads(text)))
-    assert (again.unmatched, again.within(Budget(1e100))) == (found.unmatched, found.within(Budget(1e100)))
+    assert (again.unmatched, again.within(Tolerance(1e100))) == (found.unmatched, found.within(Tolerance(1e100)))
     assert json.dumps(again.to_json(), allow_nan=False) == text
 
 
 def test_a_difference_of_huge_numbers_is_a_number() -> None:
     found = measure(np.array([1e308, 1.0]), np.array([-1e308, 1.0]), "float64")
-    assert found.unmatched == 0 and np.isfinite(found.max_error) and not found.within(Budget(1.0))
+    assert found.unmatched == 0 and np.isfinite(found.max_error) and not found.within(Tolerance(1.0))
 
 
 class Logarithm(torch.nn.Module):
@@ -239,16 +241,16 @@ def test_a_nan_that_the_reference_does_not_have_is_said_in_words() -> None:
         return [np.zeros_like(arrays[0])]
 
     imported = replace(import_torch(Logarithm(), (torch.zeros(2, 3),)), reference=divided)
-    with pytest.raises(BudgetError, match="is NaN or infinite in 6 of its elements where the reference is not, or the other way round"):
+    with pytest.raises(ToleranceError, match="is NaN or infinite in 6 of its elements where the reference is not, or the other way round"):
         compile_model(imported, options=options())
 
 
 def test_integers_are_counted() -> None:
     found = measure(np.array([1, 2, 3, 9]), np.array([1, 2, 3, 4]), "int64")
-    assert found.differing == 0.25 and not found.within(Budget(100.0))
+    assert found.differing == 0.25 and not found.within(Tolerance(100.0))
 
 
 def test_recipes_give_the_same_numbers_everywhere() -> None:
-    assert Recipe("integers", 7, 3, 9).make("int64", (6,)).tolist() == [6, 7, 5, 6, 5, 3]
-    normal = Recipe("normal", 7, -2.0, 2.0, 0.5, 1.0).make("float32", (1000,))
+    assert RandomInput("integers", 7, 3, 9).make("int64", (6,)).tolist() == [6, 7, 5, 6, 5, 3]
+    normal = RandomInput("normal", 7, -2.0, 2.0, 0.5, 1.0).make("float32", (1000,))
     assert abs(float(normal.mean()) - 0.5) < 0.1 and abs(float(normal.std()) - 0.95) < 0.1 and normal.max() <= 2.0

@@ -1,4 +1,4 @@
-"""recognise-attention: tag softmax(f(Q K^T)) V as one group."""
+"""recognize-attention: tag softmax(f(Q K^T)) V as one group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmos.passes._pass import Pass
 
 
 @dataclass(frozen=True)
-class RecogniseAttention(Pass):
+class RecognizeAttention(Pass):
     """Gives every op of an attention the same `llmos.attention` number; form-dispatches makes one dispatch of each group.
 
     Before:

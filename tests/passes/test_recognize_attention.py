@@ -1,4 +1,4 @@
-"""recognise-attention: what is one group, and what must not be."""
+"""recognize-attention: what is one group, and what must not be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from llmos.compiler.ir.attributes import ATTENTION
 from llmos.compiler.ir.bindings import ir
-from llmos.passes.recognise_attention import RecogniseAttention
+from llmos.passes.recognize_attention import RecognizeAttention
 
 from .ir_tests import apply, check, functions, generics
 
@@ -19,7 +19,7 @@ Q, K, V = (torch.randn(2, 4, length, 16) for length in (5, 7, 7))
 
 def groups(function: Callable[..., object], *inputs: Tensor) -> list[int]:
     """Number of ops in each attention found."""
-    module = apply(generics(function, *inputs), RecogniseAttention())
+    module = apply(generics(function, *inputs), RecognizeAttention())
     main = functions(module)[0].regions[0].blocks[0]
     found = [ir.IntegerAttr(op.attributes[ATTENTION]).value for op in main.operations if ATTENTION in op.operation.attributes]
     return [found.count(number) for number in sorted(set(found))]
@@ -30,7 +30,7 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 def test_every_op_of_an_attention_is_tagged() -> None:
-    module = apply(generics(lambda q, k, v: probabilities(q, k) @ v, Q, K, V), RecogniseAttention())
+    module = apply(generics(lambda q, k, v: probabilities(q, k) @ v, Q, K, V), RecognizeAttention())
     check(
         module,
         """

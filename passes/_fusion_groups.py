@@ -12,75 +12,75 @@ from llmos.compiler.analysis.generic import (
     has_windows,
     is_fill,
     is_identity,
-    moved_operand,
     padded_source,
-    pure_source,
+    permuted_operand,
+    trace_to_buffer,
 )
 from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
-from llmos.compiler.analysis.windows import sliding_over
-from llmos.compiler.ir.attributes import COMPUTES, STACK
+from llmos.compiler.analysis.windows import window_reduction_over
+from llmos.compiler.ir.attributes import COMPUTES, SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.sizes import Shape
-from llmos.passes._graph import Cluster, Graph, among, captured, is_evaluable, is_tensor, owner_of
-from llmos.passes._sorts import sort_clusters, take_producer
+from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of
+from llmos.passes._sorts import sort_groups, take_producer
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 
 LONGEST_CHAIN = 24  # elementwise ops of one dispatch
 
 
-def cluster_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[Cluster]:
+def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[FusionGroup]:
     """Every cluster of a function. Order matters: what is dearest chooses its company first."""
-    clusters = [_seed(graph, "attention", group) for group in attention_groups]
-    for group in attention_groups:
-        _write_keys_and_values(graph, group)
-    clusters += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
-    for cluster in clusters:
-        absorb_epilogue(graph, cluster, cluster.ops[-1].results[0], keep_last=True)
-    _write_images(graph, clusters)
-    clusters += sort_clusters(graph)
-    clusters += _scans(graph)
-    clusters += _rows(graph)
-    clusters += _columns(graph)
-    clusters += _elementwise(graph)
-    clusters += _scatters(graph)
-    clusters += _fallbacks(graph)
-    clusters += _materialised(graph)
-    return clusters
+    groups = [_seed(graph, "attention", ops) for ops in attention_groups]
+    for ops in attention_groups:
+        _materialize_keys_and_values(graph, ops)
+    groups += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
+    for group in groups:
+        absorb_epilogue(graph, group, group.ops[-1].results[0], keep_last=True)
+    _materialize_conv_inputs(graph, groups)
+    groups += sort_groups(graph)
+    groups += _scans(graph)
+    groups += _rows(graph)
+    groups += _columns(graph)
+    groups += _elementwise(graph)
+    groups += _scatters(graph)
+    groups += _fallbacks(graph)
+    groups += _materialized(graph)
+    return groups
 
 
-def _seed(graph: Graph, kind: str, ops: Sequence[ir.Operation]) -> Cluster:
-    cluster = Cluster(kind, [])
-    graph.assign(cluster, ops)
-    return cluster
+def _seed(graph: Graph, kind: str, ops: Sequence[ir.Operation]) -> FusionGroup:
+    group = FusionGroup(kind, [])
+    graph.assign(group, ops)
+    return group
 
 
-def _write_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
+def _materialize_keys_and_values(graph: Graph, group: Sequence[ir.Operation]) -> None:
     """The kernel reads keys and values where they lie: what is computed on the way to them gets a dispatch of its own."""
     parts = parts_of(group)
     for value in (parts.scores.generic.inputs[1 - parts.query], parts.values.generic.inputs[1 - parts.weights]):
         owner = owner_of(value)
-        while owner is not None and graph.is_lazy(owner) and (source := moved_operand(owner)) is not None:
+        while owner is not None and graph.is_inlined(owner) and (source := permuted_operand(owner)) is not None:
             owner = owner_of(owner.operands[source])
-        if owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
+        if owner is not None and (graph.is_inlined(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
 
 
-def _write_images(graph: Graph, clusters: Sequence[Cluster]) -> None:
+def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> None:
     """Windows are read where they lie: what would be computed on the way to each of them is written once."""
-    for cluster in [c for c in clusters if c.kind == "contraction"]:
-        root = root_contraction(cluster.ops)
+    for group in [c for c in groups if c.kind == "contraction"]:
+        root = root_contraction(group.ops)
         source, padding = padded_source(root.lhs)
-        owner = owner_of(source if padding is not None and graph.is_lazy(padding) else root.lhs)
-        if has_windows(root.lhs_map) and owner is not None and (graph.is_lazy(owner) or graph.is_free(owner)):
+        owner = owner_of(source if padding is not None and graph.is_inlined(padding) else root.lhs)
+        if has_windows(root.lhs_map) and owner is not None and (graph.is_inlined(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
-    found = [graph.contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.clusters]
+    found = [graph.contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.groups]
     return [c for c in found if c is not None and _is_f32(c)]
 
 
@@ -89,39 +89,39 @@ def _is_f32(contraction: Contraction) -> bool:
 
 
 # -- epilogues
-def absorb_epilogue(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: bool) -> None:
+def absorb_epilogue(graph: Graph, group: FusionGroup, root: ir.Value, keep_last: bool) -> None:
     """Add the elementwise ops that follow a root and can run while its result is in registers.
 
     All that could follow is taken first; then whatever follows a value that is needed outside anyway is given back, so that a dispatch
     writes each value once and the ops behind it go where they save a pass over memory.
     """
-    taken = _without_leaks(graph, cluster, root, _following(graph, cluster, root, keep_last))
-    written = [op for op in taken if _leaks(graph, op, cluster, taken)]
+    taken = _without_leaks(graph, group, root, _following(graph, group, root, keep_last))
+    written = [op for op in taken if _leaks(graph, op, group, taken)]
     if not keep_last and len({graph.shapes.shape(op.results[0]) for op in written}) > 1:  # one loop space writes them all
-        taken = _without_leaks(graph, cluster, root, _following(graph, cluster, root, keep_last, graph.shapes.shape(root)))
-    graph.assign(cluster, taken)
+        taken = _without_leaks(graph, group, root, _following(graph, group, root, keep_last, graph.shapes.shape(root)))
+    graph.assign(group, taken)
 
 
-def _following(graph: Graph, cluster: Cluster, root: ir.Value, keep_last: bool, shape: Shape | None = None) -> list[ir.Operation]:
+def _following(graph: Graph, group: FusionGroup, root: ir.Value, keep_last: bool, shape: Shape | None = None) -> list[ir.Operation]:
     """Every op that could follow; of `shape` only, if given."""
     taken: list[ir.Operation] = []
-    for op in graph.ops[graph.position[cluster.ops[0]] :]:
-        if _follows(graph, op, cluster, root, taken, keep_last) and shape in (None, graph.shapes.shape(op.results[0])):
+    for op in graph.ops[graph.position[group.ops[0]] :]:
+        if _follows(graph, op, group, root, taken, keep_last) and shape in (None, graph.shapes.shape(op.results[0])):
             taken.append(op)
     return taken
 
 
-def _without_leaks(graph: Graph, cluster: Cluster, root: ir.Value, taken: list[ir.Operation]) -> list[ir.Operation]:
+def _without_leaks(graph: Graph, group: FusionGroup, root: ir.Value, taken: list[ir.Operation]) -> list[ir.Operation]:
     while True:
-        leaking = [op for op in [owner_of(root), *taken] if op is not None and _leaks(graph, op, cluster, taken)]
+        leaking = [op for op in [owner_of(root), *taken] if op is not None and _leaks(graph, op, group, taken)]
         behind = [op for op in taken if any(_is_behind(op, leak, taken) for leak in leaking)]
         if not behind:
             return taken
         taken = [op for op in taken if op not in behind]
 
 
-def _leaks(graph: Graph, op: ir.Operation, cluster: Cluster, taken: Sequence[ir.Operation]) -> bool:
-    return any(user not in taken and user not in cluster.ops for result in op.results for user in graph.users(result))
+def _leaks(graph: Graph, op: ir.Operation, group: FusionGroup, taken: Sequence[ir.Operation]) -> bool:
+    return any(user not in taken and user not in group.ops for result in op.results for user in graph.users(result))
 
 
 def _is_behind(op: ir.Operation, leak: ir.Operation, taken: Sequence[ir.Operation]) -> bool:
@@ -129,8 +129,8 @@ def _is_behind(op: ir.Operation, leak: ir.Operation, taken: Sequence[ir.Operatio
     return any((owner is not None and owner == leak) or (among(owner, taken) and _is_behind(owner, leak, taken)) for owner in owners)
 
 
-def _follows(graph: Graph, op: ir.Operation, cluster: Cluster, root: ir.Value, taken: Sequence[ir.Operation], keep_last: bool) -> bool:
-    if op in graph.clusters or op.name != "linalg.generic" or is_fill(op) or len(op.results) != 1:
+def _follows(graph: Graph, op: ir.Operation, group: FusionGroup, root: ir.Value, taken: Sequence[ir.Operation], keep_last: bool) -> bool:
+    if op in graph.groups or op.name != "linalg.generic" or is_fill(op) or len(op.results) != 1:
         return False
     generic = Generic(op)
     if not generic.is_elementwise or not is_evaluable(generic) or not is_identity(generic.output_map(op.results[0])):
@@ -144,23 +144,23 @@ def _follows(graph: Graph, op: ir.Operation, cluster: Cluster, root: ir.Value, t
         return False
     if any(operand == root or among(owner_of(operand), taken) for operand in generic.inits):
         return False
-    trial = Cluster(cluster.kind, [*cluster.ops, *taken])
+    trial = FusionGroup(group.kind, [*group.ops, *taken])
     return all(among(owner_of(v), trial.ops) or not _depends_on_trial(graph, v, trial) for v in op.operands)
 
 
-def _depends_on_trial(graph: Graph, value: ir.Value, trial: Cluster) -> bool:
+def _depends_on_trial(graph: Graph, value: ir.Value, trial: FusionGroup) -> bool:
     """`Graph.depends` for a cluster that is not assigned yet."""
-    before = {op: graph.clusters.get(op) for op in trial.ops}
+    before = {op: graph.groups.get(op) for op in trial.ops}
     for op in trial.ops:
-        graph.clusters[op] = trial
+        graph.groups[op] = trial
     try:
         return graph.depends(value, trial)
     finally:
-        for op, cluster in before.items():
-            if cluster is None:
-                del graph.clusters[op]
+        for op, group in before.items():
+            if group is None:
+                del graph.groups[op]
             else:
-                graph.clusters[op] = cluster
+                graph.groups[op] = group
 
 
 def _rearranges(graph: Graph, generic: Generic, operand: ir.Value, affine: ir.AffineMap, keep_last: bool) -> bool:
@@ -177,33 +177,33 @@ def _rearranges(graph: Graph, generic: Generic, operand: ir.Value, affine: ir.Af
 
 
 # -- sorts and scans
-def _scans(graph: Graph) -> list[Cluster]:
+def _scans(graph: Graph) -> list[FusionGroup]:
     """One cluster for each scan, with what follows each running value point by point."""
-    clusters: list[Cluster] = []
-    for op in [op for op in graph.ops if op not in graph.clusters and is_scan(op)]:
-        cluster = _seed(graph, "scan", [op])
-        take_producer(graph, cluster, op.operands[0])
-        absorb_epilogue(graph, cluster, op.results[0], keep_last=False)
-        clusters.append(cluster)
-    return clusters
+    groups: list[FusionGroup] = []
+    for op in [op for op in graph.ops if op not in graph.groups and is_scan(op)]:
+        group = _seed(graph, "scan", [op])
+        take_producer(graph, group, op.operands[0])
+        absorb_epilogue(graph, group, op.results[0], keep_last=False)
+        groups.append(group)
+    return groups
 
 
 # -- rows
-def _rows(graph: Graph) -> list[Cluster]:
-    clusters: list[Cluster] = []
+def _rows(graph: Graph) -> list[FusionGroup]:
+    groups: list[FusionGroup] = []
     for generic in graph.generics():
-        if generic.op in graph.clusters or not is_evaluable(generic):
+        if generic.op in graph.groups or not is_evaluable(generic):
             continue
-        joined = next((c for c in _producer_clusters(graph, generic.op, "row") if _joins_row(graph, generic, c)), None)
+        joined = next((c for c in _producer_groups(graph, generic.op, "row") if _joins_row(graph, generic, c)), None)
         if joined is not None:
             graph.assign(joined, [generic.op])
             _pull(graph, joined, generic)
         elif (num_outer := _row_form(generic)) is not None:
-            cluster = Cluster("row", [], num_outer, generic.loop_sizes(graph.shapes))
-            graph.assign(cluster, [generic.op])
-            _pull(graph, cluster, generic)
-            clusters.append(cluster)
-    return clusters
+            group = FusionGroup("row", [], num_outer, generic.loop_sizes(graph.shapes))
+            graph.assign(group, [generic.op])
+            _pull(graph, group, generic)
+            groups.append(group)
+    return groups
 
 
 def _row_form(generic: Generic) -> int | None:
@@ -228,121 +228,119 @@ def _keeps_order(generic: Generic, num_outer: int) -> bool:
     return True
 
 
-def _producer_clusters(graph: Graph, op: ir.Operation, kind: str) -> list[Cluster]:
+def _producer_groups(graph: Graph, op: ir.Operation, kind: str) -> list[FusionGroup]:
     owners = [owner_of(operand) for operand in op.operands]
-    found = [graph.clusters[owner] for owner in owners if owner is not None and owner in graph.clusters]
-    return [cluster for cluster in dict.fromkeys(found) if cluster.kind == kind]
+    found = [graph.groups[owner] for owner in owners if owner is not None and owner in graph.groups]
+    return [group for group in dict.fromkeys(found) if group.kind == kind]
 
 
-def _joins_row(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
-    if not graph.may_join(generic.op, cluster):
+def _joins_row(graph: Graph, generic: Generic, group: FusionGroup) -> bool:
+    if not graph.may_join(generic.op, group):
         return False
-    num_outer, rank = cluster.num_outer, len(cluster.sizes)
+    num_outer, rank = group.num_outer, len(group.sizes)
     sizes = generic.loop_sizes(graph.shapes)
     if generic.is_elementwise:
         if not all(is_identity(generic.output_map(result)) for result in generic.op.results):
             return False
-        full = sizes == cluster.sizes
-        outer = sizes == cluster.sizes[:num_outer] or (
-            len(sizes) == rank and sizes[:num_outer] == cluster.sizes[:num_outer] and all(s == 1 for s in sizes[num_outer:])
+        full = sizes == group.sizes
+        outer = sizes == group.sizes[:num_outer] or (
+            len(sizes) == rank and sizes[:num_outer] == group.sizes[:num_outer] and all(s == 1 for s in sizes[num_outer:])
         )
     else:
-        full = sizes == cluster.sizes and generic.reduction_dims == list(range(num_outer, rank)) and _keeps_order(generic, num_outer)
+        full = sizes == group.sizes and generic.reduction_dims == list(range(num_outer, rank)) and _keeps_order(generic, num_outer)
         outer = False
     if not full and not outer:
         return False
     return all(
-        _aligned(graph, operand, affine, cluster, full)
+        _aligned(graph, operand, affine, group, full)
         for operand, affine in zip(generic.op.operands, generic.maps, strict=True)
-        if among(owner_of(operand), cluster.ops)
+        if among(owner_of(operand), group.ops)
     )
 
 
-def _aligned(graph: Graph, operand: ir.Value, affine: ir.AffineMap, cluster: Cluster, full: bool) -> bool:
+def _aligned(graph: Graph, operand: ir.Value, affine: ir.AffineMap, group: FusionGroup, full: bool) -> bool:
     """Whether a member's value is read at the row (and column) that the loops are at."""
     shape = graph.shapes.shape(operand)
-    per_row = len(shape) == cluster.num_outer or (
-        all(size == 1 for size in shape[cluster.num_outer :]) and len(shape) == len(cluster.sizes)
-    )
+    per_row = len(shape) == group.num_outer or (all(size == 1 for size in shape[group.num_outer :]) and len(shape) == len(group.sizes))
     positions = dim_positions(affine)
     if not per_row:
-        return full and positions == list(range(len(cluster.sizes)))
+        return full and positions == list(range(len(group.sizes)))
     return all(
         p == axis or (p is None and size == 1)
         for axis, (p, size) in enumerate(zip(positions, shape, strict=True))
-        if axis < cluster.num_outer
+        if axis < group.num_outer
     )
 
 
-def _pull(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+def _pull(graph: Graph, group: FusionGroup, generic: Generic) -> None:
     """Bring elementwise producers over the same full space into a row cluster."""
     for operand, affine in zip(generic.inputs, generic.maps, strict=False):
         owner = owner_of(operand)
-        if owner is None or owner in graph.clusters or owner.name != "linalg.generic" or is_fill(owner) or graph.is_lazy(owner):
+        if owner is None or owner in graph.groups or owner.name != "linalg.generic" or is_fill(owner) or graph.is_inlined(owner):
             continue
         producer = Generic(owner)
         if not producer.is_elementwise or not is_evaluable(producer) or not is_identity(affine):
             continue
-        if producer.loop_sizes(graph.shapes) != cluster.sizes or not is_identity(producer.output_map(operand)):
+        if producer.loop_sizes(graph.shapes) != group.sizes or not is_identity(producer.output_map(operand)):
             continue
-        if _joins_row(graph, producer, cluster) and not _needed_between(graph, owner, cluster):
-            graph.assign(cluster, [owner])
-            _pull(graph, cluster, producer)
+        if _joins_row(graph, producer, group) and not _needed_between(graph, owner, group):
+            graph.assign(group, [owner])
+            _pull(graph, group, producer)
 
 
-def _needed_between(graph: Graph, producer: ir.Operation, cluster: Cluster) -> bool:
+def _needed_between(graph: Graph, producer: ir.Operation, group: FusionGroup) -> bool:
     """Whether a cluster reads something outside that is made from `producer`: with it inside, each would wait for the other."""
-    alone = Cluster(cluster.kind, [producer])
-    outside = [v for op in cluster.ops for v in captured(op) if not among(owner_of(v), [producer, *cluster.ops])]
+    alone = FusionGroup(group.kind, [producer])
+    outside = [v for op in group.ops for v in captured(op) if not among(owner_of(v), [producer, *group.ops])]
     return any(_depends_on_trial(graph, v, alone) for v in outside)
 
 
 # -- the rest
-def _columns(graph: Graph) -> list[Cluster]:
+def _columns(graph: Graph) -> list[FusionGroup]:
     """Other reductions: lanes run along the output's last dim. Their elementwise producers with no other use are evaluated inside."""
-    clusters: list[Cluster] = []
+    groups: list[FusionGroup] = []
     for generic in graph.generics():
-        if generic.op in graph.clusters or generic.is_elementwise or not is_evaluable(generic):
+        if generic.op in graph.groups or generic.is_elementwise or not is_evaluable(generic):
             continue
-        cluster = _seed(graph, "elementwise", [generic.op])
-        _inline_producers(graph, cluster, generic)
-        _take_padding(graph, cluster, generic)
+        group = _seed(graph, "elementwise", [generic.op])
+        _inline_producers(graph, group, generic)
+        _take_padding(graph, group, generic)
         if len(generic.op.results) == 1:
-            absorb_epilogue(graph, cluster, generic.op.results[0], keep_last=False)
-        clusters.append(cluster)
-    return [cluster for cluster in clusters if not _joins_contraction(graph, cluster)]
+            absorb_epilogue(graph, group, generic.op.results[0], keep_last=False)
+        groups.append(group)
+    return [group for group in groups if not _joins_contraction(graph, group)]
 
 
-def _joins_contraction(graph: Graph, cluster: Cluster) -> bool:
+def _joins_contraction(graph: Graph, group: FusionGroup) -> bool:
     """Let windows that slide over the result of a contraction, and alone read it, run in its dispatch: no memory holds the image."""
-    root = next(Generic(op) for op in cluster.ops if op.name == "linalg.generic" and Generic(op).reduction_dims)
+    root = next(Generic(op) for op in group.ops if op.name == "linalg.generic" and Generic(op).reduction_dims)
     for value in root.inputs:
         pad = owner_of(value)
         image = pad.operands[0] if pad is not None and pad.name == "tensor.pad" else value
         owner = owner_of(image)
-        producer = graph.clusters.get(owner) if owner is not None else None
-        if producer is None or producer.kind != "contraction" or not _is_read_by(graph, producer, image, cluster):
+        producer = graph.groups.get(owner) if owner is not None else None
+        if producer is None or producer.kind != "contraction" or not _is_read_by(graph, producer, image, group):
             continue
-        sliding = sliding_over(root, image, graph.shapes)
+        window = window_reduction_over(root, image, graph.shapes)
         if (
-            sliding is not None
-            and _makes_images(graph, producer, image)
-            and graph.costs.pays_to_fuse_windows(sliding)
-            and _keeps_points(cluster, root)
+            window is not None
+            and _makes_conv_inputs(graph, producer, image)
+            and graph.costs.pays_to_fuse_windows(window)
+            and _keeps_coordinates(group, root)
         ):
             producer.kind = "windowed"
-            graph.assign(producer, cluster.ops)
+            graph.assign(producer, group.ops)
             return True
     return False
 
 
-def _is_read_by(graph: Graph, producer: Cluster, image: ir.Value, cluster: Cluster) -> bool:
+def _is_read_by(graph: Graph, producer: FusionGroup, image: ir.Value, group: FusionGroup) -> bool:
     """Whether an image is all that a cluster gives, and another cluster all that takes it."""
     outside = [(result, user) for op in producer.ops for result in op.results for user in graph.users(result) if user not in producer.ops]
-    return all(result == image and user in cluster.ops for result, user in outside)
+    return all(result == image and user in group.ops for result, user in outside)
 
 
-def _makes_images(graph: Graph, producer: Cluster, image: ir.Value) -> bool:
+def _makes_conv_inputs(graph: Graph, producer: FusionGroup, image: ir.Value) -> bool:
     """Whether a contraction of no batch dims writes pixels in order and channels innermost."""
     root = root_contraction(producer.ops)
     elementwise = [Generic(op) for op in producer.ops if op != root.generic.op]
@@ -354,7 +352,7 @@ def _makes_images(graph: Graph, producer: Cluster, image: ir.Value) -> bool:
         and all(sizes[dim] == 1 for dim in root.batch)
         and root.n == (last,)
         and all(_is_in_order(value, affine) for value, affine in (*outputs, *reads))
-        and pure_source(root.rhs, [{}] * root.rhs.type.rank) is not None
+        and trace_to_buffer(root.rhs, [{}] * root.rhs.type.rank) is not None
     )
 
 
@@ -364,40 +362,40 @@ def _is_in_order(value: ir.Value, affine: ir.AffineMap) -> bool:
     return all(p == axis or (p is None and size == 1) for axis, (p, size) in enumerate(places))
 
 
-def _keeps_points(cluster: Cluster, root: Generic) -> bool:
+def _keeps_coordinates(group: FusionGroup, root: Generic) -> bool:
     """Whether what follows windows is read off point by point."""
-    after = [Generic(op) for op in cluster.ops if op.name == "linalg.generic" and op != root.op]
+    after = [Generic(op) for op in group.ops if op.name == "linalg.generic" and op != root.op]
     return all(
         is_identity(generic.output_map(generic.op.results[0]))
-        and all(is_identity(a) for v, a in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(v), cluster.ops))
+        and all(is_identity(a) for v, a in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(v), group.ops))
         for generic in after
     )
 
 
-def _inline_producers(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+def _inline_producers(graph: Graph, group: FusionGroup, generic: Generic) -> None:
     if sum(1 for kind in generic.iterators if kind == "parallel") == 0 or _is_product(generic):
         return
     for operand in generic.inputs:
         owner = owner_of(operand)
-        if owner is None or owner in graph.clusters or owner.name != "linalg.generic" or is_fill(owner) or graph.is_lazy(owner):
+        if owner is None or owner in graph.groups or owner.name != "linalg.generic" or is_fill(owner) or graph.is_inlined(owner):
             continue
         producer = Generic(owner)
         alone = all(user == generic.op for result in owner.results for user in graph.users(result))
-        if alone and producer.is_elementwise and is_evaluable(producer) and graph.may_join(owner, cluster):
-            graph.assign(cluster, [owner])
+        if alone and producer.is_elementwise and is_evaluable(producer) and graph.may_join(owner, group):
+            graph.assign(group, [owner])
 
 
-def _take_padding(graph: Graph, cluster: Cluster, generic: Generic) -> None:
+def _take_padding(graph: Graph, group: FusionGroup, generic: Generic) -> None:
     """A pad that windows slide over is no pass over memory of its own. What is padded is written first: windows read it many times."""
     for operand in generic.inputs:
         pad = owner_of(operand)
-        if pad is None or pad.name != "tensor.pad" or pad in graph.clusters or not graph.may_join(pad, cluster):
+        if pad is None or pad.name != "tensor.pad" or pad in graph.groups or not graph.may_join(pad, group):
             continue
         if any(user != generic.op for user in graph.users(operand)) or not _has_window(generic):
             continue
-        graph.assign(cluster, [pad])
+        graph.assign(group, [pad])
         source = owner_of(pad.operands[0])
-        if source is not None and graph.is_lazy(source):
+        if source is not None and graph.is_inlined(source):
             _seed(graph, "elementwise", [source])
 
 
@@ -410,72 +408,72 @@ def _is_product(generic: Generic) -> bool:
     return generic.num_inputs > 1 and all(not is_identity(affine) for affine in generic.maps[: generic.num_inputs])
 
 
-def _elementwise(graph: Graph) -> list[Cluster]:
-    clusters: list[Cluster] = []
+def _elementwise(graph: Graph) -> list[FusionGroup]:
+    groups: list[FusionGroup] = []
     for generic in graph.generics():
         op = generic.op
-        if op in graph.clusters or not is_evaluable(generic) or not generic.is_elementwise or graph.is_lazy(op):
+        if op in graph.groups or not is_evaluable(generic) or not generic.is_elementwise or graph.is_inlined(op):
             continue
-        fitting = [c for c in _producer_clusters(graph, op, "elementwise") if _joins_elementwise(graph, generic, c)]
+        fitting = [c for c in _producer_groups(graph, op, "elementwise") if _joins_elementwise(graph, generic, c)]
         if not fitting:
-            clusters.append(_seed(graph, "elementwise", [op]))
+            groups.append(_seed(graph, "elementwise", [op]))
             continue
         graph.assign(fitting[0], [op])
         for other in fitting[1:]:
-            if {other, fitting[0]} <= set(clusters) and _may_merge(graph, other, fitting[0]):
-                clusters.remove(other)
+            if {other, fitting[0]} <= set(groups) and _may_merge(graph, other, fitting[0]):
+                groups.remove(other)
                 graph.assign(fitting[0], other.ops)
-    for cluster in [*clusters, *{c: None for c in graph.clusters.values() if c.kind == "row"}]:
-        for op in list(cluster.ops):
-            if len(op.results) == 1 and Generic(op).is_elementwise and _same_space(graph, op, cluster):
-                _absorb_lazy(graph, cluster, op)
-    return clusters
+    for group in [*groups, *{c: None for c in graph.groups.values() if c.kind == "row"}]:
+        for op in list(group.ops):
+            if len(op.results) == 1 and Generic(op).is_elementwise and _same_space(graph, op, group):
+                _inline_producers_of(graph, group, op)
+    return groups
 
 
-def _same_space(graph: Graph, op: ir.Operation, cluster: Cluster) -> bool:
-    return cluster.kind != "row" or Generic(op).loop_sizes(graph.shapes) == cluster.sizes
+def _same_space(graph: Graph, op: ir.Operation, group: FusionGroup) -> bool:
+    return group.kind != "row" or Generic(op).loop_sizes(graph.shapes) == group.sizes
 
 
-def _absorb_lazy(graph: Graph, cluster: Cluster, op: ir.Operation) -> None:
+def _inline_producers_of(graph: Graph, group: FusionGroup, op: ir.Operation) -> None:
     """A cheap op that is the only user of a result runs before the result is written."""
     users = graph.users(op.results[0])
-    if len(users) != 1 or not graph.is_lazy(users[0]) or users[0].name != "linalg.generic":
+    if len(users) != 1 or not graph.is_inlined(users[0]) or users[0].name != "linalg.generic":
         return
     generic = Generic(users[0])
     if is_identity(generic.output_map(users[0].results[0])) and generic.loop_sizes(graph.shapes) == Generic(op).loop_sizes(graph.shapes):
         reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if operand == op.results[0]]
-        if all(is_identity(affine) for affine in reads) and graph.may_join(users[0], cluster):
-            graph.assign(cluster, [users[0]])
-            _absorb_lazy(graph, cluster, users[0])
+        if all(is_identity(affine) for affine in reads) and graph.may_join(users[0], group):
+            graph.assign(group, [users[0]])
+            _inline_producers_of(graph, group, users[0])
 
 
-def _joins_elementwise(graph: Graph, generic: Generic, cluster: Cluster) -> bool:
-    last = Generic(cluster.ops[-1]) if cluster.ops[-1].name == "linalg.generic" else None
-    if last is None or not last.is_elementwise or len(cluster.ops) >= LONGEST_CHAIN or not graph.may_join(generic.op, cluster):
+def _joins_elementwise(graph: Graph, generic: Generic, group: FusionGroup) -> bool:
+    last = Generic(group.ops[-1]) if group.ops[-1].name == "linalg.generic" else None
+    if last is None or not last.is_elementwise or len(group.ops) >= LONGEST_CHAIN or not graph.may_join(generic.op, group):
         return False
-    space = graph.shapes.shape(cluster.ops[-1].results[0])
+    space = graph.shapes.shape(group.ops[-1].results[0])
     if generic.loop_sizes(graph.shapes) != space or not all(is_identity(generic.output_map(result)) for result in generic.op.results):
         return False
-    reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(operand), cluster.ops)]
+    reads = [affine for operand, affine in zip(generic.inputs, generic.maps, strict=False) if among(owner_of(operand), group.ops)]
     return all(is_identity(affine) for affine in reads)
 
 
-def _may_merge(graph: Graph, first: Cluster, second: Cluster) -> bool:
+def _may_merge(graph: Graph, first: FusionGroup, second: FusionGroup) -> bool:
     """Whether two chains over one space can be one: nothing outside stands between them."""
     if len(first.ops) + len(second.ops) > LONGEST_CHAIN:
         return False
     pairs = ((first, second), (second, first))
     return all(
         among(owner_of(v), into.ops) or not graph.depends(v, into)
-        for cluster, into in pairs
-        for op in cluster.ops
+        for group, into in pairs
+        for op in group.ops
         for v in captured(op)
-        if not among(owner_of(v), cluster.ops)
+        if not among(owner_of(v), group.ops)
     )
 
 
-def _scatters(graph: Graph) -> list[Cluster]:
-    return [_seed(graph, "scatter", [op]) for op in graph.ops if op not in graph.clusters and _is_scatter(graph, op)]
+def _scatters(graph: Graph) -> list[FusionGroup]:
+    return [_seed(graph, "scatter", [op]) for op in graph.ops if op not in graph.groups and _is_scatter(graph, op)]
 
 
 def _is_scatter(graph: Graph, op: ir.Operation) -> bool:
@@ -484,34 +482,34 @@ def _is_scatter(graph: Graph, op: ir.Operation) -> bool:
     return found is not None and all(graph.shapes.has_index(bound) for bound in found.bounds)
 
 
-def _fallbacks(graph: Graph) -> list[Cluster]:
+def _fallbacks(graph: Graph) -> list[FusionGroup]:
     """One dispatch for each op that no kernel evaluates point by point."""
     left = [
-        op for op in graph.ops if op not in graph.clusters and not graph.is_free(op) and not graph.is_host(op) and not graph.is_lazy(op)
+        op for op in graph.ops if op not in graph.groups and not graph.is_free(op) and not graph.is_host(op) and not graph.is_inlined(op)
     ]
     return [_seed(graph, "elementwise" if op.name in MOVES else "fallback", [op]) for op in left]
 
 
-def _materialised(graph: Graph) -> list[Cluster]:
+def _materialized(graph: Graph) -> list[FusionGroup]:
     """Dispatches for free and lazy values that somebody needs in memory: the return, a view, a fallback."""
-    clusters: list[Cluster] = []
+    groups: list[FusionGroup] = []
     for op in reversed(graph.ops):
         reads_memory = op.name in ("func.return", "scf.yield", *VIEWS) or COMPUTES in op.attributes
-        needs_memory = reads_memory or is_loop(op) or STACK in op.attributes
-        if not needs_memory and not (op in graph.clusters and graph.clusters[op].kind == "fallback"):
+        needs_memory = reads_memory or is_loop(op) or SCAN_OUTPUT in op.attributes
+        if not needs_memory and not (op in graph.groups and graph.groups[op].kind == "fallback"):
             continue
         for operand in captured(op) if is_loop(op) else op.operands:
             owner = owner_of(operand)
             if (
                 not is_tensor(operand)
                 or owner is None
-                or owner in graph.clusters
+                or owner in graph.groups
                 or owner not in graph.position
                 or is_loop(owner)
-                or STACK in owner.attributes
+                or SCAN_OUTPUT in owner.attributes
                 or owner.name in VIEWS
                 or owner.name == "tensor.empty"
             ):
                 continue
-            clusters.append(_seed(graph, "elementwise", [owner]))
-    return clusters
+            groups.append(_seed(graph, "elementwise", [owner]))
+    return groups

@@ -1,4 +1,4 @@
-"""narrow-activations: keep what is multiplied in bfloat16, in memory; sums and all other arithmetic stay in float32."""
+"""truncate-activations: keep what is multiplied in bfloat16, in memory; sums and all other arithmetic stay in float32."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import ClassVar
 
 from llmos.compiler.analysis.attention import parts_of
-from llmos.compiler.analysis.casts import NARROW, WIDEN, convert, widened, with_element
+from llmos.compiler.analysis.casts import EXTEND, TRUNCATE, convert, extended, with_element
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
-from llmos.compiler.analysis.generic import dim_positions, pure_source
+from llmos.compiler.analysis.generic import dim_positions, trace_to_buffer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, public_functions
 from llmos.compiler.ir.ops import VIEWS
@@ -24,7 +24,7 @@ LOOPS = ("scatter", "fallback")  # kinds whose ops keep their types
 
 
 @dataclass(frozen=True)
-class NarrowActivations(Pass):
+class TruncateActivations(Pass):
     """What one dispatch makes and another multiplies (by a contraction or in attention) is rounded to bfloat16 by its producer and
     widened by its consumers; so is every matrix that a contraction has on its right, and every table that is gathered from. Inputs and
     outputs of the program keep their types.
@@ -38,7 +38,7 @@ class NarrowActivations(Pass):
         func.func private @d0_contraction(%x, %w) {
           {extf} ins(%w); {truncf} and {extf} ins(%x); the contraction in float32; {truncf}; return }
 
-    Stay in float32: vectors (biases, scales), what is only added or normalised (sums of residuals: rounding them would cost most of the
+    Stay in float32: vectors (biases, scales), what is only added or normalized (sums of residuals: rounding them would cost most of the
     accuracy and save little traffic), what attention adds to its scores (a mask's lowest float32 would become an infinity), and what is
     computed from integers alone (positions, masks, rotary angles).
     """
@@ -102,7 +102,7 @@ class _Program:
         weights = [w for w in self._weights() if self._is_matrix(w)]
         chosen = {*weights, *self._activations(set(weights))}
         for value in chosen:
-            _narrow_type(value)
+            _truncated_type(value)
         for call in self.calls:
             _rewrite(call, chosen)
         self._sign(weights)
@@ -124,8 +124,8 @@ class _Program:
             else:
                 yield (self.by_op[owner], use.operand_number) if owner in self.by_op else (None, 0)
 
-    def _may_narrow(self, value: ir.Value) -> bool:
-        return all(call is not None and _takes_narrow(call, number) for call, number in self._readers(value))
+    def _may_truncate(self, value: ir.Value) -> bool:
+        return all(call is not None and _takes_truncated(call, number) for call, number in self._readers(value))
 
     def _is_multiplied(self, value: ir.Value) -> bool:
         """Whether a contraction or attention has a value as one of its factors."""
@@ -133,7 +133,7 @@ class _Program:
 
     def _weights(self) -> list[ir.Value]:
         weights = [each.value for each in EntryFunc(self.main).arguments.weights]
-        return [weight for weight in weights if _is_f32(weight) and self._may_narrow(weight)]
+        return [weight for weight in weights if _is_f32(weight) and self._may_truncate(weight)]
 
     def _is_matrix(self, weight: ir.Value) -> bool:
         """Whether a contraction has a weight on its right, or something gathers from it."""
@@ -149,7 +149,7 @@ class _Program:
                 continue
             for result in call.op.results:
                 real.add(result)
-                if _is_f32(result) and call.kind not in LOOPS and self._is_multiplied(result) and self._may_narrow(result):
+                if _is_f32(result) and call.kind not in LOOPS and self._is_multiplied(result) and self._may_truncate(result):
                     found.append(result)
         return found
 
@@ -164,7 +164,7 @@ def _origin(value: ir.Value) -> ir.Value:
     return _origin(owner.operands[0]) if owner is not None and owner.name in VIEWS else value
 
 
-def _takes_narrow(call: _Call, number: int) -> bool:
+def _takes_truncated(call: _Call, number: int) -> bool:
     """Whether a dispatch may read that argument in bfloat16."""
     if call.kind == "attention":
         return call.block.arguments[number] in call.factors
@@ -189,7 +189,7 @@ def _is_right_side(call: _Call, number: int) -> bool:
     root = call.contraction
     if root is None:
         return False
-    source = pure_source(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)])
+    source = trace_to_buffer(root.rhs, [{p: 1} if p is not None else {} for p in dim_positions(root.rhs_map)])
     return source is not None and source[0] == call.block.arguments[number]
 
 
@@ -199,48 +199,48 @@ def _is_gathered(call: _Call, number: int) -> bool:
 
 
 # -- rewriting
-def _narrow_type(value: ir.Value) -> None:
+def _truncated_type(value: ir.Value) -> None:
     """Make a value of the public function, and the views of it, bfloat16."""
     value.set_type(with_element(value.type, ir.BF16Type.get()))
     for use in value.uses:
         if use.owner.operation.name in VIEWS:
-            _narrow_type(use.owner.operation.results[0])
+            _truncated_type(use.owner.operation.results[0])
 
 
 def _rewrite(call: _Call, chosen: set[ir.Value]) -> None:
     """Conversions at the edges of one dispatch."""
     block = call.block
     terminator = list(block.operations)[-1].operation
-    narrow_right = any(_origin(v) in chosen and _is_right_side(call, i) for i, v in enumerate(call.op.operands))
+    truncate_right = any(_origin(v) in chosen and _is_right_side(call, i) for i, v in enumerate(call.op.operands))
     for argument, operand in zip(list(block.arguments), call.op.operands, strict=True):
         if _origin(operand) in chosen:
-            _widen_argument(block, argument)
-    if narrow_right:
-        _narrow_left(call)
+            _extend_argument(block, argument)
+    if truncate_right:
+        _truncate_left(call)
     with ir.InsertionPoint(terminator):
         for i, result in enumerate(call.op.results):
             if result in chosen:
-                terminator.operands[i] = convert(terminator.operands[i], NARROW, ir.BF16Type.get())
+                terminator.operands[i] = convert(terminator.operands[i], TRUNCATE, ir.BF16Type.get())
     kind = ir.FunctionType.get([a.type for a in block.arguments], [v.type for v in terminator.operands])
     call.func.attributes["function_type"] = ir.TypeAttr.get(kind)
 
 
-def _widen_argument(block: ir.Block, argument: ir.Value) -> None:
+def _extend_argument(block: ir.Block, argument: ir.Value) -> None:
     """The argument in bfloat16; what read it reads it widened."""
     uses = [(use.owner.operation, use.operand_number) for use in argument.uses]
     argument.set_type(with_element(argument.type, ir.BF16Type.get()))
     with ir.InsertionPoint.at_block_begin(block):
-        wide = convert(argument, WIDEN, ir.F32Type.get())
+        wide = convert(argument, EXTEND, ir.F32Type.get())
     for owner, number in uses:
         owner.operands[number] = wide
 
 
-def _narrow_left(call: _Call) -> None:
+def _truncate_left(call: _Call) -> None:
     """A contraction with a narrow matrix reads rows that are rounded to bfloat16, on every target."""
     root = call.contraction
     assert root is not None
-    if widened(root.lhs) is not None:
+    if extended(root.lhs) is not None:
         return
     with ir.InsertionPoint(root.generic.op):
-        rounded = convert(convert(root.lhs, NARROW, ir.BF16Type.get()), WIDEN, ir.F32Type.get())
+        rounded = convert(convert(root.lhs, TRUNCATE, ir.BF16Type.get()), EXTEND, ir.F32Type.get())
     root.generic.op.operands[root.left] = rounded

@@ -22,7 +22,7 @@ _INFINITY = 0x7F800000
 
 
 @dataclass(frozen=True, eq=False)
-class Coded:
+class LowPrecisionTensor:
     """A tensor of a coded type: uint8 `codes` of its shape."""
 
     codes: torch.Tensor
@@ -86,7 +86,7 @@ FORMATS: Mapping[int, Format] = MappingProxyType(
 _OF_STORAGE: Mapping[np.dtype, int] = MappingProxyType({np.dtype(each.storage): elem_type for elem_type, each in FORMATS.items()})
 
 
-def coded_type(dtype: np.dtype) -> int | None:
+def low_precision_type(dtype: np.dtype) -> int | None:
     """Return the ONNX element type of an array of a coded type; None for other arrays."""
     return _OF_STORAGE.get(dtype)
 
@@ -101,27 +101,27 @@ def array_of(codes: np.ndarray, elem_type: int) -> np.ndarray:
     return codes.view(FORMATS[elem_type].storage)
 
 
-def decode(coded: Coded) -> torch.Tensor:
+def decode(low_precision: LowPrecisionTensor) -> torch.Tensor:
     """Decode exactly: floats to float32, integers to int32."""
-    form = coded.format
+    form = low_precision.format
     if isinstance(form, IntegerFormat):
-        codes = coded.codes.to(torch.int32) & form.mask
+        codes = low_precision.codes.to(torch.int32) & form.mask
         half = 1 << (form.num_bits - 1)
         return (codes ^ half) - half if form.is_signed else codes
     table = np.arange(form.mask + 1, dtype=np.uint8).view(form.storage).astype(np.float32)
-    index = coded.codes.to(torch.int64) & form.mask
+    index = low_precision.codes.to(torch.int64) & form.mask
     return torch.tensor(table.tolist(), dtype=torch.float32)[index]
 
 
-def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: str = "up") -> Coded:
+def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: str = "up") -> LowPrecisionTensor:
     """Encode numbers. To integers, truncate toward zero and wrap; to floats, round to nearest even."""
     form = FORMATS[elem_type]
     if isinstance(form, IntegerFormat):
-        return Coded((x.to(torch.int32) & form.mask).to(torch.uint8), elem_type)
+        return LowPrecisionTensor((x.to(torch.int32) & form.mask).to(torch.uint8), elem_type)
     bits = x.to(torch.float32).view(torch.int32)
     magnitude = bits & 0x7FFFFFFF
     if isinstance(form, ExponentFormat):
-        return Coded(_exponents(magnitude, saturate, round_mode).to(torch.uint8), elem_type)
+        return LowPrecisionTensor(_exponents(magnitude, saturate, round_mode).to(torch.uint8), elem_type)
     assert isinstance(form, FloatFormat)
     codes = _rounded(magnitude, form)
     top = form.largest if saturate else form.overflow
@@ -131,8 +131,8 @@ def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: s
     is_nan = magnitude > _INFINITY
     if form.is_unsigned_zero:
         # The only NaN has no sign, nor does an overflow to it.
-        return Coded(torch.where(is_nan | (codes == form.nan), form.nan, signed).to(torch.uint8), elem_type)
-    return Coded(torch.where(is_nan, form.nan | sign, signed).to(torch.uint8), elem_type)
+        return LowPrecisionTensor(torch.where(is_nan | (codes == form.nan), form.nan, signed).to(torch.uint8), elem_type)
+    return LowPrecisionTensor(torch.where(is_nan, form.nan | sign, signed).to(torch.uint8), elem_type)
 
 
 def _rounded(magnitude: torch.Tensor, form: FloatFormat) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""hoist-widening: factors of half precision are widened before a contraction, which then is one of float32."""
+"""hoist-extensions: factors of half precision are widened before a contraction, which then is one of float32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from llmos.compiler.analysis.contraction import float_contraction_of
 from llmos.compiler.ir.bindings import context, ir
-from llmos.passes.hoist_widening import HoistWidening
+from llmos.passes.hoist_extensions import HoistExtensions
 
 from .ir_tests import apply, check, functions
 
@@ -18,7 +18,7 @@ func.func @main(%a: tensor<4x8xLEFT>, %b: tensor<8x16xf16>, %o: tensor<4x16xf32>
   %r = linalg.generic {indexing_maps = [#l, #r, #o], iterator_types = ["parallel", "parallel", "reduction"]}
       ins(%a, %b : tensor<4x8xLEFT>, tensor<8x16xf16>) outs(%o : tensor<4x16xf32>) {
   ^bb0(%x: LEFT, %y: f16, %z: f32):
-    WIDENED
+    EXTENDED
     %q = arith.extf %y : f16 to f32
     %s = arith.mulf %p, %q : f32
     %t = arith.OP %z, %s : f32
@@ -30,9 +30,9 @@ func.func @main(%a: tensor<4x8xLEFT>, %b: tensor<8x16xf16>, %o: tensor<4x16xf32>
 WIDE = "%p = arith.extf %x : f16 to f32"
 
 
-def product(left: str = "f16", widened: str = WIDE, op: str = "addf") -> ir.Module:
+def product(left: str = "f16", extended: str = WIDE, op: str = "addf") -> ir.Module:
     with context(), ir.Location.unknown():
-        return ir.Module.parse(PRODUCT.replace("LEFT", left).replace("WIDENED", widened).replace("OP", op))
+        return ir.Module.parse(PRODUCT.replace("LEFT", left).replace("EXTENDED", extended).replace("OP", op))
 
 
 def contractions(module: ir.Module) -> int:
@@ -43,7 +43,7 @@ def test_both_factors() -> None:
     module = product()
     assert contractions(module) == 0
     check(
-        apply(module, HoistWidening()),
+        apply(module, HoistExtensions()),
         """
         CHECK: arith.extf
         CHECK: arith.extf
@@ -55,16 +55,16 @@ def test_both_factors() -> None:
 
 
 def test_one_factor() -> None:
-    module = apply(product("f32", "%p = arith.addf %x, %x : f32"), HoistWidening())
+    module = apply(product("f32", "%p = arith.addf %x, %x : f32"), HoistExtensions())
     assert contractions(module) == 0  # more than a product
-    text = PRODUCT.replace("LEFT", "f32").replace("WIDENED", "").replace("%p, %q", "%x, %q").replace("OP", "addf")
+    text = PRODUCT.replace("LEFT", "f32").replace("EXTENDED", "").replace("%p, %q", "%x, %q").replace("OP", "addf")
     with context(), ir.Location.unknown():
         module = ir.Module.parse(text)
-    assert contractions(apply(module, HoistWidening())) == 1
+    assert contractions(apply(module, HoistExtensions())) == 1
 
 
 @pytest.mark.parametrize("op", ["maximumf", "mulf"])
 def test_other_reductions_keep_their_bodies(op: str) -> None:
     module = product(op=op)
     before = str(module)
-    assert str(apply(module, HoistWidening())) == before
+    assert str(apply(module, HoistExtensions())) == before
