@@ -12,7 +12,7 @@ import torch
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.bench.inputs import make_inputs, parse_shape
 from llmos.compiler.bench.measure import Measurement
-from llmos.compiler.bench.peak import Limits, measure_limits
+from llmos.compiler.bench.peak import MOST, Limits, measure_limits, settled
 from llmos.compiler.bench.profile import profile_call, profile_lines
 from llmos.compiler.bench.work import evaluate, total_flops
 from llmos.compiler.driver import compile as compile_model
@@ -86,6 +86,14 @@ def test_errors_are_the_largest_difference_or_none_for_other_shapes() -> None:
     one = Measurement("a", (1.0,), [np.array([1.0, 2.0])])
     assert one.error_against([np.array([1.0, 2.5])]) == 0.5
     assert one.error_against([np.zeros(3)]) is None
+
+
+def test_the_peak_is_measured_until_it_is_stable() -> None:
+    """A machine that is busy at first, and then is not."""
+    rates = iter([1.0, 1.4, 1.2, 3.0, 2.0, 3.01, 2.9, 9.0])
+    assert settled(lambda: Limits(next(rates), 1.0)) == Limits(3.01, 1.0)
+    growing = iter(range(1, 100))
+    assert settled(lambda: Limits(1.0, float(next(growing)))) == Limits(1.0, float(MOST))
 
 
 def test_the_peak_is_that_of_a_processor_of_this_century() -> None:
