@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import pytest
-from tests.check.miscompiles import (
+from tests.proof.miscompiles import (
     Expected,
     InPass,
     LostTile,

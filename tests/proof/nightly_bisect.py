@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.check.bisecting import CONVOLUTIONS, ENCODER, found
-from tests.check.models import convolutions, encoder, fresh, located
+from tests.proof.bisecting import CONVOLUTIONS, ENCODER, found
+from tests.proof.models import convolutions, encoder, fresh, located
 
 from llmos.compiler.frontend.model import ImportedModel
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.check.miscompiles import InPass, swap_operands
+from tests.proof.miscompiles import InPass, swap_operands
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.check.bisecting import CACHE, ENCODER, OPTIONS, found
-from tests.check.models import encoder, fresh, located
+from tests.proof.bisecting import CACHE, ENCODER, OPTIONS, found
+from tests.proof.models import encoder, fresh, located
 
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.verify.bisect import CLEAN, bisect

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.check.bisecting import CACHE, OPTIONS
-from tests.check.miscompiles import LostTile
-from tests.check.models import Encoder, convolutions
+from tests.proof.bisecting import CACHE, OPTIONS
+from tests.proof.miscompiles import LostTile
+from tests.proof.models import Encoder, convolutions
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile_to_file
