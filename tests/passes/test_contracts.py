@@ -155,7 +155,7 @@ def unpack_a_dispatch(module: ir.Module) -> None:
         ("form-dispatches", winograd_without_tile, WINOGRAD_TILED),
         ("pack-weights", unpack_a_dispatch, PACKED_ALIKE),
     ],
-    ids=str,
+    ids=lambda each: getattr(each, "__name__", str(each)),
 )
 def test_what_a_pass_ensures_is_checked(after: str, change: Break, contract: Any) -> None:
     with context(), ir.Location.unknown():

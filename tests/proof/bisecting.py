@@ -7,6 +7,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import pytest
+
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.execution.interpreter import OpCache
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.verify.bisect import Verdict, bisect
 from tests.proof.miscompiles import (
     Expected,
     InPass,
@@ -24,11 +29,6 @@ from tests.proof.miscompiles import (
     wrong_identity,
     wrong_pad,
 )
-
-from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.execution.interpreter import OpCache
-from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.verify.bisect import Verdict, bisect
 
 CACHE = OpCache()  # ops that the interpreter compiled: the tests look at the same model again and again
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.proof.bisecting import CONVOLUTIONS, ENCODER, found
-from tests.proof.models import convolutions, encoder, fresh, located
 
 from llmos.compiler.frontend.model import ImportedModel
+from tests.proof.bisecting import CONVOLUTIONS, ENCODER, found
+from tests.proof.models import convolutions, encoder, fresh, located
 
 NUM_LAYERS = 12
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.proof.miscompiles import InPass, swap_operands
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
@@ -25,6 +24,7 @@ from llmos.runtime.artifact.fields import Fields
 from llmos.runtime.artifact.recorded import RandomInput
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import ToleranceError
+from tests.proof.miscompiles import InPass, swap_operands
 
 TABLE = 50
 

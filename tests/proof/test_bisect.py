@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.proof.bisecting import CACHE, ENCODER, OPTIONS, found
-from tests.proof.models import encoder, fresh, located
 
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.verify.bisect import CLEAN, bisect
+from tests.proof.bisecting import CACHE, ENCODER, OPTIONS, found
+from tests.proof.models import encoder, fresh, located
 
 SOME = ("dropped epilogue", "stale buffer", "lost tail of rows", "wrong packing order")
 

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.proof.bisecting import CACHE, OPTIONS
-from tests.proof.miscompiles import LostTile
-from tests.proof.models import Encoder, convolutions
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile_to_file
@@ -18,6 +15,9 @@ from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.bisect import CLEAN, bisect
 from llmos.runtime.cli.command import run
+from tests.proof.bisecting import CACHE, OPTIONS
+from tests.proof.miscompiles import LostTile
+from tests.proof.models import Encoder, convolutions
 
 
 @pytest.fixture(scope="module")
