@@ -492,4 +492,4 @@ def test_sincos_shares_one_reduction(library: Library, tmp_path: Path) -> None:
 def test_a_function_without_expansion_is_refused() -> None:
     source = "func.func @f(%x: f64) -> f64 {\n%y = math.erfc %x : f64\nreturn %y : f64\n}"
     with context(), ir.Location.unknown(), pytest.raises(UnsupportedError, match=r"math\.erfc on f64"):
-        ExpandMath().run(ir.Module.parse(source))
+        ExpandMath().run(ir.Module.parse(source), PassContext())

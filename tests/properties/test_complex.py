@@ -174,7 +174,7 @@ class Rotary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         angles = torch.outer(torch.arange(32.0), 1 / 10 ** (torch.arange(4) / 4))
-        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+        self.register_buffer("rotations", torch.polar(torch.ones_like(angles), angles))
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
