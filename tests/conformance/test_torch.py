@@ -19,12 +19,11 @@ ENTRIES = (
     "torch.ops.aten._safe_softmax.default", "nn.functional.conv2d", "nn.functional.conv_transpose3d", "nn.functional.max_pool2d",
     "nn.functional.adaptive_max_pool2d", "nn.functional.adaptive_avg_pool2d", "nn.functional.embedding_bag", "split_with_sizes",
     "nonzero", "masked_select", "unique_consecutive", "scatter_add", "masked_scatter", "_segment_reduce.offsets",
-    "histogramdd", "_upsample_bilinear2d_aa", "fft.hfftn", "stft", "view_as_complex", "randn",
+    "histogramdd", "_upsample_bilinear2d_aa", "fft.hfftn", "stft", "view_as_complex", "randn", "normal.in_place",
     "linalg.lu", "linalg.qr", "linalg.eigh", "linalg.svd", "linalg.pinv", "linalg.solve", "matrix_exp", "cholesky_inverse",
 )  # fmt: skip
 REFUSED = {
     "linalg.eig": "complex",
-    "normal.in_place": "changes an input",
     "sparse.sampled_addmm": "sparse",
 }
 
