@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test check conformance fuzz fuzz-artifact fuzz-index proof bench clean
+.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -23,7 +23,11 @@ demo: venv
 	$(RUN) -m llmos.compiler.devtools.demo
 
 test: venv
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not slow'
+
+# What takes more than a few seconds a test: large compiles, real models, the longest generators.
+test-slow: venv
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow
 
 check: venv
 	$(RUN) -m ruff check .
