@@ -124,7 +124,7 @@ class _Planner:
         return self.slots.take(num_bytes(self.shapes, value))
 
     def _place_loop(self, loop: Loop, held: dict[ir.Value, list[int]]) -> None:
-        """A stack is placed like any result. A state has two slots, which the turns write in turn, and keeps both."""
+        """Place a scan output like any result. Give a state two slots, which the iterations write alternately; it keeps both."""
         results = list(loop.op.results)
         places = {position: self._place(results[position], held) for position in loop.scan_outputs}
         stacked = {each.source for each in loop.scan_outputs.values()}
@@ -134,10 +134,10 @@ class _Planner:
             if root not in stacked and root not in twins and root != loop.carried[position]:
                 twins[root] = held[results[position]] = [self._take(root), self._take(root)]
         self._place_iteration(loop, twins, stacked)
-        loop.op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get([places.get(position, 0) for position in range(len(results))])
+        loop.op.attributes[BUFFERS] = ir.DenseI64ArrayAttr.get([places.get(position, ELSEWHERE) for position in range(len(results))])
 
     def _place_iteration(self, loop: Loop, twins: dict[ir.Value, list[int]], stacked: set[ir.Value]) -> None:
-        """What one turn makes and uses up. Parts of a loop may run at the same time: they share no slot."""
+        """Place what one iteration makes and reads for the last time. Parts of a loop may run at the same time: they share no slot."""
         last_use = _last_uses(loop.ops)
         taken: list[int] = []
         for calls in loop.parts:

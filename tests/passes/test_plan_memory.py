@@ -149,7 +149,7 @@ def test_the_states_of_a_loop_have_two_slots_and_its_stacks_are_written_in_place
         CHECK: %[[A:.*]] = call @same({{.*}}) {llmos.buffers = array<i64: 0>
         CHECK: func.call @same({{.*}}) {llmos.buffers = array<i64: 3, 3>
         CHECK: func.call @two({{.*}}) {llmos.buffers = array<i64: -4294967296, -4294967296, 1, 2>
-        CHECK: {llmos.buffers = array<i64: -1, 0, 0>
+        CHECK: {llmos.buffers = array<i64: -1, -4294967296, -4294967296>
         CHECK: call @same({{.*}}) {llmos.buffers = array<i64: 3>
         """,
     )
