@@ -1,8 +1,10 @@
-"""`pytest --processor zen3`: the suite as on a processor that this machine has the features of."""
+"""Keys and a cache of the tests' own, and `pytest --processor zen3`: the suite as on a processor that this machine has the features of."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +30,17 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         chosen.pretend(patch)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def llmos_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One home for all tests of a process: the user's keys are never touched, and artifacts of session fixtures stay trusted.
+
+    The cache serves all processes of a run.
+    """
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMOS_HOME", str(base / "home"))
+        patch.setenv("LLMOS_CACHE", str(run / "cache"))
+        yield base / "home"

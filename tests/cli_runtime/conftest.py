@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from .artifacts import affine_artifact, counts_artifact
 
 @dataclass(frozen=True)
 class Artifacts:
-    home: Path
     affine: Path
     counts: Path
 
@@ -29,11 +28,9 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifacts]:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     folder = tmp_path_factory.mktemp("artifacts")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMOS_HOME", str(folder / "home"))
-        yield Artifacts(folder / "home", affine_artifact(folder / "affine.llmos"), counts_artifact(folder / "counts.llmos"))
+    return Artifacts(affine_artifact(folder / "affine.llmos"), counts_artifact(folder / "counts.llmos"))
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def llmos(artifacts: Artifacts, tmp_path: Path) -> Callable[..., Finished]:
 
     def call(*args: object, **environment: str) -> Finished:
         command = [sys.executable, "-c", "from llmos.runtime.cli import main; main()", *map(str, args)]
-        env = {**os.environ, "LLMOS_HOME": str(artifacts.home), **environment}
+        env = {**os.environ, **environment}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60, check=False)
         return Finished(done.returncode, done.stdout, done.stderr)
 

@@ -113,8 +113,7 @@ class Layers(torch.nn.Module):
         return torch.softmax(self.layers(x), -1)
 
 
-def test_the_times_of_dispatches_sum_to_that_of_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
+def test_the_times_of_dispatches_sum_to_that_of_the_call(tmp_path: Path) -> None:
     artifact = tmp_path / "layers.llmos"
     shapes = ({0: torch.export.Dim("rows", min=1, max=1024)},)
     options = CompileOptions(target="native")
@@ -136,7 +135,6 @@ def test_the_times_of_dispatches_sum_to_that_of_the_call(tmp_path: Path, monkeyp
 def test_a_small_model_against_torch_and_onnxruntime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("LLMOS_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "linear.pt2"
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -34,12 +34,6 @@ func.func @main(%x: tensor<1x1024xf32> {llmos.kind = "input", llmos.name = "x", 
 PIPELINE = "tosa-to-linalg,linalg-generalize-named-ops,linalg-fuse-elementwise-ops,arith-expand,canonicalize"
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-    monkeypatch.setenv("LLMOS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def relu_layer(tmp_path: Path) -> Path:
     path = tmp_path / "layer.mlir"

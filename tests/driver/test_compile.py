@@ -43,11 +43,6 @@ def exported(model: Mlp, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-
-
 def build(source: Path, out: Path, **options: object) -> list[str]:
     result = compile_to_file(source, out, CompileOptions(**{**NATIVE, **options}), Progress())  # type: ignore[arg-type]
     return sorted(path.name for path in result.written)

@@ -25,11 +25,6 @@ func.func @main(%x: tensor<4xf32> {llmos.kind = "input", llmos.name = "x", llmos
 PASSED = {"plan": 1, "dispatch_passes": 2, "plan_passes": 2}  # the passes, and their texts for the manifest
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def calls() -> Iterator[Counter[str]]:
     backend = get_backend("null")

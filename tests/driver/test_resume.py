@@ -49,8 +49,7 @@ RECORD = CompiledModel(
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "home"))
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMOS_CACHE", str(tmp_path / "cache"))
 
 

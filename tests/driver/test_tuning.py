@@ -42,9 +42,8 @@ class Layers(torch.nn.Module):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMOS_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("LLMOS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

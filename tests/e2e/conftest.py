@@ -6,8 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,36 +25,12 @@ def call(*arguments: object, env: dict[str, str] | None = None, **popen: object)
 
 
 @pytest.fixture(scope="session")
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Keys and cache of these tests' own; the cache serves all workers of a run."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return {"LLMOS_HOME": str(base / "e2e-home"), "LLMOS_CACHE": str(shared / "cache")}
-
-
-@contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _at_home(own_home: dict[str, str]) -> Iterator[None]:
-    """Of each module, since other folders' tests have homes of their own."""
-    with environment(own_home):
-        yield
-
-
-@pytest.fixture(scope="session")
-def compiled(own_home: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Compile:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     """Compiles a source with `llmos compile` and gives the artifact."""
 
     def compile_model(source: Path, name: str, *options: str) -> Path:
         out = tmp_path_factory.mktemp("compiled") / f"{name}.llmos"
-        with environment(own_home):
-            assert run(["compile", str(source), "-o", str(out), "-q", *options]) == 0
+        assert run(["compile", str(source), "-o", str(out), "-q", *options]) == 0
         return out
 
     return compile_model

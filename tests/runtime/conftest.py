@@ -1,11 +1,10 @@
-"""Fixtures: the hand-written artifact, and a home of the tests' own."""
+"""Fixtures: the hand-written artifact."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -34,15 +33,6 @@ def contents(code: bytes) -> ArtifactContents:
         metadata={"task": "test"},
         assets={"tokenizer.json": b'{"a": 1}'},
     )
-
-
-@pytest.fixture(autouse=True, scope="session")
-def llmos_home(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tests' own keys: the user's are never touched."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("LLMOS_HOME", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="session")

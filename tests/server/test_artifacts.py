@@ -22,13 +22,11 @@ COMMAND = [sys.executable, "-c", "from llmos.runtime.cli import main; main()", "
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMOS_HOME", str(folder / "home"))
-        affine_artifact(folder / "affine.llmos")
-        counts_artifact(folder / "counts.llmos")
-        yield folder
+    affine_artifact(folder / "affine.llmos")
+    counts_artifact(folder / "counts.llmos")
+    return folder
 
 
 @pytest.fixture(scope="module")
