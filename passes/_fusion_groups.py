@@ -33,7 +33,7 @@ LONGEST_CHAIN = 24  # elementwise ops of one dispatch
 
 
 def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[FusionGroup]:
-    """Every cluster of a function. Order matters: what is dearest chooses its company first."""
+    """Every fusion group of a function. Order matters: what is most expensive chooses its company first."""
     groups = [_seed(graph, "attention", ops) for ops in attention_groups]
     for ops in attention_groups:
         _materialize_keys_and_values(graph, ops)
@@ -149,7 +149,7 @@ def _follows(graph: Graph, op: ir.Operation, group: FusionGroup, root: ir.Value,
 
 
 def _depends_on_trial(graph: Graph, value: ir.Value, trial: FusionGroup) -> bool:
-    """`Graph.depends` for a cluster that is not assigned yet."""
+    """`Graph.depends` for a fusion group that is not assigned yet."""
     before = {op: graph.groups.get(op) for op in trial.ops}
     for op in trial.ops:
         graph.groups[op] = trial
@@ -178,7 +178,7 @@ def _rearranges(graph: Graph, generic: Generic, operand: ir.Value, affine: ir.Af
 
 # -- sorts and scans
 def _scans(graph: Graph) -> list[FusionGroup]:
-    """One cluster for each scan, with what follows each running value point by point."""
+    """One fusion group for each scan, with what follows each running value point by point."""
     groups: list[FusionGroup] = []
     for op in [op for op in graph.ops if op not in graph.groups and is_scan(op)]:
         group = _seed(graph, "scan", [op])
@@ -273,7 +273,7 @@ def _aligned(graph: Graph, operand: ir.Value, affine: ir.AffineMap, group: Fusio
 
 
 def _pull(graph: Graph, group: FusionGroup, generic: Generic) -> None:
-    """Bring elementwise producers over the same full space into a row cluster."""
+    """Bring elementwise producers over the same full space into a row group."""
     for operand, affine in zip(generic.inputs, generic.maps, strict=False):
         owner = owner_of(operand)
         if owner is None or owner in graph.groups or owner.name != "linalg.generic" or is_fill(owner) or graph.is_inlined(owner):
@@ -289,7 +289,7 @@ def _pull(graph: Graph, group: FusionGroup, generic: Generic) -> None:
 
 
 def _needed_between(graph: Graph, producer: ir.Operation, group: FusionGroup) -> bool:
-    """Whether a cluster reads something outside that is made from `producer`: with it inside, each would wait for the other."""
+    """Whether a fusion group reads something outside that is made from `producer`: with it inside, each would wait for the other."""
     alone = FusionGroup(group.kind, [producer])
     outside = [v for op in group.ops for v in captured(op) if not among(owner_of(v), [producer, *group.ops])]
     return any(_depends_on_trial(graph, v, alone) for v in outside)
@@ -335,7 +335,7 @@ def _joins_contraction(graph: Graph, group: FusionGroup) -> bool:
 
 
 def _is_read_by(graph: Graph, producer: FusionGroup, image: ir.Value, group: FusionGroup) -> bool:
-    """Whether an image is all that a cluster gives, and another cluster all that takes it."""
+    """Whether an image is all that a fusion group gives, and another fusion group all that takes it."""
     outside = [(result, user) for op in producer.ops for result in op.results for user in graph.users(result) if user not in producer.ops]
     return all(result == image and user in group.ops for result, user in outside)
 

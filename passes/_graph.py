@@ -25,8 +25,8 @@ class FusionGroup:
 
     kind: str  # attention, contraction, row, elementwise, scatter, fallback
     ops: list[ir.Operation]
-    num_outer: int = -1  # of a row cluster: loop dims before the reduced ones
-    sizes: tuple[object, ...] = ()  # of a row cluster: the full loop space
+    num_outer: int = -1  # of a row group: loop dims before the reduced ones
+    sizes: tuple[object, ...] = ()  # of a row group: the full loop space
 
     def __contains__(self, op: ir.Operation) -> bool:
         return op in self.ops
@@ -180,7 +180,7 @@ class Graph:
         group.ops.sort(key=lambda op: self.position[op])
 
     def depends(self, value: ir.Value, group: FusionGroup) -> bool:
-        """Whether `value`, made outside a cluster, needs a result of the cluster first (then joining its user would close a cycle)."""
+        """Whether `value`, made outside a fusion group, needs one of its results first (then joining its user would close a cycle)."""
         stop = min(self.position[op] for op in group.ops)
         seen: set[ir.Operation] = set()
         pending = [value]
@@ -199,5 +199,5 @@ class Graph:
         return False
 
     def may_join(self, op: ir.Operation, group: FusionGroup) -> bool:
-        """Whether every operand of `op` is in the cluster or independent of it."""
+        """Whether every operand of `op` is in the fusion group or independent of it."""
         return all(among(owner_of(v), group.ops) or not self.depends(v, group) for v in captured(op))

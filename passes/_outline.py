@@ -1,4 +1,4 @@
-"""Moving clusters into dispatch functions, and the host function into the order in which they run."""
+"""Moving fusion groups into dispatch functions, and the host function into the order in which they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmos.passes._graph import FusionGroup, Graph, captured, erase_dead, is_ten
 
 @dataclass
 class Outliner:
-    """Builds one dispatch function from one cluster."""
+    """Builds one dispatch function from one fusion group."""
 
     graph: Graph
     group: FusionGroup
@@ -102,7 +102,7 @@ def _is_constant(owner: ir.Operation | None) -> bool:
 
 
 def schedule(graph: Graph) -> list[ir.Operation | FusionGroup]:
-    """Host ops and clusters in an order that respects every dependence, as near to the program's own as that allows."""
+    """Host ops and fusion groups in an order that respects every dependence, as near to the program's own as that allows."""
     units: dict[ir.Operation, ir.Operation | FusionGroup] = {}
     for op in graph.ops[:-1]:
         if op in graph.groups:
@@ -161,7 +161,7 @@ def _topological(
 
 
 def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | FusionGroup], prefix: str) -> None:
-    """Replace clusters by calls, in order, and drop what they cloned."""
+    """Replace fusion groups by calls, in order, and drop what they cloned."""
     terminator = graph.ops[-1]
     outliners = {unit: Outliner(graph, unit) for unit in order if isinstance(unit, FusionGroup)}
     funcs = {
@@ -189,7 +189,7 @@ def rebuild(graph: Graph, module: ir.Module, order: Sequence[ir.Operation | Fusi
                     SHAPES: ir.ArrayAttr.get([shape_attribute(graph.shapes.shape(r)) for r in results]),
                 },
             )
-        for other in outliners.values():  # operands of later clusters follow the rewrite
+        for other in outliners.values():  # operands of later fusion groups follow the rewrite
             for old, new in zip(results, call.results, strict=True):
                 if old in other.tensors:
                     other.tensors = {(new if t == old else t): None for t in other.tensors}

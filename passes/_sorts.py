@@ -9,7 +9,7 @@ from llmos.passes._graph import FusionGroup, Graph, is_evaluable, owner_of
 
 
 def sort_groups(graph: Graph) -> list[FusionGroup]:
-    """One cluster for each sort that the kernel takes."""
+    """One fusion group for each sort that the kernel takes."""
     found = [op for op in graph.ops if op not in graph.groups and is_sort(op)]
     return [_group(graph, op) for op in found]
 
@@ -22,7 +22,7 @@ def _group(graph: Graph, sort: ir.Operation) -> FusionGroup:
 
 
 def take_producer(graph: Graph, group: FusionGroup, value: ir.Value) -> None:
-    """Let an elementwise op that makes `value` for this cluster alone run where it is read."""
+    """Let an elementwise op that makes `value` for this fusion group alone run where it is read."""
     op = owner_of(value)
     if op is None or op.name != "linalg.generic" or is_fill(op) or op in graph.groups or graph.is_inlined(op):
         return

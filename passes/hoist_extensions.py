@@ -14,7 +14,7 @@ from llmos.passes._pass import Pass
 
 @dataclass(frozen=True)
 class HoistExtensions(Pass):
-    """A product of float16 or bfloat16 with sums in float32 becomes a contraction of float32 whose factors are widened before it.
+    """A product of float16 or bfloat16 with sums in float32 becomes a contraction of float32 whose factors are extended before it.
 
     Before:
         linalg.generic {sum over k of extf(a) * extf(b)} ins(%a, %b : tensor<8x64xf16>, tensor<64x32xf16>) outs(... f32)

@@ -26,7 +26,7 @@ LOOPS = ("scatter", "fallback")  # kinds whose ops keep their types
 @dataclass(frozen=True)
 class TruncateActivations(Pass):
     """What one dispatch makes and another multiplies (by a contraction or in attention) is rounded to bfloat16 by its producer and
-    widened by its consumers; so is every matrix that a contraction has on its right, and every table that is gathered from. Inputs and
+    extended by its consumers; so is every matrix that a contraction has on its right, and every table that is gathered from. Inputs and
     outputs of the program keep their types.
 
     Before:
@@ -226,7 +226,7 @@ def _rewrite(call: _Call, chosen: set[ir.Value]) -> None:
 
 
 def _extend_argument(block: ir.Block, argument: ir.Value) -> None:
-    """The argument in bfloat16; what read it reads it widened."""
+    """The argument in bfloat16; what read it reads it extended."""
     uses = [(use.owner.operation, use.operand_number) for use in argument.uses]
     argument.set_type(with_element(argument.type, ir.BF16Type.get()))
     with ir.InsertionPoint.at_block_begin(block):

@@ -44,7 +44,7 @@ class FallbackSubgraphs:
 
     def add(self, node: fx.Node, shapes: Mapping[fx.Node, Shape]) -> FallbackSubgraph:
         check_shapes(node)
-        subgraph = FallbackSubgraph(f"island_{len(self._subgraphs)}_{str(node.target).replace('.', '_')}", node, shapes)
+        subgraph = FallbackSubgraph(f"fallback_{len(self._subgraphs)}_{str(node.target).replace('.', '_')}", node, shapes)
         self._subgraphs.append(subgraph)
         return subgraph
 

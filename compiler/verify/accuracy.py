@@ -55,7 +55,7 @@ def _loaded(weight: Weight) -> Weight:
 class AccuracyCheck:
     """All that an accuracy report is made of, but the compiled code: gathered before the passes change the module.
 
-    strict: whether the budget was requested explicitly, and isn't widened by the model's sensitivity.
+    strict: whether the budget was requested explicitly, and isn't raised by the model's sensitivity.
     """
 
     reference: Reference | None

@@ -133,7 +133,7 @@ class TargetVerdict:
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """The content of certificate.json, without times; `parse` inverts `to_json`.
+    """The content of the report, without times; `parse` inverts `to_json`.
 
     reference: the implementation that computed the outputs, such as "torch eager". note: the reason if there are no cases.
     """
@@ -173,7 +173,7 @@ class AccuracyReport:
         )
 
     def allowed(self, finding: Finding) -> Tolerance:
-        """Return the budget of one output of one case, widened by its sensitivity."""
+        """Return the budget of one output of one case, raised by its sensitivity."""
         outputs = self.cases[finding.case].outputs
         return self.budget.loosened(max((each.sensitivity for each in outputs if each.name == finding.output), default=0.0))
 

@@ -80,7 +80,7 @@ def test_compiling_leaves_the_module_as_it_was() -> None:
     assert (module.calls.item(), module.total.tolist()) == (0, [2.0] * 4)
 
 
-def test_the_certificate_holds_the_states(counter: Program) -> None:
+def test_the_report_holds_the_states(counter: Program) -> None:
     accuracy_report = accuracy_report_of(counter.artifact)
     assert accuracy_report is not None
     assert {len(case.inputs) for case in accuracy_report.cases} == {3}

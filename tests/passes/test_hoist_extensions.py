@@ -1,4 +1,4 @@
-"""hoist-extensions: factors of half precision are widened before a contraction, which then is one of float32."""
+"""hoist-extensions: factors of half precision are extended before a contraction, which then is one of float32."""
 
 from __future__ import annotations
 

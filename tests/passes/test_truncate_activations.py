@@ -1,4 +1,4 @@
-"""truncate-activations: which values are kept in bfloat16, where they are rounded and widened, and what stays in float32."""
+"""truncate-activations: which values are kept in bfloat16, where they are rounded and extended, and what stays in float32."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_product_reads_bfloat16_on_both_sides_and_the_program_float32() -> Non
     )
 
 
-def test_what_goes_between_dispatches_is_rounded_once_and_widened_where_it_is_read() -> None:
+def test_what_goes_between_dispatches_is_rounded_once_and_extended_where_it_is_read() -> None:
     module = narrowed(lambda w, v, x: torch.relu(x @ w) @ v, X, weights=(W, torch.randn(50, 7)))
     assert main_types(module) == ["bf16", "f32"]
     assert str(functions(module)[1]).count("arith.truncf") == 2  # of the program's input, and of the result

@@ -1,4 +1,4 @@
-"""Certificates: what a compile records, when it fails, and what `llmos verify` says later."""
+"""Accuracy reports: what a compile records, when it fails, and what `llmos verify` says later."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parsed(artifact: Artifact) -> AccuracyReport:
     return AccuracyReport.parse(artifact.contents.extras[ACCURACY_MEMBER])
 
 
-def test_a_certificate_covers_other_sizes_with_inputs_that_the_model_takes() -> None:
+def test_a_report_covers_other_sizes_with_inputs_that_the_model_takes() -> None:
     accuracy_report = parsed(tagger())
     assert accuracy_report.reference == "torch eager" and accuracy_report.budget == Tolerance(1e-4)
     sizes = [dict(case.sizes) for case in accuracy_report.cases]
@@ -81,7 +81,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.llmos").read_bytes() == (tmp_path / "b.llmos").read_bytes()
 
 
-def test_a_certificate_is_read_back_as_it_was_written() -> None:
+def test_a_report_is_read_back_as_it_was_written() -> None:
     accuracy_report = parsed(tagger())
     assert AccuracyReport.parse(accuracy_report.to_json()) == accuracy_report
 
@@ -124,7 +124,7 @@ def test_verify_sees_numbers_that_differ_from_the_reference(tmp_path: Path, caps
     assert out.count("OVER BUDGET") == 1 and "1 of 3 outputs over budget" in out
 
 
-def test_an_artifact_without_a_certificate_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_without_a_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tagger(accuracy_report=False).save(tmp_path / "none.llmos")
     assert run(["verify", str(tmp_path / "none.llmos")]) == 2
     assert "holds no accuracy report" in capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_mlir_text_is_its_own_reference(tmp_path: Path) -> None:
     assert accuracy_report.worst().deviation.max_error == 0.0  # type: ignore[union-attr]
 
 
-def test_a_reference_that_runs_on_nothing_leaves_an_empty_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_that_runs_on_nothing_leaves_an_empty_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Picky(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not torch.compiler.is_compiling():
@@ -175,7 +175,7 @@ def test_bfloat16_gets_a_wider_budget() -> None:
     assert 0 < accuracy_report.worst().deviation.max_error < 2e-2  # type: ignore[union-attr]
 
 
-def test_the_certificate_is_found_in_an_artifact(tmp_path: Path) -> None:
+def test_the_report_is_found_in_an_artifact(tmp_path: Path) -> None:
     artifact = tagger()
     artifact.save(tmp_path / "tagger.llmos")
     assert accuracy_report_of(llmos.Artifact.open(tmp_path / "tagger.llmos")) == parsed(artifact)

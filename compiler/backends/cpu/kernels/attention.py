@@ -1,7 +1,7 @@
 """Attention with streaming softmax: no score matrix in memory.
 
 Lanes run over query rows, so scores are computed transposed, S^T[j, i] = sum_d K[j, d] Q^T[d, i]: keys and values are read where they
-are, as broadcast scalars (bfloat16 ones are widened into scratch, a block at a time), only a block of queries is transposed, and the
+are, as broadcast scalars (bfloat16 ones are extended into scratch, a block at a time), only a block of queries is transposed, and the
 softmax over j needs no step across lanes. The running maximum and sum are those of "Online normalizer calculation for softmax" (Milakov
 and Gimelshein, 2018); blocks of j start at multiples of 64, so what else is in a batch, and how far it is padded with masked keys,
 changes no bit of a row.
@@ -60,7 +60,7 @@ class AttentionEmitter:
 
     @staticmethod
     def _is_truncated(value: Value) -> bool:
-        """Whether K or V lies in memory as bfloat16: each block is then widened into scratch."""
+        """Whether K or V lies in memory as bfloat16: each block is then extended into scratch."""
         source = trace_to_buffer(value, [{}] * len(value.type.shape), through=(EXTEND,))
         return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 

@@ -1,6 +1,6 @@
 """What follows a contraction's sums: each result of the dispatch, evaluated with the sums in the place of the root, and its stores.
 
-A cheap epilogue runs on the accumulators where they are, in registers. One that is dear to repeat for each of them in the code (an
+A cheap epilogue runs on the accumulators where they are, in registers. One that is expensive to repeat for each of them in the code (an
 exponential), or whose last columns are not known at compile time, runs over the finished tile in the first cache.
 """
 

@@ -83,7 +83,7 @@ class RowPlan:
         return max((self.level(value) for g in self.generics for value in g.op.results), default=0)
 
     def kept_at(self, level: int) -> list[Value]:
-        """Full rows computed at `level` that a later level uses and that are dear to compute again."""
+        """Full rows computed at `level` that a later level uses and that are expensive to compute again."""
         values = [value for generic in self.generics if generic.is_elementwise for value in generic.op.results]
         full = [value for value in values if self.level(value) == level and not self.is_outer(value)]
         return [value for value in full if self._used_later(value, level) and self._is_expensive(value)]
@@ -131,7 +131,7 @@ def _extracted(op: ir.Operation) -> list[Value]:
 def plan_rows(dispatch: Dispatch) -> RowPlan:
     """Read the loop space of a `row` or `elementwise` dispatch."""
     ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
-    # a widened argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
+    # an extended argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
     generics = [Generic(op) for op in ops if not is_extended_argument(op.results[0])]
     num_outer = DispatchFunc(dispatch.func).num_outer
     if num_outer is None:

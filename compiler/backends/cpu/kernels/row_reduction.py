@@ -3,7 +3,7 @@
 A dispatch with reductions over its inner dims (softmax, layer norm, RMS norm, L2 norm, pooling of the last dims) becomes one loop over
 rows; a row is walked once per level: level 0 reduces what depends on inputs alone, level 1 what depends on the first reductions, and so
 on, while the row stays in L1.
-What a later level needs and is dear to compute again is kept in a row of scratch, or read back from the output that holds it.
+What a later level needs and is expensive to compute again is kept in a row of scratch, or read back from the output that holds it.
 """
 
 from __future__ import annotations
