@@ -103,7 +103,10 @@ class SymbolTable:
         low, high = _interval(expr, ranges)
         if not expr.has(sympy.floor):
             return low, high
-        # floor(x) is x less a fraction: what is rounded and what is not may cancel, as in a remainder.
+        # floor(x) is x less a fraction: what is rounded and what is not may cancel, as in a remainder. A FloorMul takes integers alone.
+        products = {product: sympy.Dummy() for product in expr.atoms(FloorMul)}
+        ranges |= {dummy: _interval(product, ranges) for product, dummy in products.items()}
+        expr = expr.xreplace(products)
         fractions: dict[Expr, tuple[Expr, Expr]] = {}
 
         def unrounded(x: Expr) -> Expr:
@@ -200,7 +203,8 @@ def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Exp
         return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
     parts = [_interval(arg, ranges) for arg in expr.args]
     if isinstance(expr, FloorMul):
-        low, high = (end if end.is_infinite else expr.func(end, *expr.args[1:]) for end in parts[0])
+        low, high = sympy.floor(parts[0][0]), sympy.ceiling(parts[0][1])  # the interval of a product may end between integers
+        low, high = (end if end.is_infinite else expr.func(end, *expr.args[1:]) for end in (low, high))
         return (low, high) if expr.scale > 0 else (-high if high.is_infinite else high, -low if low.is_infinite else low)
     if isinstance(expr, sympy.Add):
         return sympy.Add(*[low for low, _ in parts]), sympy.Add(*[high for _, high in parts])

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import sympy
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch.utils._sympy import functions as torch_sympy
@@ -80,6 +80,8 @@ def _value(expr: sympy.Expr, h: int, w: int) -> int:
 
 @settings(max_examples=60, deadline=None)
 @given(_texts())
+@example("-floor_mul_f32((h // 3), 1, 1)")
+@example("floor_mul(h * (h + 1) // 2, 3, 2) - floor_mul(h // 3, 1, 1) * (w // 2)")
 def test_text_is_read_and_written_with_pythons_meaning(text: str) -> None:
     expr = TABLE.parse(text)
     written = size_text(expr)
