@@ -299,3 +299,18 @@ def test_an_output_without_a_bound_is_refused_with_what_to_write() -> None:
 
     with pytest.raises(UnsupportedError, match=r"has no bound .* torch\._check"):
         llmos.compile(Range(), (torch.tensor(3),))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 63, 64, 65, 1025])
+def test_distinct_rows_of_any_count(num_rows: int, tmp_path: Path) -> None:
+    """Runs of every length that a merge can leave, with many equal rows and with none."""
+
+    class Distinct(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.unique(x, dim=0, return_inverse=True, return_counts=True)
+
+    rows = {0: torch.export.Dim("n", min=1, max=4096)}
+    program = compiled(Distinct(), [torch.zeros(5, 3, dtype=torch.int64)], (rows,), tmp_path / "distinct.llmos")
+    for high in (1, 3, 1000):
+        x = torch.from_numpy(np.random.default_rng(high).integers(-high, high, (num_rows, 3)))
+        assert_same(program(x.numpy()), Distinct()(x), f"{num_rows} rows below {high}")

@@ -18,6 +18,7 @@ from llmos.compiler.frontend.ops.orders import stable_sort
 from llmos.compiler.frontend.scalars import Scalar
 
 INT = torch.int64
+MAX_DOUBLINGS = 48  # of a run of one row: more rows than memory holds
 
 
 def unique2(
@@ -130,27 +131,50 @@ def _bits(b: Builder, x: Tensor, dtype: torch.dtype, wanted: torch.dtype) -> Ten
 
 
 def _lexical_order(b: Builder, rows: Tensor) -> Tensor:
-    """Return the stable lexicographic order of the rows, [n]: the position of a row is the number of rows before it."""
+    """Return the stable lexicographic order of the rows, int64 [n], by a bottom-up merge sort: O(n log n) comparisons of rows."""
     n, width = rows.shape
-    loops = Loops(b, {"rows": rows}, {"order": ((n,), INT, 0), "at": ((2,), INT, 0)})
+    left, right, sign, half = range(4)  # of "at": the heads of the two runs, how their rows compare, and the length of a run
+    loops = Loops(b, {"rows": rows}, {"order": ((n,), INT, 0), "merged": ((n,), INT, 0), "at": ((4,), INT, 0)})
+    size = loops.number(n)
+
+    def head(run: int) -> Scalar:
+        return loops.get("order", loops.get("at", run).min(size - 1))
 
     def compare(i: Scalar, k: Scalar) -> None:
-        loops.set("at", [1], 0)  # -1: row k comes before row i; 1: after it; 0: equal so far
+        """Set the sign: -1 where row i comes before row k, 1 where it comes after, 0 where they are equal."""
+        loops.set("at", [sign], 0)
 
         def step(j: Scalar) -> None:
             mine, other = loops.get("rows", i, j), loops.get("rows", k, j)
-            found = (mine < other).to(INT) - (other < mine).to(INT)
-            undecided = loops.get("at", 1).equals(0).to(INT)
-            loops.add("at", [1], found * undecided)
+            found = (other < mine).to(INT) - (mine < other).to(INT)
+            loops.add("at", [sign], found * loops.get("at", sign).equals(0).to(INT))
 
         loops.loop(0, width, step)
-        sign = loops.get("at", 1)
-        loops.add("at", [0], ((sign < 0) | (sign.equals(0) & (k < i))).to(INT))
 
-    def place(i: Scalar) -> None:
-        loops.set("at", [0], 0)
-        loops.loop(0, n, lambda k: compare(i, k))
-        loops.set("order", [loops.get("at", 0)], i)
+    def place(k: Scalar) -> None:
+        """Write position k of the merged runs."""
+        length = loops.get("at", half)
+        start = k & -(length * 2)
+        middle, end = (start + length).min(size), (start + length * 2).min(size)
 
-    loops.loop(0, n, place)
+        def begin() -> None:
+            loops.set("at", [left], start)
+            loops.set("at", [right], middle)
+
+        loops.when(k.equals(start), begin)
+        compare(head(right), head(left))
+        ends = loops.get("at", left) >= middle
+        from_right = (loops.get("at", right) < end) & (ends | (loops.get("at", sign) < 0))
+        loops.set("merged", [k], s.select(from_right, head(right), head(left)))
+        loops.add("at", [right], from_right.to(INT))
+        loops.add("at", [left], 1 - from_right.to(INT))
+
+    def merge() -> None:
+        loops.loop(0, n, place)
+        loops.loop(0, n, lambda k: loops.set("order", [k], loops.get("merged", k)))
+        loops.set("at", [half], loops.get("at", half) * 2)
+
+    loops.loop(0, n, lambda k: loops.set("order", [k], k))
+    loops.set("at", [half], 1)
+    loops.loop(0, MAX_DOUBLINGS, lambda _: loops.when(loops.get("at", half) < size, merge))
     return loops.result("order")
