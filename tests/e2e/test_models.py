@@ -101,7 +101,7 @@ class Peer:
 PEERS = [
     Peer("squeezenet-fp16/SqueezeNet_fp16.onnx", (1, 3, 224, 224), 120, "float16", limit=2e-2),
     # A value that lies between two of the 256 levels may fall to either, and the next layers carry it on.
-    Peer("shufflenet-int8/shufflenet-v2-12-int8.onnx", (1, 3, 224, 224), 2, limit=5e-2),
+    pytest.param(Peer("shufflenet-int8/shufflenet-v2-12-int8.onnx", (1, 3, 224, 224), 2, limit=5e-2), marks=pytest.mark.slow),
     Peer("yolox-nano/yolox_nano.onnx", (1, 3, 416, 416), 255),
     Peer("yunet/yunet_n_dynamic.onnx", (2, 3, 96, 128), 255, options=("--dynamic", "batch=2,height=96,width=128")),
     Peer("super-resolution/super_resolution.onnx", (1, 1, 224, 224)),
