@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import sympy
 
 from llmos.compiler.ir.attributes import COMPUTED, INDUCTION_VARIABLES, SYMBOLS
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.intervals import Intervals
 from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
 from llmos.compiler.ir.size_text import floor_mod
 from llmos.runtime.errors import UnsupportedError, UserError
@@ -99,23 +101,11 @@ class SymbolTable:
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
         """Lower and upper bound of an expression, by interval arithmetic."""
-        ranges = {symbol.expr: (sympy.Integer(symbol.min), sympy.Integer(symbol.max)) for symbol in self.names}
-        low, high = _interval(expr, ranges)
-        if not expr.has(sympy.floor):
-            return low, high
-        # floor(x) is x less a fraction: what is rounded and what is not may cancel, as in a remainder. A FloorMul takes integers alone.
-        products = {product: sympy.Dummy() for product in expr.atoms(FloorMul)}
-        ranges |= {dummy: _interval(product, ranges) for product, dummy in products.items()}
-        expr = expr.xreplace(products)
-        fractions: dict[Expr, tuple[Expr, Expr]] = {}
+        return self._intervals.bounds(expr)
 
-        def unrounded(x: Expr) -> Expr:
-            fraction, divisor = sympy.Dummy(), sympy.fraction(sympy.together(x))[1]
-            fractions[fraction] = (sympy.S.Zero, 1 - 1 / divisor if divisor.is_Integer else sympy.S.One)
-            return x - fraction
-
-        other_low, other_high = _interval(sympy.expand(expr.replace(sympy.floor, unrounded)), {**ranges, **fractions})
-        return sympy.Max(low, sympy.ceiling(other_low)), sympy.Min(high, sympy.floor(other_high))
+    @cached_property
+    def _intervals(self) -> Intervals:
+        return Intervals({symbol.expr: (symbol.min, symbol.max) for symbol in self.names})
 
     def computed_in(self, expr: Expr) -> list[ComputedSymbol]:
         """The computed symbols that an expression depends on."""
@@ -146,7 +136,7 @@ class SymbolTable:
             return expr
         ranges = {symbol.expr: (symbol.expr, symbol.expr) for symbol in self.symbols}
         ranges |= {symbol.expr: (sympy.Integer(symbol.min), self._bound_of(symbol)) for symbol in computed}
-        return self.simplify(_interval(sympy.expand(expr), ranges)[1])
+        return self.simplify(_symbolic_interval(sympy.expand(expr), ranges)[1])
 
     def _bound_of(self, symbol: ComputedSymbol) -> Expr:
         bound = self._largest(self.parse(symbol.bound))
@@ -196,12 +186,13 @@ def _computed(module: ir.Module) -> tuple[ComputedSymbol, ...]:
     return tuple(found)
 
 
-def _interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+def _symbolic_interval(expr: Expr, ranges: Mapping[Expr, tuple[Expr, Expr]]) -> tuple[Expr, Expr]:
+    """Interval arithmetic whose ends are expressions of other symbols."""
     if expr in ranges:
         return ranges[expr]
     if not expr.args:
         return (expr, expr) if expr.is_number else (-sympy.oo, sympy.oo)
-    parts = [_interval(arg, ranges) for arg in expr.args]
+    parts = [_symbolic_interval(arg, ranges) for arg in expr.args]
     if isinstance(expr, FloorMul):
         low, high = sympy.floor(parts[0][0]), sympy.ceiling(parts[0][1])  # the interval of a product may end between integers
         low, high = (end if end.is_infinite else expr.func(end, *expr.args[1:]) for end in (low, high))
