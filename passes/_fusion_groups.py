@@ -24,7 +24,7 @@ from llmos.compiler.ir.attributes import COMPUTES, SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.sizes import Shape
-from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of
+from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of, reads_table_of
 from llmos.passes._sorts import sort_groups, take_producer
 
 MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
@@ -145,7 +145,9 @@ def _follows(graph: Graph, op: ir.Operation, group: FusionGroup, root: ir.Value,
     if any(operand == root or among(owner_of(operand), taken) for operand in generic.inits):
         return False
     trial = FusionGroup(group.kind, [*group.ops, *taken])
-    return all(among(owner_of(v), trial.ops) or not _depends_on_trial(graph, v, trial) for v in op.operands)
+    if reads_table_of(op, trial.ops):
+        return False
+    return all(among(owner_of(v), trial.ops) or not _depends_on_trial(graph, v, trial) for v in captured(op))
 
 
 def _depends_on_trial(graph: Graph, value: ir.Value, trial: FusionGroup) -> bool:

@@ -59,6 +59,17 @@ def erase_dead(func: ir.Operation) -> None:
             op.erase()
 
 
+def reads_table_of(op: ir.Operation, members: Sequence[ir.Operation]) -> bool:
+    """Whether the body of an op reads, at places of its own, what members of a fusion group make: elements that may not be made yet.
+
+    What elementwise ops alone make is no such table: it is computed where it is read.
+    """
+    if all(member.name == "linalg.generic" and Generic(member).is_elementwise for member in members):
+        return False
+    inner_ops = (inner for region in op.regions for block in region.blocks for inner in block)
+    return any(among(owner_of(value), members) for inner in inner_ops for value in captured(inner.operation))
+
+
 def is_evaluable(generic: Generic) -> bool:
     """Whether kernels can evaluate a generic point by point."""
     outputs = generic.maps[generic.num_inputs :]
@@ -199,5 +210,7 @@ class Graph:
         return False
 
     def may_join(self, op: ir.Operation, group: FusionGroup) -> bool:
-        """Whether every operand of `op` is in the fusion group or independent of it."""
+        """Whether every operand of `op` is in the fusion group or independent of it, and it reads no table that the group makes."""
+        if reads_table_of(op, group.ops):
+            return False
         return all(among(owner_of(v), group.ops) or not self.depends(v, group) for v in captured(op))
