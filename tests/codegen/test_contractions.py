@@ -150,3 +150,17 @@ def test_windows_over_lines_and_volumes() -> None:
     volumes = Windows(plain=nn.Conv3d(2, 3, 2), average=nn.AvgPool3d(2))
     program = compile_torch(volumes, [torch.randn(2, 2, 5, 6, 7)], [{0: dim("b")}])
     assert_like_eager(program, volumes, torch.randn(3, 2, 5, 6, 7))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_pixels_far_apart_read_where_they_are(size: int) -> None:
+    """A window of one pixel at a stride: rows of the left side that are no neighbors, of few pixels and of one image."""
+    torch.manual_seed(0)
+    convs = {
+        f"kernel_{kernel}_stride_{stride}_groups_{groups}": torch.nn.Conv1d(12, 6, kernel, stride=stride, groups=groups)
+        for kernel in (1, 2)
+        for stride in (1, 2, 3)
+        for groups in (1, 2)
+    }
+    module, x = Returns(**convs), torch.randn(1, 12, size)
+    assert_like_eager(compile_torch(module, [x]), module, x)

@@ -8,7 +8,7 @@ import sympy
 
 from llmos.compiler.analysis.casts import EXTEND, extended
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
-from llmos.compiler.analysis.generic import Generic, depends_on, dim_positions, fill_value, is_fill, trace_to_buffer
+from llmos.compiler.analysis.generic import Generic, compose, depends_on, dim_positions, fill_value, is_fill, trace_to_buffer
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
 from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
@@ -140,6 +140,8 @@ class ContractionPlan:
         """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
         operand = self.left
         if not isinstance(operand.owner, ir.Block) or operand.type.element_type != self.arithmetic.left_type or len(self.left_groups) > 1:
+            return False
+        if any(compose(expr, [{dim: 1} for dim in range(len(self.sizes))]) is None for expr in self.root.lhs_map.results):
             return False
         shape = self.dispatch.shapes.shape(operand)
         axes = [p for p, size in zip(dim_positions(self.root.lhs_map), shape, strict=True) if size != 1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.generic import dim_positions
+from llmos.compiler.analysis.generic import compose
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Strided
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.epilogue import TileCoords
@@ -90,7 +90,9 @@ class LeftSide:
         base = ev.locate(buffer, ev.apply(plan.root.lhs_map, self.points.at()))
         stride: Expr = sympy.S.Zero
         if plan.left_groups:
-            stride = buffer.strides[dim_positions(plan.root.lhs_map).index(plan.left_groups[-1][-1])]
+            row = plan.left_groups[-1][-1]
+            forms = [compose(expr, [{dim: 1} for dim in range(len(plan.sizes))]) or {} for expr in plan.root.lhs_map.results]
+            stride = sympy.Add(*[form.get(row, 0) * step for form, step in zip(forms, buffer.strides, strict=True)])
         return self._rows(b.address(buffer.pointer, base, buffer.kind), ev.sizes(stride), b.index(0), buffer.kind)
 
     def _evaluated(self, low: Value, high: Value, fresh: Value | None) -> Rows:
