@@ -216,7 +216,7 @@ class _PixelsEmitter:
         size = self.sizes[self.plan.lane]
         lanes: int = self.frame.b.lanes
         whole: int = next(v for v in (most, most + 1, *range(most, 0, -1)) if count // lanes % v == 0)
-        return min(whole, -(-int(size) // lanes)) if size.is_Integer else whole
+        return min(whole, max(-(-int(size) // lanes), 1)) if size.is_Integer else whole
 
     def _inside(self, first: Value, last: Value) -> tuple[Value, Value]:
         """The pixels of [first, last) whose window meets no padding along their row."""
