@@ -56,5 +56,4 @@ _STRUCTURE_OF_LINALG = frozenset({"linalg.generic", "linalg.yield", "linalg.inde
 
 ONLY_LINALG_GENERICS = Property("only-linalg-generics", lambda module: first_operation(module, _is_named_linalg))
 NO_FRONTEND_OPS = Property("no-frontend-ops", lambda module: first_operation(module, _is_above_linalg))
-NO_ASSERTS = Property("no-asserts", lambda module: first_operation(module, lambda op: op.name == "cf.assert"))
 TENSORS_ONLY = Property("tensors-only", lambda module: first_operation(module, _has_memref))

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmos.compiler.frontend.dims import Dim, Sizes, plain_text
-from llmos.compiler.ir.sizes import ComputedSymbol, Symbol, SymbolTable
+from llmos.compiler.ir.sizes import ComputedSymbol, SymbolTable
 
 
 def require_bounds(sizes: Sizes, dims: Iterable[Dim]) -> None:
     """Raise UnsupportedError for an output size without a bound."""
     if not sizes.computed:
         return
-    symbols = tuple(Symbol(each.name, each.min, each.max) for each in sizes.symbols)
     computed = tuple(
         ComputedSymbol(each.size.name, each.size.min, each.size.max, plain_text(each.bound), plain_text(each.equals or 0))
         for each in sizes.computed
     )
-    table = SymbolTable(symbols, (), computed)
+    table = SymbolTable(tuple(sizes.symbols), (), computed)
     for dim in dims:
         if sizes.is_computed(dim):
             table.upper_bound(table.parse(plain_text(dim)))

@@ -21,6 +21,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from llmos.compiler.frontend.float_sizes import ROUNDINGS, rounded_size
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32
+from llmos.compiler.ir.sizes import Symbol
 from llmos.runtime.errors import UnsupportedError
 
 Dim: TypeAlias = "int | sympy.Expr"
@@ -31,32 +32,18 @@ INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Symbol:
-    """A named dynamic dimension: `min <= value <= max`, read from dimension `axis` of input number `argument`."""
+class InputSymbol(Symbol):
+    """A symbol that is read from dimension `axis` of input number `argument`."""
 
-    name: str
-    min: int
-    max: int
     argument: int
     axis: int
 
-    @property
-    def expr(self) -> sympy.Symbol:
-        return sympy.Symbol(self.name, integer=True, positive=True)
-
 
 @dataclass(frozen=True)
-class DataSize:
+class DataSize(Symbol):
     """A number read from data that sizes depend on: export's unbacked symbol. `bounds`: upper bounds that the model asserts."""
 
-    name: str
-    min: int
-    max: int
     bounds: tuple[sympy.Expr, ...] = ()
-
-    @property
-    def expr(self) -> sympy.Symbol:
-        return sympy.Symbol(self.name, integer=True, nonnegative=True if self.min >= 0 else None, positive=True if self.min > 0 else None)
 
 
 @dataclass(frozen=True)
@@ -75,14 +62,17 @@ class Sizes:
     """The program's symbols, and proofs about sizes."""
 
     def __init__(
-        self, symbols: Sequence[Symbol], torch_names: Mapping[sympy.Symbol, Symbol], unbacked: Mapping[sympy.Symbol, DataSize] = NO_SIZES
+        self,
+        symbols: Sequence[InputSymbol],
+        torch_names: Mapping[sympy.Symbol, InputSymbol],
+        unbacked: Mapping[sympy.Symbol, DataSize] = NO_SIZES,
     ) -> None:
         self.symbols = tuple(symbols)
         self.computed: list[ComputedSize] = []
         self._names: dict[sympy.Symbol, Dim] = {torch_symbol: symbol.expr for torch_symbol, symbol in torch_names.items()}
         self._names |= {torch_symbol: size.expr for torch_symbol, size in unbacked.items()}
         self._pending = {size.expr: size for size in unbacked.values()}
-        known: list[Symbol | DataSize] = [*symbols, *unbacked.values()]
+        known: list[Symbol] = [*symbols, *unbacked.values()]
         self._ranges = {each.expr: ValueRanges(each.min, each.max) for each in known}
 
     def define(self, dim: Dim | None, bound: Dim, is_exact: bool = False) -> sympy.Symbol:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from llmos.compiler.frontend.dims import INT64_MAX, MAX_SIZE, DataSize, Sizes, Symbol
+from llmos.compiler.frontend.dims import INT64_MAX, MAX_SIZE, DataSize, InputSymbol, Sizes
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -20,7 +20,7 @@ def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_sh
     `dynamic_shapes` doesn't name the last `num_states` inputs. Raises UnsupportedError for a symbol that is no input dimension by itself.
     """
     named = _dim_names(inputs[: len(inputs) - num_states], dynamic_shapes)
-    found: dict[sympy.Symbol, Symbol] = {}
+    found: dict[sympy.Symbol, InputSymbol] = {}
     derived: set[sympy.Symbol] = set()
     for argument, node in enumerate(inputs):
         for axis, size in enumerate(node.meta["val"].shape):
@@ -33,7 +33,7 @@ def find_symbols(program: ExportedProgram, inputs: Sequence[fx.Node], dynamic_sh
                 derived |= expr.free_symbols
                 continue
             name = _unique(named.get((argument, axis)), [s.name for s in found.values()])
-            found[expr] = Symbol(name, *_range(program, expr), argument, axis)
+            found[expr] = InputSymbol(name, *_range(program, expr), argument, axis)
     if derived - set(found):
         raise UnsupportedError(
             "a dimension is given only as part of an expression (such as 2*n); every symbol must stand alone in some input dimension"
