@@ -101,8 +101,11 @@ PEERS = [
     Peer("squeezenet-fp16/SqueezeNet_fp16.onnx", ((1, 3, 224, 224),), 120, "float16", limit=2e-2),
     # A value that lies between two of the 256 levels may fall to either, and the next layers carry it on.
     pytest.param(Peer("shufflenet-int8/shufflenet-v2-12-int8.onnx", ((1, 3, 224, 224),), 2, limit=5e-2), marks=pytest.mark.slow),
-    Peer("yolox-nano/yolox_nano.onnx", ((1, 3, 416, 416),), 255),
-    Peer("yunet/yunet_n_dynamic.onnx", ((2, 3, 96, 128), (1, 3, 320, 320), (3, 3, 224, 96), (1, 3, 32, 64)), 255),
+    pytest.param(Peer("yolox-nano/yolox_nano.onnx", ((1, 3, 416, 416),), 255), marks=pytest.mark.slow),
+    pytest.param(
+        Peer("yunet/yunet_n_dynamic.onnx", ((2, 3, 96, 128), (1, 3, 320, 320), (3, 3, 224, 96), (1, 3, 32, 64)), 255),
+        marks=pytest.mark.slow,
+    ),
     Peer("super-resolution/super_resolution.onnx", ((1, 1, 224, 224),)),
 ]
 
