@@ -21,6 +21,7 @@ from torch.export import Dim
 from llmos.compiler.frontend.onnx import export_onnx, import_onnx
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.sizes import Symbol, SymbolTable
+from tests.codegen.programs import Returns, assert_like_eager, compile_torch, dim
 from tests.conformance.inprocess import Compiled
 from tests.frontend.harness import module_of
 from tests.properties.onnx_nodes import agree, expected, one_node
@@ -142,3 +143,20 @@ def test_torch_resizing_of_dynamic_dimensions(name: str) -> None:
         x = torch.randn(1, 2, *size)
         (got,), want = run([x.numpy()]), function(x).numpy()
         assert agree(got, want, 1e-5), size
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_scales_that_leave_or_double_a_size(num_axes: int) -> None:
+    """Of 2 elements a scale of 1.4 makes 2, one of 2.3 makes 4: torch's kernel of images then forgets the scale, its others do not."""
+
+    def output(mode: str, scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: F.interpolate(x, scale_factor=scale, mode=mode)
+
+    modes = ("nearest", "nearest-exact", {1: "linear", 2: "bilinear", 3: "trilinear"}[num_axes])
+    module = Returns(**{f"{mode}_{scale}": output(mode, scale) for mode in modes for scale in (1.2, 1.4, 1.9, 2.0, 2.3, 2.7)})
+    for dynamic, heights in ((False, (2,)), (True, (2, 3, 4, 5, 10))):
+        example = torch.randn(2, 3, *[2] * num_axes)
+        program = compile_torch(module, [example], [{2: dim("height", 2)}] if dynamic else None)
+        for height in heights:
+            x = torch.randn(2, 3, height, *[2] * (num_axes - 1))
+            assert_like_eager(program, module, x)

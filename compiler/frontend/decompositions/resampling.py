@@ -91,8 +91,9 @@ def repeated(x: Tensor, times: Mapping[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of a resize: sizes before and after, and the caller's scale, if any."""
+    """One axis of a resize of `num_axes` spatial axes: sizes before and after, and the caller's scale, if any."""
 
+    num_axes: int
     size: Any
     length: Any
     scale: float | None
@@ -137,8 +138,11 @@ class _Axis:
 def _nearest(axis: _Axis) -> Tensor:
     """Return the input index that each output element copies, int64 [length]."""
     index = torch.arange(axis.length)
-    place = (index.to(axis.dtype) * axis.copying_step).floor().to(torch.int64)
-    if axis.scale is not None:  # torch halves the index if the size doubles, independent of the scale
+    # torch's kernel of images copies if the size is unchanged and halves the index if it doubles, independent of the scale; those of
+    # lines and volumes don't
+    is_image = axis.num_axes == 2
+    place = (index.to(axis.dtype) * (axis.copying_step if is_image else axis.step)).floor().to(torch.int64)
+    if axis.scale is not None and is_image:
         doubles = _equal(axis.length, 2 * axis.size)
         place = torch.where(doubles, index // 2, place) if isinstance(doubles, Tensor) else index // 2 if doubles else place
     chosen: Tensor = place.clamp(max=axis.size - 1)
@@ -224,7 +228,7 @@ def _resized(x: Tensor, sizes: Sequence[Any], scales: Sequence[float | None], al
     dtype = torch.float64 if x.dtype == torch.float64 and not moves else torch.float32
     wide, copies = x if moves else x.to(dtype), {}
     for axis in reversed(range(2, x.ndim)):
-        how = _Axis(x.shape[axis], sizes[axis - 2], scales[axis - 2], align_corners, dtype)
+        how = _Axis(x.ndim - 2, x.shape[axis], sizes[axis - 2], scales[axis - 2], align_corners, dtype)
         if moves and (times := _whole_ratio(how)) is not None:
             copies[axis] = times
         elif how.scale is not None or not statically_known_true(how.size == how.length):
