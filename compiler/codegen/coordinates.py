@@ -34,7 +34,7 @@ Coord: TypeAlias = "Value | Lane | GatherIndex"  # or a uniform i64, or a vector
 
 
 @dataclass(kw_only=True)
-class Coordinates:
+class IndexEmitter:
     """Arithmetic on coordinates, emitted into one kernel."""
 
     b: Builder

@@ -30,7 +30,7 @@ DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "r
 
 
 @dataclass(kw_only=True)
-class Evaluator(Guards):
+class ValueEmitter(Guards):
     """Emits the values of one dispatch into one kernel."""
 
     buffers: dict[Value, Buffer]

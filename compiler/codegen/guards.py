@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from llmos.compiler.codegen.builder import Value, is_vector
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.memory import Memory
+from llmos.compiler.codegen.memory import MemoryEmitter
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 
 @dataclass(kw_only=True)
-class Guards(Memory):
+class Guards(MemoryEmitter):
     """Conditions and checks, emitted into one kernel."""
 
     dispatch: Dispatch

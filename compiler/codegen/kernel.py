@@ -10,7 +10,7 @@ import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Evaluator
+from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
@@ -39,7 +39,7 @@ class Frame:
     """An open kernel function."""
 
     b: Builder
-    evaluator: Evaluator
+    emitter: ValueEmitter
     outputs: list[Buffer]
     begin: Value
     end: Value
@@ -48,7 +48,7 @@ class Frame:
     @contextmanager
     def tiles(self) -> Iterator[Value]:
         """A loop over the tiles of this call."""
-        with self.b.loop(self.begin, self.end, self.b.index(1)) as loop, self.evaluator.scope():
+        with self.b.loop(self.begin, self.end, self.b.index(1)) as loop, self.emitter.scope():
             yield loop.iv
 
 
@@ -69,7 +69,7 @@ def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterato
         b.set_anchor(anchor)
         sizes, buffers, outputs, error = _enter(b, dispatch, buffers_pointer, dims_pointer)
         b.store(anchor.results[0], error, 4)
-        yield Frame(b, Evaluator(b=b, sizes=sizes, dispatch=dispatch, buffers=buffers, error=error), outputs, begin, end, scratch)
+        yield Frame(b, ValueEmitter(b=b, sizes=sizes, dispatch=dispatch, buffers=buffers, error=error), outputs, begin, end, scratch)
         ir.Operation.create("func.return", operands=[b.load(error, i32, 4)])
 
 

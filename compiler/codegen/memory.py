@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import sympy
 
 from llmos.compiler.codegen.builder import Value, byte_width, element_type, is_float, is_vector
-from llmos.compiler.codegen.coordinates import Coord, Coordinates, GatherIndex, Lane
+from llmos.compiler.codegen.coordinates import Coord, GatherIndex, IndexEmitter, Lane
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
@@ -34,7 +34,7 @@ class Buffer:
 
 
 @dataclass(kw_only=True)
-class Memory(Coordinates):
+class MemoryEmitter(IndexEmitter):
     """Loads and stores, emitted into one kernel."""
 
     mask: Value | None = None  # lanes that exist, in a tail

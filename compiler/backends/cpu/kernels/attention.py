@@ -87,21 +87,21 @@ class AttentionEmitter:
         return {**offsets, "end": sympy.expand(position)}
 
     def _at(self, name: str) -> Value:
-        return self.frame.b.address(self.frame.scratch, self.frame.evaluator.sizes(self.offsets[name]), self.frame.b.f32)
+        return self.frame.b.address(self.frame.scratch, self.frame.emitter.sizes(self.offsets[name]), self.frame.b.f32)
 
     def emit(self, module: ir.Module) -> Launch:
         self.offsets = self._offsets()
         batch = [self.score_shape[axis] for axis in self.batch_axes]
         blocks = ceil_div(self.num_queries, self.block_rows)
         with kernel(module, self.dispatch, lanes=self.shape.lanes) as frame, frame.tiles() as tile:
-            self.frame, b, sizes = frame, frame.b, frame.evaluator.sizes
+            self.frame, b, sizes = frame, frame.b, frame.emitter.sizes
             flat, block = split_index(b, sizes, tile, [product(batch), blocks])
             self.batch = split_index(b, sizes, flat, batch)
             self.first = b.mul(block, b.index(self.block_rows))
             self.count = b.minimum(b.index(self.block_rows), b.sub(sizes(self.num_queries), self.first))
             self._load_queries()
             self._start()
-            with b.loop(b.index(0), sizes(self.num_keys), b.index(BLOCK)) as loop, frame.evaluator.scope():
+            with b.loop(b.index(0), sizes(self.num_keys), b.index(BLOCK)) as loop, frame.emitter.scope():
                 self._keys(loop.iv, b.minimum(b.index(BLOCK), b.sub(sizes(self.num_keys), loop.iv)))
             self._finish()
         return Launch(sympy.expand(product(batch) * blocks), sympy.expand(self.offsets["end"] * 4))
@@ -116,7 +116,7 @@ class AttentionEmitter:
 
     def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of Q K^T."""
-        loop = self.frame.evaluator.invert(self.parts.scores.out_map, self._score_coords(i, j))
+        loop = self.frame.emitter.invert(self.parts.scores.out_map, self._score_coords(i, j))
         for dim in self.parts.scores.k:
             if self.score_sizes[dim] != 1:
                 loop[dim] = d
@@ -125,7 +125,7 @@ class AttentionEmitter:
     def _value_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of P V."""
         generic = self.parts.values.generic
-        loop = self.frame.evaluator.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
+        loop = self.frame.emitter.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
         for dim in self.value_dims:
             if self.value_sizes[dim] != 1:
                 loop[dim] = d
@@ -141,7 +141,7 @@ class AttentionEmitter:
         sizes: Sequence[Expr],
     ) -> Strided:
         """An operand read in place: its address at `loop`, and the strides of its row and k dims."""
-        ev, b = self.frame.evaluator, self.frame.b
+        ev, b = self.frame.emitter, self.frame.b
         generic = contraction.generic
         forms: list[LinearExpr] = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in generic.maps[operand].results]
         source = trace_to_buffer(generic.inputs[operand], forms)
@@ -161,7 +161,7 @@ class AttentionEmitter:
         self, name: str, contraction: Contraction, operand: int, extent: Expr, count: Value, point: Callable[[Value, Coord], list[Coord]]
     ) -> None:
         """A block of bfloat16 K or V into scratch as float32, [j][d]; `point`: the contraction's loop point of j and d."""
-        b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
+        b, ev, generic = self.frame.b, self.frame.emitter, contraction.generic
         target = Buffer(self._at(name), b.f32, (), (sympy.S.One,))
         with b.loop(b.index(0), count, b.index(1)) as rows, ev.scope():
             start = b.mul(rows.iv, ev.sizes(extent))
@@ -174,7 +174,7 @@ class AttentionEmitter:
 
     def _over_lanes(self, extent: Expr, body: Callable[[Value], None]) -> None:
         """body(first element) for each vector of an extent, the last one under a mask."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         high, step = ev.sizes(extent), b.index(b.lanes)
         whole = b.mul(b.div(high, step), step)
         with b.loop(b.index(0), whole, step) as loop, ev.scope():
@@ -186,7 +186,7 @@ class AttentionEmitter:
     # -- steps
     def _load_queries(self) -> None:
         """Q^T of the block into scratch: [d][i]."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         generic = self.parts.scores.generic
         target = self._at("query")
         with (
@@ -218,7 +218,7 @@ class AttentionEmitter:
         for v in self._vectors():
             self._put(b.splat_constant(b.f32, LOWEST), "max", None, v)
             self._put(b.splat_constant(b.f32, 0.0), "sum", None, v)
-        with b.loop(b.index(0), self.frame.evaluator.sizes(self.width), b.index(1)) as loop:
+        with b.loop(b.index(0), self.frame.emitter.sizes(self.width), b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.splat_constant(b.f32, 0.0), "output", loop.iv, v)
 
@@ -230,7 +230,7 @@ class AttentionEmitter:
         self._weigh(first, count)
 
     def _scores(self, first: Value, count: Value) -> None:
-        b, ev, scores = self.frame.b, self.frame.evaluator, self.parts.scores
+        b, ev, scores = self.frame.b, self.frame.emitter, self.parts.scores
         key = 1 - self.parts.query
         key_dims = scores.n if self.parts.query == 0 else scores.m
         if self.wide_keys:
@@ -252,7 +252,7 @@ class AttentionEmitter:
 
     def _logits(self, first: Value, count: Value) -> list[Value]:
         """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         root = self.parts.scores.generic.op.results[0]
         start = [b.splat_constant(b.f32, LOWEST) for _ in self._vectors()]
         with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
@@ -301,7 +301,7 @@ class AttentionEmitter:
             self._put(b.binary("arith.addf", before[v], loop.results[v]) if self.is_long else loop.results[v], "sum", None, v)
 
     def _weigh(self, first: Value, count: Value) -> None:
-        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        b, ev, values = self.frame.b, self.frame.emitter, self.parts.values
         panel = Panel(self._at("scores"), b.index(self.block_rows), self.shape.lanes * 4)
         scale = [self._get("scale", None, v) for v in self._vectors()]
         if self.wide_values:
@@ -336,7 +336,7 @@ class AttentionEmitter:
 
     def _finish(self) -> None:
         """Divide by the sums and write rows: lanes change from queries to the head's width."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         totals = self._totals()
         width = ev.sizes(self.width)
         with b.loop(b.index(0), width, b.index(1)) as loop:
@@ -351,12 +351,12 @@ class AttentionEmitter:
 
     def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
         """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
             self._over_lanes(self.width, lambda column: self._write_vector(rows.iv, column, value_at(rows.iv, column)))
 
     def _write_vector(self, row: Value, column: Value, total: Value) -> None:
-        b, ev, values = self.frame.b, self.frame.evaluator, self.parts.values
+        b, ev, values = self.frame.b, self.frame.emitter, self.parts.values
         root = values.generic.op.results[0]
         loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
         coords = ev.apply(values.out_map, loop)

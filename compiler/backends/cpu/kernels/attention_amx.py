@@ -70,7 +70,7 @@ class TiledAttentionEmitter(AttentionEmitter):
     # -- what is read
     def _row(self, contraction: Contraction, operand: int, point: list[Coord]) -> Value:
         """Address of an element of Q, K or V."""
-        b, ev, generic = self.frame.b, self.frame.evaluator, contraction.generic
+        b, ev, generic = self.frame.b, self.frame.emitter, contraction.generic
         buffer = ev.buffers[extended(generic.inputs[operand])]
         return b.address(buffer.pointer, ev.locate(buffer, ev.apply(generic.maps[operand], point)), buffer.kind)
 
@@ -80,17 +80,17 @@ class TiledAttentionEmitter(AttentionEmitter):
     def _key(self, first: Value, j: Value) -> Value:
         """Number of a key of the block; the last key's behind the end, where nothing may be read."""
         b = self.frame.b
-        return b.minimum(b.add(first, j), b.sub(self.frame.evaluator.sizes(self.num_keys), b.index(1)))
+        return b.minimum(b.add(first, j), b.sub(self.frame.emitter.sizes(self.num_keys), b.index(1)))
 
     def _groups(self, size: Expr, body: Callable[[Value], None]) -> None:
         """body(first element) for each 32 of a head."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         with b.loop(b.index(0), ev.sizes(size), b.index(TILE_DEPTH)) as loop, ev.scope():
             body(loop.iv)
 
     def _load_queries(self) -> None:
         """Q^T of the block, by pairs: 16 queries by 16 pairs at a time."""
-        b, ev, rows = self.frame.b, self.frame.evaluator, self.block_rows
+        b, ev, rows = self.frame.b, self.frame.emitter, self.block_rows
         last = b.sub(ev.sizes(self.num_queries), b.index(1))
 
         def transpose_block(d: Value) -> None:
@@ -106,7 +106,7 @@ class TiledAttentionEmitter(AttentionEmitter):
 
     def _scores(self, first: Value, count: Value) -> None:
         """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
-        b, ev, depth = self.frame.b, self.frame.evaluator, int(self.depth)
+        b, ev, depth = self.frame.b, self.frame.emitter, int(self.depth)
         with b.loop(b.index(0), b.index(BLOCK), b.index(1)) as rows, ev.scope():
             for d in range(0, depth, TILE_DEPTH):
                 point = self._score_loop(b.index(0), self._key(first, rows.iv), b.index(d))
@@ -155,7 +155,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         b.store(words, self._words("weights", b.add(b.mul(pair, b.index(self.block_rows)), b.index(v * WORDS))), 4 * WORDS)
 
     def _weigh(self, first: Value, count: Value) -> None:
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         for keys in range(0, BLOCK, TILE_DEPTH):
             self._groups(self.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
         scale = [self._get("scale", None, v) for v in self._vectors()]
@@ -190,7 +190,7 @@ class TiledAttentionEmitter(AttentionEmitter):
     # -- results
     def _finish(self) -> None:
         """Divide by the sums, turn O^T round, put columns in order and write rows."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         totals = self._totals()
 
         def transpose_block(d: Value) -> None:

@@ -123,7 +123,7 @@ class ColumnsEmitter:
         outer = [self.sizes[d] for d in plan.outer]
         width = self.sizes[plan.pixel] if plan.pixel is not None else sympy.S.One
         with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
-            b, size = frame.b, frame.evaluator.sizes
+            b, size = frame.b, frame.emitter.sizes
             chunk_lanes = CHUNK_VECTORS * b.lanes
             step = sympy.Integer(CHUNK_PIXELS) if len(plan.outer) < 2 and plan.pixel is not None else width
             pixel_chunks = sympy.floor((width + CHUNK_PIXELS - 1) / CHUNK_PIXELS) if step != width else sympy.S.One
@@ -166,7 +166,7 @@ class _PixelsEmitter:
 
     def emit(self, pixels: tuple[Value, Value] | None, low: Value, count: int) -> None:
         """As `ColumnsEmitter.pixels`."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         high = b.minimum(b.add(low, b.index(count)), ev.sizes(self.sizes[self.plan.lane]))
         vectors = self._vectors(self.accumulators if self.plan.pixel is None else self.accumulators // 4, count)
         together = 1 if self.plan.pixel is None else self.accumulators // vectors
@@ -183,7 +183,7 @@ class _PixelsEmitter:
 
     def _row(self, pixels: tuple[Value, Value] | None, block: _Block, window: _Window) -> None:
         """Pixels whose windows are inside along the row by blocks, then one by one; those at its ends with their windows cut."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         width = self.sizes[self.plan.pixel] if self.plan.pixel is not None else sympy.S.One
         first, last = pixels or (b.index(0), ev.sizes(width))
         inside, outside = self._inside(first, last)
@@ -220,7 +220,7 @@ class _PixelsEmitter:
 
     def _inside(self, first: Value, last: Value) -> tuple[Value, Value]:
         """The pixels of [first, last) whose window meets no padding along their row."""
-        b, size, low, high = self.frame.b, self.frame.evaluator.sizes, first, last
+        b, size, low, high = self.frame.b, self.frame.emitter.sizes, first, last
         for axis in self._axes(along=True):
             begin, end = (size(bound) for bound in axis.whole_windows)
             low = b.minimum(b.binary("arith.maxsi", low, begin), last)
@@ -229,7 +229,7 @@ class _PixelsEmitter:
 
     def _rows_inside(self) -> Value | None:
         """Whether windows meet no padding along the other axes; None where those have none."""
-        b, size = self.frame.b, self.frame.evaluator.sizes
+        b, size = self.frame.b, self.frame.emitter.sizes
         inside: Value | None = None
         for axis in self._axes(along=False):
             begin, end = (size(bound) for bound in axis.whole_windows)
@@ -240,7 +240,7 @@ class _PixelsEmitter:
 
     def _taps_inside(self, axis: PaddedAxis) -> tuple[Value, Value]:
         b = self.frame.b
-        return axis.taps_inside(b, self.frame.evaluator.sizes, self.point.get(axis.out, b.index(0)))
+        return axis.taps_inside(b, self.frame.emitter.sizes, self.point.get(axis.out, b.index(0)))
 
     @contextmanager
     def _reading_source(self) -> Iterator[None]:
@@ -248,14 +248,14 @@ class _PixelsEmitter:
         if self.padding is None:
             yield
             return
-        padding, ev = self.padding, self.frame.evaluator
+        padding, ev = self.padding, self.frame.emitter
         with ev.binding(padding.value, as_=lambda coords: ev.value(padding.source, padding.shifted(ev, coords))):
             yield
 
     # -- blocks of lanes
     def _lanes(self, block: _Block, vectors: int, pixels: Sequence[Value], window: _Window) -> None:
         """The lanes of a block at some pixels, `vectors` at a time, the last ones under a mask."""
-        b, ev, size, low, high = self.frame.b, self.frame.evaluator, self.sizes[self.plan.lane], block.low, block.high
+        b, ev, size, low, high = self.frame.b, self.frame.emitter, self.sizes[self.plan.lane], block.low, block.high
         step = vectors * b.lanes
         whole = b.add(low, b.mul(b.div(b.sub(high, low), b.index(step)), b.index(step)))
         with b.loop(low, whole, b.index(step)) as loop, ev.scope():
@@ -273,7 +273,7 @@ class _PixelsEmitter:
 
     def _block(self, lane: Value, vectors: int, pixels: Sequence[Value], window: _Window, last_mask: Value | None) -> None:
         """A block of accumulators through the window, then through the epilogue to memory."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         points: list[tuple[dict[int, Coord], Value | None]] = []
         for v, pixel in itertools.product(range(vectors), pixels):
             point = {**self.point, self.plan.lane: Lane(b.add(lane, b.index(v * b.lanes)))}
@@ -295,7 +295,7 @@ class _PixelsEmitter:
         return [point.get(dim, self.frame.b.index(0)) for dim in range(self.root.rank)]
 
     def _start(self, point: dict[int, Coord], mask: Value | None) -> list[Value]:
-        ev = self.frame.evaluator
+        ev = self.frame.emitter
         loop = self._loop_point(point)
         with ev.masked(mask):
             maps = self.root.maps[self.root.num_inputs :]
@@ -305,7 +305,7 @@ class _PixelsEmitter:
         self, points: Sequence[tuple[dict[int, Coord], Value | None]], dims: list[int], window: _Window, carried: list[Value]
     ) -> list[Value]:
         """The reduction loops, outermost first, over all points of a block at once."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         if not dims:
             made: list[Value] = []
             count = len(self.root.inits)
@@ -336,7 +336,7 @@ class _PixelsEmitter:
     def _range(self, dim: int, window: _Window) -> tuple[Value, Value]:
         """The part of a reduction dim that is walked."""
         b, known = self.frame.b, window.known.get(dim)
-        every = (b.index(0), self.frame.evaluator.sizes(self.sizes[dim]))
+        every = (b.index(0), self.frame.emitter.sizes(self.sizes[dim]))
         return (b.index(known.start), b.index(known.stop)) if known is not None else window.ranges.get(dim, every)
 
     def _is_unrolled(self, dims: Sequence[int], window: _Window) -> bool:
@@ -346,7 +346,7 @@ class _PixelsEmitter:
 
     def _finish(self, point: dict[int, Coord], values: Sequence[Value]) -> None:
         """The epilogue of one vector, and its stores."""
-        ev = self.frame.evaluator
+        ev = self.frame.emitter
         coords = ev.apply(self.root.maps[self.root.num_inputs], self._loop_point(point))
         with ExitStack() as bindings:
             for result, value in zip(self.root.op.results, values, strict=True):

@@ -75,15 +75,15 @@ def emit_pieces(module: ir.Module, pieces: Pieces) -> Launch:
 
 
 def _emit_piece(frame: Frame, walk: Walk, value: Value, part: Buffer, tiles: tuple[Expr, Expr]) -> None:
-    b, (start, end) = frame.b, (frame.evaluator.sizes(each) for each in tiles)
+    b, (start, end) = frame.b, (frame.emitter.sizes(each) for each in tiles)
     low, high = b.binary("arith.maxsi", frame.begin, start), b.minimum(frame.end, end)
-    with b.loop(low, high, b.index(1)) as loop, frame.evaluator.scope():
+    with b.loop(low, high, b.index(1)) as loop, frame.emitter.scope():
         walk.emit(frame, b.sub(loop.iv, start), [(value, part)])
 
 
 def _part(frame: Frame, pieces: Pieces, number: int) -> Buffer:
     """Where a piece lies in the result."""
     whole, b = frame.outputs[0], frame.b
-    offset = frame.evaluator.sizes(sympy.expand(pieces.offset(number) * whole.strides[pieces.axis]))
+    offset = frame.emitter.sizes(sympy.expand(pieces.offset(number) * whole.strides[pieces.axis]))
     kind = b.i8 if isinstance(whole.kind, ir.IntegerType) and whole.kind.width == 1 else whole.kind
     return Buffer(b.address(whole.pointer, offset, kind), whole.kind, whole.shape, whole.strides)

@@ -41,7 +41,7 @@ class ContractionEmitter:
         plan, rows = self.plan, self.schedule.chunk
         panels, chunks, batch = ceil_div(plan.n, plan.width), ceil_div(plan.m, rows), product(plan.batch)
         with kernel(module, plan.dispatch, self.schedule.shape.lanes) as frame, self.zeros(frame), frame.tiles() as tile:
-            b, size = frame.b, frame.evaluator.sizes
+            b, size = frame.b, frame.emitter.sizes
             flat, chunk, panel = split_index(b, size, tile, [batch, chunks, panels])
             low = b.mul(chunk, b.index(rows))
             high = b.minimum(b.add(low, b.index(rows)), size(plan.m))
@@ -80,10 +80,10 @@ class ContractionEmitter:
     ) -> None:
         """Rows [low, high) by a panel of columns, to `outputs`. `fresh`: whether rows aren't those of the tile before; None for always."""
         frame, plan = points.frame, self.plan
-        b, size = frame.b, frame.evaluator.sizes
+        b, size = frame.b, frame.emitter.sizes
         first = b.mul(panel, b.index(plan.width))
         if plan.weight is not None:
-            weight = frame.evaluator.buffers[plan.weight].pointer
+            weight = frame.emitter.buffers[plan.weight].pointer
             base = b.address(weight, b.mul(panel, b.mul(size(plan.panel_rows), b.index(plan.width))), b.f32)
         else:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)

@@ -63,7 +63,7 @@ class PanelTile:
 
     def scratch(self) -> Value:
         """Emit the address of the arithmetic's scratch."""
-        return self.b.address(self.frame.scratch, self.frame.evaluator.sizes(self.offset), self.b.i8)
+        return self.b.address(self.frame.scratch, self.frame.emitter.sizes(self.offset), self.b.i8)
 
     def by_columns(self, multiply: Callable[[int], None], surplus: int = 0) -> None:
         """Emit `multiply(number of columns)` of the panel; the last panel may have fewer.
@@ -138,7 +138,7 @@ class RegisterLoop:
         b, plan = tile.b, self.schedule.plan
         for column in range(0, columns, shape.columns):
             part = replace(shape, vectors=min(shape.vectors, -(-(columns - column) // shape.lanes)))
-            made = self.arithmetic.accumulate(b, part, left, panel(column), tile.frame.evaluator.sizes(plan.k), zeros(b, part))
+            made = self.arithmetic.accumulate(b, part, left, panel(column), tile.frame.emitter.sizes(plan.k), zeros(b, part))
             if self._epilogue_in_registers:
                 tile.epilogue.from_registers(part, made, row, b.add(tile.first, b.index(column)), columns - column)
             else:
@@ -236,7 +236,7 @@ class MatrixLoop:
         """`count` rows from `row` on, which are those of `a`."""
         b, plan = tile.b, self.schedule.plan
         prefetch = PanelPrefetch(self.schedule, tile.frame)
-        with tile.frame.evaluator.scope():
+        with tile.frame.emitter.scope():
             panel = Panel(tile.base, b.index(plan.width), ALIGN)
             panel = prefetch.next_panel(panel, tile.base, b.sub(row, tile.low), self.arithmetic.words_per_step, (0, 1))
             tile.by_columns(functools.partial(self._multiply, tile, a, panel), self.schedule.shape.lanes - 1)

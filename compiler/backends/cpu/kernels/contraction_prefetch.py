@@ -52,7 +52,7 @@ class PanelPrefetch:
         number, shares = share or (0, 1)
         lines = min(full, schedule.tiling.lines or -(-full // (blocks * shares))) if share else full
         parts = -(-full // (lines * shares))  # that each column tile requests, one in each block of rows
-        depth = b.index(schedule.k_block) if schedule.k_block else self.frame.evaluator.sizes(plan.panel_rows)
+        depth = b.index(schedule.k_block) if schedule.k_block else self.frame.emitter.sizes(plan.panel_rows)
         part = b.add(b.minimum(b.div(row, b.index(schedule.block_rows)), b.index(parts - 1)), b.index(number * parts))
         following = b.address(base, b.mul(depth, b.index(plan.width)), b.f32)
         at = b.address(following, b.mul(part, b.mul(depth, b.index(lines * CACHE_LINE // 4 // step))), b.f32)

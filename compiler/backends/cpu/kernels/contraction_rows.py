@@ -54,7 +54,7 @@ def scratch_of_rows(plan: ContractionPlan, chunk: int) -> Expr:
 
 def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
     """Emit the run of zeros that windows outside of an image read, once a call. `offset`: bytes into scratch."""
-    b, ev, windows = frame.b, frame.evaluator, plan.windows
+    b, ev, windows = frame.b, frame.emitter, plan.windows
     if windows is not None and windows.padded:
         run = Buffer(b.address(frame.scratch, ev.sizes(offset), b.i8), b.f32, (windows.run,), (sympy.S.One,))
         over_lanes(ev, windows.run, lambda k: ev.store(b.const(b.f32, 0.0), run, [k]))
@@ -73,7 +73,7 @@ class LeftSide:
 
     def rows(self, low: Value, high: Value, fresh: Value | None) -> Rows | WindowReader:
         """Rows [low, high). `fresh`: whether they aren't those of the tile before; None for always."""
-        ev, plan = self.points.frame.evaluator, self.plan
+        ev, plan = self.points.frame.emitter, self.plan
         if plan.windows is None:
             return self._in_place() if plan.in_place else self._evaluated(low, high, fresh)
         run_of_zeros = ev.b.address(self.points.frame.scratch, ev.sizes(self.offset), ev.b.i8)
@@ -85,7 +85,7 @@ class LeftSide:
         return Rows(self.points.frame.b, base, stride, first, element, is_long(plan.dispatch.table, plan.k))
 
     def _in_place(self) -> Rows:
-        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.plan
+        b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.plan
         buffer = ev.buffers[plan.left]
         base = ev.locate(buffer, ev.apply(plan.root.lhs_map, self.points.at()))
         stride: Expr = sympy.S.Zero
@@ -97,7 +97,7 @@ class LeftSide:
 
     def _evaluated(self, low: Value, high: Value, fresh: Value | None) -> Rows:
         """The rows in scratch, transposed and with the prologue applied."""
-        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.plan
+        b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.plan
         base = b.address(self.points.frame.scratch, ev.sizes(self.offset), b.i8)
         rows = self._rows(base, ev.sizes(sympy.expand(plan.k + ROW_PADDING)), low, plan.arithmetic.left_type)
         with ExitStack() as stack:
@@ -108,7 +108,7 @@ class LeftSide:
         return rows
 
     def _evaluate(self, rows: Rows, low: Value, high: Value) -> None:
-        b, ev = self.points.frame.b, self.points.frame.evaluator
+        b, ev = self.points.frame.b, self.points.frame.emitter
         target = Buffer(rows.base, rows.type, (self.plan.k,), (sympy.S.One,))
         k_dims = self.plan.real(self.plan.root.k)
         with b.loop(low, high, b.index(1)) as loop, ev.scope():

@@ -109,7 +109,7 @@ class ContractionWindowEmitter:
             self.contraction.zeros(frame),
             frame.tiles() as tile,
         ):
-            b, size = frame.b, frame.evaluator.sizes
+            b, size = frame.b, frame.emitter.sizes
             *outer, band, panel = split_index(b, size, tile, grid)
             top = b.mul(band, b.index(self.height))
             self._tile(frame, Band(outer, top, b.minimum(b.add(top, b.index(self.height)), b.index(self.rows.out)), panel))
@@ -117,7 +117,7 @@ class ContractionWindowEmitter:
         return Launch(sympy.expand(product(grid)), sympy.expand(self._image_offset + image))
 
     def _tile(self, frame: Frame, band: Band) -> None:
-        b, ev, plan = frame.b, frame.evaluator, self.plan
+        b, ev, plan = frame.b, frame.emitter, self.plan
         low, high = self._pixels(frame, band)
         buffer = self._scratch_image(frame, low, band.panel)
         step = b.index(self.contraction.schedule.chunk)
@@ -145,7 +145,7 @@ class ContractionWindowEmitter:
         """The image as if all of it lay in memory, these channels innermost, with pixel `low` at the beginning of the scratch."""
         b, width = frame.b, self.plan.width
         kind, shape = self.image.type.element_type, self.window.shape
-        begin = b.address(frame.scratch, frame.evaluator.sizes(self._image_offset), b.i8)
+        begin = b.address(frame.scratch, frame.emitter.sizes(self._image_offset), b.i8)
         before = b.mul(b.add(low, panel), b.index(width))
         narrow = Buffer.dense(b.address(begin, b.sub(b.index(0), before), kind), kind, (*shape[:3], sympy.Integer(width)))
         return replace(narrow, shape=shape)

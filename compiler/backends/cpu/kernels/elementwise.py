@@ -83,7 +83,7 @@ def _emit_transposed(module: ir.Module, plan: RowPlan, groups: list[list[int]], 
     others = [i for i in range(len(groups) - 1) if i != along]
     outer = [extents[i] for i in others]
     with kernel(module, plan.dispatch) as frame, frame.tiles() as tile:
-        b, size, lanes = frame.b, frame.evaluator.sizes, frame.b.lanes
+        b, size, lanes = frame.b, frame.emitter.sizes, frame.b.lanes
         chunks, strips = ceil_div(read, BLOCKS * lanes), ceil_div(written, lanes)
         *at, chunk, strip = split_index(b, size, tile, [*outer, chunks, strips])
         first = b.mul(strip, b.index(lanes))
@@ -107,7 +107,7 @@ class _Transposed:
 
     def emit(self, low: Value, high: Value, first: Value, written: Expr) -> None:
         """[low, high) of what is read by the elements from `first` on of the `written` ones."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         whole = b.add(first, b.index(b.lanes))
         if written.is_Integer and int(written) % b.lanes == 0:
             self._strip(low, high, first, None)
@@ -121,7 +121,7 @@ class _Transposed:
 
     def _strip(self, low: Value, high: Value, first: Value, count: Value | None) -> None:
         """16 neighbors along the last group (`count`, if fewer) by [low, high) of what is read."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         width = b.index(b.lanes)
         whole = b.add(low, b.mul(b.div(b.sub(high, low), width), width))
         with b.loop(low, whole, width) as loop, ev.scope():
@@ -130,7 +130,7 @@ class _Transposed:
             self._block(loop.iv, first, b.sub(high, loop.iv), count)
 
     def _block(self, read: Value, first: Value, num_read: Value | None, count: Value | None) -> None:
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         mask = b.tail_mask(num_read) if num_read is not None else None
         rows: list[list[Value]] = [[] for _ in self.plan.dispatch.results]
         last = b.sub(count, b.index(1)) if count is not None else None
@@ -150,7 +150,7 @@ class _Transposed:
 
     def _store_run(self, rows: Sequence[Sequence[Value]], coords: list[Coord]) -> None:
         """A block whose results are neighbors in memory, from `coords` on."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         for made, buffer in zip(rows, self.frame.outputs, strict=True):
             begin = b.address(buffer.pointer, ev.locate(buffer, coords), buffer.kind)
             run = Buffer(begin, buffer.kind, (sympy.Integer(len(made) * b.lanes),), (sympy.S.One,))
@@ -159,7 +159,7 @@ class _Transposed:
 
     def _store(self, transposed: Sequence[Sequence[Value]], i: int, coords: list[Coord], num_read: Value | None) -> None:
         """Row i of a block, if there is one."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
 
         def write() -> None:
             for values, buffer in zip(transposed, self.frame.outputs, strict=True):

@@ -43,7 +43,7 @@ class TileCoords:
             point[dim] = coord
         if m is not None and groups:
             extents = [plan.extent(group) for group in groups]
-            for group, index in zip(groups, split_index(b, self.frame.evaluator.sizes, m, extents), strict=True):
+            for group, index in zip(groups, split_index(b, self.frame.emitter.sizes, m, extents), strict=True):
                 point[group[-1]] = index
         for dim, coord in {**(n or {}), **(k or {})}.items():
             point[dim] = coord
@@ -51,7 +51,7 @@ class TileCoords:
 
     def columns(self, first: Value) -> dict[int, Coord]:
         """Coordinates of the n dims for a vector of columns: neighbors where the dims can be walked as one, spread otherwise."""
-        b, ev, groups = self.frame.b, self.frame.evaluator, self.plan.n_groups
+        b, ev, groups = self.frame.b, self.frame.emitter, self.plan.n_groups
         if len(groups) <= 1:
             return {groups[0][-1]: Lane(first)} if groups else {}
         flat = ev.lanes_of(Lane(first))
@@ -81,7 +81,7 @@ class Epilogue:
 
     def from_registers(self, shape: TileShape, sums: Sequence[Value], row: Value, first: Value, columns: int) -> None:
         """Accumulators of `shape.rows` rows, row by row, through the epilogue to memory. `columns`: how many of them are real."""
-        b, ev, plan = self.points.frame.b, self.points.frame.evaluator, self.points.plan
+        b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.points.plan
         with ev.scope():
             lanes = [self.points.columns(b.add(first, b.index(v * shape.lanes))) for v in range(shape.vectors)]
             for r in range(shape.rows):
@@ -97,7 +97,7 @@ class Epilogue:
     def from_tile(self, row: Value, first: Value, count: Value, start: Value | None = None) -> None:
         """`count` rows of the tile in scratch, from its row `start` on, through the epilogue to memory."""
         frame, plan = self.points.frame, self.points.plan
-        b, ev, n = frame.b, frame.evaluator, plan.n
+        b, ev, n = frame.b, frame.emitter, plan.n
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
             m, at = b.add(row, loop.iv), b.mul(b.add(loop.iv, start or b.index(0)), b.index(plan.width))
             if n.is_Integer and int(n) % plan.width == 0:
@@ -111,7 +111,7 @@ class Epilogue:
 
     def _row(self, m: Value, at: Value, first: Value, masked: bool) -> None:
         frame, plan = self.points.frame, self.points.plan
-        b, ev = frame.b, frame.evaluator
+        b, ev = frame.b, frame.emitter
         with b.loop(b.index(0), b.index(plan.width), b.index(b.lanes)) as loop, ev.scope():
             n = b.add(first, loop.iv)
             mask = b.tail_mask(b.sub(ev.sizes(plan.n), n)) if masked else None
@@ -123,7 +123,7 @@ class Epilogue:
     def _finish(self, total: Value, point: list[Coord]) -> None:
         """The epilogue of one vector of sums, and its stores."""
         frame, plan = self.points.frame, self.points.plan
-        b, ev, root = frame.b, frame.evaluator, plan.value
+        b, ev, root = frame.b, frame.emitter, plan.value
         coords = ev.apply(plan.root.out_map, point)
         if not plan.starts_at_zero:
             total = b.binary("arith.addf", b.splat(ev.value(plan.generic.inits[0], coords)), total)

@@ -43,14 +43,14 @@ def emit_fallback(module: ir.Module, dispatch: Dispatch) -> Launch:
     body = f"{dispatch.name}_body"
     _append_body(module, dispatch, body)
     with kernel(module, dispatch) as frame:
-        operands = [_descriptor(frame.b, frame, frame.evaluator.buffers[value], value.type) for value in dispatch.tensors]
+        operands = [_descriptor(frame.b, frame, frame.emitter.buffers[value], value.type) for value in dispatch.tensors]
         sizes = [
-            frame.evaluator.sizes(dispatch.shapes.index(a)) for a in dispatch.block.arguments if not isinstance(a.type, ir.RankedTensorType)
+            frame.emitter.sizes(dispatch.shapes.index(a)) for a in dispatch.block.arguments if not isinstance(a.type, ir.RankedTensorType)
         ]
         operands += [frame.b.op("arith.index_cast", [size], ir.IndexType.get()) for size in sizes]
         operands += [_descriptor(frame.b, frame, buffer, value.type) for buffer, value in zip(frame.outputs, dispatch.results, strict=True)]
-        assert frame.evaluator.error is not None
-        operands.append(frame.evaluator.error)
+        assert frame.emitter.error is not None
+        operands.append(frame.emitter.error)
         ir.Operation.create("func.call", operands=operands, attributes={"callee": ir.FlatSymbolRefAttr.get(body)})
     return Launch(sympy.S.One)
 
@@ -97,8 +97,8 @@ def _descriptor(b: Builder, frame: Frame, buffer: Buffer, kind: ir.Type) -> Valu
     value = b.op("llvm.mlir.undef", [], struct)
     fields: list[tuple[Sequence[int], Value]] = [((0,), buffer.pointer), ((1,), buffer.pointer), ((2,), b.index(0))]
     for axis in range(rank):
-        fields.append(((3, axis), frame.evaluator.sizes(buffer.shape[axis])))
-        fields.append(((4, axis), frame.evaluator.sizes(buffer.strides[axis])))
+        fields.append(((3, axis), frame.emitter.sizes(buffer.shape[axis])))
+        fields.append(((4, axis), frame.emitter.sizes(buffer.strides[axis])))
     for position, field in fields:
         value = b.op("llvm.insertvalue", [value, field], struct, position=ir.DenseI64ArrayAttr.get(list(position)))
     tensor = ir.RankedTensorType(kind)

@@ -18,7 +18,7 @@ from llmos.compiler.analysis.generic import compose, padded_source
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Run
 from llmos.compiler.codegen.builder import Builder, Value, is_vector
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.evaluate import Evaluator
+from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.kernel import product, split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, block_level, loop_over_blocks, with_rests
@@ -96,7 +96,7 @@ def _run(dims: Sequence[int], strides: dict[int, Expr], sizes: Sequence[Expr], b
 class WindowReader:
     """The rows of one tile, emitted into one kernel. `rows`: the real m dims, outermost first; `point`: coordinates of the batch dims."""
 
-    ev: Evaluator
+    ev: ValueEmitter
     windows: Windows
     sizes: Sequence[Expr]
     rows: tuple[int, ...]

@@ -44,5 +44,5 @@ def _part(frame: Frame, dispatch: Dispatch, insert: ir.Operation) -> Buffer:
     place = sum((offset * stride for offset, stride in zip(offsets, whole.strides, strict=True)), sympy.S.Zero)
     kind = b.i8 if isinstance(whole.kind, ir.IntegerType) and whole.kind.width == 1 else whole.kind
     kept = kept_dims(insert, insert.operands[0])
-    pointer = b.address(whole.pointer, frame.evaluator.sizes(sympy.expand(place)), kind)
+    pointer = b.address(whole.pointer, frame.emitter.sizes(sympy.expand(place)), kind)
     return Buffer(pointer, whole.kind, tuple(whole.shape[d] for d in kept), tuple(whole.strides[d] for d in kept))

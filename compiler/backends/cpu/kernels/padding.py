@@ -10,7 +10,7 @@ import sympy
 from llmos.compiler.analysis.generic import Generic, compose
 from llmos.compiler.analysis.windows import adds_nothing
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
-from llmos.compiler.codegen.coordinates import Coord, Coordinates
+from llmos.compiler.codegen.coordinates import Coord, IndexEmitter
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import pad_parameters
@@ -69,7 +69,7 @@ class Padding:
     axes: tuple[PaddedAxis, ...]
     before: tuple[Expr, ...]  # of every axis
 
-    def shifted(self, at: Coordinates, coords: Sequence[Coord]) -> list[Coord]:
+    def shifted(self, at: IndexEmitter, coords: Sequence[Coord]) -> list[Coord]:
         """Coordinates of the source from those of the padded tensor."""
         return [at.coord_add(coord, at.sizes(-before)) for coord, before in zip(coords, self.before, strict=True)]
 

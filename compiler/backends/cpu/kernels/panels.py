@@ -12,13 +12,13 @@ from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.epilogue import TileCoords
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
-from llmos.compiler.codegen.evaluate import Evaluator
+from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.kernel import split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.sizes import Expr
 
 
-def over_lanes(ev: Evaluator, extent: Expr, point: Callable[[Coord], None]) -> None:
+def over_lanes(ev: ValueEmitter, extent: Expr, point: Callable[[Coord], None]) -> None:
     """Call `point` over an extent by vectors, the last one under a mask."""
     b = ev.b
     high, width = ev.sizes(extent), b.index(b.lanes)
@@ -32,7 +32,7 @@ def over_lanes(ev: Evaluator, extent: Expr, point: Callable[[Coord], None]) -> N
 
 
 @contextmanager
-def nest(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterator[dict[int, Coord]]:
+def nest(ev: ValueEmitter, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterator[dict[int, Coord]]:
     """Loops over some of the root's dims, outermost first; gives their counters."""
     b = ev.b
     counters: dict[int, Coord] = {}
@@ -44,7 +44,7 @@ def nest(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterator[
         yield counters
 
 
-def flat_index(ev: Evaluator, sizes: Sequence[Expr], dims: Sequence[int], counters: dict[int, Coord]) -> Value:
+def flat_index(ev: ValueEmitter, sizes: Sequence[Expr], dims: Sequence[int], counters: dict[int, Coord]) -> Value:
     """The row-major number of a point of some dims."""
     b, flat = ev.b, ev.b.index(0)
     for dim in dims:
@@ -68,7 +68,7 @@ class PanelCopier:
 
         Columns that can't be walked as one (the pixels of several image rows) are copied run by run, each within one row.
         """
-        ev, plan = self.points.frame.evaluator, self._plan
+        ev, plan = self.points.frame.emitter, self._plan
         b, size, groups = ev.b, ev.sizes, plan.right_groups
         end = b.minimum(b.add(first, b.index(plan.width)), size(plan.n))
         if len(groups) <= 1:
@@ -85,7 +85,7 @@ class PanelCopier:
 
     def _run(self, column: Value, outer: dict[int, Coord], first: Value, length: Value) -> None:
         """Neighboring columns, from coordinate `first` of the innermost n dim on, to `column` of the panel, for every k."""
-        ev, plan = self.points.frame.evaluator, self._plan
+        ev, plan = self.points.frame.emitter, self._plan
         b, groups = ev.b, plan.right_groups
         target = Buffer(self.base, b.f32, (), (sympy.S.One,))
         k_dims = plan.real(plan.root.k)

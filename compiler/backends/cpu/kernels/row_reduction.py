@@ -42,7 +42,7 @@ def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
     extents = [product([plan.sizes[dim] for dim in group]) for group in outer]
     with kernel(module, dispatch) as frame, frame.tiles() as tile, ExitStack() as bindings:
         b = frame.b
-        at = spread(plan, outer, split_index(b, frame.evaluator.sizes, tile, extents), b.index(0))
+        at = spread(plan, outer, split_index(b, frame.emitter.sizes, tile, extents), b.index(0))
         coords = [at.get(dim, b.index(0)) for dim in range(plan.num_outer)]
         _RowEmitter(plan, inner, slots, frame, coords, bindings).emit()
     slot_bytes = sum((row_elements * 8 + 64 for _ in slots), sympy.Integer(0))
@@ -85,7 +85,7 @@ class _RowEmitter:
         self._store_outer()
 
     def _bind(self, value: Value, as_: Value | Callable[[Sequence[Coord]], Value]) -> None:
-        self.bindings.enter_context(self.frame.evaluator.binding(value, as_=as_))
+        self.bindings.enter_context(self.frame.emitter.binding(value, as_=as_))
 
     def _level(self, level: int) -> None:
         plan = self.plan
@@ -114,15 +114,15 @@ class _RowEmitter:
         inner = self.plan.sizes[self.plan.num_outer :]
         offset = sympy.expand(self.slots[value] * (product(inner) * 8 + 64))
         kind = value.type.element_type
-        return Buffer.dense(b.address(frame.scratch, frame.evaluator.sizes(offset), b.i8), kind, inner)
+        return Buffer.dense(b.address(frame.scratch, frame.emitter.sizes(offset), b.i8), kind, inner)
 
     def _reader(self, buffer: Buffer, inner_only: bool) -> Callable[[Sequence[Coord]], Value]:
-        num_outer, ev = self.plan.num_outer, self.frame.evaluator
+        num_outer, ev = self.plan.num_outer, self.frame.emitter
         return lambda coords: ev.load(buffer, coords[num_outer:] if inner_only else coords)
 
     def _bind_outer(self, level: int) -> None:
         """Evaluate the one-element-a-row values that are ready, outside the loops over the row."""
-        plan, ev = self.plan, self.frame.evaluator
+        plan, ev = self.plan, self.frame.emitter
         for generic in plan.generics:
             for value in generic.op.results:
                 ready = generic.is_elementwise and value not in ev.bound and plan.level(value) <= level
@@ -135,7 +135,7 @@ class _RowEmitter:
 
     def _walk(self, reductions: list[Generic], targets: list[tuple[Value, Buffer, bool]]) -> list[list[Value]]:
         """One pass over the row: every reduction of a level at once, and the stores."""
-        ev, b = self.frame.evaluator, self.frame.b
+        ev, b = self.frame.emitter, self.frame.b
         simple = [simple_combiners(generic) for generic in reductions]
         vectorized = all(found is not None for found in simple)
         inits = [[self._init(generic, i) for i in range(len(generic.inits))] for generic in reductions]
@@ -174,12 +174,12 @@ class _RowEmitter:
         return rows
 
     def _init(self, generic: Generic, index: int) -> Value:
-        ev = self.frame.evaluator
+        ev = self.frame.emitter
         loop = [*self.outer_coords, *[self.frame.b.index(0)] * (generic.rank - self.plan.num_outer)]
         return ev.value(generic.inits[index], ev.apply(generic.maps[generic.num_inputs + index], loop))
 
     def _combine(self, generic: Generic, found: object, coords: list[Coord], old: list[Value]) -> list[Value]:
-        ev, b = self.frame.evaluator, self.frame.b
+        ev, b = self.frame.emitter, self.frame.b
         made: list[Value] = []
         for combiner, accumulator in zip(found or [], old, strict=True):  # type: ignore[call-overload]
             new = ev.combine(combiner.name, accumulator, b.splat(ev.contribution(generic, combiner, coords)))
@@ -187,7 +187,7 @@ class _RowEmitter:
         return made
 
     def _nest(self, depth: int, inner: dict[int, Coord], walk: _Pass, carried: list[Value]) -> list[Value]:
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         if depth == len(self.inner):
             lane: dict[int, Coord] = inner
             if walk.vectorized and not self.inner:  # a row of one element: lane 0 alone
@@ -215,7 +215,7 @@ class _RowEmitter:
         return [product([self.plan.sizes[dim] for dim in group]) for group in self.inner]
 
     def _store_outer(self) -> None:
-        plan, ev = self.plan, self.frame.evaluator
+        plan, ev = self.plan, self.frame.emitter
         for value, buffer in zip(plan.dispatch.results, self.frame.outputs, strict=True):
             if plan.is_outer(value):
                 point = self._row_point(value)

@@ -25,7 +25,7 @@ def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:
     num_inner = product(inner)
     strips = ceil_div(num_inner, LANES)
     with kernel(module, dispatch) as frame, frame.tiles() as tile:
-        b, size = frame.b, frame.evaluator.sizes
+        b, size = frame.b, frame.emitter.sizes
         *before, strip = split_index(b, size, tile, [*outer, strips])
         walk = _Walk(frame, scan, before)
         if num_inner == 1:
@@ -34,7 +34,7 @@ def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:
             low = b.mul(strip, b.index(LANES))
             # The strip's lanes are neighbors in memory: they go by one flat index, which stands at the last dimension.
             flat = len(inner) == 1
-            with frame.evaluator.masked(b.tail_mask(b.sub(size(num_inner), low))):
+            with frame.emitter.masked(b.tail_mask(b.sub(size(num_inner), low))):
                 walk.emit([Lane(low)] if flat else _unflattened(frame, low, inner))
     return Launch(product([*outer, strips]))
 
@@ -45,7 +45,7 @@ def _unflattened(frame: Frame, low: Value, extents: Sequence[Expr]) -> list[Coor
     flat = b.binary("arith.addi", b.iota(), b.splat(low))
     coords: list[Coord] = []
     for extent in reversed(list(extents)[1:]):
-        size = b.splat(frame.evaluator.sizes(extent))
+        size = b.splat(frame.emitter.sizes(extent))
         coords.insert(0, b.binary("arith.remsi", flat, size))
         flat = b.binary("arith.divsi", flat, size)
     return [flat, *coords]
@@ -60,7 +60,7 @@ class _Walk:
     before: list[Value]
 
     def emit(self, behind: Sequence[Coord]) -> None:
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         length = ev.sizes(self.scan.shape[self.scan.axis])
         with b.when(b.compare("sgt", length, b.index(0))), ev.scope():
             first = self._step(b.index(0), behind, None)
@@ -69,7 +69,7 @@ class _Walk:
 
     def _step(self, at: Value, behind: Sequence[Coord], running: Value | None) -> Value:
         """One element; `running`: the value before it."""
-        b, ev, scan = self.frame.b, self.frame.evaluator, self.scan
+        b, ev, scan = self.frame.b, self.frame.emitter, self.scan
         coords: list[Coord] = [*self.before, at, *behind]
         value = ev.value(scan.source, coords)
         if any(isinstance(coord, Lane) or is_vector(coord) for coord in behind):

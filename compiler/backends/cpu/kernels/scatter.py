@@ -99,8 +99,8 @@ class _Emitter:
     def emit(self, module: ir.Module) -> Launch:
         extents = [self.shape[axis] for axis in self.outer.values()]
         with kernel(module, self.dispatch) as self.frame, self.frame.tiles() as tile:
-            b, size = self.frame.b, self.frame.evaluator.sizes
-            self.b, self.ev, self.size = b, self.frame.evaluator, size
+            b, size = self.frame.b, self.frame.emitter.sizes
+            self.b, self.ev, self.size = b, self.frame.emitter, size
             *at, block, chunk = split_index(b, size, tile, [*extents, self.blocks, self.chunks])
             self.at = dict(zip(self.outer, at, strict=True))
             self.columns = self._columns(chunk) if self.lane_loop is not None else None

@@ -37,7 +37,7 @@ def emit_sort(module: ir.Module, dispatch: Dispatch) -> Launch:
     wide = ir.IntegerType(sort.keys.type.element_type).width == 64
     plane = sympy.expand((sort.length + LANES) * (16 if wide else 8))
     with kernel(module, dispatch) as frame, frame.tiles() as tile:
-        b, size = frame.b, frame.evaluator.sizes
+        b, size = frame.b, frame.emitter.sizes
         coords: list[Coord] = list(split_index(b, size, tile, sort.lead)) if sort.lead else []
         first = b.address(frame.scratch, b.index(COUNTS_BYTES), b.i8)
         planes = (first, b.address(first, size(plane), b.i8))
@@ -91,17 +91,17 @@ class _RowSorter:
 
         def step(lane: Coord, carried: Sequence[Value]) -> list[Value]:
             assert isinstance(lane, Lane)
-            key = self._unsigned(frame.evaluator.value(self.sort.keys, [*self.coords, lane]))
-            self.records.store_lanes(into, lane, key, frame.evaluator.lanes_of(lane))
-            mask = frame.evaluator.mask
+            key = self._unsigned(frame.emitter.value(self.sort.keys, [*self.coords, lane]))
+            self.records.store_lanes(into, lane, key, frame.emitter.lanes_of(lane))
+            mask = frame.emitter.mask
             low, high = (key, key) if mask is None else (b.select(mask, key, b.splat_constant(b.i64, n)) for n in (ALL_ONES, 0))
             return [b.binary("arith.minui", carried[0], low), b.binary("arith.maxui", carried[1], high)]
 
         length = self.sort.length
-        count = frame.evaluator.sizes(length)
+        count = frame.emitter.sizes(length)
         static = int(length) if length.is_Integer else None
         low, high = lane_loop(frame, b.index(0), count, step, limits, static)
-        low, high = (frame.evaluator.horizontal(f"arith.{name}", v) for name, v in (("minui", low), ("maxui", high)))
+        low, high = (frame.emitter.horizontal(f"arith.{name}", v) for name, v in (("minui", low), ("maxui", high)))
         return _Keys(count, low, self._bits(b.sub(high, low)), b.index(0))
 
     def _unsigned(self, key: Value) -> Value:
@@ -148,7 +148,7 @@ class _RowSorter:
 
     def _bounds(self) -> tuple[Value, Value, Value]:
         """The digits of the first and the last place that is wanted, and how many keys lie before the first digit."""
-        b, size = self.frame.b, self.frame.evaluator.sizes
+        b, size = self.frame.b, self.frame.emitter.sizes
         start, count = self.sort.range
         low, high = size(start), size(sympy.expand(start + count))
         zero = b.index(0)
@@ -216,7 +216,7 @@ class _RowSorter:
     # -- writing
     def _write(self, placed: Value, keys: _Keys) -> None:
         """The wanted places of every result, each payload read at the place that its key came from."""
-        frame, b, ev = self.frame, self.frame.b, self.frame.evaluator
+        frame, b, ev = self.frame, self.frame.b, self.frame.emitter
         start, count = self.sort.range
         ahead = b.sub(ev.sizes(start), keys.skipped)
 

@@ -51,7 +51,7 @@ class Walk:
 
     def emit(self, frame: Frame, tile: Value, targets: Sequence[CpuTarget]) -> None:
         """One tile of each of the values, which lie as the loop space does."""
-        b, size = frame.b, frame.evaluator.sizes
+        b, size = frame.b, frame.emitter.sizes
         *_, row_extent, lane_extent = self._extents
         is_whole, rows = self._grid[-1] == 1, b.index(self._rows)
         *at, block, chunk = split_index(b, size, tile, self._grid)
@@ -60,12 +60,12 @@ class Walk:
         first = b.mul(block, rows)
         last = b.minimum(b.add(first, rows), size(row_extent))
         static = int(lane_extent) if lane_extent.is_Integer and is_whole else None
-        with b.loop(first, last, b.index(1)) as loop, frame.evaluator.scope():
+        with b.loop(first, last, b.index(1)) as loop, frame.emitter.scope():
             row = [loop.iv] if len(self.groups) > 1 else []
             self._row(frame, [*at, *row], (low, high, static), targets)
 
     def _row(self, frame: Frame, outer: list[Coord], lanes: tuple[Value, Value, int | None], targets: Sequence[CpuTarget]) -> None:
-        b, ev = frame.b, frame.evaluator
+        b, ev = frame.b, frame.emitter
 
         def point(lane: Coord, _: Sequence[Value]) -> list[Value]:
             place = spread(self.plan, self.groups, [*outer, lane] if self.groups else [], b.index(0))

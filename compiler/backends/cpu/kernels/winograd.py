@@ -127,7 +127,7 @@ class WinogradEmitter:
         blocks, panels = ceil_div(total, self.block), ceil_div(plan.n, plan.width)
         with kernel(module, self.dispatch, self.shape.lanes) as frame, self._zeros(frame), frame.tiles() as tile:
             self.frame: Frame = frame
-            b, size = frame.b, frame.evaluator.sizes
+            b, size = frame.b, frame.emitter.sizes
             self.transform = Minimal(self.m, VectorArithmetic(b))
             block, panel = split_index(b, size, tile, [blocks, panels])
             self.epilogue = Epilogue(TileCoords(frame, plan, [b.index(0)] * len(plan.root.batch)), frame.outputs)
@@ -151,7 +151,7 @@ class WinogradEmitter:
 
     def _each_tile(self, low: Value, count: Value, emit: Callable[[Value, list[Value]], None]) -> None:
         """`emit` for each tile of the block: its number there, and which image, row and column of tiles it is."""
-        b, ev = self.frame.b, self.frame.evaluator
+        b, ev = self.frame.b, self.frame.emitter
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
             extents = [self.conv.batch, *map(sympy.Integer, self.tiles)]
             emit(loop.iv, split_index(b, ev.sizes, b.add(low, loop.iv), extents))
@@ -173,7 +173,7 @@ class WinogradEmitter:
         """A pointer to each pixel that a tile reads; to zeros for one outside of the image."""
         b, conv = self.frame.b, self.conv
         (h, w), (image, *place) = conv.image, tile
-        source = self.frame.evaluator.buffers[conv.source].pointer
+        source = self.frame.emitter.buffers[conv.source].pointer
         outside = self._scratch(self._zeros_at)
         corner = [b.sub(b.mul(p, b.index(self.m)), b.index(low)) for p, low in zip(place, conv.corner, strict=True)]
         rows, columns = ([b.add(start, b.index(i)) for i in range(self.side)] for start in corner)
@@ -199,7 +199,7 @@ class WinogradEmitter:
         """M of the block: at each position the tiles' rows of V by the panel."""
         b, plan, channels, width = self.frame.b, self.plan, self.conv.channels, self.plan.width
         assert plan.weight is not None
-        weight = self.frame.evaluator.buffers[plan.weight].pointer
+        weight = self.frame.emitter.buffers[plan.weight].pointer
         with b.loop(b.index(0), b.index(self.positions), b.index(1)) as loop:
             number = b.add(b.mul(panel, b.index(self.positions)), loop.iv)
             right = b.address(weight, b.mul(number, b.index(channels * width)), b.f32)
@@ -248,7 +248,7 @@ class WinogradEmitter:
         image, *place = tile
         top, left = (b.mul(p, b.index(m)) for p in place)
         num_rows, num_columns = (b.minimum(b.index(m), b.sub(b.index(size), start)) for size, start in ((height, top), (across, left)))
-        with b.loop(b.index(0), num_rows, b.index(1)) as loop, self.frame.evaluator.scope():
+        with b.loop(b.index(0), num_rows, b.index(1)) as loop, self.frame.emitter.scope():
             line = b.add(b.mul(image, b.index(height)), b.add(top, loop.iv))
             row = b.add(b.mul(line, b.index(across)), left)
             self.epilogue.from_tile(row, first, num_columns, b.mul(loop.iv, b.index(m)))
