@@ -16,7 +16,7 @@ MAX_TRIP_COUNT = 1 << 31
 
 
 def name_loops(module: ir.Module, func: ir.Operation) -> None:
-    """Give the counter of each loop of a function that can run as dispatches a name; the others stay ops of the fallback."""
+    """Give the induction variable of each loop of a function that can run as dispatches a name; the others stay ops of the fallback."""
     for op in list(func.regions[0].blocks[0].operations):
         if op.operation.name != "scf.for" or is_loop(op.operation) or _writes_elements(op.operation):
             continue
@@ -51,31 +51,31 @@ def _name(module: ir.Module, op: ir.Operation, shapes: Shapes) -> None:
     name = next(name for i in range(len(taken) + 1) if (name := f"step{i}") not in taken)
     high = table.bounds(shapes.index(op.operands[1]))[1]
     last = max(int(high) - 1, 0) if high.is_Integer else MAX_TRIP_COUNT
-    known = {symbol.name: (symbol.min, symbol.max) for symbol in table.counters}
+    known = {symbol.name: (symbol.min, symbol.max) for symbol in table.induction_variables}
     module.operation.attributes[INDUCTION_VARIABLES] = ranges_attribute({**known, name: (0, last)})
     op.attributes[INDUCTION_VARIABLE] = ir.StringAttr.get(name)
 
 
 def _is_accepted(loop: Loop, table: SymbolTable) -> bool:
-    """Whether every size in a loop is known outside it, and every carried tensor is a state or a stack."""
-    counters = {symbol.expr for symbol in table.counters}
+    """Whether every size in a loop is known outside it, and every carried tensor is a state or a scan output."""
+    induction_variables = {symbol.expr for symbol in table.induction_variables}
     inner = [*loop.carried, *[result for op in loop.ops for result in op.results]]
-    if not all(_is_known(loop.shapes, value, counters) for value in inner):
+    if not all(_is_known(loop.shapes, value, induction_variables) for value in inner):
         return False
     _mark_scan_outputs(loop, True)
     return all(position in loop.scan_outputs or _is_state(loop, position, value) for position, value in enumerate(loop.yielded))
 
 
-def _is_known(shapes: Shapes, value: ir.Value, counters: set[Expr]) -> bool:
+def _is_known(shapes: Shapes, value: ir.Value, induction_variables: set[Expr]) -> bool:
     if not is_tensor(value):
         owner = owner_of(value)
         return shapes.has_index(value) or (owner is not None and owner.name == "arith.constant")
     known = shapes._shapes.get(value)
-    return known is not None and not any(size.free_symbols & counters for size in known)
+    return known is not None and not any(size.free_symbols & induction_variables for size in known)
 
 
 def _is_state(loop: Loop, position: int, value: ir.Value) -> bool:
-    """A tensor that has a value before the first turn, and that no insert_slice of the body writes a part of."""
+    """A tensor that has a value before the first iteration, and that no insert_slice of the body writes a part of."""
     init = owner_of(root_of(loop.inits[position]))
     return is_tensor(value) and (init is None or init.name != "tensor.empty")
 
@@ -91,7 +91,7 @@ def _mark_scan_outputs(loop: Loop, wanted: bool) -> None:
 
 
 def _is_scan_output(loop: Loop, insert: ir.Operation) -> bool:
-    """One whole slice along the first dim, into a carried tensor that is read nowhere and that the turns write entirely."""
+    """One whole slice along the first dim, into a carried tensor that is read nowhere and that the iterations write entirely."""
     into, result = insert.operands[1], insert.results[0]
     if into not in loop.carried or len(list(into.uses)) != 1 or len(list(result.uses)) != 1:
         return False
@@ -99,16 +99,16 @@ def _is_scan_output(loop: Loop, insert: ir.Operation) -> bool:
     if loop.yielded[position] != result:
         return False
     offsets, sizes, strides = slice_parameters(loop.shapes, insert, 2)
-    shape, counter = loop.shapes.shape(into), loop.shapes.index(loop.counter)
+    shape, induction_variable = loop.shapes.shape(into), loop.shapes.index(loop.induction_variable)
     if offsets is None or sizes is None or strides is None or any(step != 1 for step in strides):
         return False
     inner_whole = tuple(sizes[1:]) == tuple(shape[1:]) and all(offset == 0 for offset in offsets[1:])
-    each_once = (offsets[0] - counter).expand() == 0 or (offsets[0] + counter - loop.trip_count + 1).expand() == 0
+    each_once = (offsets[0] - induction_variable).expand() == 0 or (offsets[0] + induction_variable - loop.trip_count + 1).expand() == 0
     return sizes[0] == 1 and inner_whole and each_once and (shape[0] - loop.trip_count).expand() == 0
 
 
 def _order_yields(loop: Loop) -> None:
-    """Each turn makes each state and each slice anew, in memory of its own: what it only passes on is copied."""
+    """Each iteration makes each state and each slice anew, in memory of its own: what it only passes on is copied."""
     placed: list[ir.Value] = []
     for stacked in loop.scan_outputs.values():
         placed.append(_made_here(loop, stacked.insert, 0, placed))

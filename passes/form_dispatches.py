@@ -39,7 +39,7 @@ class FormDispatches(Pass):
         func.func private @d0_contraction(...) attributes {llmos.dispatch = "contraction"} { the three generics }
 
     The body of an scf.for that counts to a size is taken apart in the same way: it becomes calls, between which its tensors are carried.
-    Its counter is a symbol (llmos.counters) that the dispatches inside may read.
+    Its induction variable is a symbol (llmos.induction_variables) that the dispatches inside may read.
 
     A depthwise convolution or a pool that alone reads what a contraction writes runs in its dispatch, a "windowed" one.
 
@@ -108,7 +108,7 @@ def copy_returned_arguments(func: ir.Operation) -> None:
 
 
 def _is_state(value: ir.Value) -> bool:
-    """Whether a value is the last state of a loop, which lies where the last turn left it."""
+    """Whether a value is the last state of a loop, which lies where the last iteration left it."""
     owner = owner_of(value)
     if owner is None or not is_loop(owner):
         return False

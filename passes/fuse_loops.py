@@ -1,4 +1,4 @@
-"""fuse-loops: one loop of loops that take the same turns and don't need one another."""
+"""fuse-loops: one loop of loops that have the same trip count and don't need one another."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def _fused(first: ir.Operation, second: ir.Operation) -> ir.Operation:
     carried, results, yielded = list(block.arguments)[1:], list(made.results), []
     for loop in (first, second):
         body = loop.regions[0].blocks[0]
-        counter, *own = body.arguments
-        counter.replace_all_uses_with(block.arguments[0])
+        induction_variable, *own = body.arguments
+        induction_variable.replace_all_uses_with(block.arguments[0])
         for old, new in zip([*own, *loop.results], [*carried[: len(own)], *results[: len(own)]], strict=True):
             old.replace_all_uses_with(new)
         carried, results = carried[len(own) :], results[len(own) :]

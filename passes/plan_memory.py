@@ -34,8 +34,8 @@ class PlanMemory(Pass):
         %1 = call @d0_contraction(%x, %w) {llmos.buffers = array<i64: 0>}       // slot 0
         %2 = call @d1_contraction(%1, %v) {llmos.buffers = array<i64: -1>}      // output 0
 
-    In a loop each result has two places, which the turns use in turn: two slots where the next turn reads it, the same one twice where
-    it doesn't, ELSEWHERE where it is written into the slice of a stack.
+    In a loop each result has two places, which the iterations use alternately: two slots where the next one reads it, the same one twice
+    where it doesn't, ELSEWHERE where it is written into the slice of a scan output.
 
     A result that update-in-place has put into an argument's memory needs no slot.
     A slot is as large as the largest of its tenants, where the ranges of the symbols decide which that is; a result that can't be

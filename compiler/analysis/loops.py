@@ -56,7 +56,7 @@ class Loop:
         return self.op.regions[0].blocks[0]
 
     @property
-    def counter(self) -> ir.Value:
+    def induction_variable(self) -> ir.Value:
         return self.block.arguments[0]
 
     @property
@@ -119,7 +119,7 @@ class Loop:
     def _is_inner(self, value: ir.Value) -> bool:
         owner = root_of(value).owner
         block = owner if isinstance(owner, ir.Block) else owner.operation.block
-        return block == self.block and value != self.counter and isinstance(value.type, ir.RankedTensorType)
+        return block == self.block and value != self.induction_variable and isinstance(value.type, ir.RankedTensorType)
 
     def _class_of(self, value: ir.Value) -> ir.Value:
         """Return the representative of a value: a yielded value is identified with its carried tensor."""

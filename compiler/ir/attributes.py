@@ -23,7 +23,7 @@ PREFIX = "llmos."
 # of a module
 SYMBOLS = "llmos.symbols"  # the symbols of its sizes, with their ranges
 GUARDS = "llmos.guards"  # what sizes must satisfy beyond their ranges
-INDUCTION_VARIABLES = "llmos.counters"  # the counters of its loops, with their ranges
+INDUCTION_VARIABLES = "llmos.induction_variables"  # the induction variables of its loops, with their ranges
 COMPUTED = "llmos.computed"  # the sizes that the program computes from data
 
 # of an argument or a result of a function
@@ -52,8 +52,8 @@ ATTENTION = "llmos.attention"  # the number of the attention that an op is part 
 SHAPES = "llmos.shapes"  # of a call: the shapes of its results
 BUFFERS = "llmos.buffers"  # of a call or a loop: where its results go (passes/plan_memory.py)
 WITHIN = "llmos.within"  # of a call: the argument of the entry in whose memory its one result lies
-INDUCTION_VARIABLE = "llmos.counter"  # of a loop: the name of its counter
-SCAN_OUTPUT = "llmos.scan_output"  # of a tensor.insert_slice: each turn of a loop writes one slice
+INDUCTION_VARIABLE = "llmos.induction_variable"  # of a loop: the name of its induction variable
+SCAN_OUTPUT = "llmos.scan_output"  # of a tensor.insert_slice: each iteration of a loop writes one slice
 COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
 QUANTIZE = "llmos.quantize"  # of a linalg.generic that is a quantization (compiler/analysis/quantization.py)
 DEQUANTIZE = "llmos.dequantize"

@@ -311,12 +311,12 @@ def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) 
 
 
 def _loop(shapes: Shapes, op: ir.Operation) -> None:
-    """A loop whose counter has a name: what its body computes has known sizes too. A carried tensor keeps its size."""
+    """A loop whose induction variable has a name: what its body computes has known sizes too. A carried tensor keeps its size."""
     if INDUCTION_VARIABLE not in op.attributes:
         return
     block = op.regions[0].blocks[0]
-    counter, *carried = block.arguments
-    shapes._scalars[counter] = shapes.table.parse(text_of(op.attributes, INDUCTION_VARIABLE))
+    induction_variable, *carried = block.arguments
+    shapes._scalars[induction_variable] = shapes.table.parse(text_of(op.attributes, INDUCTION_VARIABLE))
     for argument, init in zip(carried, list(op.operands)[3:], strict=True):
         if (known := shapes._shapes.get(init)) is not None:
             shapes._shapes[argument] = known

@@ -65,10 +65,10 @@ class ComputedSymbol(Symbol):
 
 @dataclass(frozen=True)
 class SymbolTable:
-    """The program's symbols, in manifest order; those that it computes; the counters of its loops, which only loops may read."""
+    """The program's symbols, in manifest order; those that it computes; the induction variables of its loops, which only loops may read."""
 
     symbols: tuple[Symbol, ...]
-    counters: tuple[Symbol, ...] = ()
+    induction_variables: tuple[Symbol, ...] = ()
     computed: tuple[ComputedSymbol, ...] = ()
 
     @classmethod
@@ -83,7 +83,7 @@ class SymbolTable:
     @property
     def names(self) -> tuple[Symbol, ...]:
         """All that an expression may hold, in the order in which kernels find their values."""
-        return (*self.sizes, *self.counters)
+        return (*self.sizes, *self.induction_variables)
 
     def parse(self, dim: str | int) -> Expr:
         """The expression of one entry of `llmos.shape`."""

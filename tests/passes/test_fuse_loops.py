@@ -63,11 +63,11 @@ def test_two_directions_become_parts_of_one_loop() -> None:
     check(
         module,
         """
-        CHECK: llmos.counters = {step0 = array<i64: 0, 99>}
+        CHECK: llmos.induction_variables = {step0 = array<i64: 0, 99>}
         CHECK: %[[R:.*]]:4 = scf.for %[[I:.*]] = %{{.*}} to %{{.*}} iter_args({{.*}}, {{.*}}, {{.*}}, {{.*}})
         CHECK: extract_slice %arg0[%[[I]], 0]
         CHECK: extract_slice %arg0[%[[I]], 0]
-        CHECK: llmos.counter = "step0"
+        CHECK: llmos.induction_variable = "step0"
         CHECK: return %[[R]]#0, %[[R]]#3
         """,
     )

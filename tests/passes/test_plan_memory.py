@@ -14,7 +14,7 @@ def program(body: str, symbols: str = "n = array<i64: 1, 100>", results: str = "
     """An entry over %x [n] whose dispatches map [n] to [n] (@same), [2 n] (@double) or [m] (@other)."""
     return apply(
         parse(
-            f"""module attributes {{llmos.symbols = {{{symbols}}}, llmos.counters = {{step0 = array<i64: 0, 8>}}}} {{
+            f"""module attributes {{llmos.symbols = {{{symbols}}}, llmos.induction_variables = {{step0 = array<i64: 0, 8>}}}} {{
               func.func @main(
                 %x: tensor<?xf32> {{llmos.kind = "input", llmos.name = "x", llmos.dtype = "float32", llmos.shape = ["n"]}}
               ) -> ({results}) {{
@@ -136,7 +136,7 @@ def test_the_states_of_a_loop_have_two_slots_and_its_stacks_are_written_in_place
           %u:2 = func.call @two(%t) {llmos.shapes = [["n"], ["n"]]} : (tensor<?xf32>) -> (tensor<?xf32>, tensor<?xf32>)
           %z = tensor.insert_slice %u#0 into %ys[%i, 0] [1, %n] [1, 1] {llmos.scan_output} : tensor<?xf32> into tensor<9x?xf32>
           scf.yield %z, %u#0, %u#1 : tensor<9x?xf32>, tensor<?xf32>, tensor<?xf32>
-        } {llmos.counter = "step0"}
+        } {llmos.induction_variable = "step0"}
         """
         + call("d", "same", "r#2")
         + call("e", "same", "d")

@@ -58,7 +58,7 @@ def _candidate(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> s
 def _free_names(main: Function, inputs: Sequence[TensorSpec], candidate: str) -> Collection[str]:
     """Return the symbols of other input dimensions, and induction variables of loops."""
     given = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
-    counters = {counter.name for counter in main.shapes.table.counters}
+    counters = {counter.name for counter in main.shapes.table.induction_variables}
     return [symbol.name for symbol in main.shapes.table.names if symbol.name in (given | counters) - {candidate}]
 
 

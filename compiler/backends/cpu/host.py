@@ -53,7 +53,7 @@ class HostEmitter:
     module: ir.Module
     main: ir.Operation
     table: SymbolTable
-    kernels: Mapping[str, Kernel]  # by dispatch function, or the name of a loop's counter
+    kernels: Mapping[str, Kernel]  # by dispatch function, or the name of a loop's induction variable
     weights: Sequence[int] = ()  # places in the context's table; empty: from 0 on
     first_kernel: int = 0
 
@@ -343,7 +343,7 @@ class HostEmitter:
         return following
 
     def _run_loop(self, op: ir.Operation, number: int, block: ir.Block, failed: ir.Block) -> ir.Block:
-        """All turns of a loop, as one kernel (backends/cpu/loops.py)."""
+        """All iterations of a loop, as one kernel (backends/cpu/loops.py)."""
         loop = Loop(op, self.shapes)
         layout = LoopLayout.of(loop)
         places = list(ir.DenseI64ArrayAttr(op.attributes[BUFFERS]))

@@ -1,11 +1,11 @@
-"""Loops over dispatches: one kernel that runs every turn, calling the kernels of its body.
+"""Loops over dispatches: one kernel that runs every iteration, calling the kernels of its body.
 
-The body's tensors are pointers that the turns hand on: a state lies in one of two slots in turn, or in the slice of a stack that was just
-written, so nothing is copied. The kernels find the counter behind the program's symbols in their dims.
+The body's tensors are pointers that the iterations hand on: a state lies in one of two slots, alternately, or in the slice of a scan
+output that was just written, so nothing is copied. The kernels find the induction variable behind the program's symbols in their dims.
 
-A turn whose dispatches are small calls them on its own thread: a fork and join would cost more than it saves. Then, or where there are
-not many more threads, each independent part of the loop (the two directions of a layer) is a tile and runs all its turns by itself. Else
-the loop is one tile, on the thread of the caller, and launches what is large over the pool.
+An iteration whose dispatches are small calls them on its own thread: a fork and join would cost more than it saves. Then, or where there
+are not many more threads, each independent part of the loop (the two directions of a layer) is a tile and runs all its iterations by
+itself. Else the loop is one tile, on the thread of the caller, and launches what is large over the pool.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from llmos.runtime.native.abi import CONTEXT_LAUNCH, CONTEXT_THREADS
 
 NUM_THREADS = sympy.Symbol("llmos.threads", integer=True, positive=True)
 NOT_PROFILED = -1  # as the number of a dispatch: its time is part of the loop's
-SMALL_NS = 10_000  # a dispatch that takes longer on one thread is worth a fork and join (1 to 3 us) in every turn
+SMALL_NS = 10_000  # a dispatch that takes longer on one thread is worth a fork and join (1 to 3 us) in every iteration
 
 
 @dataclass(frozen=True)
 class LoopLayout:
-    """The pointers that the host hands to a loop's kernel, in order: context, externals, slots, stacks; then room for the last states."""
+    """The pointers that the host hands to a loop's kernel, in order: context, externals, slots, scan outputs; then room for
+    the last states."""
 
-    externals: tuple[Value, ...]  # values made outside: what the calls read, and the states before the first turn
+    externals: tuple[Value, ...]  # values made outside: what the calls read, and the states before the first iteration
     slots: tuple[int, ...]
     scan_outputs: tuple[int, ...]  # positions among the carried tensors
     states: tuple[int, ...]
@@ -73,7 +74,7 @@ class LoopEmitter:
 
     def emit(self) -> Launch:
         self.layout = LoopLayout.of(self.loop)
-        self.counter = self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
+        self.induction_variable = self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
         launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
         self.largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
         self.num_tiles = self._num_tiles()
@@ -86,7 +87,7 @@ class LoopEmitter:
         return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
 
     def _num_tiles(self) -> Expr:
-        """One for each part where all that a turn does is small, or there are fewer threads than twice the parts; else one."""
+        """One for each part where all that an iteration does is small, or there are fewer threads than twice the parts; else one."""
         parts = len(self.loop.parts)
         if parts == 1:
             return sympy.S.One
@@ -109,7 +110,7 @@ class LoopEmitter:
             yield list(block.arguments)
 
     def _enter(self, buffers: Value, dims: Value) -> None:
-        """Load the symbols and pointers; the kernels inside get dims of their own, which hold the counter too."""
+        """Load the symbols and pointers; the kernels inside get dims of their own, which hold the induction variable too."""
         b, layout = self.b, self.layout
         with b.at_entry():
             known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.sizes)}
@@ -142,7 +143,7 @@ class LoopEmitter:
         return self.b.compare("eq", self.sizes(self.num_tiles), self.b.index(1))
 
     def _iterations(self, part: int) -> None:
-        """Every turn of one part; the pointers of its last states go to the host."""
+        """Every iteration of one part; the pointers of its last states go to the host."""
         b, loop = self.b, self.loop
         calls = loop.parts[part]
         made = {result for call in calls for result in call.results}
@@ -150,7 +151,7 @@ class LoopEmitter:
         for call in calls:
             self._store_fixed(call)
         start = [self.pointers[root_of(loop.inits[p])] for p in states]
-        position = [symbol.expr for symbol in self.table.names].index(self.counter)
+        position = [symbol.expr for symbol in self.table.names].index(self.induction_variable)
         outside = dict(self.pointers)
         with b.loop(b.index(0), self.sizes(loop.trip_count), b.index(1), start) as iterations:
             b.store(iterations.iv, b.address(self.dims, b.index(position), b.i64), 8)
@@ -168,7 +169,7 @@ class LoopEmitter:
 
     # -- calls
     def _store_fixed(self, call: ir.Operation) -> None:
-        """The pointers that are the same in every turn."""
+        """The pointers that are the same in every iteration."""
         b = self.b
         for i, value in enumerate(_tensors(call)):
             if root_of(value) in self.pointers:
@@ -197,15 +198,15 @@ class LoopEmitter:
         return b.select(is_odd, self.slots[odd], self.slots[even])
 
     def _slice(self, result: Value, iteration: Value) -> Value:
-        """The slice of a stack that this turn writes; its place is linear in the counter."""
+        """The slice of a scan output that this iteration writes; its place is linear in the induction variable."""
         b, loop = self.b, self.loop
-        stack = next(each for each in loop.scan_outputs.values() if each.source == result)
-        start = stack.offset.subs(self.counter, 0)
-        step = sympy.expand(stack.offset - start) / self.counter
+        output = next(each for each in loop.scan_outputs.values() if each.source == result)
+        start = output.offset.subs(self.induction_variable, 0)
+        step = sympy.expand(output.offset - start) / self.induction_variable
         at = b.add(self.sizes(sympy.expand(start)), b.mul(self.sizes(sympy.expand(step)), iteration))
-        kind = ir.RankedTensorType(stack.insert.results[0].type).element_type
-        stride = self.sizes(product(loop.shapes.shape(stack.insert.results[0])[1:]) * byte_width(kind))
-        return b.address(self.scan_outputs[stack.position], b.mul(at, stride), b.i8)
+        kind = ir.RankedTensorType(output.insert.results[0].type).element_type
+        stride = self.sizes(product(loop.shapes.shape(output.insert.results[0])[1:]) * byte_width(kind))
+        return b.address(self.scan_outputs[output.position], b.mul(at, stride), b.i8)
 
     def _run(self, call: ir.Operation) -> Value:
         """The dispatch on this thread or, if it is large, over the pool; its code."""

@@ -69,12 +69,12 @@ class LoopUnit:
     dispatches: Sequence[Dispatch]
 
     @property
-    def counter(self) -> str:
+    def induction_variable(self) -> str:
         return text_of(self.loop.op.attributes, INDUCTION_VARIABLE)
 
     @property
     def name(self) -> str:
-        return f"{self.counter}_loop"
+        return f"{self.induction_variable}_loop"
 
 
 @dataclass
@@ -135,7 +135,7 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
         for unit in program.loops:
             costs = {each.name: _cost_ns(each) for each in unit.dispatches}
             emitter = LoopEmitter(module, unit.name, unit.loop, program.table, kernels, costs)
-            kernels[unit.counter] = Kernel(unit.name, emitter.emit())
+            kernels[unit.induction_variable] = Kernel(unit.name, emitter.emit())
         HostEmitter(module, program.main, program.table, kernels, program.weights, program.first_kernel).emit()
     return module
 

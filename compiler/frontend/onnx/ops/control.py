@@ -43,7 +43,7 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
     values, scans, iteration = list(state), None, 0
     while going and (limit is None or iteration < limit):
         if iteration == MAX_TRIP_COUNT:
-            raise UnsupportedError(f"a Loop of more than {MAX_TRIP_COUNT} turns isn't supported.")
+            raise UnsupportedError(f"a Loop of more than {MAX_TRIP_COUNT} iterations isn't supported.")
         results = body(constant_value(iteration, "int64"), constant_value(going, "bool"), *values)
         going = bool(_known(results[0], "its condition"))
         values = results[1 : 1 + len(state)]
@@ -51,7 +51,7 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
         scans = [[row] for row in rows] if scans is None else [[*column, row] for column, row in zip(scans, rows, strict=True)]
         iteration += 1
     if scans is None:
-        raise UnsupportedError("a Loop without a turn isn't supported.")
+        raise UnsupportedError("a Loop without an iteration isn't supported.")
     return (*values, *(_stack(column, 0) for column in scans))
 
 
