@@ -58,7 +58,7 @@ def strided(p: Pick) -> str:
 @op(exact=True)
 def bits(p: Pick) -> str:
     a = p.value(lambda v: v.exact and v.dtype == torch.float32)
-    return f"{a.name}.contiguous().view(torch.int32) % 1000"
+    return f"({a.name} + 0.0).contiguous().view(torch.int32) % 1000"  # a maximum of 0 and -0 may be either; this makes both 0
 
 
 @op()
