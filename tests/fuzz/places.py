@@ -58,7 +58,8 @@ def strided(p: Pick) -> str:
 @op(exact=True)
 def bits(p: Pick) -> str:
     a = p.value(lambda v: v.exact and v.dtype == torch.float32)
-    return f"({a.name} + 0.0).contiguous().view(torch.int32) % 1000"  # a maximum of 0 and -0 may be either; this makes both 0
+    # A maximum of 0 and -0 may be either: both become 0.
+    return f"{a.name}.masked_fill({a.name} == 0, 0.0).contiguous().view(torch.int32) % 1000"
 
 
 @op()
