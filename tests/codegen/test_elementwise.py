@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,3 +165,17 @@ def test_scalars_in_and_out() -> None:
 def test_a_program_without_symbols() -> None:
     module = Returns(doubled=lambda x: x * 2, counted=lambda x: torch.arange(5) * 2)
     assert_like_eager(compile_torch(module, [torch.randn(3, 5)]), module, torch.randn(3, 5))
+
+
+def test_a_zero_that_is_added_takes_the_sign_of_a_negative_zero() -> None:
+    module = Returns(
+        number=lambda x: x + 0.0,
+        whole=lambda x: x + 0,
+        tensor=lambda x: x + torch.zeros(4),
+        less=lambda x: x - 0.0,
+        negative=lambda x: x + -0.0,
+    )
+    x = torch.tensor([-0.0, 0.0, -1.0, 1.0])
+    program = compile_torch(module, [torch.randn(4)])
+    for array, (name, want) in zip(program(x.numpy()), module(x).items(), strict=True):
+        np.testing.assert_array_equal(np.signbit(array), np.signbit(want.numpy()), err_msg=name)

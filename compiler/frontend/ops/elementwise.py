@@ -82,8 +82,11 @@ def _shifted(b: Builder, x: Tensor, fact: Iota, offset: int) -> Tensor:
 
 
 def _added_zero(x: Operand, y: Operand, result: Meta) -> Tensor | None:
-    zero = isinstance(y, int | float) and y == 0
-    return x if zero and isinstance(x, Tensor) and x.dtype == result.dtype else None
+    """Return x where x + y is x: of floats y is -0, since -0 + 0 is 0."""
+    if not isinstance(x, Tensor) or not isinstance(y, int | float) or y != 0 or x.dtype != result.dtype:
+        return None
+    inexact = x.dtype.is_floating_point or x.dtype.is_complex
+    return x if not inexact or math.copysign(1, y) < 0 else None
 
 
 def _scaled(v: Scalar, alpha: Number) -> Scalar:
