@@ -209,6 +209,20 @@ class Graph:
             pending += [operand for member in members for operand in captured(member)]
         return False
 
+    def would_depend(self, value: ir.Value, trial: FusionGroup) -> bool:
+        """`depends` for a fusion group that is not assigned yet."""
+        before = {op: self.groups.get(op) for op in trial.ops}
+        for op in trial.ops:
+            self.groups[op] = trial
+        try:
+            return self.depends(value, trial)
+        finally:
+            for op, group in before.items():
+                if group is None:
+                    del self.groups[op]
+                else:
+                    self.groups[op] = group
+
     def may_join(self, op: ir.Operation, group: FusionGroup) -> bool:
         """Whether every operand of `op` is in the fusion group or independent of it, and it reads no table that the group makes."""
         if reads_table_of(op, group.ops):
