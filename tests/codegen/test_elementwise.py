@@ -173,6 +173,9 @@ def test_a_zero_that_is_added_takes_the_sign_of_a_negative_zero() -> None:
         whole=lambda x: x + 0,
         tensor=lambda x: x + torch.zeros(4),
         less=lambda x: x - 0.0,
+        scaled=lambda x: torch.add(x, 0.0, alpha=-1),
+        scaled_back=lambda x: torch.add(x, -0.0, alpha=-1),
+        scaled_away=lambda x: torch.add(x, 5.0, alpha=0),
         negative=lambda x: x + -0.0,
     )
     x = torch.tensor([-0.0, 0.0, -1.0, 1.0])

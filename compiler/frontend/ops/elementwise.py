@@ -69,7 +69,7 @@ def binary(body: Callable[[Scalar, Scalar], Scalar], kind: KIND = KIND.DEFAULT) 
 def add(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
     if isinstance(y, int) and isinstance(alpha, int) and isinstance(x, Tensor) and isinstance(x.fact, Iota) and result.dtype == x.dtype:
         return _shifted(b, x, x.fact, y * alpha)
-    if (alone := _added_zero(x, y, result)) is not None:
+    if (alone := _added_zero(x, y, alpha, result)) is not None:
         return alone
     return apply(b, result, lambda v, w: v + _scaled(w, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
 
@@ -81,12 +81,13 @@ def _shifted(b: Builder, x: Tensor, fact: Iota, offset: int) -> Tensor:
     return Tensor(moved.value, x.shape, x.dtype, moved.axes, Iota(fact.axis, fact.start + offset, fact.step))
 
 
-def _added_zero(x: Operand, y: Operand, result: Meta) -> Tensor | None:
-    """Return x where x + y is x: of floats y is -0, since -0 + 0 is 0."""
-    if not isinstance(x, Tensor) or not isinstance(y, int | float) or y != 0 or x.dtype != result.dtype:
+def _added_zero(x: Operand, y: Operand, alpha: Number, result: Meta) -> Tensor | None:
+    """Return x where x + alpha * y is x: for floats if the product is -0, since -0 + 0 is 0; never for complex numbers."""
+    if not isinstance(x, Tensor) or not isinstance(y, int | float) or not isinstance(alpha, int | float):
         return None
-    inexact = x.dtype.is_floating_point or x.dtype.is_complex
-    return x if not inexact or math.copysign(1, y) < 0 else None
+    if x.dtype != result.dtype or x.dtype.is_complex or (added := y * alpha) != 0:
+        return None
+    return x if not x.dtype.is_floating_point or math.copysign(1, added) < 0 else None
 
 
 def _scaled(v: Scalar, alpha: Number) -> Scalar:
