@@ -12,14 +12,14 @@ from tests.conformance.report import listed
 from tests.conformance.workers import run_cases
 
 # Every so many cases of the sorted names; of the small suite of models more.
-STRIDES = {"onnx-node": 25, "onnx-model": 4}
+STRIDES = {"onnx-node": 12, "onnx-model": 3}
 
 
 @pytest.fixture(scope="module", params=onnx_suites(), ids=lambda suite: suite.name)
 def outcomes(request: pytest.FixtureRequest) -> Sequence[Outcome]:
     suite = request.param
     names = suite.cases()[:: STRIDES[suite.name]]
-    assert len(names) > 30
+    assert len(names) > 40
     return list(run_cases(suite, names, jobs=1, timeout_s=120))
 
 
