@@ -1,4 +1,4 @@
-"""hoist-extensions: take the widening of half-precision factors out of contractions."""
+"""hoist-extensions: take the extension of half-precision factors out of contractions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HoistExtensions(Pass):
         %1 = linalg.generic {extf} ins(%b)
         linalg.generic {sum over k of a * b} ins(%0, %1 : tensor<8x64xf32>, tensor<64x32xf32>)
 
-    The widening of a weight is then done at compile time, that of anything else where the contraction's kernel reads it.
+    The extension of a weight is then done at compile time, that of anything else where the contraction's kernel reads it.
     """
 
     def run(self, module: ir.Module, context: PassContext) -> None:
@@ -34,7 +34,7 @@ class HoistExtensions(Pass):
 
 
 def _hoist(generic: Generic) -> None:
-    """Widen the inputs of one op before it, if it is a sum of products but for that."""
+    """Extend the inputs of one op before it, if it is a sum of products but for that."""
     names = Counter(op.name for op in generic.body.operations)
     if generic.is_elementwise or names - Counter({EXTEND: 2}) != Counter(("arith.mulf", "arith.addf", "linalg.yield")):
         return

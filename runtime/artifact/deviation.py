@@ -28,7 +28,7 @@ class Tolerance:
     differing: float = 0.01
 
     def loosened(self, sensitivity: float) -> Tolerance:
-        """Widen for an output that changes by `sensitivity` when the inputs are rounded once, since compiled code rounds at every step."""
+        """Raise the tolerance of an output that changes by `sensitivity` when its inputs are rounded once: code rounds at every step."""
         return replace(self, max_error=max(self.max_error, ROUNDINGS * sensitivity))
 
     def to_json(self) -> dict[str, float]:

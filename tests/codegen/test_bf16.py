@@ -1,4 +1,4 @@
-"""--precision bf16: programs against eager float32, on targets that multiply bfloat16 and on those that widen it."""
+"""--precision bf16: programs against eager float32, on targets that multiply bfloat16 and on those that extend it."""
 
 from __future__ import annotations
 

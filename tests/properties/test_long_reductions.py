@@ -147,7 +147,7 @@ def products(k: int, rows: int) -> tuple[Tensor, Tensor]:
     return torch.rand(rows, k, generator=generator), torch.rand(rows, k // 8, 5, 6, generator=generator)
 
 
-# Kernels that take a panel in parts and that do not, widen bfloat16, multiply pairs, multiply tiles.
+# Kernels that take a panel in parts and that do not, extend bfloat16, multiply pairs, multiply tiles.
 KERNELS = {"fp32": (V3, V4), "bf16": (V3, "x86-64-v4-bf16", "x86-64-v4-amx")}
 
 
