@@ -61,17 +61,17 @@ DEQUANTIZE = "llmos.dequantize"
 
 # -- single attributes
 def text_of(attributes: Mapping[str, ir.Attribute] | ir.DictAttr | ir.OpAttributeMap, key: str, default: str = "") -> str:
-    """The text of a string attribute; `default` where there is none."""
+    """Return the text of a string attribute; `default` where there is none."""
     return str(ir.StringAttr(attributes[key]).value) if key in attributes else default
 
 
 def integer_of(op: ir.Operation, key: str) -> int | None:
-    """The number of an attribute such as WITHIN or IN_PLACE; None without one."""
+    """Return the number of an integer attribute such as WITHIN or IN_PLACE; None without one."""
     return int(ir.IntegerAttr(op.attributes[key]).value) if key in op.attributes else None
 
 
 def integer(number: int) -> ir.Attribute:
-    """An i64 attribute."""
+    """Return a signless i64 attribute."""
     return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
 
 
@@ -88,40 +88,40 @@ def ranges_attribute(ranges: Mapping[str, Sequence[int]]) -> ir.Attribute:
 
 
 def items(attr: ir.Attribute) -> dict[str, ir.Attribute]:
-    """The entries of a dictionary attribute."""
+    """Return the entries of a dictionary attribute by name."""
     table = ir.DictAttr(attr)
     return {named.name: named.attr for named in (table[i] for i in range(len(table)))}
 
 
 # -- shapes
 def read_shape(attr: ir.Attribute) -> list[str | int]:
-    """The entries of a SHAPE attribute."""
+    """Return the entries of a SHAPE attribute, one a dim: a number, or the text of an expression over the symbols."""
     return [ir.StringAttr(dim).value if isinstance(dim, ir.StringAttr) else ir.IntegerAttr(dim).value for dim in ir.ArrayAttr(attr)]
 
 
 def write_shape(dims: Sequence[str | int]) -> ir.Attribute:
-    """A SHAPE attribute of integers and texts."""
+    """Return a SHAPE attribute of numbers and texts."""
     return ir.ArrayAttr.get([ir.StringAttr.get(dim) if isinstance(dim, str) else integer(dim) for dim in dims])
 
 
 def shape_attribute(shape: Sequence[sympy.Expr]) -> ir.Attribute:
-    """A SHAPE attribute of symbolic sizes."""
+    """Return a SHAPE attribute of symbolic sizes. Raises ValueError for a size that has no text (`size_text`)."""
     return write_shape([int(dim) if dim.is_Integer else size_text(dim) for dim in shape])
 
 
 def callers_shape(dtype: str, dims: Sequence[T]) -> tuple[T, ...]:
-    """The dimensions that a caller sees: the last one of complex numbers holds their two parts, and is none."""
+    """Return the dimensions that a caller sees: of complex numbers all but the last one, which holds their two parts."""
     return tuple(dims[:-1] if dtype.startswith("complex") else dims)
 
 
 # -- arguments and results
 def argument_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`arg_attrs` of a function, one dict an argument."""
+    """Return `arg_attrs` of a function, one dict an argument; empty dicts where there are none."""
     return _attributes_of(func, "arg_attrs", len(func.regions[0].blocks[0].arguments))
 
 
 def result_attributes(func: ir.Operation) -> list[dict[str, ir.Attribute]]:
-    """`res_attrs` of a function, one dict a result."""
+    """Return `res_attrs` of a function, one dict a result; empty dicts where there are none."""
     return _attributes_of(func, "res_attrs", len(type_of(func).results))
 
 
@@ -132,17 +132,22 @@ def _attributes_of(func: ir.Operation, key: str, count: int) -> list[dict[str, i
 
 
 def set_argument_attributes(func: ir.Operation, attributes: Iterable[Mapping[str, ir.Attribute]]) -> None:
+    """Replace `arg_attrs` of a function; `attributes` has one mapping an argument, in order."""
     func.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(dict(each)) for each in attributes])
 
 
 def type_of(func: ir.Operation) -> ir.FunctionType:
+    """Return the type of a function."""
     return ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)
 
 
 def tensor_attributes(
     name: str, dtype: str, *, kind: str = "", shape: Sequence[str | int] | None = None, marks: Mapping[str, str] = MappingProxyType({})
 ) -> ir.DictAttr:
-    """What an argument or a result of an entry carries. marks: more texts, such as {STATE: "mean"}."""
+    """Return what an argument or a result of an entry carries: `dtype` is the manifest's name, `shape` has one entry a dim.
+
+    marks: more texts by key, such as {STATE: "mean"}.
+    """
     texts = {NAME: name, DTYPE: dtype, **({KIND: kind} if kind else {}), **marks}
     found: dict[str, ir.Attribute] = {key: ir.StringAttr.get(text) for key, text in texts.items()}
     return ir.DictAttr.get({**found, **({SHAPE: write_shape(shape)} if shape is not None else {})})
@@ -163,6 +168,7 @@ class PackedLayout:
 
     @classmethod
     def read(cls, attr: ir.Attribute) -> PackedLayout:
+        """Read a PACKED attribute: the arrays of n axes and k axes, then those of columns and tile, each empty or left out for None."""
         n_axes, k_axes, *rest = (tuple(int(each) for each in ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attr))
         columns, tile = (next(iter(rest[i]), None) if i < len(rest) else None for i in range(2))
         return cls(n_axes, k_axes, columns, tile)
@@ -173,7 +179,7 @@ class PackedLayout:
         return [list(self.n_axes), list(self.k_axes), *width, *([[self.tile]] if self.tile is not None else [])]
 
     def attribute(self) -> ir.Attribute:
-        """PACKED."""
+        """Return the PACKED attribute that `read` reads."""
         return ir.ArrayAttr.get([ir.DenseI64ArrayAttr.get(part) for part in self._parts])
 
     def __str__(self) -> str:

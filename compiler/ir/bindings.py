@@ -66,7 +66,7 @@ def torch_decompositions() -> dict[Any, Any]:
 
 
 def execution_engine(module: ir.Module, opt_level: int) -> Any:
-    """MLIR's just-in-time engine for a module in the LLVM dialect (tests' reference executor)."""
+    """Return MLIR's just-in-time engine for a module in the LLVM dialect (tests' reference executor); `opt_level` is LLVM's, 0 to 3."""
     from torch_mlir.execution_engine import ExecutionEngine
 
     return ExecutionEngine(module, opt_level=opt_level)

@@ -65,7 +65,7 @@ def dispatch_functions(module: ir.Module) -> list[ir.Operation]:
 def create_private(
     module: ir.Module, name: str, kind: ir.FunctionType, arguments: Iterable[ir.DictAttr], attributes: Mapping[str, ir.Attribute]
 ) -> ir.Operation:
-    """Append a private function whose block is still empty. arguments: what each carries."""
+    """Append a private function whose block has arguments and no ops yet. arguments: what each carries; attributes: of the function."""
     with ir.InsertionPoint(module.body):
         func = ir.Operation.create(
             "func.func",
@@ -83,15 +83,18 @@ def create_private(
 
 
 def make_private(func: ir.Operation) -> None:
+    """Make a function private: no entry of the module."""
     func.attributes[_VISIBILITY] = ir.StringAttr.get("private")
 
 
 def make_public(func: ir.Operation) -> None:
+    """Make a function public: an entry of the module."""
     if _VISIBILITY in func.attributes:
         del func.attributes[_VISIBILITY]
 
 
 def name_of(func: ir.Operation) -> str:
+    """Return the name of a function, without the @."""
     return str(ir.StringAttr(func.attributes["sym_name"]).value)
 
 
@@ -109,31 +112,37 @@ class Argument:
 
     @property
     def position(self) -> int:
+        """Return the number of the argument, from 0."""
         return int(ir.BlockArgument(self.value).arg_number)
 
     @property
     def kind(self) -> str:
+        """Return KIND: INPUT or WEIGHT for an argument of an entry, else "" as for dispatches."""
         return text_of(self.attributes, KIND)
 
     @property
     def is_input(self) -> bool:
+        """Whether callers pass it."""
         return self.kind == INPUT
 
     @property
     def is_weight(self) -> bool:
+        """Whether the artifact holds its value."""
         return self.kind == WEIGHT
 
     @property
     def name(self) -> str:
+        """Return the name of an input or a weight."""
         return text_of(self.attributes, NAME)
 
     @property
     def dtype(self) -> str:
+        """Return the manifest's name of the dtype, which keeps the sign and complex numbers that the MLIR type lacks."""
         return text_of(self.attributes, DTYPE)
 
     @property
     def shape(self) -> list[str | int]:
-        """The dims of an input, those of pairs that stand for complex numbers included."""
+        """Return the dims of an input, one entry each as `read_shape`; of complex numbers the pairs' dim of size 2 included."""
         return read_shape(self.attributes[SHAPE])
 
     @property
@@ -148,6 +157,7 @@ class Argument:
 
     @property
     def packed(self) -> PackedLayout | None:
+        """Return the layout of a packed weight; None where it lies row-major."""
         return PackedLayout.read(self.attributes[PACKED]) if PACKED in self.attributes else None
 
 
@@ -161,15 +171,17 @@ class Result:
 
     @property
     def name(self) -> str:
+        """Return the name of an output, or of a new value of an input."""
         return text_of(self.attributes, NAME)
 
     @property
     def dtype(self) -> str:
+        """Return the manifest's name of the dtype."""
         return text_of(self.attributes, DTYPE)
 
     @property
     def updates(self) -> str:
-        """The name of the input whose new value it is."""
+        """Return the name of the input whose new value it is; "" for an output."""
         return text_of(self.attributes, UPDATES)
 
 
@@ -190,10 +202,12 @@ class Arguments:
 
     @property
     def inputs(self) -> list[Argument]:
+        """Return the inputs, in order."""
         return [each for each in self.all if each.is_input]
 
     @property
     def weights(self) -> list[Argument]:
+        """Return the weights, in order."""
         return [each for each in self.all if each.is_weight]
 
     def of(self, value: ir.Value) -> Argument | None:
@@ -209,26 +223,31 @@ class Func:
 
     @property
     def name(self) -> str:
+        """Return the function's name, without the @."""
         return name_of(self.op)
 
     @property
     def block(self) -> ir.Block:
+        """Return the body, one block."""
         return self.op.regions[0].blocks[0]
 
     @property
     def ops(self) -> list[ir.Operation]:
+        """Return the ops of the body, in order; the last one is the return."""
         return [op.operation for op in self.block.operations]
 
     @property
     def returned(self) -> list[ir.Value]:
+        """Return the values that the function returns."""
         return list(self.ops[-1].operands)
 
     @property
     def arguments(self) -> Arguments:
+        """Return the arguments with their attributes."""
         return Arguments(tuple(map(Argument, self.block.arguments, argument_attributes(self.op))))
 
     def add_argument(self, kind: ir.Type, attributes: Mapping[str, ir.Attribute]) -> ir.Value:
-        """Append an argument."""
+        """Append an argument of type `kind` and return its value; the function's type follows, calls of it don't."""
         before = argument_attributes(self.op)
         added = self.block.add_argument(kind, ir.Location.unknown())
         self.update_type()
@@ -236,7 +255,7 @@ class Func:
         return added
 
     def drop_arguments(self, positions: Iterable[int]) -> None:
-        """Remove arguments that nothing uses."""
+        """Remove arguments, by position, that nothing uses; the function's type follows, calls of it don't."""
         before, gone = argument_attributes(self.op), set(positions)
         for position in sorted(gone, reverse=True):
             self.block.erase_argument(position)
@@ -244,13 +263,13 @@ class Func:
         set_argument_attributes(self.op, [each for position, each in enumerate(before) if position not in gone])
 
     def mark_argument(self, position: int, **marks: ir.Attribute) -> None:
-        """Give an argument attributes, by their names without prefix."""
+        """Add attributes to an argument, by their names without the prefix `llmos.`."""
         attributes = argument_attributes(self.op)
         attributes[position].update({f"{PREFIX}{key}": value for key, value in marks.items()})
         set_argument_attributes(self.op, attributes)
 
     def update_type(self) -> None:
-        """Make the function's type say what types its arguments have."""
+        """Set the function's type from the types of its block's arguments; the results' types stay."""
         results = type_of(self.op).results
         self.op.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get([a.type for a in self.block.arguments], results))
 
@@ -261,28 +280,29 @@ class EntryFunc(Func):
 
     @classmethod
     def of(cls, module: ir.Module) -> EntryFunc:
-        """The entry of a module that has one."""
+        """Return the first entry of a module. Raises IndexError for a module without one."""
         return cls(public_functions(module)[0])
 
     @property
     def results(self) -> list[Result]:
+        """Return the results with their attributes, in order."""
         named = zip(self.returned, result_attributes(self.op), strict=True)
         return [Result(number, value, attributes) for number, (value, attributes) in enumerate(named)]
 
     @property
     def outputs(self) -> list[Result]:
-        """The results that callers see: those that aren't new values of inputs."""
+        """Return the results that callers see: those that aren't new values of inputs."""
         return [each for each in self.results if not each.updates]
 
     @property
     def updated(self) -> dict[int, int]:
-        """By number of the result that is its new value: the position of each argument that is updated."""
+        """Map the number of each result that is a new value to the position of the argument that it updates."""
         positions = {each.name: each.position for each in reversed(self.arguments.inputs)}
         return {each.number: positions[each.updates] for each in self.results if each.updates}
 
     @property
     def slots(self) -> list[str]:
-        """The sizes of the arena's slots, once plan-memory has run."""
+        """Return the sizes of the arena's slots in bytes, as texts over the symbols. Only plan-memory sets them."""
         return [str(ir.StringAttr(size).value) for size in ir.ArrayAttr(self.op.attributes[SLOTS])]
 
 
@@ -292,11 +312,12 @@ class DispatchFunc(Func):
 
     @property
     def kind(self) -> str:
+        """Return the kind of kernel, such as "contraction" or "row"."""
         return text_of(self.op.attributes, DISPATCH)
 
     @property
     def label(self) -> str:
-        """What it computes, in the field's words; "" until label-dispatches has run."""
+        """Return what it computes, in the field's words; "" until label-dispatches has run."""
         return text_of(self.op.attributes, LABEL)
 
     @property
@@ -306,10 +327,10 @@ class DispatchFunc(Func):
 
     @property
     def num_outer(self) -> int | None:
-        """Of a row dispatch: loop dims before the reduced ones."""
+        """Return, of a row dispatch, the number of loop dims before the reduced ones; None of any other."""
         return integer_of(self.op, OUTER)
 
     @property
     def in_place(self) -> int | None:
-        """The tensor operand whose memory its one result takes."""
+        """Return the number of the tensor operand whose memory its one result takes; None where it takes none."""
         return integer_of(self.op, IN_PLACE)

@@ -27,10 +27,11 @@ class Guard:
 
     @property
     def symbols(self) -> frozenset[Expr]:
+        """Return the symbols of both sides."""
         return frozenset(self.left.free_symbols | self.right.free_symbols)
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """At sizes of all its symbols, by name."""
+        """Whether the condition holds at the sizes of a call, by name. Raises KeyError for a symbol that `sizes` lacks."""
         values = {symbol: sizes[str(symbol)] for symbol in self.symbols}
         difference = sympy.expand(self.left - self.right).subs(values)
         verdicts = {"eq": difference == 0, "ne": difference != 0, "sle": difference <= 0, "sge": difference >= 0}
@@ -38,7 +39,7 @@ class Guard:
 
 
 def guards_of(module: ir.Operation, table: SymbolTable) -> tuple[Guard, ...]:
-    """In the module's order. Raises UserError for a text that says no condition on its symbols."""
+    """Return the module's guards, in its order. Raises UserError for a text that is no comparison of two sizes over the table's symbols."""
     if GUARDS not in module.attributes:
         return ()
     return tuple(_parse(ir.StringAttr(text).value, table) for text in ir.ArrayAttr(module.attributes[GUARDS]))

@@ -37,7 +37,7 @@ class Intervals:
         self._order: dict[Expr, int] = {}
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
-        """Lower and upper bound of an integer expression, as sympy numbers."""
+        """Return the lower and the upper bound of an integer expression, as sympy numbers; -oo and oo where it has none."""
         low, high = self._tightest(expr)
         if expr.has(sympy.floor):  # only of integers
             low, high = _whole(low, math.ceil), _whole(high, math.floor)
@@ -52,7 +52,7 @@ class Intervals:
         return max(low, _sum(term[0] for term in terms)), min(high, _sum(term[1] for term in terms))
 
     def interval(self, expr: Expr) -> Interval:
-        """Bounds of an expression as it is written."""
+        """Return the bounds of an expression as it is written, in rational numbers; each part is bounded once."""
         found = self._intervals.get(expr)
         if found is None:
             found = self._intervals[expr] = self._interval(expr)

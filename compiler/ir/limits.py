@@ -13,7 +13,7 @@ ADDRESSABLE_BYTES = 1 << 47
 
 
 def largest_value(module: ir.Module) -> tuple[int, str]:
-    """Bytes and type of the largest tensor of static shape in the module, arguments included."""
+    """Return the bytes and the type of the largest tensor of static shape in the module, arguments included; (0, "") without one."""
     found = (0, "")
 
     def visit(op: ir.Operation) -> ir.WalkResult:
@@ -36,7 +36,7 @@ def require_addressable(module: ir.Module) -> None:
 
 
 def machine_bytes() -> int:
-    """Memory of this machine."""
+    """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -14,13 +14,13 @@ MAX_NESTING = 1000
 
 
 def read_module(path: str) -> ir.Module:
-    """The MLIR module in a file ("-": standard input), in a context of its own. Raises UserError with the line at fault."""
+    """Return the MLIR module in a file ("-": standard input), in a context of its own. Raises UserError with the line at fault."""
     text = sys.stdin.read() if path == "-" else read_text(Path(path))
     return parse_module(text, "standard input" if path == "-" else path)
 
 
 def parse_module(text: str, source: str) -> ir.Module:
-    """The module that `text` holds; `source` is what messages call it. Raises UserError."""
+    """Return the module that `text` holds; `source` is what messages call it. Raises UserError for text that isn't valid MLIR."""
     require_shallow(text)
     with context():
         try:
@@ -31,7 +31,7 @@ def parse_module(text: str, source: str) -> ir.Module:
 
 
 def require_shallow(text: str) -> None:
-    """MLIR's parser calls itself for each bracket, and ends its process where the stack does. Raises UserError."""
+    """Raise UserError for brackets nested more than MAX_NESTING deep: MLIR's parser recurses, and ends its process where the stack does."""
     characters = np.frombuffer(text.encode(), np.uint8)
     depths = np.cumsum(_among(characters, b"([{") - _among(characters, b")]}"))
     if int(depths.max(initial=0)) > MAX_NESTING:
@@ -43,7 +43,7 @@ def _among(characters: np.ndarray, wanted: bytes) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises UserError where there is none."""
+    """Return the text of a file. Raises UserError for one that is missing, unreadable or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

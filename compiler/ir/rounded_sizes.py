@@ -24,10 +24,12 @@ class FloorMul(sympy.Function):  # type: ignore[misc]
 
     @staticmethod
     def rounded(value: int | float) -> float:
+        """Round a number to the float type of the function, float64 here."""
         return float(value)
 
     @classmethod
     def eval(cls, n: sympy.Expr, p: sympy.Expr, q: sympy.Expr) -> sympy.Expr | None:
+        """Return the value for an integer n, None for a symbolic one (sympy's protocol for simplification)."""
         if n.is_Integer:
             return sympy.Integer(math.floor(cls.rounded(cls.rounded(int(n)) * cls.rounded(int(p) / int(q)))))
         return None
@@ -41,6 +43,7 @@ class FloorMul(sympy.Function):  # type: ignore[misc]
 
     @property
     def scale(self) -> float:
+        """Return the constant p / q, rounded to the function's float type."""
         return self.rounded(int(self.args[1]) / int(self.args[2]))
 
     @classmethod
@@ -53,8 +56,9 @@ class FloorMul(sympy.Function):  # type: ignore[misc]
 
     @classmethod
     def ratio(cls, scale: float) -> Fraction:
-        """The fraction that a constant stands for: one of a small denominator that is rounded to it, such as 23/10, else its exact
-        value."""
+        """Return the fraction that a constant stands for: one of a small denominator that is rounded to it, such as 23/10, else its
+        exact value.
+        """
         exact = Fraction(scale)
         near = exact.limit_denominator(cls._largest_denominator)
         return near if cls.rounded(near.numerator / near.denominator) == scale else exact
@@ -68,6 +72,7 @@ class FloorMulF32(FloorMul):
 
     @staticmethod
     def rounded(value: int | float) -> float:
+        """Round a number to float32."""
         return float(np.float32(value))
 
 

@@ -36,6 +36,10 @@ class Shapes:
 
     @classmethod
     def of(cls, func: ir.Operation, table: SymbolTable) -> Shapes:
+        """Return the sizes of a function's arguments and, op by op, of its block's values.
+
+        Raises UserError where attributes name sizes that the module doesn't list.
+        """
         shapes = cls(table)
         for argument, attributes in zip(func.regions[0].blocks[0].arguments, argument_attributes(func), strict=True):
             shapes._enter(argument, attributes)
@@ -44,18 +48,21 @@ class Shapes:
         return shapes
 
     def shape(self, value: ir.Value) -> Shape:
+        """Return the sizes of a tensor, one expression a dim. Raises UnsupportedError if they depend on data."""
         found = self._shapes.get(value)
         if found is None:
             raise UnsupportedError(f"the size of a value depends on data: {_short(value)}")
         return found
 
     def index(self, value: ir.Value) -> Expr:
+        """Return an index or integer scalar as an expression over the symbols. Raises UnsupportedError if it depends on data."""
         found = self._scalars.get(value)
         if found is None:
             raise UnsupportedError(f"a size depends on data: {_short(value)}")
         return found
 
     def has_index(self, value: ir.Value) -> bool:
+        """Whether a value is an index or integer scalar with a known expression."""
         return self._scalars.get(value) is not None
 
     def _enter(self, argument: ir.Value, attributes: Mapping[str, ir.Attribute]) -> None:
@@ -66,7 +73,7 @@ class Shapes:
             self._shapes[argument] = tuple(self.table.parse(dim) for dim in dims)
 
     def visit(self, op: ir.Operation) -> None:
-        """Record the sizes of one op's results."""
+        """Record the sizes of one op's results; those of its operands are known. A size that depends on data is left out."""
         rule = _RULES.get(op.name)
         if rule is not None:
             rule(self, op)
@@ -81,7 +88,9 @@ class Shapes:
             self._shapes[result] = self._shapes[init]
 
     def mixed(self, static: Sequence[int], dynamic: Iterator[ir.Value]) -> Shape | None:
-        """A list of sizes as MLIR keeps it: static numbers, and operands where the number is the dynamic sentinel."""
+        """Return a list of sizes that MLIR keeps as static numbers, with an operand where the number is DYNAMIC; None if one depends on
+        data.
+        """
         sizes: list[Expr] = []
         for size in static:
             value = self._scalars.get(next(dynamic)) if size == DYNAMIC else sympy.Integer(size)
@@ -213,7 +222,7 @@ def _expand(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def reassociation(op: ir.Operation) -> list[list[int]]:
-    """The groups of dims of an expand_shape or collapse_shape."""
+    """Return the groups of dims of an expand_shape or collapse_shape: for each dim of the smaller rank, those of the larger."""
     return [[ir.IntegerAttr(i).value for i in ir.ArrayAttr(group)] for group in ir.ArrayAttr(op.attributes["reassociation"])]
 
 
@@ -223,7 +232,7 @@ def _collapse(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def slice_parameters(shapes: Shapes, op: ir.Operation, first: int) -> tuple[Shape | None, Shape | None, Shape | None]:
-    """(offsets, sizes, strides) of an extract_slice (`first`=1) or insert_slice (`first`=2)."""
+    """Return (offsets, sizes, strides) of an extract_slice (`first`=1) or insert_slice (`first`=2); None where one depends on data."""
     operands = iter(list(op.operands)[first:])
     parts = [
         shapes.mixed(list(ir.DenseI64ArrayAttr(op.attributes[name])), operands)
@@ -233,7 +242,7 @@ def slice_parameters(shapes: Shapes, op: ir.Operation, first: int) -> tuple[Shap
 
 
 def kept_dims(op: ir.Operation, part: ir.Value | None = None) -> list[int]:
-    """The dims that survive a rank-reducing extract_slice (or those of `part`, which an insert_slice inserts), in order."""
+    """Return the dims that survive a rank-reducing extract_slice (or those of `part`, which an insert_slice inserts), in order."""
     static = list(ir.DenseI64ArrayAttr(op.attributes["static_sizes"]))
     target = list((part or op.results[0]).type.shape)
     kept: list[int] = []
@@ -258,7 +267,7 @@ def _insert_slice(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def pad_parameters(shapes: Shapes, op: ir.Operation) -> tuple[Shape, Shape]:
-    """(low, high) padding of a tensor.pad, one size a dim."""
+    """Return (low, high) padding of a tensor.pad, one size a dim. Raises UnsupportedError for a padding that depends on data."""
     operands = iter(list(op.operands)[1:])
     low, high = (shapes.mixed(list(ir.DenseI64ArrayAttr(op.attributes[name])), operands) for name in ("static_low", "static_high"))
     if low is None or high is None:
@@ -291,7 +300,9 @@ def _apply(shapes: Shapes, op: ir.Operation) -> None:
 
 
 def affine_to_expr(expr: ir.AffineExpr, operands: Sequence[Any], num_dims: int) -> Expr:
-    """An affine expression over sympy operands."""
+    """Return an affine expression over sympy operands, dims first, then symbols; floordiv, ceildiv and mod round as in MLIR's affine
+    dialect.
+    """
     if isinstance(expr, ir.AffineConstantExpr):
         return sympy.Integer(expr.value)
     if isinstance(expr, ir.AffineDimExpr):

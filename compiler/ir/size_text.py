@@ -15,17 +15,19 @@ _SUM, _PRODUCT, _ATOM = range(3)  # how tightly a text holds together
 
 
 def size_text(expr: sympy.Expr) -> str:
-    """The text of a size of integers, symbols, sums, products, whole powers, floor, Min, Max, FloorMul. Raises ValueError for another."""
+    """Return the text of a size of integers, symbols, sums, products, whole powers, floor, Min, Max, FloorMul. Raises ValueError for
+    another.
+    """
     return _text(expr)[0]
 
 
 def floor_mod(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    """a % b as Python has it: the sign is that of b."""
+    """Return a % b as Python has it: the sign is that of b."""
     return sympy.expand(a - b * sympy.floor(a / b))
 
 
 def truncated(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
-    """a / b rounded towards zero, as C and arith.divsi have it. b is positive, or a negative number."""
+    """Return a / b rounded towards zero, as C and arith.divsi have it. b is positive, or a negative number."""
     if b.is_negative:
         return sympy.expand(-truncated(a, -b))
     return sympy.floor(sympy.Max(a, 0) / b) - sympy.floor(sympy.Max(-a, 0) / b)

@@ -48,6 +48,7 @@ class Symbol:
 
     @property
     def expr(self) -> Expr:
+        """Return the sympy symbol, an integer whose sign follows from `min`."""
         return sympy.Symbol(self.name, integer=True, nonnegative=True if self.min >= 0 else None, positive=True if self.min > 0 else None)
 
 
@@ -73,20 +74,21 @@ class SymbolTable:
 
     @classmethod
     def of(cls, module: ir.Module) -> SymbolTable:
+        """Read the table from a module's attributes SYMBOLS, COMPUTED and INDUCTION_VARIABLES; empty where they are missing."""
         return cls(_ranges(module, SYMBOLS), _ranges(module, INDUCTION_VARIABLES), _computed(module))
 
     @property
     def sizes(self) -> tuple[Symbol, ...]:
-        """What the host function knows, in the order in which kernels find their values."""
+        """Return what the host function knows, in the order in which kernels find their values."""
         return (*self.symbols, *self.computed)
 
     @property
     def names(self) -> tuple[Symbol, ...]:
-        """All that an expression may hold, in the order in which kernels find their values."""
+        """Return all that an expression may hold, in the order in which kernels find their values."""
         return (*self.sizes, *self.induction_variables)
 
     def parse(self, dim: str | int) -> Expr:
-        """The expression of one entry of `llmos.shape`."""
+        """Return the simplified expression of one entry of `llmos.shape`. Raises UserError for a text that isn't one over the symbols."""
         if isinstance(dim, int):
             return sympy.Integer(dim)
         names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
@@ -100,7 +102,7 @@ class SymbolTable:
             raise UserError(f"the size {dim!r} can't be read: {error}") from None
 
     def bounds(self, expr: Expr) -> tuple[Expr, Expr]:
-        """Lower and upper bound of an expression, by interval arithmetic."""
+        """Return the lower and the upper bound of an expression, by interval arithmetic; -oo and oo where it has none."""
         return self._intervals.bounds(expr)
 
     @cached_property
@@ -108,12 +110,12 @@ class SymbolTable:
         return Intervals({symbol.expr: (symbol.min, symbol.max) for symbol in self.names})
 
     def computed_in(self, expr: Expr) -> list[ComputedSymbol]:
-        """The computed symbols that an expression depends on."""
+        """Return the computed symbols that an expression depends on, in the table's order."""
         free = expr.free_symbols if self.computed else ()
         return [symbol for symbol in self.computed if symbol.expr in free]
 
     def upper_bound(self, expr: Expr) -> Expr:
-        """What an expression never exceeds, over the symbols of the inputs alone."""
+        """Return what an expression never exceeds, over the inputs' symbols alone. Raises UnsupportedError where nothing bounds it."""
         bound = self._largest(expr)
         if bound.has(sympy.oo, -sympy.oo, sympy.nan):
             raise UnsupportedError(
@@ -123,7 +125,7 @@ class SymbolTable:
         return bound
 
     def at_most(self, expr: Expr) -> Expr:
-        """As `upper_bound`; where there is none, the expression at the least of what data can give."""
+        """Return `upper_bound`; where there is none, the expression at the least value of each computed symbol."""
         bound = self._largest(expr)
         if not bound.has(sympy.oo, -sympy.oo, sympy.nan):
             return bound
@@ -143,7 +145,7 @@ class SymbolTable:
         return sympy.oo if bound.is_Integer and bound > MAX_BOUND else bound
 
     def simplify(self, expr: Expr) -> Expr:
-        """The expression without the branches that the ranges of its symbols rule out."""
+        """Return the expanded expression without the branches of Min and Max that the ranges of its symbols rule out."""
         expr = sympy.expand(expr)
         if not expr.has(sympy.Min, sympy.Max, sympy.floor):
             return expr

@@ -19,7 +19,7 @@ _NEXT_FIELD, _NEXT_DISPATCH = "+", ";"
 
 @dataclass(frozen=True)
 class Tiling:
-    """Choices of one contraction; None leaves one to the analytic model.
+    """Choices of one contraction; None leaves one to the analytic model. Raises ValueError for a number that a choice can't have.
 
     target: name of the target that they were made for; on others only `columns` counts, since weights lie in one layout for all.
     columns: of a panel of a packed weight: 16, 32, 48 or 64.
@@ -49,17 +49,17 @@ class Tiling:
         return _NEXT_FIELD.join(f"{name}={value}" for name, value in {**target, **self.chosen()}.items())
 
     def chosen(self) -> dict[str, int]:
-        """The choices that were made, by name."""
+        """Return the choices that were made, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if isinstance(value, int)}
 
     def on(self, target: Target) -> Tiling:
-        """What counts for a target."""
+        """Return what counts for a target: all choices if they were made for it, else `columns` alone."""
         plain = target.code_target("fp32").name
         return self if self.target in (target.name, plain) else Tiling(columns=self.columns)
 
     @classmethod
     def of(cls, target: str, chosen: Mapping[str, int]) -> Tiling:
-        """From what `chosen` gave. Raises ValueError for a choice that there isn't, or a number it can't have."""
+        """Build a tiling from what `chosen` gave. Raises ValueError for a choice that there isn't, or a number it can't have."""
         unknown = set(chosen) - {field.name for field in dataclasses.fields(cls) if field.name != "target"}
         if unknown:
             raise ValueError(f"a tiling has no {sorted(unknown)[0]!r}")
@@ -70,7 +70,7 @@ class Tiling:
 
     @classmethod
     def parse(cls, text: str) -> Tiling:
-        """From what `str` gave. Raises ValueError."""
+        """Build a tiling from what `str` gave, such as columns=64+rows=32. Raises ValueError for any other text."""
         items = {name: value for name, _, value in (item.partition("=") for item in text.split(_NEXT_FIELD) if item)}
         target = items.pop("target", "")
         return cls.of(target, {name: _integer(name, value) for name, value in items.items()})
@@ -93,7 +93,7 @@ class Tilings:
 
     @classmethod
     def parse(cls, text: str) -> Tilings:
-        """From what `str` gave. Raises ValueError."""
+        """Build the tilings from what `str` gave. Raises ValueError for any other text."""
         parts = [item.partition(":") for item in text.split(_NEXT_DISPATCH) if item]
         return cls(tuple((key, Tiling.parse(tiling)) for key, _, tiling in parts))
 

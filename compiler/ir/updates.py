@@ -10,10 +10,10 @@ _FIRST_ARGUMENT = -(1 << 31)  # as a place of plan-memory: the memory of argumen
 
 
 def argument_place(position: int) -> int:
-    """The place of a result that lies in the memory of an argument of main."""
+    """Return the number in BUFFERS of a result that lies in the memory of an argument of main."""
     return _FIRST_ARGUMENT - position
 
 
 def argument_of(place: int) -> int | None:
-    """The argument in whose memory a place is; None for a slot or an output."""
+    """Return the argument in whose memory a place of BUFFERS is; None for a slot or an output."""
     return _FIRST_ARGUMENT - place if place <= _FIRST_ARGUMENT else None

@@ -25,10 +25,12 @@ class Weight:
 
     @cached_property
     def array(self) -> np.ndarray:
+        """Return the dense row-major array, loaded once; bfloat16 as uint16."""
         return self.load()
 
     @classmethod
     def of(cls, array: np.ndarray) -> Weight:
+        """Return a weight of an array in memory; its dtype is numpy's name."""
         return cls(array.dtype.name, array.shape, lambda: array)
 
 
