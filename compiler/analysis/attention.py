@@ -29,7 +29,7 @@ class AttentionParts:
 
 
 def describe(scores: Contraction, values: Contraction, logits: Value, weights: int) -> AttentionParts:
-    """Assign roles to the dims; `weights` is the operand of P V that holds the probabilities."""
+    """Return the parts of an attention with roles assigned to the dims; `weights` is the operand of P V that holds the probabilities."""
     probabilities = values.generic.inputs[weights]
     positions = [e.position if isinstance(e, ir.AffineDimExpr) else None for e in values.generic.maps[weights].results]
     key_axis = positions.index(values.k[0])
@@ -43,7 +43,7 @@ def describe(scores: Contraction, values: Contraction, logits: Value, weights: i
 
 
 def parts_of(ops: Sequence[ir.Operation]) -> AttentionParts:
-    """Return the parts of an attention from its ops in program order."""
+    """Return the parts of an attention from its ops in program order, the group that recognize-attention tags."""
     found = [c for c in (float_contraction_of(op) for op in ops) if c is not None]
     scores, values = found[0], found[-1]
     generics = [Generic(op) for op in ops if op.name == "linalg.generic" and not is_fill(op)]

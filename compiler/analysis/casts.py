@@ -16,7 +16,7 @@ def with_element(kind: ir.Type, element: ir.Type) -> ir.RankedTensorType:
 
 
 def convert(value: ir.Value, name: str, element: ir.Type) -> ir.Value:
-    """Apply the cast op `name` to each element of `value`, as an identity linalg.generic at the insertion point."""
+    """Apply the cast op `name` (such as "arith.extf") to each element of `value`, as an identity linalg.generic at the insertion point."""
     return map_elements(value, element, lambda each: ir.Operation.create(name, results=[element], operands=[each]).results[0])
 
 

@@ -50,44 +50,53 @@ class Contraction:
 
     @property
     def is_float(self) -> bool:
+        """Whether the accumulator is a float."""
         return isinstance(self.types[2], ir.FloatType)
 
     @property
     def lhs_factor(self) -> Factor:
+        """Return the factor that the left operand gives."""
         return self.factors[self.left]
 
     @property
     def rhs_factor(self) -> Factor:
+        """Return the factor that the right operand gives."""
         return self.factors[self.right]
 
     @property
     def right(self) -> int:
+        """Return the operand number of the right side; `left` is that of the left."""
         return 1 - self.left
 
     @property
     def lhs(self) -> ir.Value:
+        """Return the left operand, indexed by m and k."""
         return self.generic.inputs[self.left]
 
     @property
     def rhs(self) -> ir.Value:
+        """Return the right operand, indexed by n and k."""
         return self.generic.inputs[self.right]
 
     @property
     def lhs_map(self) -> ir.AffineMap:
+        """Return the indexing map of the left operand."""
         return self.generic.maps[self.left]
 
     @property
     def rhs_map(self) -> ir.AffineMap:
+        """Return the indexing map of the right operand."""
         return self.generic.maps[self.right]
 
     def static_size(self, side: int, dims: Sequence[int]) -> int:
-        """Return the product of the sizes of the dims that index an operand; a dynamic size counts as large."""
+        """Return the product of the sizes of the dims `dims` that index operand `side`; a dynamic size counts as LARGE."""
         shape = ir.RankedTensorType(self.generic.inputs[side].type).shape
         positions = dim_positions(self.generic.maps[side])
         return math.prod(size if size >= 0 else LARGE for p, size in zip(positions, shape, strict=True) if p in dims)
 
     @property
     def out_map(self) -> ir.AffineMap:
+        """Return the indexing map of the result."""
         return self.generic.maps[self.generic.num_inputs]
 
 
@@ -128,7 +137,7 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
 
 
 def root_contraction(ops: Iterable[ir.Operation]) -> Contraction:
-    """The contraction among the ops of a dispatch of one."""
+    """Return the float contraction among the ops of a dispatch, which has one."""
     return next(c for c in map(float_contraction_of, ops) if c is not None)
 
 

@@ -45,49 +45,60 @@ class Generic:
 
     @cached_property
     def maps(self) -> list[ir.AffineMap]:
+        """Return the indexing maps, one an operand: inputs first, then outputs."""
         return [ir.AffineMapAttr(attr).value for attr in ir.ArrayAttr(self.op.attributes["indexing_maps"])]
 
     @cached_property
     def iterators(self) -> list[str]:
+        """Return the type of each loop dim: "parallel" or "reduction"."""
         return ["reduction" if "reduction" in str(attr) else "parallel" for attr in ir.ArrayAttr(self.op.attributes["iterator_types"])]
 
     @cached_property
     def num_inputs(self) -> int:
+        """Return the number of inputs, tensors and scalars."""
         return int(ir.DenseI32ArrayAttr(self.op.attributes["operandSegmentSizes"])[0])
 
     @property
     def inputs(self) -> list[ir.Value]:
+        """Return the operands of `ins`."""
         return list(self.op.operands)[: self.num_inputs]
 
     @property
     def inits(self) -> list[ir.Value]:
+        """Return the operands of `outs`, in which reductions start."""
         return list(self.op.operands)[self.num_inputs :]
 
     @property
     def body(self) -> ir.Block:
+        """Return the block that computes one element; its last op is the yield."""
         return self.op.regions[0].blocks[0]
 
     @property
     def rank(self) -> int:
+        """Return the number of loop dims."""
         return len(self.iterators)
 
     @property
     def reduction_dims(self) -> list[int]:
+        """Return the loop dims that are reduced, ascending."""
         return [dim for dim, kind in enumerate(self.iterators) if kind == "reduction"]
 
     @property
     def parallel_dims(self) -> list[int]:
+        """Return the loop dims that index the results, ascending."""
         return [dim for dim, kind in enumerate(self.iterators) if kind == "parallel"]
 
     @property
     def is_elementwise(self) -> bool:
+        """Whether no loop dim is reduced."""
         return not self.reduction_dims
 
     def output_map(self, result: ir.Value) -> ir.AffineMap:
+        """Return the indexing map by which `result` is written."""
         return self.maps[self.num_inputs + ir.OpResult(result).result_number]
 
     def loop_sizes(self, shapes: Shapes) -> Shape:
-        """Return the size of each loop dim, from the operands that index it directly."""
+        """Return the size of each loop dim, from the operands that index it directly. Raises UnsupportedError if one depends on data."""
         sizes: list[sympy.Expr | None] = [None] * self.rank
         for operand, affine in zip(self.op.operands, self.maps, strict=True):
             if not isinstance(operand.type, ir.RankedTensorType):
@@ -105,6 +116,7 @@ def dim_positions(affine: ir.AffineMap) -> list[int | None]:
 
 
 def is_identity(affine: ir.AffineMap) -> bool:
+    """Whether a map is (d0, d1, ...) -> (d0, d1, ...)."""
     return dim_positions(affine) == list(range(affine.n_dims))
 
 
@@ -122,7 +134,7 @@ def is_fill(op: ir.Operation) -> bool:
 
 
 def fill_value(op: ir.Operation) -> ir.Value | None:
-    """Return the scalar that a fill writes, a value outside the op."""
+    """Return the scalar that a fill writes, a value outside the op; None if it isn't one. `op` satisfies `is_fill`, or is a linalg.fill."""
     if op.name == "linalg.fill":
         return op.operands[0]
     generic = Generic(op)
@@ -205,6 +217,10 @@ LinearExpr = dict[int, int] | None  # coefficient of each loop dim; None: not li
 
 
 def compose(expr: ir.AffineExpr, loop: Sequence[LinearExpr]) -> LinearExpr:
+    """Return an index expression over the dims of another loop nest; loop[i] is dim i as a linear expression of them.
+
+    Constants are dropped; None for an expression that isn't linear.
+    """
     if isinstance(expr, ir.AffineDimExpr):
         return loop[int(expr.position)]
     if isinstance(expr, ir.AffineConstantExpr):

@@ -53,26 +53,32 @@ class Loop:
 
     @property
     def block(self) -> ir.Block:
+        """Return the body: its arguments are the induction variable and the carried tensors."""
         return self.op.regions[0].blocks[0]
 
     @property
     def induction_variable(self) -> ir.Value:
+        """Return the index of the iteration, from 0."""
         return self.block.arguments[0]
 
     @property
     def carried(self) -> list[ir.Value]:
+        """Return the carried tensors as the body sees them."""
         return list(self.block.arguments)[1:]
 
     @property
     def inits(self) -> list[ir.Value]:
+        """Return the carried tensors before the first iteration."""
         return list(self.op.operands)[3:]
 
     @cached_property
     def ops(self) -> list[ir.Operation]:
+        """Return the ops of the body, in order; the last one is the yield."""
         return [op.operation for op in self.block.operations]
 
     @property
     def calls(self) -> list[ir.Operation]:
+        """Return the calls of dispatches in the body."""
         return [op for op in self.ops if op.name == "func.call"]
 
     @property
@@ -82,6 +88,7 @@ class Loop:
 
     @property
     def trip_count(self) -> Expr:
+        """Return the number of iterations. Raises UnsupportedError if it depends on data."""
         return self.shapes.index(self.op.operands[1])
 
     @cached_property

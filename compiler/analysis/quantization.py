@@ -46,6 +46,7 @@ class Numbers:
     zero_point: int | None = None
 
     def attribute(self) -> ir.DictAttr:
+        """Return the dictionary of `llmos.quantize` or `llmos.dequantize`: dtype, range, operands, and the constants that there are."""
         f64, i64 = ir.F64Type.get(), ir.IntegerType.get_signless(64)
         known: dict[str, ir.Attribute] = {
             "dtype": ir.StringAttr.get(self.dtype),
@@ -60,6 +61,7 @@ class Numbers:
 
     @staticmethod
     def of(attribute: ir.Attribute) -> Numbers:
+        """Read the dictionary that `attribute` wrote."""
         named = ir.DictAttr(attribute)
         low, high = list(ir.DenseI64ArrayAttr(named["range"]))
         return Numbers(
@@ -97,10 +99,12 @@ class Quantization:
 
     @property
     def input(self) -> ir.Value:
+        """Return the tensor that is quantized or dequantized."""
         return self.generic.inputs[self.numbers.operands.index("input")]
 
     @property
     def result(self) -> ir.Value:
+        """Return the quantized or dequantized tensor."""
         return self.generic.op.results[0]
 
     @property

@@ -33,20 +33,25 @@ class Scan:
 
     @property
     def source(self) -> ir.Value:
+        """Return the tensor whose elements are combined."""
         return self.op.operands[0]
 
     @property
     def result(self) -> ir.Value:
+        """Return the running values, of the shape of `source`."""
         return self.op.results[0]
 
     @property
     def axis(self) -> int:
+        """Return the dimension along which the scan runs."""
         return int(ir.IntegerAttr(self.op.attributes["dimension"]).value)
 
     @property
     def shape(self) -> tuple[Expr, ...]:
+        """Return the sizes of the tensor. Raises UnsupportedError if they depend on data."""
         return self.shapes.shape(self.source)
 
     @property
     def body(self) -> ir.Block:
+        """Return the block that combines two elements; its last op is the yield."""
         return self.op.regions[0].blocks[0]

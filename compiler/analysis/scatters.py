@@ -36,6 +36,7 @@ class Scatter:
 
     @property
     def result(self) -> ir.Value:
+        """Return the tensor after all updates."""
         return self.loops[0].results[0]
 
     @property
@@ -50,14 +51,17 @@ class Scatter:
 
     @property
     def counters(self) -> list[ir.Value]:
+        """Return the induction variables of the loops, outermost first."""
         return [_block(loop).arguments[0] for loop in self.loops]
 
     @property
     def bounds(self) -> list[ir.Value]:
+        """Return the trip counts of the loops, index values, outermost first."""
         return [loop.operands[1] for loop in self.loops]
 
     @property
     def place(self) -> list[ir.Value]:
+        """Return the position that is written, one index value a dim of the tensor."""
         return list(self.insert.operands)[2:]
 
     @cached_property

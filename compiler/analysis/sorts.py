@@ -51,6 +51,7 @@ class Sort:
 
     @property
     def keys(self) -> ir.Value:
+        """Return the tensor of integer keys."""
         return self.op.operands[0]
 
     @property
@@ -60,6 +61,7 @@ class Sort:
 
     @property
     def length(self) -> Expr:
+        """Return the size of the sorted dimension, the last one."""
         return self.shapes.shape(self.keys)[-1]
 
     @cached_property
@@ -70,6 +72,7 @@ class Sort:
 
     @property
     def is_partial(self) -> bool:
+        """Whether users read a part of the sorted dimension only."""
         return self.range != (sympy.S.Zero, self.length)
 
     def source_of(self, result: ir.Value) -> ir.Value:

@@ -76,12 +76,13 @@ class WindowReduction:
 
     @property
     def pad(self) -> ir.Operation | None:
+        """Return the tensor.pad that makes the image's border; None if the windows stay inside."""
         owner = self.generic.inputs[self.operand].owner
         return owner.operation if not isinstance(owner, ir.Block) and owner.name == "tensor.pad" else None
 
     @property
     def image(self) -> ir.Value:
-        """Return the image without padding."""
+        """Return the image [n, h, w, c] without padding."""
         return self.pad.operands[0] if self.pad is not None else self.generic.inputs[self.operand]
 
     @property
@@ -91,6 +92,7 @@ class WindowReduction:
 
     @cached_property
     def rows(self) -> RowAxis:
+        """Return how output rows read the image's rows."""
         form = _forms(self.generic, self.operand)[1]
         assert form is not None
         sizes, iterators = self.generic.loop_sizes(self.shapes), self.generic.iterators

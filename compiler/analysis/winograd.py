@@ -29,8 +29,14 @@ Number = TypeVar("Number")
 class Arithmetic(Protocol[Number]):
     """The arithmetic that transforms need."""
 
-    def add(self, a: Number, b: Number) -> Number: ...
-    def sub(self, a: Number, b: Number) -> Number: ...
+    def add(self, a: Number, b: Number) -> Number:
+        """Return a + b."""
+        ...
+
+    def sub(self, a: Number, b: Number) -> Number:
+        """Return a - b."""
+        ...
+
     def fma(self, factor: float, a: Number, b: Number) -> Number:
         """Return factor * a + b."""
         ...
@@ -110,7 +116,7 @@ def _polynomial(roots: Sequence[Fraction], size: int) -> list[Fraction]:
 
 
 def transform_operations(m: int) -> tuple[int, int]:
-    """Count the operations of both transforms of one tile and channel; each number read or written counts as one."""
+    """Count the operations of the transforms of inputs and of outputs, for one tile and channel; a read or a write counts as one."""
     side = m + TAPS - 1
     inputs, outputs = (14, 12) if m == 4 else (4, 4)
     return 2 * side * inputs + 2 * side**2, (side + m) * outputs + side**2 + m**2

@@ -46,10 +46,12 @@ class Batch:
     others: frozenset[Expr]
 
     def is_free(self, size: Expr | None) -> bool:
+        """Whether a size is known and depends neither on n nor on data."""
         return size is not None and size.free_symbols <= self.others
 
     @property
     def name(self) -> str:
+        """Return the name of the symbol under test, n."""
         return str(self.symbol)
 
 
@@ -79,7 +81,7 @@ def collapse(batch: Batch, state: State, shape: Shape, groups: Sequence[Sequence
 
 
 def only_axis(batch: Batch, rows: Rows, shape: Sequence[Expr]) -> State:
-    """Return `rows`, or Mixed if another size of the tensor depends on n."""
+    """Return `rows`, or Mixed if the size of another axis of the tensor isn't free."""
     others = [size for axis, size in enumerate(shape) if axis != rows.axis]
     return rows if all(batch.is_free(size) for size in others) else Mixed(f"has {batch.name} in two dimensions")
 

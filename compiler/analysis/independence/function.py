@@ -28,11 +28,12 @@ class Function:
 
     @property
     def block(self) -> ir.Block:
+        """Return the body, one block."""
         return self.op.regions[0].blocks[0]
 
     @property
     def label(self) -> str:
-        """Return a description of what it computes, if a pass has set one."""
+        """Return the description of what it computes that label-dispatches has set, else ""."""
         return str(ir.StringAttr(self.op.attributes[LABEL]).value) if LABEL in self.op.attributes else ""
 
 
@@ -55,12 +56,13 @@ class Frame:
     _states: dict[ir.Value, State] = field(default_factory=dict)
 
     def run(self, arguments: Sequence[State]) -> list[State]:
-        """Return the states of its results."""
+        """Return the states of the function's results from those of its arguments."""
         self._states.update(zip(self.function.block.arguments, arguments, strict=True))
         return self._run(self.function.block)
 
     @property
     def shapes(self) -> Shapes:
+        """Return the sizes of the function's values."""
         return self.function.shapes
 
     def state(self, value: ir.Value) -> State:
