@@ -18,16 +18,17 @@ SAME_AXES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice", "t
 
 
 def channels_last(channels: Channels, rank: int) -> Order:
-    """The storage order with the channels innermost."""
+    """Return the storage order of a tensor's axes with the channels innermost."""
     return (*[axis for axis in range(rank) if axis not in channels], *channels)
 
 
 def is_in_order(order: Order) -> bool:
+    """Whether a storage order is that of the axes themselves."""
     return order == tuple(range(len(order)))
 
 
 def is_layout_tensor(value: ir.Value) -> bool:
-    """A tensor with axes enough for a layout to be a choice."""
+    """Whether a value is a tensor with axes enough (3) for a layout to be a choice."""
     return isinstance(value.type, ir.RankedTensorType) and value.type.rank >= 3
 
 
@@ -44,7 +45,7 @@ class Convolution:
 
 
 def convolution_of(op: ir.Operation) -> Convolution | None:
-    """The convolution that an op is, dense, grouped or depthwise; None for anything else, pooling included."""
+    """Match a convolution, dense, grouped or depthwise; None for anything else, pooling included."""
     if op.name != "linalg.generic" or is_fill(op):
         return None
     generic = Generic(op)
@@ -76,13 +77,15 @@ def _multiplies(generic: Generic) -> bool:
 
 # -- what an op carries along
 def extracts(op: ir.Operation) -> Iterator[ir.Operation]:
-    """The `tensor.extract`s of a generic's body."""
+    """Yield the `tensor.extract`s of a generic's body."""
     if op.name == "linalg.generic":
         yield from (inner.operation for inner in Generic(op).body.operations if inner.name == "tensor.extract")
 
 
 def linked(op: ir.Operation, value: ir.Value, channels: Channels) -> list[tuple[ir.Value, Channels]]:
-    """The op's other tensors with their channels, from those of one. A convolution links nothing: its sides are known from itself."""
+    """Return the op's other tensors with their channels, from those of one. A convolution links nothing: its sides are known from
+    itself.
+    """
     if op.name == "linalg.generic" and not is_fill(op):
         return [] if convolution_of(op) is not None else _linked_generic(Generic(op), value, channels)
     if op.name in SAME_AXES and carries(op, channels):
@@ -110,7 +113,7 @@ def carries(op: ir.Operation, channels: Channels) -> bool:
 
 
 def reshaped(op: ir.Operation, channels: Channels, forward: bool) -> Channels:
-    """Channels on the other side of a reshape, from source to result or back; () if it mixes them with other axes."""
+    """Return the channels on the other side of a reshape, from source to result or back; () if it mixes them with other axes."""
     collapses = op.name == "tensor.collapse_shape"
     groups = reassociation(op)
     if collapses == forward:  # from the side with more axes

@@ -22,6 +22,7 @@ class IrDump:
             raise UserError(f"can't dump the IR to {folder}: {error.strerror}; give another folder") from error
 
     def write(self, name: str, module: ir.Module) -> None:
+        """Write the module to the next numbered file if it differs from the last one; the number counts on either way."""
         text = module.operation.get_asm(large_elements_limit=self._elide_above)
         if text != self._last:
             (self._folder / f"{self._count:02}-{name}.mlir").write_text(text)

@@ -33,7 +33,7 @@ LONGEST_CHAIN = 24  # elementwise ops of one dispatch
 
 
 def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[FusionGroup]:
-    """Every fusion group of a function. Order matters: what is most expensive chooses its company first."""
+    """Return every fusion group of a function. Order matters: what is most expensive chooses its company first."""
     groups = [_seed(graph, "attention", ops) for ops in attention_groups]
     for ops in attention_groups:
         _materialize_keys_and_values(graph, ops)

@@ -39,15 +39,17 @@ class FusionGroup:
 
 
 def is_tensor(value: ir.Value) -> bool:
+    """Whether a value is a tensor, ranked or not."""
     return isinstance(value.type, (ir.RankedTensorType, ir.UnrankedTensorType))
 
 
 def owner_of(value: ir.Value) -> ir.Operation | None:
+    """Return the op that makes a value; None for a block argument."""
     return None if isinstance(value.owner, ir.Block) else value.owner.operation
 
 
 def among(op: ir.Operation | None, ops: Sequence[ir.Operation]) -> bool:
-    """Membership that takes the owner of an argument (none) for what it is."""
+    """Whether `op` is one of `ops`; False for None, the owner of an argument."""
     return op is not None and op in ops
 
 
@@ -71,7 +73,9 @@ def reads_table_of(op: ir.Operation, members: Sequence[ir.Operation]) -> bool:
 
 
 def is_evaluable(generic: Generic) -> bool:
-    """Whether kernels can evaluate a generic point by point."""
+    """Whether kernels can evaluate a generic point by point: one output map of distinct dims, no complex numbers, a body of plain scalar
+    ops.
+    """
     outputs = generic.maps[generic.num_inputs :]
     if any(affine != outputs[0] for affine in outputs):
         return False
@@ -101,33 +105,38 @@ class Graph:
 
     @property
     def block(self) -> ir.Block:
+        """Return the body, one block."""
         return self.func.regions[0].blocks[0]
 
     @cached_property
     def ops(self) -> list[ir.Operation]:
+        """Return the ops of the body as they were at first use, in order."""
         return [op.operation for op in self.block.operations]
 
     @cached_property
     def position(self) -> dict[ir.Operation, int]:
+        """Return the position of each op in `ops`."""
         return {op: i for i, op in enumerate(self.ops)}
 
     def generics(self) -> Iterator[Generic]:
-        """Generics that are not fills, in program order."""
+        """Yield the generics that are not fills, in program order."""
         for op in self.ops:
             if op.name == "linalg.generic" and not is_fill(op):
                 yield Generic(op)
 
     def is_free(self, op: ir.Operation) -> bool:
-        """Cloned into whatever uses it: constants, fills, empty destinations, scalars."""
+        """Whether an op is cloned into whatever uses it: constants, fills, empty destinations, scalars."""
         return op.name in REMATERIALIZABLE or is_fill(op) or self.is_empty(op) or not any(is_tensor(result) for result in op.results)
 
     def is_empty(self, op: ir.Operation) -> bool:
-        """An empty destination, or a view of one: its shape is all that matters."""
+        """Whether an op makes an empty destination, or a view of one: its shape is all that matters."""
         owner = owner_of(op.operands[0]) if op.name in VIEWS else None
         return op.name == "tensor.empty" or (owner is not None and self.is_empty(owner))
 
     def is_host(self, op: ir.Operation) -> bool:
-        """Stays in the host function: views, size arithmetic, loops over dispatches and the slices that they stack, the return."""
+        """Whether an op stays in the host function: views, size arithmetic, loops over dispatches and the slices that they stack, the
+        return.
+        """
         return (
             (op.name in VIEWS and not self.is_empty(op))
             or is_loop(op)
@@ -136,7 +145,9 @@ class Graph:
         )
 
     def is_inlined(self, op: ir.Operation) -> bool:
-        """Cheap to evaluate at each use: a slice, zeros around a convolution's image, or a short elementwise body over one tensor."""
+        """Whether an op is cheap to evaluate at each use: a slice, zeros around a convolution's image, or a short elementwise body over
+        one tensor.
+        """
         if op in self.groups:
             return False
         if op.name == "tensor.extract_slice":
@@ -166,15 +177,16 @@ class Graph:
         return all(c is not None and c.lhs == pad.results[0] and has_windows(c.lhs_map) for c in found)
 
     def contraction_of(self, op: ir.Operation) -> Contraction | None:
-        """The contraction that an op is, if it pays as one."""
+        """Return the float contraction that an op is, if it pays as one; else None."""
         found = float_contraction_of(op)
         return found if found is not None and self.costs.pays_as_contraction(found) else None
 
     def shapes_known(self, op: ir.Operation) -> bool:
+        """Whether the scalar operands of an op, all but its first one, are expressions over the symbols."""
         return all(self.shapes.has_index(operand) for operand in list(op.operands)[1:])
 
     def users(self, value: ir.Value) -> list[ir.Operation]:
-        """Ops of the block that use a value, directly or from a region."""
+        """Return the ops of the block that use a value, directly or from a region, one entry a use."""
         found: list[ir.Operation] = []
         for use in value.uses:
             owner = use.owner.operation
@@ -184,6 +196,7 @@ class Graph:
         return found
 
     def assign(self, group: FusionGroup, ops: Iterable[ir.Operation]) -> None:
+        """Add ops to a fusion group, which stays in program order."""
         for op in ops:
             self.groups[op] = group
             if op not in group.ops:
@@ -210,7 +223,7 @@ class Graph:
         return False
 
     def would_depend(self, value: ir.Value, trial: FusionGroup) -> bool:
-        """`depends` for a fusion group that is not assigned yet."""
+        """Whether `depends` would hold for a fusion group that is not assigned yet."""
         before = {op: self.groups.get(op) for op in trial.ops}
         for op in trial.ops:
             self.groups[op] = trial

@@ -56,10 +56,11 @@ class PipelineReport:
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of all passes together, verification left out."""
         return sum(run.seconds for run in self.runs)
 
     def table(self) -> str:
-        """Time and share of each pass, one a line."""
+        """Return a text with time in milliseconds and share of each pass, one a line."""
         total = self.seconds or 1.0
         rows = [f"{run.seconds * 1e3:9.2f} ms {run.seconds / total:6.1%}  {run.step}" for run in self.runs]
         return "\n".join([*rows, f"{self.seconds * 1e3:9.2f} ms         total"])
@@ -73,12 +74,11 @@ def run_pipeline(
     observer: PassObserver | None = None,
     context: PassContext | None = None,
 ) -> PipelineReport:
-    """Runs a pipeline, a list of passes or text (`"pass{option=1},pass"`), on `module` in place, and verifies it after each pass.
+    """Run a pipeline, a list of passes or text (`"pass{option=1},pass"`), on `module` in place, and verify it after each pass.
 
     context: what passes are told; without one all that is legal pays.
-
-    Raises UserError for a bad pipeline or a model that a pass refuses, and PassError, which names the pass and those before it, for a
-    pass that fails, leaves invalid IR behind or breaks what it declares; then `options.repro` holds what reproduces the failure.
+    Raises UserError for a bad pipeline or a model that a pass refuses, and PassError, which names the pass and those before it, for a pass
+    that fails, leaves invalid IR behind or breaks what it declares; then `options.repro` holds what reproduces the failure.
     """
     passes = parse_pipeline(pipeline) if isinstance(pipeline, str) else list(pipeline)
     options, observer, context = options or PipelineOptions(), observer or PassObserver(), context or PassContext()

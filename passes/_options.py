@@ -16,7 +16,7 @@ _NEXT_OPTION = re.compile(r"[\s,]+(?=[A-Za-z][\w-]*=)|\s+")
 
 
 def options_text(instance: Any) -> str:
-    """`key=value key=value`, for the fields that differ from their defaults."""
+    """Return `key=value key=value`, for the fields that differ from their defaults."""
     parts = []
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
@@ -26,7 +26,8 @@ def options_text(instance: Any) -> str:
 
 
 def parse_options(owner: type[Any], name: str, text: str) -> dict[str, Any]:
-    """Keyword arguments for the dataclass `owner` from `key=value key=value` (or separated by commas); `-` and `_` are the same in a key.
+    """Return keyword arguments for the dataclass `owner` from `key=value key=value` (or separated by commas); `-` and `_` are the same
+    in a key.
 
     Raises UserError for an unknown key or a value of the wrong type; `name` is what the message calls the owner.
     """
@@ -46,7 +47,8 @@ def parse_options(owner: type[Any], name: str, text: str) -> dict[str, Any]:
 
 
 def parse_value(kind: Any, text: str) -> Any:
-    """`text` as a value of the type `kind`: bool, int, float, str, Literal, tuple[X, ...], X | None, or a type with `parse(text)`.
+    """Return `text` as a value of the type `kind`: bool, int, float, str, Literal, tuple[X, ...], X | None, or a type with
+    `parse(text)`.
 
     Raises ValueError, with a readable line, for text that isn't one.
     """

@@ -51,12 +51,13 @@ class Outliner:
 
     @property
     def results(self) -> list[ir.Value]:
+        """Return the results that ops outside the fusion group use, in program order."""
         members = set(self.group.ops)
         made = [result for op in self.group.ops for result in op.results]
         return [result for result in made if any(user not in members for user in self.graph.users(result))]
 
     def build(self, name: str, module: ir.Module) -> ir.Operation:
-        """Append `func.func private @name` to the module."""
+        """Append the dispatch `func.func private @name` to the module and return it; its arguments are tensors, then sizes."""
         graph, results = self.graph, self.results
         index = ir.IndexType.get()
         kinds = [*[t.type for t in self.tensors], *[index] * len(self.sizes)]
@@ -102,7 +103,7 @@ def _is_constant(owner: ir.Operation | None) -> bool:
 
 
 def schedule(graph: Graph) -> list[ir.Operation | FusionGroup]:
-    """Host ops and fusion groups in an order that respects every dependence, as near to the program's own as that allows."""
+    """Return host ops and fusion groups in an order that respects every dependence, as near to the program's own as that allows."""
     units: dict[ir.Operation, ir.Operation | FusionGroup] = {}
     for op in graph.ops[:-1]:
         if op in graph.groups:

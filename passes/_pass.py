@@ -14,7 +14,7 @@ from llmos.passes._property import Property
 
 
 def kebab_case(class_name: str) -> str:
-    """FuseElementwise -> fuse-elementwise."""
+    """Return a class name as a pass's name: FuseElementwise -> fuse-elementwise."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", class_name).lower()
 
 

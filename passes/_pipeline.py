@@ -16,7 +16,7 @@ _CLOSING = {"{": "}", "(": ")"}
 
 
 def parse_pipeline(text: str) -> list[Pass]:
-    """The passes that `text` names, ours before upstream's where both have a name.
+    """Return the passes that `text` names, ours before upstream's where both have a name.
 
     Options are typed by the pass's fields and separated by spaces. Raises UserError for an unknown pass (with the nearest names), an
     unknown option, a value of the wrong type, or text that isn't a pipeline.
@@ -25,7 +25,7 @@ def parse_pipeline(text: str) -> list[Pass]:
 
 
 def pipeline_text(pipeline: Sequence[Pass]) -> str:
-    """The text that `parse_pipeline` reads back as the same passes."""
+    """Return the text that `parse_pipeline` reads back as the same passes."""
     return ",".join(map(str, pipeline))
 
 

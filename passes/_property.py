@@ -22,7 +22,7 @@ class Property:
 
 
 def operations(module: ir.Module) -> Iterator[ir.Operation]:
-    """Every operation below the module, outer ones first."""
+    """Yield every operation from the module down, outer ones first."""
     pending = [module.operation]
     while pending:
         op = pending.pop()
@@ -32,7 +32,7 @@ def operations(module: ir.Module) -> Iterator[ir.Operation]:
 
 
 def first_operation(module: ir.Module, is_wrong: Callable[[ir.Operation], bool]) -> str | None:
-    """One line that names the first operation for which `is_wrong` is true, or None."""
+    """Return one line that names the first operation for which `is_wrong` is true, or None."""
     for op in operations(module):
         if is_wrong(op):
             return f"{op.name} at {op.location}"

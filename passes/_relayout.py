@@ -37,6 +37,7 @@ class Relayout:
     _moved: dict[tuple[ir.Value, Order], ir.Value] = field(default_factory=dict)
 
     def run(self) -> None:
+        """Rewrite the ops in program order; each takes the orders of its operands on, or reads them moved back."""
         for op in [op.operation for op in self.func.regions[0].blocks[0].operations]:
             with ir.InsertionPoint(op):
                 if op.name == "linalg.generic" and not is_fill(op):

@@ -14,9 +14,9 @@ from llmos.passes._pipeline import pipeline_text
 
 
 def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], message: str) -> str | None:
-    """Writes before.mlir, pipeline.txt, versions.json and error.txt to a new folder beside any earlier one.
+    """Write before.mlir, pipeline.txt, versions.json and error.txt to a new folder beside any earlier one.
 
-    Gives the command that reproduces the failure, or None where the folder can't be written: the failure itself matters more.
+    Return the command that reproduces the failure, or None where the folder can't be written: the failure itself matters more.
     """
     target = unused_folder(folder)
     pipeline = pipeline_text(remaining[:1])
@@ -37,6 +37,7 @@ def write_repro(folder: Path, before: ir.Operation, remaining: Sequence[Pass], m
 
 
 def unused_folder(folder: Path) -> Path:
+    """Return `folder`, or the first of folder-2, folder-3, ... that doesn't exist."""
     candidate, number = folder, 2
     while candidate.exists():
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1

@@ -9,7 +9,7 @@ from llmos.passes._graph import FusionGroup, Graph, is_evaluable, owner_of
 
 
 def sort_groups(graph: Graph) -> list[FusionGroup]:
-    """One fusion group for each sort that the kernel takes."""
+    """Return one fusion group for each sort that the kernel takes."""
     found = [op for op in graph.ops if op not in graph.groups and is_sort(op)]
     return [_group(graph, op) for op in found]
 

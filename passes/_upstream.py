@@ -33,12 +33,12 @@ class Upstream(Pass):
         return f"{self.anchor}({text})" if self.anchor else text
 
     def check(self) -> None:
-        """Raises UserError if MLIR doesn't know the pass or its options."""
+        """Raise UserError if MLIR doesn't know the pass or its options."""
         with context():
             _parse(self)
 
     def run(self, module: ir.Module, context: PassContext) -> None:
-        """Runs on the module, or on everything in it that the pass takes (functions)."""
+        """Run on the module, or on everything in it that the pass takes (functions). Raises UserError for a pass that runs on neither."""
         errors = []
         for anchor in _anchors(self):
             try:

@@ -64,6 +64,7 @@ class ChannelsLast(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Store each part that is worth it with its channels innermost, in every public function."""
         table = SymbolTable.of(module)
         for func in public_functions(module):
             region = _Region(func, Shapes.of(func, table))

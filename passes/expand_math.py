@@ -136,6 +136,7 @@ class ExpandMath(Pass):
     """
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Replace every op that has an expansion. Raises UnsupportedError for a function without one in its type."""
         for op in _operations(module):
             _expand(op)
 

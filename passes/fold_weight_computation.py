@@ -42,6 +42,7 @@ class FoldWeightComputation(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Move what depends on weights alone out of every public function; `context.costs` says which weights contractions pack."""
         for func in public_functions(module):
             _fold(func, module, context.costs)
 
@@ -186,7 +187,7 @@ def _replace(func: ir.Operation, results: list[ir.Value], names: list[str]) -> N
 
 
 def dtype_name(value: ir.Value) -> str:
-    """numpy's name of a tensor's element type; integers as signed."""
+    """Return numpy's name of a tensor's element type; integers as signed."""
     kind = ir.RankedTensorType(value.type).element_type
     names = {"f16": "float16", "f32": "float32", "f64": "float64", "bf16": "bfloat16", "i1": "bool"}
     return names.get(str(kind), f"int{getattr(kind, 'width', 64)}")

@@ -52,6 +52,7 @@ class FormDispatches(Pass):
     prefix: str = "d"
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Form the dispatches of every public function, loops first. Raises UnsupportedError for a size that depends on data."""
         for func in public_functions(module):
             name_loops(module, func)
             materialise_empty(func)
@@ -75,7 +76,7 @@ def _attention_groups(graph: Graph) -> list[list[ir.Operation]]:
 
 
 def materialise_empty(func: ir.Operation) -> None:
-    """A tensor of no elements, which folding leaves as a bare `tensor.empty`, is copied where the host function itself takes it."""
+    """Copy a tensor of no elements, which folding leaves as a bare `tensor.empty`, where the host function itself takes it."""
     for op in [op.operation for op in func.regions[0].blocks[0].operations if op.operation.name == "tensor.empty"]:
         empty = op.results[0]
         uses = [use for use in empty.uses if use.owner.name in VIEWS or use.owner.name == "func.return"]
@@ -88,7 +89,7 @@ def materialise_empty(func: ir.Operation) -> None:
 
 
 def copy_returned_arguments(func: ir.Operation) -> None:
-    """An argument, or a value returned already, is copied before it is returned: each output has memory of its own.
+    """Copy an argument, or a value returned already, before it is returned: each output has memory of its own.
 
     The new value of an updated input comes first: it lies where the input does, and is no copy of an output.
     """

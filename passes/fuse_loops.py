@@ -30,6 +30,7 @@ class FuseLoops(Pass):
     """
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Fuse the loops of every public function that can run as dispatches."""
         for func in public_functions(module):
             name_loops(module, func)
             _fuse_all(func, SymbolTable.of(module))

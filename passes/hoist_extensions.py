@@ -27,6 +27,7 @@ class HoistExtensions(Pass):
     """
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Extend the factors of half-precision contractions before these, in every function."""
         for func in module.body.operations:
             for op in list(func.operation.regions[0].blocks[0].operations):
                 if op.operation.name == "linalg.generic" and not is_fill(op.operation):

@@ -34,12 +34,13 @@ class LabelDispatches(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({LABELED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set LABEL of every dispatch."""
         for func in dispatch_functions(module):
             func.attributes[LABEL] = ir.StringAttr.get(label_of(func))
 
 
 def label_of(func: ir.Operation) -> str:
-    """The label of one dispatch function."""
+    """Return the label of one dispatch function."""
     kind = DispatchFunc(func).kind
     generics = [
         Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)

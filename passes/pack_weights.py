@@ -41,6 +41,7 @@ class PackWeights(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({PACKED_ALIKE, WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set PACKED of the weights that contractions read as their right side, and of the dispatches' arguments."""
         functions = functions_of(module)
         for func in public_functions(module):
             _pack_calls(func, functions)
@@ -63,7 +64,9 @@ def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
 def weighted_contractions(
     main: ir.Operation, functions: dict[str, ir.Operation]
 ) -> Iterator[tuple[ir.Operation, ir.Operation, int, list[list[int]]]]:
-    """(call, its dispatch, operand, axes of n and k) of every contraction whose right side is one weight, however its axes are ordered."""
+    """Yield (call, its dispatch, operand, axes of n and k) of every contraction whose right side is one weight, however its axes are
+    ordered.
+    """
     entry = EntryFunc(main)
     weights = [each.value for each in entry.arguments.weights]
     for call in _calls(entry.block):

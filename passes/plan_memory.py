@@ -46,6 +46,9 @@ class PlanMemory(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({PLACED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set BUFFERS of every call and loop, and SLOTS of every public function. Raises UnsupportedError for a size that depends on
+        data.
+        """
         table = SymbolTable.of(module)
         for func in public_functions(module):
             _Planner(EntryFunc(func), Shapes.of(func, table), _Slots(table)).plan()
@@ -175,7 +178,7 @@ def _last_uses(ops: list[ir.Operation]) -> dict[ir.Value, int]:
 
 
 def num_bytes(shapes: Shapes, value: ir.Value) -> Expr:
-    """Size of a tensor in memory; bool is one byte an element."""
+    """Return the bytes of a tensor in memory, dense; bool is one byte an element."""
     kind = ir.RankedTensorType(value.type).element_type
     width = max(1, int(getattr(kind, "width", 64)) // 8)
     return sympy.expand(sympy.Mul(*shapes.shape(value)) * width)

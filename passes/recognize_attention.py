@@ -33,6 +33,7 @@ class RecognizeAttention(Pass):
     """
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set ATTENTION of the ops of each attention in every function, numbered in program order."""
         number = 0
         for func in module.body.operations:
             for op in func.regions[0].blocks[0].operations:
@@ -45,7 +46,7 @@ class RecognizeAttention(Pass):
 
 
 def match_attention(op: ir.Operation) -> list[ir.Operation] | None:
-    """The ops of the attention whose P V is `op`, or None."""
+    """Return the ops of the attention whose P V is `op`, or None."""
     values = float_contraction_of(op)
     if values is None or len(values.k) != 1 or not _is_f32(op.results[0]):
         return None

@@ -36,6 +36,7 @@ class SplitReductions(Pass):
     part: int = 1 << 16
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Split the long reductions of every public function."""
         for func in public_functions(module):
             for each in list(func.regions[0].blocks[0].operations):
                 if each.operation.name == "linalg.generic":

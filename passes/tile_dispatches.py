@@ -35,6 +35,7 @@ class TileDispatches(Pass):
     tilings: Tilings = NO_TILINGS
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set TILING of the dispatches that `tilings` holds, by their keys."""
         chosen = dict(self.tilings)
         for func in dispatch_functions(module):
             if (key := tiling_key(func)) in chosen:
@@ -42,7 +43,7 @@ class TileDispatches(Pass):
 
 
 def tiling_key(func: ir.Operation) -> str:
-    """The hash of a dispatch's text: equal for dispatches that one kernel serves, before and after they are tiled and packed."""
+    """Return the hash of a dispatch's text: equal for dispatches that one kernel serves, before and after they are tiled and packed."""
     with func.context, ir.Location.unknown():
         copy = func.clone()
         try:
@@ -53,7 +54,7 @@ def tiling_key(func: ir.Operation) -> str:
 
 
 def tiling_keys(module: ir.Module) -> set[str]:
-    """Of all dispatches of a module."""
+    """Return the keys of all dispatches of a module."""
     with module.context:
         return {tiling_key(func) for func in dispatch_functions(module)}
 

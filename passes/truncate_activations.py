@@ -47,6 +47,7 @@ class TruncateActivations(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({DISPATCHED})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Round what contractions and attention multiply to bfloat16, in every public function and its dispatches."""
         functions = functions_of(module)
         for func in public_functions(module):
             _Program(func, functions).narrow()

@@ -44,6 +44,7 @@ class UpdateInPlace(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, IN_PLACE_WITHIN})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set WITHIN of the calls whose results lie in the inputs that they update, and IN_PLACE of their dispatches."""
         functions = functions_of(module)
         for func in public_functions(module):
             for number, argument in EntryFunc(func).updated.items():

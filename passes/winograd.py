@@ -42,6 +42,7 @@ class Winograd(Pass):
     min_channels: int = 32
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Set WINOGRAD of the dispatches of convolutions that `context.costs` says are faster so, or of all that fit for a given `tile`."""
         functions = functions_of(module)
         table = SymbolTable.of(module)
         for main in public_functions(module):

@@ -39,17 +39,19 @@ ERF = tuple(2.0**k / math.prod(range(1, 2 * k + 2, 2)) for k in range(130, -1, -
 
 
 def exp(x: Expr) -> Expr:
+    """Return e^x."""
     return _exp(x, x.constant(0.0))
 
 
 def exp2(x: Expr) -> Expr:
-    """Whole powers are exact."""
+    """Return 2^x; whole powers are exact."""
     limited = clamp_above(clamp_below(x, -1080.0), 1025.0)
     n = (limited + ROUND) - ROUND
     return _scale(horner((limited - n) * LN2, EXP), n)
 
 
 def expm1(x: Expr) -> Expr:
+    """Return e^x - 1, without cancellation near zero."""
     limited = clamp_above(clamp_below(x, -45.0), 710.0)
     n = fma(limited, 1.0 / LN2, ROUND) - ROUND
     r = _minus_ln2_times(limited, n)
@@ -59,6 +61,7 @@ def expm1(x: Expr) -> Expr:
 
 
 def sinh(x: Expr) -> Expr:
+    """Return the hyperbolic sine, by expm1 up to 22."""
     magnitude = abs(x)
     growth = expm1(clamp_above(magnitude, 30.0))
     half = exp(magnitude * 0.5)
@@ -66,32 +69,37 @@ def sinh(x: Expr) -> Expr:
 
 
 def cosh(x: Expr) -> Expr:
+    """Return the hyperbolic cosine; finite as far as the result is."""
     half = exp(abs(x) * 0.5)
     return (0.5 * half) * half + (0.5 / half) / half
 
 
 def tanh(x: Expr) -> Expr:
+    """Return the hyperbolic tangent, g / (g + 2) with g = expm1(2 |x|)."""
     growth = expm1(2.0 * clamp_above(abs(x), 22.0))
     return copy_sign(growth / (growth + 2.0), x)
 
 
 def log(x: Expr) -> Expr:
+    """Return the natural logarithm; -infinity at zero, NaN below."""
     e, m = _split(x)
     return _log_limits(x, _log_of_mantissa(m, e))
 
 
 def log2(x: Expr) -> Expr:
-    """Exact for powers of two."""
+    """Return the logarithm to base 2; exact for powers of two."""
     e, m = _split(x)
     return _log_limits(x, fma(_log_of_mantissa(m, x.constant(0.0)), 1.0 / LN2, e))
 
 
 def log10(x: Expr) -> Expr:
+    """Return the logarithm to base 10."""
     e, m = _split(x)
     return _log_limits(x, fma(_log_of_mantissa(m, x.constant(0.0)), 1.0 / math.log(10.0), e * math.log10(2.0)))
 
 
 def log1p(x: Expr) -> Expr:
+    """Return log(1 + x), corrected by what the rounding of 1 + x lost."""
     u = 1.0 + x
     correction = select(x > 1.0, 1.0 - (u - x), x - (u - 1.0)) / u  # what the rounding of 1 + x lost
     result = select(u.equals(1.0), x, log(u) + correction)
@@ -99,6 +107,7 @@ def log1p(x: Expr) -> Expr:
 
 
 def asinh(x: Expr) -> Expr:
+    """Return the inverse hyperbolic sine, by log1p up to 2^28."""
     a = abs(x)
     square = a * a
     near = log1p(a + square / (1.0 + sqrt(square + 1.0)))
@@ -106,47 +115,50 @@ def asinh(x: Expr) -> Expr:
 
 
 def acosh(x: Expr) -> Expr:
-    """NaN below 1."""
+    """Return the inverse hyperbolic cosine; NaN below 1."""
     above = x - 1.0
     near = log1p(above + sqrt(above * (above + 2.0)))
     return select(x < 1.0, math.nan, select(x < 2.0**28, near, log(x) + LN2))
 
 
 def atanh(x: Expr) -> Expr:
-    """NaN beyond 1."""
+    """Return the inverse hyperbolic tangent; NaN beyond 1."""
     a = abs(x)
     return copy_sign(0.5 * log1p((a + a) / (1.0 - a)), x)
 
 
 def sin(x: Expr) -> Expr:
-    """Keeps the sign of zero."""
+    """Return the sine of x in radians; keeps the sign of zero, NaN for an infinity."""
     reduced = _reduce(x)
     value = select(reduced.is_odd, reduced.cos, reduced.sin)
     return select(abs(x) < 1e-9, x, _finite_only(x, _flip_sign(value, reduced.quarters)))
 
 
 def cos(x: Expr) -> Expr:
+    """Return the cosine of x in radians; NaN for an infinity."""
     reduced = _reduce(x)
     return _finite_only(x, _flip_sign(select(reduced.is_odd, reduced.sin, reduced.cos), reduced.quarters + 1))
 
 
 def tan(x: Expr) -> Expr:
+    """Return the tangent of x in radians; keeps the sign of zero, NaN for an infinity."""
     reduced = _reduce(x)
     ratio = select(reduced.is_odd, -reduced.cos, reduced.sin) / select(reduced.is_odd, reduced.sin, reduced.cos)
     return select(abs(x) < 1e-9, x, _finite_only(x, ratio))
 
 
 def asin(x: Expr) -> Expr:
-    """2 atan(x / (1 + sqrt(1 - x^2)))."""
+    """Return 2 atan(x / (1 + sqrt(1 - x^2))) in radians; NaN beyond 1."""
     return 2.0 * atan(x / (1.0 + sqrt((1.0 - x) * (1.0 + x))))
 
 
 def acos(x: Expr) -> Expr:
-    """2 atan(sqrt((1 - x) / (1 + x)))."""
+    """Return 2 atan(sqrt((1 - x) / (1 + x))) in radians; NaN beyond 1."""
     return 2.0 * atan(sqrt((1.0 - x) / (1.0 + x)))
 
 
 def atan(x: Expr) -> Expr:
+    """Return the arctangent in radians; atan(x) = pi/2 - atan(1 / x) above one."""
     magnitude = abs(x)
     is_large = magnitude > 1.0
     p = _atan_of_fraction(select(is_large, 1.0 / magnitude, magnitude))
@@ -154,7 +166,7 @@ def atan(x: Expr) -> Expr:
 
 
 def atan2(y: Expr, x: Expr) -> Expr:
-    """Zeros, signs and infinities as in C."""
+    """Return the angle of the point (x, y) in radians; zeros, signs and infinities as in C."""
     across, up = abs(x), abs(y)
     is_steep = up > across
     low, high = select(is_steep, across, up), select(is_steep, up, across)
@@ -166,7 +178,7 @@ def atan2(y: Expr, x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """A series of positive terms up to |x| = 6, where erf is 1 in float64."""
+    """Return the error function: a series of positive terms up to |x| = 6, where erf is 1 in float64."""
     magnitude = clamp_above(abs(x), 6.0)
     square = magnitude * magnitude
     decay = _exp(-square, -fma(magnitude, magnitude, -square))
@@ -175,12 +187,12 @@ def erf(x: Expr) -> Expr:
 
 
 def pow(x: Expr, y: Expr) -> Expr:
-    """exp(y log x) with the product as a double: the relative error is up to 2e-16 (1 + |y log x|); special values as in C."""
+    """Return exp(y log x) with the product as a double: the relative error is up to 2e-16 (1 + |y log x|); special values as in C."""
     return power.pow(x, y, _power_magnitude)
 
 
 def remainder(x: Expr, y: Expr) -> Expr:
-    """C's fmod, exact: as in float32, in 43 steps that take off multiples of y 2^k by numbers below 2^50."""
+    """Return C's fmod, exact: as in float32, in 43 steps that take off multiples of y 2^k by numbers below 2^50."""
     rest, divisor = abs(x), abs(y)
     for k in range(2100, -1, -50):
         multiple = divisor * 2.0 ** min(k, 1000) * 2.0 ** min(max(k - 1000, 0), 1000) * 2.0 ** max(k - 2000, 0)

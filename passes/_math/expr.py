@@ -24,19 +24,22 @@ class Expr:
 
     @property
     def type(self) -> ir.Type:
+        """Return the MLIR type of the value."""
         return self.value.type
 
     @property
     def element(self) -> ir.Type:
-        """The type of one lane."""
+        """Return the type of one lane."""
         return self.type.element_type if isinstance(self.type, ir.VectorType) else self.type
 
     @property
     def is_float(self) -> bool:
+        """Whether lanes are floats."""
         return isinstance(self.element, ir.FloatType)
 
     @property
     def bit_width(self) -> int:
+        """Return the bits of one lane."""
         return int(self.element.width)
 
     def __add__(self, other: Expr | Number) -> Expr:
@@ -89,6 +92,7 @@ class Expr:
         return self._binary(None, "arith.shrsi", other)
 
     def logical_shift_right(self, other: Expr | int) -> Expr:
+        """Return the lanes shifted right, with zeros from the left; `>>` keeps the sign."""
         return self._binary(None, "arith.shrui", other)
 
     def __lt__(self, other: Expr | Number) -> Expr:
@@ -104,19 +108,19 @@ class Expr:
         return self._compare("ge", other)
 
     def equals(self, other: Expr | Number) -> Expr:
-        """False for NaN."""
+        """Return whether lanes are equal, i1; false for NaN."""
         return self._compare("eq", other)
 
     def differs(self, other: Expr | Number) -> Expr:
-        """True for NaN."""
+        """Return whether lanes differ, i1; true for NaN."""
         return self._compare("ne", other)
 
     def constant(self, number: Number) -> Expr:
-        """`number` in every lane of this type."""
+        """Return `number` in every lane of this type."""
         return constant(number, self.type)
 
     def with_element(self, element: ir.Type) -> ir.Type:
-        """The type with this shape and other lanes."""
+        """Return the type with this shape and other lanes."""
         return ir.VectorType.get(self.type.shape, element) if isinstance(self.type, ir.VectorType) else element
 
     def _binary(self, float_op: str | None, int_op: str | None, other: Expr | Number) -> Expr:
@@ -134,10 +138,12 @@ class Expr:
 
 
 def operation(name: str, result: ir.Type, *operands: Expr, **attributes: ir.Attribute) -> Expr:
+    """Emit an op with one result of type `result`."""
     return Expr(ir.Operation.create(name, results=[result], operands=[o.value for o in operands], attributes=attributes).result)
 
 
 def constant(number: Number, kind: ir.Type) -> Expr:
+    """Emit `number` in every lane of type `kind`; an integer wraps to the width."""
     element = kind.element_type if isinstance(kind, ir.VectorType) else kind
     if isinstance(element, ir.FloatType):
         attribute: ir.Attribute = ir.FloatAttr.get(element, float(number))
@@ -155,39 +161,39 @@ def _signed(number: int, width: int) -> int:
 
 
 def fma(a: Expr, b: Expr | Number, c: Expr | Number) -> Expr:
-    """a * b + c with one rounding."""
+    """Return a * b + c with one rounding."""
     return operation("math.fma", a.type, a, a._operand(b), a._operand(c))
 
 
 def select(condition: Expr, yes: Expr | Number, no: Expr | Number) -> Expr:
-    """`yes` where the condition holds; at least one of both is an expression."""
+    """Return `yes` where the condition holds, else `no`; at least one of both is an expression."""
     like = yes if isinstance(yes, Expr) else no
     assert isinstance(like, Expr)
     return operation("arith.select", like.type, condition, like._operand(yes), like._operand(no))
 
 
 def clamp_below(x: Expr, low: Expr | Number) -> Expr:
-    """max(x, low) as one instruction; NaN stays NaN."""
+    """Return max(x, low) as one instruction; NaN stays NaN."""
     return select(x < low, low, x)
 
 
 def clamp_above(x: Expr, high: Expr | Number) -> Expr:
-    """min(x, high) as one instruction; NaN stays NaN."""
+    """Return min(x, high) as one instruction; NaN stays NaN."""
     return select(x > high, high, x)
 
 
 def bits(x: Expr) -> Expr:
-    """The bit pattern of a float as an integer."""
+    """Return the bit pattern of a float as an integer of the same width."""
     return operation("arith.bitcast", x.with_element(ir.IntegerType.get_signless(x.bit_width)), x)
 
 
 def float_of_bits(x: Expr) -> Expr:
-    """The float32 or float64 of a bit pattern."""
+    """Return the float32 or float64 of a bit pattern."""
     return operation("arith.bitcast", x.with_element(ir.F32Type.get() if x.bit_width == 32 else ir.F64Type.get()), x)
 
 
 def convert(x: Expr, element: ir.Type) -> Expr:
-    """Lanes converted to another width or kind; a float becomes a signed integer by cutting its fraction."""
+    """Convert lanes to another width or kind; a float becomes a signed integer by cutting its fraction, integers are signed."""
     if x.element == element:
         return x
     if isinstance(element, ir.FloatType):
@@ -198,24 +204,27 @@ def convert(x: Expr, element: ir.Type) -> Expr:
 
 
 def sqrt(x: Expr) -> Expr:
+    """Return the square root, correctly rounded; NaN below zero."""
     return operation("math.sqrt", x.type, x)
 
 
 def floor(x: Expr) -> Expr:
+    """Return the largest whole number not above x, as a float."""
     return operation("math.floor", x.type, x)
 
 
 def truncate(x: Expr) -> Expr:
-    """Towards zero, as a float."""
+    """Return x rounded towards zero, as a float."""
     return operation("math.trunc", x.type, x)
 
 
 def copy_sign(magnitude: Expr, sign: Expr) -> Expr:
+    """Return `magnitude` with the sign bit of `sign`."""
     return operation("math.copysign", magnitude.type, magnitude, sign)
 
 
 def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
-    """A polynomial, highest power first: one fused multiply-add for each coefficient after the first."""
+    """Return a polynomial's value, coefficients from the highest power: one fused multiply-add for each after the first."""
     total = fma(x, coefficients[0], coefficients[1])
     for coefficient in coefficients[2:]:
         total = fma(total, x, coefficient)
@@ -223,29 +232,33 @@ def horner(x: Expr, coefficients: Sequence[float]) -> Expr:
 
 
 def float32(pattern: int) -> float:
-    """The float32 with these bits."""
+    """Return the float32 with these bits."""
     [value] = struct.unpack("<f", struct.pack("<I", pattern))
     return float(value)
 
 
 def f32() -> ir.Type:
+    """Return the MLIR type f32."""
     return ir.F32Type.get()
 
 
 def f64() -> ir.Type:
+    """Return the MLIR type f64."""
     return ir.F64Type.get()
 
 
 def i32() -> ir.Type:
+    """Return the MLIR type i32, signless."""
     return ir.IntegerType.get_signless(32)
 
 
 def i64() -> ir.Type:
+    """Return the MLIR type i64, signless."""
     return ir.IntegerType.get_signless(64)
 
 
 def known_number(value: ir.Value) -> float:
-    """The number in a float constant (in every lane of a splat), or NaN where there is none."""
+    """Return the number in a float constant (in every lane of a splat), or NaN where there is none."""
     owner = value.owner
     if not isinstance(owner, ir.Block) and owner.name == "vector.broadcast":
         owner = owner.operands[0].owner

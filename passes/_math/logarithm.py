@@ -49,7 +49,7 @@ class Split(NamedTuple):
 
 
 def split(x: Expr, lowest_mantissa: int) -> Split:
-    """Mantissa and exponent of a positive number; the mantissa is in [m, 2m) for the float m whose bits are `lowest_mantissa`."""
+    """Return mantissa and exponent of a positive float32; the mantissa is in [m, 2m) for the float m whose bits are `lowest_mantissa`."""
     is_subnormal = x < SMALLEST_NORMAL
     pattern = bits(select(is_subnormal, x * 2.0**23, x))
     e = (pattern - lowest_mantissa) >> 23

@@ -18,7 +18,7 @@ def extend_float(x: Expr) -> Expr:
 
 
 def truncate_float(x: Expr, element: ir.Type) -> Expr:
-    """To float32, float16 or bfloat16, to nearest, ties to even, with one rounding; NaN stays NaN."""
+    """Return x as float32, float16 or bfloat16, to nearest, ties to even, with one rounding; NaN stays NaN."""
     if element == f32():
         return convert(x, element)
     single = _round_to_odd(x) if x.element == f64() else x
@@ -26,12 +26,12 @@ def truncate_float(x: Expr, element: ir.Type) -> Expr:
 
 
 def larger_number(a: Expr, b: Expr) -> Expr:
-    """IEEE 754-2008 maxNum: the other operand where one is NaN."""
+    """Return IEEE 754-2008 maxNum: the other operand where one is NaN."""
     return select(b.differs(b), a, select(a > b, a, b))
 
 
 def smaller_number(a: Expr, b: Expr) -> Expr:
-    """IEEE 754-2008 minNum."""
+    """Return IEEE 754-2008 minNum: the other operand where one is NaN."""
     return select(b.differs(b), a, select(a < b, a, b))
 
 

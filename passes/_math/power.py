@@ -43,7 +43,7 @@ def integer_exponent_pow(x: Expr, n: Expr) -> Expr:
 
 
 def signed_pow(x: Expr, y: Expr, is_odd: Expr, power_of: Magnitude) -> Expr:
-    """pow where y is an integer if x is negative, and `is_odd` says whether it is odd."""
+    """Return x^y, where y is an integer if x is negative, and `is_odd` says whether it is odd. `power_of` computes it of |x|."""
     a = abs(x)
     magnitude = power_of(a, y)
     at_edge = select(a.equals(0.0) ^ (y < 0.0), 0.0, a.constant(math.inf))

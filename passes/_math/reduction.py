@@ -31,7 +31,7 @@ class Rotated(NamedTuple):
 
 
 def where_large(is_large: Expr, x: Expr, simple: Sequence[Expr], made: Callable[[Rotated], Sequence[Expr]]) -> list[Expr]:
-    """`simple`, and on lanes that are large `made` of the reduction of x, float64 numbers of 2^27 and more; its error is 2^-90.
+    """Return `simple`, and on lanes that are large `made` of the reduction of x, float64 numbers of 2^27 and more; its error is 2^-90.
 
     Nothing is computed where no lane is large.
     """

@@ -56,6 +56,8 @@ class Reduced(NamedTuple):
 
 
 class SinCos(NamedTuple):
+    """The sine and the cosine of one argument."""
+
     sin: Expr
     cos: Expr
 
@@ -71,7 +73,7 @@ def cos(x: Expr) -> Expr:
 
 
 def sincos(x: Expr) -> SinCos:
-    """Both from one reduction."""
+    """Return sine and cosine of x in radians, both from one reduction."""
     reduced = _reduce(x)
     swap = (reduced.quarters & 1).differs(0)
     sine = _flip_sign(select(swap, reduced.cos, reduced.sin), reduced.quarters)
