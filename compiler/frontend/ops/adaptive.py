@@ -40,11 +40,12 @@ class Windows:
 
     @property
     def lead(self) -> int:
+        """Return the number of leading dimensions, which aren't pooled."""
         return self.x.rank - self.dimensions
 
     @property
     def longest(self) -> tuple[Dim, ...]:
-        """An upper bound of the longest window's length in each dimension; exact for static sizes."""
+        """Return an upper bound of the longest window's length in each dimension; exact for static sizes."""
         return tuple(self._longest(size, out) for size, out in zip(self.x.shape[self.lead :], self.shape[self.lead :], strict=True))
 
     def _longest(self, size: Dim, out: Dim) -> Dim:
@@ -54,6 +55,7 @@ class Windows:
         return self.b.sizes.simplify(most)
 
     def ends(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Return the first and the past-the-end position of each window along pooled dimension `dim`, int64 [out] each."""
         size, out = (reductions.number(self.b, each[self.lead + dim], INT) for each in (self.x.shape, self.shape))
         vector = Meta((self.shape[self.lead + dim],), INT)
 
@@ -66,7 +68,10 @@ class Windows:
         return computed(self.b, vector, first), computed(self.b, vector, end)
 
     def reduce(self, starts: Sequence[tuple[torch.dtype, s.Number]], body: Reduce) -> list[Tensor]:
-        """Reduce with `body(element, flat spatial position, is inside the window, accumulators)` from the initial values `starts`."""
+        """Reduce with `body(element, flat spatial position, is inside the window, accumulators)` from the initial values `starts`.
+
+        Return one tensor of the result's shape for each (dtype, start).
+        """
         b, x, rank = self.b, self.b.dense(self.x), self.x.rank
         bounds = [each for dim in range(self.dimensions) for each in self.ends(dim)]
         along = [[affine_dim(self.lead + dim)] for dim in range(self.dimensions) for _ in range(2)]
@@ -108,7 +113,10 @@ def average(b: Builder, result: Meta, x: Tensor, dimensions: int) -> Tensor:
 
 
 def adaptive_max_pool(dimensions: int) -> Callable[..., list[Tensor]]:
-    """Return (values, int64 indices into the flat spatial dimensions). The first of equal maxima is chosen; NaN propagates."""
+    """Make aten.adaptive_max_poolNd over `dimensions` dims: (values, int64 indices into the flat spatial dimensions).
+
+    The first of equal maxima is chosen; NaN propagates.
+    """
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, size: Ints) -> list[Tensor]:
         def better(v: Scalar, flat: Scalar, inside: Scalar, running: Sequence[Scalar]) -> list[Scalar]:

@@ -126,7 +126,10 @@ def _loop(dim: int) -> ir.Value:
 
 
 def attention_with_statistics(b: Builder, result: Sequence[Meta], *args: Any, **kwargs: Any) -> list[Tensor]:
-    """aten._scaled_dot_product_flash_attention_for_cpu and its variants: (output, log-sum-exp); only training uses the second."""
+    """Lower aten._scaled_dot_product_flash_attention_for_cpu and its variants: (output, zeros).
+
+    The log-sum-exp is used in training only. Raises UnsupportedError for dropout.
+    """
     query, key, value, *rest = args
     dropout, causal = (*rest, 0.0, False)[:2] if len(rest) < 2 else rest[:2]
     mask, scale = kwargs.get("attn_mask"), kwargs.get("scale")

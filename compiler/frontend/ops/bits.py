@@ -28,6 +28,7 @@ def signbit(v: Scalar) -> Scalar:
 
 
 def angle(v: Scalar) -> Scalar:
+    """Lower aten.angle of a real number: pi below 0, else 0; NaN stays NaN."""
     return select(v.differs(v), v, select(v < 0, v.like(math.pi), v.like(0.0)))
 
 
@@ -49,6 +50,7 @@ def fmax(v: Scalar, w: Scalar) -> Scalar:
 
 
 def fmin(v: Scalar, w: Scalar) -> Scalar:
+    """Return the smaller number; NaN only if both are NaN."""
     if not v.is_float:
         return v.min(w)
     return select(v.differs(v), w, select(w.differs(w), v, v.min(w)))
@@ -69,7 +71,7 @@ _EUCLID_STEPS = {1: 13, 2: 25, 4: 48, 8: 93}
 
 
 def gcd(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
-    """Compute the elementwise greatest common divisor by Euclid's algorithm."""
+    """Lower aten.gcd of integers by Euclid's algorithm; both operands are cast to the result's dtype."""
     count = b.sizes.product(result.shape)
     flat = {name: b.reshape(b.expand(b.cast(each, result.dtype), result.shape), (count,)) for name, each in (("x", x), ("y", y))}
     loops = Loops(b, flat, {"out": ((count,), result.dtype, 0), "w": ((2,), result.dtype, 0)})
@@ -90,6 +92,8 @@ def gcd(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
 
 
 def lcm(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
+    """Lower aten.lcm of integers: |x / gcd(x, y) * y|, and 0 where both are 0."""
+
     def body(divisor: Scalar, v: Scalar, w: Scalar) -> Scalar:
         none = divisor.equals(0)
         return select(none, divisor, s.absolute(v / select(none, divisor.like(1), divisor) * w))
@@ -98,7 +102,7 @@ def lcm(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
 
 
 def frexp(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:
-    """Return (mantissa in [0.5, 1), int32 exponent)."""
+    """Lower aten.frexp: return (mantissa in [0.5, 1), int32 exponent) of a float; zeros, infinities and NaN keep their value."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     size, top = _MANTISSA_BITS[wide], 1022 if wide == torch.float64 else 126
 

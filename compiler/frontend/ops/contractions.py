@@ -60,6 +60,7 @@ def _reads(x: Tensor, letters: str, loops: dict[str, ir.AffineExpr], extents: di
 
 
 def b_reads(x: Tensor, shape: Shape, loops: Sequence[ir.AffineExpr]) -> list[ir.AffineExpr]:
+    """Return the index expressions by which a view is read at `loops`, one for each dimension of `shape`, to which it broadcasts."""
     zero = ir.AffineExpr.get_constant(0)
     return [zero if axis is None or (x.shape[axis] == 1 and shape[axis] != 1) else loops[axis] for axis in x.axes]
 
@@ -115,7 +116,7 @@ def integer_matmul(b: Builder, result: Meta, x: Tensor, y: Tensor) -> Tensor:
 
 
 def addmm(b: Builder, result: Meta, bias: Tensor, x: Tensor, y: Tensor, *, beta: Number = 1, alpha: Number = 1) -> Tensor:
-    """`beta * bias + alpha * (x @ y)` for two or three dimensions."""
+    """Lower aten.addmm, baddbmm and addmv: `beta * bias + alpha * (x @ y)` for two or three dimensions."""
     batch = "b" if x.rank == 3 else ""
     right = "k" if y.rank == 1 else batch + "kn"
     product = contract(b, [(x, batch + "mk"), (y, right)], batch + ("m" if y.rank == 1 else "mn"))
@@ -129,7 +130,7 @@ def addmm(b: Builder, result: Meta, bias: Tensor, x: Tensor, y: Tensor, *, beta:
 
 
 def einsum(b: Builder, result: Meta, equation: str, operands: Sequence[Tensor], path: object = None) -> Tensor:
-    """torch.einsum with explicit or implicit output; a letter repeated in an operand takes its diagonal."""
+    """Lower aten.einsum with explicit or implicit output; a letter repeated in an operand takes its diagonal, "..." broadcasts."""
     terms, output = _explicit(equation, [x.rank for x in operands])
     return b.cast(contract(b, [_diagonals(b, x, term) for x, term in zip(operands, terms, strict=True)], output), result.dtype)
 

@@ -103,7 +103,7 @@ def _write_place(loops: Loops, flat: Scalar, at: Scalar, shape: Sequence[Dim]) -
 
 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """x[indices], by integer indices or by one mask. Raises UnsupportedError for a mask beside other indices."""
+    """Lower aten.index.Tensor: x[indices], by integer indices or by one mask. Raises UnsupportedError for a mask beside other indices."""
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     if not any(ids.dtype in (torch.bool, torch.uint8) for ids in chosen.values()):
         return indexing.index(b, result, x, indices)

@@ -24,6 +24,7 @@ INT = torch.int64
 def slice_tensor(
     b: Builder, result: Meta, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
 ) -> Tensor:
+    """Lower aten.slice by Python's rules, at run time where an end or the size depends on data; `step` is positive."""
     dim %= x.rank
     if not b.sizes.is_pending(result.shape[dim]) and start is not None and b.sizes.is_computed(start) and step == 1:
         return _narrow_by_data(b, result, x, dim, start)
@@ -33,19 +34,21 @@ def slice_tensor(
 
 
 def select_index(b: Builder, result: Meta, x: Tensor, dim: int, at: Dim) -> Tensor:
+    """Lower aten.select.int; the kernel checks a data-dependent index."""
     dim %= x.rank
     data = b.sizes.is_computed(at) or b.sizes.is_computed(x.shape[dim])
     return _select_by_data(b, x, dim, at) if data else shapes.select_index(b, result, x, dim, at)
 
 
 def narrow(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim, length: Dim) -> Tensor:
+    """Lower aten.narrow; a data-dependent slice out of range is an error of the call."""
     dim %= x.rank
     data = any(b.sizes.is_computed(each) for each in (start, length, x.shape[dim]))
     return _narrow_by_data(b, result, x, dim, start) if data else shapes.narrow(b, result, x, dim, start, length)
 
 
 def split(b: Builder, result: Sequence[Meta], x: Tensor, given: Any, dim: int = 0) -> list[Tensor]:
-    """split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
+    """Lower aten.split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
     dim %= x.rank
     if not any(b.sizes.is_computed(each) for each in (x.shape[dim], *[meta.shape[dim] for meta in result])):
         return shapes.split(b, result, x, given, dim)
@@ -63,6 +66,7 @@ def scalar_of(b: Builder, value: Callable[[], Scalar]) -> Tensor:
 
 
 def size_scalar(b: Builder, dim: Dim) -> Scalar:
+    """Emit a size as an int64 scalar of the current body."""
     return s.constant(dim, INT) if isinstance(dim, int) else s.from_index(b.index(dim), INT)
 
 

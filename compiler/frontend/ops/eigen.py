@@ -93,5 +93,6 @@ def _sort_step(loops: Loops, batch: Scalar, i: Scalar, n: Dim) -> None:
 
 
 def eigh(b: Builder, result: Sequence[Meta], x: Tensor, uplo: str = "L", compute_v: bool = True) -> list[Tensor]:
+    """Lower aten._linalg_eigh: (ascending eigenvalues [..., n], eigenvectors [..., n, n]) in x's dtype; zeros without `compute_v`."""
     values, vectors = symmetric_eigen(b, x, uplo.upper() == "U")
     return [b.cast(values, x.dtype), b.cast(vectors, x.dtype) if compute_v else b.full(result[1].shape, x.dtype, 0)]

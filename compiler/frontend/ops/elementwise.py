@@ -60,6 +60,8 @@ def unary(body: Callable[..., Scalar], kind: KIND = KIND.INT_TO_FLOAT) -> Loweri
 
 
 def binary(body: Callable[[Scalar, Scalar], Scalar], kind: KIND = KIND.DEFAULT) -> Lowering:
+    """Make the lowering of an op of two tensors or numbers, computed in their promoted dtype."""
+
     def lower(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
         return apply(b, result, body, [x, y], promoted([x, y], kind))
 
@@ -67,6 +69,7 @@ def binary(body: Callable[[Scalar, Scalar], Scalar], kind: KIND = KIND.DEFAULT) 
 
 
 def add(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
+    """Lower aten.add: x + alpha * y. A known range plus an integer stays known; a zero that can't change x adds nothing."""
     if isinstance(y, int) and isinstance(alpha, int) and isinstance(x, Tensor) and isinstance(x.fact, Iota) and result.dtype == x.dtype:
         return _shifted(b, x, x.fact, y * alpha)
     if (alone := _added_zero(x, y, alpha, result)) is not None:
@@ -95,24 +98,29 @@ def _scaled(v: Scalar, alpha: Number) -> Scalar:
 
 
 def sub(b: Builder, result: Meta, x: Operand, y: Operand, *, alpha: Number = 1) -> Tensor:
+    """Lower aten.sub: x - alpha * y."""
     return apply(b, result, lambda v, w: v - _scaled(w, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
 
 
 def rsub(b: Builder, result: Meta, x: Operand, y: Operand, alpha: Number = 1) -> Tensor:
+    """Lower aten.rsub: y - alpha * x."""
     return apply(b, result, lambda v, w: w - _scaled(v, alpha), [x, y], promoted([x, y], KIND.DEFAULT))
 
 
 def div(b: Builder, result: Meta, x: Operand, y: Operand, *, rounding_mode: str | None = None) -> Tensor:
+    """Lower aten.div: true division in floats, or rounded ("floor", "trunc") in the promoted dtype."""
     kind = KIND.INT_TO_FLOAT if rounding_mode is None else KIND.DEFAULT
     body = {None: lambda v, w: v / w, "floor": floor_quotient, "trunc": trunc_quotient}[rounding_mode]
     return apply(b, result, body, [x, y], promoted([x, y], kind))
 
 
 def trunc_quotient(v: Scalar, w: Scalar) -> Scalar:
+    """Return v / w rounded toward zero, in the dtype of both."""
     return s.trunc(v / w) if v.is_float else v / w
 
 
 def floor_quotient(v: Scalar, w: Scalar) -> Scalar:
+    """Return v / w rounded down, in the dtype of both (Python's //)."""
     if v.is_unsigned:
         return v / w
     if v.is_float:
@@ -149,6 +157,7 @@ def modulo(v: Scalar, w: Scalar) -> Scalar:
 
 
 def power(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
+    """Lower aten.pow; exponents -1, -0.5, 0.5, 1, 2 and 3 become products, roots and quotients."""
     dtype = promoted([x, y], KIND.BOOL_TO_LONG)
     small = {0.5: s.sqrt, -0.5: s.rsqrt, 1: lambda v: v, 2: lambda v: v * v, 3: lambda v: v * v * v, -1: lambda v: 1.0 / v}
     if isinstance(x, Tensor) and isinstance(y, int | float) and y in small and (dtype.is_floating_point or y > 0):
@@ -162,6 +171,8 @@ def _unsigned_power(v: Scalar, w: Scalar) -> Scalar:
 
 
 def comparison(relation: str) -> Lowering:
+    """Make the lowering of aten.eq, ne, lt, le, gt or ge, to bool; a comparison of known values becomes a splat constant."""
+
     def lower(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
         known = _known_comparison(b, relation, x, y)
         if known is not None:
@@ -183,11 +194,12 @@ def _known_comparison(b: Builder, relation: str, x: Operand, y: Operand) -> bool
 
 
 def logical(body: Callable[[Scalar, Scalar], Scalar]) -> Lowering:
+    """Make the lowering of an op on the truth of its operands, to bool."""
     return lambda b, result, x, y: apply(b, result, body, [x, y], torch.bool)
 
 
 def both(b: Builder, result: Meta, x: Operand, y: Operand) -> Tensor:
-    """Bitwise and; a mask known to be all true is dropped."""
+    """Lower aten.bitwise_and; a mask known to be all true is dropped."""
     for known, other in ((x, y), (y, x)):
         if isinstance(other, Tensor) and other.dtype == torch.bool and _is_splat(known, True):
             return b.expand(other, result.shape)
@@ -199,6 +211,7 @@ def _is_splat(x: Operand, value: Number) -> bool:
 
 
 def where(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand) -> Tensor:
+    """Lower aten.where with a bool condition; one that is known everywhere selects without an op."""
     if isinstance(condition.fact, Splat):
         chosen = x if condition.fact.value else y
         if isinstance(chosen, Tensor):
@@ -217,10 +230,12 @@ def _select(b: Builder, result: Meta, condition: Tensor, x: Operand, y: Operand)
 
 
 def masked_fill(b: Builder, result: Meta, x: Tensor, mask: Tensor, value: Operand) -> Tensor:
+    """Lower aten.masked_fill: `value`, a number or a tensor of rank 0, where `mask` is true."""
     return where(b, result, mask, value, x) if isinstance(value, Tensor) else _select(b, result, mask, value, x)
 
 
 def clamp(b: Builder, result: Meta, x: Tensor, low: Operand | None = None, high: Operand | None = None) -> Tensor:
+    """Lower aten.clamp, clamp_min and clamp_max: min(max(x, low), high), with bounds as numbers or tensors; NaN propagates."""
     given = [v for v in (low, high) if v is not None]
 
     def body(v: Scalar, *limits: Scalar) -> Scalar:
@@ -232,15 +247,17 @@ def clamp(b: Builder, result: Meta, x: Tensor, low: Operand | None = None, high:
 
 
 def convert(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Every overload of `Tensor.to`: the result's metadata gives the dtype."""
+    """Lower every overload of `Tensor.to`: the result's metadata gives the dtype."""
     return b.cast(x, result.dtype)
 
 
 def identity(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Return the operand: aten.clone, contiguous, detach and other ops that change no element."""
     return x
 
 
 def dropout(b: Builder, result: Meta, x: Tensor, p: float, train: bool) -> Tensor:
+    """Lower aten.dropout in inference, an identity. Raises UnsupportedError in training mode."""
     if train and p > 0:
         raise UnsupportedError("dropout in training mode: call model.eval() before compiling")
     return x
@@ -250,87 +267,107 @@ def dropout(b: Builder, result: Meta, x: Tensor, p: float, train: bool) -> Tenso
 
 
 def relu(v: Scalar) -> Scalar:
+    """Return max(v, 0)."""
     return v.max(0)
 
 
 def gelu(v: Scalar, approximate: str = "none") -> Scalar:
+    """Return v Φ(v), by erf or, for `approximate` "tanh", by the approximation of Hendrycks and Gimpel (arXiv:1606.08415)."""
     if approximate == "tanh":
         return 0.5 * v * (1.0 + s.tanh(math.sqrt(2.0 / math.pi) * (v + 0.044715 * (v * v * v))))
     return 0.5 * v * (1.0 + s.erf(v * math.sqrt(0.5)))
 
 
 def silu(v: Scalar) -> Scalar:
+    """Return v sigmoid(v)."""
     return v / (1.0 + s.exp(-v))
 
 
 def softplus(v: Scalar, beta: Number = 1, threshold: Number = 20) -> Scalar:
+    """Return log(1 + exp(beta v)) / beta; v itself above `threshold`."""
     scaled = v * beta
     return select(scaled > threshold, v, s.log1p(s.exp(scaled)) / beta)
 
 
 def mish(v: Scalar) -> Scalar:
+    """Return v tanh(softplus(v)) (arXiv:1908.08681)."""
     return v * s.tanh(softplus(v))
 
 
 def elu(v: Scalar, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Scalar:
+    """Return scale * v above 0, else alpha * scale * (exp(input_scale * v) - 1)."""
     return select(v > 0, v * scale, s.expm1(v * input_scale) * (alpha * scale))
 
 
 def selu(v: Scalar) -> Scalar:
+    """Return elu with the fixed alpha and scale of self-normalizing networks (arXiv:1706.02515)."""
     return elu(v, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
 def celu(v: Scalar, alpha: Number = 1.0) -> Scalar:
+    """Return v above 0, else alpha * (exp(v / alpha) - 1)."""
     return select(v > 0, v, s.expm1(v / alpha) * alpha)
 
 
 def leaky_relu(v: Scalar, slope: Number = 0.01) -> Scalar:
+    """Return v above 0, else slope * v."""
     return select(v > 0, v, v * slope)
 
 
 def hardtanh(v: Scalar, low: Number = -1, high: Number = 1) -> Scalar:
+    """Return v clamped to [low, high]."""
     return v.max(low).min(high)
 
 
 def hardsigmoid(v: Scalar) -> Scalar:
+    """Return clamp(v + 3, 0, 6) / 6."""
     return (v + 3.0).max(0.0).min(6.0) / 6.0
 
 
 def hardswish(v: Scalar) -> Scalar:
+    """Return v clamp(v + 3, 0, 6) / 6."""
     return v * (v + 3.0).max(0.0).min(6.0) / 6.0
 
 
 def log_sigmoid(v: Scalar) -> Scalar:
+    """Return log(sigmoid(v)), without overflow for large |v|."""
     return v.min(0.0) - s.log1p(s.exp(-s.absolute(v)))
 
 
 def threshold(v: Scalar, limit: Number, value: Number) -> Scalar:
+    """Return v above `limit`, else `value`."""
     return select(v <= limit, v.like(value), v)
 
 
 def softshrink(v: Scalar, lambd: Number = 0.5) -> Scalar:
+    """Return v moved toward 0 by `lambd`, 0 inside [-lambd, lambd]; NaN stays NaN."""
     return select(v > lambd, v - lambd, select(v < -lambd, v + lambd, v * 0.0))
 
 
 def hardshrink(v: Scalar, lambd: Number = 0.5) -> Scalar:
+    """Return v outside [-lambd, lambd], else 0; NaN stays NaN."""
     return select((v >= -lambd) & (v <= lambd), v.like(0), v)
 
 
 def sign(v: Scalar) -> Scalar:
+    """Return -1, 0 or 1 in v's dtype, 0 for NaN; a bool itself."""
     if v.dtype == torch.bool:
         return v
     return (v > 0).to(v.dtype) - (v < 0).to(v.dtype)
 
 
 def isinf(v: Scalar) -> Scalar:
+    """Return whether v is an infinity, as bool; false for integers."""
     return s.absolute(v).equals(math.inf) if v.is_float else s.constant(False, torch.bool)
 
 
 def isnan(v: Scalar) -> Scalar:
+    """Return whether v is NaN, as bool."""
     return v.differs(v)
 
 
 def prelu(b: Builder, result: Meta, x: Tensor, weight: Tensor) -> Tensor:
+    """Lower aten.prelu: v above 0, else weight * v; weight [channels] or [1] for x [batch, channels, ...]."""
     if weight.rank == 1 and x.rank > 1:
         for _ in range(x.rank - 2):
             weight = b.unsqueeze(weight, weight.rank)
@@ -338,7 +375,7 @@ def prelu(b: Builder, result: Meta, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Tensor:
-    """Interpolate from the nearer end, so that a weight of 1 gives exactly y."""
+    """Lower aten.lerp: interpolate from the nearer end, so that a weight of 1 gives exactly y."""
 
     def body(v: Scalar, w: Scalar, t: Scalar) -> Scalar:
         return select(s.absolute(t) < 0.5, v + t * (w - v), w - (w - v) * (1.0 - t))
@@ -347,6 +384,8 @@ def lerp(b: Builder, result: Meta, x: Tensor, y: Tensor, weight: Operand) -> Ten
 
 
 def addcmul(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
+    """Lower aten.addcmul: x + value * y * z, of floats by a fused multiply-add."""
+
     def body(v: Scalar, w: Scalar, t: Scalar) -> Scalar:
         return s.fma(_scaled(w, value), t, v) if v.is_float else v + _scaled(w, value) * t
 
@@ -354,10 +393,12 @@ def addcmul(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value:
 
 
 def addcdiv(b: Builder, result: Meta, x: Tensor, y: Tensor, z: Tensor, *, value: Number = 1) -> Tensor:
+    """Lower aten.addcdiv: x + value * y / z."""
     return apply(b, result, lambda v, w, t: v + _scaled(w, value) / t, [x, y, z], result.dtype)
 
 
 def ldexp(v: Scalar, w: Scalar) -> Scalar:
+    """Return v * 2^w, in floats."""
     return v * s.exp2(w)
 
 
@@ -373,6 +414,7 @@ def log_add_exp(exponential: Callable[[Scalar], Scalar], unit: float) -> Callabl
 
 
 def polygamma(b: Builder, result: Meta, order: int, x: Tensor) -> Tensor:
+    """Lower aten.polygamma: derivative `order` of digamma, in floats."""
     from llmos.compiler.frontend.ops import special
 
     body = special.digamma if order == 0 else special.polygamma(order)

@@ -57,10 +57,12 @@ def _swapped(rank: int) -> list[int]:
 
 
 def cholesky_default(b: Builder, result: Meta, x: Tensor, upper: bool = False) -> Tensor:
+    """Lower aten.linalg_cholesky: the factor alone; info isn't checked."""
     return cholesky(b, x, upper)[0]
 
 
 def cholesky_ex(b: Builder, result: Sequence[Meta], x: Tensor, *, upper: bool = False, check_errors: bool = False) -> list[Tensor]:
+    """Lower aten.linalg_cholesky_ex: (factor, info int32 [...]); `check_errors` is ignored."""
     return list(cholesky(b, x, upper))
 
 
@@ -124,10 +126,12 @@ def _lu_column(loops: Loops, batch: Scalar, j: Scalar, m: Dim, n: Dim, pivot: bo
 
 
 def lu_factor_ex(b: Builder, result: Sequence[Meta], x: Tensor, *, pivot: bool = True, check_errors: bool = False) -> list[Tensor]:
+    """Lower aten.linalg_lu_factor_ex: (LU, pivots, info); `check_errors` is ignored."""
     return list(lu(b, x, pivot))
 
 
 def lu_factor(b: Builder, result: Sequence[Meta], x: Tensor, *, pivot: bool = True) -> list[Tensor]:
+    """Lower aten.linalg_lu_factor: (LU, pivots); info isn't checked."""
     return list(lu(b, x, pivot)[:2])
 
 
@@ -180,6 +184,7 @@ def triangular(b: Builder, result: Meta, a: Tensor, rhs: Tensor, upper: bool, le
 def solve_triangular(
     b: Builder, result: Meta, a: Tensor, rhs: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Tensor:
+    """Lower aten.linalg_solve_triangular, as `triangular`."""
     return triangular(b, result, a, rhs, upper, left, unitriangular)
 
 
@@ -225,6 +230,7 @@ def _squared(v: Scalar) -> Scalar:
 
 
 def geqrf(b: Builder, result: Sequence[Meta], x: Tensor) -> list[Tensor]:
+    """Lower aten.geqrf: (R above the reflectors [..., m, n], tau [..., k]) in x's dtype."""
     return [b.cast(each, x.dtype) for each in householder(b, x)]
 
 
@@ -257,6 +263,7 @@ def apply_reflectors(b: Builder, v: Tensor, tau: Tensor, c: Tensor, transpose: b
 
 
 def identity(b: Builder, count: Dim, rows: Dim, columns: Dim) -> Tensor:
+    """Emit `count` matrices with ones on the diagonal, float64 [count, rows, columns]."""
     from llmos.compiler.frontend.ops.shapes import computed
 
     def body(at: Sequence[Any]) -> Scalar:
@@ -267,7 +274,7 @@ def identity(b: Builder, count: Dim, rows: Dim, columns: Dim) -> Tensor:
 
 
 def qr(b: Builder, result: Sequence[Meta], x: Tensor, mode: str = "reduced") -> list[Tensor]:
-    """Return (Q, R); Q is empty in mode "r"."""
+    """Lower aten.linalg_qr: return (Q, R); Q is empty in mode "r"."""
     packed, tau = householder(b, x)
     rows = result[1].shape[-2]
     r = b.cast(_triangle(b, _rows(b, packed, rows), upper=True), x.dtype)
@@ -292,6 +299,7 @@ def _triangle(b: Builder, x: Tensor, upper: bool) -> Tensor:
 
 
 def householder_product(b: Builder, result: Meta, x: Tensor, tau: Tensor) -> Tensor:
+    """Lower aten.linalg_householder_product: Q [..., m, n] of reflectors x [..., m, n] and tau [..., k]."""
     flat = batched(b, x, 2)
     count, m, n = flat.shape
     q = apply_reflectors(b, flat, batched(b, tau, 1), identity(b, count, m, n), False)
@@ -299,6 +307,7 @@ def householder_product(b: Builder, result: Meta, x: Tensor, tau: Tensor) -> Ten
 
 
 def ormqr(b: Builder, result: Meta, x: Tensor, tau: Tensor, other: Tensor, left: bool = True, transpose: bool = False) -> Tensor:
+    """Lower aten.ormqr: Q C, or C Q if not `left`, with Q or its transpose, for reflectors x and tau and C `other`."""
     other = other if left else b.permute(other, _swapped(other.rank))
     done = apply_reflectors(b, batched(b, x, 2), batched(b, tau, 1), batched(b, other, 2), transpose if left else not transpose)
     shaped = b.reshape(done, other.shape)
@@ -306,4 +315,5 @@ def ormqr(b: Builder, result: Meta, x: Tensor, tau: Tensor, other: Tensor, left:
 
 
 def pivot_matrix(b: Builder, result: Meta, pivots: Tensor, rows: int) -> Tensor:
+    """Lower `llmos::pivot_matrix`, as `permutation`."""
     return permutation(b, pivots, rows, result.dtype)

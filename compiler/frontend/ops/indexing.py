@@ -17,7 +17,10 @@ from llmos.runtime.errors import UserError
 
 
 def embedding(b: Builder, result: Meta, table: Tensor, ids: Tensor, *_: Any) -> Tensor:
-    """Look up rows of `table` [rows, width] for ids of any shape; return [*ids.shape, width]. Known consecutive ids become a slice."""
+    """Lower aten.embedding: look up rows of `table` [rows, width] for ids of any shape; return [*ids.shape, width].
+
+    Known consecutive ids become a slice. Gradient options are ignored.
+    """
     if isinstance(ids.fact, Splat) and _is_inside(b, int(ids.fact.value), 1, table.shape[0]):
         return b.expand(extract(b, table, 0, int(ids.fact.value), 1), result.shape)
     if isinstance(ids.fact, Iota) and ids.fact.step == 1 and _is_inside(b, ids.fact.start, ids.shape[ids.fact.axis], table.shape[0]):
@@ -35,6 +38,7 @@ def _is_inside(b: Builder, start: int, length: Dim, size: Dim) -> bool:
 
 
 def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> Tensor:
+    """Lower aten.index_select: slices of x along `dim` at ids [n]; the kernel reports a negative id, or one out of range."""
     if x.rank == 0:
         return b.expand(x, result.shape)
     ids = b.unsqueeze(ids, 0) if ids.rank == 0 else ids
@@ -42,7 +46,10 @@ def index_select(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor) -> 
 
 
 def index(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """x[indices]: the index tensors broadcast together; their dimensions keep their position if adjacent, else come first."""
+    """Lower x[indices] of integers: the index tensors broadcast together.
+
+    Their dimensions keep their position if adjacent, else come first. Raises UserError for a constant index out of range.
+    """
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     lead = max(ids.rank for ids in chosen.values())
     adjacent = max(chosen) - min(chosen) + 1 == len(chosen)
@@ -84,7 +91,8 @@ def _as_view(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lea
 def gathered(b: Builder, result: Meta, x: Tensor, chosen: dict[int, Tensor], lead: int, position: int, wraps: bool = True) -> Tensor:
     """Gather from x: dimensions in `chosen` are read at their index tensors, the others elementwise.
 
-    `wraps`: whether a negative index counts from the end; otherwise the kernel reports it as out of range.
+    `wraps`: whether a negative index counts from the end; otherwise the kernel reports it as out of range. Raises UserError for a constant
+    index out of range.
     """
     for dim, ids in chosen.items():
         require_inside(ids, x.shape[dim], wraps)
@@ -122,7 +130,7 @@ def require_inside(ids: Tensor, size: Dim, wraps: bool) -> None:
 
 
 def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
-    """Return an index by torch's rule: a negative one counts from the end."""
+    """Return an index value by torch's rule: a negative number counts from the end of a dimension of `size`."""
     from llmos.compiler.frontend.ops.reductions import number
 
     if at.is_unsigned:
@@ -132,7 +140,7 @@ def wrapped(b: Builder, at: Scalar, size: Dim) -> ir.Value:
 
 
 def take_along_dim(b: Builder, result: Meta, x: Tensor, ids: Tensor, dim: int | None = None) -> Tensor:
-    """`gather` with broadcasting of the dimensions other than `dim`; negative indices count from the end."""
+    """Lower aten.take_along_dim: `gather` with broadcasting of the dimensions other than `dim`; negative indices count from the end."""
     if dim is None:
         x, ids, dim = b.reshape(x, (b.sizes.product(x.shape),)), b.reshape(ids, (b.sizes.product(ids.shape),)), 0
     dim %= x.rank
@@ -141,7 +149,7 @@ def take_along_dim(b: Builder, result: Meta, x: Tensor, ids: Tensor, dim: int | 
 
 
 def gather(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, *, wraps: bool = False, **_: Any) -> Tensor:
-    """out[i, j] = x[ids[i, j], j] for dim 0. Raises UserError for a constant index out of range."""
+    """Lower aten.gather: out[i, j] = x[ids[i, j], j] for dim 0. Raises UserError for a constant index out of range."""
     if x.rank == 0:
         return b.expand(x, result.shape)
     if isinstance(x.fact, Splat):

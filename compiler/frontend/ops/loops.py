@@ -35,6 +35,7 @@ class Loops:
         self._depth = 0
 
     def result(self, name: str) -> Tensor:
+        """Return an array of `state` as it is now, a dense tensor."""
         return self.b.dense_tensor(self._values[name], self._shapes[name], self._dtypes[name])
 
     def number(self, value: Bound) -> Scalar:
@@ -44,6 +45,7 @@ class Loops:
         return s.constant(value, torch.int64) if isinstance(value, int) else s.from_index(self.b.index(value), torch.int64)
 
     def get(self, name: str, *at: Index) -> Scalar:
+        """Read the element of an array at a position, in the array's dtype."""
         place = [self._index(i) for i in at]
         if name in self._inputs:
             x = self._inputs[name]
@@ -51,11 +53,13 @@ class Loops:
         return Scalar(tensor.ExtractOp(self._values[name], place).result, self._dtypes[name])
 
     def set(self, name: str, at: Sequence[Index], value: Scalar | Number) -> None:
+        """Write an element of an array of `state`; the value is cast to its dtype."""
         kind = self._dtypes[name]
         scalar = value.to(kind) if isinstance(value, Scalar) else s.constant(value, kind)
         self._values[name] = tensor.InsertOp(scalar.value, self._values[name], [self._index(i) for i in at]).result
 
     def add(self, name: str, at: Sequence[Index], value: Scalar | Number) -> None:
+        """Add a value to an element of an array of `state`."""
         self.set(name, at, self.get(name, *at) + value)
 
     def loop(self, low: Bound, high: Bound, body: Callable[[Scalar], None]) -> None:
@@ -112,4 +116,5 @@ def batched(b: Builder, x: Tensor, keep: int) -> Tensor:
 
 
 def lead_of(x: Tensor, keep: int) -> tuple[Dim, ...]:
+    """Return the sizes of all but the last `keep` dimensions."""
     return x.shape[: x.rank - keep]

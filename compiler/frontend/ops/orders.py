@@ -67,7 +67,7 @@ def _last(x: Tensor, dim: int) -> list[int]:
 
 
 def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> list[Tensor]:
-    """Return (values, int64 indices) of x sorted along `dim`."""
+    """Return (values, int64 indices) of x sorted stably along `dim`."""
     order = _last(x, dim)
     transposed = b.dense(b.permute(x, order))
     keys = b.elementwise(lambda v: order_key(v, descending), [transposed], _KEYS[x.dtype.itemsize])
@@ -76,35 +76,38 @@ def sorted_along(b: Builder, x: Tensor, dim: int, descending: bool = False) -> l
 
 
 def sort(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> list[Tensor]:
-    """Return (values, int64 indices); the sort is stable."""
+    """Lower aten.sort: (values, int64 indices); the sort is stable, NaN is the largest."""
     return [x, b.full((), INT, 0)] if x.rank == 0 else sorted_along(b, x, dim % x.rank, descending)
 
 
 def stable_sort(
     b: Builder, result: Sequence[Meta], x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> list[Tensor]:
+    """Lower aten.sort.stable, as `sort`."""
     return sort(b, result, x, dim, descending)
 
 
 def argsort(b: Builder, result: Meta, x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> Tensor:
+    """Lower aten.argsort: the int64 indices of `sort`."""
     return sort(b, [], x, dim, descending)[1]
 
 
 def stable_argsort(b: Builder, result: Meta, x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    """Lower aten.argsort.stable: the int64 indices of `sort`."""
     return sort(b, [], x, dim, descending)[1]
 
 
 def top_k(
     b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, largest: bool = True, ordered: bool = True, **_: Any
 ) -> list[Tensor]:
-    """Return (values, int64 indices) of the k largest or smallest, always sorted."""
+    """Lower aten.topk: (values, int64 indices) of the k largest or smallest, always sorted."""
     if x.rank == 0:
         return [b.reshape(each, meta.shape) for each, meta in zip((x, b.full((), INT, 0)), result, strict=True)]
     return [extract(b, each, dim % x.rank, 0, k) for each in sorted_along(b, x, dim % x.rank, largest)]
 
 
 def kth_value(b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
-    """Return (value, int64 index) of the k-th smallest, counted from 1."""
+    """Lower aten.kthvalue: (value, int64 index) of the k-th smallest, counted from 1."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
     chosen = [extract(b, each, dim % x.rank, b.sizes.simplify(k - 1), 1) for each in sorted_along(b, x, dim % x.rank)]
@@ -112,7 +115,7 @@ def kth_value(b: Builder, result: Sequence[Meta], x: Tensor, k: Dim, dim: int = 
 
 
 def median(ignore_nan: bool) -> Callable[..., list[Tensor]]:
-    """Make the lowering that returns (values, indices) of the lower median; NaN propagates unless it is ignored."""
+    """Make aten.median.dim or nanmedian.dim: (values, indices) of the lower median; NaN propagates unless it is ignored."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
         if x.rank == 0:
@@ -143,6 +146,8 @@ def _middle(b: Builder, x: Tensor, dim: int, ignore_nan: bool) -> Tensor:
 
 
 def median_of_all(ignore_nan: bool) -> Callable[..., Tensor]:
+    """Make aten.median or nanmedian over all elements, rank 0; NaN (of integers the least) for an empty tensor."""
+
     def lower(b: Builder, result: Meta, x: Tensor) -> Tensor:
         if b.sizes.equal(b.sizes.product(x.shape), 0):
             return b.full((), x.dtype, math.nan if x.dtype.is_floating_point else torch.iinfo(x.dtype).min)
@@ -153,7 +158,7 @@ def median_of_all(ignore_nan: bool) -> Callable[..., Tensor]:
 
 
 def mode(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = -1, keepdim: bool = False) -> list[Tensor]:
-    """Return (values, indices) of the most frequent number: the smallest of several, at its last position."""
+    """Lower aten.mode: (values, indices) of the most frequent number: the smallest of several, at its last position."""
     if x.rank == 0:
         return [x, b.full((), INT, 0)]
     dim %= x.rank

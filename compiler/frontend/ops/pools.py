@@ -62,6 +62,8 @@ def _reach(
 
 
 def max_pool(dimensions: int) -> Callable[..., Tensor]:
+    """Make aten.max_poolNd over the last `dimensions` dims; padding counts as the lowest number, NaN propagates."""
+
     def lower(
         b: Builder, result: Meta, x: Tensor, window: Ints, stride: Ints = (), padding: Ints = 0, dilation: Ints = 1, ceil_mode: bool = False
     ) -> Tensor:
@@ -76,7 +78,10 @@ def max_pool(dimensions: int) -> Callable[..., Tensor]:
 
 
 def max_pool_with_indices(dimensions: int) -> Callable[..., list[Tensor]]:
-    """Return (values, int64 indices into the flat spatial dimensions of x): the first of equal maxima, or the last NaN."""
+    """Make aten.max_poolNd_with_indices: (values, int64 indices into the flat spatial dimensions of x).
+
+    The first of equal maxima is chosen, or the last NaN.
+    """
 
     def lower(
         b: Builder,
@@ -145,6 +150,11 @@ def _pad_last(b: Builder, x: Tensor, pairs: Sequence[tuple[Dim, Dim]], value: s.
 
 
 def average_pool(dimensions: int) -> Callable[..., Tensor]:
+    """Make aten.avg_poolNd over the last `dimensions` dims, summed in float32 or wider.
+
+    The divisor is the window's size, the number of elements inside, or `divisor_override`.
+    """
+
     def lower(
         b: Builder,
         result: Meta,
@@ -192,6 +202,8 @@ def _divided_by_count(
 
 
 def adaptive_average_pool(dimensions: int) -> Callable[..., Tensor]:
+    """Make aten.adaptive_avg_poolNd: a mean for size 1, a plain pool where the static sizes divide, else `adaptive.average`."""
+
     def lower(b: Builder, result: Meta, x: Tensor, size: Ints) -> Tensor:
         over = list(range(x.rank - dimensions, x.rank))
         outs = [result.shape[i] for i in over]

@@ -59,6 +59,10 @@ def parameter(b: Builder, role: Role, tensor: Tensor, x: Tensor, axis: int, bloc
 
 
 def block_reads(b: Builder, tensor: Tensor, x: Tensor, axis: int, block_size: int) -> list[ir.AffineExpr]:
+    """Return the index expressions of a scale that has one number for `block_size` elements along `axis` of x.
+
+    Raises UnsupportedError if its rank isn't that of x.
+    """
     if tensor.rank != x.rank:
         raise UnsupportedError(f"a scale of rank {tensor.rank} for blocks of a tensor of rank {x.rank}")
     reads = b.reads(tensor, x.shape)

@@ -47,7 +47,10 @@ def table() -> dict[str, Lowering]:
 def quantize_per_tensor(
     b: Builder, result: Meta, x: Tensor, scale: float | Tensor, zero: int | Tensor, low: Any, high: Any, dtype: Any = None
 ) -> Tensor:
-    """Quantize in float32; the scale is inverted in float64."""
+    """Lower quantized_decomposed.quantize_per_tensor in float32; the scale is inverted in float64.
+
+    Raises UnsupportedError for a scale or zero point that follows from sizes, and for a range that data gives.
+    """
     operands, numbers = _of_one_scale(b, result.dtype, x, scale, zero, low, high)
 
     def body(v: Scalar, *given: Scalar) -> Scalar:
@@ -71,7 +74,10 @@ def dequantize_per_tensor(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """(x - zero) * scale, each rounded to the result's type."""
+    """Lower quantized_decomposed.dequantize_per_tensor: (x - zero) * scale, each rounded to the result's type.
+
+    Raises UnsupportedError as `quantize_per_tensor`.
+    """
     operands, numbers = _of_one_scale(b, x.dtype, x, scale, zero, low, high)
     inner = compute_dtype(result.dtype)
 
@@ -144,7 +150,7 @@ def _name(dtype: torch.dtype) -> str:
 def quantize_per_channel(
     b: Builder, result: Meta, x: Tensor, scales: Tensor, zeros: Tensor, axis: int, low: int, high: int, dtype: Any = None
 ) -> Tensor:
-    """Quantize with one scale a channel; half floats in float32."""
+    """Lower quantized_decomposed.quantize_per_channel with scales [channels] along `axis`; half floats in float32."""
     operands = [whole(b, x), parameter(b, "scale", scales, x, axis), parameter(b, "zero_point", zeros, x, axis)]
     wide = _promoted(compute_dtype(x.dtype), scales.dtype)
     total = _promoted(wide, zeros.dtype)
@@ -160,7 +166,10 @@ def quantize_per_channel(
 def quantize_per_token(
     b: Builder, result: Meta, x: Tensor, scales: Tensor, zeros: Tensor, low: int, high: int, dtype: Any = None
 ) -> Tensor:
-    """Scales [..., 1], one for each position of all axes but the last."""
+    """Lower quantized_decomposed.quantize_per_token with scales [..., 1], one for each position of all axes but the last.
+
+    Raises UnsupportedError for scales of another shape.
+    """
     operands = [whole(b, x), _by_token(b, "scale", scales, x), _by_token(b, "zero_point", zeros, x)]
     return _quantize_sums(b, result, operands, low, high)
 
@@ -168,7 +177,10 @@ def quantize_per_token(
 def quantize_per_channel_group(
     b: Builder, result: Meta, x: Tensor, scales: Tensor, zeros: Tensor, low: int, high: int, dtype: Any = None, group_size: int = 128
 ) -> Tensor:
-    """x [rows, columns], scales [rows, columns / group_size]."""
+    """Lower quantized_decomposed.quantize_per_channel_group: x [rows, columns], scales [rows, columns / group_size].
+
+    Raises UnsupportedError for a dynamic number of columns.
+    """
     operands = [whole(b, x), _by_group(b, "scale", scales, x, group_size), _by_group(b, "zero_point", zeros, x, group_size)]
     return _quantize_sums(b, result, operands, low, high)
 
@@ -201,6 +213,7 @@ def dequantize_per_channel(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """Lower quantized_decomposed.dequantize_per_channel: (x - zero) * scale with scales [channels] along `axis`."""
     operands = [whole(b, x), parameter(b, "scale", scales, x, axis)]
     if zeros is not None:
         operands.append(parameter(b, "zero_point", zeros, x, axis))
@@ -210,7 +223,10 @@ def dequantize_per_channel(
 def dequantize_per_token(
     b: Builder, result: Meta, x: Tensor, scales: Tensor, zeros: Tensor, low: int, high: int, dtype: Any = None, output_dtype: Any = None
 ) -> Tensor:
-    """Scales [..., 1], one for each position of all axes but the last."""
+    """Lower quantized_decomposed.dequantize_per_token with scales [..., 1], one for each position of all axes but the last.
+
+    Raises UnsupportedError for scales of another shape.
+    """
     operands = [whole(b, x), _by_token(b, "scale", scales, x), _by_token(b, "zero_point", zeros, x)]
     return _dequantize(b, result, operands, low, high)
 
@@ -227,7 +243,10 @@ def dequantize_per_channel_group(
     group_size: int = 128,
     output_dtype: Any = None,
 ) -> Tensor:
-    """x [rows, columns], scales [rows, columns / group_size]."""
+    """Lower quantized_decomposed.dequantize_per_channel_group: x [rows, columns], scales [rows, columns / group_size].
+
+    Raises UnsupportedError for a dynamic number of columns.
+    """
     operands = [whole(b, x), _by_group(b, "scale", scales, x, group_size)]
     if zeros is not None:
         operands.append(_by_group(b, "zero_point", zeros, x, group_size))

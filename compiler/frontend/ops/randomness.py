@@ -28,6 +28,7 @@ _OPS = (
 
 
 def refusals() -> Mapping[str, Callable[..., Any]]:
+    """Return the aten ops that draw random numbers, each with a lowering that raises UnsupportedError."""
     return {_OPS: _refuse}
 
 
@@ -39,7 +40,10 @@ def _refuse(*_: Any, **__: Any) -> Any:
 
 
 def philox(b: Builder, result: Meta, seed: Tensor, stream: int, size: Any) -> Tensor:
-    """Return uint64 elements: the first two words of Philox4x32-10 for the counter (row-major index, stream) and the key `seed`."""
+    """Lower `llmos::philox`: the first two words of Philox4x32-10 for the counter (row-major index, stream) and the key `seed`.
+
+    Return int64 elements with the 64 bits; seed is int64 or uint64 [].
+    """
     dense = b.dense(seed)
 
     def body(at: list[ir.Value]) -> Scalar:

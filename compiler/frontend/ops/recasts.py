@@ -15,7 +15,7 @@ _BITS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
 
 def view_dtype(b: Builder, result: Meta, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Reinterpret the bits as another dtype. The ratio of the element widths scales the last dimension."""
+    """Lower aten.view.dtype: reinterpret the bits as another dtype. The ratio of the element widths scales the last dimension."""
     if dtype.itemsize < x.dtype.itemsize:
         return b.reshape(_split(b, x, dtype), result.shape)
     if dtype.itemsize > x.dtype.itemsize:

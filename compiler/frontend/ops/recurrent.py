@@ -20,7 +20,10 @@ Step = Callable[[Tensor, State], State]
 
 
 def lstm_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Tensor, c0: Tensor, reverse: bool) -> list[Tensor]:
-    """Run an LSTM over xs [time, batch, 4H] (gates i, o, f, c) with r [4H, H]; return (hidden [time, batch, H], last h, last c)."""
+    """Run an LSTM over xs [time, batch, 4H] (gates i, o, f, c) with r [4H, H], h0 and c0 [batch, H].
+
+    Return (hidden [time, batch, H], last h, last c).
+    """
 
     def step(x: Tensor, state: State) -> State:
         h, c = state
@@ -36,7 +39,10 @@ def lstm_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Ten
 def gru_scan(
     b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, bias: Tensor, h0: Tensor, linear_before_reset: bool, reverse: bool
 ) -> list[Tensor]:
-    """Run a GRU over xs [time, batch, 3H] (gates z, r, h) with r [3H, H] and bias [H]; return (hidden [time, batch, H], last h)."""
+    """Run a GRU over xs [time, batch, 3H] (gates z, r, h) with r [3H, H], bias [H] and h0 [batch, H].
+
+    Return (hidden [time, batch, H], last h).
+    """
     hidden = h0.shape[-1]
     assert isinstance(hidden, int)
     # One product with all of r if h is its operand unchanged; a separate product for the hidden gate if the reset gate scales h.
@@ -72,7 +78,7 @@ def _blend(update: s.Scalar, new: s.Scalar, old: s.Scalar) -> s.Scalar:
 
 
 def rnn_scan(b: Builder, result: Sequence[Meta], xs: Tensor, r: Tensor, h0: Tensor, reverse: bool) -> list[Tensor]:
-    """Run a tanh RNN over xs [time, batch, H] with r [H, H]; return (hidden [time, batch, H], last h)."""
+    """Run a tanh RNN over xs [time, batch, H] with r [H, H] and h0 [batch, H]; return (hidden [time, batch, H], last h)."""
 
     def step(x: Tensor, state: State) -> State:
         recurrent = contract(b, [(state[0], "bk"), (r, "gk")], "bg")

@@ -26,6 +26,7 @@ def axes(x: Tensor, dims: Dims) -> list[int]:
 
 
 def count(b: Builder, x: Tensor, dims: Sequence[int]) -> Dim:
+    """Return the number of elements along `dims`, as a size."""
     return b.sizes.product([x.shape[i] for i in dims])
 
 
@@ -54,6 +55,7 @@ some = reduction(lambda _: False, lambda v, acc: acc | v)
 
 
 def mean(b: Builder, result: Meta, x: Tensor, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
+    """Lower aten.mean, summed in the result's dtype (half floats in float32)."""
     return b.cast(_mean(b, b.cast(x, result.dtype), axes(x, dims), keepdim), result.dtype)
 
 
@@ -99,18 +101,21 @@ def _drop(b: Builder, x: Tensor, dims: Sequence[int]) -> Tensor:
 def variance(
     b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False
 ) -> Tensor:
+    """Lower aten.var: the sum of squared differences over n - correction, 1 by default."""
     return b.cast(_spread(b, x, dims, args, correction, keepdim)[0], result.dtype)
 
 
 def deviation(
     b: Builder, result: Meta, x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False
 ) -> Tensor:
+    """Lower aten.std, the square root of `variance`."""
     return b.cast(through(b, s.sqrt, _spread(b, x, dims, args, correction, keepdim)[0]), result.dtype)
 
 
 def var_mean(
     b: Builder, result: Sequence[Meta], x: Tensor, dims: Dims = None, *args: Any, correction: Number | None = None, keepdim: bool = False
 ) -> list[Tensor]:
+    """Lower aten.var_mean: (variance, mean)."""
     return [b.cast(y, meta.dtype) for y, meta in zip(_spread(b, x, dims, args, correction, keepdim), result, strict=True)]
 
 
@@ -125,6 +130,7 @@ def _spread(b: Builder, x: Tensor, dims: Dims, args: Sequence[Any], correction: 
 
 
 def vector_norm(b: Builder, result: Meta, x: Tensor, order: Order = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
+    """Lower aten.linalg_vector_norm: (sum |x|^order)^(1 / order); the number of nonzero elements for 0, an extreme of |x| for ±inf."""
     over, dtype = axes(x, dims), compute_dtype(result.dtype)
     if order in (math.inf, -math.inf):
         pick = (lambda v, acc: acc.max(s.absolute(v))) if order > 0 else (lambda v, acc: acc.min(s.absolute(v)))
@@ -151,15 +157,17 @@ def _root(v: Scalar, order: Order, dtype: torch.dtype) -> Scalar:
 
 
 def norm(b: Builder, result: Meta, x: Tensor, order: Order | None = 2, dims: Dims = None, keepdim: bool = False, **_: Any) -> Tensor:
+    """Lower aten.norm of vectors; `order` None is 2."""
     return vector_norm(b, result, x, 2 if order is None else order, dims, keepdim)
 
 
 def softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    """Lower aten.softmax along `dim`; 1 for rank 0."""
     return b.cast(softmax_over(b, b.cast(x, result.dtype), dim % max(x.rank, 1)), result.dtype) if x.rank else b.full((), result.dtype, 1)
 
 
 def safe_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
-    """Softmax that returns zeros for rows of -inf."""
+    """Lower aten._safe_softmax, which returns zeros for rows of -inf."""
     wide = b.cast(b.unsqueeze(x, 0) if x.rank == 0 else x, result.dtype)
     return b.reshape(b.cast(softmax_over(b, wide, dim % wide.rank, fully_masked_rows=True), result.dtype), result.shape)
 
@@ -179,6 +187,7 @@ def softmax_over(b: Builder, x: Tensor, dim: int, fully_masked_rows: bool = Fals
 
 
 def log_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: Any) -> Tensor:
+    """Lower aten.log_softmax along `dim`: x - max - log(sum exp(x - max))."""
     x, dtype = b.cast(x, result.dtype), compute_dtype(result.dtype)
     over = [dim % x.rank]
     top = b.reduce(x, over, -math.inf, lambda v, acc: acc.max(v), dtype, True)
@@ -188,6 +197,7 @@ def log_softmax(b: Builder, result: Meta, x: Tensor, dim: int, *_: Any, **__: An
 
 
 def logsumexp(b: Builder, result: Meta, x: Tensor, dims: Dims, keepdim: bool = False) -> Tensor:
+    """Lower aten.logsumexp: log(sum exp(x - max)) + max; an infinite maximum isn't subtracted."""
     over, dtype = axes(x, dims), compute_dtype(result.dtype)
     top = b.reduce(x, over, -math.inf, lambda v, acc: acc.max(v), dtype, True)
     finite = through(b, lambda v: select(s.absolute(v).equals(math.inf), v.like(0.0), v), top)
@@ -227,11 +237,13 @@ def layer_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
+    """Lower aten.layer_norm over the last dims, of sizes `shape`; statistics in float32 or wider, weight and bias of that shape."""
     over = list(range(x.rank - len(shape), x.rank))
     return _affine(b, _normalized(b, x, over, eps), weight, bias, result.dtype)
 
 
 def rms_norm(b: Builder, result: Meta, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Lower aten.rms_norm (arXiv:1910.07467) over the last dims, of sizes `shape`; `eps` None is the compute dtype's epsilon."""
     over, dtype = list(range(x.rank - len(shape), x.rank)), compute_dtype(x.dtype)
     small = torch.finfo(dtype).eps if eps is None else eps
     squares = b.reduce(x, over, 0, lambda v, acc: acc + v * v, dtype, True)
@@ -242,7 +254,7 @@ def rms_norm(b: Builder, result: Meta, x: Tensor, shape: Sequence[int], weight: 
 def group_norm(
     b: Builder, result: Meta, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
-    """Normalize each group of channels of each sample of x [batch, channels, ...]."""
+    """Lower aten.group_norm: normalize each group of channels of each sample of x [batch, channels, ...]; weight and bias [channels]."""
     channels = x.shape[1]
     assert isinstance(channels, int)
     grouped = b.reshape(x, (x.shape[0], groups, channels // groups, *x.shape[2:]))
@@ -274,7 +286,7 @@ def batch_norm(
 
 
 def arg_reduction(relation: str) -> Callable[..., Tensor]:
-    """Make argmax or argmin: the first int64 index of the extreme element."""
+    """Make aten.argmax ("gt") or argmin ("lt"): the first int64 index of the extreme element; NaN is the extreme."""
 
     def lower(b: Builder, result: Meta, x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
         if dim is None:
@@ -286,7 +298,7 @@ def arg_reduction(relation: str) -> Callable[..., Tensor]:
 
 
 def with_indices(relation: str) -> Callable[..., list[Tensor]]:
-    """Make max.dim or min.dim, which return (values, int64 indices)."""
+    """Make aten.max.dim ("gt") or min.dim ("lt"), which return (values, int64 indices)."""
 
     def lower(b: Builder, result: Sequence[Meta], x: Tensor, dim: int, keepdim: bool = False) -> list[Tensor]:
         return list(_extreme(b, x, dim % max(x.rank, 1), relation, keepdim))

@@ -82,7 +82,7 @@ def running_extreme(largest: bool) -> Callable[..., list[Tensor]]:
 
 
 def logcumsumexp(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
-    """Compute the log of the running sum of exp; each step subtracts the larger of the running result and the next number."""
+    """Lower aten.logcumsumexp in float64; each step subtracts the larger of the running result and the next number."""
     if x.rank == 0:
         return x
 

@@ -136,7 +136,7 @@ def _along(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reducti
 
 
 def scatter(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Source, *, reduce: str | None = None) -> Tensor:
-    """scatter.src, .value, .reduce and .value_reduce."""
+    """Lower aten.scatter.src, .value, .reduce and .value_reduce ("add", "multiply"). Raises UserError for a constant index out of range."""
     name = {"add": "sum", "multiply": "prod", None: None}[reduce]
     if name is not None:
         return scatter_reduce(b, result, x, dim, ids, source, name)
@@ -145,12 +145,14 @@ def scatter(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: 
 
 
 def scatter_add(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
+    """Lower aten.scatter_add: x[ids[i, j], j] += source[i, j] for dim 0."""
     return scatter_reduce(b, result, x, dim, ids, source, "sum")
 
 
 def scatter_reduce(
     b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Source, reduce: str, *, include_self: bool = True
 ) -> Tensor:
+    """Lower aten.scatter_reduce.two by "sum", "prod", "mean", "amax" or "amin"; without `include_self` written elements start anew."""
     whole, ids, source = (_at_least_1d(b, each) for each in (x, ids, source))
     dim %= whole.rank
 
@@ -196,6 +198,7 @@ def _slices(b: Builder, x: Tensor, dim: int, ids: Tensor, source: Source, reduct
 
 
 def index_add(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
+    """Lower aten.index_add: add alpha * source to the slices of x at ids [n], in order."""
     whole, ids, source = (_at_least_1d(b, each) for each in (x, ids, source))
     wide = compute_dtype(x.dtype)
     scaled = source if alpha == 1 else b.elementwise(lambda v: v.to(wide) * _factor(b, alpha, wide), [source], wide)
@@ -208,12 +211,13 @@ def _factor(b: Builder, alpha: Any, dtype: torch.dtype) -> Scalar:
 
 
 def index_copy(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Tensor) -> Tensor:
+    """Lower aten.index_copy: write source to the slices of x at ids [n], in order."""
     whole, ids, source = (_at_least_1d(b, each) for each in (x, ids, source))
     return b.reshape(_slices(b, whole, dim % whole.rank, ids, source, None), result.shape)
 
 
 def index_fill(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, value: Source) -> Tensor:
-    """Fill the slices at `ids` [n] with one value; negative indices count from the end, as in torch."""
+    """Lower aten.index_fill: fill the slices at `ids` [n] with one value; negative indices count from the end, as in torch."""
     whole, ids = (_at_least_1d(b, each) for each in (x, ids))
     return b.reshape(_slices(b, whole, dim % whole.rank, ids, value, None, wraps=True), result.shape)
 
@@ -221,6 +225,7 @@ def index_fill(b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, value
 def index_reduce(
     b: Builder, result: Meta, x: Tensor, dim: int, ids: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
+    """Lower aten.index_reduce: combine source with the slices of x at ids [n], as `scatter_reduce`."""
     whole, ids, source = (_at_least_1d(b, each) for each in (x, ids, source))
 
     def write(base: Tensor, value: Source, reduction: Reduction | None) -> Tensor:
@@ -233,13 +238,16 @@ def index_reduce(
 
 
 def put(b: Builder, result: Meta, x: Tensor, ids: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    """Write `source` at flat indices of `x`."""
+    """Lower aten.put: write `source` at flat indices of `x`, or add it with `accumulate`."""
     flat, places, values = (b.reshape(each, (b.sizes.product(each.shape),)) for each in (x, ids, source))
     return b.reshape(index_put(b, Meta(flat.shape, x.dtype), flat, [places], values, accumulate), result.shape)
 
 
 def index_put(b: Builder, result: Meta, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """x[indices] = values, or += with `accumulate`; the index tensors broadcast together, and `values` to the selected shape."""
+    """Lower aten.index_put: x[indices] = values, or += with `accumulate`.
+
+    The index tensors broadcast together, and `values` to the selected shape. Raises UserError for a constant index out of range.
+    """
     chosen = {dim: ids for dim, ids in enumerate(indices) if ids is not None}
     lead = b.broadcast_shape([ids.shape for ids in chosen.values()])
     rest = [dim for dim in range(x.rank) if dim not in chosen]
@@ -280,6 +288,7 @@ def scatter_nd(b: Builder, result: Meta, x: Tensor, ids: Tensor, source: Tensor,
 
 
 def table() -> dict[str, Callable[..., Any]]:
+    """Return the lowerings by overload names, separated by spaces."""
     return {
         "scatter.src scatter.value scatter.reduce scatter.value_reduce": scatter,
         "scatter_add.default": scatter_add,

@@ -20,7 +20,10 @@ def search_sorted(
     b: Builder, result: Meta, edges: Tensor, values: Any, *, right: bool = False, side: str | None = None, sorter: Tensor | None = None,
     **_: Any,
 ) -> Tensor:  # fmt: skip
-    """Count the sorted `edges`, [n] or [lead..., n], before each of `values`, [any] or [lead..., m]; all edges come before NaN."""
+    """Lower aten.searchsorted: count the sorted `edges`, [n] or [lead..., n], before each of `values`, [any] or [lead..., m].
+
+    All edges come before NaN.
+    """
     if sorter is not None:
         edges = gather(b, Meta(sorter.shape, edges.dtype), edges, -1, sorter)
     if not isinstance(values, Tensor):
@@ -57,4 +60,5 @@ def search_sorted(
 
 
 def bucketize(b: Builder, result: Meta, values: Any, edges: Tensor, *, right: bool = False, **_: Any) -> Tensor:
+    """Lower aten.bucketize: `search_sorted` of values of any shape among edges [n]."""
     return search_sorted(b, result, edges, values, right=right)

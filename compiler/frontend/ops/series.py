@@ -29,7 +29,7 @@ _FAMILIES: dict[str, Recurrence] = {
 
 
 def polynomial(family: str) -> Callable[..., Tensor]:
-    """Make the polynomial of degree trunc(n) at x; 0 for a negative degree."""
+    """Make the lowering of an orthogonal polynomial of degree trunc(n) at x; 0 for a negative degree."""
     step, first = _FAMILIES[family]
 
     def body(loops: Loops, x: Scalar, degree: Scalar) -> None:
@@ -59,7 +59,10 @@ def _of_two(body: Callable[..., None]) -> Callable[..., Tensor]:
 
 
 def incomplete_gamma(upper: bool) -> Callable[..., Tensor]:
-    """Make P(a, x) or, if `upper`, Q(a, x) = 1 - P: the series 8.11.4 if x < a + 1, else the continued fraction 8.9.2."""
+    """Make aten.igamma P(a, x) or, if `upper`, igammac Q(a, x) = 1 - P.
+
+    Both are the series 8.11.4 if x < a + 1, else the continued fraction 8.9.2.
+    """
 
     def body(loops: Loops, a: Scalar, x: Scalar) -> None:
         series = x < a + 1.0
@@ -131,6 +134,7 @@ def _power(base: Scalar, exponent: Scalar) -> Scalar:
 
 
 def table() -> dict[str, Callable[..., Tensor]]:
+    """Return the lowerings by overload names, separated by spaces."""
     named = {f"special_{name}.default special_{name}.x_scalar special_{name}.n_scalar": polynomial(name) for name in _FAMILIES}
     zetas = "special_zeta.default special_zeta.self_scalar special_zeta.other_scalar"
     gammas = {"igamma.default": incomplete_gamma(False), "igammac.default": incomplete_gamma(True)}

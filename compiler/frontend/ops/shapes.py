@@ -18,19 +18,22 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def reshape(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """view, reshape, flatten, unflatten and similar ops: the result's metadata gives the sizes."""
+    """Lower aten.view, reshape, flatten, unflatten and similar ops: the result's metadata gives the sizes."""
     return b.reshape(x, result.shape)
 
 
 def expand(b: Builder, result: Meta, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Lower aten.expand and broadcast_to, as a view."""
     return b.expand(x, result.shape)
 
 
 def permute(b: Builder, result: Meta, x: Tensor, order: Sequence[int]) -> Tensor:
+    """Lower aten.permute, as a view."""
     return b.permute(x, [dim % x.rank for dim in order])
 
 
 def transpose(b: Builder, result: Meta, x: Tensor, a: int = 0, c: int = 1) -> Tensor:
+    """Lower aten.transpose and t, as a view that exchanges dimensions a and c; rank 0 or 1 is unchanged."""
     order = list(range(x.rank))
     if x.rank > 1:
         order[a], order[c] = order[c], order[a]
@@ -38,10 +41,12 @@ def transpose(b: Builder, result: Meta, x: Tensor, a: int = 0, c: int = 1) -> Te
 
 
 def reverse_dims(b: Builder, result: Meta, x: Tensor) -> Tensor:
+    """Lower aten.numpy_T, as a view with the dimensions in reverse order."""
     return b.permute(x, list(range(x.rank))[::-1])
 
 
 def movedim(b: Builder, result: Meta, x: Tensor, source: int | Sequence[int], target: int | Sequence[int]) -> Tensor:
+    """Lower aten.movedim, as a view."""
     froms = [dim % x.rank for dim in ([source] if isinstance(source, int) else source)]
     tos = [dim % x.rank for dim in ([target] if isinstance(target, int) else target)]
     order = [dim for dim in range(x.rank) if dim not in froms]
@@ -51,11 +56,15 @@ def movedim(b: Builder, result: Meta, x: Tensor, source: int | Sequence[int], ta
 
 
 def unsqueeze(b: Builder, result: Meta, x: Tensor, dim: int) -> Tensor:
+    """Lower aten.unsqueeze, as a view."""
     return b.unsqueeze(x, dim % (x.rank + 1))
 
 
 def squeeze(b: Builder, result: Meta, x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
-    """Remove the dimensions of size 1 among `dims`: of symbolic ones those that the result lacks, which a guard holds to 1."""
+    """Lower aten.squeeze: remove the dimensions of size 1 among `dims`.
+
+    Of symbolic ones it removes those that the result lacks, which a guard holds to 1.
+    """
     chosen = range(x.rank) if dims is None else [dims] if isinstance(dims, int) else dims
     unique = sorted({d % x.rank for d in chosen}) if x.rank else []
     ones = [d for d in unique if x.shape[d] == 1]
@@ -110,6 +119,7 @@ def _extract(b: Builder, x: Tensor, dim: int, start: Dim, size: Dim, step: int) 
 
 
 def slice_value(b: Builder, value: ir.Value, stored: Shape, dim: int, start: Dim, size: Dim, step: int, dtype: torch.dtype) -> ir.Value:
+    """Emit a slice of one dimension of a value of shape `stored`: `size` elements from `start` on, every `step`-th."""
     rank = len(stored)
     offsets: list[Dim] = [start if i == dim else 0 for i in range(rank)]
     sizes: list[Dim] = [size if i == dim else stored[i] for i in range(rank)]
@@ -132,7 +142,10 @@ def _static(dims: Sequence[Dim]) -> list[int]:
 
 
 def bounded(b: Builder, position: Dim | None, size: Dim, default: Dim) -> Dim:
-    """Apply Python's slice rule to one end: a negative one counts from the end, then it is clamped to [0, size]."""
+    """Apply Python's slice rule to one end: a negative one counts from the end, then it is clamped to [0, size].
+
+    Raises UnsupportedError for a bound whose sign depends on the input sizes.
+    """
     if position is None:
         return default
     if isinstance(position, int) and position >= 2**62:
@@ -160,11 +173,16 @@ def _expr(dim: Dim) -> Any:
 def slice_tensor(
     b: Builder, result: Meta, x: Tensor, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
 ) -> Tensor:
+    """Lower aten.slice with ends that follow from sizes; the result's metadata gives the number of elements.
+
+    Raises UnsupportedError for a bound whose sign depends on the input sizes.
+    """
     dim %= x.rank
     return extract(b, x, dim, bounded(b, start, x.shape[dim], 0), result.shape[dim], step)
 
 
 def select_index(b: Builder, result: Meta, x: Tensor, dim: int, index: Dim) -> Tensor:
+    """Lower aten.select.int at an index that follows from sizes."""
     dim %= x.rank
     if isinstance(index, int) and index < 0:
         index = b.sizes.simplify(_expr(index) + _expr(x.shape[dim]))
@@ -172,11 +190,12 @@ def select_index(b: Builder, result: Meta, x: Tensor, dim: int, index: Dim) -> T
 
 
 def narrow(b: Builder, result: Meta, x: Tensor, dim: int, start: Dim, length: Dim) -> Tensor:
+    """Lower aten.narrow with a start that follows from sizes; the result's metadata gives the length."""
     return slice_tensor(b, result, x, dim, start)
 
 
 def split(b: Builder, result: Sequence[Meta], x: Tensor, _: Any, dim: int = 0) -> list[Tensor]:
-    """split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
+    """Lower aten.split, split_with_sizes and chunk: the sizes of the results give the end of each part."""
     dim %= x.rank
     parts, start = [], 0
     for meta in result:
@@ -186,6 +205,7 @@ def split(b: Builder, result: Sequence[Meta], x: Tensor, _: Any, dim: int = 0) -
 
 
 def unbind(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = 0) -> list[Tensor]:
+    """Lower aten.unbind: one slice along `dim` for each result."""
     dim %= x.rank
     return [b.squeeze(extract(b, x, dim, index, 1), dim) for index in range(len(result))]
 
@@ -194,6 +214,7 @@ def unbind(b: Builder, result: Sequence[Meta], x: Tensor, dim: int = 0) -> list[
 
 
 def cat(b: Builder, result: Meta, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Lower aten.cat along `dim`; tensors are cast to the result's dtype."""
     # An empty rank-1 tensor concatenates with any shape (torch's legacy rule).
     kept = [x for x in tensors if not (x.rank == 1 and x.shape[0] == 0 and len(result.shape) > 1)]
     dense = [b.dense(b.cast(x, result.dtype)) for x in kept]
@@ -205,12 +226,13 @@ def cat(b: Builder, result: Meta, tensors: Sequence[Tensor], dim: int = 0) -> Te
 
 
 def stack(b: Builder, result: Meta, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Lower aten.stack: a concatenation along a new dimension."""
     dim %= len(result.shape)
     return cat(b, result, [b.unsqueeze(x, dim) for x in tensors], dim)
 
 
 def repeat(b: Builder, result: Meta, x: Tensor, repeats: Sequence[Dim]) -> Tensor:
-    """Tile each dimension: broadcast a new dimension before it, then reshape."""
+    """Lower aten.repeat: broadcast a new dimension before each one, then reshape; `repeats` has at least x's rank."""
     for _ in range(len(repeats) - x.rank):
         x = b.unsqueeze(x, 0)
     shape: list[Dim] = []
@@ -221,6 +243,7 @@ def repeat(b: Builder, result: Meta, x: Tensor, repeats: Sequence[Dim]) -> Tenso
 
 
 def repeat_interleave(b: Builder, result: Meta, x: Tensor, repeats: int, dim: int | None = None, **_: Any) -> Tensor:
+    """Lower aten.repeat_interleave.self_int: repeat each element along `dim`, or of the flat tensor, `repeats` times."""
     if dim is None:
         x, dim = b.reshape(x, (b.sizes.product(x.shape),)), 0
     dim %= x.rank
@@ -254,7 +277,7 @@ def element(x: Tensor, position: Sequence[ir.Value]) -> Scalar:
 
 
 def arange(b: Builder, result: Meta, *ends: Any, **_: Any) -> Tensor:
-    """arange(end), (start, end), (start, end, step)."""
+    """Lower aten.arange (end), (start, end) or (start, end, step); integer ranges of constants are known at compile time."""
     start, step = (0, 1) if len(ends) == 1 else (ends[0], ends[2] if len(ends) > 2 else 1)
     x = computed(b, result, lambda i: _affine(i[0], start, step, result.dtype))
     if isinstance(start, int) and isinstance(step, int) and not result.dtype.is_floating_point:
@@ -273,15 +296,18 @@ def _is_float(value: Number | Deferred) -> bool:
 
 
 def linspace(b: Builder, result: Meta, start: Number, end: Number, steps: int, **_: Any) -> Tensor:
+    """Lower aten.linspace: start + i * step, with the step computed in float64."""
     step = (end - start) / (steps - 1) if steps > 1 else 0.0
     return arange(b, result, start * 1.0, None, step)
 
 
 def full(b: Builder, result: Meta, size: Any, value: Any, **_: Any) -> Tensor:
+    """Lower aten.full."""
     return filled(b, result, value)
 
 
 def filled(b: Builder, result: Meta, value: Any) -> Tensor:
+    """Return a tensor of one number, which may follow from sizes."""
     if isinstance(value, bool | int | float):
         return b.full(result.shape, result.dtype, value)
     held = computed(b, Meta((), result.dtype), lambda _: s.constant(value, result.dtype))
@@ -289,24 +315,27 @@ def filled(b: Builder, result: Meta, value: Any) -> Tensor:
 
 
 def fill_like(b: Builder, result: Meta, x: Tensor, value: Any, **_: Any) -> Tensor:
+    """Lower aten.full_like and fill; `value` is a number or a tensor of rank 0."""
     return filled(b, result, value) if not isinstance(value, Tensor) else b.expand(b.cast(value, result.dtype), result.shape)
 
 
 def new_full(b: Builder, result: Meta, x: Tensor, size: Any, value: Any, **_: Any) -> Tensor:
+    """Lower aten.new_full."""
     return filled(b, result, value)
 
 
 def constant_filled(value: Number) -> Callable[..., Tensor]:
-    """Make zeros, ones, empty and their `_like` and `new_` forms."""
+    """Make aten.zeros, ones, empty and their `_like` and `new_` forms."""
     return lambda b, result, *_, **__: b.full(result.shape, result.dtype, value)
 
 
 def scalar_tensor(b: Builder, result: Meta, value: Any, **_: Any) -> Tensor:
+    """Lower aten.scalar_tensor, rank 0."""
     return filled(b, result, value)
 
 
 def triangle(keep_lower: bool) -> Callable[..., Tensor]:
-    """Make tril or triu."""
+    """Make aten.tril or triu of matrices [..., n, m]; elements outside become 0."""
 
     def lower(b: Builder, result: Meta, x: Tensor, diagonal: Dim = 0) -> Tensor:
         offset = b.number(diagonal)
@@ -322,6 +351,7 @@ def triangle(keep_lower: bool) -> Callable[..., Tensor]:
 
 
 def flip(b: Builder, result: Meta, x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Lower aten.flip: reverse the elements along each of `dims`."""
     dense, flipped = b.dense(x), {dim % x.rank for dim in dims}
 
     def body(at: list[ir.Value]) -> Scalar:
@@ -332,6 +362,7 @@ def flip(b: Builder, result: Meta, x: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def roll(b: Builder, result: Meta, x: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Tensor:
+    """Lower aten.roll: shift elements along `dims`, or of the flat tensor, around the end."""
     moves = [shifts] if isinstance(shifts, int) else list(shifts)
     chosen = [dims] if isinstance(dims, int) else list(dims)
     if not chosen:
@@ -356,7 +387,10 @@ def _rolled(b: Builder, index: ir.Value, shift: int, size: Dim) -> ir.Value:
 
 
 def pad(b: Builder, result: Meta, x: Tensor, padding: Sequence[Dim], mode: str = "constant", value: Number | None = None) -> Tensor:
-    """torch.nn.functional.pad: (before, after) pairs from the last dimension to the first; negative padding crops."""
+    """Lower torch.nn.functional.pad: (before, after) pairs from the last dimension to the first; negative padding crops.
+
+    `mode` is constant, reflect, replicate or circular.
+    """
     pairs = [(0, 0)] * (x.rank - len(padding) // 2) + [(padding[i], padding[i + 1]) for i in range(len(padding) - 2, -1, -2)]
     if mode == "constant":
         return _pad_constant(b, result, x, pairs, 0 if value is None else value)
@@ -375,6 +409,7 @@ def _pad_constant(b: Builder, result: Meta, x: Tensor, pairs: Sequence[tuple[Dim
 
 
 def pad_value(b: Builder, x: Tensor, low: Sequence[Dim], high: Sequence[Dim], shape: Shape, value: Number) -> Tensor:
+    """Emit a tensor.pad of a dense tensor to `shape` by one number; `low` and `high` have a size of at least 0 for each dimension."""
     op = tensor.PadOp(
         b.type(shape, x.dtype), x.value, b.dynamic(tuple(low)), b.dynamic(tuple(high)), static_low=_static(low), static_high=_static(high)
     )
@@ -415,12 +450,12 @@ def _reflected(b: Builder, index: ir.Value, size: Dim) -> ir.Value:
 
 
 def padding_of(mode: str) -> Callable[..., Tensor]:
-    """Make aten.reflection_pad1d and similar ops."""
+    """Make aten.reflection_padNd ("reflect") or replication_padNd ("replicate")."""
     return lambda b, result, x, padding: pad(b, result, x, padding, mode)
 
 
 def triangle_indices(lower: bool) -> Callable[..., Tensor]:
-    """Make tril_indices or triu_indices: row indices and column indices [2, count], in row-major order."""
+    """Make aten.tril_indices or triu_indices: row indices and column indices [2, count], in row-major order."""
 
     def made(b: Builder, result: Meta, rows: int, columns: int, offset: int = 0, **_: Any) -> Tensor:
         from llmos.compiler.frontend.ops.loops import Loops

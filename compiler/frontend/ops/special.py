@@ -38,6 +38,7 @@ def cases(*pairs: tuple[Scalar, Scalar | Number], otherwise: Scalar) -> Scalar:
 
 
 def is_integer(v: Scalar) -> Scalar:
+    """Return whether a float is a whole number, as bool; true for infinities."""
     return s.floor(v).equals(v)
 
 
@@ -49,7 +50,7 @@ _SHIFT = 10
 
 @in_double
 def lgamma(v: Scalar) -> Scalar:
-    """log |Γ(v)|: Stirling's series at v + 10 minus the logarithm of the product v ... (v + 9); by reflection below 1/2."""
+    """Return log |Γ(v)|: Stirling's series at v + 10 minus the logarithm of the product v ... (v + 9); by reflection below 1/2."""
     low = v < 0.5
     x = select(low, 1.0 - v, v)
     product = x
@@ -74,6 +75,10 @@ def lgamma(v: Scalar) -> Scalar:
 
 @in_double
 def digamma(v: Scalar) -> Scalar:
+    """Return ψ(v) by the asymptotic series (DLMF 5.11.2) at v + shift and recurrence, by reflection (5.5.4) below 1/2.
+
+    ±inf at 0, NaN at negative whole numbers.
+    """
     low = v < 0.5
     x = select(low, 1.0 - v, v)
     shifted = x.like(0.0)
@@ -89,7 +94,7 @@ def digamma(v: Scalar) -> Scalar:
 
 
 def polygamma(n: int) -> Function:
-    """The n-th derivative of digamma, n >= 1 (DLMF 5.15); below 1/2 by reflection with the n-th derivative of π cot(πx)."""
+    """Make the n-th derivative of digamma, n >= 1 (DLMF 5.15); below 1/2 by reflection with the n-th derivative of π cot(πx)."""
 
     @in_double
     def body(v: Scalar) -> Scalar:
@@ -178,17 +183,20 @@ def _quantile(q: Scalar, smaller: Scalar) -> Scalar:
 
 @in_double
 def ndtri(p: Scalar) -> Scalar:
+    """Return the normal quantile at p (Wichura, AS 241, 1988); ±inf at 0 and 1, NaN outside of [0, 1]."""
     value = _quantile(p - 0.5, p.min(1.0 - p))
     return cases(((p < 0) | (p > 1), math.nan), otherwise=value)
 
 
 @in_double
 def erfinv(v: Scalar) -> Scalar:
+    """Return the inverse error function, by the normal quantile; ±inf at ±1, NaN beyond."""
     value = _quantile(v * 0.5, (1.0 - s.absolute(v)) * 0.5) * math.sqrt(0.5)
     return cases((s.absolute(v) > 1, math.nan), otherwise=value)
 
 
 def ndtr(v: Scalar) -> Scalar:
+    """Return the normal distribution function Φ(v) = erfc(-v / sqrt(2)) / 2."""
     return 0.5 * erfc(v * -math.sqrt(0.5))
 
 
@@ -210,13 +218,14 @@ def _erfcx(x: Scalar) -> Scalar:
 
 @in_double
 def erfcx(v: Scalar) -> Scalar:
+    """Return exp(v²) erfc(v), finite for large v."""
     x = s.absolute(v)
     positive = _erfcx(x)
     return cases((v.differs(v), v), (v < 0, 2.0 * s.exp(x * x) - positive), otherwise=positive)
 
 
 def erfc(v: Scalar) -> Scalar:
-    """exp(-x²) erfcx(x) in float64, with x² split into two parts; relative error 3e-14."""
+    """Return erfc(v): in float64 exp(-x²) erfcx(x), with x² split into two parts, relative error 3e-14; else the math dialect's."""
     if v.dtype != torch.float64:
         return s.erfc(v)
     x = s.absolute(v).min(30.0)
@@ -227,6 +236,7 @@ def erfc(v: Scalar) -> Scalar:
 
 @in_double
 def log_ndtr(v: Scalar) -> Scalar:
+    """Return log Φ(v), by erfcx so that a very negative v doesn't underflow."""
     x = s.absolute(v) * math.sqrt(0.5)
     tail = _erfcx(x) * 0.5
     complement = tail * s.exp(-x * x)
@@ -234,6 +244,7 @@ def log_ndtr(v: Scalar) -> Scalar:
 
 
 def entr(v: Scalar) -> Scalar:
+    """Return -v log(v), 0 at 0, -inf below."""
     return cases((v.differs(v), v), (v > 0, -v * s.log(v)), (v.equals(0), 0), otherwise=v.like(-math.inf))
 
 
@@ -309,6 +320,8 @@ def _hankel(order: int, x: Scalar) -> tuple[Scalar, Scalar, Scalar]:
 
 
 def bessel_j(order: int) -> Function:
+    """Make J_0 or J_1 in float64: power series (10.2.2), then Hankel's expansion (10.17.3); 0 at infinity."""
+
     @in_double
     def body(v: Scalar) -> Scalar:
         x = s.absolute(v)
@@ -351,13 +364,14 @@ def bessel_y(order: int) -> Function:
 
 @in_double
 def spherical_bessel_j0(v: Scalar) -> Scalar:
+    """Return sin(v) / v (10.49.3), 1 at 0 and 0 at infinity."""
     x = s.absolute(v)
     return cases((x.equals(math.inf), 0), (x.equals(0), 1), otherwise=s.sin(v) / v)
 
 
 @in_double
 def airy_ai(v: Scalar) -> Scalar:
-    """Airy Ai: 9.4.1 for |v| < 6, 9.7.5 and 9.7.9 beyond."""
+    """Return the Airy function Ai: 9.4.1 for |v| < 6, 9.7.5 and 9.7.9 beyond."""
     near = v.max(-6.0).min(6.0)
     cube = near * near * near
     f, g = [1.0], [1.0]

@@ -15,9 +15,9 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def as_strided(b: Builder, result: Meta, memory: Tensor, size: Sequence[Dim], stride: Sequence[Dim], offset: Dim | None = None) -> Tensor:
-    """Read `memory` [n] as `size` (storage_views.py gives this form). The kernel checks positions if they depend on dynamic sizes.
+    """Lower aten.as_strided: read `memory` [n] as `size` (storage_views.py gives this form).
 
-    Raises UnsupportedError for a view that always reads past the end.
+    The kernel checks positions if they depend on dynamic sizes. Raises UnsupportedError for a view that always reads past the end.
     """
     dense, first = b.dense(memory), 0 if offset is None else offset
     room = _room(b, result, memory, stride, first)

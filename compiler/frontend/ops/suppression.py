@@ -18,6 +18,7 @@ INT, FLOAT = torch.int64, torch.float32
 def non_max_suppression(
     b: Builder, result: Meta, boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor, least: Tensor, is_centered: bool
 ) -> Tensor:
+    """Lower `llmos::non_max_suppression`; frontend/suppression.py gives shapes, dtypes and order."""
     batches, classes, n = scores.shape
     rows = b.sizes.product([batches, classes])
     ranked = b.reshape(scores, (rows, n))

@@ -59,7 +59,7 @@ IGNORED = frozenset(
 
 @functools.cache
 def table() -> Mapping[str, Lowering]:
-    """Return the lowerings by overload name ("aten.add.Tensor")."""
+    """Return the lowerings by overload name ("aten.add.Tensor"); each takes the builder, the result's Meta and the call's arguments."""
     groups = (
         _arithmetic(),
         _comparisons(),

@@ -39,7 +39,11 @@ def convolution(
     output_padding: Ints = 0,
     groups: int = 1,
 ) -> Tensor:
-    """Convolve x [batch, channels, ...] with weight [filters, channels / groups, ...]; the bias is a separate op after the sum."""
+    """Lower aten.convolution: x [batch, channels, ...] with weight [filters, channels / groups, ...]; transposed, [channels, filters /
+    groups, ...].
+
+    The bias is a separate op after the sum.
+    """
     count = weight.rank - 2
     if x.rank == weight.rank - 1:  # one sample without a batch dimension
         alone = Meta((1, *result.shape), result.dtype)
@@ -149,7 +153,7 @@ def conv(
     dilation: Ints = 1,
     groups: int = 1,
 ) -> Tensor:
-    """aten.conv1d, conv2d, conv3d and their `.padding` overloads."""
+    """Lower aten.conv1d, conv2d, conv3d and their `.padding` overloads ("same", "valid")."""
     return convolution(b, result, x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
@@ -234,6 +238,7 @@ def _grouped(b: Builder, result: Meta, x: Tensor, weight: Tensor, strides: Seque
 
 
 def pixel_shuffle(b: Builder, result: Meta, x: Tensor, factor: int) -> Tensor:
+    """Lower aten.pixel_shuffle: [..., C r², H, W] to [..., C, H r, W r]."""
     channels = result.shape[-3]
     lead, (height, width) = x.shape[:-3], x.shape[-2:]
     split = b.reshape(x, (*lead, channels, factor, factor, height, width))
@@ -242,6 +247,7 @@ def pixel_shuffle(b: Builder, result: Meta, x: Tensor, factor: int) -> Tensor:
 
 
 def pixel_unshuffle(b: Builder, result: Meta, x: Tensor, factor: int) -> Tensor:
+    """Lower aten.pixel_unshuffle: [..., C, H r, W r] to [..., C r², H, W]."""
     lead, channels, (height, width) = x.shape[:-3], x.shape[-3], result.shape[-2:]
     split = b.reshape(x, (*lead, channels, height, factor, width, factor))
     n = len(lead)
