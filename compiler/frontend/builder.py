@@ -53,10 +53,12 @@ class Tensor:
 
     @property
     def rank(self) -> int:
+        """Return the number of dimensions."""
         return len(self.shape)
 
     @property
     def is_dense(self) -> bool:
+        """Whether the value is read as it lies, without a transpose, a broadcast or a dropped dimension."""
         return self.axes == tuple(range(self.rank))
 
 
@@ -72,6 +74,7 @@ Body = Callable[..., Scalar]
 
 
 def affine_dim(position: int) -> ir.AffineExpr:
+    """Return loop dim `position` as an index expression."""
     return ir.AffineExpr.get_dim(position)
 
 
@@ -85,14 +88,15 @@ class Builder:
     # Types and sizes
 
     def type(self, shape: Shape, dtype: torch.dtype) -> ir.RankedTensorType:
+        """Return the tensor type of a shape, with dynamic dims for symbolic sizes. Raises UnsupportedError for an unsupported dtype."""
         return ir.RankedTensorType.get([dim if isinstance(dim, int) else DYNAMIC for dim in shape], element_type(dtype))
 
     def index(self, dim: Dim) -> ir.Value:
-        """Return a size as an index value."""
+        """Return a size as an index value. Raises UnsupportedError for one that depends on data not yet read."""
         return self._indices.value(dim)
 
     def number(self, dim: Dim) -> int | SymbolicScalar:
-        """Return a size as a numeric operand of an op."""
+        """Return a size as a numeric operand of an op: an int, or an int64 SymbolicScalar."""
         return dim if isinstance(dim, int) else SymbolicScalar(dim, torch.int64, self.index)
 
     def computed_size(self, dim: Dim | None, count: Tensor, bound: Dim, is_exact: bool = False) -> sympy.Symbol:
@@ -119,17 +123,21 @@ class Builder:
         return [self.index(dim) for dim in shape if not isinstance(dim, int)]
 
     def same(self, a: Shape, b: Shape) -> bool:
+        """Whether two shapes are equal for every value of the symbols."""
         return len(a) == len(b) and all(self.sizes.equal(x, y) for x, y in zip(a, b, strict=True))
 
     def dense_tensor(self, value: ir.Value, shape: Shape, dtype: torch.dtype) -> Tensor:
+        """Return a value as a tensor without a view."""
         return Tensor(value, shape, dtype, tuple(range(len(shape))))
 
     # Structured ops
 
     def empty(self, shape: Shape, dtype: torch.dtype) -> ir.Value:
+        """Emit a tensor.empty, a destination whose elements are undefined."""
         return tensor.EmptyOp([dim if isinstance(dim, int) else self.index(dim) for dim in shape], element_type(dtype)).result
 
     def fill(self, shape: Shape, dtype: torch.dtype, value: Number) -> ir.Value:
+        """Emit a tensor of one number in every element."""
         return self._fill(constant(value, dtype), self.empty(shape, dtype))
 
     def _fill(self, scalar: Scalar, into: ir.Value) -> ir.Value:
@@ -146,7 +154,10 @@ class Builder:
         iterators: Sequence[str],
         body: Callable[..., Sequence[Scalar]],
     ) -> list[ir.Value]:
-        """Emit a linalg.generic. Each operand comes with its index expressions over the loops; `body` gets a Scalar per operand."""
+        """Emit a linalg.generic. Each operand comes with its index expressions over the loops; `body` gets a Scalar per operand.
+
+        `iterators` holds "parallel" or "reduction" for each loop. Return one value for each output.
+        """
         loops = len(iterators)
         maps = [ir.AffineMap.get(loops, 0, list(exprs)) for _, exprs in inputs]
         maps += [ir.AffineMap.get(loops, 0, list(exprs)) for _, _, exprs in outputs]
@@ -189,6 +200,7 @@ class Builder:
         return self.dense_tensor(value, shape, dtype)
 
     def broadcast_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the shape to which all shapes broadcast, aligned at the last dimension."""
         rank = max((len(shape) for shape in shapes), default=0)
         padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
         return tuple(self._broadcast_dim([shape[i] for shape in padded]) for i in range(rank))
@@ -211,7 +223,10 @@ class Builder:
         return x
 
     def reduce(self, x: Tensor, dims: Sequence[int], init: Number, combine: Body, dtype: torch.dtype, keepdim: bool) -> Tensor:
-        """Reduce over `dims` by `combine(element, accumulator)`, elements cast to `dtype`. A kept dimension is a view, not stored."""
+        """Reduce over `dims` by `combine(element, accumulator)`, elements cast to `dtype`, from `init`.
+
+        A kept dimension has size 1 and is a view, not stored.
+        """
         wide = [i for i in dims if x.shape[i] != 1]
         if not wide:
             return self._reduce_units(x, dims, init, combine, dtype, keepdim)
@@ -249,7 +264,7 @@ class Builder:
         return Tensor(self.fill((), dtype, held), shape, dtype, (), Splat(held))
 
     def dense(self, x: Tensor) -> Tensor:
-        """Materialize a tensor row-major, without a view."""
+        """Materialize a tensor row-major, without a view; one without a view is returned as it is."""
         if x.is_dense:
             return x
         if isinstance(x.fact, Splat):
@@ -261,6 +276,7 @@ class Builder:
         return replace(self.copy(x), fact=x.fact)
 
     def copy(self, x: Tensor) -> Tensor:
+        """Emit a copy of the elements, row-major with memory of its own."""
         return self.elementwise(lambda s: s, [x], x.dtype, x.shape)
 
     def _stored_shape(self, x: Tensor) -> Shape:
@@ -277,13 +293,14 @@ class Builder:
     # Views
 
     def permute(self, x: Tensor, order: Sequence[int]) -> Tensor:
-        """Transpose: dimension i of the result is dimension order[i] of `x`."""
+        """Transpose as a view: dimension i of the result is dimension order[i] of `x`."""
         new = {old: position for position, old in enumerate(order)}
         axes = tuple(None if axis is None else new[axis] for axis in x.axes)
         fact = replace(x.fact, axis=new[x.fact.axis]) if isinstance(x.fact, Iota) else x.fact
         return Tensor(x.value, tuple(x.shape[i] for i in order), x.dtype, axes, fact)
 
     def unsqueeze(self, x: Tensor, position: int) -> Tensor:
+        """Insert a dimension of size 1 at `position`, as a view."""
         moved = [axis if axis is None or axis < position else axis + 1 for axis in x.axes]
         fact = x.fact
         if isinstance(fact, Iota) and fact.axis >= position:
@@ -291,7 +308,7 @@ class Builder:
         return Tensor(x.value, x.shape[:position] + (1,) + x.shape[position:], x.dtype, tuple(moved), fact)
 
     def squeeze(self, x: Tensor, position: int) -> Tensor:
-        """Drop dimension `position`, which has size 1."""
+        """Drop dimension `position`, which has size 1, as a view."""
         axes = tuple(None if a is None or a == position else a - (a > position) for a in x.axes)
         fact = x.fact
         if isinstance(fact, Iota):
@@ -299,7 +316,7 @@ class Builder:
         return Tensor(x.value, x.shape[:position] + x.shape[position + 1 :], x.dtype, axes, fact)
 
     def expand(self, x: Tensor, shape: Shape) -> Tensor:
-        """Broadcast `x` to `shape`."""
+        """Broadcast `x` to `shape`, aligned at the last dimension, as a view."""
         offset = len(shape) - x.rank
         axes: list[int | None] = []
         for axis in x.axes:
@@ -338,7 +355,7 @@ class Builder:
         return replace(x, shape=shape)
 
     def reshape_value(self, value: ir.Value, old: Shape, new: Shape, dtype: torch.dtype) -> Tensor:
-        """Collapse to the finest shape that both `old` and `new` collapse to, then expand."""
+        """Reshape a dense value: collapse to the finest shape that both `old` and `new` collapse to, then expand."""
         if self.sizes.product(new) == 0:
             return self.dense_tensor(self.empty(new, dtype), new, dtype)
         groups = self._common_groups(old, new)

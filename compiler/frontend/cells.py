@@ -29,11 +29,15 @@ class CellOptions:
     linear_before_reset: bool = False
 
     def bound(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x clamped to [-clip, clip]; x itself without a clip."""
         return x if self.clip is None else torch.clamp(x, -self.clip, self.clip)
 
 
 def lstm_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptions, peephole: torch.Tensor | None = None) -> State:
-    """LSTM step: x [batch, 4H] in the order input, output, forget, cell; r [4H, H]; peephole [3H] in the order input, output, forget."""
+    """Return (h, c) after one step: x [batch, 4H] in the order input, output, forget, cell; h, c [batch, H]; r [4H, H].
+
+    peephole [3H] is in the order input, output, forget. Formulas: ONNX operator specification, LSTM.
+    """
     h, c = state
     f, g, last = options.functions
     i, o, forget, cell = (x + torch.matmul(h, r.t())).chunk(4, -1)
@@ -47,7 +51,10 @@ def lstm_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptio
 
 
 def gru_step(x: torch.Tensor, state: State, r: torch.Tensor, bias: torch.Tensor, options: CellOptions) -> State:
-    """GRU step: x [batch, 3H] in the order update, reset, hidden, with all biases but the recurrent one of hidden, which is `bias` [H]."""
+    """Return (h,) after one step: x [batch, 3H] in the order update, reset, hidden; h [batch, H]; r [3H, H].
+
+    x holds all biases but the recurrent one of hidden, which is `bias` [H]. Formulas: ONNX operator specification, GRU.
+    """
     (h,) = state
     f, g = options.functions
     hidden = h.shape[-1]
@@ -63,7 +70,7 @@ def gru_step(x: torch.Tensor, state: State, r: torch.Tensor, bias: torch.Tensor,
 
 
 def rnn_step(x: torch.Tensor, state: State, r: torch.Tensor, options: CellOptions) -> State:
-    """Elman RNN step: x [batch, H], r [H, H]."""
+    """Return (h,) after one step of an Elman RNN: x, h [batch, H], r [H, H]."""
     return (options.functions[0](options.bound(x + torch.matmul(state[0], r.t()))),)
 
 
@@ -98,7 +105,10 @@ def _standard_gru(linear_before_reset: bool) -> CellOptions:
 def lstm_scan(
     xs: torch.Tensor, r: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """xs [time, batch, 4H], r [4H, H], h0 and c0 [batch, H] to (hidden states [time, batch, H], last h, last c); gates i, o, f, c."""
+    """Run an LSTM over xs [time, batch, 4H] (gates i, o, f, c) with r [4H, H], h0 and c0 [batch, H].
+
+    Return (hidden states [time, batch, H], last h, last c).
+    """
     if xs.shape[0] == 0:
         return xs.new_empty((0, *h0.shape)), h0.clone(), c0.clone()
     hidden, (h, c) = unroll(lambda x, state: lstm_step(x, state, r, STANDARD_LSTM), xs, (h0, c0), reverse)
@@ -109,7 +119,10 @@ def lstm_scan(
 def gru_scan(
     xs: torch.Tensor, r: torch.Tensor, bias: torch.Tensor, h0: torch.Tensor, linear_before_reset: bool, reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """xs [time, batch, 3H], r [3H, H], bias [H], h0 [batch, H] to (hidden states [time, batch, H], last h); gates z, r, h."""
+    """Run a GRU over xs [time, batch, 3H] (gates z, r, h) with r [3H, H], bias [H] and h0 [batch, H].
+
+    Return (hidden states [time, batch, H], last h).
+    """
     if xs.shape[0] == 0:
         return xs.new_empty((0, *h0.shape)), h0.clone()
     options = _standard_gru(linear_before_reset)
@@ -119,7 +132,10 @@ def gru_scan(
 
 @torch.library.custom_op("llmos::rnn_scan", mutates_args=())
 def rnn_scan(xs: torch.Tensor, r: torch.Tensor, h0: torch.Tensor, reverse: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """xs [time, batch, H], r [H, H], h0 [batch, H] to (hidden states [time, batch, H], last h); tanh."""
+    """Run a tanh RNN over xs [time, batch, H] with r [H, H] and h0 [batch, H].
+
+    Return (hidden states [time, batch, H], last h).
+    """
     if xs.shape[0] == 0:
         return xs.new_empty((0, *h0.shape)), h0.clone()
     hidden, (h,) = unroll(lambda x, state: rnn_step(x, state, r, STANDARD_RNN), xs, (h0,), reverse)

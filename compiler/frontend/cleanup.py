@@ -16,7 +16,10 @@ ALLOWED = ("linalg", "tensor", "arith", "math", "affine", "func", "scf", "tm_ten
 
 
 def clean(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
-    """Clean up `main` in place; return those of `weights` (its arguments after the inputs) that it still takes."""
+    """Clean up `main` in place; return those of `weights` (its arguments after the inputs) that it still takes.
+
+    Raises UnsupportedError for ops that the linalg stage doesn't allow, PassError for IR that MLIR refuses.
+    """
     drop_assertions(module)
     _run(TIDY, module)
     if _has_inner_dims(module):
@@ -67,6 +70,7 @@ def _has_inner_dims(module: ir.Module) -> bool:
 
 
 def drop_unused_arguments(module: ir.Module, num_inputs: int, weights: Sequence[T]) -> list[T]:
+    """Erase the arguments of `main` after the first `num_inputs` that nothing uses; return the weights of the others."""
     function = main_function(module)
     block = function.entry_block
     used = [i for i, argument in enumerate(block.arguments) if i < num_inputs or any(True for _ in argument.uses)]

@@ -45,7 +45,10 @@ class Row:
 
 
 def check(source: Source, example_args: Sequence[Any] | None = None, dynamic_shapes: Any = None) -> list[Row]:
-    """Report every op of a torch, .onnx or .mlir model, unsupported ones first, then by name. Arguments as `import_torch`'s."""
+    """Report every op of a torch, .onnx or .mlir model, unsupported ones first, then by name. Arguments as `import_torch`'s.
+
+    Raises UserError for a missing or damaged file, UnsupportedError for a model that can't be exported.
+    """
     path = Path(source) if isinstance(source, str | Path) else None
     if path is not None and not path.is_file():
         raise UserError(f"{path}: no such file")

@@ -116,14 +116,17 @@ class Sizes:
         return not isinstance(dim, int) and (self.is_pending(dim) or any(each.size.expr in dim.free_symbols for each in self.computed))
 
     def dim(self, size: int | torch.SymInt | sympy.Expr) -> Dim:
-        """Convert a size of torch's metadata to the program's symbols, simplified by their ranges."""
+        """Convert a size of torch's metadata to the program's symbols, simplified by their ranges.
+
+        Raises UnsupportedError for a size that depends on data which no op reads.
+        """
         if isinstance(size, int):
             return size
         expr = self._renamed(size.node.expr if isinstance(size, torch.SymInt) else size)
         return self.simplify(self._without_floats(expr))
 
     def expression(self, value: torch.SymFloat | torch.SymBool) -> sympy.Basic:
-        """Convert a float or bool of torch's metadata to the program's symbols."""
+        """Convert a float or bool of torch's metadata to the program's symbols. Raises UnsupportedError as `dim`."""
         return self._renamed(value.node.expr)
 
     def _renamed(self, expr: sympy.Basic) -> sympy.Basic:
@@ -137,6 +140,7 @@ class Sizes:
         return expr.replace(lambda e: isinstance(e, ROUNDINGS), lambda e: rounded_size(e, self.bounds))
 
     def shape(self, sizes: Sequence[int | torch.SymInt]) -> Shape:
+        """Convert a shape of torch's metadata by `dim`."""
         return tuple(self.dim(size) for size in sizes)
 
     def bounds(self, dim: Dim) -> tuple[int | float, int | float]:
@@ -187,6 +191,7 @@ class Sizes:
         return any(each.is_number and each != 0 for each in found)
 
     def product(self, dims: Sequence[Dim]) -> Dim:
+        """Return the number of elements of a shape, simplified."""
         return self.simplify(sympy.expand(sympy.Mul(*dims)))
 
 
@@ -227,7 +232,7 @@ class IndexValues:
         return self._values[dim]
 
     def define(self, symbol: sympy.Symbol, value: ir.Value, anchor: ir.Operation) -> None:
-        """Bind a symbol that is known after `anchor`, which comes after every earlier anchor."""
+        """Bind a symbol, known after `anchor`, to an index value; `anchor` comes after every earlier anchor."""
         self._values[symbol] = value
         self._computed[symbol] = len(self._anchors)
         self._anchors.append(anchor)

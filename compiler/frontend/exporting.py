@@ -42,7 +42,11 @@ _PATCHING = threading.Lock()  # threads that restore torch in another order than
 
 
 def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any, random: str = "") -> ExportedProgram:
-    """Export the source as a functional program of ops that can be lowered. `random` names the seed input of random numbers."""
+    """Export the source as a functional program of ops that can be lowered. `random` names the seed input of random numbers.
+
+    Raises InputError for a module without example inputs, UserError for a damaged file, UnsupportedError where torch can't trace or
+    decompose.
+    """
     if isinstance(source, ExportedProgram):
         program = source
     elif isinstance(source, torch.nn.Module):
@@ -102,14 +106,20 @@ def _reason(error: BaseException) -> str:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """Functionalize, decompose ops that neither our table nor torch-mlir lowers, and make views of memory read that memory."""
+    """Functionalize, decompose ops that neither our table nor torch-mlir lowers, and make views of memory read that memory.
+
+    Raises UnsupportedError if torch can't decompose an op.
+    """
     known = _of_known_ops(without_prims(program))
     read = read_from_storage(without_prims(known))  # torch's definitions may leave primitive ops
     return known if read is known else _of_known_ops(read)
 
 
 def over_real_numbers(program: ExportedProgram) -> ExportedProgram:
-    """Replace complex numbers by pairs of real ones in a functional program; COMPLEX in the metadata marks the pairs."""
+    """Replace complex numbers by pairs of real ones in a functional program; COMPLEX in the metadata marks the pairs.
+
+    Raises UnsupportedError for an op without a rule.
+    """
     if not has_complex(program):
         return program
     pairs = as_pairs(program)
@@ -330,6 +340,7 @@ def _value_of(program: ExportedProgram, name: str) -> torch.Tensor:
 
 
 def check_outputs(program: ExportedProgram) -> None:
+    """Raise UnsupportedError for a program that changes a parameter."""
     for spec in program.graph_signature.output_specs:
         if spec.kind == OutputKind.PARAMETER_MUTATION:
             raise UnsupportedError(

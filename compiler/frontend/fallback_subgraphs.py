@@ -43,6 +43,7 @@ class FallbackSubgraphs:
         self._subgraphs: list[FallbackSubgraph] = []
 
     def add(self, node: fx.Node, shapes: Mapping[fx.Node, Shape]) -> FallbackSubgraph:
+        """Add an op with its operands' shapes; return its subgraph. Raises UnsupportedError for an empty operand."""
         check_shapes(node)
         subgraph = FallbackSubgraph(f"fallback_{len(self._subgraphs)}_{str(node.target).replace('.', '_')}", node, shapes)
         self._subgraphs.append(subgraph)
@@ -50,6 +51,7 @@ class FallbackSubgraphs:
 
     @property
     def count(self) -> int:
+        """Return the number of subgraphs so far."""
         return len(self._subgraphs)
 
     def try_last(self, context: ir.Context) -> None:
@@ -82,7 +84,7 @@ def _lowered(fallback_subgraphs: Sequence[FallbackSubgraph], context: ir.Context
 
 
 def lowered_in_child(module: ir.Module, names: str) -> ir.Module:
-    """Lower the module in a child process. Raises UnsupportedError also if the process aborts."""
+    """Lower a module of torch ops in a child process. Raises UnsupportedError also if the process aborts; `names` says of which ops."""
     text = module.operation.get_asm(enable_debug_info=False)
     answer = _CHILDREN.ask(text.encode())
     if not (answer.failed or answer.fault):

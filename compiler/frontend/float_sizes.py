@@ -28,7 +28,7 @@ _SINGLE_DIGITS = 300  # decimal places beyond those of any float64: marks a prod
 
 
 def single(value: float | torch.SymFloat) -> Any:
-    """A float rounded to float32, also where it follows from sizes."""
+    """Return a float rounded to float32, also where it follows from sizes."""
     if isinstance(value, torch.SymFloat):
         return value if _is_short(value.node.expr) else round(value, _SINGLE_DIGITS)  # type: ignore[call-overload]
     return FloorMulF32.rounded(value)
@@ -40,7 +40,10 @@ def is_single(expr: sympy.Basic) -> bool:
 
 
 def floor_of_float32_product(n: Any, scale: float) -> Any:
-    """floor(n * scale) in float32 of a symbolic size: by integer division where that gives the same for all n up to MAX_TRIED."""
+    """Return floor(n * scale) in float32 of a symbolic size.
+
+    It is an integer division where that gives the same for all n up to MAX_TRIED.
+    """
     tried, ratio = np.arange(MAX_TRIED + 1), FloorMulF32.ratio(scale)
     is_held = ratio.numerator < 2**31
     if is_held and _fits(tried, np.floor(tried.astype(np.float32) * np.float32(scale)), ratio, Fraction(0)):

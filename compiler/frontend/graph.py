@@ -35,6 +35,7 @@ class GraphLowering:
     _values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def bind(self, node: fx.Node, value: Any) -> None:
+        """Bind the value of a placeholder: a tensor, or a number."""
         self._values[node] = value
 
     def run(self, graph: fx.Graph) -> list[Any]:

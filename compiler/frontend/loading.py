@@ -37,7 +37,10 @@ def first_line(error: BaseException) -> str:
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Load a program that torch.export.save wrote. Raises UserError for a missing or damaged file, another version or another format."""
+    """Load a program that torch.export.save wrote, without running code from it.
+
+    Raises UserError for a missing or damaged file, another version or another format.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     _require_exported(path)

@@ -16,7 +16,7 @@ _VIEWS = ("torch.aten.view", "torch.aten.reshape", "torch.aten._unsafe_view", "t
 
 
 def answer(request: bytes) -> bytes:
-    """Lower a module of torch ops, as text, to linalg text. Raises UnsupportedError."""
+    """Lower a module of torch ops, as text, to linalg text. Raises UnsupportedError with torch-mlir's first error."""
     module = ir.Module.parse(request.decode(), context())
     try:
         lower(module)

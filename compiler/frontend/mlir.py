@@ -92,7 +92,7 @@ def _first_error(error: ir.MLIRError) -> str:
 
 
 def place(location: ir.Location) -> str:
-    """Format the location of an op in unnamed text."""
+    """Return the line and the column of an op in unnamed text; the location itself where it has none."""
     found = re.search(r":(\d+):(\d+)", str(location))
     return f"line {found[1]}, column {found[2]}" if found else str(location)
 

@@ -30,6 +30,6 @@ class ImportedModel:
 
 
 def with_quantization(metadata: Mapping[str, Any], module: ir.Module) -> dict[str, Any]:
-    """The metadata and what the module says of quantization, where it has any."""
+    """Return the metadata and what the module says of quantization, where it has any."""
     found = summary(module)
     return {**metadata, QUANTIZATION: found} if found else dict(metadata)

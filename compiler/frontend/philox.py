@@ -20,7 +20,7 @@ Words = Sequence[np.ndarray]  # uint64, each below 2^32
 
 
 def philox(counter: Words, key: Words) -> tuple[np.ndarray, ...]:
-    """Return four words of random bits for a counter of four words and a key of two."""
+    """Return four words of 32 random bits, as uint64, for a counter of four words and a key of two."""
     c, k = list(counter), list(key)
     for _ in range(ROUNDS):
         first, second = c[0] * np.uint64(MULTIPLIERS[0]), c[2] * np.uint64(MULTIPLIERS[1])
@@ -32,7 +32,7 @@ def philox(counter: Words, key: Words) -> tuple[np.ndarray, ...]:
 def random_words(seed: int, stream: int, count: int) -> np.ndarray:
     """Return int64 [count]: element i holds the first two words, the second in the high half, for the counter (i, stream).
 
-    `i` and `stream` take 64 bits of the counter each, low words first.
+    `i` and `stream` take 64 bits of the counter each, low words first; `seed` modulo 2^64 is the key.
     """
     index = np.arange(count, dtype=np.uint64)
     key = np.array(seed % 2**64, dtype=np.uint64)
@@ -50,7 +50,7 @@ def philox_op(seed: torch.Tensor, stream: int, size: Sequence[int]) -> torch.Ten
 
 @torch.library.custom_op("llmos::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def random_bits(size: Sequence[int]) -> torch.Tensor:
-    """Placeholder of `philox` until the program has a seed and the op a stream."""
+    """Return int64 of the given size, a placeholder of `philox` until the program has a seed and the op a stream."""
     return torch.randint(-(2**63), 2**63 - 1, tuple(size), dtype=torch.int64)
 
 

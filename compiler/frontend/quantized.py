@@ -20,7 +20,10 @@ def storage_dtype(dtype: str) -> torch.dtype:
 
 
 def broadcast(parameter: torch.Tensor, x: torch.Tensor, axis: int, block_size: int = 0) -> torch.Tensor:
-    """Reshape a scale or zero point to broadcast with `x`: one number, one per slice of `axis`, or one per block along it."""
+    """Reshape a scale or zero point to broadcast with `x`: one number, one per slice of `axis`, or one per block along it.
+
+    Raises UnsupportedError for a parameter of rank 2 or more without a block size.
+    """
     if is_per_tensor(parameter, block_size):
         return parameter.reshape(())
     axis = axis % x.ndim
@@ -32,6 +35,7 @@ def broadcast(parameter: torch.Tensor, x: torch.Tensor, axis: int, block_size: i
 
 
 def is_per_tensor(parameter: torch.Tensor, block_size: int) -> bool:
+    """Whether a scale or zero point is one number for the whole tensor."""
     return parameter.ndim == 0 or (parameter.ndim == 1 and parameter.shape[0] == 1 and not block_size)
 
 

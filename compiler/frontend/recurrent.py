@@ -17,6 +17,7 @@ Layer = Callable[[torch.Tensor, Sequence[torch.Tensor], tuple[torch.Tensor, ...]
 
 
 def has_recurrent_layers(module: torch.nn.Module) -> bool:
+    """Whether a module holds an nn.LSTM, nn.GRU or nn.RNN without a projection."""
     return any(isinstance(each, torch.nn.RNNBase) and each.proj_size == 0 for each in module.modules())
 
 

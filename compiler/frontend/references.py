@@ -22,7 +22,7 @@ def to_numpy(value: torch.Tensor) -> np.ndarray:
 
 
 def reference_of(source: Source, program: ExportedProgram, inputs: Sequence[ProgramInput]) -> Reference:
-    """Return a function that runs eager torch on numpy inputs."""
+    """Return a function that runs eager torch on numpy inputs, then states; it returns outputs, new states, updated inputs."""
     if any(each.kind == "state" for each in inputs):
         return _stateful_reference(program, [each for each in inputs if each.kind != "weight"])
     inputs = [each for each in inputs if each.kind == "input"]

@@ -43,7 +43,10 @@ def _output(program: ExportedProgram) -> fx.Node:
 
 
 def as_result(b: Builder, value: Any) -> Tensor:
-    """Return a value of the graph as a tensor with its own memory; a Python number becomes an int64, float64 or bool tensor of rank 0."""
+    """Return a value of the graph as a tensor with its own memory; a Python number becomes an int64, float64 or bool tensor of rank 0.
+
+    Raises UnsupportedError for any other value.
+    """
     if isinstance(value, sympy.Expr):
         value = b.number(value)
     if isinstance(value, Deferred):

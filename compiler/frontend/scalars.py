@@ -65,16 +65,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def lowest(dtype: torch.dtype) -> Number:
-    """Return the identity of max."""
+    """Return the identity of max: -inf, the least integer or False."""
     return -pymath.inf if dtype.is_floating_point else False if dtype == torch.bool else torch.iinfo(dtype).min
 
 
 def highest(dtype: torch.dtype) -> Number:
-    """Return the identity of min."""
+    """Return the identity of min: inf, the largest integer or True."""
     return pymath.inf if dtype.is_floating_point else True if dtype == torch.bool else torch.iinfo(dtype).max
 
 
 def constant(value: Number | Deferred, dtype: torch.dtype) -> Scalar:
+    """Emit a number of `dtype`; an integer wraps to its width. Raises UnsupportedError for an unsupported dtype."""
     if isinstance(value, Deferred):
         return cast(value.scalar(), dtype)
     kind = element_type(dtype)
@@ -109,13 +110,16 @@ class Scalar:
 
     @property
     def is_float(self) -> bool:
+        """Whether the dtype is a float."""
         return self.dtype.is_floating_point
 
     @property
     def is_unsigned(self) -> bool:
+        """Whether the dtype is an unsigned integer."""
         return self.dtype in UNSIGNED
 
     def like(self, other: Scalar | Number | Deferred) -> Scalar:
+        """Return a number as a scalar of this dtype; a Scalar as it is."""
         return other if isinstance(other, Scalar) else constant(other, self.dtype)
 
     def _binary(self, other: Scalar | Number | Deferred, floats: Any, signed: Any, unsigned: Any = None, swap: bool = False) -> Scalar:
@@ -183,9 +187,11 @@ class Scalar:
         return compare("ge", self, self.like(other))
 
     def equals(self, other: Scalar | Number | Deferred) -> Scalar:
+        """Return whether both are equal, as bool; false for NaN."""
         return compare("eq", self, self.like(other))
 
     def differs(self, other: Scalar | Number | Deferred) -> Scalar:
+        """Return whether both differ, as bool; true for NaN."""
         return compare("ne", self, self.like(other))
 
     def max(self, other: Scalar | Number | Deferred) -> Scalar:
@@ -205,7 +211,7 @@ _FLOAT_PREDICATES = {"eq": "OEQ", "ne": "UNE", "lt": "OLT", "le": "OLE", "gt": "
 
 
 def compare(relation: str, a: Scalar, b: Scalar) -> Scalar:
-    """Return `a relation b` as a bool."""
+    """Return `a relation b` ("eq", "ne", "lt", "le", "gt", "ge") as bool; for NaN only "ne" is true."""
     if a.is_float:
         return Scalar(arith.cmpf(getattr(arith.CmpFPredicate, _FLOAT_PREDICATES[relation]), a.value, b.value), torch.bool)
     name = relation if relation in ("eq", "ne") else ("u" if a.is_unsigned else "s") + relation
@@ -213,12 +219,17 @@ def compare(relation: str, a: Scalar, b: Scalar) -> Scalar:
 
 
 def select(condition: Scalar, a: Scalar | Number | Deferred, b: Scalar | Number | Deferred) -> Scalar:
+    """Return `a` where the condition holds, else `b`; at least one of both is a Scalar, which gives the dtype."""
     kind = a if isinstance(a, Scalar) else b
     assert isinstance(kind, Scalar)
     return Scalar(arith.select(condition.value, kind.like(a).value, kind.like(b).value), kind.dtype)
 
 
 def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
+    """Convert as torch's `Tensor.to`: floats truncate toward zero, integers wrap, nonzero is True.
+
+    A float outside the range of an integer dtype gives any number. Raises UnsupportedError for an unsupported dtype.
+    """
     if x.dtype == dtype:
         return x
     if dtype == torch.bool:
@@ -237,7 +248,7 @@ def cast(x: Scalar, dtype: torch.dtype) -> Scalar:
 
 
 def bitcast(x: Scalar, dtype: torch.dtype) -> Scalar:
-    """Reinterpret the bits of `x` as another dtype of the same width."""
+    """Reinterpret the bits of `x` as another dtype of the same width; bool is cast instead."""
     if torch.bool in (x.dtype, dtype):
         return cast(x, dtype)
     target = element_type(dtype)
@@ -263,17 +274,18 @@ def _int_to_int(x: Scalar, target: ir.Type) -> ir.Value:
 
 
 def from_index(value: ir.Value, dtype: torch.dtype) -> Scalar:
-    """Convert an index value to a tensor element."""
+    """Convert an index value to a scalar of `dtype`."""
     wide = Scalar(arith.index_cast(ir.IntegerType.get_signless(64), value), torch.int64)
     return cast(wide, dtype)
 
 
 def to_index(x: Scalar) -> ir.Value:
+    """Convert an integer to an index value."""
     return (arith.index_castui if x.is_unsigned else arith.index_cast)(ir.IndexType.get(), x.value)
 
 
 def unary(build: Callable[[ir.Value], ir.Value]) -> Callable[[Scalar], Scalar]:
-    """Wrap an op of the math dialect as a function of a Scalar."""
+    """Wrap an op of the math dialect as a function of a Scalar that keeps its dtype."""
     return lambda x: Scalar(build(x.value), x.dtype)
 
 
@@ -294,22 +306,27 @@ def fma(x: Scalar, y: Scalar, z: Scalar) -> Scalar:
 
 
 def power(x: Scalar, y: Scalar) -> Scalar:
+    """Return x^y, of floats or of integers, in the dtype of x."""
     return Scalar((math.powf if x.is_float else math.ipowi)(x.value, y.value), x.dtype)
 
 
 def arctan2(y: Scalar, x: Scalar) -> Scalar:
+    """Return the angle of the point (x, y) in radians."""
     return Scalar(math.atan2(y.value, x.value), y.dtype)
 
 
 def copysign(x: Scalar, sign: Scalar) -> Scalar:
+    """Return the magnitude of x with the sign bit of `sign`."""
     return Scalar(math.copysign(x.value, sign.value), x.dtype)
 
 
 def absolute(x: Scalar) -> Scalar:
+    """Return |x|; of the least signed integer itself."""
     if x.is_float:
         return float_abs(x)
     return x if x.is_unsigned else Scalar(math.absi(x.value), x.dtype)
 
 
 def sigmoid(x: Scalar) -> Scalar:
+    """Return 1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + exp(-x))

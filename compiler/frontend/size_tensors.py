@@ -26,7 +26,10 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
 
 
 def with_sizes_read(program: ExportedProgram) -> ExportedProgram:
-    """Replace each such read by its number. The program must be traced again, because shapes still refer to the read."""
+    """Replace each such read by its number; return the same program without one.
+
+    The program must be traced again, because shapes still refer to the read.
+    """
     if not any(str(node.target) in _READS for node in program.graph.nodes):
         return program
     module, signature = copied(program)

@@ -28,7 +28,7 @@ def _half(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("llmos::fft", mutates_args=())
 def fft(x: Tensor, forward: bool) -> Tensor:
-    """Transform the last dimension of complex numbers, unscaled."""
+    """Transform the last dimension of complex numbers, unscaled; backward with the conjugate factors if not `forward`."""
     found: Tensor = torch.fft.fft(x) if forward else torch.fft.ifft(x, norm="forward")
     return found
 

@@ -24,7 +24,10 @@ _Recast = Callable[[Tensor], Tensor]
 
 
 def read_from_storage(program: ExportedProgram) -> ExportedProgram:
-    """Make every op on storage take the storage as a rank-1 tensor; return the same program if all do."""
+    """Make every op on storage take the storage as a rank-1 tensor; return the same program if all do.
+
+    Raises UnsupportedError for a view of a non-contiguous input, of memory in front of a tensor, or of a tensor with gaps.
+    """
     if not any(_follows_a_view(node) for node in program.graph.nodes):
         return program
     module, signature = copied(program)

@@ -36,6 +36,7 @@ class SymbolicScalar(Deferred):
     index: Index
 
     def scalar(self) -> Scalar:
+        """Emit the number at the current insertion point. Raises UnsupportedError for an infinite one, or another function of sizes."""
         if self.expr.has(sympy.oo, -sympy.oo, sympy.nan):
             raise UnsupportedError(f"a number that follows from input sizes is not finite ({self.expr})")
         return _emitted(self.expr, self.index).to(self.dtype)

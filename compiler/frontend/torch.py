@@ -110,7 +110,7 @@ def _given_value(argument: ProgramInput) -> torch.Tensor:
 
 
 def torch_weight(value: torch.Tensor) -> Weight:
-    """Return a Weight that reads a torch tensor on load."""
+    """Return a Weight that reads a torch tensor on load, without a copy if it is dense; bfloat16 as uint16."""
     return Weight(
         dtype_name(value.real.dtype if value.is_complex() else value.dtype, value.is_complex()), tuple(value.shape), lambda: to_numpy(value)
     )

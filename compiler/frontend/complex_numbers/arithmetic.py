@@ -15,10 +15,12 @@ aten = torch.ops.aten
 
 
 def add(x: Any, y: Any, *, alpha: Any = 1) -> Pair:
+    """Return x + alpha y; one operand may be real, or a number."""
     return _sum(x, y if alpha == 1 else multiply(y, alpha), operator.add)
 
 
 def subtract(x: Any, y: Any, *, alpha: Any = 1) -> Pair:
+    """Return x - alpha y; one operand may be real, or a number."""
     return _sum(x, y if alpha == 1 else multiply(y, alpha), operator.sub)
 
 
@@ -40,6 +42,7 @@ def paired(re: Any, im: Any) -> Pair:
 
 
 def multiply(x: Any, y: Any) -> Any:
+    """Return x y; the product of two real operands is real."""
     x, y = common(x, y)
     (a, b), (c, d) = parts(x), parts(y)
     if b is None and d is None:
@@ -50,7 +53,7 @@ def multiply(x: Any, y: Any) -> Any:
 
 
 def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
-    """Divide with the divisor scaled to a largest part of 1, so that its square neither overflows nor underflows."""
+    """Return x / y, with the divisor scaled to a largest part of 1, so that its square neither overflows nor underflows."""
     if rounding_mode is not None:
         return NotImplemented
     x, y = common(x, y)
@@ -68,6 +71,7 @@ def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
 
 
 def power(x: Any, y: Any) -> Any:
+    """Return x^y = exp(y log x); some constant exponents are exact. 0^y is 1 for y = 0, else 0."""
     if isinstance(y, int | float | complex) and y in _EXACT_POWERS:
         return _EXACT_POWERS[y](x)
     x, y = common(x, y)
@@ -94,6 +98,7 @@ _EXACT_POWERS: dict[complex, Callable[[Any], Any]] = {
 
 
 def equal(x: Any, y: Any) -> Tensor:
+    """Return whether both parts are equal, as bool."""
     x, y = common(x, y)
     a, c = parts(x)[0], parts(y)[0]
     like = a if isinstance(a, Tensor) else c
@@ -102,7 +107,7 @@ def equal(x: Any, y: Any) -> Tensor:
 
 
 def convert(x: Any, *args: Any, **kwargs: Any) -> Any:
-    """_to_copy to a complex dtype, between complex dtypes, or to a real dtype, which drops the imaginary part."""
+    """Lower aten._to_copy to a complex dtype, between complex dtypes, or to a real dtype, which drops the imaginary part."""
     dtype = kwargs.get("dtype") or x.dtype
     if not dtype.is_complex:
         return x.re.to(dtype)

@@ -89,7 +89,7 @@ def parts(x: Operand) -> tuple[Any, Any]:
 
 
 def both(x: Operand, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return both parts as tensors, of `like`'s dtype if given."""
+    """Return both parts as tensors, of `like`'s dtype if given; a number needs a `like`."""
     re, im = parts(x)
     if not isinstance(re, Tensor):
         assert like is not None
@@ -113,7 +113,7 @@ def _sample(x: Any) -> Any:
 
 
 def converted(x: Any, part: torch.dtype) -> Any:
-    """Convert the parts of a tensor to a dtype."""
+    """Convert the parts of a tensor to the real dtype `part`; numbers are unchanged."""
     if isinstance(x, Pair):
         return Pair(x.re.to(part), x.im.to(part))
     return x.to(part) if isinstance(x, Tensor) else x

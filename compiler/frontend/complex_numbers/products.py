@@ -45,6 +45,7 @@ def _factors(x: Any, dim: int) -> list[Any]:
 
 
 def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Lower aten.prod along `dim`, or over all elements. Raises UnsupportedError for a symbolic size, or one above MAX_FACTORS."""
     if dtype is not None:
         x = x.to(dtype)
     if dim is None:
@@ -58,6 +59,7 @@ def prod(x: Any, dim: int | None = None, keepdim: bool = False, *, dtype: torch.
 
 
 def cumprod(x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    """Lower aten.cumprod along `dim`. Raises UnsupportedError for a symbolic size, or one above MAX_FACTORS."""
     if dtype is not None:
         x = x.to(dtype)
     if x.dim() == 0:

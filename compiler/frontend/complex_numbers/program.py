@@ -28,10 +28,12 @@ Parts = tuple[fx.Node, fx.Node]
 
 @cache
 def rules() -> Mapping[Any, Rule]:
+    """Return the rule of each op overload."""
     return {**arithmetic.RULES, **functions.RULES, **movement.RULES, **products.RULES, **spectral.RULES}
 
 
 def has_complex(program: ExportedProgram) -> bool:
+    """Whether a value of the program is a complex tensor."""
     return any(_is_complex(node.meta.get("val")) for node in program.graph.nodes)
 
 

@@ -73,6 +73,10 @@ def _scale(normalization: int, lengths: Sequence[Any]) -> Any:
 
 
 def c2c(x: Any, dims: Sequence[int], normalization: int, forward: bool) -> Any:
+    """Lower aten._fft_c2c: transform complex numbers along `dims`, scaled by torch's `normalization` (0 none, 1 by root n, 2 by n).
+
+    Raises UnsupportedError for a length without factors of at most MAX_LENGTH.
+    """
     z = Pair(*both(x))
     for dim in dims:
         z = _along(z, dim, forward)
@@ -81,7 +85,10 @@ def c2c(x: Any, dims: Sequence[int], normalization: int, forward: bool) -> Any:
 
 
 def r2c(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Any:
-    """Transform real numbers: the last of `dims` first, one-sided if `onesided`, then the others as complex transforms."""
+    """Lower aten._fft_r2c: transform the last of `dims` first, one-sided if `onesided`, then the others as complex transforms.
+
+    Raises UnsupportedError as `c2c`.
+    """
     *others, last = dims
     z = _of_real(x, last, onesided)
     for dim in others:
@@ -105,7 +112,10 @@ def _of_real(x: Tensor, dim: int, onesided: bool) -> Any:
 
 
 def c2r(x: Any, dims: Sequence[int], normalization: int, length: Any) -> Any:
-    """Invert r2c: the missing half of the last dimension is the conjugate mirror of the given one."""
+    """Lower aten._fft_c2r, the inverse of r2c: the missing half of the last dimension is the conjugate mirror of the given one.
+
+    Return [..., length] real numbers. Raises UnsupportedError as `c2c`.
+    """
     *others, last = dims
     z = Pair(*both(x))
     for dim in others:

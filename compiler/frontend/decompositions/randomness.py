@@ -23,7 +23,7 @@ def _bits(size: Sequence[Any]) -> Tensor:
 
 
 def uniform(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """Draw from [0, 1): multiples of 2^-digits, where digits is the precision of the dtype."""
+    """Draw `dtype` numbers from [0, 1): multiples of 2^-digits, where digits is the precision of the dtype."""
     bits = _bits(size)
     if dtype == torch.float64:
         return ((bits >> 11) & (2**53 - 1)).to(dtype) * 2.0**-53
@@ -32,7 +32,7 @@ def uniform(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def normal(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    """Draw with mean 0 and variance 1, by the Box-Muller transform of two 32-bit numbers."""
+    """Draw `dtype` numbers of mean 0 and variance 1, by the Box-Muller transform of two 32-bit numbers."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = _bits(size)
     radius = torch.sqrt(-2.0 * torch.log(((bits & _LOW).to(wide) + 1.0) * 2.0**-32))
@@ -40,7 +40,7 @@ def normal(size: Sequence[Any], dtype: torch.dtype) -> Tensor:
 
 
 def integers(low: int, high: int, size: Sequence[Any]) -> Tensor:
-    """Draw int64 numbers from [low, high)."""
+    """Draw int64 numbers from [low, high): a 32-bit number scaled, or for a range of 2^31 or more a 63-bit one modulo it."""
     span = high - low
     bits = _bits(size)
     found = ((bits & _LOW) * span) >> 32 if span < 2**31 else (bits & (2**63 - 1)) % span
@@ -48,6 +48,7 @@ def integers(low: int, high: int, size: Sequence[Any]) -> Tensor:
 
 
 def exponential(size: Sequence[Any], dtype: torch.dtype, rate: float = 1.0) -> Tensor:
+    """Draw exponential `dtype` numbers of mean 1 / rate, as -log(1 - u) / rate of a uniform u."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return (-torch.log1p(-uniform(size, wide)) / rate).to(dtype)
 

@@ -39,6 +39,7 @@ def stft_centered(
     pad_mode: str = "reflect", normalized: bool = False, onesided: bool | None = None, return_complex: bool | None = None,
     align_to_window: bool | None = None,
 ) -> Any:  # fmt: skip
+    """Decompose aten.stft.center: `center` pads the signal by n_fft // 2 on both sides first, by `pad_mode`."""
     if center:
         rows = x.reshape(1, -1, x.shape[-1])  # the rank that every padding mode accepts
         padded = torch.nn.functional.pad(rows, [n_fft // 2, n_fft // 2], mode=pad_mode)
@@ -50,7 +51,7 @@ def istft(
     x: Tensor, n_fft: int, hop_length: int | None = None, win_length: int | None = None, window: Tensor | None = None, center: bool = True,
     normalized: bool = False, onesided: bool | None = None, length: Any = None, return_complex: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Return the least-squares signal: overlap-added frames divided by the sum of their squared windows."""
+    """Decompose aten.istft: the least-squares signal, overlap-added frames divided by the sum of their squared windows."""
     hop = n_fft // 4 if hop_length is None else hop_length
     half = onesided if onesided is not None else x.shape[-2] != n_fft
     norm = "ortho" if normalized else "backward"
