@@ -44,8 +44,8 @@ _PATCHING = threading.Lock()  # threads that restore torch in another order than
 def export(source: Source, example_args: Sequence[Any] | None, dynamic_shapes: Any, random: str = "") -> ExportedProgram:
     """Export the source as a functional program of ops that can be lowered. `random` names the seed input of random numbers.
 
-    Raises InputError for a module without example inputs, UserError for a damaged file, UnsupportedError where torch can't trace or
-    decompose.
+    Raises InputError for a module without example inputs, UserError for a damaged file.
+    Raises UnsupportedError where torch can't trace the module or decompose an op.
     """
     if isinstance(source, ExportedProgram):
         program = source
