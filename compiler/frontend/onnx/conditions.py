@@ -18,26 +18,31 @@ _max: Callable[[Any, Any], Any] = torch.sym_max
 
 
 def less(a: Any, b: Any) -> Any:
+    """Return a < b: a bool where the sizes decide it, else a symbolic 1 or 0."""
     if not _is_open(a, b):
         return a < b
     return _decided(a < b, a >= b, lambda: _is_positive(b - a))
 
 
 def less_or_equal(a: Any, b: Any) -> Any:
+    """Return a <= b, as `less`."""
     return logical_not(less(b, a))
 
 
 def equal(a: Any, b: Any) -> Any:
+    """Return a == b: a bool where the sizes decide it, else a symbolic 1 or 0."""
     if not _is_open(a, b):
         return a == b
     return _decided(a == b, a != b, lambda: 1 - _min(_max(a - b, b - a), 1))
 
 
 def logical_not(a: Any) -> Any:
+    """Return not a, symbolic for a symbolic truth value."""
     return 1 - a if isinstance(a, torch.SymInt) else not bool(a)
 
 
 def logical_and(a: Any, b: Any) -> Any:
+    """Return a and b, symbolic where a symbolic truth value decides."""
     if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
         return a * b
     if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
@@ -47,22 +52,27 @@ def logical_and(a: Any, b: Any) -> Any:
 
 
 def logical_or(a: Any, b: Any) -> Any:
+    """Return a or b, by De Morgan's law."""
     return logical_not(logical_and(logical_not(a), logical_not(b)))
 
 
 def logical_xor(a: Any, b: Any) -> Any:
+    """Return whether one of a and b is true, not both."""
     return logical_and(logical_or(a, b), logical_not(logical_and(a, b)))
 
 
 def choose(condition: Any, yes: Any, no: Any) -> Any:
-    """Where. A condition that selects other values than integers becomes a guard on the sizes."""
+    """Return `yes` where the condition holds, else `no` (Where).
+
+    A condition that selects other values than integers becomes a guard on the sizes.
+    """
     if isinstance(condition, torch.SymInt) and all(isinstance(each, (int, torch.SymInt)) for each in (yes, no)):
         return no + condition * (yes - no)
     return yes if bool(condition) else no
 
 
 def divide(a: Any, b: Any) -> Any:
-    """Div: integers truncate toward zero. Raises UnsupportedError for a divisor 0."""
+    """Return a / b (Div): integers truncate toward zero. Raises UnsupportedError for a divisor 0."""
     if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
         return a / b
     if isinstance(b, int) and b == 0:

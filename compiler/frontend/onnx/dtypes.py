@@ -47,7 +47,7 @@ INTEGER_RANGE: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
 
 
 def torch_dtype(elem_type: int) -> torch.dtype:
-    """Return the torch dtype of an ONNX element type. Raises UnsupportedError for strings and the types of coded.py."""
+    """Return the torch dtype of an ONNX element type. Raises UnsupportedError for strings and the types of low_precision.py."""
     dtype = TORCH_OF_ONNX.get(elem_type)
     if dtype is not None:
         return dtype
@@ -67,13 +67,16 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 def dtype_of(dtype: np.dtype) -> torch.dtype:
-    """Invert `numpy_dtype`. Raises UnsupportedError for strings and coded types."""
+    """Invert `numpy_dtype`. Raises UnsupportedError for strings and low-precision types."""
     elem_type = helper.np_dtype_to_tensor_dtype(dtype)
     return torch_dtype(elem_type)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """Convert an array to a tensor, sharing memory if it is dense, except for bfloat16 during tracing."""
+    """Convert an array to a tensor, sharing memory if it is dense, except for bfloat16 during tracing.
+
+    Raises UnsupportedError for strings.
+    """
     if array.dtype == object or array.dtype.kind in "SUT":
         raise UnsupportedError("strings aren't supported; keep text handling out of the exported model.")
     dtype = dtype_of(array.dtype)

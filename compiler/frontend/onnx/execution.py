@@ -43,7 +43,10 @@ class Executor:
     after: Callable[[Node], None] = lambda node: None
 
     def run(self, graph: Graph, inputs: Mapping[str, Value], outer: Mapping[str, Value] | None = None) -> list[Value]:
-        """Run the graph; return the values of its outputs. A subgraph also sees the names of `outer`."""
+        """Run the graph; return the values of its outputs. A subgraph also sees the names of `outer`.
+
+        Raises UnsupportedError, naming the node, for a value from data where a constant is needed.
+        """
         scopes: list[Any] = [{}, inputs, graph.constants] + ([outer] if outer is not None else [])
         env: Environment = ChainMap(*scopes)
         for node in graph.nodes:
@@ -75,7 +78,10 @@ class Executor:
                 env[name] = result
 
     def any_tensor(self, value: Value) -> torch.Tensor | LowPrecisionTensor:
-        """Return the tensor of a value: a buffer of the module, a filled tensor, or a tensor of sizes."""
+        """Return the tensor of a value: a buffer of the module, a filled tensor, or a tensor of sizes.
+
+        Raises UnsupportedError for a sequence or an empty optional.
+        """
         if isinstance(value, torch.Tensor | LowPrecisionTensor):
             return value
         if not isinstance(value, ConstantValue):
@@ -89,7 +95,7 @@ class Executor:
         return _symbols_to_tensor(value) if value.is_symbolic else _constant_to_tensor(value.array)
 
     def tensor(self, value: Value) -> torch.Tensor:
-        """As `any_tensor`, but rejects coded types, which have no arithmetic."""
+        """As `any_tensor`; also raises UnsupportedError for low-precision types, which have no arithmetic."""
         found = self.any_tensor(value)
         if isinstance(found, LowPrecisionTensor):
             raise UnsupportedError(f"elements of type {found.format.name} can only be moved and cast; cast them to float first.")
@@ -188,7 +194,7 @@ def _to_constant(value: Value) -> Value:
 
 
 def _moved(function: OpFunction, args: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
-    """Call a data movement function with codes in place of coded tensors."""
+    """Call a data movement function with codes in place of low-precision tensors."""
     elem_type = next((arg.elem_type for arg in args if isinstance(arg, LowPrecisionTensor)), None)
     result = function.call(*[arg.codes if isinstance(arg, LowPrecisionTensor) else arg for arg in args], **attributes)
     if elem_type is None:

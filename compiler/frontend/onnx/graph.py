@@ -17,7 +17,7 @@ from llmos.runtime.errors import UnsupportedError, UserError
 
 @dataclass(frozen=True)
 class Node:
-    """One op: `function` computes it from tensors, `on_host` (if any) from host values."""
+    """One op: `function` computes it from tensors, `on_host` (if any) from constant values."""
 
     op: str
     name: str
@@ -42,7 +42,10 @@ class Graph:
 
 
 def parse_graph(proto: onnx.GraphProto, versions: Mapping[str, int], load: Any = numpy_helper.to_array) -> Graph:
-    """Convert a graph whose ops all have functions to records. `load` reads one TensorProto into an array."""
+    """Convert a graph whose ops all have functions to records. `load` reads one TensorProto into an array.
+
+    Raises UnsupportedError for an op, an attribute or a sparse initializer that isn't supported, UserError for a missing attribute.
+    """
     constants = {tensor.name: ConstantValue(array, array.dtype) for tensor in proto.initializer for array in (load(tensor),)}
     if proto.sparse_initializer:
         raise UnsupportedError("sparse initializers aren't supported; store those weights densely.")

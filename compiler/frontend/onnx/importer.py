@@ -65,6 +65,7 @@ class OnnxProgram:
 
     @property
     def reference(self) -> OnnxReference:
+        """Return the reference of the accuracy report: the unmodified model, run on arrays."""
         return OnnxReference(self.model, self.inputs, self.bound, self.module)
 
 
@@ -164,7 +165,7 @@ def unsupported_ops(source: Source) -> list[Problem]:
 
 
 def compile_time_inputs(source: Source, conditions: bool = False) -> frozenset[str]:
-    """Return the inputs that must be bound to constants to compile the model: shapes, axes, trip counts. See early.early_inputs."""
+    """Return the inputs that must be bound to constants to compile the model: shapes, axes, trip counts (compile_time.py)."""
     return _compile_time_inputs(build_module(load_model(source), {}).graph, conditions)
 
 

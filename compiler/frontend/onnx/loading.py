@@ -44,11 +44,15 @@ class LoadedModel:
 
     @property
     def reader(self) -> partial[np.ndarray]:
+        """Return the function that reads a TensorProto of the model into an array (`read_tensor`)."""
         return partial(read_tensor, self.folder)
 
 
 def load_model(source: Source) -> LoadedModel:
-    """Parse a file (or take a ModelProto) and infer its shapes. Raises UserError if it is missing, damaged or too old."""
+    """Parse a file (or take a ModelProto) and infer its shapes. Raises UserError if it is missing or damaged.
+
+    Raises UnsupportedError for an opset that the installed onnx can't read or convert.
+    """
     if isinstance(source, onnx.ModelProto):
         model = LoadedModel(source, Path(), source.graph.name or "model")
     else:

@@ -23,19 +23,20 @@ _INFINITY = 0x7F800000
 
 @dataclass(frozen=True, eq=False)
 class LowPrecisionTensor:
-    """A tensor of a coded type: uint8 `codes` of its shape."""
+    """A tensor of a low-precision type: uint8 `codes` of its shape."""
 
     codes: torch.Tensor
     elem_type: int
 
     @property
     def format(self) -> Format:
+        """Return the format of its element type."""
         return FORMATS[self.elem_type]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One coded type. `storage` is ml_dtypes' type with the same codes."""
+    """One low-precision type. `storage` is ml_dtypes' type with the same codes."""
 
     name: str
     num_bits: int
@@ -43,11 +44,14 @@ class Format:
 
     @property
     def mask(self) -> int:
+        """Return the bits of a code that count."""
         return (1 << self.num_bits) - 1
 
 
 @dataclass(frozen=True)
 class IntegerFormat(Format):
+    """An integer of 2 or 4 bits, in two's complement if `is_signed`."""
+
     is_signed: bool = True
 
 
@@ -87,17 +91,17 @@ _OF_STORAGE: Mapping[np.dtype, int] = MappingProxyType({np.dtype(each.storage): 
 
 
 def low_precision_type(dtype: np.dtype) -> int | None:
-    """Return the ONNX element type of an array of a coded type; None for other arrays."""
+    """Return the ONNX element type of an array of a low-precision type; None for other arrays."""
     return _OF_STORAGE.get(dtype)
 
 
 def codes_of(array: np.ndarray) -> np.ndarray:
-    """Return the codes of an array of a coded type, without a copy if it is dense."""
+    """Return the codes of an array of a low-precision type, uint8, without a copy if it is dense."""
     return np.ascontiguousarray(array).reshape(array.shape).view(np.uint8)
 
 
 def array_of(codes: np.ndarray, elem_type: int) -> np.ndarray:
-    """Invert `codes_of`."""
+    """Invert `codes_of`: view uint8 codes as ml_dtypes' type."""
     return codes.view(FORMATS[elem_type].storage)
 
 
@@ -114,7 +118,10 @@ def decode(low_precision: LowPrecisionTensor) -> torch.Tensor:
 
 
 def encode(x: torch.Tensor, elem_type: int, saturate: bool = True, round_mode: str = "up") -> LowPrecisionTensor:
-    """Encode numbers. To integers, truncate toward zero and wrap; to floats, round to nearest even."""
+    """Encode numbers. To integers, truncate toward zero and wrap; to floats, round to nearest even, and saturate if `saturate`.
+
+    `round_mode` is that of E8M0 ("up", "down", "nearest"). Raises UnsupportedError for another mode.
+    """
     form = FORMATS[elem_type]
     if isinstance(form, IntegerFormat):
         return LowPrecisionTensor((x.to(torch.int32) & form.mask).to(torch.uint8), elem_type)

@@ -28,6 +28,7 @@ class Result:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
+        """Return the names of its tensors, "name.i" for item i of a sequence."""
         if self.is_absent:
             return ()
         return (self.name,) if self.length is None else tuple(f"{self.name}.{i}" for i in range(self.length))
@@ -42,12 +43,12 @@ class _Record:
 class OnnxModule(nn.Module):
     """`graph` as a module: constants used as tensors are buffers under their ONNX names.
 
-    forward takes the graph's inputs and returns its outputs in order, with sequences flattened and coded types as codes. `results`
+    forward takes the graph's inputs and returns its outputs in order, with sequences flattened and low-precision types as codes. `results`
     describes how the tensors of the last run map to the outputs.
     """
 
     def __init__(self, graph: Graph, low_precision_inputs: Mapping[str, int] | None = None) -> None:
-        """`low_precision_inputs`: ONNX element types of the inputs that are given as codes (coded.py)."""
+        """`low_precision_inputs`: ONNX element types of the inputs that are given as codes (low_precision.py)."""
         super().__init__()
         self.low_precision_inputs = dict(low_precision_inputs or {})
         # In a separate object: torch.export reverts assignments to the module.
@@ -67,6 +68,7 @@ class OnnxModule(nn.Module):
         return self._record.limiting_nodes
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the graph on its inputs in order; return the tensors of its outputs. Raises as `Executor.run`."""
         watch = DimensionWatch(inputs)
         self._record.limiting_nodes = watch.nodes
         executor = Executor(self._buffer, watch.after)

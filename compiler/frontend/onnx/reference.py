@@ -77,6 +77,6 @@ class OnnxReference:
 
 
 def _plain(outputs: Sequence[Any]) -> list[np.ndarray]:
-    """Convert outputs to the form of a compiled model: sequences flattened, empty optionals removed, coded types as codes."""
+    """Convert outputs to the form of a compiled model: sequences flattened, empty optionals removed, low-precision types as codes."""
     items = [item for value in outputs for item in (value if isinstance(value, list) else [value]) if item is not None]
     return [codes_of(array) if low_precision_type(array.dtype) else array for array in map(np.asarray, items)]

@@ -7,7 +7,7 @@ The annotation of an input declares its form:
     Sizes         as Ints, but a runtime value is read from data and determines sizes
     Operand       a tensor, or a      Floats  a tuple of floats, a compile-time value
                   Python number       Array   a Host value         Value   any form
-    AnyTensor     a tensor, of a coded type too (coded.py)
+    AnyTensor     a tensor, of a low-precision type too (low_precision.py)
     Numbers       a tuple of Python numbers of the input's type, a compile-time value
     Known         a Host value or None; the function itself reports anything else
 

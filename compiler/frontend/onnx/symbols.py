@@ -36,7 +36,10 @@ class InputSpec:
 
 
 def input_specs(graph: onnx.GraphProto) -> tuple[InputSpec, ...]:
-    """Return the model's inputs in order, without the initializers that old files list among them."""
+    """Return the model's inputs in order, without the initializers that old files list among them.
+
+    Raises UnsupportedError for an input that isn't a tensor of a declared rank.
+    """
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     names = identifiers(dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param)
@@ -75,7 +78,10 @@ def with_static(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> tuple[I
 
 
 def renamed(specs: Sequence[InputSpec], names: Sequence[str]) -> tuple[InputSpec, ...]:
-    """Rename the dynamic dimensions of the specs to `names`, in order; names that the file already has change nothing."""
+    """Rename the dynamic dimensions of the specs to `names`, in order; names that the file already has change nothing.
+
+    Raises UserError for another number of names.
+    """
     own = symbols_of(specs)
     if set(names) <= set(own):
         return tuple(specs)

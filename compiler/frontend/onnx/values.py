@@ -1,4 +1,4 @@
-"""Values on the edges of an ONNX graph during execution: a tensor, a host value, or a sequence of them."""
+"""Values on the edges of an ONNX graph during execution: a tensor, a constant value, or a sequence of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class ConstantValue:
 
     @property
     def is_symbolic(self) -> bool:
+        """Whether elements may follow from sizes of the inputs."""
         return self.array.dtype == object
 
 
@@ -32,7 +33,7 @@ Value: TypeAlias = torch.Tensor | LowPrecisionTensor | ConstantValue | list[Any]
 
 
 def constant_value(array: Any, dtype: Any = None) -> ConstantValue:
-    """Make a host value from anything numpy accepts; object arrays of plain numbers become numeric."""
+    """Make a constant value from anything numpy accepts; object arrays of plain numbers become numeric."""
     array = np.asarray(array)
     wanted = np.dtype(dtype) if dtype is not None else np.dtype(np.int64) if array.dtype == object else array.dtype
     is_plain = array.dtype != object or all(isinstance(item, (bool, int, float, np.generic)) for item in array.flat)
@@ -42,7 +43,7 @@ def constant_value(array: Any, dtype: Any = None) -> ConstantValue:
 
 
 def sizes(values: Any) -> ConstantValue:
-    """Make a rank-1 int64 host value of dims, which may be symbolic."""
+    """Make a rank-1 int64 constant value of dims, which may be symbolic."""
     values = list(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -50,6 +51,6 @@ def sizes(values: Any) -> ConstantValue:
 
 
 def scalar_of(value: ConstantValue) -> Any:
-    """Return the only element of a host value, as a Python number or a symbol."""
+    """Return the only element of a constant value, as a Python number or a symbol."""
     item = value.array.reshape(-1)[0]
     return item.item() if isinstance(item, np.generic) else item

@@ -13,6 +13,7 @@ from llmos.runtime.errors import UnsupportedError
 
 @op("Cast", since=6)
 def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | LowPrecisionTensor:
+    """Lower Cast: floats truncate toward zero, integers wrap; `saturate` and `round_mode` are for low-precision floats."""
     if isinstance(x, LowPrecisionTensor):
         return x if x.elem_type == to else cast(decode(x), to=to, saturate=saturate, round_mode=round_mode)
     return encode(x, to, bool(saturate), round_mode) if to in FORMATS else convert(x, torch_dtype(to))
@@ -20,7 +21,10 @@ def cast(x: AnyTensor, *, to: int, saturate: int = 1, round_mode: str = "up") ->
 
 @op("CastLike", since=15)
 def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str = "up") -> torch.Tensor | LowPrecisionTensor | ConstantValue:
-    """Cast to the type of `like`; a constant stays one, since function bodies cast their constants this way."""
+    """Lower CastLike: cast to the type of `like`; a constant stays one, since function bodies cast their constants this way.
+
+    Raises UnsupportedError for a size, a sequence, or a constant to a low-precision type.
+    """
     if isinstance(x, ConstantValue) and not x.is_symbolic and isinstance(like, torch.Tensor):
         return constant_value(x.array.astype(numpy_dtype(like.dtype)))
     if not isinstance(x, torch.Tensor | LowPrecisionTensor):
@@ -33,6 +37,7 @@ def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str =
 
 @op("BitCast", since=26)
 def bit_cast(x: torch.Tensor, *, to: int) -> torch.Tensor:
+    """Lower BitCast between types of one width. Raises UnsupportedError for different widths, as ONNX specifies."""
     dtype = torch_dtype(to)
     if dtype.itemsize != x.dtype.itemsize:
         raise UnsupportedError("BitCast between element types of different widths isn't allowed (ONNX specification).")

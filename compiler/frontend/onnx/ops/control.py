@@ -16,7 +16,10 @@ MAX_TRIP_COUNT = 256
 
 @op("If")
 def if_(condition: Value, *, then_branch: Subgraph, else_branch: Subgraph) -> tuple[Any, ...]:
-    """Run the branch of a constant condition; otherwise run both and select their results (ONNX ops have no side effects)."""
+    """Lower If: run the branch of a constant condition; otherwise run both and select their results (ONNX ops have no side effects).
+
+    Raises UnsupportedError if a data-dependent condition selects between different shapes.
+    """
     if isinstance(condition, ConstantValue):
         return tuple(then_branch() if bool(scalar_of(condition)) else else_branch())
     if not isinstance(condition, torch.Tensor):
@@ -37,7 +40,10 @@ def _choose(condition: torch.Tensor, a: Value, b: Value) -> torch.Tensor:
 
 @op("Loop")
 def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple[Any, ...]:
-    """Unroll the loop: the trip count, or the condition after each iteration, must be constant."""
+    """Lower Loop, unrolled: the trip count, or the condition after each iteration, must be constant.
+
+    Raises UnsupportedError for one computed from data, for no iteration, and for more than MAX_TRIP_COUNT.
+    """
     limit = int(_known(trips, "its trip count")) if trips is not None else None
     going = bool(_known(condition, "its condition")) if condition is not None else True
     values, scans, iteration = list(state), None, 0
@@ -57,7 +63,10 @@ def loop(trips: Known, condition: Known, *state: Value, body: Subgraph) -> tuple
 
 @op("Scan")
 def scan_of_batches(*items: Value, body: Subgraph, num_scan_inputs: int, directions: tuple[int, ...] | None = None) -> tuple[Any, ...]:
-    """Scan of version 8: over axis 1 of [batch, length, ...], with the batch unrolled too; the first input holds optional row lengths."""
+    """Lower Scan of opset 8: over axis 1 of [batch, length, ...], with the batch unrolled too.
+
+    The first input holds optional row lengths. Raises UnsupportedError for these and for a dynamic batch or length.
+    """
     lengths, *rest = items
     if lengths is not None:
         raise UnsupportedError("Scan of opset 8 with sequence_lens isn't supported; export with opset 9 or later.")
@@ -80,7 +89,7 @@ def scan(
     scan_output_axes: tuple[int, ...] | None = None,
     scan_output_directions: tuple[int, ...] | None = None,
 ) -> tuple[Any, ...]:
-    """Unroll the scan over a static length."""
+    """Lower Scan from opset 9, unrolled. Raises UnsupportedError for a dynamic length, or one that isn't 1 to MAX_TRIP_COUNT."""
     count = len(items) - num_scan_inputs
     state, sequences = list(items[:count]), items[count:]
     axes = scan_input_axes or (0,) * num_scan_inputs

@@ -25,12 +25,16 @@ def conv(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
+    """Lower Conv of x [batch, C, spatial...] with weight [M, C / group, kernel...].
+
+    Raises UnsupportedError for more than 3 spatial dims.
+    """
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, auto_pad)
     return convolve(x, weight, bias, shape, group)
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shape: Window, group: int = 1) -> torch.Tensor:
-    """Emit torch's convolution; asymmetric pads become a pad of the input."""
+    """Emit torch's convolution; asymmetric pads become a pad of the input. Raises UnsupportedError for more than 3 spatial dims."""
     padding = shape.padding
     if not shape.is_symmetric:
         x, padding = pad_spatial(x, shape.pads), (0,) * len(padding)
@@ -55,7 +59,7 @@ def conv_transpose(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Transposed convolution, computed without pads or bias and then cropped or padded, unless torch supports the pads."""
+    """Lower ConvTranspose, computed without pads or bias and then cropped or padded, unless torch supports the pads."""
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")
     extra = output_padding or (0,) * len(shape.kernel)
     ends = shape.pads if auto_pad == "NOTSET" else ((0, 0),) * len(shape.kernel)

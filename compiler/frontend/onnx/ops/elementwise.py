@@ -47,22 +47,25 @@ UNARY = (
 
 @op("Add")
 def add(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Add; uint16 and uint32 go through a wider type and wrap."""
     return _wide(a, b, lambda x, y: x + y)
 
 
 @op("Sub")
 def sub(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Sub; uint16 and uint32 go through a wider type and wrap."""
     return _wide(a, b, lambda x, y: x - y)
 
 
 @op("Mul")
 def mul(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Mul; uint16 and uint32 go through a wider type and wrap."""
     return _wide(a, b, lambda x, y: x * y)
 
 
 @op("Div")
 def div(a: Operand, b: Operand) -> torch.Tensor:
-    """Divide; integers truncate toward zero."""
+    """Lower Div; integers truncate toward zero."""
     if _is_floating(a, b):
         return a / b  # type: ignore[no-any-return]
     tensor = a if isinstance(a, torch.Tensor) else torch.full((), a, dtype=b.dtype)
@@ -71,6 +74,7 @@ def div(a: Operand, b: Operand) -> torch.Tensor:
 
 @op("Mod", since=10)
 def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
+    """Lower Mod: the remainder with the divisor's sign, or the dividend's with `fmod`."""
     if fmod:
         return torch.fmod(a, b)
     if a.is_floating_point() and b.is_floating_point():
@@ -80,7 +84,7 @@ def mod(a: torch.Tensor, b: torch.Tensor, *, fmod: int = 0) -> torch.Tensor:
 
 @op("Pow")
 def power(base: torch.Tensor, exponent: Operand) -> torch.Tensor:
-    """Raise to a power; the result has the base's dtype."""
+    """Lower Pow; the result has the base's dtype."""
     if isinstance(exponent, torch.Tensor) and exponent.dtype in (torch.uint16, torch.uint32, torch.uint64):
         exponent = exponent.to(torch.int64)  # torch doesn't promote these
     if isinstance(exponent, torch.Tensor) and exponent.dtype != base.dtype:
@@ -91,6 +95,7 @@ def power(base: torch.Tensor, exponent: Operand) -> torch.Tensor:
 
 @op("Max")
 def maximum(*items: torch.Tensor) -> torch.Tensor:
+    """Lower Max of any number of tensors; NaN propagates."""
     result = items[0]
     for item in items[1:]:
         result = _wide(result, item, torch.maximum)
@@ -99,6 +104,7 @@ def maximum(*items: torch.Tensor) -> torch.Tensor:
 
 @op("Min")
 def minimum(*items: torch.Tensor) -> torch.Tensor:
+    """Lower Min of any number of tensors; NaN propagates."""
     result = items[0]
     for item in items[1:]:
         result = _wide(result, item, torch.minimum)
@@ -107,6 +113,7 @@ def minimum(*items: torch.Tensor) -> torch.Tensor:
 
 @op("Sum")
 def total(*items: torch.Tensor) -> torch.Tensor:
+    """Lower Sum of any number of tensors."""
     result = items[0]
     for item in items[1:]:
         result = result + item
@@ -115,47 +122,55 @@ def total(*items: torch.Tensor) -> torch.Tensor:
 
 @op("Mean")
 def mean(*items: torch.Tensor) -> torch.Tensor:
+    """Lower Mean of any number of tensors."""
     return total(*items) / len(items)
 
 
 @op("And")
 def logical_and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower And of bools."""
     return torch.logical_and(a, b)
 
 
 @op("Or")
 def logical_or(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower Or of bools."""
     return torch.logical_or(a, b)
 
 
 @op("Xor")
 def logical_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower Xor of bools."""
     return torch.logical_xor(a, b)
 
 
 @op("BitwiseNot")
 def bitwise_not(x: torch.Tensor) -> torch.Tensor:
+    """Lower BitwiseNot of integers."""
     return torch.bitwise_not(x.to(_WIDER.get(x.dtype, x.dtype))).to(x.dtype)
 
 
 @op("BitwiseAnd")
 def bitwise_and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower BitwiseAnd of integers."""
     return torch.bitwise_and(a, b)
 
 
 @op("BitwiseOr")
 def bitwise_or(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower BitwiseOr of integers."""
     return torch.bitwise_or(a, b)
 
 
 @op("BitwiseXor")
 def bitwise_xor(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower BitwiseXor of integers."""
     return torch.bitwise_xor(a, b)
 
 
 @op("BitShift")
 def bit_shift(a: torch.Tensor, b: torch.Tensor, *, direction: str) -> torch.Tensor:
-    """Shift; a count that is negative or at least the type's width leaves only sign bits."""
+    """Lower BitShift; a count that is negative or at least the type's width leaves only sign bits."""
     if a.dtype == torch.uint64:
         return _shift_unsigned(a.view(torch.int64), b.to(torch.int64), direction).view(torch.uint64)
     bits = a.dtype.itemsize * 8
@@ -181,36 +196,43 @@ def _shift_unsigned(bits: torch.Tensor, count: torch.Tensor, direction: str) -> 
 
 @op("Equal")
 def equal(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Equal, to bool."""
     return _wide(a, b, lambda x, y: x == y, keep=False)
 
 
 @op("Greater")
 def greater(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Greater, to bool; false for NaN."""
     return _wide(a, b, lambda x, y: x > y, keep=False)
 
 
 @op("GreaterOrEqual")
 def greater_or_equal(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower GreaterOrEqual, to bool; false for NaN."""
     return _wide(a, b, lambda x, y: x >= y, keep=False)
 
 
 @op("Less")
 def less(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower Less, to bool; false for NaN."""
     return _wide(a, b, lambda x, y: x < y, keep=False)
 
 
 @op("LessOrEqual")
 def less_or_equal(a: Operand, b: Operand) -> torch.Tensor:
+    """Lower LessOrEqual, to bool; false for NaN."""
     return _wide(a, b, lambda x, y: x <= y, keep=False)
 
 
 @op("Where")
 def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower Where: a where the condition holds, else b."""
     return torch.where(condition, a, b)
 
 
 @op("IsInf")
 def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> torch.Tensor:
+    """Lower IsInf, of one sign or both."""
     if detect_negative and detect_positive:
         return torch.isinf(x)
     if not detect_negative and not detect_positive:
@@ -220,7 +242,7 @@ def is_inf(x: torch.Tensor, *, detect_negative: int = 1, detect_positive: int = 
 
 @op("Clip", since=11)
 def clip(x: torch.Tensor, low: Operand = None, high: Operand = None) -> torch.Tensor:
-    """Clip; `high` takes precedence if the bounds cross (ONNX specification: min(max(x, low), high))."""
+    """Lower Clip from opset 11, with bounds as inputs: min(max(x, low), high), so that `high` takes precedence if they cross."""
     if x.dtype not in (*_WIDER, torch.uint64) and not isinstance(low, torch.Tensor) and not isinstance(high, torch.Tensor):
         return x if low is None and high is None else torch.clamp(x, low, high)
     if low is not None:
@@ -234,80 +256,91 @@ def _like(value: Any, x: torch.Tensor) -> torch.Tensor:
 
 @op("Clip", since=6)
 def clip_by_attributes(x: torch.Tensor, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38) -> torch.Tensor:
+    """Lower Clip of opsets 6 to 10, with bounds as attributes, by default those of float32."""
     return torch.clamp(x, min, max)
 
 
 @op("Elu")
 def elu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """Lower Elu: x above 0, else alpha * (exp(x) - 1)."""
     return F.elu(x, alpha)
 
 
 @op("Celu")
 def celu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """Lower Celu: max(0, x) + min(0, alpha * (exp(x / alpha) - 1))."""
     return F.relu(x) + torch.clamp(alpha * torch.expm1(x / alpha), max=0)
 
 
 @op("Selu")
 def selu(x: torch.Tensor, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> torch.Tensor:
+    """Lower Selu: gamma * x above 0, else gamma * alpha * (exp(x) - 1)."""
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
 
 
 @op("LeakyRelu")
 def leaky_relu(x: torch.Tensor, *, alpha: float = 0.01) -> torch.Tensor:
+    """Lower LeakyRelu: x above 0, else alpha * x."""
     return F.leaky_relu(x, alpha)
 
 
 @op("PRelu")
 def prelu_by_channel(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """PRelu before opset 7: the slope has one number, or one for each channel."""
+    """Lower PRelu before opset 7: the slope has one number, or one for each channel."""
     return prelu(x, slope.reshape([-1] + [1] * (x.ndim - 2)) if slope.numel() != 1 else slope.reshape(()))
 
 
 @op("PRelu", since=7)
 def prelu(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Lower PRelu from opset 7: the slope broadcasts to x."""
     return torch.where(x < 0, x * slope, x)
 
 
 @op("ThresholdedRelu")
 def thresholded_relu(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """Lower ThresholdedRelu: x above alpha, else 0."""
     return torch.where(x > alpha, x, torch.zeros_like(x))
 
 
 @op("HardSigmoid")
 def hard_sigmoid(x: torch.Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> torch.Tensor:
+    """Lower HardSigmoid: clamp(alpha * x + beta, 0, 1)."""
     return torch.clamp(alpha * x + beta, 0, 1)
 
 
 @op("HardSwish")
 def hard_swish(x: torch.Tensor) -> torch.Tensor:
-    """Multiply x by a factor in [0, 1], as ONNX defines it, so that no intermediate exceeds x."""
+    """Lower HardSwish: multiply x by a factor in [0, 1], as ONNX defines it, so that no intermediate exceeds x."""
     return x * torch.clamp(x / 6 + 0.5, 0, 1)
 
 
 @op("Sign")
 def sign(x: torch.Tensor) -> torch.Tensor:
-    """Return the sign; NaN for NaN, for which torch gives 0."""
+    """Lower Sign; NaN for NaN, for which torch gives 0."""
     return torch.where(x.isnan(), x, torch.sign(x)) if x.is_floating_point() else torch.sign(x)
 
 
 @op("Softplus")
 def softplus(x: torch.Tensor) -> torch.Tensor:
-    """Compute log(1 + exp(x)) without overflow, and without torch's switch to x above a threshold."""
+    """Lower Softplus: log(1 + exp(x)) without overflow, and without torch's switch to x above a threshold."""
     return torch.clamp(x, min=0) + torch.log1p(torch.exp(-torch.abs(x)))
 
 
 @op("Gelu", since=20)
 def gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    """Lower Gelu, by erf or, for `approximate` "tanh", by tanh."""
     return F.gelu(x, approximate=approximate)
 
 
 @op("Swish", since=24)
 def swish(x: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """Lower Swish: x * sigmoid(alpha * x)."""
     return x * torch.sigmoid(alpha * x)
 
 
 @op("Shrink")
 def shrink(x: torch.Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> torch.Tensor:
+    """Lower Shrink: x - bias above lambd, x + bias below -lambd, else 0; integers in their own type."""
     if not x.is_floating_point():
         return _shrunk_integers(x, bias, lambd)
     inside = torch.where(x > lambd, x - bias, torch.zeros_like(x))
@@ -330,11 +363,13 @@ def _shrunk_integers(x: torch.Tensor, bias: float, lambd: float) -> torch.Tensor
 
 @op("Identity")
 def identity(x: Value) -> Any:
+    """Lower Identity, of any value."""
     return (x,)
 
 
 @op("Dropout", since=7)
 def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower Dropout of opsets 7 to 11, an identity; the mask is all true."""
     return x, torch.ones_like(x, dtype=torch.bool)
 
 
@@ -342,7 +377,10 @@ def dropout(x: torch.Tensor, *, ratio: float = 0.5) -> tuple[torch.Tensor, torch
 def dropout_with_inputs(
     x: torch.Tensor, ratio: Known = None, training: Known = None, *, seed: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the input, unless a constant `training` enables dropout."""
+    """Lower Dropout from opset 12: return the input and the mask, unless a constant `training` enables dropout.
+
+    Raises UnsupportedError for a mode or, in training, a ratio that is computed from data.
+    """
     if training is not None and not isinstance(training, ConstantValue):
         raise UnsupportedError("Dropout whose mode is computed from data isn't supported; export the model for inference.")
     if ratio is not None and not isinstance(ratio, ConstantValue):

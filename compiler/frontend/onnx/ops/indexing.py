@@ -17,7 +17,7 @@ from llmos.runtime.errors import UnsupportedError
 
 
 def wrapped(indices: torch.Tensor, size: Any) -> torch.Tensor:
-    """Convert indices to non-negative int64."""
+    """Convert indices into a dim of `size` to non-negative int64."""
     if indices.dtype in (torch.uint8, torch.bool):
         return indices.to(torch.int64)
     indices = indices.to(torch.int64)
@@ -42,6 +42,7 @@ def _require_inside(op_name: str, array: np.ndarray, size: Any) -> None:
 
 @op("Gather")
 def gather(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
+    """Lower Gather along one axis. Raises IndexError for a constant index out of range."""
     axis = axis % x.ndim
     if isinstance(indices, ConstantValue):
         return _gather_constant(x, indices, axis)
@@ -78,7 +79,7 @@ def _gather_constant(x: torch.Tensor, indices: ConstantValue, axis: int) -> torc
 
 @op("Compress", since=9)
 def compress(x: torch.Tensor, condition: Value, *, axis: int | None = None) -> torch.Tensor:
-    """Return the slices where a condition is true; the condition may be shorter than the axis."""
+    """Lower Compress: return the slices where a condition is true; the condition may be shorter than the axis."""
     if isinstance(condition, torch.Tensor):
         x, axis = (x.flatten(), 0) if axis is None else (x, axis % x.ndim)
         kept = torch.nonzero(condition).squeeze(1)
@@ -99,7 +100,10 @@ def max_unpool(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Write each value at its index in the flattened pooled tensor; zeros elsewhere, and at the end if `output_shape` is larger."""
+    """Lower MaxUnpool: write each value at its index in the flattened pooled tensor; zeros elsewhere.
+
+    A larger `output_shape` adds zeros at the end.
+    """
     rank = len(kernel_shape)
     strides, pads = strides or (1,) * rank, pads or (0,) * (2 * rank)
     spatial = [(x.shape[i + 2] - 1) * strides[i] - pads[i] - pads[i + rank] + kernel_shape[i] for i in range(rank)]
@@ -113,6 +117,7 @@ def max_unpool(
 
 @op("GatherElements")
 def gather_elements(x: torch.Tensor, indices: Value, *, axis: int = 0) -> torch.Tensor:
+    """Lower GatherElements along one axis. Raises IndexError for a constant index out of range."""
     return torch.gather(x, axis, _indices("GatherElements", indices, x.shape[axis]))
 
 
@@ -129,6 +134,7 @@ def _coordinates(op_name: str, places: Value, sizes: Sequence[Any]) -> torch.Ten
 
 @op("GatherND")
 def gather_nd(x: torch.Tensor, places: Value, *, batch_dims: int = 0) -> torch.Tensor:
+    """Lower GatherND, with leading batch dims. Raises IndexError for a constant index out of range."""
     indices = _coordinates("GatherND", places, x.shape[batch_dims:])
     depth = indices.shape[-1]
     index = [torch.arange(x.shape[dim]).reshape([-1] + [1] * (indices.ndim - 2 - dim)) for dim in range(batch_dims)]
@@ -141,6 +147,10 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 @op("ScatterElements", "Scatter")
 def scatter_elements(x: torch.Tensor, indices: Value, updates: torch.Tensor, *, axis: int = 0, reduction: str = "none") -> torch.Tensor:
+    """Lower ScatterElements and Scatter along one axis; reductions are none, add, mul, max and min.
+
+    Raises IndexError for a constant index out of range.
+    """
     index = _indices("ScatterElements", indices, x.shape[axis])
     if reduction == "none":
         return torch.scatter(x, axis, index, updates)
@@ -149,7 +159,7 @@ def scatter_elements(x: torch.Tensor, indices: Value, updates: torch.Tensor, *, 
 
 @op("ScatterND")
 def scatter_nd(x: torch.Tensor, places: Value, updates: torch.Tensor, *, reduction: str = "none") -> torch.Tensor:
-    """Write (or reduce) slices of `x`, indexed by the last dim of `places`, in order."""
+    """Lower ScatterND: write (or reduce) slices of `x`, indexed by the last dim of `places`, in order."""
     indices = _coordinates("ScatterND", places, x.shape)
     written: torch.Tensor = torch.ops.llmos.scatter_nd(x, indices, updates, None if reduction == "none" else _reduction(reduction))
     return written
@@ -163,7 +173,7 @@ def _reduction(name: str) -> str:
 
 @op("OneHot")
 def one_hot(indices: torch.Tensor, depth: Ints, values: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
-    """One-hot encode; indices outside [-depth, depth) give a row of the off value."""
+    """Lower OneHot with a constant depth; indices outside [-depth, depth) give a row of the off value."""
     count = int(depth[0])
     place = axis % (indices.ndim + 1)
     index = indices.to(torch.int64)
@@ -174,7 +184,7 @@ def one_hot(indices: torch.Tensor, depth: Ints, values: torch.Tensor, *, axis: i
 
 @op("ReverseSequence", since=10)
 def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> torch.Tensor:
-    """Reverse the first `lengths[b]` elements of each batch row along time."""
+    """Lower ReverseSequence: reverse the first `lengths[b]` elements of each batch row along time."""
     moved = x.movedim((batch_axis, time_axis), (0, 1))
     steps = torch.arange(moved.shape[1]).unsqueeze(0)
     ends = lengths.to(torch.int64).unsqueeze(1)
@@ -187,7 +197,7 @@ def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, *, batch_axis: int 
 def tensor_scatter(
     cache: torch.Tensor, update: torch.Tensor, write: torch.Tensor | None = None, *, axis: int = -2, mode: str = "linear"
 ) -> torch.Tensor:
-    """Write `update` into `cache` along `axis` from `write[b]` on; "circular" wraps around the end."""
+    """Lower TensorScatter: write `update` into `cache` along `axis` from `write[b]` on; "circular" wraps around the end."""
     axis = axis % cache.ndim
     start = write if write is not None else torch.zeros(cache.shape[0], dtype=torch.int64)
     shape = [1] * cache.ndim

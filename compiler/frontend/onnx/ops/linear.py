@@ -10,6 +10,7 @@ from llmos.compiler.frontend.onnx.registry import op
 
 @op("MatMul")
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Lower MatMul, numpy's."""
     return torch.matmul(a, b)
 
 
@@ -24,7 +25,7 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> torch.Tensor:
-    """Compute alpha · A' · B' + beta · C; the common form becomes torch's linear."""
+    """Lower Gemm: alpha · A' · B' + beta · C; the common form becomes torch's linear."""
     a = a.t() if transA else a
     if transB and alpha == 1.0 and beta == 1.0 and (c is None or c.ndim == 1):
         return F.linear(a, b, c)
@@ -37,9 +38,11 @@ def gemm(
 
 @op("Einsum", since=12)
 def einsum(*items: torch.Tensor, equation: str) -> torch.Tensor:
+    """Lower Einsum; the result has the dtype of the first item."""
     return torch.einsum(equation.replace(" ", ""), *items).to(items[0].dtype)  # torch sums small integers to int64
 
 
 @op("Det")
 def det(x: torch.Tensor) -> torch.Tensor:
+    """Lower Det of square matrices [..., n, n]."""
     return torch.linalg.det(x)  # type: ignore[no-any-return]

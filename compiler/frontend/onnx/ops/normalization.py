@@ -24,7 +24,11 @@ def batch_normalization(
     spatial: int = 1,
     training_mode: int = 0,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Normalize; training mode uses batch statistics and also returns running statistics, updated with weight 1 - momentum."""
+    """Lower BatchNormalization from opset 7; training mode uses batch statistics.
+
+    It also returns running statistics, updated with weight 1 - momentum.
+    Raises UnsupportedError for `spatial` 0, and for further outputs in inference.
+    """
     if not spatial or (num_outputs_ > 1 and not training_mode):
         raise UnsupportedError("this form of BatchNormalization isn't supported; export the model for inference.")
     if training_mode:
@@ -45,6 +49,7 @@ def batch_normalization(
 
 @op("InstanceNormalization", since=6)
 def instance_normalization(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
+    """Lower InstanceNormalization of x [batch, C, spatial...] over the spatial dims; half floats in float32."""
     shape = [1, -1] + [1] * (x.ndim - 2)
     normal = _standardized(wide(x), tuple(range(2, x.ndim)), epsilon)
     return (normal * wide(scale).reshape(shape) + wide(bias).reshape(shape)).to(x.dtype)
@@ -54,7 +59,7 @@ def instance_normalization(x: torch.Tensor, scale: torch.Tensor, bias: torch.Ten
 def group_normalization_by_group(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5
 ) -> torch.Tensor:
-    """Group normalization of version 18, with one scale and bias for each group."""
+    """Lower GroupNormalization of opsets 18 to 20, with one scale and bias for each group."""
     repeats = x.shape[1] // num_groups
     return group_normalization(x, scale.repeat_interleave(repeats), bias.repeat_interleave(repeats), num_groups=num_groups, epsilon=epsilon)
 
@@ -63,6 +68,7 @@ def group_normalization_by_group(
 def group_normalization(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> torch.Tensor:
+    """Lower GroupNormalization from opset 21, with one scale and bias for each channel; statistics in `stash_type`."""
     grouped = x.to(torch_dtype(stash_type)).unflatten(1, (num_groups, -1))  # type: ignore[no-untyped-call]
     normal = _standardized(grouped, tuple(range(2, grouped.ndim)), epsilon).flatten(1, 2).to(x.dtype)
     shape = [1, -1] + [1] * (x.ndim - 2)
@@ -80,7 +86,7 @@ def layer_normalization(
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> tuple[torch.Tensor, ...] | torch.Tensor:
-    """Normalize; return mean and 1/deviation as further outputs if the node has them."""
+    """Lower LayerNormalization from `axis` on; return mean and 1/deviation as further outputs if the node has them."""
     shape = tuple(x.shape[axis % x.ndim :])
     if num_outputs_ == 1 and tuple(scale.shape) == shape:
         return F.layer_norm(x, shape, scale, bias, epsilon)
@@ -95,6 +101,7 @@ def layer_normalization(
 
 @op("RMSNormalization", since=23)
 def rms_normalization(x: torch.Tensor, scale: torch.Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> torch.Tensor:
+    """Lower RMSNormalization from `axis` on (arXiv:1910.07467); the root in `stash_type`."""
     wide = x.to(torch_dtype(stash_type))
     axes = tuple(range(axis % x.ndim, x.ndim))
     return (wide * torch.rsqrt((wide * wide).mean(axes, keepdim=True) + epsilon)).to(x.dtype) * scale
@@ -102,7 +109,7 @@ def rms_normalization(x: torch.Tensor, scale: torch.Tensor, *, axis: int = -1, e
 
 @op("LpNormalization")
 def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Tensor:
-    """Divide by the p-norm along `axis`; a row of zeros stays zero."""
+    """Lower LpNormalization: divide by the p-norm along `axis`; a row of zeros stays zero."""
     w = wide(x)
     norm = torch.abs(w).sum(axis, keepdim=True) if p == 1 else torch.sqrt((w * w).sum(axis, keepdim=True))
     return torch.where(norm == 0, torch.zeros_like(w), w / norm).to(x.dtype)
@@ -110,7 +117,7 @@ def lp_normalization(x: torch.Tensor, *, axis: int = -1, p: int = 2) -> torch.Te
 
 @op("MeanVarianceNormalization")
 def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> torch.Tensor:
-    """Normalize with the variance E[(x - E[x])²]: ONNX's formula E[x²] - E[x]² cancels for a large mean.
+    """Lower MeanVarianceNormalization with the variance E[(x - E[x])²]: ONNX's formula E[x²] - E[x]² cancels for a large mean.
 
     The rounding error of the mean is subtracted too, since the epsilon added to the deviation is tiny: a constant input gives 0.
     """
@@ -123,7 +130,7 @@ def mean_variance_normalization(x: torch.Tensor, *, axes: tuple[int, ...] = (0, 
 
 @op("LRN")
 def local_response_normalization(x: torch.Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> torch.Tensor:
-    """Normalize by the sum of squares over `size` channels around each one."""
+    """Lower LRN: normalize by the sum of squares over `size` channels around each one."""
     before = (size - 1) // 2
     w = wide(x)
     padded = F.pad(w * w, [0, 0] * (x.ndim - 2) + [before, size - 1 - before])

@@ -30,6 +30,10 @@ def max_pool(
     storage_order: int = 0,
     strides: Dims | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Lower MaxPool; with a second output also int64 indices into the flattened input, which needs static sizes.
+
+    Raises UnsupportedError for integers of more than 8 bits, and for the indices of integers.
+    """
     shape = window(tuple(x.shape[2:]), kernel_shape, strides, dilations, pads, auto_pad)
     if num_outputs_ > 1:
         return _max_with_indices(x, shape, bool(ceil_mode), bool(storage_order))
@@ -130,6 +134,7 @@ def average_pool(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor:
+    """Lower AveragePool, with padding counted if `count_include_pad`; forms that torch lacks are summed in float32 or wider."""
     shape = window(tuple(x.shape[2:]), kernel_shape, strides, dilations, pads, auto_pad)
     functions: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
     is_small = shape.is_symmetric and all(p <= k // 2 for p, k in zip(shape.padding, shape.kernel, strict=True))
@@ -169,6 +174,7 @@ def lp_pool(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor:
+    """Lower LpPool: (sum |x|^p)^(1 / p) over each window."""
     shape = window(tuple(x.shape[2:]), kernel_shape, strides, dilations, pads, auto_pad)
     powers = pad_spatial(torch.abs(wide(x)) ** p, shape.pads)
     if ceil_mode:
@@ -178,14 +184,17 @@ def lp_pool(
 
 @op("GlobalAveragePool")
 def global_average_pool(x: torch.Tensor) -> torch.Tensor:
+    """Lower GlobalAveragePool over the spatial dims."""
     return torch.mean(x, tuple(range(2, x.ndim)), keepdim=True)
 
 
 @op("GlobalMaxPool")
 def global_max_pool(x: torch.Tensor) -> torch.Tensor:
+    """Lower GlobalMaxPool over the spatial dims."""
     return torch.amax(x, tuple(range(2, x.ndim)), keepdim=True)
 
 
 @op("GlobalLpPool", since=2)
 def global_lp_pool(x: torch.Tensor, *, p: int = 2) -> torch.Tensor:
+    """Lower GlobalLpPool over the spatial dims, from opset 2."""
     return (torch.sum(torch.abs(wide(x)) ** p, tuple(range(2, x.ndim)), keepdim=True) ** (1.0 / p)).to(x.dtype)

@@ -29,7 +29,10 @@ def quantize(
     is_multiplier: bool = False,
     saturate: bool = True,
 ) -> torch.Tensor | LowPrecisionTensor:
-    """Emit `llmos::quantize` to a torch dtype or an ONNX sub-byte type; coded floats are encoded instead."""
+    """Emit `llmos::quantize` to a torch dtype or an ONNX integer of 2 or 4 bits; low-precision floats are encoded instead.
+
+    Raises UnsupportedError for another type.
+    """
     form = FORMATS.get(dtype) if isinstance(dtype, int) else None
     shift = None if zero is None else _numbers(zero)
     if isinstance(dtype, int) and not isinstance(form, IntegerFormat):
@@ -45,7 +48,10 @@ def quantize(
 def dequantize(
     x: AnyTensor, scale: torch.Tensor | None, zero: AnyTensor | None, axis: int = 1, block_size: int = 0, to: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Emit `llmos::dequantize` of integers, also coded ones, to `to` or the scale's dtype; coded floats are only multiplied."""
+    """Emit `llmos::dequantize` of integers, low-precision ones too, to `to` or the scale's dtype.
+
+    Low-precision floats are only multiplied.
+    """
     values, shift = _numbers(x), None if zero is None else _numbers(zero)
     to = to or (torch.float32 if scale is None else scale.dtype)
     if values.is_floating_point():
@@ -69,6 +75,10 @@ def quantize_linear(
     precision: int = 0,
     saturate: int = 1,
 ) -> torch.Tensor | LowPrecisionTensor:
+    """Lower QuantizeLinear of ai.onnx and com.microsoft, per tensor, axis or block; the quotient in `precision` or the wider type.
+
+    The result has the type of the zero point, `output_dtype`, or uint8.
+    """
     dtype = _quantized_type(zero, output_dtype)
     wide = (
         x.to(torch_dtype(precision))
@@ -97,13 +107,17 @@ def _numbers(x: torch.Tensor | LowPrecisionTensor) -> torch.Tensor:
 def dequantize_linear(
     x: AnyTensor, scale: torch.Tensor, zero: AnyTensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> torch.Tensor:
+    """Lower DequantizeLinear of ai.onnx and com.microsoft, per tensor, axis or block, to `output_dtype` or the scale's type."""
     result = dequantize(x, scale, zero, axis, block_size)
     return result.to(torch_dtype(output_dtype)) if output_dtype else result
 
 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | LowPrecisionTensor, torch.Tensor, torch.Tensor]:
-    """Quantize to uint8 over the data's range extended to 0; all zeros get a scale of 1, as in onnxruntime."""
+    """Lower DynamicQuantizeLinear: quantize to uint8 over the data's range extended to 0; return (y, scale, zero point).
+
+    All zeros get a scale of 1, as in onnxruntime.
+    """
     low, high = torch.clamp(torch.amin(x), max=0), torch.clamp(torch.amax(x), min=0)
     span = (high - low) / 255
     scale = torch.where(span == 0, torch.ones_like(span), span)
@@ -115,6 +129,7 @@ def dynamic_quantize_linear(x: torch.Tensor) -> tuple[torch.Tensor | LowPrecisio
 def matmul_integer(
     a: torch.Tensor, b: torch.Tensor, a_zero: torch.Tensor | None = None, b_zero: torch.Tensor | None = None
 ) -> torch.Tensor:
+    """Lower MatMulInteger, in int32; zero points for the tensor, or for rows of a and columns of b."""
     return torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1))
 
 
@@ -136,6 +151,10 @@ def qlinear_matmul(
     y_scale: torch.Tensor,
     y_zero: torch.Tensor,
 ) -> torch.Tensor | LowPrecisionTensor:
+    """Lower QLinearMatMul: the int32 product times a_scale * b_scale / y_scale in float32, requantized.
+
+    Raises UnsupportedError for a scale per row of a or y.
+    """
     if any(t.ndim > 1 or (t.ndim == 1 and t.shape[0] != 1) for t in (a_scale, y_scale, y_zero)):
         raise UnsupportedError("QLinearMatMul with a scale per row isn't supported.")
     product = torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1)).to(torch.float32)
@@ -167,7 +186,7 @@ def qlinear_conv(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor | LowPrecisionTensor:
-    """Accumulate in float32: exact up to 2^24, the bound of about 500 products of 8-bit numbers; rounded beyond."""
+    """Lower QLinearConv, accumulated in float32: exact up to 2^24, the bound of about 500 products of 8-bit numbers; rounded beyond."""
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered, kernel = dequantize(x, None, x_zero.reshape(())), dequantize(w, None, w_zero, 0)
     total = convolve(centered, kernel, None if bias is None else bias.to(torch.float32), shape, group)
@@ -188,7 +207,7 @@ def conv_integer(
     pads: Dims | None = None,
     strides: Dims | None = None,
 ) -> torch.Tensor:
-    """Accumulate in float32 if that is exact, else in float64."""
+    """Lower ConvInteger to int32, accumulated in float32 if that is exact, else in float64."""
     dtype = torch.float32 if math.prod(w.shape[1:]) * 255 * 255 < 2**24 else torch.float64
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered = dequantize(x, None, None if x_zero is None else x_zero.reshape(()), to=dtype)
@@ -207,6 +226,7 @@ def qlinear_add(
     c_scale: torch.Tensor,
     c_zero: torch.Tensor | None = None,
 ) -> torch.Tensor | LowPrecisionTensor:
+    """Lower QLinearAdd of com.microsoft: the sum of the dequantized operands, quantized to a's dtype."""
     total = dequantize(a, a_scale, a_zero) + dequantize(b, b_scale, b_zero)
     return quantize(total, c_scale, c_zero, a.dtype)
 
@@ -222,7 +242,7 @@ def qlinear_mul(
     c_scale: torch.Tensor,
     c_zero: torch.Tensor | None = None,
 ) -> torch.Tensor | LowPrecisionTensor:
-    """The product of the integers, exact in float32, times the scales as onnxruntime multiplies them."""
+    """Lower QLinearMul of com.microsoft: the product of the integers, exact in float32, times the scales as onnxruntime multiplies them."""
     product = dequantize(a, None, a_zero) * dequantize(b, None, b_zero)
     factor = a_scale.reshape(()) * b_scale.reshape(()) / c_scale.reshape(())
     return quantize(product, factor, c_zero, a.dtype, is_multiplier=True)

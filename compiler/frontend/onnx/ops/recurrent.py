@@ -38,6 +38,7 @@ class Recurrence:
 
     @property
     def is_standard(self) -> bool:
+        """Whether the activations are the default ones, without a clip: the form of the scan ops."""
         names = tuple(name.lower() for name in self.activations)
         return self.clip is None and names in ((), self.defaults * len(self.directions))
 
@@ -76,6 +77,10 @@ def lstm(
     clip: float | None = None,
     input_forget: int = 0,
 ) -> tuple[torch.Tensor, ...]:
+    """Lower LSTM from opset 7: return (Y, last h, last c). A scan, or unrolled if it is short or not standard.
+
+    Raises UnsupportedError for a dynamic length with sequence_lens, clip, peepholes, input_forget or other activations.
+    """
     common = Recurrence(r.shape[-1], direction, layout, activations, activation_alpha, activation_beta, clip, ("sigmoid", "tanh", "tanh"))
 
     def scan(d: int, xs: torch.Tensor, state: State, reverse: bool, lengths: torch.Tensor | None) -> tuple[torch.Tensor, State]:
@@ -111,6 +116,10 @@ def gru(
     clip: float | None = None,
     linear_before_reset: int = 0,
 ) -> tuple[torch.Tensor, ...]:
+    """Lower GRU from opset 7: return (Y, last h). A scan, or unrolled if it is short or not standard.
+
+    Raises UnsupportedError for a dynamic length with sequence_lens, clip or other activations.
+    """
     common = Recurrence(r.shape[-1], direction, layout, activations, activation_alpha, activation_beta, clip, ("sigmoid", "tanh"))
     size = common.hidden_size
 
@@ -152,6 +161,10 @@ def rnn(
     activation_beta: tuple[float, ...] = (),
     clip: float | None = None,
 ) -> tuple[torch.Tensor, ...]:
+    """Lower RNN from opset 7: return (Y, last h). A scan, or unrolled if it is short or not standard.
+
+    Raises UnsupportedError for a dynamic length with sequence_lens, clip or other activations.
+    """
     common = Recurrence(r.shape[-1], direction, layout, activations, activation_alpha, activation_beta, clip, ("tanh",))
     size = common.hidden_size
 

@@ -128,11 +128,13 @@ def _argument(x: torch.Tensor, axis: int, keepdims: int, select_last: int, funct
 
 @op("ArgMax")
 def arg_max(x: torch.Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> torch.Tensor:
+    """Lower ArgMax, int64; of equal elements the first, or the last with `select_last_index`."""
     return _argument(x, axis, keepdims, select_last_index, torch.argmax)
 
 
 @op("ArgMin")
 def arg_min(x: torch.Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> torch.Tensor:
+    """Lower ArgMin, int64; of equal elements the first, or the last with `select_last_index`."""
     return _argument(x, axis, keepdims, select_last_index, torch.argmin)
 
 
@@ -148,27 +150,31 @@ def _running(x: torch.Tensor, axes: tuple[int, ...], exclusive: int, reverse: in
 
 @op("CumSum")
 def cum_sum(x: torch.Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> torch.Tensor:
+    """Lower CumSum along a constant axis; `exclusive` starts with 0, `reverse` runs from the end."""
     return _running(x, axis, exclusive, reverse, torch.cumsum, 0)
 
 
 @op("CumProd")
 def cum_prod(x: torch.Tensor, axis: Ints, *, exclusive: int = 0, reverse: int = 0) -> torch.Tensor:
+    """Lower CumProd along a constant axis; `exclusive` starts with 1, `reverse` runs from the end."""
     return _running(x, axis, exclusive, reverse, torch.cumprod, 1)
 
 
 @op("Softmax", since=13)
 def softmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    """Lower Softmax from opset 13, along one axis."""
     return torch.softmax(x, axis)
 
 
 @op("LogSoftmax", since=13)
 def log_softmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
+    """Lower LogSoftmax from opset 13, along one axis."""
     return torch.log_softmax(x, axis)
 
 
 @op("Hardmax", since=13)
 def hardmax(x: torch.Tensor, *, axis: int = -1) -> torch.Tensor:
-    """Return 1 at the first maximum, else 0."""
+    """Lower Hardmax from opset 13: 1 at the first maximum along one axis, else 0."""
     positions = torch.arange(x.shape[axis]).reshape([-1] + [1] * (x.ndim - 1 - axis % x.ndim))
     return (positions == torch.argmax(x, axis, keepdim=True)).to(x.dtype)
 
@@ -182,22 +188,28 @@ def _flattened(x: torch.Tensor, axis: int, function: Callable[[torch.Tensor], to
 
 @op("Softmax")
 def softmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    """Lower Softmax before opset 13, over the flattened dims from `axis` on."""
     return _flattened(x, axis, lambda rows: torch.softmax(rows, -1))
 
 
 @op("LogSoftmax")
 def log_softmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    """Lower LogSoftmax before opset 13, over the flattened dims from `axis` on."""
     return _flattened(x, axis, lambda rows: torch.log_softmax(rows, -1))
 
 
 @op("Hardmax")
 def hardmax_flat(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
+    """Lower Hardmax before opset 13, over the flattened dims from `axis` on."""
     return _flattened(x, axis, hardmax)
 
 
 @op("TopK", since=10)
 def top_k(x: torch.Tensor, k: Sizes, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the k largest or smallest; of equal elements the lower index comes first, which requires a stable sort."""
+    """Lower TopK from opset 10: return (values, int64 indices) of the k largest or smallest.
+
+    Of equal elements the lower index comes first, which requires a stable sort.
+    """
     values, indices = torch.sort(_signed(x), dim=axis, descending=bool(largest), stable=True)
     return _signed(values.narrow(axis, 0, k[0]), x.dtype), indices.narrow(axis, 0, k[0])
 

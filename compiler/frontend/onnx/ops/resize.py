@@ -39,16 +39,19 @@ class Resampling:
 
 @op("Upsample", since=9)
 def upsample(x: torch.Tensor, scales: Floats, *, mode: str = "nearest") -> torch.Tensor:
+    """Lower Upsample of opset 9, with scales as an input: asymmetric coordinates, the nearest one rounded down."""
     return _resize(x, scales, None, None, None, Resampling(mode, "asymmetric", "floor"))
 
 
 @op("Upsample", since=7)
 def upsample_by_attribute(x: torch.Tensor, *, scales: tuple[float, ...], mode: str = "nearest") -> torch.Tensor:
+    """Lower Upsample of opsets 7 and 8, with scales as an attribute."""
     return upsample(x, scales, mode=mode)
 
 
 @op("Resize", since=10)
 def resize_10(x: torch.Tensor, scales: Floats, *, mode: str = "nearest") -> torch.Tensor:
+    """Lower Resize of opset 10: asymmetric coordinates, the nearest one rounded down."""
     return _resize(x, scales, None, None, None, Resampling(mode, "asymmetric", "floor"))
 
 
@@ -69,6 +72,10 @@ def resize(
     extrapolation_value: float = 0.0,
     keep_aspect_ratio_policy: str = "stretch",
 ) -> torch.Tensor:
+    """Lower Resize from opset 11, by constant scales or by sizes.
+
+    Raises UnsupportedError for scales from data, an unknown mode, a roi that isn't constant, or a kept aspect ratio of a dynamic dim.
+    """
     how = Resampling(
         mode, coordinate_transformation_mode, nearest_mode, bool(antialias), cubic_coeff_a, bool(exclude_outside), extrapolation_value
     )

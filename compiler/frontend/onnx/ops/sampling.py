@@ -20,7 +20,10 @@ _MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "b
 def grid_sample(
     x: torch.Tensor, grid: torch.Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> torch.Tensor:
-    """Sample x [batch, C, spatial...] at the normalized positions of grid [batch, out..., rank]."""
+    """Lower GridSample from opset 16: sample x [batch, C, spatial...] at the normalized positions of grid [batch, out..., rank].
+
+    Raises UnsupportedError for more than 3 spatial dims, and for "cubic" over 3.
+    """
     if mode not in _MODES or x.ndim not in (4, 5):
         raise UnsupportedError(f"GridSample with mode '{mode}' over {x.ndim - 2} spatial dims isn't supported.")
     if x.ndim == 5 and _MODES[mode] == "bicubic":
@@ -52,7 +55,7 @@ def col2im(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Sum columns [batch, C · block, positions] into an image [batch, C, spatial...] at their original positions."""
+    """Lower Col2Im: sum columns [batch, C · block, positions] into an image [batch, C, spatial...] at their original positions."""
     rank = len(image_shape)
     strides, dilations, pads = strides or (1,) * rank, dilations or (1,) * rank, pads or (0,) * (2 * rank)
     padded = tuple(size + pads[i] + pads[i + rank] for i, size in enumerate(image_shape))
@@ -81,9 +84,10 @@ def roi_align(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> torch.Tensor:
-    """Pool boxes (x1, y1, x2, y2) of x [batch, C, height, width] over a grid of bins; return [boxes, C, output_height, output_width].
+    """Lower RoiAlign from opset 16: pool boxes (x1, y1, x2, y2) of x [batch, C, height, width] over a grid of bins.
 
-    "max" takes the largest of the four weighted neighbors of each sample, as in the operator's definition.
+    Return [boxes, C, output_height, output_width]. "max" takes the largest of the four weighted neighbors of each sample, as in the
+    operator's definition. Raises UnsupportedError for sampling_ratio 0.
     """
     if sampling_ratio <= 0:
         raise UnsupportedError("RoiAlign with sampling_ratio 0 takes as many samples as data says; give it a sampling_ratio of 1 or more.")
@@ -116,7 +120,7 @@ def roi_align_unshifted(
     sampling_ratio: int = 0,
     spatial_scale: float = 1.0,
 ) -> torch.Tensor:
-    """RoiAlign before opset 16, which doesn't shift boxes by half a pixel."""
+    """Lower RoiAlign before opset 16, which doesn't shift boxes by half a pixel; otherwise as `roi_align`."""
     return roi_align(
         x, rois, batch_indices, coordinate_transformation_mode="output_half_pixel", mode=mode, output_height=output_height,
         output_width=output_width, sampling_ratio=sampling_ratio, spatial_scale=spatial_scale,
@@ -157,7 +161,10 @@ def deform_conv(
     pads: tuple[int, ...] | None = None,
     strides: tuple[int, ...] | None = None,
 ) -> torch.Tensor:
-    """Convolve x [batch, C, height, width] (arXiv:1811.11168); `offset` [batch, groups · taps · (y, x), out...] shifts every tap."""
+    """Lower DeformConv: convolve x [batch, C, height, width] (arXiv:1811.11168).
+
+    `offset` [batch, groups · taps · (y, x), out...] shifts every tap. Raises UnsupportedError for other than 2 spatial dims.
+    """
     if x.ndim != 4:
         raise UnsupportedError(f"DeformConv over {x.ndim - 2} spatial dims isn't supported; 2 are.")
     shape = window(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, dilations, pads, "NOTSET")

@@ -24,17 +24,19 @@ END = 10**9
 
 @op("Shape")
 def shape(x: torch.Tensor, *, start: int = 0, end: int | None = None) -> ConstantValue:
+    """Lower Shape, from `start` to `end`: sizes, which may be symbolic."""
     return sizes(tuple(x.shape)[start:end])
 
 
 @op("Size")
 def size(x: torch.Tensor) -> ConstantValue:
+    """Lower Size: the number of elements, which may be symbolic."""
     return constant_value(math.prod(x.shape), np.int64)
 
 
 @op("Reshape", since=5)
 def reshape(x: torch.Tensor, shape: Ints, *, allowzero: int = 0) -> torch.Tensor:
-    """Reshape; 0 copies the input's dim at that position, -1 infers the dim."""
+    """Lower Reshape; 0 copies the input's dim at that position unless `allowzero`, -1 infers the dim."""
     dims = list(shape) if allowzero else [x.shape[i] if _is_zero(dim) else dim for i, dim in enumerate(shape)]
     return x if same_dims(x.shape, dims) else x.reshape(_known(x, dims))
 
@@ -59,7 +61,7 @@ def _is_zero(dim: Any) -> bool:
 
 @op("Flatten")
 def flatten(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
-    """Flatten to rank 2: the dims before `axis`, and those from `axis` on."""
+    """Lower Flatten to rank 2: the dims before `axis`, and those from `axis` on."""
     if x.ndim == 0:
         return x.reshape(1, 1)
     axis = axis + x.ndim if axis < 0 else axis
@@ -69,11 +71,13 @@ def flatten(x: torch.Tensor, *, axis: int = 1) -> torch.Tensor:
 
 @op("Transpose")
 def transpose(x: torch.Tensor, *, perm: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Lower Transpose; without `perm` the dims are reversed."""
     return x.permute(perm if perm is not None else tuple(reversed(range(x.ndim))))
 
 
 @op("Squeeze", since=13)
 def squeeze(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
+    """Lower Squeeze from opset 13, with axes as an input; a symbolic size becomes a condition of each call, that it is 1."""
     if axes is None:
         axes = tuple(i for i, dim in enumerate(x.shape) if isinstance(dim, int) and dim == 1)
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
@@ -88,11 +92,13 @@ def squeeze(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
 
 @op("Squeeze")
 def squeeze_by_attribute(x: torch.Tensor, *, axes: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Lower Squeeze before opset 13, with axes as an attribute."""
     return squeeze(x, axes)
 
 
 @op("Unsqueeze", since=13)
 def unsqueeze(x: torch.Tensor, axes: Ints) -> torch.Tensor:
+    """Lower Unsqueeze from opset 13, with axes as an input."""
     rank = x.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
@@ -101,16 +107,19 @@ def unsqueeze(x: torch.Tensor, axes: Ints) -> torch.Tensor:
 
 @op("Unsqueeze")
 def unsqueeze_by_attribute(x: torch.Tensor, *, axes: tuple[int, ...]) -> torch.Tensor:
+    """Lower Unsqueeze before opset 13, with axes as an attribute."""
     return unsqueeze(x, axes)
 
 
 @op("Concat", since=4)
 def concat(*items: torch.Tensor, axis: int) -> torch.Tensor:
+    """Lower Concat along `axis`, which opset 4 requires."""
     return torch.cat(items, axis)
 
 
 @op("Split")
 def split(x: torch.Tensor, *, num_outputs_: NumOutputs, axis: int = 0, split: tuple[int, ...] | None = None) -> tuple[torch.Tensor, ...]:
+    """Lower Split before opset 13, with lengths as an attribute; without them into equal parts."""
     return _split(x, axis, split, num_outputs_)
 
 
@@ -118,6 +127,7 @@ def split(x: torch.Tensor, *, num_outputs_: NumOutputs, axis: int = 0, split: tu
 def split_by_input(
     x: torch.Tensor, split: Ints | None = None, *, num_outputs_: NumOutputs, axis: int = 0, num_outputs: int | None = None
 ) -> tuple[torch.Tensor, ...]:
+    """Lower Split from opset 13, with lengths as an input; without them into equal parts, the last one smaller."""
     return _split(x, axis, split, num_outputs_)
 
 
@@ -130,6 +140,10 @@ def _split(x: torch.Tensor, axis: int, lengths: tuple[Any, ...] | None, count: i
 
 @op("Slice", since=10)
 def slice_by_inputs(x: torch.Tensor, starts: Sizes, ends: Sizes, axes: Ints | None = None, steps: Ints | None = None) -> torch.Tensor:
+    """Lower Slice from opset 10, with starts, ends, axes and steps as inputs.
+
+    Raises UnsupportedError for a symbolic step, and for symbolic bounds of a negative one.
+    """
     for axis, start, end, step in zip(
         axes if axes is not None else range(len(starts)), starts, ends, steps if steps is not None else [1] * len(starts), strict=True
     ):
@@ -141,6 +155,7 @@ def slice_by_inputs(x: torch.Tensor, starts: Sizes, ends: Sizes, axes: Ints | No
 def slice_by_attributes(
     x: torch.Tensor, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None
 ) -> torch.Tensor:
+    """Lower Slice before opset 10, with starts, ends and axes as attributes."""
     return slice_by_inputs(x, starts, ends, axes)
 
 
@@ -176,7 +191,7 @@ def _within(at: Any, n: Any) -> Any:
 
 @op("Expand")
 def expand(x: torch.Tensor, shape: Sizes) -> torch.Tensor:
-    """Broadcast in both directions: a 1 in `shape` keeps the input's dim."""
+    """Lower Expand: broadcast in both directions; a 1 in `shape` keeps the input's dim."""
     rank = max(x.ndim, len(shape))
     own = (1,) * (rank - x.ndim) + tuple(x.shape)
     wanted = (1,) * (rank - len(shape)) + tuple(shape)
@@ -186,6 +201,7 @@ def expand(x: torch.Tensor, shape: Sizes) -> torch.Tensor:
 
 @op("Tile", since=6)
 def tile(x: torch.Tensor, repeats: Sizes) -> torch.Tensor:
+    """Lower Tile from opset 6, with one repeat for each dim."""
     return x.repeat(repeats)
 
 
@@ -199,6 +215,10 @@ def _require_room(count: int, dtype: np.dtype) -> None:
 
 @op("ConstantOfShape")
 def constant_of_shape(shape: Sizes, *, value: ConstantValue | None = None) -> Any:
+    """Lower ConstantOfShape: a constant value if it is small and static, else a tensor; 0.0 without a value.
+
+    Raises UnsupportedError for a static one above MAX_CONSTANT_BYTES.
+    """
     fill = scalar_of(value) if value is not None else 0.0
     dtype = value.dtype if value is not None else np.dtype(np.float32)
     if all(isinstance(dim, int) for dim in shape) and math.prod(shape) <= HOST_ELEMENTS:
@@ -210,6 +230,10 @@ def constant_of_shape(shape: Sizes, *, value: ConstantValue | None = None) -> An
 
 @op("Range")
 def arange(start: Known, limit: Known, delta: Known) -> Any:
+    """Lower Range: a constant value if it is small and static, else a tensor; bounds may be sizes.
+
+    Raises UnsupportedError for float bounds from data or a constant above MAX_CONSTANT_BYTES, UserError for a step of 0.
+    """
     given = (start, limit, delta)
     if any(isinstance(item, torch.Tensor) and item.is_floating_point() for item in given):
         raise UnsupportedError("Range with float bounds that are computed from data isn't supported: its length would depend on the data.")
@@ -227,23 +251,30 @@ def arange(start: Known, limit: Known, delta: Known) -> Any:
 
 @op("EyeLike")
 def eye_like(x: torch.Tensor, *, dtype: int | None = None, k: int = 0) -> torch.Tensor:
+    """Lower EyeLike of a matrix: ones on diagonal `k`, of `dtype` or that of x."""
     rows, columns = torch.arange(x.shape[0]).unsqueeze(1), torch.arange(x.shape[1]).unsqueeze(0)
     return (columns - rows == k).to(torch_dtype(dtype) if dtype is not None else x.dtype)
 
 
 @op("Trilu", since=14)
 def trilu(x: torch.Tensor, k: Ints | None = None, *, upper: int = 1) -> torch.Tensor:
+    """Lower Trilu of matrices [..., n, m]: the upper or lower triangle from diagonal `k`."""
     diagonal = k[0] if k else 0
     return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
 
 
 @op("Pad", since=2)
 def pad_by_attributes(x: torch.Tensor, *, pads: tuple[int, ...], mode: str = "constant", value: float = 0.0) -> torch.Tensor:
+    """Lower Pad of opsets 2 to 10, with pads and value as attributes."""
     return _pad(x, pads, mode, value)
 
 
 @op("Pad", since=11)
 def pad(x: torch.Tensor, pads: Ints, value: Numbers | None = None, axes: Ints | None = None, *, mode: str = "constant") -> torch.Tensor:
+    """Lower Pad from opset 11, with pads, value and axes as inputs; modes constant, reflect, edge and wrap.
+
+    Raises UnsupportedError for another mode.
+    """
     chosen = [axis % x.ndim for axis in axes] if axes is not None else list(range(x.ndim))
     full: list[Any] = [0] * (2 * x.ndim)
     for place, axis in enumerate(chosen):
@@ -290,6 +321,7 @@ def _pad_by_index(x: torch.Tensor, axis: int, before: Any, after: Any, mode: str
 
 @op("DepthToSpace")
 def depth_to_space(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> torch.Tensor:
+    """Lower DepthToSpace of [n, c, h, w], in the order "DCR" or "CRD"."""
     n, c, h, w = x.shape
     b = blocksize
     if mode == "CRD":
@@ -299,6 +331,7 @@ def depth_to_space(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> tor
 
 @op("SpaceToDepth")
 def space_to_depth(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> torch.Tensor:
+    """Lower SpaceToDepth of [n, c, h, w], the inverse of `depth_to_space`."""
     n, c, h, w = x.shape
     b = blocksize
     blocks = x.reshape(n, c, h // b, b, w // b, b)
@@ -308,6 +341,7 @@ def space_to_depth(x: torch.Tensor, *, blocksize: int, mode: str = "DCR") -> tor
 
 @op("CenterCropPad", since=18)
 def center_crop_pad(x: torch.Tensor, shape: Ints, *, axes: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Lower CenterCropPad: crop or pad with zeros around the center to `shape`; dims may be symbolic."""
     pairs: list[tuple[Any, Any]] = [(0, 0)] * x.ndim
     for axis, wanted in zip(axes if axes is not None else range(x.ndim), shape, strict=True):
         axis %= x.ndim

@@ -16,11 +16,16 @@ MAX_LENGTH = 4096
 
 @op("DFT", since=17)
 def dft_by_attribute(x: torch.Tensor, length: Ints | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0) -> torch.Tensor:
+    """Lower DFT of opsets 17 to 19, with `axis` as an attribute; raises as `dft`."""
     return _transform(x, axis, length[0] if length else None, bool(inverse), bool(onesided))
 
 
 @op("DFT", since=20)
 def dft(x: torch.Tensor, length: Ints | None = None, axis: Ints | None = None, *, inverse: int = 0, onesided: int = 0) -> torch.Tensor:
+    """Lower DFT from opset 20, with the axis as an input: x [..., 1 or 2] to [..., 1 or 2], zero-padded or truncated to `length`.
+
+    Raises UnsupportedError for a dynamic length, or one above MAX_LENGTH.
+    """
     return _transform(x, axis[0] if axis else -2, length[0] if length else None, bool(inverse), bool(onesided))
 
 
@@ -28,7 +33,10 @@ def dft(x: torch.Tensor, length: Ints | None = None, axis: Ints | None = None, *
 def stft(
     signal: torch.Tensor, step: Ints, window: torch.Tensor | None = None, length: Ints | None = None, *, onesided: int = 1
 ) -> torch.Tensor:
-    """Transform frames every `step` samples, of the window's length or `length`; return [batch, frames, frequencies, 2]."""
+    """Lower STFT: transform frames every `step` samples, of the window's length or `length`; return [batch, frames, frequencies, 2].
+
+    Raises UnsupportedError for dynamic lengths of signal, frame or step.
+    """
     width = length[0] if length else window.shape[0] if window is not None else None
     if not isinstance(width, int) or not isinstance(step[0], int) or not isinstance(signal.shape[1], int):
         raise UnsupportedError("STFT needs static lengths of signal, frame and step; fix the dimension (--dynamic name=size).")
@@ -46,7 +54,10 @@ def stft(
 def mel_weight_matrix(
     num_bins: Ints, length: Ints, rate: Ints, lowest_hz: Floats, highest_hz: Floats, *, output_datatype: int = 1
 ) -> torch.Tensor:
-    """Return [length // 2 + 1, num_bins]: triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700)."""
+    """Lower MelWeightMatrix: return [length // 2 + 1, num_bins].
+
+    Its filters are triangular and evenly spaced on the mel scale 2595 log10(1 + f / 700).
+    """
     edges = 2595 * np.log10(1 + np.array([lowest_hz[0], highest_hz[0]]) / 700)
     mels = edges[0] + np.arange(num_bins[0] + 2) * (edges[1] - edges[0]) / (num_bins[0] + 2)
     places = ((length[0] + 1) * 700 * (10 ** (mels / 2595) - 1) // rate[0]).astype(np.int64)

@@ -22,7 +22,10 @@ def tf_idf_vectorizer(
     pool_strings: tuple[str, ...] | None = None,
     weights: tuple[float, ...] | None = None,
 ) -> torch.Tensor:
-    """Count the n-grams of the pool in x [length] or [batch, length], with up to `max_skip_count` numbers between items."""
+    """Lower TfIdfVectorizer: count the n-grams of the pool in x [length] or [batch, length].
+
+    Up to `max_skip_count` numbers may stand between items. Raises UnsupportedError for strings, and for two n-grams of one index.
+    """
     if pool_int64s is None:
         raise UnsupportedError("TfIdfVectorizer of strings isn't supported; give the model numbers of words.")
     if len(set(ngram_indexes)) < len(ngram_indexes):

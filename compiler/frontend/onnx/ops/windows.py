@@ -22,10 +22,12 @@ class Window:
 
     @property
     def is_symmetric(self) -> bool:
+        """Whether the pads are numbers, at least 0, and equal before and after."""
         return all(isinstance(a, int) and isinstance(b, int) and a == b and a >= 0 for a, b in self.pads)
 
     @property
     def padding(self) -> tuple[int, ...]:
+        """Return the pads before each dim, which are those after it if `is_symmetric`."""
         return tuple(before for before, _ in self.pads)
 
     @property
@@ -42,7 +44,7 @@ def window(
     pads: tuple[int, ...] | None,
     auto_pad: str,
 ) -> Window:
-    """Return the window of a node; `sizes` are the spatial dims of its input."""
+    """Return the window of a node; `sizes` are the spatial dims of its input. Raises UnsupportedError for an unknown `auto_pad`."""
     rank = len(kernel)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     plain = Window(tuple(kernel), tuple(strides), tuple(dilations), ((0, 0),) * rank)
@@ -61,7 +63,7 @@ def window(
 
 
 def pad_spatial(x: torch.Tensor, pads: tuple[tuple[Any, Any], ...], value: float = 0.0) -> torch.Tensor:
-    """Pad the last dims; negative pads crop."""
+    """Pad the last dims by (before, after) pairs; negative pads crop."""
     if all(isinstance(item, int) and item == 0 for pair in pads for item in pair):
         return x
     return F.pad(x, [item for pair in reversed(pads) for item in pair], value=value)
