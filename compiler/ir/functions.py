@@ -38,7 +38,7 @@ _VISIBILITY = "sym_visibility"
 
 
 def is_public(op: ir.Operation) -> bool:
-    """Whether an op is a function that is an entry."""
+    """Whether an op is a public function, an entry."""
     return bool(op.operation.name == "func.func" and _VISIBILITY not in op.attributes)
 
 
@@ -48,17 +48,17 @@ def is_dispatch(op: ir.Operation) -> bool:
 
 
 def functions_of(module: ir.Module) -> dict[str, ir.Operation]:
-    """Every function of a module by its name, in the module's order."""
+    """Return every function of a module by its name, in the module's order."""
     return {name_of(op.operation): op.operation for op in module.body.operations if op.operation.name == "func.func"}
 
 
 def public_functions(module: ir.Module) -> list[ir.Operation]:
-    """The entries of a module."""
+    """Return the entries of a module, in its order."""
     return [op.operation for op in module.body.operations if is_public(op.operation)]
 
 
 def dispatch_functions(module: ir.Module) -> list[ir.Operation]:
-    """The dispatches of a module, in its order."""
+    """Return the dispatches of a module, in its order."""
     return [op.operation for op in module.body.operations if is_dispatch(op.operation)]
 
 
@@ -99,7 +99,7 @@ def name_of(func: ir.Operation) -> str:
 
 
 def callee_of(call: ir.Operation) -> str:
-    """The name of the function that a func.call calls."""
+    """Return the name of the function that a func.call calls, without the @."""
     return str(ir.FlatSymbolRefAttr(call.attributes["callee"]).value)
 
 

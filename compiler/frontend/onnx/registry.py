@@ -6,10 +6,10 @@ The annotation of an input declares its form:
     torch.Tensor  a tensor            Ints    a tuple of ints and SymInts (a compile-time value)
     Sizes         as Ints, but a runtime value is read from data and determines sizes
     Operand       a tensor, or a      Floats  a tuple of floats, a compile-time value
-                  Python number       Array   a Host value         Value   any form
+                  Python number       Array   a constant value     Value   any form
     AnyTensor     a tensor, of a low-precision type too (low_precision.py)
     Numbers       a tuple of Python numbers of the input's type, a compile-time value
-    Known         a Host value or None; the function itself reports anything else
+    Known         a constant value or None; the function itself reports anything else
 
 A node with an attribute that the function doesn't take is rejected, because ignoring it would give wrong results.
 """
