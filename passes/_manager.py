@@ -21,10 +21,10 @@ class PassObserver:
     """Told of every pass as it runs; each method may be overridden."""
 
     def pass_started(self, index: int, total: int, step: Pass) -> None:
-        """`index` counts from 0."""
+        """Hear that pass `index` of `total`, counted from 0, is about to run."""
 
     def pass_finished(self, run: PassRun, module: ir.Module) -> None:
-        """The module is as the pass left it, already verified."""
+        """Hear that a pass has run; the module is as it left it, already verified."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ EXPM1 = (0.001394064398482442, 0.008366401307284832, 0.04166640341281891, 0.1666
 
 
 def exp(x: Expr) -> Expr:
-    """At most 1.5 ulp; exp(0) is 1. Results below 2^-125.5 are 0 (subnormals cost hundreds of cycles); too large ones are infinite."""
+    """Return exp(x), with an error of at most 1.5 ulp; exp(0) is 1.
+
+    Results below 2^-125.5 are 0 (subnormals cost hundreds of cycles); too large ones are infinite.
+    """
     x = clamp_above(clamp_below(x, -87.5), 89.0)
     shifted = fma(x, LOG2_E, ROUND + 126)
     n = shifted - (ROUND + 126)
@@ -43,7 +46,7 @@ def exp(x: Expr) -> Expr:
 
 
 def exp2(x: Expr) -> Expr:
-    """At most 1.5 ulp; whole powers are exact. Results below 2^-125.5 are 0."""
+    """Return exp2(x), with an error of at most 1.5 ulp; whole powers are exact. Results below 2^-125.5 are 0."""
     x = clamp_above(clamp_below(x, -126.0), 128.0)
     shifted = x + (ROUND + 126)
     r = x - (shifted - (ROUND + 126))
@@ -51,7 +54,7 @@ def exp2(x: Expr) -> Expr:
 
 
 def expm1(x: Expr) -> Expr:
-    """At most 2 ulp; keeps the sign of zero."""
+    """Return expm1(x), with an error of at most 2 ulp; keeps the sign of zero."""
     limited = clamp_above(clamp_below(x, -40.0), 89.0)
     shifted = fma(limited, LOG2_E, ROUND + 126)
     r = _minus_ln2_times(limited, shifted - (ROUND + 126))
@@ -70,7 +73,7 @@ def half_exp(x: Expr) -> Expr:
 
 
 def sinh(x: Expr) -> Expr:
-    """At most 2 ulp."""
+    """Return sinh(x), with an error of at most 2 ulp."""
     magnitude = abs(x)
     square = x * x
     small = fma(x * square, horner(square, (2.7839255380968098e-06, 0.00019842635083477944, 0.008333311416208744, 0.1666666716337204)), x)
@@ -79,13 +82,16 @@ def sinh(x: Expr) -> Expr:
 
 
 def cosh(x: Expr) -> Expr:
-    """At most 2 ulp."""
+    """Return cosh(x), with an error of at most 2 ulp."""
     half = half_exp(abs(x))
     return half + 0.25 / half
 
 
 def tanh(x: Expr) -> Expr:
-    """At most 2 ulp, never above 1: 1 - 2 / (exp(2 |x|) + 1), and a polynomial below 0.625, where that would cancel."""
+    """Return tanh(x), with an error of at most 2 ulp, never above 1.
+
+    It is 1 - 2 / (exp(2 |x|) + 1), and a polynomial below 0.625, where that would cancel.
+    """
     magnitude = clamp_above(abs(x), 10.0)
     square = x * x
     small = fma(x * square, horner(square, TANH_SMALL), x)

@@ -8,7 +8,10 @@ from llmos.passes._math.expr import Expr, known_number, select
 
 
 def maximum(x: Expr, y: Expr) -> Expr:
-    """Exact. One instruction where an operand is a constant (relu, clamp), else three: the processor's own drops a NaN on the left."""
+    """Return the larger, exactly: one instruction where an operand is a constant (relu, clamp), else three.
+
+    The processor's own instruction drops a NaN on the left.
+    """
     constant, other = (x, y) if is_number(x) else (y, x)
     if is_number(constant):
         return select(constant > other, constant, other)
@@ -16,7 +19,7 @@ def maximum(x: Expr, y: Expr) -> Expr:
 
 
 def minimum(x: Expr, y: Expr) -> Expr:
-    """Exact, as `maximum`."""
+    """Return the smaller, exactly, as `maximum`."""
     constant, other = (x, y) if is_number(x) else (y, x)
     if is_number(constant):
         return select(constant < other, constant, other)

@@ -58,20 +58,20 @@ def split(x: Expr, lowest_mantissa: int) -> Split:
 
 
 def log(x: Expr) -> Expr:
-    """At most 1.5 ulp."""
+    """Return log(x), with an error of at most 1.5 ulp."""
     e, m = split(x, 0x3F2AAAAB)
     return _with_limits(x, fma(e, LN2, _log_of_mantissa(m)))
 
 
 def log2(x: Expr) -> Expr:
-    """At most 2 ulp; exact for powers of two."""
+    """Return log2(x), with an error of at most 2 ulp; exact for powers of two."""
     e, m = split(x, 0x3F2AAAAB)
     natural = _log_of_mantissa(m)
     return _with_limits(x, fma(natural, LOG2_E_HIGH, fma(natural, LOG2_E_LOW, e)))
 
 
 def log10(x: Expr) -> Expr:
-    """At most 2 ulp."""
+    """Return log10(x), with an error of at most 2 ulp."""
     e, m = split(x, 0x3F2AAAAB)
     natural = _log_of_mantissa(m)
     low = fma(e, LOG10_2_LOW, natural * LOG10_E_LOW)
@@ -79,7 +79,10 @@ def log10(x: Expr) -> Expr:
 
 
 def log1p(x: Expr) -> Expr:
-    """At most 1.5 ulp; keeps the sign of zero. The scaled argument 2^-e x + (2^-e - 1) loses nothing to the rounding of 1 + x."""
+    """Return log1p(x), with an error of at most 1.5 ulp; keeps the sign of zero.
+
+    The scaled argument 2^-e x + (2^-e - 1) loses nothing to the rounding of 1 + x.
+    """
     e = (bits(x + 1.0) - 0x3F400000) & 0xFF800000
     four_over_scale = float_of_bits(0x40800000 - e)
     f = fma(four_over_scale, 0.25, -1.0) + float_of_bits(bits(x) - e)
@@ -93,7 +96,7 @@ def log1p(x: Expr) -> Expr:
 
 
 def asinh(x: Expr) -> Expr:
-    """At most 3 ulp."""
+    """Return asinh(x), with an error of at most 3 ulp."""
     magnitude = abs(x)
     square = magnitude * magnitude
     small = log1p(magnitude + square / (sqrt(square + 1.0) + 1.0))
@@ -101,14 +104,14 @@ def asinh(x: Expr) -> Expr:
 
 
 def acosh(x: Expr) -> Expr:
-    """At most 3 ulp; NaN below 1."""
+    """Return acosh(x), with an error of at most 3 ulp; NaN below 1."""
     t = x - 1.0
     result = select(x > 4096.0, log(x) + LN2, log1p(t + sqrt(fma(t, t, t + t))))
     return select(x < 1.0, math.nan, result)
 
 
 def atanh(x: Expr) -> Expr:
-    """At most 3 ulp; infinite at 1 and -1, NaN beyond."""
+    """Return atanh(x), with an error of at most 3 ulp; infinite at 1 and -1, NaN beyond."""
     magnitude = abs(x)
     return copy_sign(log1p((magnitude + magnitude) / (1.0 - magnitude)) * 0.5, x)
 

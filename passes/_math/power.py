@@ -25,7 +25,8 @@ class DoubleFloat(NamedTuple):
 
 
 def pow(x: Expr, y: Expr, magnitude: Magnitude | None = None) -> Expr:
-    """At most 2 ulp, subnormal results included; zeros, infinities, NaN and negative bases as in C (IEEE 754 pow).
+    """Return pow(x, y), with an error of at most 2 ulp, subnormal results included.
+    Zeros, infinities, NaN and negative bases are as in C (IEEE 754 pow).
 
     `magnitude` is the function that computes a^y for 0 < a < infinity, by default that of float32.
     """
@@ -55,12 +56,12 @@ def signed_pow(x: Expr, y: Expr, is_odd: Expr, power_of: Magnitude) -> Expr:
 
 
 def rsqrt(x: Expr) -> Expr:
-    """At most 1.5 ulp; infinite at zero, with its sign."""
+    """Return rsqrt(x), with an error of at most 1.5 ulp; infinite at zero, with its sign."""
     return 1.0 / sqrt(x)
 
 
 def cbrt(x: Expr) -> Expr:
-    """At most 0.51 ulp: an estimate from the exponent, two steps of Halley's method in float64."""
+    """Return cbrt(x), with an error of at most 0.51 ulp, by an estimate from the exponent and two steps of Halley's method in float64."""
     a = abs(x)
     is_subnormal = a < SMALLEST_NORMAL
     scaled = select(is_subnormal, a * 2.0**24, a)

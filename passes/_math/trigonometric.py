@@ -63,12 +63,12 @@ class SinCos(NamedTuple):
 
 
 def sin(x: Expr) -> Expr:
-    """At most 1e-7 off and 2 ulp; keeps the sign of zero."""
+    """Return sin(x), with an error of at most 1e-7 and 2 ulp; keeps the sign of zero."""
     return sincos(x).sin
 
 
 def cos(x: Expr) -> Expr:
-    """At most 1e-7 off and 2 ulp."""
+    """Return cos(x), with an error of at most 1e-7 and 2 ulp."""
     return sincos(x).cos
 
 
@@ -82,7 +82,7 @@ def sincos(x: Expr) -> SinCos:
 
 
 def tan(x: Expr) -> Expr:
-    """At most 4 ulp; keeps the sign of zero."""
+    """Return tan(x), with an error of at most 4 ulp; keeps the sign of zero."""
     reduced = _reduce(x)
     swap = (reduced.quarters & 1).differs(0)
     over = select(swap, -reduced.cos, reduced.sin)
@@ -91,7 +91,7 @@ def tan(x: Expr) -> Expr:
 
 
 def asin(x: Expr) -> Expr:
-    """At most 2.5 ulp; NaN beyond 1. asin(x) = pi/2 - 2 asin(sqrt((1 - x) / 2)) above one half."""
+    """Return asin(x), with an error of at most 2.5 ulp; NaN beyond 1. asin(x) = pi/2 - 2 asin(sqrt((1 - x) / 2)) above one half."""
     magnitude = abs(x)
     is_large = magnitude > 0.5
     p = _asin_of_half(magnitude, is_large)
@@ -99,7 +99,7 @@ def asin(x: Expr) -> Expr:
 
 
 def acos(x: Expr) -> Expr:
-    """At most 2 ulp; NaN beyond 1."""
+    """Return acos(x), with an error of at most 2 ulp; NaN beyond 1."""
     magnitude = abs(x)
     is_large = magnitude > 0.5
     p = _asin_of_half(magnitude, is_large)
@@ -108,7 +108,7 @@ def acos(x: Expr) -> Expr:
 
 
 def atan(x: Expr) -> Expr:
-    """At most 2 ulp. atan(x) = pi/2 - atan(1 / x) above one."""
+    """Return atan(x), with an error of at most 2 ulp. atan(x) = pi/2 - atan(1 / x) above one."""
     magnitude = abs(x)
     is_large = magnitude > 1.0
     p = _atan_of_fraction(select(is_large, 1.0 / magnitude, magnitude))
@@ -116,7 +116,7 @@ def atan(x: Expr) -> Expr:
 
 
 def atan2(y: Expr, x: Expr) -> Expr:
-    """At most 3 ulp; zeros, signs and infinities as in C."""
+    """Return atan2(y, x), with an error of at most 3 ulp; zeros, signs and infinities as in C."""
     across, up = abs(x), abs(y)
     is_steep = up > across
     low, high = select(is_steep, across, up), select(is_steep, up, across)
