@@ -28,7 +28,7 @@ def cast_like(x: Value, like: AnyTensor, *, saturate: int = 1, round_mode: str =
     if isinstance(x, ConstantValue) and not x.is_symbolic and isinstance(like, torch.Tensor):
         return constant_value(x.array.astype(numpy_dtype(like.dtype)))
     if not isinstance(x, torch.Tensor | LowPrecisionTensor):
-        raise UnsupportedError("CastLike of a size, of a sequence or of a constant to a coded type isn't supported.")
+        raise UnsupportedError("CastLike of a size, of a sequence or of a constant to a low-precision type isn't supported.")
     value = decode(x) if isinstance(x, LowPrecisionTensor) else x
     if isinstance(like, LowPrecisionTensor):
         return encode(value, like.elem_type, bool(saturate), round_mode)
