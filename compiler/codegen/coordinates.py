@@ -33,7 +33,7 @@ class GatherIndex:
 Coord: TypeAlias = "Value | Lane | GatherIndex"  # or a uniform i64, or a vector of i64
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class IndexEmitter:
     """Arithmetic on coordinates, emitted into one kernel."""
 
@@ -41,9 +41,9 @@ class IndexEmitter:
     sizes: Sizes
 
     def shift(self, coord: Coord, offset: Value, stride: Expr) -> Coord:
-        return self.coord_add(self.coord_scale(coord, stride), offset)
+        return self.add(self.scale(coord, stride), offset)
 
-    def coord_add(self, a: Coord, b: Coord) -> Coord:
+    def add(self, a: Coord, b: Coord) -> Coord:
         if isinstance(a, Lane) and isinstance(b, Lane):
             return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
         if isinstance(a, GatherIndex) or isinstance(b, GatherIndex):
@@ -51,7 +51,7 @@ class IndexEmitter:
         if isinstance(b, Lane):
             a, b = b, a
         if isinstance(a, Lane):
-            return self.coord_add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
+            return self.add(self.lanes_of(a), b) if is_vector(b) else Lane(self.b.add(a.base, b), a.stride)
         return self.b.add(a, b)
 
     def _add_gather(self, a: GatherIndex, b: Coord) -> Coord:
@@ -61,7 +61,7 @@ class IndexEmitter:
             return self.b.binary("arith.addi", self.lanes_of(a), self.lanes_of(b))
         return GatherIndex(self.b.add(a.base, b), a.offsets)
 
-    def coord_scale(self, coord: Coord, by: Expr) -> Coord:
+    def scale(self, coord: Coord, by: Expr) -> Coord:
         if by == 1:
             return coord
         if isinstance(coord, Lane):
@@ -81,18 +81,18 @@ class IndexEmitter:
         return self.b.binary("arith.addi", self.b.splat(coord.base), step)
 
     def apply(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
-        return [self._affine(expr, coords) for expr in affine.results]
+        return [self.apply_expr(expr, coords) for expr in affine.results]
 
-    def _affine(self, expr: ir.AffineExpr, coords: Sequence[Coord]) -> Coord:
+    def apply_expr(self, expr: ir.AffineExpr, coords: Sequence[Coord]) -> Coord:
         if isinstance(expr, ir.AffineDimExpr):
             return coords[expr.position]
         if isinstance(expr, ir.AffineConstantExpr):
             return self.b.index(expr.value)
         if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
-            return self.coord_scale(self._affine(expr.lhs, coords), sympy.Integer(expr.rhs.value))
-        a, b = self._affine(expr.lhs, coords), self._affine(expr.rhs, coords)
+            return self.scale(self.apply_expr(expr.lhs, coords), sympy.Integer(expr.rhs.value))
+        a, b = self.apply_expr(expr.lhs, coords), self.apply_expr(expr.rhs, coords)
         if isinstance(expr, ir.AffineAddExpr):
-            return self.coord_add(a, b)
+            return self.add(a, b)
         if isinstance(expr, ir.AffineModExpr):  # never negative, unlike arith.remsi
             a, b = self.lanes_of(a), self.lanes_of(b)
             whole = self.b.binary("arith.muli", self.b.binary("arith.floordivsi", a, b), b)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import sympy
 
 from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, depends_on, fill_value, is_fill
-from llmos.compiler.codegen.builder import Value, element_type, is_float, is_vector
-from llmos.compiler.codegen.coordinates import Coord, GatherIndex, Lane
+from llmos.compiler.codegen.available import AvailableValues
+from llmos.compiler.codegen.builder import Builder, Sizes, Value, element_type, is_float, is_vector
+from llmos.compiler.codegen.coordinates import Coord, GatherIndex, IndexEmitter, Lane
+from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.guards import Guards
 from llmos.compiler.codegen.indices import is_in_range
-from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.memory import Buffer, MemoryEmitter
 from llmos.compiler.codegen.sums import block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.shapes import kept_dims, pad_parameters, slice_parameters
@@ -29,12 +31,38 @@ from llmos.runtime.errors import UnsupportedError
 DIVISIONS = frozenset(f"arith.{name}" for name in ("divsi", "divui", "remsi", "remui", "floordivsi", "ceildivsi", "ceildivui"))
 
 
-@dataclass(kw_only=True)
-class ValueEmitter(Guards):
-    """Emits the values of one dispatch into one kernel."""
+@dataclass(frozen=True)
+class ValueEmitter:
+    """Emits the values of one dispatch into one kernel. `buffers`: where its arguments lie."""
 
+    dispatch: Dispatch
     buffers: dict[Value, Buffer]
+    memory: MemoryEmitter
+    guards: Guards
+    available: AvailableValues
     bound: dict[Value, Callable[[Sequence[Coord]], Value]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dispatch: Dispatch, buffers: dict[Value, Buffer], index: IndexEmitter, error: Value) -> ValueEmitter:
+        """One whose parts share a mask and the values that are available. `error`: address of the kernel's i32 error code."""
+        memory, available = MemoryEmitter(index), AvailableValues()
+        return cls(dispatch, buffers, memory, Guards(memory, available, dispatch.table, error), available)
+
+    @property
+    def index(self) -> IndexEmitter:
+        return self.memory.index
+
+    @property
+    def b(self) -> Builder:
+        return self.index.b
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.index.sizes
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Inside a loop body or a branch: values emitted there are not available behind it."""
+        return self.available.scope()
 
     # -- values
     @contextmanager
@@ -54,17 +82,16 @@ class ValueEmitter(Guards):
         """The element (or one element a lane) of `tensor` at `coords`."""
         if tensor in self.bound:
             return self.bound[tensor](coords)
-        key = (tensor, self.mask, *coords)
-        for memo in reversed(self._memo):
-            if key in memo:
-                return memo[key]
-        made = self._produce(tensor, coords)
-        self._memo[-1][key] = made
+        key = (tensor, self.memory.mask, *coords)
+        made = self.available.find(key)
+        if made is None:
+            made = self._produce(tensor, coords)
+            self.available.add(key, made)
         return made
 
     def _produce(self, tensor: Value, coords: Sequence[Coord]) -> Value:
         if tensor in self.buffers:
-            return self.load(self.buffers[tensor], coords)
+            return self.memory.load(self.buffers[tensor], coords)
         op = tensor.owner
         if isinstance(op, ir.Block):
             raise UnsupportedError("a dispatch reads a value that has no buffer")
@@ -128,8 +155,8 @@ class ValueEmitter(Guards):
         generic = Generic(value.owner.operation)
         for operand, affine in zip(generic.inputs, generic.maps, strict=False):
             if isinstance(operand.type, ir.RankedTensorType) and depends_on(operand, root):
-                loop = self.invert(affine, self.result_coords(operand, root, root_coords))
-                return self.apply(generic.output_map(value), loop)
+                loop = self.index.invert(affine, self.result_coords(operand, root, root_coords))
+                return self.index.apply(generic.output_map(value), loop)
         raise AssertionError("an epilogue that doesn't use its root")
 
     def _slice(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
@@ -138,7 +165,7 @@ class ValueEmitter(Guards):
             raise UnsupportedError("a slice whose place depends on data")
         kept = kept_dims(op)
         by_dim = dict(zip(kept, coords, strict=True))
-        inner = [self.shift(by_dim.get(dim, self.b.index(0)), self.sizes(offsets[dim]), strides[dim]) for dim in range(len(offsets))]
+        inner = [self.index.shift(by_dim.get(dim, self.b.index(0)), self.sizes(offsets[dim]), strides[dim]) for dim in range(len(offsets))]
         return self.value(op.operands[0], inner)
 
     def _pad(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
@@ -153,13 +180,13 @@ class ValueEmitter(Guards):
             if size == whole:
                 inner.append(coord)
                 continue
-            at, within = self.within(self.coord_add(coord, self.sizes(-before)), size)
+            at, within = self.guards.within(self.index.add(coord, self.sizes(-before)), size)
             inner.append(at)
             inside.append(within)
         padding = self.scalar(list(op.regions[0].blocks[0].operations)[-1].operands[0])
-        guarded = any(self.may_be_empty(size) for size in source)
+        guarded = any(self.guards.may_be_empty(size) for size in source)
         read = functools.partial(self.value, op.operands[0], inner)
-        return self.choose(inside, read, padding, guarded) if inside else read()
+        return self.guards.choose(inside, read, padding, guarded) if inside else read()
 
     def _concat(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         """Of the pieces along the axis, the one that the coordinate falls into."""
@@ -168,18 +195,18 @@ class ValueEmitter(Guards):
         offset: Expr = sympy.Integer(0)
         for piece in op.operands:
             size = self.dispatch.shapes.shape(piece)[axis]
-            at, within = self.within(self.coord_add(coords[axis], self.sizes(sympy.expand(-offset))), size)
+            at, within = self.guards.within(self.index.add(coords[axis], self.sizes(sympy.expand(-offset))), size)
             inner = [at if i == axis else coord for i, coord in enumerate(coords)]
             otherwise = chosen if chosen is not None else self.b.const(piece.type.element_type, 0)
             read = functools.partial(self.value, piece, inner)
-            chosen = self.choose([within], read, otherwise, self.may_be_empty(size))
+            chosen = self.guards.choose([within], read, otherwise, self.guards.may_be_empty(size))
             offset = sympy.expand(offset + size)
         assert chosen is not None
         return chosen
 
     # -- bodies
     def _elementwise(self, generic: Generic, tensor: Value, coords: Sequence[Coord]) -> Value:
-        loop = self.invert(generic.output_map(tensor), coords)
+        loop = self.index.invert(generic.output_map(tensor), coords)
         arguments = self._arguments(generic, loop, list(range(len(generic.op.operands))))
         return self.run_block(generic.body, arguments, loop)[ir.OpResult(tensor).result_number]
 
@@ -191,7 +218,7 @@ class ValueEmitter(Guards):
             if not any(True for _ in argument.uses):
                 continue
             if isinstance(operand.type, ir.RankedTensorType):
-                arguments[argument] = self.value(operand, self.apply(generic.maps[i], loop))
+                arguments[argument] = self.value(operand, self.index.apply(generic.maps[i], loop))
             else:
                 arguments[argument] = self.scalar(operand)
         return arguments
@@ -201,7 +228,7 @@ class ValueEmitter(Guards):
         values: dict[Value, Coord] = dict(arguments)
         for op in block.operations:
             if op.name in ("linalg.yield", "tm_tensor.yield"):
-                return [self.lanes_of(self.operand(operand, values)) for operand in op.operands]
+                return [self.index.lanes_of(self.operand(operand, values)) for operand in op.operands]
             self.body_op(op.operation, values, loop)
         raise AssertionError("a body without a yield")
 
@@ -222,19 +249,19 @@ class ValueEmitter(Guards):
         if op.name == "tensor.extract":
             values[op.results[0]] = self._extract(op, operands)
         elif op.name == "affine.apply":
-            values[op.results[0]] = self._affine(ir.AffineMapAttr(op.attributes["map"]).value.results[0], operands)
+            values[op.results[0]] = self.index.apply_expr(ir.AffineMapAttr(op.attributes["map"]).value.results[0], operands)
         elif op.name == "arith.constant":
             values[op.results[0]] = self.scalar(op.results[0])
         elif op.name in ("arith.addi", "arith.subi", "arith.muli") and isinstance(op.results[0].type, ir.IndexType):
             values[op.results[0]] = self._index_arithmetic(op.name, operands)
         else:
-            values[op.results[0]] = self._clone(op, [self.lanes_of(operand) for operand in operands])
+            values[op.results[0]] = self._clone(op, [self.index.lanes_of(operand) for operand in operands])
 
     def _index_arithmetic(self, name: str, operands: Sequence[Coord]) -> Coord:
         a, b = operands
         if name == "arith.addi":
-            return self.coord_add(a, b)
-        return self.b.binary(name, self.lanes_of(a), self.lanes_of(b))
+            return self.index.add(a, b)
+        return self.b.binary(name, self.index.lanes_of(a), self.index.lanes_of(b))
 
     def _extract(self, op: ir.Operation, coords: Sequence[Coord]) -> Value:
         """An indexed read. An index that isn't known to be in range is checked: outside, the kernel reports an error and reads element 0.
@@ -248,12 +275,12 @@ class ValueEmitter(Guards):
             if is_in_range(index, size, table):
                 safe.append(coord)
                 continue
-            at, inside = self.checked(self.lanes_of(coord), size)
+            at, inside = self.guards.checked(self.index.lanes_of(coord), size)
             safe.append(at)
-            guards += [inside] if self.may_be_empty(size) else []
+            guards += [inside] if self.guards.may_be_empty(size) else []
         if not guards:
             return self.value(tensor, safe)
-        return self.choose(guards, lambda: self.value(tensor, safe), self.b.const(tensor.type.element_type, 0), True)
+        return self.guards.choose(guards, lambda: self.value(tensor, safe), self.b.const(tensor.type.element_type, 0), True)
 
     def _clone(self, op: ir.Operation, operands: Sequence[Value]) -> Value:
         """The op on vectors if any operand is one, with index as i64."""
@@ -315,9 +342,9 @@ class ValueEmitter(Guards):
     def reduce(self, generic: Generic, coords: Sequence[Coord]) -> list[Value]:
         """Every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
         out_maps = generic.maps[generic.num_inputs :]
-        loop: list[Coord] = self.invert(out_maps[0], coords)
+        loop: list[Coord] = self.index.invert(out_maps[0], coords)
         has_lanes = any(isinstance(coord, (Lane, GatherIndex)) or is_vector(coord) for coord in coords)
-        inits = [self.value(init, self.apply(affine, loop)) for init, affine in zip(generic.inits, out_maps, strict=True)]
+        inits = [self.value(init, self.index.apply(affine, loop)) for init, affine in zip(generic.inits, out_maps, strict=True)]
         if has_lanes:
             inits = [self.b.splat(init) for init in inits]
         sizes = generic.loop_sizes(self.dispatch.shapes)
@@ -356,7 +383,7 @@ class ValueEmitter(Guards):
         """One step of a reduction: new accumulators from the old at a loop point, both as `carried` gives them."""
         if (product := _added_product(generic)) is not None:
             values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
-            left, right = (self.lanes_of(self._needed(factor, generic, values, loop)) for factor in product.operands)
+            left, right = (self.index.lanes_of(self._needed(factor, generic, values, loop)) for factor in product.operands)
             if is_vector(carried[0]):
                 left, right = (self.b.splat(factor, carried[0].type.shape[0]) for factor in (left, right))
             return [self.b.fma(left, right, carried[0])]
@@ -370,7 +397,7 @@ class ValueEmitter(Guards):
     def contribution(self, generic: Generic, combiner: Combiner, loop: Sequence[Coord]) -> Value:
         """f(inputs) of a simple reduction at a loop point."""
         values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
-        return self.lanes_of(self._needed(combiner.value, generic, values, loop))
+        return self.index.lanes_of(self._needed(combiner.value, generic, values, loop))
 
     def _needed(self, value: Value, generic: Generic, values: dict[Value, Coord], loop: Sequence[Coord]) -> Coord:
         if value in values:

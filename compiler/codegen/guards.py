@@ -3,60 +3,56 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from llmos.compiler.codegen.builder import Value, is_vector
-from llmos.compiler.codegen.coordinates import Coord, Lane
-from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.available import AvailableValues
+from llmos.compiler.codegen.builder import Builder, Value, is_vector
+from llmos.compiler.codegen.coordinates import Coord, IndexEmitter, Lane
 from llmos.compiler.codegen.memory import MemoryEmitter
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.sizes import Expr
+from llmos.compiler.ir.sizes import Expr, SymbolTable
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 
-@dataclass(kw_only=True)
-class Guards(MemoryEmitter):
+@dataclass(frozen=True)
+class Guards:
     """Conditions and checks, emitted into one kernel."""
 
-    dispatch: Dispatch
-    error: Value | None = None  # address of the kernel's i32 error code
-    _memo: list[dict[tuple[object, ...], Value]] = field(default_factory=lambda: [{}])
+    memory: MemoryEmitter  # whose mask they narrow
+    available: AvailableValues
+    table: SymbolTable
+    error: Value  # address of the kernel's i32 error code
 
-    # -- scopes
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Values made inside a loop body are forgotten at its end."""
-        self._memo.append({})
-        try:
-            yield
-        finally:
-            self._memo.pop()
+    @property
+    def b(self) -> Builder:
+        return self.memory.b
+
+    @property
+    def index(self) -> IndexEmitter:
+        return self.memory.index
 
     def may_be_empty(self, size: Expr) -> bool:
-        return bool(self.dispatch.table.bounds(size)[0] < 1)
+        """Whether a dim of this size may have no elements."""
+        return bool(self.table.bounds(size)[0] < 1)
 
     def checked(self, coord: Value, size: Expr) -> tuple[Value, Value]:
         """An index from data that is safe to use if the dim isn't empty, and whether (on which lanes) it was in range; an error if not."""
         b = self.b
         coord = b.op("llvm.freeze", [coord], coord.type)  # of a float without an integer's value: one value for the check and the use
-        inside = b.compare("ult", coord, self.sizes(size))
-        if self.error is not None:
-            outside = b.binary("arith.xori", inside, b.const(b.i1, 1))
-            if is_vector(outside) and self.mask is not None:
-                outside = b.op("arith.andi", [outside, self.mask], outside.type)
-            anywhere = (
-                b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
-            )
-            with b.when(anywhere):
-                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.error, 4)
+        inside = b.compare("ult", coord, self.index.sizes(size))
+        outside = b.binary("arith.xori", inside, b.const(b.i1, 1))
+        if is_vector(outside) and self.memory.mask is not None:
+            outside = b.op("arith.andi", [outside, self.memory.mask], outside.type)
+        anywhere = b.op("vector.reduction", [outside], b.i1, kind=ir.Attribute.parse("#vector.kind<or>")) if is_vector(outside) else outside
+        with b.when(anywhere):
+            b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.error, 4)
         return b.select(inside, coord, b.index(0)), inside
 
     def within(self, coord: Coord, size: Expr) -> tuple[Coord, Value]:
         """A coordinate that is safe to read at, and whether (on which lanes) the given one is in [0, size)."""
         b = self.b
-        within = b.compare("ult", self.lanes_of(coord), self.sizes(size))
+        within = b.compare("ult", self.index.lanes_of(coord), self.index.sizes(size))
         if isinstance(coord, Lane):
             return coord, within  # lanes outside are masked
         return b.select(within, coord, b.index(0)), within
@@ -69,10 +65,11 @@ class Guards(MemoryEmitter):
         b = self.b
         # What is the same on all lanes is chosen by on its own: LLVM 22 never ends on a splat of it and a constant mask, without AVX-512.
         by_lane, for_all = (self._all([c for c in conditions if is_vector(c) is kind]) for kind in (True, False))
-        mask = self.mask if by_lane is None else by_lane if self.mask is None else b.binary("arith.andi", self.mask, by_lane)
+        outer = self.memory.mask
+        mask = outer if by_lane is None else by_lane if outer is None else b.binary("arith.andi", outer, by_lane)
 
         def masked_read() -> Value:
-            with self.masked(mask):
+            with self.memory.masked(mask):
                 return read()
 
         value = self._read_if(for_all, masked_read, otherwise) if guarded and for_all is not None else masked_read()
@@ -84,7 +81,7 @@ class Guards(MemoryEmitter):
         """read() under a branch."""
         draft = ir.Operation.create("scf.if", operands=[condition], regions=2)  # the type of the result is known when it was read
         block = draft.regions[0].blocks.append()
-        with ir.InsertionPoint(block), self.scope():
+        with ir.InsertionPoint(block), self.available.scope():
             value = read()
             value = self.b.splat(value, otherwise.type.shape[0]) if is_vector(otherwise) else value
             ir.Operation.create("scf.yield", operands=[value])

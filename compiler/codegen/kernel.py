@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.codegen.builder import Builder, Sizes, Value
+from llmos.compiler.codegen.coordinates import IndexEmitter
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.memory import Buffer
@@ -69,7 +70,7 @@ def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterato
         b.set_anchor(anchor)
         sizes, buffers, outputs, error = _enter(b, dispatch, buffers_pointer, dims_pointer)
         b.store(anchor.results[0], error, 4)
-        yield Frame(b, ValueEmitter(b=b, sizes=sizes, dispatch=dispatch, buffers=buffers, error=error), outputs, begin, end, scratch)
+        yield Frame(b, ValueEmitter.of(dispatch, buffers, IndexEmitter(b, sizes), error), outputs, begin, end, scratch)
         ir.Operation.create("func.return", operands=[b.load(error, i32, 4)])
 
 

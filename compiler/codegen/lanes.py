@@ -23,7 +23,7 @@ def lane_loop(frame: Frame, low: Value, high: Value, step: Step, carried: list[V
     if static is not None and static % b.lanes == 0:
         return carried
     with b.loop(whole, high, width, carried) as loop, ev.scope():
-        with ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+        with ev.memory.masked(b.tail_mask(b.sub(high, loop.iv))):
             made = step(Lane(loop.iv), loop.args)
         loop.yield_(made)
     return loop.results

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 
-from llmos.compiler.codegen.builder import Value, byte_width, element_type, is_float, is_vector
+from llmos.compiler.codegen.builder import Builder, Value, byte_width, element_type, is_float, is_vector
 from llmos.compiler.codegen.coordinates import Coord, GatherIndex, IndexEmitter, Lane
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
@@ -33,11 +33,16 @@ class Buffer:
         return cls(pointer, kind, tuple(shape), tuple(strides))
 
 
-@dataclass(kw_only=True)
-class MemoryEmitter(IndexEmitter):
-    """Loads and stores, emitted into one kernel."""
+@dataclass
+class MemoryEmitter:
+    """Loads and stores, emitted into one kernel. The mask of the lanes is here and nowhere else."""
 
+    index: IndexEmitter
     mask: Value | None = None  # lanes that exist, in a tail
+
+    @property
+    def b(self) -> Builder:
+        return self.index.b
 
     @contextmanager
     def masked(self, mask: Value | None) -> Iterator[None]:
@@ -52,7 +57,7 @@ class MemoryEmitter(IndexEmitter):
         """The element offset of a coordinate."""
         total: Coord = self.b.index(0)
         for coord, stride in zip(coords, buffer.strides, strict=True):
-            total = self.coord_add(total, self.coord_scale(coord, stride))
+            total = self.index.add(total, self.index.scale(coord, stride))
         return total
 
     def load(self, buffer: Buffer, coords: Sequence[Coord]) -> Value:
@@ -85,7 +90,7 @@ class MemoryEmitter(IndexEmitter):
                 return b.gather(buffer.pointer, offset, self.mask, kind)
             return b.load(b.address(buffer.pointer, offset, kind), kind, byte_width(kind))
         if offset.stride != 1:
-            return b.gather(buffer.pointer, self.lanes_of(offset), self.mask, kind)
+            return b.gather(buffer.pointer, self.index.lanes_of(offset), self.mask, kind)
         address = b.address(buffer.pointer, offset.base, kind)
         if self.mask is not None:
             return b.masked_load(address, self.mask, kind, byte_width(kind))
@@ -113,7 +118,7 @@ class MemoryEmitter(IndexEmitter):
         """Write one element, or one a lane, under the mask."""
         b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
         if isinstance(offset, GatherIndex):
-            offset = self.lanes_of(offset)
+            offset = self.index.lanes_of(offset)
         if is_float(element_type(value.type)) and kind != element_type(value.type):
             value = self._same_bits(value, kind)
         elif kind != element_type(value.type):
@@ -131,7 +136,7 @@ class MemoryEmitter(IndexEmitter):
             return
         value = b.splat(value)
         if offset.stride != 1:
-            b.scatter(value, buffer.pointer, self.lanes_of(offset), self.mask, kind)
+            b.scatter(value, buffer.pointer, self.index.lanes_of(offset), self.mask, kind)
         elif self.mask is not None:
             b.masked_store(value, b.address(buffer.pointer, offset.base, kind), self.mask, byte_width(kind))
         else:

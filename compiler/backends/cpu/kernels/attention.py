@@ -116,7 +116,7 @@ class AttentionEmitter:
 
     def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of Q K^T."""
-        loop = self.frame.emitter.invert(self.parts.scores.out_map, self._score_coords(i, j))
+        loop = self.frame.emitter.index.invert(self.parts.scores.out_map, self._score_coords(i, j))
         for dim in self.parts.scores.k:
             if self.score_sizes[dim] != 1:
                 loop[dim] = d
@@ -125,7 +125,7 @@ class AttentionEmitter:
     def _value_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of P V."""
         generic = self.parts.values.generic
-        loop = self.frame.emitter.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
+        loop = self.frame.emitter.index.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
         for dim in self.value_dims:
             if self.value_sizes[dim] != 1:
                 loop[dim] = d
@@ -151,7 +151,7 @@ class AttentionEmitter:
         strides: dict[int, Expr] = {}
         for form, stride in zip(source[1], buffer.strides, strict=True):
             for dim, coefficient in (form or {}).items():
-                offset = ev.coord_add(offset, ev.coord_scale(loop[dim], sympy.expand(stride * coefficient)))
+                offset = ev.index.add(offset, ev.index.scale(loop[dim], sympy.expand(stride * coefficient)))
                 strides[dim] = sympy.expand(strides.get(dim, 0) + stride * coefficient)
         row = sum((strides.get(d, sympy.Integer(0)) for d in row_dims if sizes[d] != 1), sympy.Integer(0))
         k = sum((strides.get(d, sympy.Integer(0)) for d in k_dims if sizes[d] != 1), sympy.Integer(0))
@@ -167,8 +167,8 @@ class AttentionEmitter:
             start = b.mul(rows.iv, ev.sizes(extent))
 
             def copy(d: Value) -> None:
-                coords = ev.apply(generic.maps[operand], point(rows.iv, Lane(d)))
-                ev.store(b.splat(ev.value(generic.inputs[operand], coords)), target, [Lane(b.add(start, d))])
+                coords = ev.index.apply(generic.maps[operand], point(rows.iv, Lane(d)))
+                ev.memory.store(b.splat(ev.value(generic.inputs[operand], coords)), target, [Lane(b.add(start, d))])
 
             self._over_lanes(extent, copy)
 
@@ -180,7 +180,7 @@ class AttentionEmitter:
         with b.loop(b.index(0), whole, step) as loop, ev.scope():
             body(loop.iv)
         if not (extent.is_Integer and int(extent) % b.lanes == 0):
-            with b.loop(whole, high, step) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+            with b.loop(whole, high, step) as loop, ev.scope(), ev.memory.masked(b.tail_mask(b.sub(high, loop.iv))):
                 body(loop.iv)
 
     # -- steps
@@ -196,7 +196,7 @@ class AttentionEmitter:
             ev.scope(),
         ):
             point = self._score_loop(b.add(self.first, rows.iv), b.index(0), loop.iv)
-            value = ev.value(generic.inputs[self.parts.query], ev.apply(generic.maps[self.parts.query], point))
+            value = ev.value(generic.inputs[self.parts.query], ev.index.apply(generic.maps[self.parts.query], point))
             b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.block_rows)), rows.iv), b.f32), 4)
 
     def _vectors(self) -> range:
@@ -261,7 +261,7 @@ class AttentionEmitter:
                 i = b.add(self.first, b.index(v * self.shape.lanes))
                 score = self._get("scores", loop.iv, v)
                 mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
-                with ev.masked(mask), ev.scope(), ev.binding(root, as_=score):
+                with ev.memory.masked(mask), ev.scope(), ev.binding(root, as_=score):
                     logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
                 self._put(logit, "scores", loop.iv, v)
                 made.append(self._larger(logit, loop.args[v]))
@@ -344,8 +344,8 @@ class AttentionEmitter:
                 self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
 
         def transposed(row: Value, column: Value) -> Value:
-            offsets = b.binary("arith.muli", ev.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
-            return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.mask, b.f32)
+            offsets = b.binary("arith.muli", ev.index.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
+            return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.memory.mask, b.f32)
 
         self._write(transposed)
 
@@ -359,8 +359,8 @@ class AttentionEmitter:
         b, ev, values = self.frame.b, self.frame.emitter, self.parts.values
         root = values.generic.op.results[0]
         loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
-        coords = ev.apply(values.out_map, loop)
+        coords = ev.index.apply(values.out_map, loop)
         with ev.binding(root, as_=total):
             for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
                 at = ev.result_coords(value, root, coords)
-                ev.store(ev.value(value, at), buffer, at)
+                ev.memory.store(ev.value(value, at), buffer, at)

@@ -72,7 +72,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         """Address of an element of Q, K or V."""
         b, ev, generic = self.frame.b, self.frame.emitter, contraction.generic
         buffer = ev.buffers[extended(generic.inputs[operand])]
-        return b.address(buffer.pointer, ev.locate(buffer, ev.apply(generic.maps[operand], point)), buffer.kind)
+        return b.address(buffer.pointer, ev.memory.locate(buffer, ev.index.apply(generic.maps[operand], point)), buffer.kind)
 
     def _load(self, address: Value) -> Value:
         return self.frame.b.load(address, self.frame.b.vec(self.frame.b.i32, WORDS), 2)

@@ -249,7 +249,7 @@ class _PixelsEmitter:
             yield
             return
         padding, ev = self.padding, self.frame.emitter
-        with ev.binding(padding.value, as_=lambda coords: ev.value(padding.source, padding.shifted(ev, coords))):
+        with ev.binding(padding.value, as_=lambda coords: ev.value(padding.source, padding.shifted(ev.index, coords))):
             yield
 
     # -- blocks of lanes
@@ -288,7 +288,7 @@ class _PixelsEmitter:
         count = len(self.root.inits)
         for i, ((point, mask), start) in enumerate(zip(points, starts, strict=True)):
             values = [ev.uncarried(v, s.type) for v, s in zip(ended[i * count : (i + 1) * count], start, strict=True)]
-            with ev.masked(mask):
+            with ev.memory.masked(mask):
                 self._finish(point, values)
 
     def _loop_point(self, point: dict[int, Coord]) -> list[Coord]:
@@ -297,9 +297,9 @@ class _PixelsEmitter:
     def _start(self, point: dict[int, Coord], mask: Value | None) -> list[Value]:
         ev = self.frame.emitter
         loop = self._loop_point(point)
-        with ev.masked(mask):
+        with ev.memory.masked(mask):
             maps = self.root.maps[self.root.num_inputs :]
-            return [ev.b.splat(ev.value(init, ev.apply(affine, loop))) for init, affine in zip(self.root.inits, maps, strict=True)]
+            return [ev.b.splat(ev.value(init, ev.index.apply(affine, loop))) for init, affine in zip(self.root.inits, maps, strict=True)]
 
     def _walk(
         self, points: Sequence[tuple[dict[int, Coord], Value | None]], dims: list[int], window: _Window, carried: list[Value]
@@ -310,7 +310,7 @@ class _PixelsEmitter:
             made: list[Value] = []
             count = len(self.root.inits)
             for i, (point, mask) in enumerate(points):
-                with ev.masked(mask):
+                with ev.memory.masked(mask):
                     made += ev.accumulate(self.root, self._loop_point(point), carried[i * count : (i + 1) * count])
             return made
         dim, rest = dims[0], dims[1:]
@@ -347,12 +347,12 @@ class _PixelsEmitter:
     def _finish(self, point: dict[int, Coord], values: Sequence[Value]) -> None:
         """The epilogue of one vector, and its stores."""
         ev = self.frame.emitter
-        coords = ev.apply(self.root.maps[self.root.num_inputs], self._loop_point(point))
+        coords = ev.index.apply(self.root.maps[self.root.num_inputs], self._loop_point(point))
         with ExitStack() as bindings:
             for result, value in zip(self.root.op.results, values, strict=True):
                 bindings.enter_context(ev.binding(result, as_=value))
             for value, buffer in zip(self.plan.dispatch.results, self.frame.outputs, strict=True):
-                ev.store(ev.value(value, coords), buffer, coords)
+                ev.memory.store(ev.value(value, coords), buffer, coords)
 
 
 def _ends(axis: PaddedAxis, width: Expr) -> list[int] | None:

@@ -57,7 +57,7 @@ def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
     b, ev, windows = frame.b, frame.emitter, plan.windows
     if windows is not None and windows.padded:
         run = Buffer(b.address(frame.scratch, ev.sizes(offset), b.i8), b.f32, (windows.run,), (sympy.S.One,))
-        over_lanes(ev, windows.run, lambda k: ev.store(b.const(b.f32, 0.0), run, [k]))
+        over_lanes(ev, windows.run, lambda k: ev.memory.store(b.const(b.f32, 0.0), run, [k]))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LeftSide:
     def _in_place(self) -> Rows:
         b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.plan
         buffer = ev.buffers[plan.left]
-        base = ev.locate(buffer, ev.apply(plan.root.lhs_map, self.points.at()))
+        base = ev.memory.locate(buffer, ev.index.apply(plan.root.lhs_map, self.points.at()))
         stride: Expr = sympy.S.Zero
         if plan.left_groups:
             row = plan.left_groups[-1][-1]
@@ -120,7 +120,7 @@ class LeftSide:
                     at = flat_index(ev, self.plan.sizes, k_dims, {**outer, **({k_dims[-1]: b.index(0)} if k_dims else {})})
                     offset = b.add(start, at)
                     where: Coord = Lane(b.add(offset, k.base)) if isinstance(k, Lane) else b.add(offset, k)
-                    ev.store(ev.value(self.plan.left, ev.apply(self.plan.root.lhs_map, point)), target, [where])
+                    ev.memory.store(ev.value(self.plan.left, ev.index.apply(self.plan.root.lhs_map, point)), target, [where])
 
                 if k_dims:
                     over_lanes(ev, self.plan.sizes[k_dims[-1]], write)

@@ -137,7 +137,7 @@ class _Transposed:
         for i in range(b.lanes if self.count is None else self.count):
             at = b.add(first, b.index(i)) if last is None else b.add(first, b.minimum(b.index(i), last))
             coords = self._coords(Lane(read), at)
-            with ev.masked(mask):
+            with ev.memory.masked(mask):
                 for made, value in zip(rows, self.plan.dispatch.results, strict=True):
                     made.append(b.splat(ev.value(value, coords)))
         if num_read is None and self.count is not None and self.along == len(self.groups) - 2:
@@ -145,17 +145,17 @@ class _Transposed:
             return
         transposed = [transpose(b, made) for made in rows]
         for i in range(b.lanes):
-            with ev.masked(b.tail_mask(count) if count is not None else None):
+            with ev.memory.masked(b.tail_mask(count) if count is not None else None):
                 self._store(transposed, i, self._coords(b.add(read, b.index(i)), Lane(first)), num_read)
 
     def _store_run(self, rows: Sequence[Sequence[Value]], coords: list[Coord]) -> None:
         """A block whose results are neighbors in memory, from `coords` on."""
         b, ev = self.frame.b, self.frame.emitter
         for made, buffer in zip(rows, self.frame.outputs, strict=True):
-            begin = b.address(buffer.pointer, ev.locate(buffer, coords), buffer.kind)
+            begin = b.address(buffer.pointer, ev.memory.locate(buffer, coords), buffer.kind)
             run = Buffer(begin, buffer.kind, (sympy.Integer(len(made) * b.lanes),), (sympy.S.One,))
             for i, vector in enumerate(interleave(b, made)):
-                ev.store(vector, run, [Lane(b.index(i * b.lanes))])
+                ev.memory.store(vector, run, [Lane(b.index(i * b.lanes))])
 
     def _store(self, transposed: Sequence[Sequence[Value]], i: int, coords: list[Coord], num_read: Value | None) -> None:
         """Row i of a block, if there is one."""
@@ -163,7 +163,7 @@ class _Transposed:
 
         def write() -> None:
             for values, buffer in zip(transposed, self.frame.outputs, strict=True):
-                ev.store(values[i], buffer, coords)
+                ev.memory.store(values[i], buffer, coords)
 
         if num_read is None:
             write()

@@ -54,7 +54,7 @@ class TileCoords:
         b, ev, groups = self.frame.b, self.frame.emitter, self.plan.n_groups
         if len(groups) <= 1:
             return {groups[0][-1]: Lane(first)} if groups else {}
-        flat = ev.lanes_of(Lane(first))
+        flat = ev.index.lanes_of(Lane(first))
         coords: dict[int, Coord] = {}
         for group in reversed(groups[1:]):
             size = ev.sizes(self.plan.extent(group))
@@ -91,7 +91,7 @@ class Epilogue:
                     point = list(m)
                     for dim, coord in n.items():
                         point[dim] = coord
-                    with ev.masked(b.tail_mask(b.index(left)) if left < shape.lanes else None):
+                    with ev.memory.masked(b.tail_mask(b.index(left)) if left < shape.lanes else None):
                         self._finish(sums[r * shape.vectors + v], point)
 
     def from_tile(self, row: Value, first: Value, count: Value, start: Value | None = None) -> None:
@@ -115,7 +115,7 @@ class Epilogue:
         with b.loop(b.index(0), b.index(plan.width), b.index(b.lanes)) as loop, ev.scope():
             n = b.add(first, loop.iv)
             mask = b.tail_mask(b.sub(ev.sizes(plan.n), n)) if masked else None
-            with ev.masked(mask):
+            with ev.memory.masked(mask):
                 element = plan.arithmetic.accumulator_type
                 total = b.load(b.address(frame.scratch, b.add(at, loop.iv), element), b.vec(element), min(ALIGN, 4 * b.lanes))
                 self._finish(total, self.points.at(m=m, groups=plan.m_groups, n=self.points.columns(n)))
@@ -124,10 +124,10 @@ class Epilogue:
         """The epilogue of one vector of sums, and its stores."""
         frame, plan = self.points.frame, self.points.plan
         b, ev, root = frame.b, frame.emitter, plan.value
-        coords = ev.apply(plan.root.out_map, point)
+        coords = ev.index.apply(plan.root.out_map, point)
         if not plan.starts_at_zero:
             total = b.binary("arith.addf", b.splat(ev.value(plan.generic.inits[0], coords)), total)
         with ev.binding(root, as_=total):
             for value, buffer in zip(plan.dispatch.results, self.outputs, strict=True):
                 at = ev.result_coords(value, root, coords)
-                ev.store(ev.value(value, at), buffer, at)
+                ev.memory.store(ev.value(value, at), buffer, at)

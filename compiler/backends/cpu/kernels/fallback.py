@@ -49,8 +49,7 @@ def emit_fallback(module: ir.Module, dispatch: Dispatch) -> Launch:
         ]
         operands += [frame.b.op("arith.index_cast", [size], ir.IndexType.get()) for size in sizes]
         operands += [_descriptor(frame.b, frame, buffer, value.type) for buffer, value in zip(frame.outputs, dispatch.results, strict=True)]
-        assert frame.emitter.error is not None
-        operands.append(frame.emitter.error)
+        operands.append(frame.emitter.guards.error)
         ir.Operation.create("func.call", operands=operands, attributes={"callee": ir.FlatSymbolRefAttr.get(body)})
     return Launch(sympy.S.One)
 

@@ -69,9 +69,9 @@ class Padding:
     axes: tuple[PaddedAxis, ...]
     before: tuple[Expr, ...]  # of every axis
 
-    def shifted(self, at: IndexEmitter, coords: Sequence[Coord]) -> list[Coord]:
+    def shifted(self, index: IndexEmitter, coords: Sequence[Coord]) -> list[Coord]:
         """Coordinates of the source from those of the padded tensor."""
-        return [at.coord_add(coord, at.sizes(-before)) for coord, before in zip(coords, self.before, strict=True)]
+        return [index.add(coord, index.sizes(-before)) for coord, before in zip(coords, self.before, strict=True)]
 
 
 def padding_of(dispatch: Dispatch, root: Generic, lane: int) -> Padding | None:

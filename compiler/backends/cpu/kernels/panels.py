@@ -27,7 +27,7 @@ def over_lanes(ev: ValueEmitter, extent: Expr, point: Callable[[Coord], None]) -
         point(Lane(loop.iv))
     if extent.is_Integer and int(extent) % b.lanes == 0:
         return
-    with b.loop(whole, high, width) as loop, ev.scope(), ev.masked(b.tail_mask(b.sub(high, loop.iv))):
+    with b.loop(whole, high, width) as loop, ev.scope(), ev.memory.masked(b.tail_mask(b.sub(high, loop.iv))):
         point(Lane(loop.iv))
 
 
@@ -96,6 +96,6 @@ class PanelCopier:
             row = b.add(b.mul(flat_index(ev, plan.sizes, k_dims, counters), b.index(plan.width)), column)
             for at, mask in pieces:
                 n = {**outer, **({groups[-1][-1]: Lane(b.add(first, at))} if groups else {})}
-                with ev.masked(mask):
-                    value = b.splat(ev.value(plan.root.rhs, ev.apply(plan.root.rhs_map, self.points.at(n=n, k=counters))))
-                    ev.store(value, target, [Lane(b.add(row, at))])
+                with ev.memory.masked(mask):
+                    value = b.splat(ev.value(plan.root.rhs, ev.index.apply(plan.root.rhs_map, self.points.at(n=n, k=counters))))
+                    ev.memory.store(value, target, [Lane(b.add(row, at))])

@@ -118,7 +118,7 @@ class _RowEmitter:
 
     def _reader(self, buffer: Buffer, inner_only: bool) -> Callable[[Sequence[Coord]], Value]:
         num_outer, ev = self.plan.num_outer, self.frame.emitter
-        return lambda coords: ev.load(buffer, coords[num_outer:] if inner_only else coords)
+        return lambda coords: ev.memory.load(buffer, coords[num_outer:] if inner_only else coords)
 
     def _bind_outer(self, level: int) -> None:
         """Evaluate the one-element-a-row values that are ready, outside the loops over the row."""
@@ -155,7 +155,7 @@ class _RowEmitter:
                 old = list(carried[len(made) : len(made) + len(generic.inits)])
                 made += self._combine(generic, found, coords, old) if vectorized else ev.accumulate(generic, coords, old)
             for value, buffer, inner_only in targets:
-                ev.store(ev.value(value, coords), buffer, coords[self.plan.num_outer :] if inner_only else coords)
+                ev.memory.store(ev.value(value, coords), buffer, coords[self.plan.num_outer :] if inner_only else coords)
             return made
 
         sums = summed(reductions)
@@ -176,14 +176,14 @@ class _RowEmitter:
     def _init(self, generic: Generic, index: int) -> Value:
         ev = self.frame.emitter
         loop = [*self.outer_coords, *[self.frame.b.index(0)] * (generic.rank - self.plan.num_outer)]
-        return ev.value(generic.inits[index], ev.apply(generic.maps[generic.num_inputs + index], loop))
+        return ev.value(generic.inits[index], ev.index.apply(generic.maps[generic.num_inputs + index], loop))
 
     def _combine(self, generic: Generic, found: object, coords: list[Coord], old: list[Value]) -> list[Value]:
         ev, b = self.frame.emitter, self.frame.b
         made: list[Value] = []
         for combiner, accumulator in zip(found or [], old, strict=True):  # type: ignore[call-overload]
             new = ev.combine(combiner.name, accumulator, b.splat(ev.contribution(generic, combiner, coords)))
-            made.append(b.select(ev.mask, new, accumulator) if ev.mask is not None else new)
+            made.append(b.select(ev.memory.mask, new, accumulator) if ev.memory.mask is not None else new)
         return made
 
     def _nest(self, depth: int, inner: dict[int, Coord], walk: _Pass, carried: list[Value]) -> list[Value]:
@@ -191,7 +191,7 @@ class _RowEmitter:
         if depth == len(self.inner):
             lane: dict[int, Coord] = inner
             if walk.vectorized and not self.inner:  # a row of one element: lane 0 alone
-                with ev.masked(b.tail_mask(b.index(1))):
+                with ev.memory.masked(b.tail_mask(b.index(1))):
                     return walk.step({self.plan.rank - 1: Lane(b.index(0))}, carried)
             return walk.step(lane, carried)
         group, extent = self.inner[depth], self._extents()[depth]
@@ -219,4 +219,4 @@ class _RowEmitter:
         for value, buffer in zip(plan.dispatch.results, self.frame.outputs, strict=True):
             if plan.is_outer(value):
                 point = self._row_point(value)
-                ev.store(ev.value(value, point), buffer, point)
+                ev.memory.store(ev.value(value, point), buffer, point)

@@ -34,7 +34,7 @@ def emit_scan(module: ir.Module, dispatch: Dispatch) -> Launch:
             low = b.mul(strip, b.index(LANES))
             # The strip's lanes are neighbors in memory: they go by one flat index, which stands at the last dimension.
             flat = len(inner) == 1
-            with frame.emitter.masked(b.tail_mask(b.sub(size(num_inner), low))):
+            with frame.emitter.memory.masked(b.tail_mask(b.sub(size(num_inner), low))):
                 walk.emit([Lane(low)] if flat else _unflattened(frame, low, inner))
     return Launch(product([*outer, strips]))
 
@@ -79,5 +79,5 @@ class _Walk:
         with ev.binding(scan.result, as_=value):
             for result, buffer in zip(ev.dispatch.results, self.frame.outputs, strict=True):
                 place = ev.result_coords(result, scan.result, coords)
-                ev.store(ev.value(result, place), buffer, place)
+                ev.memory.store(ev.value(result, place), buffer, place)
         return value

@@ -159,7 +159,7 @@ class _Emitter:
         count = b.mul(b.sub(high, low), self.size(sympy.expand(target.strides[self.divided] * width)))
         addresses = []
         for buffer in (target, source):
-            offset = self.ev.locate(buffer, start)
+            offset = self.ev.memory.locate(buffer, start)
             assert not isinstance(offset, Lane)
             addresses.append(b.address(buffer.pointer, b.mul(offset, b.index(width)), b.i8))
         b.op("llvm.intr.memcpy", [*addresses, count], None, isVolatile=ir.BoolAttr.get(False))
@@ -180,7 +180,7 @@ class _Emitter:
 
     def _copy_point(self, coords: dict[int, Coord]) -> list[Value]:
         at = [coords[axis] for axis in range(len(self.shape))]
-        self.ev.store(self.ev.value(self.scatter.base, at), self.frame.outputs[0], at)
+        self.ev.memory.store(self.ev.value(self.scatter.base, at), self.frame.outputs[0], at)
         return []
 
     def _range(self, axis: int) -> tuple[Value, Value]:
@@ -265,7 +265,7 @@ class _Emitter:
         for axis, at in enumerate(self.scatter.place):
             if any(at == self.scatter.counters[loop] and axis == free for loop, free in self.scatter.free_axes.items()):
                 continue
-            place = self.ev.lanes_of(self.ev.operand(at, values))
+            place = self.ev.index.lanes_of(self.ev.operand(at, values))
             if not is_in_range(at, self.shape[axis], table):
                 place = b.op("llvm.freeze", [place], place.type)
                 values[at] = place
@@ -275,7 +275,7 @@ class _Emitter:
                 own.append(b.compare("ult", b.sub(place, low), b.sub(high, low)))
         if valid:
             with b.when(b.binary("arith.xori", self._all(valid), b.const(b.i1, 1))):
-                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.ev.error, 4)
+                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.ev.guards.error, 4)
         if not valid and not own:
             yield
             return
@@ -291,10 +291,10 @@ class _Emitter:
         at = [self.ev.operand(place, values) for place in self.scatter.place]
         for op in self.steps.combining:
             if op.name == "tensor.extract" and op.operands[0] == self.scatter.held:
-                values[op.results[0]] = self.ev.load(out, at)
+                values[op.results[0]] = self.ev.memory.load(out, at)
             else:
                 self.ev.body_op(op, values, [])
-        self.ev.store(self.ev.lanes_of(self.ev.operand(self.scatter.insert.operands[0], values)), out, at)
+        self.ev.memory.store(self.ev.index.lanes_of(self.ev.operand(self.scatter.insert.operands[0], values)), out, at)
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ class _RowSorter:
         def step(lane: Coord, carried: Sequence[Value]) -> list[Value]:
             assert isinstance(lane, Lane)
             key = self._unsigned(frame.emitter.value(self.sort.keys, [*self.coords, lane]))
-            self.records.store_lanes(into, lane, key, frame.emitter.lanes_of(lane))
-            mask = frame.emitter.mask
+            self.records.store_lanes(into, lane, key, frame.emitter.index.lanes_of(lane))
+            mask = frame.emitter.memory.mask
             low, high = (key, key) if mask is None else (b.select(mask, key, b.splat_constant(b.i64, n)) for n in (ALL_ONES, 0))
             return [b.binary("arith.minui", carried[0], low), b.binary("arith.maxui", carried[1], high)]
 
@@ -225,7 +225,7 @@ class _RowSorter:
             place = self.records.places(placed, b.add(lane.base, ahead))
             for result, buffer in zip(ev.dispatch.results, frame.outputs, strict=True):
                 value = ev.value(self.sort.source_of(result), [*self.coords, place])
-                ev.store(value, buffer, [*self.coords, lane])
+                ev.memory.store(value, buffer, [*self.coords, lane])
             return []
 
         static = int(count) if count.is_Integer else None

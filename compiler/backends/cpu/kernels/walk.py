@@ -71,7 +71,7 @@ class Walk:
             place = spread(self.plan, self.groups, [*outer, lane] if self.groups else [], b.index(0))
             coords = [place.get(dim, b.index(0)) for dim in range(self.plan.rank)]
             for value, buffer in targets:
-                ev.store(ev.value(value, coords), buffer, coords)
+                ev.memory.store(ev.value(value, coords), buffer, coords)
             return []
 
         low, high, static = lanes
