@@ -8,7 +8,7 @@ element's updates come in the order of the loops, so the bits depend on no threa
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +16,12 @@ from functools import cached_property
 import sympy
 
 from llmos.compiler.analysis.scatters import Scatter, scatter_of
-from llmos.compiler.codegen.builder import Value, byte_width
+from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.indices import is_in_range
-from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
 from llmos.compiler.ir.attributes import IN_PLACE
 from llmos.compiler.ir.bindings import ir
@@ -35,15 +36,19 @@ WORTH = 16  # elements that a block copies for each place that it reads in vain
 def emit_scatter(module: ir.Module, dispatch: Dispatch) -> Launch:
     """Append the kernel of a `scatter` dispatch."""
     found = next(s for s in (scatter_of(op) for op in dispatch.ops) if s is not None)
-    return _Emitter(dispatch, found).emit(module)
+    plan = _ScatterPlan(dispatch, found)
+    with kernel(module, dispatch) as frame, frame.tiles() as tile:
+        _TileEmitter.of(plan, frame, tile).emit()
+    return Launch(product(plan.grid))
 
 
-@dataclass
-class _Emitter:
+@dataclass(frozen=True)
+class _ScatterPlan:
+    """What is known of a scatter before it is emitted."""
+
     dispatch: Dispatch
     scatter: Scatter
 
-    # -- the grid
     @cached_property
     def shape(self) -> tuple[Expr, ...]:
         return self.dispatch.shapes.shape(self.scatter.base)
@@ -96,67 +101,94 @@ class _Emitter:
         worth = sympy.floor(elements / (WORTH * sympy.Max(1, places)))
         return sympy.Max(1, sympy.Min(BLOCKS, worth, self.shape[self.divided]))
 
-    def emit(self, module: ir.Module) -> Launch:
-        extents = [self.shape[axis] for axis in self.outer.values()]
-        with kernel(module, self.dispatch) as self.frame, self.frame.tiles() as tile:
-            b, size = self.frame.b, self.frame.emitter.sizes
-            self.b, self.ev, self.size = b, self.frame.emitter, size
-            *at, block, chunk = split_index(b, size, tile, [*extents, self.blocks, self.chunks])
-            self.at = dict(zip(self.outer, at, strict=True))
-            self.columns = self._columns(chunk) if self.lane_loop is not None else None
-            self.block = self._block(block)
-            if not self._is_in_place:
-                self._copy()
-            with self._in_order():
-                self._updates(self.ordered, dict(self.at))
-        return Launch(sympy.expand(product(extents) * self.blocks * self.chunks))
-
-    def _columns(self, number: Value) -> tuple[Value, Value]:
-        b, size = self.b, self.size(self.shape[-1])
-        if self.chunks == 1:
-            return b.index(0), size
-        low = b.mul(number, b.index(self.chunk))
-        return low, b.minimum(b.add(low, b.index(self.chunk)), size)
-
-    def _block(self, number: Value) -> tuple[Value, Value]:
-        """The tile's part of the divided axis."""
-        b = self.b
-        if self.divided is None or self.blocks == 1:
-            return b.index(0), self.size(self.shape[self.divided]) if self.divided is not None else b.index(1)
-        size, blocks = self.size(self.shape[self.divided]), self.size(self.blocks)
-        low, high = (b.div(b.mul(each, size), blocks) for each in (number, b.add(number, b.index(1))))
-        return low, high
-
-    # -- the copy
     @property
-    def _is_in_place(self) -> bool:
+    def grid(self) -> list[Expr]:
+        """Tiles: a coordinate of each loop of `outer`, a block of the divided axis, a chunk of columns."""
+        return [*[self.shape[axis] for axis in self.outer.values()], self.blocks, self.chunks]
+
+    @property
+    def is_in_place(self) -> bool:
         """Whether the result lies where the base does."""
         return IN_PLACE in self.dispatch.func.attributes
 
+    def fills(self, loop: int, axis: int) -> bool:
+        """Whether a loop runs at least as far as its axis."""
+        return bool(self.dispatch.table.bounds(self.bounds[loop] - self.shape[axis])[0] >= 0)
+
+    @cached_property
+    def steps(self) -> _Steps:
+        return _Steps.of(self.scatter, self.lane_counter if self.lane_loop is not None else None)
+
+    @property
+    def lane_counter(self) -> Value:
+        assert self.lane_loop is not None
+        return self.scatter.counters[self.lane_loop]
+
+
+@dataclass(frozen=True)
+class _TileEmitter:
+    """Emits one tile: its part of the copy, and its updates."""
+
+    plan: _ScatterPlan
+    frame: Frame
+    at: Mapping[int, Coord]  # of the loops of `plan.outer`
+    columns: tuple[Value, Value] | None  # [begin, end) along the last axis, where a loop of its own runs along it
+    block: tuple[Value, Value]  # [begin, end) of the divided axis
+
+    @classmethod
+    def of(cls, plan: _ScatterPlan, frame: Frame, tile: Value) -> _TileEmitter:
+        """The tile of a number."""
+        *at, block, chunk = split_index(frame.b, frame.emitter.sizes, tile, plan.grid)
+        columns = _columns(plan, frame, chunk) if plan.lane_loop is not None else None
+        return cls(plan, frame, dict(zip(plan.outer, at, strict=True)), columns, _block(plan, frame, block))
+
+    @property
+    def b(self) -> Builder:
+        return self.frame.b
+
+    @property
+    def ev(self) -> ValueEmitter:
+        return self.frame.emitter
+
+    @property
+    def size(self) -> Sizes:
+        return self.frame.emitter.sizes
+
+    def emit(self) -> None:
+        """Copy, unless the result lies where the base does; then update."""
+        if not self.plan.is_in_place:
+            self._copy()
+        with self._in_order():
+            self._updates(self.plan.ordered, dict(self.at))
+
+    # -- the copy
     def _copy(self) -> None:
         """The tile's part of the base."""
-        coords: dict[int, Coord] = {axis: self.at[loop] for loop, axis in self.outer.items()}
+        coords: dict[int, Coord] = {axis: self.at[loop] for loop, axis in self.plan.outer.items()}
         if self._is_run:
             self._copy_run(coords)
         else:
-            self._copy_along(self.inner_axes, coords)
+            self._copy_along(self.plan.inner_axes, coords)
 
     @property
     def _is_run(self) -> bool:
         """Whether the part lies together in memory, in the base as in the result."""
-        first = self.divided
-        dense = self.scatter.base in self.ev.buffers and self.chunks == 1
+        first = self.plan.divided
+        dense = self.plan.scatter.base in self.ev.buffers and self.plan.chunks == 1
         return (
-            dense and first is not None and all(axis >= first for axis in self.inner_axes) and all(a < first for a in self.outer.values())
+            dense
+            and first is not None
+            and all(axis >= first for axis in self.plan.inner_axes)
+            and all(a < first for a in self.plan.outer.values())
         )
 
     def _copy_run(self, coords: dict[int, Coord]) -> None:
-        b, source, target = self.b, self.ev.buffers[self.scatter.base], self.frame.outputs[0]
-        assert self.divided is not None
+        b, source, target = self.b, self.ev.buffers[self.plan.scatter.base], self.frame.outputs[0]
+        assert self.plan.divided is not None
         low, high = self.block
-        start = [*[coords[axis] for axis in range(self.divided)], low, *[b.index(0)] * (len(self.shape) - self.divided - 1)]
-        width = byte_width(self.scatter.base.type.element_type)
-        count = b.mul(b.sub(high, low), self.size(sympy.expand(target.strides[self.divided] * width)))
+        start = [*[coords[axis] for axis in range(self.plan.divided)], low, *[b.index(0)] * (len(self.plan.shape) - self.plan.divided - 1)]
+        width = byte_width(self.plan.scatter.base.type.element_type)
+        count = b.mul(b.sub(high, low), self.size(sympy.expand(target.strides[self.plan.divided] * width)))
         addresses = []
         for buffer in (target, source):
             offset = self.ev.memory.locate(buffer, start)
@@ -170,87 +202,74 @@ class _Emitter:
             return
         axis, *rest = axes
         low, high = self._range(axis)
-        if axis == len(self.shape) - 1:
-            size = self.shape[axis]
-            static = int(size) if size.is_Integer and self.chunks == 1 and axis != self.divided else None
+        if axis == len(self.plan.shape) - 1:
+            size = self.plan.shape[axis]
+            static = int(size) if size.is_Integer and self.plan.chunks == 1 and axis != self.plan.divided else None
             lane_loop(self.frame, low, high, lambda at, _: self._copy_point({**coords, axis: at}), [], static)
             return
         with self.b.loop(low, high, self.b.index(1)) as loop, self.ev.scope():
             self._copy_along(rest, {**coords, axis: loop.iv})
 
     def _copy_point(self, coords: dict[int, Coord]) -> list[Value]:
-        at = [coords[axis] for axis in range(len(self.shape))]
-        self.ev.memory.store(self.ev.value(self.scatter.base, at), self.frame.outputs[0], at)
+        at = [coords[axis] for axis in range(len(self.plan.shape))]
+        self.ev.memory.store(self.ev.value(self.plan.scatter.base, at), self.frame.outputs[0], at)
         return []
 
     def _range(self, axis: int) -> tuple[Value, Value]:
-        if axis == self.divided:
+        if axis == self.plan.divided:
             return self.block
-        if axis == len(self.shape) - 1 and self.columns is not None:
+        if axis == len(self.plan.shape) - 1 and self.columns is not None:
             return self.columns
-        return self.b.index(0), self.size(self.shape[axis])
+        return self.b.index(0), self.size(self.plan.shape[axis])
 
     # -- the updates
     @contextmanager
     def _in_order(self) -> Iterator[None]:
         """Where the tile's coordinates are ones that updates have."""
         b = self.b
-        short = [loop for loop, axis in self.outer.items() if not self._fills(loop, axis)]
+        short = [loop for loop, axis in self.plan.outer.items() if not self.plan.fills(loop, axis)]
         if not short:
             yield
             return
-        inside = [b.compare("slt", self.at[loop], self.size(self.bounds[loop])) for loop in short]
+        inside = [b.compare("slt", self.at[loop], self.size(self.plan.bounds[loop])) for loop in short]
         condition = inside[0]
         for each in inside[1:]:
             condition = b.binary("arith.andi", condition, each)
         with b.when(condition), self.ev.scope():
             yield
 
-    def _fills(self, loop: int, axis: int) -> bool:
-        """Whether a loop runs at least as far as its axis."""
-        return bool(self.dispatch.table.bounds(self.bounds[loop] - self.shape[axis])[0] >= 0)
-
     def _updates(self, loops: Sequence[int], at: dict[int, Coord]) -> None:
         """Every update of the tile, in order."""
         if loops:
-            with self.b.loop(self.b.index(0), self.size(self.bounds[loops[0]]), self.b.index(1)) as loop, self.ev.scope():
+            with self.b.loop(self.b.index(0), self.size(self.plan.bounds[loops[0]]), self.b.index(1)) as loop, self.ev.scope():
                 self._updates(loops[1:], {**at, loops[0]: loop.iv})
             return
-        values: dict[Value, Coord] = {self.scatter.counters[loop]: coord for loop, coord in at.items()}
-        self._compute(values, self.steps.uniform)
+        values: dict[Value, Coord] = {self.plan.scatter.counters[loop]: coord for loop, coord in at.items()}
+        self._compute(values, self.plan.steps.uniform)
         if self.columns is None:
             with self._checked(values):
                 self._write(values)
-        elif self.steps.is_place_uniform:
+        elif self.plan.steps.is_place_uniform:
             with self._checked(values):
                 lane_loop(self.frame, *self._columns_with_updates(), lambda lane, _: self._update_lanes(values, lane), [], None)
         else:
             with self.b.loop(*self._columns_with_updates(), self.b.index(1)) as loop, self.ev.scope():
-                own = {**values, self.lane_counter: loop.iv}
-                self._compute(own, self.steps.moving)
+                own = {**values, self.plan.lane_counter: loop.iv}
+                self._compute(own, self.plan.steps.moving)
                 with self._checked(own):
                     self._write(own)
 
     def _columns_with_updates(self) -> tuple[Value, Value]:
-        assert self.columns is not None and self.lane_loop is not None
+        assert self.columns is not None and self.plan.lane_loop is not None
         low, high = self.columns
-        bound = self.bounds[self.lane_loop]
-        return low, high if bound == self.shape[-1] else self.b.minimum(high, self.size(bound))
+        bound = self.plan.bounds[self.plan.lane_loop]
+        return low, high if bound == self.plan.shape[-1] else self.b.minimum(high, self.size(bound))
 
     def _update_lanes(self, values: dict[Value, Coord], lane: Coord) -> list[Value]:
-        own = {**values, self.lane_counter: lane}
-        self._compute(own, self.steps.moving)
+        own = {**values, self.plan.lane_counter: lane}
+        self._compute(own, self.plan.steps.moving)
         self._write(own)
         return []
-
-    @property
-    def lane_counter(self) -> Value:
-        assert self.lane_loop is not None
-        return self.scatter.counters[self.lane_loop]
-
-    @cached_property
-    def steps(self) -> _Steps:
-        return _Steps.of(self.scatter, self.lane_counter if self.lane_loop is not None else None)
 
     def _compute(self, values: dict[Value, Coord], ops: Sequence[ir.Operation]) -> None:
         for op in ops:
@@ -259,18 +278,18 @@ class _Emitter:
     @contextmanager
     def _checked(self, values: dict[Value, Coord]) -> Iterator[None]:
         """Where the place of an update is inside, and the tile's own; an error where it is outside."""
-        b, table = self.b, self.dispatch.table
+        b, table = self.b, self.plan.dispatch.table
         valid: list[Value] = []
         own: list[Value] = []
-        for axis, at in enumerate(self.scatter.place):
-            if any(at == self.scatter.counters[loop] and axis == free for loop, free in self.scatter.free_axes.items()):
+        for axis, at in enumerate(self.plan.scatter.place):
+            if any(at == self.plan.scatter.counters[loop] and axis == free for loop, free in self.plan.scatter.free_axes.items()):
                 continue
             place = self.ev.index.lanes_of(self.ev.operand(at, values))
-            if not is_in_range(at, self.shape[axis], table):
+            if not is_in_range(at, self.plan.shape[axis], table):
                 place = b.op("llvm.freeze", [place], place.type)
                 values[at] = place
-                valid.append(b.compare("ult", place, self.size(self.shape[axis])))
-            if axis == self.divided and self.blocks != 1:
+                valid.append(b.compare("ult", place, self.size(self.plan.shape[axis])))
+            if axis == self.plan.divided and self.plan.blocks != 1:
                 low, high = self.block
                 own.append(b.compare("ult", b.sub(place, low), b.sub(high, low)))
         if valid:
@@ -288,13 +307,32 @@ class _Emitter:
     def _write(self, values: dict[Value, Coord]) -> None:
         """One update, or one a lane, at a place that was checked."""
         out = self.frame.outputs[0]
-        at = [self.ev.operand(place, values) for place in self.scatter.place]
-        for op in self.steps.combining:
-            if op.name == "tensor.extract" and op.operands[0] == self.scatter.held:
+        at = [self.ev.operand(place, values) for place in self.plan.scatter.place]
+        for op in self.plan.steps.combining:
+            if op.name == "tensor.extract" and op.operands[0] == self.plan.scatter.held:
                 values[op.results[0]] = self.ev.memory.load(out, at)
             else:
                 self.ev.body_op(op, values, [])
-        self.ev.memory.store(self.ev.index.lanes_of(self.ev.operand(self.scatter.insert.operands[0], values)), out, at)
+        self.ev.memory.store(self.ev.index.lanes_of(self.ev.operand(self.plan.scatter.insert.operands[0], values)), out, at)
+
+
+def _columns(plan: _ScatterPlan, frame: Frame, number: Value) -> tuple[Value, Value]:
+    """[begin, end) of the columns of a chunk."""
+    b, size = frame.b, frame.emitter.sizes(plan.shape[-1])
+    if plan.chunks == 1:
+        return b.index(0), size
+    low = b.mul(number, b.index(plan.chunk))
+    return low, b.minimum(b.add(low, b.index(plan.chunk)), size)
+
+
+def _block(plan: _ScatterPlan, frame: Frame, number: Value) -> tuple[Value, Value]:
+    """[begin, end) of a block of the divided axis."""
+    b, sizes = frame.b, frame.emitter.sizes
+    if plan.divided is None or plan.blocks == 1:
+        return b.index(0), sizes(plan.shape[plan.divided]) if plan.divided is not None else b.index(1)
+    size, blocks = sizes(plan.shape[plan.divided]), sizes(plan.blocks)
+    low, high = (b.div(b.mul(each, size), blocks) for each in (number, b.add(number, b.index(1))))
+    return low, high
 
 
 @dataclass(frozen=True)
