@@ -9,7 +9,9 @@ changes no bit of a row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import sympy
 
@@ -22,7 +24,7 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided,
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.kernel import Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, product, split_index
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import is_long
 from llmos.compiler.ir.bindings import ir
@@ -37,8 +39,8 @@ def attention_in(dispatch: Dispatch) -> AttentionParts:
     return parts_of([op.operation for op in dispatch.block.operations])
 
 
-class AttentionEmitter:
-    """Emits one attention dispatch."""
+class AttentionPlan:
+    """What is known of an attention dispatch before anything is emitted. `tile`: the target's register tile."""
 
     def __init__(self, dispatch: Dispatch, tile: TileShape) -> None:
         self.dispatch, self.parts = dispatch, attention_in(dispatch)
@@ -64,8 +66,8 @@ class AttentionEmitter:
         source = trace_to_buffer(value, [{}] * len(value.type.shape), through=(EXTEND,))
         return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 
-    # -- scratch, in f32 elements
-    def _sizes(self) -> dict[str, Expr]:
+    def scratch(self) -> dict[str, Expr]:
+        """Parts of a tile's scratch, in elements of 32 bits."""
         rows = self.block_rows
         return {
             "query": self.depth * rows,
@@ -78,56 +80,92 @@ class AttentionEmitter:
             "values": BLOCK * self.width if self.wide_values else sympy.S.Zero,
         }
 
-    def _offsets(self) -> dict[str, Expr]:
+    @functools.cached_property
+    def offsets(self) -> dict[str, Expr]:
+        """Where each part of the scratch begins, and its end."""
         offsets: dict[str, Expr] = {}
         position: Expr = sympy.Integer(0)
-        for name, size in self._sizes().items():
+        for name, size in self.scratch().items():
             offsets[name] = sympy.expand(position)
             position = position + size
         return {**offsets, "end": sympy.expand(position)}
 
-    def _at(self, name: str) -> Value:
-        return self.frame.b.address(self.frame.scratch, self.frame.emitter.sizes(self.offsets[name]), self.frame.b.f32)
+    @property
+    def grid(self) -> list[Expr]:
+        """Tiles: the points of the batch, blocks of queries."""
+        return [product(self.batch), ceil_div(self.num_queries, self.block_rows)]
 
-    def emit(self, module: ir.Module) -> Launch:
-        self.offsets = self._offsets()
-        batch = [self.score_shape[axis] for axis in self.batch_axes]
-        blocks = ceil_div(self.num_queries, self.block_rows)
-        with kernel(module, self.dispatch, lanes=self.shape.lanes) as frame, frame.tiles() as tile:
-            self.frame, b, sizes = frame, frame.b, frame.emitter.sizes
-            flat, block = split_index(b, sizes, tile, [product(batch), blocks])
-            self.batch = split_index(b, sizes, flat, batch)
-            self.first = b.mul(block, b.index(self.block_rows))
-            self.count = b.minimum(b.index(self.block_rows), b.sub(sizes(self.num_queries), self.first))
-            self._load_queries()
-            self._start()
-            with b.loop(b.index(0), sizes(self.num_keys), b.index(BLOCK)) as loop, frame.emitter.scope():
-                self._keys(loop.iv, b.minimum(b.index(BLOCK), b.sub(sizes(self.num_keys), loop.iv)))
-            self._finish()
-        return Launch(sympy.expand(product(batch) * blocks), sympy.expand(self.offsets["end"] * 4))
+    @property
+    def batch(self) -> list[Expr]:
+        """Extents of the batch axes."""
+        return [self.score_shape[axis] for axis in self.batch_axes]
+
+    @property
+    def launch(self) -> Launch:
+        return Launch(sympy.expand(product(self.grid)), sympy.expand(self.offsets["end"] * 4))
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """The queries of a tile: a point of the batch, the first of them, how many."""
+
+    batch: Sequence[Value]
+    first: Value
+    count: Value
+
+    @classmethod
+    def of(cls, plan: AttentionPlan, frame: Frame, tile: Value) -> QueryBlock:
+        """The block of a number."""
+        b, sizes = frame.b, frame.emitter.sizes
+        flat, block = split_index(b, sizes, tile, plan.grid)
+        batch = split_index(b, sizes, flat, plan.batch)
+        first = b.mul(block, b.index(plan.block_rows))
+        return cls(batch, first, b.minimum(b.index(plan.block_rows), b.sub(sizes(plan.num_queries), first)))
+
+
+@dataclass(frozen=True)
+class AttentionEmitter:
+    """Emits one block of queries."""
+
+    plan: AttentionPlan
+    frame: Frame
+    queries: QueryBlock
+
+    def emit(self) -> None:
+        """Read the queries, go over all keys, write the rows."""
+        b = self.frame.b
+        self._load_queries()
+        self._start()
+        num_keys = self.frame.emitter.sizes(self.plan.num_keys)
+        with b.loop(b.index(0), num_keys, b.index(BLOCK)) as loop, self.frame.emitter.scope():
+            self._keys(loop.iv, b.minimum(b.index(BLOCK), b.sub(num_keys, loop.iv)))
+        self._finish()
+
+    def _at(self, name: str) -> Value:
+        return self.frame.b.address(self.frame.scratch, self.frame.emitter.sizes(self.plan.offsets[name]), self.frame.b.f32)
 
     # -- coordinates
     def _score_coords(self, i: Coord, j: Coord) -> list[Coord]:
-        coords: list[Coord] = [self.frame.b.index(0)] * len(self.score_shape)
-        for axis, coord in zip(self.batch_axes, self.batch, strict=True):
+        coords: list[Coord] = [self.frame.b.index(0)] * len(self.plan.score_shape)
+        for axis, coord in zip(self.plan.batch_axes, self.queries.batch, strict=True):
             coords[axis] = coord
-        coords[self.parts.query_axis], coords[self.parts.key_axis] = i, j
+        coords[self.plan.parts.query_axis], coords[self.plan.parts.key_axis] = i, j
         return coords
 
     def _score_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of Q K^T."""
-        loop = self.frame.emitter.index.invert(self.parts.scores.out_map, self._score_coords(i, j))
-        for dim in self.parts.scores.k:
-            if self.score_sizes[dim] != 1:
+        loop = self.frame.emitter.index.invert(self.plan.parts.scores.out_map, self._score_coords(i, j))
+        for dim in self.plan.parts.scores.k:
+            if self.plan.score_sizes[dim] != 1:
                 loop[dim] = d
         return loop
 
     def _value_loop(self, i: Coord, j: Coord, d: Coord) -> list[Coord]:
         """Loop point of P V."""
-        generic = self.parts.values.generic
-        loop = self.frame.emitter.index.invert(generic.maps[self.parts.weights], self._score_coords(i, j))
-        for dim in self.value_dims:
-            if self.value_sizes[dim] != 1:
+        generic = self.plan.parts.values.generic
+        loop = self.frame.emitter.index.invert(generic.maps[self.plan.parts.weights], self._score_coords(i, j))
+        for dim in self.plan.value_dims:
+            if self.plan.value_sizes[dim] != 1:
                 loop[dim] = d
         return loop
 
@@ -187,38 +225,38 @@ class AttentionEmitter:
     def _load_queries(self) -> None:
         """Q^T of the block into scratch: [d][i]."""
         b, ev = self.frame.b, self.frame.emitter
-        generic = self.parts.scores.generic
+        generic = self.plan.parts.scores.generic
         target = self._at("query")
         with (
-            b.loop(b.index(0), self.count, b.index(1)) as rows,
+            b.loop(b.index(0), self.queries.count, b.index(1)) as rows,
             ev.scope(),
-            b.loop(b.index(0), ev.sizes(self.depth), b.index(1)) as loop,
+            b.loop(b.index(0), ev.sizes(self.plan.depth), b.index(1)) as loop,
             ev.scope(),
         ):
-            point = self._score_loop(b.add(self.first, rows.iv), b.index(0), loop.iv)
-            value = ev.value(generic.inputs[self.parts.query], ev.index.apply(generic.maps[self.parts.query], point))
-            b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.block_rows)), rows.iv), b.f32), 4)
+            point = self._score_loop(b.add(self.queries.first, rows.iv), b.index(0), loop.iv)
+            value = ev.value(generic.inputs[self.plan.parts.query], ev.index.apply(generic.maps[self.plan.parts.query], point))
+            b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.plan.block_rows)), rows.iv), b.f32), 4)
 
     def _vectors(self) -> range:
-        return range(self.shape.vectors)
+        return range(self.plan.shape.vectors)
 
     def _slot(self, name: str, row: Value | None, vector: int) -> Value:
         b = self.frame.b
-        offset = b.index(vector * self.shape.lanes)
-        return b.address(self._at(name), offset if row is None else b.add(b.mul(row, b.index(self.block_rows)), offset), b.f32)
+        offset = b.index(vector * self.plan.shape.lanes)
+        return b.address(self._at(name), offset if row is None else b.add(b.mul(row, b.index(self.plan.block_rows)), offset), b.f32)
 
     def _get(self, name: str, row: Value | None, vector: int) -> Value:
-        return self.frame.b.load(self._slot(name, row, vector), self.frame.b.vec(self.frame.b.f32), self.shape.lanes * 4)
+        return self.frame.b.load(self._slot(name, row, vector), self.frame.b.vec(self.frame.b.f32), self.plan.shape.lanes * 4)
 
     def _put(self, value: Value, name: str, row: Value | None, vector: int) -> None:
-        self.frame.b.store(value, self._slot(name, row, vector), self.shape.lanes * 4)
+        self.frame.b.store(value, self._slot(name, row, vector), self.plan.shape.lanes * 4)
 
     def _start(self) -> None:
         b = self.frame.b
         for v in self._vectors():
             self._put(b.splat_constant(b.f32, LOWEST), "max", None, v)
             self._put(b.splat_constant(b.f32, 0.0), "sum", None, v)
-        with b.loop(b.index(0), self.frame.emitter.sizes(self.width), b.index(1)) as loop:
+        with b.loop(b.index(0), self.frame.emitter.sizes(self.plan.width), b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.splat_constant(b.f32, 0.0), "output", loop.iv, v)
 
@@ -230,39 +268,39 @@ class AttentionEmitter:
         self._weigh(first, count)
 
     def _scores(self, first: Value, count: Value) -> None:
-        b, ev, scores = self.frame.b, self.frame.emitter, self.parts.scores
-        key = 1 - self.parts.query
-        key_dims = scores.n if self.parts.query == 0 else scores.m
-        if self.wide_keys:
-            self._extend("keys", scores, key, self.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
-        panel = Panel(self._at("query"), b.index(self.block_rows), self.shape.lanes * 4)
+        b, ev, scores = self.frame.b, self.frame.emitter, self.plan.parts.scores
+        key = 1 - self.plan.parts.query
+        key_dims = scores.n if self.plan.parts.query == 0 else scores.m
+        if self.plan.wide_keys:
+            self._extend("keys", scores, key, self.plan.depth, count, lambda j, d: self._score_loop(b.index(0), b.add(first, j), d))
+        panel = Panel(self._at("query"), b.index(self.plan.block_rows), self.plan.shape.lanes * 4)
 
         def block(row: Value, part: TileShape) -> None:
             with ev.scope():
                 loop = self._score_loop(b.index(0), b.add(first, row), b.index(0))
-                if self.wide_keys:
-                    depth = ev.sizes(self.depth)
+                if self.plan.wide_keys:
+                    depth = ev.sizes(self.plan.depth)
                     keys = Strided(b.address(self._at("keys"), b.mul(row, depth), b.f32), depth, b.index(1))
                 else:
-                    keys = self._strided(scores, key, loop, key_dims, scores.k, self.score_sizes)
-                made = accumulate(b, part, keys, panel, ev.sizes(self.depth), zeros(b, part))
-                store_tile(b, part, made, self._slot("scores", row, 0), self.block_rows)
+                    keys = self._strided(scores, key, loop, key_dims, scores.k, self.plan.score_sizes)
+                made = accumulate(b, part, keys, panel, ev.sizes(self.plan.depth), zeros(b, part))
+                store_tile(b, part, made, self._slot("scores", row, 0), self.plan.block_rows)
 
-        for_row_blocks(b, b.index(0), count, row_tiles(self.shape, self.block_rows), block)
+        for_row_blocks(b, b.index(0), count, row_tiles(self.plan.shape, self.plan.block_rows), block)
 
     def _logits(self, first: Value, count: Value) -> list[Value]:
         """What the softmax reads, in place of the raw scores; the block's maximum of each row."""
         b, ev = self.frame.b, self.frame.emitter
-        root = self.parts.scores.generic.op.results[0]
+        root = self.plan.parts.scores.generic.op.results[0]
         start = [b.splat_constant(b.f32, LOWEST) for _ in self._vectors()]
         with b.loop(b.index(0), count, b.index(1), start) as loop, ev.scope():
             made: list[Value] = []
             for v in self._vectors():
-                i = b.add(self.first, b.index(v * self.shape.lanes))
+                i = b.add(self.queries.first, b.index(v * self.plan.shape.lanes))
                 score = self._get("scores", loop.iv, v)
-                mask = b.tail_mask(b.sub(self.count, b.index(v * self.shape.lanes)))
+                mask = b.tail_mask(b.sub(self.queries.count, b.index(v * self.plan.shape.lanes)))
                 with ev.memory.masked(mask), ev.scope(), ev.binding(root, as_=score):
-                    logit = b.splat(ev.value(self.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
+                    logit = b.splat(ev.value(self.plan.parts.logits, self._score_coords(Lane(i), b.add(first, loop.iv))))
                 self._put(logit, "scores", loop.iv, v)
                 made.append(self._larger(logit, loop.args[v]))
             loop.yield_(made)
@@ -289,7 +327,7 @@ class AttentionEmitter:
         b = self.frame.b
         highest = [self._get("max", None, v) for v in self._vectors()]
         before = [self._get("sum", None, v) for v in self._vectors()]
-        start = [b.splat_constant(b.f32, 0.0) for _ in before] if self.is_long else before
+        start = [b.splat_constant(b.f32, 0.0) for _ in before] if self.plan.is_long else before
         with b.loop(b.index(0), count, b.index(1), start) as loop:
             made = []
             for v in self._vectors():
@@ -298,39 +336,39 @@ class AttentionEmitter:
                 made.append(b.binary("arith.addf", loop.args[v], weight))
             loop.yield_(made)
         for v in self._vectors():
-            self._put(b.binary("arith.addf", before[v], loop.results[v]) if self.is_long else loop.results[v], "sum", None, v)
+            self._put(b.binary("arith.addf", before[v], loop.results[v]) if self.plan.is_long else loop.results[v], "sum", None, v)
 
     def _weigh(self, first: Value, count: Value) -> None:
-        b, ev, values = self.frame.b, self.frame.emitter, self.parts.values
-        panel = Panel(self._at("scores"), b.index(self.block_rows), self.shape.lanes * 4)
+        b, ev, values = self.frame.b, self.frame.emitter, self.plan.parts.values
+        panel = Panel(self._at("scores"), b.index(self.plan.block_rows), self.plan.shape.lanes * 4)
         scale = [self._get("scale", None, v) for v in self._vectors()]
-        if self.wide_values:
-            operand = 1 - self.parts.weights
-            self._extend("values", values, operand, self.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
+        if self.plan.wide_values:
+            operand = 1 - self.plan.parts.weights
+            self._extend("values", values, operand, self.plan.width, count, lambda j, d: self._value_loop(b.index(0), b.add(first, j), d))
 
         def block(row: Value, part: TileShape) -> None:
             with ev.scope():
                 loop = self._value_loop(b.index(0), first, row)
-                if self.wide_values:
-                    source = Strided(b.address(self._at("values"), row, b.f32), b.index(1), ev.sizes(self.width))
+                if self.plan.wide_values:
+                    source = Strided(b.address(self._at("values"), row, b.f32), b.index(1), ev.sizes(self.plan.width))
                 else:
-                    source = self._strided(values, 1 - self.parts.weights, loop, self.value_dims, values.k, self.value_sizes)
+                    source = self._strided(values, 1 - self.plan.parts.weights, loop, self.plan.value_dims, values.k, self.plan.value_sizes)
                 places = [(b.add(row, b.index(r)), v) for r in range(part.rows) for v in self._vectors()]
-                if self.is_long:
+                if self.plan.is_long:
                     sums = accumulate(b, part, source, panel, count, zeros(b, part))
                     made = [b.fma(self._get("output", r, v), scale[v], total) for (r, v), total in zip(places, sums, strict=True)]
                 else:
                     start = [b.binary("arith.mulf", self._get("output", r, v), scale[v]) for r, v in places]
                     made = accumulate(b, part, source, panel, count, start)
-                store_tile(b, part, made, self._slot("output", row, 0), self.block_rows)
+                store_tile(b, part, made, self._slot("output", row, 0), self.plan.block_rows)
 
-        for_row_blocks(b, b.index(0), ev.sizes(self.width), row_tiles(self.shape, self.block_rows), block)
+        for_row_blocks(b, b.index(0), ev.sizes(self.plan.width), row_tiles(self.plan.shape, self.plan.block_rows), block)
 
     def _totals(self) -> list[Value]:
         """What each row is divided by."""
         b = self.frame.b
         totals = [self._get("sum", None, v) for v in self._vectors()]
-        if self.parts.floored or not self.num_keys.is_positive:  # no key at all is a row of zeros too
+        if self.plan.parts.floored or not self.plan.num_keys.is_positive:  # no key at all is a row of zeros too
             totals = [b.binary("arith.maximumf", total, b.splat_constant(b.f32, 1.0)) for total in totals]
         return totals
 
@@ -338,13 +376,13 @@ class AttentionEmitter:
         """Divide by the sums and write rows: lanes change from queries to the head's width."""
         b, ev = self.frame.b, self.frame.emitter
         totals = self._totals()
-        width = ev.sizes(self.width)
+        width = ev.sizes(self.plan.width)
         with b.loop(b.index(0), width, b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
 
         def transposed(row: Value, column: Value) -> Value:
-            offsets = b.binary("arith.muli", ev.index.lanes_of(Lane(column)), b.splat(b.index(self.block_rows)))
+            offsets = b.binary("arith.muli", ev.index.lanes_of(Lane(column)), b.splat(b.index(self.plan.block_rows)))
             return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.memory.mask, b.f32)
 
         self._write(transposed)
@@ -352,15 +390,15 @@ class AttentionEmitter:
     def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
         """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""
         b, ev = self.frame.b, self.frame.emitter
-        with b.loop(b.index(0), self.count, b.index(1)) as rows, ev.scope():
-            self._over_lanes(self.width, lambda column: self._write_vector(rows.iv, column, value_at(rows.iv, column)))
+        with b.loop(b.index(0), self.queries.count, b.index(1)) as rows, ev.scope():
+            self._over_lanes(self.plan.width, lambda column: self._write_vector(rows.iv, column, value_at(rows.iv, column)))
 
     def _write_vector(self, row: Value, column: Value, total: Value) -> None:
-        b, ev, values = self.frame.b, self.frame.emitter, self.parts.values
+        b, ev, values = self.frame.b, self.frame.emitter, self.plan.parts.values
         root = values.generic.op.results[0]
-        loop = self._value_loop(b.add(self.first, row), b.index(0), Lane(column))
+        loop = self._value_loop(b.add(self.queries.first, row), b.index(0), Lane(column))
         coords = ev.index.apply(values.out_map, loop)
         with ev.binding(root, as_=total):
-            for value, buffer in zip(self.dispatch.results, self.frame.outputs, strict=True):
+            for value, buffer in zip(self.plan.dispatch.results, self.frame.outputs, strict=True):
                 at = ev.result_coords(value, root, coords)
                 ev.memory.store(ev.value(value, at), buffer, at)

@@ -17,13 +17,13 @@ from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, has_matrix_tiles, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
-from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter
+from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter, AttentionPlan, QueryBlock
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.dispatch import Dispatch
-from llmos.compiler.codegen.kernel import Launch
+from llmos.compiler.codegen.kernel import Launch, kernel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
@@ -31,8 +31,8 @@ WORDS = 16  # pairs of bfloat16 in a vector, and rows that are transposed at onc
 LOW_HALF, HIGH_HALF = 0xFFFF, -(1 << 16)
 
 
-class TiledAttentionEmitter(AttentionEmitter):
-    """Emits one attention dispatch that `fits`."""
+class TiledAttentionPlan(AttentionPlan):
+    """An attention dispatch whose products may be those of matrix tiles."""
 
     @property
     def fits(self) -> bool:
@@ -48,8 +48,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         real = [dim for dim in dims if sizes[dim] != 1]
         return is_extended_argument(generic.inputs[operand]) and dim_positions(generic.maps[operand])[-1:] == real
 
-    # -- scratch, in words of 32 bits
-    def _sizes(self) -> dict[str, Expr]:
+    def scratch(self) -> dict[str, Expr]:
         rows = self.block_rows
         return {
             "query": self.depth / 2 * rows,  # [d / 2][i][2]
@@ -63,6 +62,10 @@ class TiledAttentionEmitter(AttentionEmitter):
             "sum": sympy.Integer(rows),
             "scale": sympy.Integer(rows),
         }
+
+
+class TiledAttentionEmitter(AttentionEmitter):
+    """Emits one block of queries of a plan that `fits`."""
 
     def _words(self, name: str, offset: Value) -> Value:
         return self.frame.b.address(self._at(name), offset, self.frame.b.i32)
@@ -80,7 +83,7 @@ class TiledAttentionEmitter(AttentionEmitter):
     def _key(self, first: Value, j: Value) -> Value:
         """Number of a key of the block; the last key's behind the end, where nothing may be read."""
         b = self.frame.b
-        return b.minimum(b.add(first, j), b.sub(self.frame.emitter.sizes(self.num_keys), b.index(1)))
+        return b.minimum(b.add(first, j), b.sub(self.frame.emitter.sizes(self.plan.num_keys), b.index(1)))
 
     def _groups(self, size: Expr, body: Callable[[Value], None]) -> None:
         """body(first element) for each 32 of a head."""
@@ -90,33 +93,33 @@ class TiledAttentionEmitter(AttentionEmitter):
 
     def _load_queries(self) -> None:
         """Q^T of the block, by pairs: 16 queries by 16 pairs at a time."""
-        b, ev, rows = self.frame.b, self.frame.emitter, self.block_rows
-        last = b.sub(ev.sizes(self.num_queries), b.index(1))
+        b, ev, rows = self.frame.b, self.frame.emitter, self.plan.block_rows
+        last = b.sub(ev.sizes(self.plan.num_queries), b.index(1))
 
         def transpose_block(d: Value) -> None:
             for v in self._vectors():
-                queries = [b.minimum(b.add(self.first, b.index(v * WORDS + i)), last) for i in range(WORDS)]
+                queries = [b.minimum(b.add(self.queries.first, b.index(v * WORDS + i)), last) for i in range(WORDS)]
                 points = [self._score_loop(i, b.index(0), d) for i in queries]
-                loaded = [self._load(self._row(self.parts.scores, self.parts.query, point)) for point in points]
+                loaded = [self._load(self._row(self.plan.parts.scores, self.plan.parts.query, point)) for point in points]
                 for p, pair in enumerate(transpose(b, loaded)):
                     at = b.add(b.mul(b.div(d, b.index(2)), b.index(rows)), b.index(p * rows + v * WORDS))
                     b.store(pair, self._words("query", at), 4 * WORDS)
 
-        self._groups(self.depth, transpose_block)
+        self._groups(self.plan.depth, transpose_block)
 
     def _scores(self, first: Value, count: Value) -> None:
         """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
-        b, ev, depth = self.frame.b, self.frame.emitter, int(self.depth)
+        b, ev, depth = self.frame.b, self.frame.emitter, int(self.plan.depth)
         with b.loop(b.index(0), b.index(BLOCK), b.index(1)) as rows, ev.scope():
             for d in range(0, depth, TILE_DEPTH):
                 point = self._score_loop(b.index(0), self._key(first, rows.iv), b.index(d))
                 at = b.add(b.mul(rows.iv, b.index(depth // 2)), b.index(d // 2))
-                b.store(self._load(self._row(self.parts.scores, 1 - self.parts.query, point)), self._words("keys", at), 4 * WORDS)
+                b.store(self._load(self._row(self.plan.parts.scores, 1 - self.plan.parts.query, point)), self._words("keys", at), 4 * WORDS)
         self._multiply("keys", BLOCK, depth, "query", "scores")
 
     def _multiply(self, left: str, rows: int, k: int, right: str, out: str, onto: bool = False) -> None:
         """out[rows][i] = left[rows][k] times right[k / 2][i][2], all in scratch."""
-        b, columns = self.frame.b, self.block_rows
+        b, columns = self.frame.b, self.plan.block_rows
         for row in range(0, rows, TILE_ROWS * BLOCK_TILES):
             tiles = range(row, row + TILE_ROWS * BLOCK_TILES, TILE_ROWS)
             a = [Strided(self._words(left, b.index(at * k // 2)), b.index(k), b.index(1)) for at in tiles]
@@ -152,17 +155,17 @@ class TiledAttentionEmitter(AttentionEmitter):
 
     def _put_words(self, words: Value, pair: Value, v: int) -> None:
         b = self.frame.b
-        b.store(words, self._words("weights", b.add(b.mul(pair, b.index(self.block_rows)), b.index(v * WORDS))), 4 * WORDS)
+        b.store(words, self._words("weights", b.add(b.mul(pair, b.index(self.plan.block_rows)), b.index(v * WORDS))), 4 * WORDS)
 
     def _weigh(self, first: Value, count: Value) -> None:
         b, ev = self.frame.b, self.frame.emitter
         for keys in range(0, BLOCK, TILE_DEPTH):
-            self._groups(self.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
+            self._groups(self.plan.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
         scale = [self._get("scale", None, v) for v in self._vectors()]
-        with b.loop(b.index(0), ev.sizes(self.width), b.index(1)) as loop:
+        with b.loop(b.index(0), ev.sizes(self.plan.width), b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.mulf", self._get("output", loop.iv, v), scale[v]), "output", loop.iv, v)
-        self._multiply("values", int(self.width), BLOCK, "weights", "output", onto=True)
+        self._multiply("values", int(self.plan.width), BLOCK, "weights", "output", onto=True)
 
     def _transpose_values(self, first: Value, count: Value, keys: int, d: Value) -> None:
         """V^T of 32 columns from d on by 32 keys from number `keys` of the block on."""
@@ -184,7 +187,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         """32 columns of a value; 0 behind the last key."""
         b = self.frame.b
         point = self._value_loop(b.index(0), self._key(first, b.index(j)), d)
-        loaded = self._load(self._row(self.parts.values, 1 - self.parts.weights, point))
+        loaded = self._load(self._row(self.plan.parts.values, 1 - self.plan.parts.weights, point))
         return b.select(b.compare("slt", b.index(j), count), loaded, b.splat_constant(b.i32, 0, WORDS))
 
     # -- results
@@ -200,16 +203,16 @@ class TiledAttentionEmitter(AttentionEmitter):
                     rows = [self._get("output", b.add(d, b.index(odd * TILE_ROWS + r)), v) for r in range(TILE_ROWS)]
                     blocks.append(transpose(b, [b.binary("arith.divf", row, totals[v]) for row in rows]))
                 for i, (even, odd) in enumerate(zip(*blocks, strict=True)):
-                    at = b.add(b.index((v * WORDS + i) * int(self.width)), d)
+                    at = b.add(b.index((v * WORDS + i) * int(self.plan.width)), d)
                     for half in (0, 1):
                         order = [lane for each in range(8 * half, 8 * half + 8) for lane in (each, WORDS + each)]
                         mixed = b.op("vector.shuffle", [even, odd], even.type, mask=ir.DenseI64ArrayAttr.get(order))
                         b.store(mixed, b.address(self._at("rows"), b.add(at, b.index(half * WORDS)), b.f32), 4 * WORDS)
 
-        self._groups(self.width, transpose_block)
+        self._groups(self.plan.width, transpose_block)
 
         def row_of(row: Value, column: Value) -> Value:
-            at = b.add(b.mul(row, ev.sizes(self.width)), column)
+            at = b.add(b.mul(row, ev.sizes(self.plan.width)), column)
             return b.load(b.address(self._at("rows"), at, b.f32), b.vec(b.f32), 4 * WORDS)
 
         self._write(row_of)
@@ -239,6 +242,12 @@ def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
 def emit_attention(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of an `attention` dispatch."""
     tile = register_tile(target.vector_bits)
-    if has_matrix_tiles(target) and (tiled := TiledAttentionEmitter(dispatch, tile)).fits:
-        return tiled.emit(module)
-    return AttentionEmitter(dispatch, tile).emit(module)
+    if has_matrix_tiles(target) and (tiled := TiledAttentionPlan(dispatch, tile)).fits:
+        return _emit(module, tiled, TiledAttentionEmitter)
+    return _emit(module, AttentionPlan(dispatch, tile), AttentionEmitter)
+
+
+def _emit(module: ir.Module, plan: AttentionPlan, emitter: type[AttentionEmitter]) -> Launch:
+    with kernel(module, plan.dispatch, lanes=plan.shape.lanes) as frame, frame.tiles() as tile:
+        emitter(plan, frame, QueryBlock.of(plan, frame, tile)).emit()
+    return plan.launch
