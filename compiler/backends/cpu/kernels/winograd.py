@@ -9,8 +9,7 @@ the epilogue. V and M stay in a level-2 cache where that has 2 MiB. Where pixels
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -48,7 +47,16 @@ LINE = CACHE_LINE // 4  # elements between what would share cache sets
 
 
 class WinogradPlan(ContractionPlan):
-    """A contraction whose panels are as deep as its channels."""
+    """A contraction whose panels are as deep as its channels: its grid and its scratch."""
+
+    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
+        super().__init__(dispatch, target)
+        self.tile_size = winograd_tile(dispatch)
+        self.side = self.tile_size + TAPS - 1
+        self.positions = self.side**2
+        self.shape = register_tile(target.vector_bits, self.width)
+        self.tiles = self.conv.tiles(self.tile_size)
+        self.block = self._block(max(BLOCK_BYTES, target.l2_bytes // 2))
 
     @property
     def width(self) -> int:
@@ -59,6 +67,52 @@ class WinogradPlan(ContractionPlan):
         found = conv3x3_of(self.root, self.dispatch.shapes)
         assert found is not None
         return found
+
+    def _block(self, num_bytes: int) -> int:
+        """Tiles of the image in one of the grid: as many as keep V and M within some bytes, blocks of the smallest input alike."""
+        per_image = self.tiles[0] * self.tiles[1]
+        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.conv.channels + self.width)))
+        least = self.dispatch.table.bounds(sympy.expand(self.conv.batch * per_image))[0]
+        if not least.is_Integer:
+            return most
+        blocks = -(-int(least) // most)
+        even = -(-int(least) // blocks)
+        return min(most, even)
+
+    # -- scratch: rows of finished outputs, a run of zeros, V, M
+    @property
+    def zeros_at(self) -> int:
+        return 4 * self.tile_size**2 * self.width
+
+    @property
+    def inputs_at(self) -> int:
+        return self.zeros_at + 4 * self.conv.channels
+
+    @property
+    def input_stride(self) -> int:
+        return self.block * self.conv.channels + LINE
+
+    @property
+    def sums_at(self) -> int:
+        return self.inputs_at + 4 * self.positions * self.input_stride
+
+    @property
+    def sum_stride(self) -> int:
+        return self.block * self.width + LINE
+
+    @property
+    def num_tiles(self) -> Expr:
+        """Tiles of all images."""
+        return sympy.expand(self.conv.batch * self.tiles[0] * self.tiles[1])
+
+    @property
+    def grid(self) -> list[Expr]:
+        """Tiles of the kernel: blocks of tiles of the images, panels of columns."""
+        return [ceil_div(self.num_tiles, self.block), ceil_div(self.n, self.width)]
+
+    @property
+    def launch(self) -> Launch:
+        return Launch(sympy.expand(product(self.grid)), sympy.Integer(self.sums_at + 4 * self.positions * self.sum_stride))
 
 
 @dataclass(frozen=True)
@@ -77,106 +131,55 @@ class VectorArithmetic:
         return self.b.fma(self.b.splat_constant(self.b.f32, factor), a, b)
 
 
+@dataclass(frozen=True)
 class WinogradEmitter:
-    """Emits one winograd dispatch."""
+    """Emits tiles of one winograd dispatch."""
 
-    def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
-        self.dispatch, self.plan = dispatch, WinogradPlan(dispatch, target)
-        self.conv, self.m = self.plan.conv, winograd_tile(dispatch)
-        self.side = self.m + TAPS - 1
-        self.positions = self.side**2
-        self.shape = register_tile(target.vector_bits, self.plan.width)
-        self.tiles = self.conv.tiles(self.m)
-        self.block = self._block(max(BLOCK_BYTES, target.l2_bytes // 2))
+    plan: WinogradPlan
+    frame: Frame
+    transform: Minimal[Value]
+    epilogue: Epilogue
 
-    def _block(self, num_bytes: int) -> int:
-        """Tiles of the image in one of the grid: as many as keep V and M within some bytes, blocks of the smallest input alike."""
-        per_image = self.tiles[0] * self.tiles[1]
-        most = max(self.shape.rows, num_bytes // (4 * self.positions * (self.conv.channels + self.plan.width)))
-        least = self.dispatch.table.bounds(sympy.expand(self.conv.batch * per_image))[0]
-        if not least.is_Integer:
-            return most
-        blocks = -(-int(least) // most)
-        even = -(-int(least) // blocks)
-        return min(most, even)
-
-    # -- scratch: rows of finished outputs, a run of zeros, V, M
-    @property
-    def _zeros_at(self) -> int:
-        return 4 * self.m**2 * self.plan.width
-
-    @property
-    def _inputs_at(self) -> int:
-        return self._zeros_at + 4 * self.conv.channels
-
-    @property
-    def _input_stride(self) -> int:
-        return self.block * self.conv.channels + LINE
-
-    @property
-    def _sums_at(self) -> int:
-        return self._inputs_at + 4 * self.positions * self._input_stride
-
-    @property
-    def _sum_stride(self) -> int:
-        return self.block * self.plan.width + LINE
-
-    def emit(self, module: ir.Module) -> Launch:
-        conv, plan = self.conv, self.plan
-        total = sympy.expand(conv.batch * self.tiles[0] * self.tiles[1])
-        blocks, panels = ceil_div(total, self.block), ceil_div(plan.n, plan.width)
-        with kernel(module, self.dispatch, self.shape.lanes) as frame, self._zeros(frame), frame.tiles() as tile:
-            self.frame: Frame = frame
-            b, size = frame.b, frame.emitter.sizes
-            self.transform = Minimal(self.m, VectorArithmetic(b))
-            block, panel = split_index(b, size, tile, [blocks, panels])
-            self.epilogue = Epilogue(TileCoords(frame, plan, [b.index(0)] * len(plan.root.batch)), frame.outputs)
-            low = b.mul(block, b.index(self.block))
-            count = b.minimum(b.index(self.block), b.sub(size(total), low))
-            first = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, frame.begin))
-            with b.when(first):
-                self._each_tile(low, count, self._transform_inputs)
-            self._multiply(count, panel)
-            self._each_tile(low, count, functools.partial(self._transform_outputs, b.mul(panel, b.index(plan.width))))
-        return Launch(sympy.expand(blocks * panels), sympy.Integer(self._sums_at + 4 * self.positions * self._sum_stride))
-
-    @contextmanager
-    def _zeros(self, frame: Frame) -> Iterator[None]:
-        """What pixels outside of an image read, written once a call."""
-        b = frame.b
-        run = b.address(frame.scratch, b.index(self._zeros_at), b.i8)
-        with b.loop(b.index(0), b.index(self.conv.channels), b.index(b.lanes)) as loop:
-            b.store(b.splat_constant(b.f32, 0.0), b.address(run, loop.iv, b.f32), 4 * b.lanes)
-        yield
+    def emit(self, tile: Value) -> None:
+        """One tile of the grid: where it is the first of its block, the inputs; then the products and the outputs."""
+        b, plan, size = self.frame.b, self.plan, self.frame.emitter.sizes
+        block, panel = split_index(b, size, tile, plan.grid)
+        low = b.mul(block, b.index(plan.block))
+        count = b.minimum(b.index(plan.block), b.sub(size(plan.num_tiles), low))
+        first = b.binary("arith.ori", b.compare("eq", panel, b.index(0)), b.compare("eq", tile, self.frame.begin))
+        with b.when(first):
+            self._each_tile(low, count, self._transform_inputs)
+        self._multiply(count, panel)
+        self._each_tile(low, count, functools.partial(self._transform_outputs, b.mul(panel, b.index(plan.width))))
 
     def _each_tile(self, low: Value, count: Value, emit: Callable[[Value, list[Value]], None]) -> None:
         """`emit` for each tile of the block: its number there, and which image, row and column of tiles it is."""
         b, ev = self.frame.b, self.frame.emitter
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():
-            extents = [self.conv.batch, *map(sympy.Integer, self.tiles)]
+            extents = [self.plan.conv.batch, *map(sympy.Integer, self.plan.tiles)]
             emit(loop.iv, split_index(b, ev.sizes, b.add(low, loop.iv), extents))
 
     # -- inputs
     def _transform_inputs(self, number: Value, tile: list[Value]) -> None:
         """V of one tile, channels by vectors."""
-        b, side, channels = self.frame.b, self.side, self.conv.channels
+        b, side, channels = self.frame.b, self.plan.side, self.plan.conv.channels
         pixels = self._pixels(tile)
-        base = b.address(self._scratch(self._inputs_at), b.mul(number, b.index(channels)), b.f32)
+        base = b.address(self._scratch(self.plan.inputs_at), b.mul(number, b.index(channels)), b.f32)
         with b.loop(b.index(0), b.index(channels), b.index(b.lanes)) as loop:
             read = [[b.load(b.address(pixel, loop.iv, b.f32), b.vec(b.f32), 4) for pixel in row] for row in pixels]
             for row, values in enumerate(self._both_ways(self.transform.inputs, read)):
                 for column, value in enumerate(values):
-                    at = b.add(loop.iv, b.index((row * side + column) * self._input_stride))
+                    at = b.add(loop.iv, b.index((row * side + column) * self.plan.input_stride))
                     b.store(value, b.address(base, at, b.f32), 4 * b.lanes)
 
     def _pixels(self, tile: list[Value]) -> list[list[Value]]:
         """A pointer to each pixel that a tile reads; to zeros for one outside of the image."""
-        b, conv = self.frame.b, self.conv
+        b, conv = self.frame.b, self.plan.conv
         (h, w), (image, *place) = conv.image, tile
         source = self.frame.emitter.buffers[conv.source].pointer
-        outside = self._scratch(self._zeros_at)
-        corner = [b.sub(b.mul(p, b.index(self.m)), b.index(low)) for p, low in zip(place, conv.corner, strict=True)]
-        rows, columns = ([b.add(start, b.index(i)) for i in range(self.side)] for start in corner)
+        outside = self._scratch(self.plan.zeros_at)
+        corner = [b.sub(b.mul(p, b.index(self.plan.tile_size)), b.index(low)) for p, low in zip(place, conv.corner, strict=True)]
+        rows, columns = ([b.add(start, b.index(i)) for i in range(self.plan.side)] for start in corner)
         inside = [[b.compare("ult", each, b.index(size)) for each in line] for line, size in ((rows, h), (columns, w))]
         origin = b.mul(b.add(b.mul(b.add(b.mul(image, b.index(h)), corner[0]), b.index(w)), corner[1]), b.index(conv.channels))
         base = b.address(source, origin, b.f32)
@@ -197,14 +200,14 @@ class WinogradEmitter:
     # -- products
     def _multiply(self, count: Value, panel: Value) -> None:
         """M of the block: at each position the tiles' rows of V by the panel."""
-        b, plan, channels, width = self.frame.b, self.plan, self.conv.channels, self.plan.width
+        b, plan, channels, width = self.frame.b, self.plan, self.plan.conv.channels, self.plan.width
         assert plan.weight is not None
         weight = self.frame.emitter.buffers[plan.weight].pointer
-        with b.loop(b.index(0), b.index(self.positions), b.index(1)) as loop:
-            number = b.add(b.mul(panel, b.index(self.positions)), loop.iv)
+        with b.loop(b.index(0), b.index(self.plan.positions), b.index(1)) as loop:
+            number = b.add(b.mul(panel, b.index(self.plan.positions)), loop.iv)
             right = b.address(weight, b.mul(number, b.index(channels * width)), b.f32)
-            left = b.address(self._scratch(self._inputs_at), b.mul(loop.iv, b.index(self._input_stride)), b.f32)
-            sums = b.address(self._scratch(self._sums_at), b.mul(loop.iv, b.index(self._sum_stride)), b.f32)
+            left = b.address(self._scratch(self.plan.inputs_at), b.mul(loop.iv, b.index(self.plan.input_stride)), b.f32)
+            sums = b.address(self._scratch(self.plan.sums_at), b.mul(loop.iv, b.index(self.plan.sum_stride)), b.f32)
 
             def rows(row: Value, part: TileShape, right: Value = right, left: Value = left, sums: Value = sums) -> None:
                 for column in range(0, width, part.columns):
@@ -212,34 +215,34 @@ class WinogradEmitter:
                     made = accumulate(b, part, operand, self._panel(right, column, row), b.index(channels), zeros(b, part))
                     store_tile(b, part, made, b.address(sums, b.add(b.mul(row, b.index(width)), b.index(column)), b.f32), width)
 
-            for_row_blocks(b, b.index(0), count, row_tiles(self.shape, width), rows)
+            for_row_blocks(b, b.index(0), count, row_tiles(self.plan.shape, width), rows)
 
     def _panel(self, base: Value, column: int, row: Value) -> Panel:
         """A panel from `column` on, while whose use a part of the next position's is asked for."""
-        b, channels, width = self.frame.b, self.conv.channels, self.plan.width
+        b, channels, width = self.frame.b, self.plan.conv.channels, self.plan.width
         full = UNROLL * width * 4 // CACHE_LINE  # lines of a panel for each UNROLL steps
-        blocks = max(1, self.block // self.shape.rows)
+        blocks = max(1, self.plan.block // self.plan.shape.rows)
         lines = -(-full // blocks)
-        part = b.minimum(b.div(row, b.index(self.shape.rows)), b.index(-(-full // lines) - 1))
+        part = b.minimum(b.div(row, b.index(self.plan.shape.rows)), b.index(-(-full // lines) - 1))
         next_panel = b.address(base, b.add(b.index(channels * width), b.mul(part, b.index(channels * lines * LINE // UNROLL))), b.f32)
-        return Panel(b.address(base, b.index(column), b.f32), b.index(width), min(ALIGN, self.shape.lanes * 4), 0, next_panel, lines)
+        return Panel(b.address(base, b.index(column), b.f32), b.index(width), min(ALIGN, self.plan.shape.lanes * 4), 0, next_panel, lines)
 
     # -- outputs
     def _transform_outputs(self, first: Value, number: Value, tile: list[Value]) -> None:
         """The outputs of one tile, rows of them through the epilogue."""
-        b, m, width, (height, across) = self.frame.b, self.m, self.plan.width, self.conv.out
-        base = b.address(self._scratch(self._sums_at), b.mul(number, b.index(width)), b.f32)
+        b, m, width, (height, across) = self.frame.b, self.plan.tile_size, self.plan.width, self.plan.conv.out
+        base = b.address(self._scratch(self.plan.sums_at), b.mul(number, b.index(width)), b.f32)
         with b.loop(b.index(0), b.index(width), b.index(b.lanes)) as loop:
             read = [
                 [
                     b.load(
-                        b.address(base, b.add(loop.iv, b.index((row * self.side + column) * self._sum_stride)), b.f32),
+                        b.address(base, b.add(loop.iv, b.index((row * self.plan.side + column) * self.plan.sum_stride)), b.f32),
                         b.vec(b.f32),
                         4 * b.lanes,
                     )
-                    for column in range(self.side)
+                    for column in range(self.plan.side)
                 ]
-                for row in range(self.side)
+                for row in range(self.plan.side)
             ]
             for row, values in enumerate(self._both_ways(self.transform.outputs, read)):
                 for column, value in enumerate(values):
@@ -276,4 +279,18 @@ def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
 
 def emit_winograd(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of a `winograd` dispatch."""
-    return WinogradEmitter(dispatch, target).emit(module)
+    plan = WinogradPlan(dispatch, target)
+    with kernel(module, dispatch, plan.shape.lanes) as frame:
+        _write_zeros(frame, plan)
+        with frame.tiles() as tile:
+            epilogue = Epilogue(TileCoords(frame, plan, [frame.b.index(0)] * len(plan.root.batch)), frame.outputs)
+            WinogradEmitter(plan, frame, Minimal(plan.tile_size, VectorArithmetic(frame.b)), epilogue).emit(tile)
+    return plan.launch
+
+
+def _write_zeros(frame: Frame, plan: WinogradPlan) -> None:
+    """What pixels outside of an image read, written once a call."""
+    b = frame.b
+    run = b.address(frame.scratch, b.index(plan.zeros_at), b.i8)
+    with b.loop(b.index(0), b.index(plan.conv.channels), b.index(b.lanes)) as loop:
+        b.store(b.splat_constant(b.f32, 0.0), b.address(run, loop.iv, b.f32), 4 * b.lanes)
