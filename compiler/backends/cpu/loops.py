@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import sympy
 
@@ -60,79 +61,119 @@ class LoopLayout:
         return self.first_state + len(self.states)
 
 
-@dataclass
-class LoopEmitter:
-    """Emits the kernel of one loop. `costs_ns`: what each dispatch of the body takes on one thread, by its name."""
+@dataclass(frozen=True)
+class LoopPlan:
+    """What is known of a loop before it is emitted. `costs_ns`: what each dispatch of the body takes on one thread, by its name."""
 
-    module: ir.Module
     name: str
     loop: Loop
     table: SymbolTable
     kernels: Mapping[str, Kernel]
     costs_ns: Mapping[str, Expr]
-    pointers: dict[Value, Value] = field(default_factory=dict)
 
-    def emit(self) -> Launch:
-        self.layout = LoopLayout.of(self.loop)
-        self.induction_variable = self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
-        launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
-        self.largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
-        self.num_tiles = self._num_tiles()
-        with self._function() as (buffers, dims, begin, end, self.scratch):
-            self._enter(buffers, dims)
-            with self.b.loop(begin, end, self.b.index(1)) as tile:
-                for part in range(len(self.loop.parts)):
-                    self._part_of_tile(part, tile.iv)
-            ir.Operation.create("func.return", operands=[self.b.load(self.error, self.b.i32, 4)])
-        return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
+    @cached_property
+    def layout(self) -> LoopLayout:
+        return LoopLayout.of(self.loop)
 
-    def _num_tiles(self) -> Expr:
+    @cached_property
+    def induction_variable(self) -> Expr:
+        return self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
+
+    @cached_property
+    def num_tiles(self) -> Expr:
         """One for each part where all that an iteration does is small, or there are fewer threads than twice the parts; else one."""
         parts = len(self.loop.parts)
         if parts == 1:
             return sympy.S.One
-        are_small = sympy.floor(sympy.Integer(SMALL_NS) / sympy.Max(1, self.largest))
+        largest = sympy.Max(*[self.costs_ns[_callee(call)] for call in self.loop.calls])
+        are_small = sympy.floor(sympy.Integer(SMALL_NS) / sympy.Max(1, largest))
         are_enough = sympy.floor(sympy.Integer(2 * parts - 1) / NUM_THREADS)
         return sympy.expand(1 + (parts - 1) * sympy.Min(1, are_small + are_enough))
 
-    @contextmanager
-    def _function(self) -> Iterator[Sequence[Value]]:
-        ptr, i64, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(64), ir.IntegerType.get_signless(32)
-        kind = ir.FunctionType.get([ptr, ptr, i64, i64, ptr], [i32])
-        with ir.InsertionPoint(self.module.body):
-            func = ir.Operation.create(
-                "func.func", regions=1, attributes={"sym_name": ir.StringAttr.get(self.name), "function_type": ir.TypeAttr.get(kind)}
-            )
-        block = func.regions[0].blocks.append(*kind.inputs)
-        with ir.InsertionPoint(block):
-            self.b = Builder(block, 1)
-            self.b.set_anchor(ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, 0)}))
-            yield list(block.arguments)
+    @property
+    def launch(self) -> Launch:
+        launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
+        return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
 
-    def _enter(self, buffers: Value, dims: Value) -> None:
-        """Load the symbols and pointers; the kernels inside get dims of their own, which hold the induction variable too."""
-        b, layout = self.b, self.layout
+
+def emit_loop(module: ir.Module, plan: LoopPlan) -> Launch:
+    """Append the kernel of a loop."""
+    with _function(module, plan.name) as (b, (buffers, dims, begin, end, scratch)):
+        emitter = LoopEmitter.of(plan, b, buffers, dims, scratch)
+        b.store(b.const(b.i32, 0), emitter.error, 4)
+        with b.loop(begin, end, b.index(1)) as tile:
+            for part in range(len(plan.loop.parts)):
+                emitter.part_of_tile(part, tile.iv)
+        ir.Operation.create("func.return", operands=[b.load(emitter.error, b.i32, 4)])
+    return plan.launch
+
+
+@contextmanager
+def _function(module: ir.Module, name: str) -> Iterator[tuple[Builder, Sequence[Value]]]:
+    ptr, i64, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(64), ir.IntegerType.get_signless(32)
+    kind = ir.FunctionType.get([ptr, ptr, i64, i64, ptr], [i32])
+    with ir.InsertionPoint(module.body):
+        func = ir.Operation.create(
+            "func.func", regions=1, attributes={"sym_name": ir.StringAttr.get(name), "function_type": ir.TypeAttr.get(kind)}
+        )
+    block = func.regions[0].blocks.append(*kind.inputs)
+    with ir.InsertionPoint(block):
+        b = Builder(block, 1)
+        b.set_anchor(ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, 0)}))
+        yield b, list(block.arguments)
+
+
+@dataclass
+class LoopEmitter:
+    """Emits the iterations of one loop into its kernel. Every value but `sizes` is an address."""
+
+    plan: LoopPlan
+    b: Builder
+    sizes: Sizes
+    context: Value
+    buffers: Value  # that the host handed over
+    dims: Value  # of the kernels inside, which hold the induction variable too
+    scratch: Value
+    error: Value  # of the kernel's i32 error code
+    slots: Mapping[int, Value]
+    scan_outputs: Mapping[int, Value]
+    arrays: Mapping[ir.Operation, Value]  # of the pointers that each call hands to its kernel
+    pointers: dict[Value, Value]  # of each tensor that is known by now
+
+    @classmethod
+    def of(cls, plan: LoopPlan, b: Builder, buffers: Value, dims: Value, scratch: Value) -> LoopEmitter:
+        """Load the symbols and pointers at the kernel's entry."""
+        layout = plan.layout
         with b.at_entry():
-            known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(self.table.sizes)}
-            self.buffers, self.dims = buffers, b.stack(len(self.table.names))
-            for i, symbol in enumerate(self.table.sizes):
-                b.store(known[symbol.expr], b.address(self.dims, b.index(i), b.i64), 8)
-            given = [b.load(b.address(buffers, b.index(i), b.ptr), b.ptr, 8) for i in range(layout.first_state)]
-            self.context, given = given[0], given[1:]
-            threads = b.load(b.address(self.context, b.index(CONTEXT_THREADS), b.i8), b.i64, 8)
-            self.sizes = Sizes(b, {**known, NUM_THREADS: threads})
-            self.pointers = dict(zip(layout.externals, given, strict=False))
-            given = given[len(layout.externals) :]
-            self.slots = dict(zip(layout.slots, given, strict=False))
-            self.scan_outputs = dict(zip(layout.scan_outputs, given[len(layout.slots) :], strict=True))
-            self.arrays = {call: b.stack(len(call.operands) + len(call.results)) for call in self.loop.calls}
-            self.error = b.stack(1)
-        b.store(b.const(b.i32, 0), self.error, 4)
+            known = {s.expr: b.load(b.address(dims, b.index(i), b.i64), b.i64, 8) for i, s in enumerate(plan.table.sizes)}
+            own_dims = b.stack(len(plan.table.names))
+            for i, symbol in enumerate(plan.table.sizes):
+                b.store(known[symbol.expr], b.address(own_dims, b.index(i), b.i64), 8)
+            context, *given = (b.load(b.address(buffers, b.index(i), b.ptr), b.ptr, 8) for i in range(layout.first_state))
+            threads = b.load(b.address(context, b.index(CONTEXT_THREADS), b.i8), b.i64, 8)
+            externals, given = given[: len(layout.externals)], given[len(layout.externals) :]
+            arrays = {call: b.stack(len(call.operands) + len(call.results)) for call in plan.loop.calls}
+            error = b.stack(1)
+        return cls(
+            plan,
+            b,
+            Sizes(b, {**known, NUM_THREADS: threads}),
+            context,
+            buffers,
+            own_dims,
+            scratch,
+            error,
+            slots=dict(zip(layout.slots, given, strict=False)),
+            scan_outputs=dict(zip(layout.scan_outputs, given[len(layout.slots) :], strict=True)),
+            arrays=arrays,
+            pointers=dict(zip(layout.externals, externals, strict=True)),
+        )
 
     # -- parts
-    def _part_of_tile(self, part: int, tile: Value) -> None:
+    def part_of_tile(self, part: int, tile: Value) -> None:
+        """Every iteration of a part, in the tiles that it belongs to."""
         b = self.b
-        if len(self.loop.parts) == 1:
+        if len(self.plan.loop.parts) == 1:
             self._iterations(part)
             return
         with b.when(b.binary("arith.ori", self._is_alone(), b.compare("eq", tile, b.index(part)))):
@@ -140,32 +181,32 @@ class LoopEmitter:
 
     def _is_alone(self) -> Value:
         """Whether one tile runs all parts, and so may launch."""
-        return self.b.compare("eq", self.sizes(self.num_tiles), self.b.index(1))
+        return self.b.compare("eq", self.sizes(self.plan.num_tiles), self.b.index(1))
 
     def _iterations(self, part: int) -> None:
         """Every iteration of one part; the pointers of its last states go to the host."""
-        b, loop = self.b, self.loop
+        b, loop = self.b, self.plan.loop
         calls = loop.parts[part]
         made = {result for call in calls for result in call.results}
-        states = [p for p in self.layout.states if root_of(loop.yielded[p]) in made]
+        states = [p for p in self.plan.layout.states if root_of(loop.yielded[p]) in made]
         for call in calls:
             self._store_fixed(call)
         start = [self.pointers[root_of(loop.inits[p])] for p in states]
-        position = [symbol.expr for symbol in self.table.names].index(self.induction_variable)
+        position = [symbol.expr for symbol in self.plan.table.names].index(self.plan.induction_variable)
         outside = dict(self.pointers)
         with b.loop(b.index(0), self.sizes(loop.trip_count), b.index(1), start) as iterations:
             b.store(iterations.iv, b.address(self.dims, b.index(position), b.i64), 8)
             self.pointers.update({loop.carried[p]: pointer for p, pointer in zip(states, iterations.args, strict=True)})
-            self.pointers.update({loop.carried[p]: self._init(p) for p in loop.states if p not in self.layout.states})
+            self.pointers.update({loop.carried[p]: self._init(p) for p in loop.states if p not in self.plan.layout.states})
             for call in calls:
                 self._call(call, iterations.iv)
             iterations.yield_([self.pointers[root_of(loop.yielded[p])] for p in states])
         self.pointers = outside
         for p, last in zip(states, iterations.results, strict=True):
-            b.store(last, b.address(self.buffers, b.index(self.layout.first_state + self.layout.states.index(p)), b.ptr), 8)
+            b.store(last, b.address(self.buffers, b.index(self.plan.layout.first_state + self.plan.layout.states.index(p)), b.ptr), 8)
 
     def _init(self, position: int) -> Value:
-        return self.pointers[root_of(self.loop.inits[position])]
+        return self.pointers[root_of(self.plan.loop.inits[position])]
 
     # -- calls
     def _store_fixed(self, call: ir.Operation) -> None:
@@ -178,7 +219,7 @@ class LoopEmitter:
     def _call(self, call: ir.Operation, iteration: Value) -> None:
         b, array, tensors = self.b, self.arrays[call], _tensors(call)
         for i, value in enumerate(tensors):
-            if root_of(value) not in self.layout.externals:
+            if root_of(value) not in self.plan.layout.externals:
                 b.store(self.pointers[root_of(value)], b.address(array, b.index(i), b.ptr), 8)
         places = list(ir.DenseI64ArrayAttr(call.attributes[BUFFERS]))
         for i, result in enumerate(call.results):
@@ -199,10 +240,10 @@ class LoopEmitter:
 
     def _slice(self, result: Value, iteration: Value) -> Value:
         """The slice of a scan output that this iteration writes; its place is linear in the induction variable."""
-        b, loop = self.b, self.loop
+        b, loop = self.b, self.plan.loop
         output = next(each for each in loop.scan_outputs.values() if each.source == result)
-        start = output.offset.subs(self.induction_variable, 0)
-        step = sympy.expand(output.offset - start) / self.induction_variable
+        start = output.offset.subs(self.plan.induction_variable, 0)
+        step = sympy.expand(output.offset - start) / self.plan.induction_variable
         at = b.add(self.sizes(sympy.expand(start)), b.mul(self.sizes(sympy.expand(step)), iteration))
         kind = ir.RankedTensorType(output.insert.results[0].type).element_type
         stride = self.sizes(product(loop.shapes.shape(output.insert.results[0])[1:]) * byte_width(kind))
@@ -210,7 +251,7 @@ class LoopEmitter:
 
     def _run(self, call: ir.Operation) -> Value:
         """The dispatch on this thread or, if it is large, over the pool; its code."""
-        b, kernel, array = self.b, self.kernels[_callee(call)], self.arrays[call]
+        b, kernel, array = self.b, self.plan.kernels[_callee(call)], self.arrays[call]
         tiles, scratch = kernel.launch.num_tiles, kernel.launch.scratch_bytes
 
         def here() -> Value:
@@ -222,7 +263,7 @@ class LoopEmitter:
             arguments = [self.context, address_of(b, kernel.name), array, self.dims, self.sizes(tiles), self.sizes(scratch)]
             return call_pointer(b, launch, [*arguments, b.const(b.i32, NOT_PROFILED)], b.i32)
 
-        cost = self.costs_ns[_callee(call)]
+        cost = self.plan.costs_ns[_callee(call)]
         if tiles == 1 or (cost.is_Integer and cost <= SMALL_NS):
             return here()
         is_large = b.compare("sgt", self.sizes(cost), b.index(SMALL_NS))

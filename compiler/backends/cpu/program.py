@@ -26,7 +26,7 @@ from llmos.compiler.backends.cpu.kernels.scan import emit_scan
 from llmos.compiler.backends.cpu.kernels.scatter import emit_scatter
 from llmos.compiler.backends.cpu.kernels.sort import emit_sort
 from llmos.compiler.backends.cpu.kernels.winograd import emit_winograd, winograd_work
-from llmos.compiler.backends.cpu.loops import LoopEmitter
+from llmos.compiler.backends.cpu.loops import LoopPlan, emit_loop
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Kernel, Launch, product
@@ -134,8 +134,8 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
             kernels[dispatch.name] = known[text]
         for unit in program.loops:
             costs = {each.name: _cost_ns(each) for each in unit.dispatches}
-            emitter = LoopEmitter(module, unit.name, unit.loop, program.table, kernels, costs)
-            kernels[unit.induction_variable] = Kernel(unit.name, emitter.emit())
+            plan = LoopPlan(unit.name, unit.loop, program.table, kernels, costs)
+            kernels[unit.induction_variable] = Kernel(unit.name, emit_loop(module, plan))
         HostEmitter(module, program.main, program.table, kernels, program.weights, program.first_kernel).emit()
     return module
 
