@@ -12,7 +12,8 @@ from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.loops import Loop, is_loop
 from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
 from llmos.compiler.backends.cpu.cost import COSTS
-from llmos.compiler.backends.cpu.host import HostEmitter
+from llmos.compiler.backends.cpu.host import emit_host
+from llmos.compiler.backends.cpu.host_calls import EntryPlan
 from llmos.compiler.backends.cpu.kernels.attention import attention_in
 from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention
 from llmos.compiler.backends.cpu.kernels.contraction import emit_contraction
@@ -136,7 +137,7 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
             costs = {each.name: _cost_ns(each) for each in unit.dispatches}
             plan = LoopPlan(unit.name, unit.loop, program.table, kernels, costs)
             kernels[unit.induction_variable] = Kernel(unit.name, emit_loop(module, plan))
-        HostEmitter(module, program.main, program.table, kernels, program.weights, program.first_kernel).emit()
+        emit_host(module, EntryPlan(program.main, program.table, kernels, program.weights, program.first_kernel))
     return module
 
 
