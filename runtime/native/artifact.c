@@ -14,7 +14,7 @@ enum { MAX_MANIFEST_BYTES = 1 << 26 };
 /* ---- Hashes, on the pool: a tile is a chunk of 1 MiB ---- */
 
 /* How many of a member's chunks [begin, end) have their hash, up to the first that does not. Whole chunks are hashed two at a time. */
-int64_t matching_chunks(const listed_member* member, const uint8_t* data, int64_t begin, int64_t end) {
+int64_t matching_chunks(const llmos_listed_member* member, const uint8_t* data, int64_t begin, int64_t end) {
   uint8_t digests[2][32];
   for (int64_t chunk = begin; chunk < end;) {
     uint64_t offset = (uint64_t)chunk * CHUNK_BYTES, rest = member->num_bytes - offset;
@@ -28,7 +28,7 @@ int64_t matching_chunks(const listed_member* member, const uint8_t* data, int64_
 }
 
 /* The last member that begins at this chunk or before it. */
-static const listed_member* member_of_chunk(const manifest* manifest, int64_t chunk) {
+static const llmos_listed_member* member_of_chunk(const llmos_manifest* manifest, int64_t chunk) {
   int32_t low = 0, high = manifest->num_members;
   while (high - low > 1) {
     int32_t middle = low + (high - low) / 2;
@@ -38,11 +38,11 @@ static const listed_member* member_of_chunk(const manifest* manifest, int64_t ch
 }
 
 static int32_t hash_chunks(void* const* buffers, const int64_t* dims, int64_t begin, int64_t end, void* scratch) {
-  const manifest* manifest = buffers[0];
+  const llmos_manifest* manifest = buffers[0];
   _Atomic(const char*)* wrong = buffers[1];
   (void)dims, (void)scratch;
   while (begin < end) {
-    const listed_member* member = member_of_chunk(manifest, begin);
+    const llmos_listed_member* member = member_of_chunk(manifest, begin);
     int64_t first = begin - member->first_chunk, last = end - member->first_chunk;
     if (last > member->num_chunks) last = member->num_chunks;
     if (matching_chunks(member, member->data, first, last) < last - first) {
@@ -55,8 +55,8 @@ static int32_t hash_chunks(void* const* buffers, const int64_t* dims, int64_t be
 }
 
 int32_t llmos_artifact_verify(const llmos_artifact* artifact) {
-  const manifest* manifest = &artifact->manifest;
-  const listed_member* last = manifest->members + manifest->num_members - 1;
+  const llmos_manifest* manifest = &artifact->manifest;
+  const llmos_listed_member* last = manifest->members + manifest->num_members - 1;
   _Atomic(const char*) wrong = "?";
   void* buffers[] = {(void*)manifest, &wrong};
   int32_t code = manifest->num_members ? pool_launch(hash_chunks, buffers, NULL, last->first_chunk + last->num_chunks, 0) : LLMOS_OK;
@@ -66,26 +66,26 @@ int32_t llmos_artifact_verify(const llmos_artifact* artifact) {
 
 /* ---- Members ---- */
 
-const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name) {
+const llmos_listed_member* artifact_listed(const llmos_artifact* artifact, const char* name) {
   for (int32_t i = 0; i < artifact->manifest.num_members; ++i) {
     if (strcmp(artifact->manifest.members[i].name, name) == 0) return artifact->manifest.members + i;
   }
   return NULL;
 }
 
-static const zip_member* signature_of(const llmos_artifact* artifact) {
-  const zip_member* last = artifact->members + artifact->num_members - 1;
+static const llmos_zip_member* signature_of(const llmos_artifact* artifact) {
+  const llmos_zip_member* last = artifact->members + artifact->num_members - 1;
   return strcmp(last->name, "signature") == 0 ? last : NULL;
 }
 
 /* The manifest comes first, then what it lists, in its order, then the signature, if any. */
 static int32_t find_members(llmos_artifact* artifact) {
-  manifest* manifest = &artifact->manifest;
+  llmos_manifest* manifest = &artifact->manifest;
   int32_t end = artifact->num_members - (signature_of(artifact) ? 1 : 0);
   for (int32_t i = 0; i < manifest->num_members; ++i) {
-    listed_member* listed = manifest->members + i;
+    llmos_listed_member* listed = manifest->members + i;
     if (i + 1 >= end) return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is missing", listed->name);
-    const zip_member* member = artifact->members + i + 1;
+    const llmos_zip_member* member = artifact->members + i + 1;
     if (strcmp(listed->name, member->name) != 0 || listed->num_bytes != member->num_bytes) {
       return fail(LLMOS_ERROR_ARTIFACT, "member \"%s\" is not what the manifest lists in its place: \"%s\" of %llu bytes", member->name,
                   listed->name, (unsigned long long)listed->num_bytes);
@@ -106,8 +106,8 @@ static int32_t check_code(const llmos_artifact* artifact) {
 
 /* Finds the data of weights.safetensors (behind an 8-byte length and a header) and that every weight lies in it. */
 static int32_t find_weights(llmos_artifact* artifact) {
-  const manifest* manifest = &artifact->manifest;
-  const listed_member* member = artifact_listed(artifact, "weights.safetensors");
+  const llmos_manifest* manifest = &artifact->manifest;
+  const llmos_listed_member* member = artifact_listed(artifact, "weights.safetensors");
   if (!manifest->num_weights) return LLMOS_OK;
   if (!member) return fail(LLMOS_ERROR_ARTIFACT, "member \"weights.safetensors\" is missing");
   uint64_t header = 0;
@@ -117,7 +117,7 @@ static int32_t find_weights(llmos_artifact* artifact) {
   }
   artifact->weights = member->data + 8 + header;
   for (int32_t i = 0; i < manifest->num_weights; ++i) {
-    const weight* weight = manifest->weights + i;
+    const llmos_weight* weight = manifest->weights + i;
     uint64_t data_bytes = member->num_bytes - 8 - header;
     if (weight->offset > data_bytes || weight->num_bytes > data_bytes - weight->offset) {
       return fail(LLMOS_ERROR_ARTIFACT, "weight \"%s\" reaches beyond weights.safetensors", weight->name);
@@ -127,7 +127,7 @@ static int32_t find_weights(llmos_artifact* artifact) {
 }
 
 static int32_t read_manifest(llmos_artifact* artifact) {
-  const zip_member* member = artifact->members;
+  const llmos_zip_member* member = artifact->members;
   if (strcmp(member->name, "manifest.json") != 0) return fail(LLMOS_ERROR_ARTIFACT, "not an artifact: its first member is not manifest.json");
   if (member->num_bytes > MAX_MANIFEST_BYTES) return fail(LLMOS_ERROR_ARTIFACT, "manifest: larger than %d bytes", MAX_MANIFEST_BYTES);
   char* copy = zone_string(&artifact->zone, (const char*)member->data, member->num_bytes);
@@ -139,7 +139,7 @@ static int32_t read_manifest(llmos_artifact* artifact) {
 }
 
 static int32_t check_signature_checksum(const llmos_artifact* artifact) {
-  const zip_member* member = signature_of(artifact);
+  const llmos_zip_member* member = signature_of(artifact);
   if (!member || crc32_of(member->data, member->num_bytes) == member->crc) return LLMOS_OK;
   return fail(LLMOS_ERROR_ARTIFACT, "changed: signature does not have its checksum");
 }
@@ -204,7 +204,7 @@ const void* llmos_artifact_manifest(const llmos_artifact* artifact, size_t* num_
 
 const void* llmos_artifact_member(const llmos_artifact* artifact, const char* name, size_t* num_bytes) {
   for (int32_t i = 0; i < artifact->num_members; ++i) {
-    const zip_member* member = artifact->members + i;
+    const llmos_zip_member* member = artifact->members + i;
     *num_bytes = member->num_bytes;
     if (strcmp(member->name, name) == 0) return member->data;
   }
@@ -222,7 +222,7 @@ const void* llmos_artifact_weight(const llmos_artifact* artifact, int32_t index,
 int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t index, char* text, size_t size) {
   if (size) *text = '\0';
   if (index < 0 || index >= artifact->manifest.num_code) return -1;
-  const code* code = artifact->manifest.code + index;
+  const llmos_code* code = artifact->manifest.code + index;
   size_t used = 0;
   int32_t count = 0;
   bool other = !host_has_arch(code->arch);

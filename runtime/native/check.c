@@ -11,7 +11,7 @@ static void append(char text[256], const char* piece) {
 }
 
 /* "[batch, 384]": sizes, or where these are NULL what the manifest says. */
-static const char* shape_text(const int64_t* sizes, const dim* dims, int32_t ndim, char text[256]) {
+static const char* shape_text(const int64_t* sizes, const llmos_dim* dims, int32_t ndim, char text[256]) {
   char number[32];
   strcpy(text, "[");
   for (int32_t i = 0; i < ndim; ++i) {
@@ -41,7 +41,7 @@ static bool is_dense(const DLTensor* tensor) {
 }
 
 /* Dtype, rank and device: what must hold before the sizes can be looked at. */
-static int32_t check_kind(const char* role, const tensor* want, const DLTensor* have) {
+static int32_t check_kind(const char* role, const llmos_tensor_spec* want, const DLTensor* have) {
   char expected[256], got[256], name[2][32];
   if (!have) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is NULL", role, want->info.name);
   if (have->device.device_type != CPU) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is not in CPU memory; move it there first", role, want->info.name);
@@ -58,7 +58,7 @@ static int32_t check_kind(const char* role, const tensor* want, const DLTensor* 
 }
 
 /* Dense, and aligned to its element (for complex numbers, to their parts). */
-static int32_t check_memory(const char* role, const tensor* want, const DLTensor* have) {
+static int32_t check_memory(const char* role, const llmos_tensor_spec* want, const DLTensor* have) {
   int64_t elements = 1, bytes, size = have->dtype.bits / 8, unit = want->info.dtype.code == 5 ? size / 2 : size;
   for (int32_t i = 0; i < have->ndim; ++i) {
     if (have->shape[i] < 0 || __builtin_mul_overflow(elements, have->shape[i], &elements)) {
@@ -75,24 +75,24 @@ static int32_t check_memory(const char* role, const tensor* want, const DLTensor
   return fail(LLMOS_ERROR_STRIDES, "%s \"%s\": it is not %s; copy it first", role, want->info.name, problem);
 }
 
-static int32_t wrong_size(const tensor* want, int32_t d, int64_t expected, const DLTensor* have) {
+static int32_t wrong_size(const llmos_tensor_spec* want, int32_t d, int64_t expected, const DLTensor* have) {
   char text[256];
   return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d must be %lld, got %lld (shape %s)", want->info.name, d, (long long)expected,
               (long long)have->shape[d], shape_text(have->shape, NULL, have->ndim, text));
 }
 
 typedef struct {
-  const manifest* manifest;
-  const entry* entry;
+  const llmos_manifest* manifest;
+  const llmos_entry_spec* entry;
   const DLTensor* const* inputs;
   int64_t* symbols;                /* -1: not bound yet */
   int16_t bound_by[MAX_SYMBOLS];   /* the input that gave a symbol its size, for messages */
-} binding;
+} llmos_binding;
 
-static int32_t bind_symbol(binding* in, int32_t input, int32_t d) {
-  const tensor* want = in->entry->inputs + input;
+static int32_t bind_symbol(llmos_binding* in, int32_t input, int32_t d) {
+  const llmos_tensor_spec* want = in->entry->inputs + input;
   int32_t index = want->dims[d].symbol;
-  const symbol* symbol = in->manifest->symbols + index;
+  const llmos_symbol* symbol = in->manifest->symbols + index;
   int64_t size = in->inputs[input]->shape[d], bound = in->symbols[index];
   if (bound >= 0 && bound != size) {
     return fail(LLMOS_ERROR_INPUT, "input \"%s\": dim %d (%s) is %lld, but input \"%s\" has %s = %lld", want->info.name, d, symbol->name,
@@ -107,8 +107,8 @@ static int32_t bind_symbol(binding* in, int32_t input, int32_t d) {
   return LLMOS_OK;
 }
 
-static int32_t bind_input(binding* in, int32_t input) {
-  const tensor* want = in->entry->inputs + input;
+static int32_t bind_input(llmos_binding* in, int32_t input) {
+  const llmos_tensor_spec* want = in->entry->inputs + input;
   const DLTensor* have = in->inputs[input];
   int32_t code = check_kind("input", want, have);
   for (int32_t d = 0; d < want->info.ndim && !code; ++d) {
@@ -122,8 +122,8 @@ static int32_t bind_input(binding* in, int32_t input) {
 }
 
 /* Dims that are expressions, once all symbols have their sizes. */
-static int32_t check_expressions(const binding* in, int32_t input) {
-  const tensor* want = in->entry->inputs + input;
+static int32_t check_expressions(const llmos_binding* in, int32_t input) {
+  const llmos_tensor_spec* want = in->entry->inputs + input;
   for (int32_t d = 0; d < want->info.ndim; ++d) {
     int64_t expected;
     if (!want->dims[d].expression || want->dims[d].symbol >= 0) continue;
@@ -135,8 +135,9 @@ static int32_t check_expressions(const binding* in, int32_t input) {
   return LLMOS_OK;
 }
 
-int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols) {
-  binding in = {.manifest = manifest, .entry = entry, .inputs = inputs, .symbols = symbols};
+int32_t check_inputs(const llmos_manifest* manifest, const llmos_entry_spec* entry, const DLTensor* const* inputs, int32_t num_inputs,
+                     int64_t* symbols) {
+  llmos_binding in = {.manifest = manifest, .entry = entry, .inputs = inputs, .symbols = symbols};
   int32_t code = LLMOS_OK;
   if (num_inputs != entry->num_inputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
@@ -164,7 +165,7 @@ static bool overlap(const DLTensor* a, const DLTensor* b) {
   return first_bytes && second_bytes && first < second + second_bytes && second < first + first_bytes;
 }
 
-int32_t check_updated(const entry* entry, const DLTensor* const* inputs, const DLTensor* const* outputs) {
+int32_t check_updated(const llmos_entry_spec* entry, const DLTensor* const* inputs, const DLTensor* const* outputs) {
   for (int32_t i = 0; i < entry->num_inputs; ++i) {
     for (int32_t j = 0; j < entry->num_inputs + entry->num_outputs && entry->inputs[i].updated; ++j) {
       bool input = j < entry->num_inputs;
@@ -176,9 +177,9 @@ int32_t check_updated(const entry* entry, const DLTensor* const* inputs, const D
   return LLMOS_OK;
 }
 
-int32_t check_dims(const entry* entry, const int64_t* dims) {
+int32_t check_dims(const llmos_entry_spec* entry, const int64_t* dims) {
   for (int32_t i = 0; i < entry->num_outputs; ++i) {
-    const tensor* want = entry->outputs + i;
+    const llmos_tensor_spec* want = entry->outputs + i;
     int64_t bytes = want->info.dtype.bits / 8;
     for (int32_t d = 0; d < want->info.ndim; ++d, ++dims) {
       if (*dims < 0 || (want->dims[d].size >= 0 && want->dims[d].size != *dims) || __builtin_mul_overflow(bytes, *dims, &bytes)) {
@@ -189,13 +190,13 @@ int32_t check_dims(const entry* entry, const int64_t* dims) {
   return LLMOS_OK;
 }
 
-int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims) {
+int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims) {
   char expected[256], got[256];
   if (num_outputs != entry->num_outputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d outputs, got %d", entry->name, entry->num_outputs, num_outputs);
   }
   for (int32_t i = 0; i < num_outputs; dims += entry->outputs[i].info.ndim, ++i) {
-    const tensor* want = entry->outputs + i;
+    const llmos_tensor_spec* want = entry->outputs + i;
     int32_t code = check_kind("output", want, outputs[i]);
     if (!code && want->info.ndim && memcmp(outputs[i]->shape, dims, (size_t)want->info.ndim * sizeof *dims) != 0) {
       return fail(LLMOS_ERROR_INPUT, "output \"%s\": expected shape %s, got %s", want->info.name, shape_text(dims, NULL, want->info.ndim, expected),
@@ -217,7 +218,7 @@ static bool mentions(const char* text, const char* name) {
   return false;
 }
 
-int32_t check_guards(const manifest* manifest, const entry* entry, const int64_t* symbols, int64_t broken) {
+int32_t check_guards(const llmos_manifest* manifest, const llmos_entry_spec* entry, const int64_t* symbols, int64_t broken) {
   char sizes[256] = "", one[128];
   if (broken < 0) return LLMOS_OK;
   const char* text = broken < entry->num_conditions ? entry->conditions[broken] : "a condition of the model";

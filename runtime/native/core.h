@@ -18,80 +18,80 @@ int32_t fail(int32_t code, const char* format, ...) __attribute__((format(printf
 void prefix_error(const char* prefix);
 
 /* ---- memory.c: zones (freed all at once) and arenas (reused call after call) ---- */
-typedef struct zone {
-  struct zone_block* blocks;
-} zone;
-void* zone_alloc(zone* zone, size_t count, size_t size); /* zeroed, 16-byte aligned; NULL: out of memory */
-char* zone_string(zone* zone, const char* text, size_t size);
-void zone_free(zone* zone);
+typedef struct llmos_zone {
+  struct llmos_zone_block* blocks;
+} llmos_zone;
+void* zone_alloc(llmos_zone* zone, size_t count, size_t size); /* zeroed, 16-byte aligned; NULL: out of memory */
+char* zone_string(llmos_zone* zone, const char* text, size_t size);
+void zone_free(llmos_zone* zone);
 
-typedef struct arena {
-  struct arena_block* blocks; /* the newest first; a call that needed several leaves one that holds them all */
+typedef struct llmos_arena {
+  struct llmos_arena_block* blocks; /* the newest first; a call that needed several leaves one that holds them all */
   int64_t wanted;             /* bytes the present call has asked for */
-} arena;
-void* arena_alloc(arena* arena, int64_t num_bytes);
-void arena_reset(arena* arena);
-bool arena_intact(const arena* arena);
-void arena_free(arena* arena);
+} llmos_arena;
+void* arena_alloc(llmos_arena* arena, int64_t num_bytes);
+void arena_reset(llmos_arena* arena);
+bool arena_intact(const llmos_arena* arena);
+void arena_free(llmos_arena* arena);
 
 /* ---- sha256.c ---- */
 void sha256(const uint8_t* const* data, size_t size, int lanes, uint8_t (*digests)[32]); /* lanes: 1 or 2 messages of one size */
 uint32_t crc32_of(const void* data, size_t size);
 
 /* ---- json.c: a document as a flat array of nodes in document order ---- */
-typedef enum { JSON_NULL, JSON_BOOL, JSON_INTEGER, JSON_REAL, JSON_STRING, JSON_ARRAY, JSON_OBJECT } json_type;
+typedef enum { JSON_NULL, JSON_BOOL, JSON_INTEGER, JSON_REAL, JSON_STRING, JSON_ARRAY, JSON_OBJECT } llmos_json_type;
 typedef struct {
-  json_type type;
+  llmos_json_type type;
   uint32_t count; /* children of an array; pairs of an object */
   uint32_t next;  /* the index of the node after this one and all it holds */
   int64_t integer; /* of a bool: 0 or 1 */
   const char* string; /* NUL-terminated UTF-8 without NULs inside */
-} json_node;
+} llmos_json_node;
 typedef struct {
-  json_node* nodes;
+  llmos_json_node* nodes;
   size_t num_nodes;
   char* strings;
-} json;
-int32_t json_parse(const char* text, size_t size, json* document);
-void json_free(json* document);
+} llmos_json;
+int32_t json_parse(const char* text, size_t size, llmos_json* document);
+void json_free(llmos_json* document);
 
 /* ---- expression.c: integer expressions of symbols in dims ---- */
 typedef struct {
   const char* name;
   int64_t min, max;
-} symbol;
-bool evaluate(const char* text, const symbol* symbols, int32_t num_symbols, const int64_t* values, int64_t* result);
+} llmos_symbol;
+bool evaluate(const char* text, const llmos_symbol* symbols, int32_t num_symbols, const int64_t* values, int64_t* result);
 
 /* ---- manifest.c ---- */
 typedef struct {
   int64_t size;           /* -1 where it is not fixed */
   int32_t symbol;         /* or -1 */
   const char* expression; /* the text of a dim that is no number, or NULL */
-} dim;
+} llmos_dim;
 
 typedef struct {
   llmos_tensor_info info;
-  const dim* dims;
+  const llmos_dim* dims;
   bool updated; /* an input whose new value the entry writes where it lies */
-} tensor;
+} llmos_tensor_spec;
 
 typedef struct {
   const char *name, *symbol, *shapes, *guards; /* guards: NULL where ranges say all */
   const char* const* conditions;               /* what the guards check, for messages */
   int32_t num_inputs, num_outputs, num_conditions;
-  const tensor *inputs, *outputs;
-} entry;
+  const llmos_tensor_spec *inputs, *outputs;
+} llmos_entry_spec;
 
 typedef struct {
   const char* name;
   uint64_t offset, num_bytes;
-} weight;
+} llmos_weight;
 
 typedef struct {
   const char *target, *arch, *member;
   const char* const* features;
   int32_t num_features;
-} code;
+} llmos_code;
 
 typedef struct {
   const char* name;
@@ -99,19 +99,19 @@ typedef struct {
   int64_t first_chunk, num_chunks; /* chunks are counted through all members */
   const uint8_t (*sha256)[32];
   const uint8_t* data; /* set by artifact.c */
-} listed_member;
+} llmos_listed_member;
 
 typedef struct {
   const char* name;
   int32_t num_symbols, num_entries, num_weights, num_code, num_kernels, num_members;
-  const symbol* symbols;
-  const entry* entries;
-  const weight* weights;
-  const code* code;
+  const llmos_symbol* symbols;
+  const llmos_entry_spec* entries;
+  const llmos_weight* weights;
+  const llmos_code* code;
   const char* const* kernels;
-  listed_member* members;
-} manifest;
-int32_t manifest_parse(const char* text, size_t size, zone* zone, manifest* result);
+  llmos_listed_member* members;
+} llmos_manifest;
+int32_t manifest_parse(const char* text, size_t size, llmos_zone* zone, llmos_manifest* result);
 
 const char* dtype_name(DLDataType dtype, char buffer[32]);
 bool dtype_parse(const char* name, DLDataType* dtype);
@@ -122,24 +122,24 @@ typedef struct {
   const uint8_t* data;
   uint64_t num_bytes;
   uint32_t crc;
-} zip_member;
-int32_t zip_parse(const uint8_t* file, uint64_t size, zone* zone, zip_member** members, int32_t* num_members);
+} llmos_zip_member;
+int32_t zip_parse(const uint8_t* file, uint64_t size, llmos_zone* zone, llmos_zip_member** members, int32_t* num_members);
 
 /* ---- artifact.c ---- */
 struct llmos_artifact {
   atomic_int references;
-  zone zone;
+  llmos_zone zone;
   const uint8_t* file;
   size_t file_bytes;
   const char* manifest_text; /* a private copy: what was checked is what is used */
   size_t manifest_bytes;
-  manifest manifest;
-  zip_member* members; /* the manifest, what it lists in its order, and perhaps the signature */
+  llmos_manifest manifest;
+  llmos_zip_member* members; /* the manifest, what it lists in its order, and perhaps the signature */
   int32_t num_members;
   const uint8_t* weights; /* the data of weights.safetensors */
 };
-const listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
-int64_t matching_chunks(const listed_member* member, const uint8_t* data, int64_t begin, int64_t end);
+const llmos_listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
+int64_t matching_chunks(const llmos_listed_member* member, const uint8_t* data, int64_t begin, int64_t end);
 
 /* ---- cpu.c ---- */
 bool host_has(const char* feature);
@@ -155,11 +155,13 @@ int64_t now_ns(void);
 uint32_t set_float_mode(uint32_t mode); /* gives the one before; 0x1F80 is the default */
 
 /* ---- check.c: tensors of a call against their specification ---- */
-int32_t check_inputs(const manifest* manifest, const entry* entry, const DLTensor* const* inputs, int32_t num_inputs, int64_t* symbols);
-int32_t check_outputs(const entry* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
+int32_t check_inputs(const llmos_manifest* manifest, const llmos_entry_spec* entry, const DLTensor* const* inputs, int32_t num_inputs,
+                     int64_t* symbols);
+int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
 /* Inputs that the entry writes into share memory with no other tensor of the call. */
-int32_t check_updated(const entry* entry, const DLTensor* const* inputs, const DLTensor* const* outputs);
-int32_t check_dims(const entry* entry, const int64_t* dims);
-int32_t check_guards(const manifest* manifest, const entry* entry, const int64_t* symbols, int64_t broken); /* broken: -1 for none */
+int32_t check_updated(const llmos_entry_spec* entry, const DLTensor* const* inputs, const DLTensor* const* outputs);
+int32_t check_dims(const llmos_entry_spec* entry, const int64_t* dims);
+/* broken: the number of a condition that does not hold, or -1. */
+int32_t check_guards(const llmos_manifest* manifest, const llmos_entry_spec* entry, const int64_t* symbols, int64_t broken);
 
 #endif

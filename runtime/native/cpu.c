@@ -10,7 +10,7 @@ typedef struct {
   uint8_t word; /* of the feature words below */
   uint8_t bit;
   uint8_t state; /* what the system must save for it */
-} feature;
+} llmos_feature;
 
 enum { NO_STATE, AVX_STATE, AVX512_STATE, AMX_STATE };
 
@@ -20,7 +20,7 @@ enum { NO_STATE, AVX_STATE, AVX512_STATE, AMX_STATE };
 #include <unistd.h>
 
 enum { L1C, L1D, L7B, L7C, L7D, L71A, L71D, X1C, X1D, LDA, NUM_WORDS };
-static const feature FEATURES[] = {
+static const llmos_feature FEATURES[] = {
     {"cmov", L1D, 15, NO_STATE}, {"cx8", L1D, 8, NO_STATE}, {"fxsr", L1D, 24, NO_STATE}, {"mmx", L1D, 23, NO_STATE},
     {"sse", L1D, 25, NO_STATE}, {"sse2", L1D, 26, NO_STATE}, {"sse3", L1C, 0, NO_STATE}, {"pclmul", L1C, 1, NO_STATE},
     {"ssse3", L1C, 9, NO_STATE}, {"cx16", L1C, 13, NO_STATE}, {"sse4.1", L1C, 19, NO_STATE}, {"sse4.2", L1C, 20, NO_STATE},
@@ -72,7 +72,7 @@ static uint32_t read_words(uint32_t words[NUM_WORDS]) {
 #include <sys/auxv.h>
 
 enum { HWCAP, HWCAP2, NUM_WORDS = 2 };
-static const feature FEATURES[] = {
+static const llmos_feature FEATURES[] = {
     {"fp-armv8", HWCAP, 0, NO_STATE}, {"neon", HWCAP, 1, NO_STATE}, {"aes", HWCAP, 3, NO_STATE}, {"sha2", HWCAP, 6, NO_STATE},
     {"crc", HWCAP, 7, NO_STATE}, {"lse", HWCAP, 8, NO_STATE}, {"fullfp16", HWCAP, 10, NO_STATE}, {"rdm", HWCAP, 12, NO_STATE},
     {"dotprod", HWCAP, 20, NO_STATE}, {"fp16fml", HWCAP, 23, NO_STATE}, {"sve", HWCAP, 22, NO_STATE}, {"sve2", HWCAP2, 1, NO_STATE},

@@ -10,16 +10,16 @@
 
 typedef struct {
   const char* text;
-  const symbol* symbols;
+  const llmos_symbol* symbols;
   int32_t num_symbols;
   const int64_t* values;
   int depth;
-} reader;
+} llmos_expression_reader;
 
-static bool sum(reader* in, int64_t* result);
-static bool factor(reader* in, int64_t* result);
+static bool sum(llmos_expression_reader* in, int64_t* result);
+static bool factor(llmos_expression_reader* in, int64_t* result);
 
-static bool accept(reader* in, char c) {
+static bool accept(llmos_expression_reader* in, char c) {
   while (*in->text == ' ') ++in->text;
   if (*in->text != c) return false;
   if (c) ++in->text;
@@ -29,14 +29,14 @@ static bool accept(reader* in, char c) {
 static bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-static bool number(reader* in, int64_t* result) {
+static bool number(llmos_expression_reader* in, int64_t* result) {
   for (*result = 0; is_digit(*in->text); ++in->text) {
     if (__builtin_mul_overflow(*result, 10, result) || __builtin_add_overflow(*result, *in->text - '0', result)) return false;
   }
   return true;
 }
 
-static bool extremum(reader* in, bool largest, int64_t* result) {
+static bool extremum(llmos_expression_reader* in, bool largest, int64_t* result) {
   int64_t other;
   if (!accept(in, '(') || !sum(in, result)) return false;
   while (accept(in, ',')) {
@@ -46,7 +46,7 @@ static bool extremum(reader* in, bool largest, int64_t* result) {
   return accept(in, ')');
 }
 
-static bool rounded_product(reader* in, bool in_float32, int64_t* result) {
+static bool rounded_product(llmos_expression_reader* in, bool in_float32, int64_t* result) {
   int64_t n, p, q;
   if (!accept(in, '(') || !sum(in, &n) || !accept(in, ',') || !sum(in, &p) || !accept(in, ',') || !sum(in, &q) || q == 0) return false;
   double scale = (double)p / (double)q, product = in_float32 ? (double)((float)n * (float)scale) : (double)n * scale;
@@ -56,7 +56,7 @@ static bool rounded_product(reader* in, bool in_float32, int64_t* result) {
   return accept(in, ')');
 }
 
-static bool named(reader* in, int64_t* result) {
+static bool named(llmos_expression_reader* in, int64_t* result) {
   const char* start = in->text;
   while (is_letter(*in->text) || is_digit(*in->text)) ++in->text;
   size_t length = (size_t)(in->text - start);
@@ -71,13 +71,13 @@ static bool named(reader* in, int64_t* result) {
   return false;
 }
 
-static bool simple_factor(reader* in, int64_t* result) {
+static bool simple_factor(llmos_expression_reader* in, int64_t* result) {
   if (accept(in, '-')) return factor(in, result) && !__builtin_sub_overflow((int64_t)0, *result, result);
   if (accept(in, '(')) return sum(in, result) && accept(in, ')');
   return is_digit(*in->text) ? number(in, result) : is_letter(*in->text) && named(in, result);
 }
 
-static bool factor(reader* in, int64_t* result) {
+static bool factor(llmos_expression_reader* in, int64_t* result) {
   bool ok = ++in->depth < 64 && simple_factor(in, result);
   --in->depth;
   return ok;
@@ -92,7 +92,7 @@ static bool divide(int64_t a, int64_t b, bool rest, int64_t* result) {
   return true;
 }
 
-static bool product(reader* in, int64_t* result) {
+static bool product(llmos_expression_reader* in, int64_t* result) {
   int64_t other;
   if (!factor(in, result)) return false;
   for (;;) {
@@ -108,7 +108,7 @@ static bool product(reader* in, int64_t* result) {
   }
 }
 
-static bool sum(reader* in, int64_t* result) {
+static bool sum(llmos_expression_reader* in, int64_t* result) {
   int64_t other;
   if (!product(in, result)) return false;
   for (;;) {
@@ -119,7 +119,7 @@ static bool sum(reader* in, int64_t* result) {
   }
 }
 
-bool evaluate(const char* text, const symbol* symbols, int32_t num_symbols, const int64_t* values, int64_t* result) {
-  reader in = {text, symbols, num_symbols, values, 0};
+bool evaluate(const char* text, const llmos_symbol* symbols, int32_t num_symbols, const int64_t* values, int64_t* result) {
+  llmos_expression_reader in = {text, symbols, num_symbols, values, 0};
   return sum(&in, result) && accept(&in, 0);
 }

@@ -7,48 +7,48 @@ enum { MAX_DEPTH = 64, MAX_NODES = 1 << 22 };
 
 typedef struct {
   const char *at, *end;
-  json* out;
+  llmos_json* out;
   size_t capacity;
   char* strings; /* where the next one goes; all of them fit in the size of the text */
-} reader;
+} llmos_json_reader;
 
-static bool value(reader* in, int depth);
+static bool value(llmos_json_reader* in, int depth);
 
-static void skip_space(reader* in) {
+static void skip_space(llmos_json_reader* in) {
   while (in->at < in->end && (*in->at == ' ' || *in->at == '\n' || *in->at == '\t' || *in->at == '\r')) ++in->at;
 }
 
-static bool accept(reader* in, char c) {
+static bool accept(llmos_json_reader* in, char c) {
   skip_space(in);
   if (in->at == in->end || *in->at != c) return false;
   ++in->at;
   return true;
 }
 
-static bool accept_word(reader* in, const char* word) {
+static bool accept_word(llmos_json_reader* in, const char* word) {
   size_t length = strlen(word);
   if ((size_t)(in->end - in->at) < length || memcmp(in->at, word, length) != 0) return false;
   in->at += length;
   return true;
 }
 
-static bool new_node(reader* in, json_type type, size_t* index) {
-  json* out = in->out;
+static bool new_node(llmos_json_reader* in, llmos_json_type type, size_t* index) {
+  llmos_json* out = in->out;
   if (out->num_nodes == in->capacity) {
     size_t capacity = in->capacity ? in->capacity * 2 : 256;
-    json_node* nodes = capacity > MAX_NODES ? NULL : realloc(out->nodes, capacity * sizeof *nodes);
+    llmos_json_node* nodes = capacity > MAX_NODES ? NULL : realloc(out->nodes, capacity * sizeof *nodes);
     if (!nodes) return false;
     out->nodes = nodes;
     in->capacity = capacity;
   }
   *index = out->num_nodes++;
-  out->nodes[*index] = (json_node){.type = type, .next = (uint32_t)out->num_nodes};
+  out->nodes[*index] = (llmos_json_node){.type = type, .next = (uint32_t)out->num_nodes};
   return true;
 }
 
 /* ---- Strings ---- */
 
-static bool hex4(reader* in, uint32_t* code) {
+static bool hex4(llmos_json_reader* in, uint32_t* code) {
   *code = 0;
   if (in->end - in->at < 4) return false;
   for (int i = 0; i < 4; ++i) {
@@ -60,7 +60,7 @@ static bool hex4(reader* in, uint32_t* code) {
   return true;
 }
 
-static void put_utf8(reader* in, uint32_t code) {
+static void put_utf8(llmos_json_reader* in, uint32_t code) {
   if (code < 0x80) {
     *in->strings++ = (char)code;
   } else if (code < 0x800) {
@@ -74,7 +74,7 @@ static void put_utf8(reader* in, uint32_t code) {
   }
 }
 
-static bool unicode_escape(reader* in) {
+static bool unicode_escape(llmos_json_reader* in) {
   uint32_t code, low;
   if (!hex4(in, &code) || code == 0 || (code >= 0xDC00 && code < 0xE000)) return false;
   if (code >= 0xD800 && code < 0xDC00) {
@@ -85,7 +85,7 @@ static bool unicode_escape(reader* in) {
   return true;
 }
 
-static bool escape(reader* in) {
+static bool escape(llmos_json_reader* in) {
   static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
   if (in->at == in->end) return false;
   char c = *in->at++;
@@ -96,7 +96,7 @@ static bool escape(reader* in) {
   return true;
 }
 
-static bool string(reader* in) {
+static bool string(llmos_json_reader* in) {
   size_t index;
   if (!accept(in, '"') || !new_node(in, JSON_STRING, &index)) return false;
   in->out->nodes[index].string = in->strings;
@@ -116,16 +116,16 @@ static bool string(reader* in) {
 
 /* ---- Numbers ---- */
 
-static bool digits(reader* in) {
+static bool digits(llmos_json_reader* in) {
   const char* start = in->at;
   while (in->at < in->end && *in->at >= '0' && *in->at <= '9') ++in->at;
   return in->at > start;
 }
 
-static bool number(reader* in) {
+static bool number(llmos_json_reader* in) {
   size_t index;
   if (!new_node(in, JSON_INTEGER, &index)) return false;
-  json_node* node = &in->out->nodes[index];
+  llmos_json_node* node = &in->out->nodes[index];
   bool negative = accept(in, '-');
   const char* start = in->at;
   if (!digits(in) || (*start == '0' && in->at - start > 1)) return false;
@@ -151,7 +151,7 @@ static bool number(reader* in) {
 
 /* ---- Values ---- */
 
-static bool container(reader* in, json_type type, int depth) {
+static bool container(llmos_json_reader* in, llmos_json_type type, int depth) {
   size_t index;
   char close = type == JSON_OBJECT ? '}' : ']';
   if (depth >= MAX_DEPTH || !new_node(in, type, &index)) return false;
@@ -168,7 +168,7 @@ static bool container(reader* in, json_type type, int depth) {
   return true;
 }
 
-static bool value(reader* in, int depth) {
+static bool value(llmos_json_reader* in, int depth) {
   size_t index;
   skip_space(in);
   if (in->at == in->end) return false;
@@ -186,9 +186,9 @@ static bool value(reader* in, int depth) {
   }
 }
 
-int32_t json_parse(const char* text, size_t size, json* document) {
-  *document = (json){NULL, 0, malloc(size + 1)};
-  reader in = {text, text + size, document, 0, document->strings};
+int32_t json_parse(const char* text, size_t size, llmos_json* document) {
+  *document = (llmos_json){NULL, 0, malloc(size + 1)};
+  llmos_json_reader in = {text, text + size, document, 0, document->strings};
   bool ok = document->strings && value(&in, 0);
   if (ok) skip_space(&in);
   if (ok && in.at == in.end) return LLMOS_OK;
@@ -197,8 +197,8 @@ int32_t json_parse(const char* text, size_t size, json* document) {
   return fail(LLMOS_ERROR_ARTIFACT, "manifest: not valid JSON, or too large, at byte %lld", offset);
 }
 
-void json_free(json* document) {
+void json_free(llmos_json* document) {
   free(document->nodes);
   free(document->strings);
-  *document = (json){NULL, 0, NULL};
+  *document = (llmos_json){NULL, 0, NULL};
 }

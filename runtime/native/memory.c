@@ -4,17 +4,17 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-struct zone_block {
-  struct zone_block* next;
+struct llmos_zone_block {
+  struct llmos_zone_block* next;
   size_t used, size;
   _Alignas(16) char data[];
 };
 
-void* zone_alloc(zone* zone, size_t count, size_t size) {
+void* zone_alloc(llmos_zone* zone, size_t count, size_t size) {
   size_t bytes;
   if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX / 4) return NULL;
   bytes = (bytes + 15) / 16 * 16;
-  struct zone_block* block = zone->blocks;
+  struct llmos_zone_block* block = zone->blocks;
   if (!block || block->size - block->used < bytes) {
     size_t capacity = bytes > 1 << 14 ? bytes : 1 << 14;
     block = calloc(1, sizeof *block + capacity);
@@ -28,15 +28,15 @@ void* zone_alloc(zone* zone, size_t count, size_t size) {
   return result;
 }
 
-char* zone_string(zone* zone, const char* text, size_t size) {
+char* zone_string(llmos_zone* zone, const char* text, size_t size) {
   char* copy = zone_alloc(zone, size + 1, 1);
   if (copy && size) memcpy(copy, text, size);
   return copy;
 }
 
-void zone_free(zone* zone) {
+void zone_free(llmos_zone* zone) {
   while (zone->blocks) {
-    struct zone_block* next = zone->blocks->next;
+    struct llmos_zone_block* next = zone->blocks->next;
     free(zone->blocks);
     zone->blocks = next;
   }
@@ -47,8 +47,8 @@ void zone_free(zone* zone) {
 enum { HUGE_PAGE = 1 << 21, PAGE = 4096, GUARD_BYTES = 64 };
 static const uint8_t GUARD = 0xA5;
 
-struct arena_block {
-  struct arena_block* next;
+struct llmos_arena_block {
+  struct llmos_arena_block* next;
   int64_t used, size; /* of data, which GUARD_BYTES follow */
   uint8_t* data;
 };
@@ -58,8 +58,8 @@ static int64_t mapped_bytes(int64_t size) {
   return (size + GUARD_BYTES + unit - 1) / unit * unit;
 }
 
-static struct arena_block* block_new(int64_t size) {
-  struct arena_block* block = malloc(sizeof *block);
+static struct llmos_arena_block* block_new(int64_t size) {
+  struct llmos_arena_block* block = malloc(sizeof *block);
   if (!block) return NULL;
   size_t bytes = (size_t)mapped_bytes(size);
   void* data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -68,24 +68,24 @@ static struct arena_block* block_new(int64_t size) {
     return NULL;
   }
   if (bytes >= HUGE_PAGE) madvise(data, bytes, MADV_HUGEPAGE);
-  *block = (struct arena_block){NULL, 0, size, data};
+  *block = (struct llmos_arena_block){NULL, 0, size, data};
   memset(block->data + size, GUARD, GUARD_BYTES);
   return block;
 }
 
-static void blocks_free(struct arena_block* block) {
+static void blocks_free(struct llmos_arena_block* block) {
   while (block) {
-    struct arena_block* next = block->next;
+    struct llmos_arena_block* next = block->next;
     munmap(block->data, (size_t)mapped_bytes(block->size));
     free(block);
     block = next;
   }
 }
 
-void* arena_alloc(arena* arena, int64_t num_bytes) {
+void* arena_alloc(llmos_arena* arena, int64_t num_bytes) {
   if (num_bytes < 0 || num_bytes > INT64_MAX / 4) return NULL;
   int64_t bytes = (num_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-  struct arena_block* block = arena->blocks;
+  struct llmos_arena_block* block = arena->blocks;
   if (!block || block->size - block->used < bytes) {
     block = block_new(bytes ? bytes : ALIGNMENT);
     if (!block) return NULL;
@@ -99,22 +99,22 @@ void* arena_alloc(arena* arena, int64_t num_bytes) {
 }
 
 /* After a call that needed several blocks, the next one finds a single block that holds all it wanted. */
-void arena_reset(arena* arena) {
-  struct arena_block* newest = arena->blocks;
+void arena_reset(llmos_arena* arena) {
+  struct llmos_arena_block* newest = arena->blocks;
   if (newest && newest->next && arena_intact(arena)) {
-    struct arena_block* whole = newest->size >= arena->wanted ? newest : block_new(arena->wanted);
+    struct llmos_arena_block* whole = newest->size >= arena->wanted ? newest : block_new(arena->wanted);
     if (whole) {
       blocks_free(whole == newest ? newest->next : newest);
       whole->next = NULL;
       arena->blocks = whole;
     }
   }
-  for (struct arena_block* block = arena->blocks; block; block = block->next) block->used = 0;
+  for (struct llmos_arena_block* block = arena->blocks; block; block = block->next) block->used = 0;
   arena->wanted = 0;
 }
 
-bool arena_intact(const arena* arena) {
-  for (const struct arena_block* block = arena->blocks; block; block = block->next) {
+bool arena_intact(const llmos_arena* arena) {
+  for (const struct llmos_arena_block* block = arena->blocks; block; block = block->next) {
     for (int i = 0; i < GUARD_BYTES; ++i) {
       if (block->data[block->size + i] != GUARD) return false;
     }
@@ -122,7 +122,7 @@ bool arena_intact(const arena* arena) {
   return true;
 }
 
-void arena_free(arena* arena) {
+void arena_free(llmos_arena* arena) {
   blocks_free(arena->blocks);
   arena->blocks = NULL;
 }

@@ -29,21 +29,21 @@ typedef struct {
   const int64_t* dims;
   int64_t num_tiles, chunk, scratch_bytes;
   int32_t num_shares;
-} job;
+} llmos_job;
 
 /* The tiles of a job, in runs of neighbours. A thread begins with the same share in every job, so that what it read for one (the
  * weights of a loop's turn) is in its cache for the next; then it helps with the others. */
 typedef struct {
   _Alignas(64) _Atomic int64_t next; /* the first tile that nobody has taken */
   int64_t end;
-} share;
+} llmos_share;
 
 static struct {
   _Alignas(64) _Atomic uint32_t state; /* odd: a job is open; the futex that workers park on */
   _Alignas(64) _Atomic int32_t inside; /* workers in a job, or looking whether it is open */
   _Atomic int32_t error;
-  _Alignas(64) job job;
-  share shares[MAX_SHARES];
+  _Alignas(64) llmos_job job;
+  llmos_share shares[MAX_SHARES];
   _Alignas(64) _Atomic int32_t parked;
   _Atomic bool stop;
   _Alignas(64) atomic_bool busy; /* held by the one caller that uses the pool, or changes it */
@@ -92,13 +92,13 @@ static void* scratch_of(int64_t num_bytes) {
 
 /* ---- Work ---- */
 
-static int32_t run_range(const job* job, int64_t begin, int64_t end) {
+static int32_t run_range(const llmos_job* job, int64_t begin, int64_t end) {
   void* space = job->scratch_bytes > 0 ? scratch_of(job->scratch_bytes) : NULL;
   if (job->scratch_bytes > 0 && !space) return LLMOS_OUT_OF_MEMORY;
   return job->kernel(job->buffers, job->dims, begin, end, space);
 }
 
-static void take_chunks_of(const job* job, share* share) {
+static void take_chunks_of(const llmos_job* job, llmos_share* share) {
   for (;;) {
     if (atomic_load_explicit(&share->next, memory_order_relaxed) >= share->end) return;
     int64_t begin = atomic_fetch_add(&share->next, job->chunk);
@@ -111,7 +111,7 @@ static void take_chunks_of(const job* job, share* share) {
 }
 
 static void take_chunks(int32_t thread) {
-  const job* job = &pool.job;
+  const llmos_job* job = &pool.job;
   for (int32_t i = 0; i < job->num_shares; ++i) take_chunks_of(job, pool.shares + (thread + i) % job->num_shares);
 }
 
@@ -257,7 +257,7 @@ static int32_t run_job(int32_t num_threads) {
 }
 
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes) {
-  job job = {kernel, buffers, dims, num_tiles, 0, scratch_bytes, 0};
+  llmos_job job = {kernel, buffers, dims, num_tiles, 0, scratch_bytes, 0};
   if (num_tiles <= 0) return LLMOS_OK;
   int32_t num_threads = num_tiles == 1 ? 1 : llmos_num_threads();
   if (num_threads == 1 || atomic_exchange(&pool.busy, true)) return run_range(&job, 0, num_tiles);

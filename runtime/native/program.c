@@ -20,13 +20,13 @@ typedef struct {
   llmos_shapes shapes;
   llmos_guards guards; /* or NULL */
   int32_t num_dims; /* of all outputs */
-} functions;
+} llmos_entry_functions;
 
 /* All that one call needs and no other call may touch; kept for the next call. */
 typedef struct {
   llmos_context abi; /* first: generated code gets this address */
   const llmos_program* program;
-  arena arena;
+  llmos_arena arena;
   bool poison;
   int32_t failed_dispatch;
   llmos_profile* profile;
@@ -34,24 +34,24 @@ typedef struct {
   int64_t *dims, *true_dims; /* of the outputs: upper bounds, and what the code makes of them */
   DLTensor* tensors;
   TVMFFIAny* arguments;
-} call;
+} llmos_call;
 
 struct llmos_program {
   llmos_artifact* artifact;
-  const code* code;
+  const llmos_code* code;
   void* library;
   int descriptor; /* of the code's memory; open as long as the library, which dlopen knows by "/proc/self/fd/<descriptor>" */
-  functions* functions; /* per entry */
+  llmos_entry_functions* functions; /* per entry */
   const void** weights;
   int32_t max_tensors, max_dims;
   atomic_int running;
-  _Atomic(call*) idle[NUM_SLOTS]; /* no lock, so that a fork can't leave one held */
+  _Atomic(llmos_call*) idle[NUM_SLOTS]; /* no lock, so that a fork can't leave one held */
 };
 
 /* ---- What generated code calls ---- */
 
 static void* call_arena(llmos_context* context, int64_t num_bytes) {
-  call* self = (call*)context;
+  llmos_call* self = (llmos_call*)context;
   void* memory = arena_alloc(&self->arena, num_bytes);
   if (memory && self->poison) memset(memory, 0xFF, (size_t)num_bytes);
   return memory;
@@ -64,7 +64,7 @@ static void record(llmos_profile* profile, llmos_profile_record record) {
 
 static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles,
                            int64_t scratch_bytes, int32_t dispatch) {
-  call* self = (call*)context;
+  llmos_call* self = (llmos_call*)context;
   if (dispatch < 0) return pool_launch(kernel, buffers, dims, num_tiles, scratch_bytes);
   int64_t begin = self->profile ? now_ns() : 0;
   int32_t code = pool_launch(kernel, buffers, dims, num_tiles, scratch_bytes);
@@ -75,7 +75,7 @@ static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* co
 
 /* ---- Calls ---- */
 
-static void call_free(call* self) {
+static void call_free(llmos_call* self) {
   arena_free(&self->arena);
   free(self->dims);
   free(self->true_dims);
@@ -84,8 +84,8 @@ static void call_free(call* self) {
   free(self);
 }
 
-static call* call_new(const llmos_program* program) {
-  call* self = calloc(1, sizeof *self);
+static llmos_call* call_new(const llmos_program* program) {
+  llmos_call* self = calloc(1, sizeof *self);
   if (!self) return NULL;
   size_t num_tensors = (size_t)program->max_tensors + 1, num_dims = (size_t)program->max_dims + 1;
   self->abi = (llmos_context){program->weights, call_arena, call_launch, 1, &cpu_device, NULL};
@@ -99,17 +99,17 @@ static call* call_new(const llmos_program* program) {
   return NULL;
 }
 
-static call* take_call(llmos_program* program) {
+static llmos_call* take_call(llmos_program* program) {
   for (int i = 0; i < NUM_SLOTS; ++i) {
-    call* found = atomic_load_explicit(&program->idle[i], memory_order_relaxed) ? atomic_exchange(&program->idle[i], NULL) : NULL;
+    llmos_call* found = atomic_load_explicit(&program->idle[i], memory_order_relaxed) ? atomic_exchange(&program->idle[i], NULL) : NULL;
     if (found) return found;
   }
   return call_new(program);
 }
 
-static void give_back(llmos_program* program, call* self) {
+static void give_back(llmos_program* program, llmos_call* self) {
   for (int i = 0; i < NUM_SLOTS; ++i) {
-    call* none = NULL;
+    llmos_call* none = NULL;
     if (atomic_compare_exchange_strong(&program->idle[i], &none, self)) return;
   }
   call_free(self);
@@ -134,9 +134,9 @@ static bool write_all(int descriptor, const uint8_t* data, size_t size) {
 }
 
 /* Copies the member and hashes the sealed copy: a file that changes under us can't slip other code in. */
-static int32_t copy_code(const llmos_artifact* artifact, const code* code, int* descriptor) {
+static int32_t copy_code(const llmos_artifact* artifact, const llmos_code* code, int* descriptor) {
   char name[64];
-  const listed_member* member = artifact_listed(artifact, code->member);
+  const llmos_listed_member* member = artifact_listed(artifact, code->member);
   snprintf(name, sizeof name, "llmos:%.20s:%.20s", artifact->manifest.name, code->target);
   *descriptor = make_memfd(name);
   if (*descriptor < 0) return fail(LLMOS_ERROR_ARTIFACT, "can't make memory for its code: %s", strerror(errno));
@@ -166,7 +166,7 @@ static int32_t load_code(llmos_program* program) {
               program->code->member, *version, LLMOS_ABI_VERSION);
 }
 
-static int32_t bind_entry(llmos_program* program, const entry* entry, functions* result) {
+static int32_t bind_entry(llmos_program* program, const llmos_entry_spec* entry, llmos_entry_functions* result) {
   void* run = dlsym(program->library, entry->symbol);
   void* shapes = dlsym(program->library, entry->shapes);
   if (!run || !shapes) {
@@ -185,7 +185,7 @@ static int32_t bind_entry(llmos_program* program, const entry* entry, functions*
 }
 
 static int32_t bind(llmos_program* program) {
-  const manifest* manifest = &program->artifact->manifest;
+  const llmos_manifest* manifest = &program->artifact->manifest;
   program->functions = calloc((size_t)manifest->num_entries + 1, sizeof *program->functions);
   program->weights = calloc((size_t)manifest->num_weights + 1, sizeof *program->weights);
   if (!program->functions || !program->weights) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
@@ -195,7 +195,7 @@ static int32_t bind(llmos_program* program) {
   return code;
 }
 
-static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const code** result) {
+static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const llmos_code** result) {
   char missing[256];
   if (index == -1) index = llmos_artifact_choose(artifact);
   if (index == -1) return fail(LLMOS_ERROR_ARTIFACT, "it has no code for this machine (%s); compile it again with --target native on it", llmos_host_arch());
@@ -227,7 +227,7 @@ int32_t llmos_program_open(llmos_artifact* artifact, int32_t index, uint32_t fla
 void llmos_program_close(llmos_program* program) {
   if (!program) return;
   for (int i = 0; i < NUM_SLOTS; ++i) {
-    call* idle = atomic_exchange(&program->idle[i], NULL);
+    llmos_call* idle = atomic_exchange(&program->idle[i], NULL);
     if (idle) call_free(idle);
   }
   if (program->library) dlclose(program->library);
@@ -240,13 +240,13 @@ void llmos_program_close(llmos_program* program) {
 
 /* ---- What there is to call ---- */
 
-static const entry* entry_at(const llmos_program* program, int32_t index) {
-  const manifest* manifest = &program->artifact->manifest;
+static const llmos_entry_spec* entry_at(const llmos_program* program, int32_t index) {
+  const llmos_manifest* manifest = &program->artifact->manifest;
   return index >= 0 && index < manifest->num_entries ? manifest->entries + index : NULL;
 }
 
 int32_t llmos_program_entry(const llmos_program* program, const char* name) {
-  const manifest* manifest = &program->artifact->manifest;
+  const llmos_manifest* manifest = &program->artifact->manifest;
   for (int32_t i = 0; i < manifest->num_entries; ++i) {
     if (strcmp(manifest->entries[i].name, name) == 0) return i;
   }
@@ -254,14 +254,14 @@ int32_t llmos_program_entry(const llmos_program* program, const char* name) {
 }
 
 int32_t llmos_program_info(const llmos_program* program, int32_t index, llmos_entry_info* info) {
-  const entry* entry = entry_at(program, index);
+  const llmos_entry_spec* entry = entry_at(program, index);
   if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
   *info = (llmos_entry_info){entry->name, entry->num_inputs, entry->num_outputs};
   return LLMOS_OK;
 }
 
 int32_t llmos_program_tensor(const llmos_program* program, int32_t index, int32_t position, llmos_tensor_info* info) {
-  const entry* entry = entry_at(program, index);
+  const llmos_entry_spec* entry = entry_at(program, index);
   if (!entry || position < 0 || position >= entry->num_inputs + entry->num_outputs) {
     return fail(LLMOS_BAD_ARGUMENTS, "there is no tensor %d of entry %d", position, index);
   }
@@ -271,7 +271,7 @@ int32_t llmos_program_tensor(const llmos_program* program, int32_t index, int32_
 }
 
 int32_t llmos_program_updates(const llmos_program* program, int32_t index, int32_t position) {
-  const entry* entry = entry_at(program, index);
+  const llmos_entry_spec* entry = entry_at(program, index);
   return entry && position >= 0 && position < entry->num_inputs && entry->inputs[position].updated;
 }
 
@@ -280,10 +280,10 @@ int32_t llmos_program_updates(const llmos_program* program, int32_t index, int32
 int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,
                              int64_t* dims) {
   int64_t symbols[MAX_SYMBOLS];
-  const entry* entry = entry_at(program, index);
+  const llmos_entry_spec* entry = entry_at(program, index);
   if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
   int32_t code = check_inputs(&program->artifact->manifest, entry, inputs, num_inputs, symbols);
-  const functions* functions = program->functions + index;
+  const llmos_entry_functions* functions = program->functions + index;
   if (!code && functions->guards) code = check_guards(&program->artifact->manifest, entry, symbols, functions->guards(symbols));
   if (code) return code;
   functions->shapes(symbols, dims);
@@ -291,24 +291,24 @@ int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const 
 }
 
 /* Copies, because the caller's byte_offset must reach generated code as part of data. */
-static void set_argument(call* self, int32_t index, const DLTensor* source) {
+static void set_argument(llmos_call* self, int32_t index, const DLTensor* source) {
   self->tensors[index] = *source;
   self->tensors[index].data = (char*)source->data + source->byte_offset;
   self->tensors[index].byte_offset = 0;
   self->arguments[index] = (TVMFFIAny){.type_index = LLMOS_TYPE_DLTENSOR_PTR, .v_ptr = self->tensors + index};
 }
 
-static int32_t run_error(const call* self, const entry* entry, int32_t code) {
+static int32_t run_error(const llmos_call* self, const llmos_entry_spec* entry, int32_t code) {
   static const char* const meaning[] = {"", "an index in the data is out of range", "out of memory", "it was given bad arguments",
                                         "an internal error", "a size that the data gives is out of range"};
-  const manifest* manifest = &self->program->artifact->manifest;
+  const llmos_manifest* manifest = &self->program->artifact->manifest;
   bool known = code > 0 && code <= LLMOS_SIZE_OUT_OF_RANGE;
   const char* where = self->failed_dispatch >= 0 && self->failed_dispatch < manifest->num_kernels ? manifest->kernels[self->failed_dispatch] : NULL;
   return fail(known ? code : LLMOS_INTERNAL, "entry \"%s\": %s (code %d%s%s)", entry->name, known ? meaning[code] : "its code failed", code,
               where ? ", in dispatch " : "", where ? where : "");
 }
 
-static int32_t run_entry(call* self, const entry* entry, const functions* functions) {
+static int32_t run_entry(llmos_call* self, const llmos_entry_spec* entry, const llmos_entry_functions* functions) {
   TVMFFIAny result = {.type_index = LLMOS_TYPE_NONE};
   self->start_ns = self->profile ? now_ns() : 0;
   self->abi.num_threads = llmos_num_threads();
@@ -320,7 +320,7 @@ static int32_t run_entry(call* self, const entry* entry, const functions* functi
 }
 
 /* Outputs get shapes of the call's own, which the code may lower: a caller's arrays change only once all went well. */
-static void set_outputs(call* self, const entry* entry, const DLTensor* const* outputs) {
+static void set_outputs(llmos_call* self, const llmos_entry_spec* entry, const DLTensor* const* outputs) {
   int64_t* dims = self->true_dims;
   for (int32_t i = 0; i < entry->num_outputs; dims += entry->outputs[i].info.ndim, ++i) {
     set_argument(self, entry->num_inputs + i, outputs[i]);
@@ -328,7 +328,7 @@ static void set_outputs(call* self, const entry* entry, const DLTensor* const* o
   }
 }
 
-static int32_t hand_over_dims(const call* self, const entry* entry, const DLTensor* const* outputs) {
+static int32_t hand_over_dims(const llmos_call* self, const llmos_entry_spec* entry, const DLTensor* const* outputs) {
   const int64_t *most = self->dims, *dims = self->true_dims;
   for (int32_t i = 0; i < entry->num_outputs; ++i) {
     for (int32_t d = 0; d < entry->outputs[i].info.ndim; ++d, ++dims, ++most) {
@@ -340,8 +340,9 @@ static int32_t hand_over_dims(const call* self, const entry* entry, const DLTens
   return LLMOS_OK;
 }
 
-static int32_t run_call(call* self, int32_t index, const DLTensor* const* inputs, const DLTensor* const* outputs, int32_t num_outputs) {
-  const entry* entry = entry_at(self->program, index);
+static int32_t run_call(llmos_call* self, int32_t index, const DLTensor* const* inputs, const DLTensor* const* outputs,
+                        int32_t num_outputs) {
+  const llmos_entry_spec* entry = entry_at(self->program, index);
   int32_t code = llmos_program_shapes(self->program, index, inputs, entry->num_inputs, self->dims);
   if (!code) code = check_outputs(entry, outputs, num_outputs, self->dims);
   if (!code) code = check_updated(entry, inputs, outputs);
@@ -355,12 +356,12 @@ static int32_t run_call(call* self, int32_t index, const DLTensor* const* inputs
 
 int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor* const* inputs, int32_t num_inputs,
                           const DLTensor* const* outputs, int32_t num_outputs, uint32_t flags, llmos_profile* profile) {
-  const entry* entry = entry_at(program, index);
+  const llmos_entry_spec* entry = entry_at(program, index);
   if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
   if (num_inputs != entry->num_inputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
   }
-  call* self = take_call(program);
+  llmos_call* self = take_call(program);
   if (!self) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
   atomic_fetch_add(&program->running, 1);
   self->poison = flags & LLMOS_POISON_ARENA;
@@ -377,7 +378,7 @@ int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor*
 int32_t llmos_program_check(llmos_program* program) {
   if (atomic_load(&program->running)) return fail(LLMOS_INTERNAL, "a run is under way");
   for (int i = 0; i < NUM_SLOTS; ++i) {
-    call* idle = atomic_exchange(&program->idle[i], NULL);
+    llmos_call* idle = atomic_exchange(&program->idle[i], NULL);
     if (!idle) continue;
     bool intact = arena_intact(&idle->arena);
     give_back(program, idle);

@@ -29,13 +29,13 @@ static const uint32_t MODE = 0100644u << 16;
 typedef struct {
   uint8_t bytes[MAX_HEADER_BYTES];
   size_t size;
-} header;
+} llmos_zip_header;
 
-static void put(header* out, uint64_t value, int num_bytes) {
+static void put(llmos_zip_header* out, uint64_t value, int num_bytes) {
   for (int i = 0; i < num_bytes; ++i) out->bytes[out->size++] = (uint8_t)(value >> 8 * i);
 }
 
-static void put_name(header* out, const char* name) {
+static void put_name(llmos_zip_header* out, const char* name) {
   size_t length = strlen(name);
   memcpy(out->bytes + out->size, name, length);
   out->size += length;
@@ -47,8 +47,8 @@ static uint64_t get(const uint8_t* at, int num_bytes) {
   return value;
 }
 
-static header local_header(const zip_member* member, uint64_t offset) {
-  header out = {.size = 0};
+static llmos_zip_header local_header(const llmos_zip_member* member, uint64_t offset) {
+  llmos_zip_header out = {.size = 0};
   size_t name_bytes = strlen(member->name);
   uint64_t padding = (0 - (offset + LOCAL_BYTES + name_bytes + LOCAL_EXTRA_BYTES)) % ALIGNMENT;
   put(&out, 0x04034B50, 4), put(&out, VERSION, 2), put(&out, UTF8_NAMES, 2), put(&out, 0, 2), put(&out, 0, 2), put(&out, DATE, 2);
@@ -61,8 +61,8 @@ static header local_header(const zip_member* member, uint64_t offset) {
   return out;
 }
 
-static header central_header(const zip_member* member, uint64_t offset) {
-  header out = {.size = 0};
+static llmos_zip_header central_header(const llmos_zip_member* member, uint64_t offset) {
+  llmos_zip_header out = {.size = 0};
   put(&out, 0x02014B50, 4), put(&out, MADE_BY, 2), put(&out, VERSION, 2), put(&out, UTF8_NAMES, 2);
   put(&out, 0, 2), put(&out, 0, 2), put(&out, DATE, 2);
   put(&out, member->crc, 4), put(&out, IN_ZIP64, 4), put(&out, IN_ZIP64, 4);
@@ -73,8 +73,8 @@ static header central_header(const zip_member* member, uint64_t offset) {
   return out;
 }
 
-static header end_records(uint64_t num_members, uint64_t directory, uint64_t directory_bytes) {
-  header out = {.size = 0};
+static llmos_zip_header end_records(uint64_t num_members, uint64_t directory, uint64_t directory_bytes) {
+  llmos_zip_header out = {.size = 0};
   put(&out, 0x06064B50, 4), put(&out, 44, 8), put(&out, MADE_BY, 2), put(&out, VERSION, 2), put(&out, 0, 4), put(&out, 0, 4);
   put(&out, num_members, 8), put(&out, num_members, 8), put(&out, directory_bytes, 8), put(&out, directory, 8);
   put(&out, 0x07064B50, 4), put(&out, 0, 4), put(&out, directory + directory_bytes, 8), put(&out, 1, 4);
@@ -85,7 +85,7 @@ static header end_records(uint64_t num_members, uint64_t directory, uint64_t dir
 
 /* One member: its record in the directory at `at`, and its header and data at `offset`. Moves both on. */
 static int32_t read_member(const uint8_t* file, uint64_t directory, uint64_t directory_end, uint64_t* at, uint64_t* offset,
-                           zone* zone, zip_member* member) {
+                           llmos_zone* zone, llmos_zip_member* member) {
   if (directory_end - *at < CENTRAL_BYTES) return fail(LLMOS_ERROR_ARTIFACT, "changed or truncated: its directory is too short");
   uint64_t name_bytes = get(file + *at + 28, 2);
   if (name_bytes == 0 || name_bytes > MAX_NAME_BYTES || directory_end - *at < CENTRAL_BYTES + name_bytes + CENTRAL_EXTRA_BYTES) {
@@ -98,7 +98,7 @@ static int32_t read_member(const uint8_t* file, uint64_t directory, uint64_t dir
   if (!copy) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
   member->name = copy;
   if (strlen(copy) != name_bytes) return fail(LLMOS_ERROR_ARTIFACT, "changed: a member's name holds a zero");
-  header central = central_header(member, *offset), local = local_header(member, *offset);
+  llmos_zip_header central = central_header(member, *offset), local = local_header(member, *offset);
   if (memcmp(file + *at, central.bytes, central.size) != 0) {
     return fail(LLMOS_ERROR_ARTIFACT, "changed, or not written by llmos: the directory's record of member \"%s\" is not as it should be", copy);
   }
@@ -113,12 +113,12 @@ static int32_t read_member(const uint8_t* file, uint64_t directory, uint64_t dir
   return LLMOS_OK;
 }
 
-int32_t zip_parse(const uint8_t* file, uint64_t size, zone* zone, zip_member** members, int32_t* num_members) {
+int32_t zip_parse(const uint8_t* file, uint64_t size, llmos_zone* zone, llmos_zip_member** members, int32_t* num_members) {
   if (size < ALL_ENDS_BYTES) return fail(LLMOS_ERROR_ARTIFACT, "truncated, or not an artifact: it has only %llu bytes", (unsigned long long)size);
   uint64_t directory_end = size - ALL_ENDS_BYTES;
   const uint8_t* end = file + directory_end;
   uint64_t count = get(end + 24, 8), directory_bytes = get(end + 40, 8), directory = get(end + 48, 8);
-  header expected = end_records(count, directory, directory_bytes);
+  llmos_zip_header expected = end_records(count, directory, directory_bytes);
   if (memcmp(end, expected.bytes, expected.size) != 0 || directory > directory_end || directory_end - directory != directory_bytes) {
     return fail(LLMOS_ERROR_ARTIFACT, "truncated, changed, or not an artifact: it does not end as an llmos file does");
   }

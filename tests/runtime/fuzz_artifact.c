@@ -160,23 +160,23 @@ static bytes packed(const parts* all) {
   bytes out = allocated(MAX_FILE * 4);
   size_t at = 0;
   uint64_t offsets[MAX_PARTS];
-  zip_member members[MAX_PARTS];
+  llmos_zip_member members[MAX_PARTS];
   for (int i = 0; i < all->count; ++i) {
     bytes data = all->parts[i].data;
-    members[i] = (zip_member){all->parts[i].name, data.data, data.size, crc32_of(data.data, data.size)};
+    members[i] = (llmos_zip_member){all->parts[i].name, data.data, data.size, crc32_of(data.data, data.size)};
     offsets[i] = at;
-    header local = local_header(members + i, at);
+    llmos_zip_header local = local_header(members + i, at);
     memcpy(out.data + at, local.bytes, local.size);
     memcpy(out.data + at + local.size, data.data, data.size);
     at += local.size + data.size;
   }
   uint64_t directory = at;
   for (int i = 0; i < all->count; ++i) {
-    header central = central_header(members + i, offsets[i]);
+    llmos_zip_header central = central_header(members + i, offsets[i]);
     memcpy(out.data + at, central.bytes, central.size);
     at += central.size;
   }
-  header ends = end_records((uint64_t)all->count, directory, at - directory);
+  llmos_zip_header ends = end_records((uint64_t)all->count, directory, at - directory);
   memcpy(out.data + at, ends.bytes, ends.size);
   out.size = at + ends.size;
   return out;
@@ -196,7 +196,7 @@ static parts read_parts(const llmos_artifact* artifact) {
   parts all = {.count = artifact->num_members};
   if (all.count > MAX_PARTS) abort();
   for (int i = 0; i < all.count; ++i) {
-    const zip_member* member = artifact->members + i;
+    const llmos_zip_member* member = artifact->members + i;
     strcpy(all.parts[i].name, member->name);
     all.parts[i].data = copy_of((bytes){(uint8_t*)member->data, member->num_bytes});
   }
@@ -270,7 +270,7 @@ static void touch(const uint8_t* data, size_t size, const llmos_artifact* artifa
 
 static void use(const llmos_artifact* artifact) {
   size_t size;
-  const manifest* manifest = &artifact->manifest;
+  const llmos_manifest* manifest = &artifact->manifest;
   for (int32_t i = 0; i < artifact->num_members; ++i) touch(artifact->members[i].data, artifact->members[i].num_bytes, artifact);
   for (int32_t i = 0; i < manifest->num_weights; ++i) {
     const uint8_t* data = llmos_artifact_weight(artifact, i, &size);
@@ -302,8 +302,8 @@ static bool opens(bytes file) {
 
 /* In a buffer of its exact size, where one byte too far is seen. */
 static bool zip_accepts(bytes file) {
-  zone zone = {0};
-  zip_member* members;
+  llmos_zone zone = {0};
+  llmos_zip_member* members;
   int32_t count;
   bool ok = zip_parse(file.data, file.size, &zone, &members, &count) == 0;
   zone_free(&zone);
@@ -311,8 +311,8 @@ static bool zip_accepts(bytes file) {
 }
 
 static bool manifest_accepts(bytes text) {
-  zone zone = {0};
-  manifest manifest = {0};
+  llmos_zone zone = {0};
+  llmos_manifest manifest = {0};
   bool ok = manifest_parse((const char*)text.data, text.size, &zone, &manifest) == 0;
   zone_free(&zone);
   return ok;

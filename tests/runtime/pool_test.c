@@ -48,7 +48,7 @@ static void all_callers(int num_callers) {
 
 int main(void) {
   const char* cases[] = {"2*a + b", "(a + 1)*(b - 2) - 3", "a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a", "a b", "c", "2*", "(a", ""};
-  const symbol symbols[] = {{"a", 0, 1000}, {"b", 0, 1000}};
+  const llmos_symbol symbols[] = {{"a", 0, 1000}, {"b", 0, 1000}};
   const int64_t values[] = {1000, 7}, expected[] = {2007, 5002};
   for (int i = 0; i < 8; ++i) {
     int64_t value;
