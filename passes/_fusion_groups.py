@@ -106,12 +106,12 @@ def _rows(graph: Graph) -> list[FusionGroup]:
     for generic in graph.generics():
         if generic.op in graph.groups or not is_evaluable(generic):
             continue
-        joined = next((c for c in _producer_groups(graph, generic.op, "row") if _joins_row(graph, generic, c)), None)
+        joined = next((c for c in _producer_groups(graph, generic.op, "row_reduction") if _joins_row(graph, generic, c)), None)
         if joined is not None:
             graph.assign(joined, [generic.op])
             _pull(graph, joined, generic)
         elif (num_outer := _row_form(generic)) is not None:
-            group = FusionGroup("row", [], num_outer, generic.loop_sizes(graph.shapes))
+            group = FusionGroup("row_reduction", [], num_outer, generic.loop_sizes(graph.shapes))
             graph.assign(group, [generic.op])
             _pull(graph, group, generic)
             groups.append(group)
@@ -240,7 +240,7 @@ def _joins_contraction(graph: Graph, group: FusionGroup) -> bool:
             and graph.costs.pays_to_fuse_windows(window)
             and _keeps_coordinates(group, root)
         ):
-            producer.kind = "windowed"
+            producer.kind = "contraction_window"
             graph.assign(producer, group.ops)
             return True
     return False
@@ -335,7 +335,7 @@ def _elementwise(graph: Graph) -> list[FusionGroup]:
             if {other, fitting[0]} <= set(groups) and _may_merge(graph, other, fitting[0]):
                 groups.remove(other)
                 graph.assign(fitting[0], other.ops)
-    for group in [*groups, *{c: None for c in graph.groups.values() if c.kind == "row"}]:
+    for group in [*groups, *{c: None for c in graph.groups.values() if c.kind == "row_reduction"}]:
         for op in list(group.ops):
             if len(op.results) == 1 and Generic(op).is_elementwise and _same_space(graph, op, group):
                 _inline_producers_of(graph, group, op)
@@ -343,7 +343,7 @@ def _elementwise(graph: Graph) -> list[FusionGroup]:
 
 
 def _same_space(graph: Graph, op: ir.Operation, group: FusionGroup) -> bool:
-    return group.kind != "row" or Generic(op).loop_sizes(graph.shapes) == group.sizes
+    return group.kind != "row_reduction" or Generic(op).loop_sizes(graph.shapes) == group.sizes
 
 
 def _inline_producers_of(graph: Graph, group: FusionGroup, op: ir.Operation) -> None:

@@ -64,7 +64,7 @@ class Outliner:
         attributes = [ir.DictAttr.get({SHAPE: shape_attribute(graph.shapes.shape(t))}) for t in self.tensors]
         attributes += [ir.DictAttr.get({EXPR: ir.StringAttr.get(str(expr))}) for expr in self.sizes]
         marks: dict[str, ir.Attribute] = {DISPATCH: ir.StringAttr.get(self.group.kind)}
-        if self.group.kind == "row":
+        if self.group.kind == "row_reduction":
             marks[OUTER] = integer(self.group.num_outer)
         func = create_private(module, name, ir.FunctionType.get(kinds, [r.type for r in results]), attributes, marks)
         block = func.regions[0].blocks[0]

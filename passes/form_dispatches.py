@@ -41,7 +41,7 @@ class FormDispatches(Pass):
     The body of an scf.for that counts to a size is taken apart in the same way: it becomes calls, between which its tensors are carried.
     Its induction variable is a symbol (llmos.induction_variables) that the dispatches inside may read.
 
-    A depthwise convolution or a pool that alone reads what a contraction writes runs in its dispatch, a "windowed" one.
+    A depthwise convolution or a pool that alone reads what a contraction writes runs in its dispatch, a "contraction_window" one.
 
     Cheap elementwise ops over one tensor (casts, transposes, broadcasts) and slices get no dispatch: they are cloned into each user.
     """

@@ -22,9 +22,9 @@ class LabelDispatches(Pass):
     """Profiles and `llmos inspect --kernels` show the labels; no kernel depends on them.
 
     Before:
-        func.func private @d8_row(...) attributes {llmos.dispatch = "row"} { sum, mean, variance, rsqrt, scale and shift }
+        func.func private @d8_row_reduction(...) attributes {llmos.dispatch = "row_reduction"} { sum, mean, rsqrt, scale and shift }
     After:
-        func.func private @d8_row(...) attributes {llmos.dispatch = "row", llmos.label = "layer_norm"}
+        func.func private @d8_row_reduction(...) attributes {llmos.dispatch = "row_reduction", llmos.label = "layer_norm"}
 
     A contraction is "matmul", "batch_matmul", "conv" or "winograd" (a convolution by that algorithm), with what its epilogue holds:
     "matmul+bias+gelu", "matmul+bias+add".
@@ -50,7 +50,7 @@ def label_of(func: ir.Operation) -> str:
     if kind in ("contraction", "winograd"):
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
-    if kind == "windowed":
+    if kind == "contraction_window":
         windows = [i for i, g in enumerate(generics) if g.reduction_dims][1]  # behind the contraction
         parts = [
             _contraction(generics),
@@ -63,7 +63,7 @@ def label_of(func: ir.Operation) -> str:
         return "scan"
     if kind == "sort":
         return "top_k" if any(op.name == "tensor.extract_slice" for op in func.regions[0].blocks[0].operations) else "sort"
-    if kind == "row":
+    if kind == "row_reduction":
         return _row(generics)
     if kind == "elementwise":
         return _elementwise(func, generics)

@@ -94,7 +94,7 @@ def _layout(dispatch: ir.Operation, n_axes: list[int], k_axes: list[int]) -> Pac
 
 def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if DispatchFunc(dispatch).kind not in ("contraction", "windowed", "winograd"):
+    if DispatchFunc(dispatch).kind not in ("contraction", "contraction_window", "winograd"):
         return None
     root = root_contraction(DispatchFunc(dispatch).ops)
     if any(d in dims_of(root.rhs_map) for d in root.batch) or any(

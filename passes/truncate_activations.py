@@ -79,7 +79,7 @@ class _Call:
 
     @property
     def contraction(self) -> Contraction | None:
-        if self.kind not in ("contraction", "windowed"):
+        if self.kind not in ("contraction", "contraction_window"):
             return None
         return root_contraction(DispatchFunc(self.func).ops)
 

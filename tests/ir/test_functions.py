@@ -18,7 +18,7 @@ func.func @main(
       tensor<?x4xf32> {llmos.name = "updated.x", llmos.dtype = "float32", llmos.updates = "x"}) {
   return %s, %x : tensor<4x2xf32>, tensor<?x4xf32>
 }
-func.func private @d0(%x: tensor<4xf32>) attributes {llmos.dispatch = "row", llmos.outer = 1 : i64} { return }
+func.func private @d0(%x: tensor<4xf32>) attributes {llmos.dispatch = "row_reduction", llmos.outer = 1 : i64} { return }
 func.func private @other() { return }
 """
 
@@ -33,7 +33,7 @@ def test_functions_of_a_module(module: ir.Module) -> None:
     assert list(functions_of(module)) == ["main", "d0", "other"]
     assert [EntryFunc(each).name for each in public_functions(module)] == ["main"]
     [dispatch] = map(DispatchFunc, dispatch_functions(module))
-    assert (dispatch.name, dispatch.kind, dispatch.num_outer, dispatch.label) == ("d0", "row", 1, "")
+    assert (dispatch.name, dispatch.kind, dispatch.num_outer, dispatch.label) == ("d0", "row_reduction", 1, "")
     assert (dispatch.winograd_tile, dispatch.in_place) == (None, None)
 
 

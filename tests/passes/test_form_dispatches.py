@@ -42,8 +42,8 @@ def test_a_contraction_takes_its_epilogue() -> None:
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (lambda x: torch.softmax(x, -1), ["row"]),
-        (lambda x: F.layer_norm(torch.exp(x), (24,)) + x, ["row"]),
+        (lambda x: torch.softmax(x, -1), ["row_reduction"]),
+        (lambda x: F.layer_norm(torch.exp(x), (24,)) + x, ["row_reduction"]),
         (lambda x: torch.sin(torch.exp(x) * x) + x, ["elementwise"]),
         (lambda x: torch.exp(x) * torch.sin(x), ["elementwise"]),  # chains that meet
         (lambda x: torch.exp(x) * torch.sin(x).sum(0), ["elementwise", "elementwise"]),
@@ -51,7 +51,7 @@ def test_a_contraction_takes_its_epilogue() -> None:
         (lambda x: x.t(), ["elementwise"]),  # free to read, written because it is returned
         (lambda x: (x.t() * 2 + 1).sum(0), ["elementwise"]),  # cheap: computed where it is read
         (lambda x: x @ x.t(), ["contraction"]),
-        (lambda x: torch.softmax(x @ x.t(), -1), ["contraction", "row"]),
+        (lambda x: torch.softmax(x @ x.t(), -1), ["contraction", "row_reduction"]),
         (lambda x: torch.sort(x.exp(), -1)[0], ["elementwise", "sort"]),  # the keys are made where they are read
         (lambda x: (torch.topk(x, 3)[1] * 2).abs(), ["sort", "elementwise"]),
         (lambda x: x.cumsum(-1) * 2, ["scan"]),
@@ -80,7 +80,7 @@ def test_an_epilogue_that_leaks_is_given_back() -> None:
 def test_an_epilogue_never_closes_a_cycle() -> None:
     """y + softmax(y): the sum needs the row kernel, which needs the product."""
     module = formed(lambda w, x: (x @ w) * 2 + torch.softmax((x @ w) * 2, -1), X, weights=(W,))
-    assert kinds(module) == ["contraction", "row"]
+    assert kinds(module) == ["contraction", "row_reduction"]
 
 
 def test_elementwise_chains_never_close_a_cycle() -> None:
@@ -153,8 +153,8 @@ def images(function: object, size: int) -> list[str]:
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (lambda y, w: F.relu(F.conv2d(y, w, stride=2, padding=1, groups=40)), ["windowed"]),
-        (lambda y, _: F.max_pool2d(y, 3, 2, 1) * 2, ["windowed"]),
+        (lambda y, w: F.relu(F.conv2d(y, w, stride=2, padding=1, groups=40)), ["contraction_window"]),
+        (lambda y, _: F.max_pool2d(y, 3, 2, 1) * 2, ["contraction_window"]),
         (lambda y, w: (y, F.conv2d(y, w, groups=40)), ["contraction", "elementwise"]),  # the image is an output
         (lambda y, w: F.conv2d(y, w, groups=40) + y[:, :, 1:-1, 1:-1], ["contraction", "elementwise"]),  # read in another way as well
         (lambda y, w: F.conv2d(F.pad(y, (1, 1, 1, 1), value=1.0), w, groups=40), ["contraction", "elementwise"]),  # ones count in a sum
@@ -167,7 +167,7 @@ def test_windows_that_slide_over_what_a_contraction_makes(function: object, expe
 
 def test_bands_that_would_overlap_by_much() -> None:
     """A level-2 cache holds the rows that few windows of 13 rows read, or all of a small image."""
-    assert images(lambda y, _: F.max_pool2d(y, 13, 1), 20) == ["windowed"]
+    assert images(lambda y, _: F.max_pool2d(y, 13, 1), 20) == ["contraction_window"]
     assert images(lambda y, _: F.max_pool2d(y, 13, 1), 200) == ["contraction", "elementwise"]
 
 

@@ -15,7 +15,7 @@ from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.ops import EXPENSIVE
 from llmos.compiler.ir.sizes import Expr
 
-BY_PANELS = ("contraction", "windowed", "winograd")  # kinds of dispatches whose arithmetic runs from registers
+BY_PANELS = ("contraction", "contraction_window", "winograd")  # kinds of dispatches whose arithmetic runs from registers
 
 
 @dataclass(frozen=True)

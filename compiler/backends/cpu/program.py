@@ -42,9 +42,9 @@ Emit = Callable[[ir.Module, Dispatch, CpuTarget], Launch]
 EMITTERS: Mapping[str, Emit] = {
     "attention": emit_attention,
     "contraction": emit_contraction,
-    "windowed": emit_contraction_window,
+    "contraction_window": emit_contraction_window,
     "winograd": emit_winograd,
-    "row": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "row_reduction": lambda module, dispatch, _: emit_rows(module, dispatch),
     "scan": lambda module, dispatch, _: emit_scan(module, dispatch),
     "sort": lambda module, dispatch, _: emit_sort(module, dispatch),
     "elementwise": lambda module, dispatch, target: emit_elementwise(module, dispatch, register_tile(target.vector_bits)),
@@ -211,7 +211,7 @@ def _flops(dispatch: Dispatch) -> Expr:
     for op in dispatch.ops:
         if op.name == "linalg.generic" and not is_fill(op):
             generic = Generic(op)
-            if dispatch.kind == "windowed" and generic.is_elementwise:
+            if dispatch.kind == "contraction_window" and generic.is_elementwise:
                 continue  # an epilogue, as of a contraction
             arithmetic = sum(1 for inner in generic.body.operations if inner.name.endswith("f") or inner.name.startswith("math."))
             total += arithmetic * product(generic.loop_sizes(dispatch.shapes))

@@ -31,7 +31,7 @@ THREADS = (1, 2, 4)  # that a smallest input is shared out between, each number 
 
 
 def window_reduction_in(dispatch: Dispatch) -> WindowReduction:
-    """The windows of a `windowed` dispatch."""
+    """The windows of a `contraction_window` dispatch."""
     root = contraction_in(dispatch).generic.op
     for op in dispatch.ops:
         if op.name == "linalg.generic" and not is_fill(op) and op != root and Generic(op).reduction_dims:
@@ -42,7 +42,7 @@ def window_reduction_in(dispatch: Dispatch) -> WindowReduction:
                 found = window_reduction_over(generic, image, dispatch.shapes)
                 if found is not None and not isinstance(image.owner, ir.Block):
                     return found
-    raise AssertionError("a windowed dispatch without windows")
+    raise AssertionError("a `contraction_window` dispatch without windows")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Band:
 
 
 class ContractionWindowEmitter:
-    """Emits one `windowed` dispatch."""
+    """Emits one `contraction_window` dispatch."""
 
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
         self.dispatch, self.window = dispatch, window_reduction_in(dispatch)
@@ -152,5 +152,5 @@ class ContractionWindowEmitter:
 
 
 def emit_contraction_window(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
-    """Append the kernel of a `windowed` dispatch."""
+    """Append the kernel of a `contraction_window` dispatch."""
     return ContractionWindowEmitter(dispatch, target).emit(module)

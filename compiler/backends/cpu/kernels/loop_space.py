@@ -1,4 +1,4 @@
-"""The loop space of a `row` or `elementwise` dispatch: what is computed at which level, and which dims are walked as one."""
+"""The loop space of a `row_reduction` or `elementwise` dispatch: what is computed at which level, and which dims are walked as one."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _extracted(op: ir.Operation) -> list[Value]:
 
 
 def plan_rows(dispatch: Dispatch) -> RowPlan:
-    """Read the loop space of a `row` or `elementwise` dispatch."""
+    """Read the loop space of a `row_reduction` or `elementwise` dispatch."""
     ops = [op.operation for op in dispatch.block.operations if op.name == "linalg.generic" and not is_fill(op.operation)]
     # an extended argument may have any shape, a table's for example: it is no part of the row, but read where something asks for it
     generics = [Generic(op) for op in ops if not is_extended_argument(op.results[0])]

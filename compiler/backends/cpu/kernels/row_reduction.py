@@ -32,7 +32,7 @@ from llmos.compiler.ir.sizes import Expr
 
 
 def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
-    """Append the kernel of a `row` dispatch."""
+    """Append the kernel of a `row_reduction` dispatch."""
     plan = plan_rows(dispatch)
     accesses = accesses_of(plan)
     outer = group_dims(accesses, plan.sizes, range(plan.num_outer))
