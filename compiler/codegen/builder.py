@@ -22,15 +22,17 @@ LOOP_DYNAMIC = -(2**31)  # "take this index from the operands" in llvm.getelemen
 
 
 def is_vector(value: Value) -> bool:
+    """Return whether a value is a vector (of one dim), not a scalar."""
     return isinstance(value.type, ir.VectorType)
 
 
 def element_type(kind: ir.Type) -> ir.Type:
+    """Return a vector type's element type, or a scalar type as it is."""
     return ir.VectorType(kind).element_type if isinstance(kind, ir.VectorType) else kind
 
 
 def byte_width(kind: ir.Type) -> int:
-    """Bytes of one element in memory; bool is one byte."""
+    """Return the bytes of one element in memory; bool is one byte."""
     if isinstance(kind, ir.IntegerType):
         return max(1, int(kind.width) // 8)
     widths = {ir.F64Type: 8, ir.F32Type: 4, ir.F16Type: 2, ir.BF16Type: 2, ir.IndexType: 8}
@@ -38,6 +40,7 @@ def byte_width(kind: ir.Type) -> int:
 
 
 def is_float(kind: ir.Type) -> bool:
+    """Return whether a scalar type is f16, bf16, f32 or f64."""
     return isinstance(kind, (ir.F16Type, ir.BF16Type, ir.F32Type, ir.F64Type))
 
 
@@ -52,9 +55,11 @@ class Loop:
 
     @property
     def results(self) -> list[Value]:
+        """Return the carried values after the last iteration."""
         return list(self.op.results)
 
     def yield_(self, values: Sequence[Value] = ()) -> None:
+        """End the body; `values` are carried to the next iteration, in the order of `args`."""
         ir.Operation.create("scf.yield", operands=list(values))
         self.yielded = True
 
@@ -71,49 +76,57 @@ class Builder:
     # -- types
     @property
     def i64(self) -> ir.Type:
+        """Return the type of sizes, indices and offsets."""
         return ir.IntegerType.get_signless(64)
 
     @property
     def i1(self) -> ir.Type:
+        """Return the type of conditions."""
         return ir.IntegerType.get_signless(1)
 
     @property
     def i8(self) -> ir.Type:
+        """Return the type of a byte: a bool in memory."""
         return ir.IntegerType.get_signless(8)
 
     @property
     def i32(self) -> ir.Type:
+        """Return the type of error codes."""
         return ir.IntegerType.get_signless(32)
 
     @property
     def f32(self) -> ir.Type:
+        """Return the type of single-precision floats."""
         return ir.F32Type.get()
 
     @property
     def ptr(self) -> ir.Type:
+        """Return the type of addresses."""
         return ir.Type.parse("!llvm.ptr")
 
     def vec(self, kind: ir.Type, lanes: int | None = None) -> ir.Type:
+        """Return a vector type; `lanes` None: of the kernel."""
         return ir.VectorType.get([lanes or self.lanes], kind)
 
     # -- ops
     def op(self, name: str, operands: Sequence[Value], result: ir.Type | None = None, **attributes: ir.Attribute) -> Value:
-        """One op; its result, or nothing that may be used when it has none."""
+        """Emit one op. Returns its result, or nothing that may be used when it has none."""
         made = ir.Operation.create(name, results=[] if result is None else [result], operands=list(operands), attributes=attributes)
         return made.results[0] if result is not None else made
 
     @contextmanager
     def at_entry(self) -> Iterator[None]:
-        """Insert before the first op that is not a constant or an argument load: such values dominate every use."""
+        """Inside, insert before the first op that is not a constant or an argument load: such values dominate every use."""
         point = ir.InsertionPoint(self._anchor) if self._anchor is not None else ir.InsertionPoint.at_block_begin(self.entry)
         with point:
             yield
 
     def set_anchor(self, op: ir.Operation) -> None:
-        """The op that entry values go in front of."""
+        """Set the op that entry values go in front of."""
         self._anchor = op
 
     def const(self, kind: ir.Type, number: float | int) -> Value:
+        """Return a scalar constant of an integer or float type, which the entry block holds once."""
         key = (str(kind), number if number != 0 else str(number))  # 0.0 and -0.0 compare equal
         if key not in self._constants:
             with self.at_entry():
@@ -122,13 +135,15 @@ class Builder:
         return self._constants[key]
 
     def index(self, number: int) -> Value:
+        """Return a constant of type i64."""
         return self.const(self.i64, number)
 
     def splat(self, value: Value, lanes: int | None = None) -> Value:
+        """Broadcast a scalar to all lanes (None: of the kernel); a vector is returned as it is."""
         return value if is_vector(value) else self.op("vector.broadcast", [value], self.vec(value.type, lanes))
 
     def dense(self, kind: ir.Type, numbers: Sequence[int]) -> Value:
-        """A constant integer vector."""
+        """Return a constant vector of the integer type `kind`, a lane a number."""
         key = (str(kind), tuple(numbers))
         if key not in self._constants:
             with self.at_entry():
@@ -137,7 +152,7 @@ class Builder:
         return self._constants[key]
 
     def splat_constant(self, kind: ir.Type, number: float | int, lanes: int | None = None) -> Value:
-        """A vector of one constant."""
+        """Return a constant vector of one number; `lanes` None: of the kernel."""
         key = (f"splat{lanes or self.lanes}{kind}", number if number != 0 else str(number))
         if key not in self._constants:
             scalar = self.const(kind, number)
@@ -146,12 +161,14 @@ class Builder:
         return self._constants[key]
 
     def binary(self, name: str, a: Value, b: Value) -> Value:
+        """Emit an op on two values of one type, a scalar broadcast where the other is a vector."""
         if is_vector(a) != is_vector(b):
             lanes = (a if is_vector(a) else b).type.shape[0]
             a, b = self.splat(a, lanes), self.splat(b, lanes)
         return self.op(name, [a, b], a.type)
 
     def add(self, a: Value, b: Value) -> Value:
+        """Emit a + b of integers; constants are folded."""
         if (known := self.known(a)) == 0:
             return b
         if (other := self.known(b)) == 0:
@@ -161,12 +178,14 @@ class Builder:
         return self.binary("arith.addi", a, b)
 
     def sub(self, a: Value, b: Value) -> Value:
+        """Emit a - b of integers; constants are folded."""
         known, other = self.known(a), self.known(b)
         if known is not None and other is not None:
             return self.index(known - other)
         return a if other == 0 else self.binary("arith.subi", a, b)
 
     def mul(self, a: Value, b: Value) -> Value:
+        """Emit a * b of integers; constants are folded."""
         for x, y in ((a, b), (b, a)):
             if self.known(x) == 1:
                 return y
@@ -177,26 +196,30 @@ class Builder:
         return self.binary("arith.muli", a, b)
 
     def div(self, a: Value, b: Value) -> Value:
+        """Emit a / b of signed integers, toward zero. It traps where b is 0."""
         return a if self.known(b) == 1 else self.binary("arith.divsi", a, b)
 
     def rem(self, a: Value, b: Value) -> Value:
+        """Emit the remainder of `div`, with the sign of a."""
         return self.index(0) if self.known(b) == 1 else self.binary("arith.remsi", a, b)
 
     def minimum(self, a: Value, b: Value) -> Value:
+        """Emit the smaller of two signed integers."""
         return self.binary("arith.minsi", a, b)
 
     def known(self, value: Value) -> int | None:
-        """The number of an i64 constant; None for any other value."""
+        """Return the number of an i64 constant; None for any other value."""
         owner = value.owner
         if isinstance(owner, ir.Block) or owner.name != "arith.constant" or value.type != self.i64:
             return None
         return int(ir.IntegerAttr(owner.attributes["value"]).value)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """Emit a * b + c of floats, rounded once."""
         return self.op("math.fma", [a, b, c], c.type)
 
     def compare(self, predicate: str, a: Value, b: Value) -> Value:
-        """An i1 (or a vector of them): eq ne slt sle sgt sge ult ule ugt uge."""
+        """Emit a comparison of integers: eq ne slt sle sgt sge ult ule ugt uge. Returns an i1, or a vector of them."""
         order = ("eq", "ne", "slt", "sle", "sgt", "sge", "ult", "ule", "ugt", "uge")
         if is_vector(a) != is_vector(b):
             lanes = (a if is_vector(a) else b).type.shape[0]
@@ -205,6 +228,7 @@ class Builder:
         return self.op("arith.cmpi", [a, b], kind, predicate=ir.IntegerAttr.get(self.i64, order.index(predicate)))
 
     def select(self, condition: Value, yes: Value, no: Value) -> Value:
+        """Emit condition ? yes : no, lane by lane where one of the three is a vector."""
         if is_vector(condition) or is_vector(yes) or is_vector(no):
             lanes = next(v.type.shape[0] for v in (condition, yes, no) if is_vector(v))
             yes, no = self.splat(yes, lanes), self.splat(no, lanes)
@@ -216,13 +240,13 @@ class Builder:
 
     # -- memory
     def stack(self, count: int) -> Value:
-        """Room for `count` words of 64 bits in the function's frame; at the entry only."""
+        """Emit room for `count` words of 64 bits in the function's frame; at the entry only. Returns its address."""
         return self.op(
             "llvm.alloca", [self.index(count)], self.ptr, elem_type=ir.TypeAttr.get(self.i64), alignment=ir.IntegerAttr.get(self.i64, 8)
         )
 
     def address(self, base: Value, offset: Value, kind: ir.Type) -> Value:
-        """base + offset elements of `kind`."""
+        """Emit the address base + offset; `offset`: i64, in elements of `kind`."""
         return self.op(
             "llvm.getelementptr",
             [base, offset],
@@ -232,13 +256,15 @@ class Builder:
         )
 
     def load(self, address: Value, kind: ir.Type, align: int) -> Value:
+        """Emit a load of one value, of a scalar or vector type. `align`: in bytes."""
         return self.op("llvm.load", [address], kind, alignment=ir.IntegerAttr.get(self.i64, align))
 
     def store(self, value: Value, address: Value, align: int) -> None:
+        """Emit a store of a scalar or a vector. `align`: in bytes."""
         self.op("llvm.store", [value, address], None, alignment=ir.IntegerAttr.get(self.i64, align))
 
     def prefetch(self, address: Value, level: int = 1) -> None:
-        """Ask for a line to be read into the cache of a level; never faults."""
+        """Emit the prefetch of a cache line into level 1 to 3; never faults."""
         i32 = self.i32
         self.op(
             "llvm.intr.prefetch",
@@ -250,6 +276,7 @@ class Builder:
         )
 
     def masked_load(self, address: Value, mask: Value, kind: ir.Type, align: int) -> Value:
+        """Emit a load of a vector of `kind`; lanes outside of the mask are 0 and not read. `align`: in bytes."""
         lanes = mask.type.shape[0]
         passthru = self.splat_constant(kind, 0, lanes)
         return self.op(
@@ -257,10 +284,11 @@ class Builder:
         )
 
     def masked_store(self, value: Value, address: Value, mask: Value, align: int) -> None:
+        """Emit a store of the lanes of the mask. `align`: in bytes."""
         self.op("llvm.intr.masked.store", [value, address, mask], None, alignment=ir.IntegerAttr.get(self.i32, align))
 
     def gather(self, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> Value:
-        """Elements base[offsets]; lanes outside the mask are 0 and not read."""
+        """Emit loads of base[offsets]; lanes outside of the mask are 0 and not read. `offsets`: i64, in elements of `kind`."""
         lanes = offsets.type.shape[0]
         addresses = self.op(
             "llvm.getelementptr",
@@ -279,6 +307,7 @@ class Builder:
         )
 
     def scatter(self, value: Value, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> None:
+        """Emit stores to base[offsets] of the lanes of the mask, in their order; None for all. `offsets`: i64, in elements of `kind`."""
         lanes = offsets.type.shape[0]
         addresses = self.op(
             "llvm.getelementptr",
@@ -291,15 +320,17 @@ class Builder:
         self.op("llvm.intr.masked.scatter", [value, addresses, mask], None, alignment=ir.IntegerAttr.get(self.i32, byte_width(kind)))
 
     def iota(self, lanes: int | None = None) -> Value:
+        """Return the vector of i64 0, 1, 2, ..."""
         return self.dense(self.i64, range(lanes or self.lanes))
 
     def tail_mask(self, remaining: Value, lanes: int | None = None) -> Value:
-        """Lanes below `remaining`."""
+        """Emit the mask of the lanes below `remaining`, an i64; `lanes` None: of the kernel."""
         return self.compare("slt", self.iota(lanes), self.splat(remaining, lanes))
 
     # -- control
     @contextmanager
     def loop(self, low: Value, high: Value, step: Value, init: Sequence[Value] = ()) -> Iterator[Loop]:
+        """Open an `scf.for` over [low, high), i64, and emit into its body. `init`: what the first iteration is handed."""
         op = ir.Operation.create("scf.for", results=[v.type for v in init], operands=[low, high, step, *init], regions=1)
         block = op.regions[0].blocks.append(low.type, *[v.type for v in init])
         loop = Loop(block.arguments[0], list(block.arguments)[1:], op)
@@ -310,7 +341,7 @@ class Builder:
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
-        """An `scf.if` without results."""
+        """Open an `scf.if` without results; what is emitted inside runs where the condition, an i1, holds."""
         op = ir.Operation.create("scf.if", results=[], operands=[condition], regions=2)
         block = op.regions[0].blocks.append()
         with ir.InsertionPoint(block):
@@ -318,13 +349,13 @@ class Builder:
             ir.Operation.create("scf.yield")
 
     def choose(self, condition: Value, kind: ir.Type, yes: Callable[[], Value], no: Callable[[], Value]) -> Value:
-        """An `scf.if` with one result."""
+        """Emit an `scf.if` with one result of type `kind`, which `yes` and `no` emit."""
         return self.branch(condition, [kind], lambda: [yes()], lambda: [no()])[0]
 
     def branch(
         self, condition: Value, kinds: Sequence[ir.Type], yes: Callable[[], Sequence[Value]], no: Callable[[], Sequence[Value]]
     ) -> list[Value]:
-        """An `scf.if` with results."""
+        """Emit an `scf.if` with results of some types, which `yes` and `no` emit in that order."""
         op = ir.Operation.create("scf.if", results=list(kinds), operands=[condition], regions=2)
         for region, emit in zip(op.regions, (yes, no), strict=True):
             with ir.InsertionPoint(region.blocks.append()):
@@ -342,11 +373,12 @@ class Sizes:
         self._later: set[sympy.Expr] = set()
 
     def define(self, symbol: sympy.Expr, value: Value) -> None:
-        """A symbol whose value is known from here on. All uses follow in blocks that this place dominates."""
+        """Define a symbol whose value, an i64, is known from here on. All uses follow in blocks that this place dominates."""
         self._values[symbol] = value
         self._later.add(symbol)
 
     def __call__(self, expr: sympy.Expr) -> Value:
+        """Return the i64 value of an expression over the symbols."""
         if expr.is_Integer:
             return self._builder.index(int(expr))
         if expr in self._values:

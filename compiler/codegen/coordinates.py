@@ -41,9 +41,11 @@ class IndexEmitter:
     sizes: Sizes
 
     def shift(self, coord: Coord, offset: Value, stride: Expr) -> Coord:
+        """Emit coord * stride + offset."""
         return self.add(self.scale(coord, stride), offset)
 
     def add(self, a: Coord, b: Coord) -> Coord:
+        """Emit a + b, lane by lane."""
         if isinstance(a, Lane) and isinstance(b, Lane):
             return Lane(self.b.add(a.base, b.base), a.stride + b.stride)
         if isinstance(a, GatherIndex) or isinstance(b, GatherIndex):
@@ -62,6 +64,7 @@ class IndexEmitter:
         return GatherIndex(self.b.add(a.base, b), a.offsets)
 
     def scale(self, coord: Coord, by: Expr) -> Coord:
+        """Emit coord * by, `by` a size or a number."""
         if by == 1:
             return coord
         if isinstance(coord, Lane):
@@ -72,7 +75,7 @@ class IndexEmitter:
         return self.b.mul(coord, self.sizes(by))
 
     def lanes_of(self, coord: Coord) -> Value:
-        """The coordinate of every lane as a vector, or the uniform scalar as it is."""
+        """Emit the coordinate of every lane as a vector of i64; a uniform one is returned as it is."""
         if isinstance(coord, GatherIndex):
             return self.b.binary("arith.addi", self.b.splat(coord.base), coord.offsets)
         if not isinstance(coord, Lane):
@@ -81,9 +84,11 @@ class IndexEmitter:
         return self.b.binary("arith.addi", self.b.splat(coord.base), step)
 
     def apply(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
+        """Emit the results of a map without symbols at `coords`, one for each of its dims."""
         return [self.apply_expr(expr, coords) for expr in affine.results]
 
     def apply_expr(self, expr: ir.AffineExpr, coords: Sequence[Coord]) -> Coord:
+        """Emit one result of a map; / and mod round down, as in affine maps."""
         if isinstance(expr, ir.AffineDimExpr):
             return coords[expr.position]
         if isinstance(expr, ir.AffineConstantExpr):
@@ -105,7 +110,10 @@ class IndexEmitter:
         return self.b.binary(names[type(expr)], self.lanes_of(a), self.lanes_of(b))
 
     def invert(self, affine: ir.AffineMap, coords: Sequence[Coord]) -> list[Coord]:
-        """Loop coordinates from those of an output; dims of size 1 that the output drops are 0."""
+        """Loop coordinates from those of an output; dims of size 1 that the output drops are 0.
+
+        Raises UnsupportedError where an output's index is more than a dim.
+        """
         loop: list[Coord | None] = [None] * affine.n_dims
         for expr, coord in zip(affine.results, coords, strict=True):
             if isinstance(expr, ir.AffineDimExpr):

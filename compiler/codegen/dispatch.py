@@ -29,37 +29,42 @@ class Dispatch:
 
     @cached_property
     def name(self) -> str:
+        """Return the function's symbol, which is also its kernel's."""
         return name_of(self.func)
 
     @cached_property
     def kind(self) -> str:
+        """Return which kernel it gets, such as "row_reduction"."""
         return DispatchFunc(self.func).kind
 
     @cached_property
     def tiling(self) -> Tiling:
-        """What a measured search chose for it."""
+        """Return the tiling that a measured search chose for it; empty where there was none."""
         return Tiling.parse(text_of(self.func.attributes, TILING))
 
     @property
     def block(self) -> ir.Block:
+        """Return the function's body."""
         return self.func.regions[0].blocks[0]
 
     @cached_property
     def shapes(self) -> Shapes:
+        """Return the sizes of its tensors as expressions of the symbols."""
         return Shapes.of(self.func, self.table)
 
     @property
     def tensors(self) -> list[ir.Value]:
-        """Tensor arguments, in the order of the kernel's buffers; the results follow them."""
+        """Return the tensor arguments, in the order of the kernel's buffers; the results follow them."""
         return [argument for argument in self.block.arguments if isinstance(argument.type, ir.RankedTensorType)]
 
     @property
     def results(self) -> list[ir.Value]:
+        """Return what it writes, in the order of the kernel's buffers."""
         return list(self.ends) if self.ends is not None else list(list(self.block.operations)[-1].operands)
 
     @cached_property
     def ops(self) -> list[ir.Operation]:
-        """What the results are computed by, in order."""
+        """Return the ops that the results are computed by, in order."""
         every = [op.operation for op in self.block.operations][:-1]
         if self.ends is None and not self.sources:
             return every
@@ -70,5 +75,5 @@ class Dispatch:
         return [op for op in every if any(result in needed for result in op.results)]
 
     def part(self, sources: Sequence[ir.Value], ends: Sequence[ir.Value]) -> Dispatch:
-        """The part from some values to others."""
+        """Return the part that computes `ends` from `sources`."""
         return Dispatch(self.func, self.table, tuple(sources), tuple(ends))

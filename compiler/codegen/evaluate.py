@@ -44,24 +44,27 @@ class ValueEmitter:
 
     @classmethod
     def of(cls, dispatch: Dispatch, buffers: dict[Value, Buffer], index: IndexEmitter, error: Value) -> ValueEmitter:
-        """One whose parts share a mask and the values that are available. `error`: address of the kernel's i32 error code."""
+        """Return one whose parts share a mask and the values that are available. `error`: address of the kernel's i32 error code."""
         memory, available = MemoryEmitter(index), AvailableValues()
         return cls(dispatch, buffers, memory, Guards(memory, available, dispatch.table, error), available)
 
     @property
     def index(self) -> IndexEmitter:
+        """Return what computes coordinates."""
         return self.memory.index
 
     @property
     def b(self) -> Builder:
+        """Return the builder of the kernel."""
         return self.index.b
 
     @property
     def sizes(self) -> Sizes:
+        """Return what computes sizes."""
         return self.index.sizes
 
     def scope(self) -> AbstractContextManager[None]:
-        """Inside a loop body or a branch: values emitted there are not available behind it."""
+        """Open the scope of a loop body or a branch: values emitted inside are not available behind it."""
         return self.available.scope()
 
     # -- values
@@ -79,7 +82,10 @@ class ValueEmitter:
                 self.bound[tensor] = before
 
     def value(self, tensor: Value, coords: Sequence[Coord]) -> Value:
-        """The element (or one element a lane) of `tensor` at `coords`."""
+        """The element (or one element a lane) of `tensor` at `coords`, of its element type.
+
+        Raises UnsupportedError where no kernel can evaluate an op that it is made by.
+        """
         if tensor in self.bound:
             return self.bound[tensor](coords)
         key = (tensor, self.memory.mask, *coords)
@@ -120,7 +126,7 @@ class ValueEmitter:
         return self.reduce(generic, coords)[ir.OpResult(tensor).result_number]
 
     def scalar(self, value: Value | None) -> Value:
-        """A scalar defined outside the loops: a constant, or arithmetic on sizes."""
+        """A scalar defined outside the loops: a constant, or arithmetic on sizes. Raises UnsupportedError for any other."""
         assert value is not None
         if self.dispatch.shapes.has_index(value):
             made = self.sizes(self.dispatch.shapes.index(value))
@@ -149,7 +155,7 @@ class ValueEmitter:
 
     # -- coordinates
     def result_coords(self, value: Value, root: Value, root_coords: Sequence[Coord]) -> list[Coord]:
-        """Coordinates of an epilogue's output from those of the root it is computed from, through the maps between."""
+        """Coordinates of an epilogue's output from those of its root. Raises UnsupportedError as `IndexEmitter.invert`."""
         if value == root:
             return list(root_coords)
         generic = Generic(value.owner.operation)
@@ -224,7 +230,7 @@ class ValueEmitter:
         return arguments
 
     def run_block(self, block: ir.Block, arguments: dict[Value, Value], loop: Sequence[Coord] = ()) -> list[Value]:
-        """Emit the ops of a region's block; the yielded values."""
+        """Emit the ops of a region's block; the yielded values. Raises UnsupportedError as `body_op`."""
         values: dict[Value, Coord] = dict(arguments)
         for op in block.operations:
             if op.name in ("linalg.yield", "tm_tensor.yield"):
@@ -233,13 +239,13 @@ class ValueEmitter:
         raise AssertionError("a body without a yield")
 
     def operand(self, operand: Value, values: dict[Value, Coord]) -> Coord:
-        """What an op in a body reads: a value of the body, or a scalar from outside."""
+        """Return what an op in a body reads: a value of the body, or a scalar from outside."""
         if operand not in values:
             values[operand] = self.scalar(operand)
         return values[operand]
 
     def body_op(self, op: ir.Operation, values: dict[Value, Coord], loop: Sequence[Coord]) -> None:
-        """Emit one op of a body; its result joins `values`."""
+        """Emit one op of a body; its result joins `values`. Raises UnsupportedError for one with a region."""
         if op.name == "linalg.index":
             values[op.results[0]] = loop[ir.IntegerAttr(op.attributes["dim"]).value]
             return
@@ -340,7 +346,7 @@ class ValueEmitter:
 
     # -- reductions asked for at a point
     def reduce(self, generic: Generic, coords: Sequence[Coord]) -> list[Value]:
-        """Every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
+        """Emit every output of a reduction at one output coordinate (or one a lane), by loops over its reduction dims in order."""
         out_maps = generic.maps[generic.num_inputs :]
         loop: list[Coord] = self.index.invert(out_maps[0], coords)
         has_lanes = any(isinstance(coord, (Lane, GatherIndex)) or is_vector(coord) for coord in coords)
@@ -360,6 +366,7 @@ class ValueEmitter:
         return self.b.op("arith.extf", [value], self.b.vec(self.b.f32, value.type.shape[0]) if is_vector(value) else self.b.f32)
 
     def uncarried(self, value: Value, kind: ir.Type) -> Value:
+        """Return an accumulator that `carried` gave as a value of type `kind` again."""
         return value if value.type == kind else self.b.op("arith.truncf", [value], kind)
 
     def _reduce_loops(self, nest: _Nest, loop: list[Coord], depth: int, carried: list[Value]) -> list[Value]:
@@ -395,7 +402,7 @@ class ValueEmitter:
         return [self.b.splat(new, old.type.shape[0]) if is_vector(old) else new for new, old in zip(made, carried, strict=True)]
 
     def contribution(self, generic: Generic, combiner: Combiner, loop: Sequence[Coord]) -> Value:
-        """f(inputs) of a simple reduction at a loop point."""
+        """Emit f(inputs) of a simple reduction at a loop point."""
         values: dict[Value, Coord] = dict(self._arguments(generic, loop, range(generic.num_inputs)))
         return self.index.lanes_of(self._needed(combiner.value, generic, values, loop))
 
@@ -412,10 +419,11 @@ class ValueEmitter:
         return values[value]
 
     def combine(self, name: str, a: Value, b: Value) -> Value:
+        """Emit an op of two values of one type."""
         return self.b.op(name, [a, b], a.type)
 
     def horizontal(self, name: str, vector: Value) -> Value:
-        """All lanes of a vector combined by halves, in an order that depends on nothing."""
+        """Emit all lanes of a vector combined by halves, in an order that depends on nothing. Returns a scalar; `name`: of the op."""
         b, lanes = self.b, vector.type.shape[0]
         while lanes > 1:
             half = lanes // 2
@@ -451,6 +459,6 @@ def _added_product(generic: Generic) -> ir.Operation | None:
 
 
 def simple_combiners(generic: Generic) -> list[Combiner] | None:
-    """The combiner of every output, or None if one is not of the simple form."""
+    """Return the combiner of every output, or None if one is not of the simple form."""
     found = [combiner_of(generic, i) for i in range(len(generic.inits))]
     return None if any(c is None for c in found) else [c for c in found if c is not None]

@@ -26,10 +26,12 @@ class Guards:
 
     @property
     def b(self) -> Builder:
+        """Return the builder of the kernel."""
         return self.memory.b
 
     @property
     def index(self) -> IndexEmitter:
+        """Return what computes coordinates."""
         return self.memory.index
 
     def may_be_empty(self, size: Expr) -> bool:

@@ -48,7 +48,7 @@ class Frame:
 
     @contextmanager
     def tiles(self) -> Iterator[Value]:
-        """A loop over the tiles of this call."""
+        """Open a loop over the tiles of this call, and a scope. Gives the number of the tile, an i64."""
         with self.b.loop(self.begin, self.end, self.b.index(1)) as loop, self.emitter.scope():
             yield loop.iv
 
@@ -95,7 +95,7 @@ def _enter(
 
 
 def split_index(b: Builder, sizes: Sizes, flat: Value, extents: Sequence[Expr]) -> list[Value]:
-    """Row-major coordinates of a flat index."""
+    """Emit the row-major coordinates of a flat index, i64, one for each extent."""
     coords: list[Value] = []
     for extent in reversed(extents[1:]):
         size = sizes(extent)
@@ -105,22 +105,24 @@ def split_index(b: Builder, sizes: Sizes, flat: Value, extents: Sequence[Expr]) 
 
 
 def product(sizes: Sequence[Expr]) -> Expr:
+    """Return the product of sizes, expanded; 1 for none."""
     return sympy.expand(sympy.Mul(*sizes)) if sizes else sympy.Integer(1)
 
 
 def ceil_div(size: Expr, by: int) -> Expr:
+    """Return size / by, rounded up; `by` is positive."""
     return sympy.Integer(-(-int(size) // by)) if size.is_Integer else sympy.floor((size + by - 1) / by)
 
 
 def address_of(b: Builder, kernel: str) -> Value:
-    """The address of a kernel's function."""
+    """Emit the address of a kernel's function, by its name."""
     kind = ir.FunctionType.get([b.ptr, b.ptr, b.i64, b.i64, b.ptr], [b.i32])
     constant = b.op("func.constant", [], kind, value=ir.FlatSymbolRefAttr.get(kernel))
     return b.op("builtin.unrealized_conversion_cast", [constant], b.ptr)
 
 
 def call_pointer(b: Builder, function: Value, arguments: Sequence[Value], result: ir.Type) -> Value:
-    """An indirect call."""
+    """Emit an indirect call. Returns its result, of type `result`."""
     return b.op(
         "llvm.call",
         [function, *arguments],

@@ -12,7 +12,10 @@ Step = Callable[[Coord, Sequence[Value]], list[Value]]
 
 
 def lane_loop(frame: Frame, low: Value, high: Value, step: Step, carried: list[Value], static: int | None) -> list[Value]:
-    """Run `step` over [low, high) a vector at a time, then once under a mask for what is left. `static`: the length, if known."""
+    """Run `step` over [low, high) a vector at a time, then once under a mask for what is left. Returns the carried values after it.
+
+    `static`: the length, if known.
+    """
     b, ev = frame.b, frame.emitter
     width = b.index(b.lanes)
     whole = b.add(low, b.mul(b.div(b.sub(high, low), width), width))
@@ -30,6 +33,7 @@ def lane_loop(frame: Frame, low: Value, high: Value, step: Step, carried: list[V
 
 
 def scalar_loop(frame: Frame, low: Value, high: Value, step: Step, carried: list[Value]) -> list[Value]:
+    """Run `step` over [low, high) one by one. Returns the carried values after it."""
     b = frame.b
     with b.loop(low, high, b.index(1), carried) as loop, frame.emitter.scope():
         loop.yield_(step(loop.iv, loop.args))

@@ -25,6 +25,7 @@ class Buffer:
 
     @classmethod
     def dense(cls, pointer: Value, kind: ir.Type, shape: Sequence[Expr]) -> Buffer:
+        """Return a dense row-major tensor at a pointer; `kind`: the element type of the tensor."""
         strides: list[Expr] = []
         step: Expr = sympy.Integer(1)
         for size in reversed(shape):
@@ -42,6 +43,7 @@ class MemoryEmitter:
 
     @property
     def b(self) -> Builder:
+        """Return the builder of the kernel."""
         return self.index.b
 
     @contextmanager
@@ -54,13 +56,14 @@ class MemoryEmitter:
             self.mask = before
 
     def locate(self, buffer: Buffer, coords: Sequence[Coord]) -> Coord:
-        """The element offset of a coordinate."""
+        """Emit the offset of a coordinate, in elements."""
         total: Coord = self.b.index(0)
         for coord, stride in zip(coords, buffer.strides, strict=True):
             total = self.index.add(total, self.index.scale(coord, stride))
         return total
 
     def load(self, buffer: Buffer, coords: Sequence[Coord]) -> Value:
+        """Emit the read of one element, or of one a lane; lanes outside of the mask are 0. bool is i1."""
         loaded = self._load_raw(buffer, self.locate(buffer, coords))
         return self._narrow(loaded, buffer)
 
@@ -115,7 +118,7 @@ class MemoryEmitter:
         return b.choose(neighbours, b.vec(kind, lanes), together, lambda: b.gather(base, offset.offsets, self.mask, kind))
 
     def store(self, value: Value, buffer: Buffer, coords: Sequence[Coord]) -> None:
-        """Write one element, or one a lane, under the mask."""
+        """Emit the write of one element, or of one a lane, under the mask. `value`: of the tensor's element type; bool is i1."""
         b, kind, offset = self.b, self._memory_kind(buffer.kind), self.locate(buffer, coords)
         if isinstance(offset, GatherIndex):
             offset = self.index.lanes_of(offset)

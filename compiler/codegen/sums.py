@@ -58,7 +58,7 @@ def _is_sum(generic: Generic, result: int) -> bool:
 
 
 def add_blocks(b: Builder, totals: Sequence[Value], lost: Sequence[Value], sums: Sequence[Value]) -> tuple[list[Value], list[Value]]:
-    """Totals with the sums of one more block; `lost`: what the totals have too much, 0 at first."""
+    """Emit totals with the sums of one more block, and what they then have too much. `lost`: what they have too much before, 0 at first."""
     pairs = [_add(b, *each) for each in zip(totals, lost, sums, strict=True)]
     return [total for total, _ in pairs], [rest for _, rest in pairs]
 
@@ -118,7 +118,7 @@ class TileSums:
 
     @property
     def num_floats(self) -> int:
-        """Of scratch."""
+        """Return the float32 elements of scratch that the sums take."""
         return 3 * self.num_sums if self.k > BLOCK else self.num_sums
 
     def sums_at(self, b: Builder, scratch: Value) -> Value:
@@ -141,6 +141,7 @@ class TileSums:
         self._add(b, places, used)
 
     def clear(self, b: Builder, place: Value, used: Value) -> None:
+        """Emit zeros into the first `used` sums at `place`, rounded up to whole vectors."""
         with b.loop(b.index(0), used, b.index(self.lanes)) as loop:
             b.store(b.splat_constant(b.f32, 0.0, self.lanes), b.address(place, loop.iv, b.f32), self.lanes * 4)
 

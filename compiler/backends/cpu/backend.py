@@ -27,28 +27,36 @@ class CpuBackend:
     known_targets: ClassVar[Sequence[CpuTarget]] = TARGETS
 
     def targets(self, text: str, precision: str) -> list[CpuTarget]:
+        """Return the targets of a text such as "portable" or "x86-64-v3,native", best first. Raises UserError for an unknown name."""
         return resolve(text, precision)
 
     def parse_target(self, name: str) -> CpuTarget:
+        """Return the target that a `CpuTarget.name` names. Raises ValueError."""
         return CpuTarget.parse(name)
 
     def dispatch_passes(self, options: CompileOptions) -> list[Pass]:
+        """Return the passes from linalg to dispatches."""
         return pipeline.dispatch_passes(options)
 
     def plan_passes(self, options: CompileOptions) -> list[Pass]:
+        """Return the passes from dispatches to tiles, packed weights and the arena."""
         return pipeline.plan_passes(options)
 
     def context(self, options: CompileOptions) -> PassContext:
+        """Return what the passes are told: the costs on a CPU and the precision."""
         return PassContext(COSTS, options.precision)
 
     def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> CpuPlanned:
+        """Return a module that the passes have left, as all stages read it."""
         return CpuPlanned(module, weights, tuple(passes))
 
     def lower_entries(
         self, plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
     ) -> CompiledModel:
+        """Lower the entries of one artifact for all targets. Raises UnsupportedError, PassError."""
         return lower_entries(plans, targets, options, self, observer)
 
     def member(self, target: str, code: bytes) -> CodeVariant:
+        """Return the code member of one target; `code`: a shared object."""
         made_for = CpuTarget.parse(target)
         return CodeVariant(made_for.name, made_for.arch, made_for.required, code)

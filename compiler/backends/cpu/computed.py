@@ -17,7 +17,7 @@ MAX_BYTES = 2.0**62  # more would overflow the arithmetic of sizes
 
 
 def is_valid(b: Builder, sizes: Sizes, table: SymbolTable, symbol: ComputedSymbol, value: Value) -> Value:
-    """Whether what data gave is a size that the rest of the program was compiled for."""
+    """Emit whether what data gave, an i64, is a size that the rest of the program was compiled for: an i1."""
     conditions = [b.compare("sge", value, b.index(symbol.min)), b.compare("sle", value, b.index(symbol.max))]
     bound = table.parse(symbol.bound)
     if bound != symbol.max:
@@ -31,7 +31,7 @@ def is_valid(b: Builder, sizes: Sizes, table: SymbolTable, symbol: ComputedSymbo
 
 
 def is_allocatable(b: Builder, sizes: Sizes, num_bytes: Expr) -> Value:
-    """Whether a number of bytes is one: not beyond what 64 bits hold, computed in float64."""
+    """Emit whether a number of bytes is one, not beyond what 64 bits hold: an i1, computed in float64."""
     limit = b.const(ir.F64Type.get(), MAX_BYTES)
     return b.op("arith.cmpf", [_real(b, sizes, num_bytes), limit], b.i1, predicate=ir.IntegerAttr.get(b.i64, LESS))
 

@@ -60,10 +60,11 @@ class CpuCosts:
         return contraction.static_size(contraction.left, contraction.m) > 1
 
     def pays_to_recompute(self, body: Sequence[str], num_tensors: int) -> bool:
-        """A short body over one tensor."""
+        """Return whether a body (names of its ops) is cheap enough to be evaluated at each use: short, over one tensor."""
         return len(body) <= self.max_inlined_ops and num_tensors <= 1 and not any(name.startswith(EXPENSIVE) for name in body)
 
     def pays_to_read_around_padding(self, channels: Expr) -> bool:
+        """Return whether pixels are so large that computing where each lies costs less than a copy of the image with its zeros."""
         return not (channels.is_Integer and channels < self.min_pixel_channels)
 
     def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
@@ -76,6 +77,7 @@ class CpuCosts:
         return convolution.channels % self.lanes == 0
 
     def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
+        """Return m of the tiles that are fastest on average over batch sizes, or 0 for the direct sum."""
         costs = {m: sum(self._cycles(convolution, m, batch) / batch for batch in batches) for m in (0, *POINTS)}
         m = min(costs, key=lambda each: costs[each])
         return m if costs[m] * self.min_gain < costs[0] else 0
@@ -92,7 +94,7 @@ class CpuCosts:
         return max(products, arrival) + min(products, arrival) / 2 + transforms / self.operations_per_cycle
 
     def duration_ns(self, kind: str, flops: Expr, num_bytes: Expr) -> Expr:
-        """About what a dispatch takes on one thread."""
+        """Return about what a dispatch takes on one thread, in ns over the symbols."""
         rate = self.panel_flops_per_ns if kind in BY_PANELS else self.other_flops_per_ns
         return sympy.expand(sympy.floor(sympy.together(flops / rate + num_bytes / self.bytes_per_ns)))
 

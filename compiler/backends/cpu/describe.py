@@ -17,7 +17,7 @@ from llmos.runtime.artifact.manifest import KernelSpec
 
 
 def describe(program: Program, weights: Mapping[str, Weight], passes: Sequence[str]) -> CompiledModel:
-    """The manifest's part of a compiled model; no code yet."""
+    """Return the manifest's part of a compiled model; no code yet."""
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = describe_entry(program.main, program.table, functions)
     main = EntryFunc(program.main)

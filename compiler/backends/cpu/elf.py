@@ -14,6 +14,8 @@ _STB_LOCAL = 0
 
 
 class Symbol(NamedTuple):
+    """An entry of a symbol table."""
+
     name: str
     is_defined: bool
     is_local: bool
@@ -27,7 +29,7 @@ class _Section(NamedTuple):
 
 
 def machine(data: bytes) -> int:
-    """The `e_machine` field, such as EM_X86_64. Raises ValueError for anything but a 64-bit little-endian ELF file."""
+    """Return the `e_machine` field, such as EM_X86_64. Raises ValueError for anything but a 64-bit little-endian ELF file."""
     if data[:6] != MAGIC + b"\x02\x01" or len(data) < 64:
         raise ValueError("not a 64-bit little-endian ELF file")
     (value,) = struct.unpack_from("<H", data, 18)
@@ -35,22 +37,22 @@ def machine(data: bytes) -> int:
 
 
 def undefined_symbols(data: bytes) -> frozenset[str]:
-    """Names that the object uses and doesn't define."""
+    """Return the names that the object uses and doesn't define. Raises ValueError as `machine`."""
     return frozenset(s.name for s in symbols(data) if not s.is_defined and s.name)
 
 
 def defined_symbols(data: bytes) -> frozenset[str]:
-    """Names that the object defines for others (hidden ones included)."""
+    """Return the names that the object defines for others (hidden ones included). Raises ValueError as `machine`."""
     return frozenset(s.name for s in symbols(data) if s.is_defined and not s.is_local)
 
 
 def dynamic_symbols(data: bytes) -> frozenset[str]:
-    """Names that a shared object exports."""
+    """Return the names that a shared object exports. Raises ValueError as `machine`."""
     return frozenset(s.name for s in _table(data, _SHT_DYNSYM) if s.is_defined and s.name)
 
 
 def symbols(data: bytes) -> list[Symbol]:
-    """All entries of the object's symbol table."""
+    """Return all entries of the object's symbol table. Raises ValueError as `machine`."""
     return list(_table(data, _SHT_SYMTAB))
 
 

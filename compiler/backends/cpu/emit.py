@@ -21,20 +21,20 @@ from llmos.passes.expand_math import ExpandMath
 
 
 def make_kernels(planned: CpuPlanned, target: CpuTarget, options: CompileOptions) -> ir.Module:
-    """Kernels and the host function, with no math that needs libm."""
+    """Return kernels and the host function, with no math that needs libm. Raises UnsupportedError for a dispatch that no kernel fits."""
     kernels = emit_kernels(planned.program, target)
     run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
     return kernels
 
 
 def make_llvm_ir(kernels: ir.Module, _: CpuTarget, __: CompileOptions) -> str:
-    """LLVM IR text. The module is rewritten to the LLVM dialect."""
+    """Return LLVM IR text. The module is rewritten to the LLVM dialect. Raises PassError."""
     lower_to_llvm_dialect(kernels)
     return to_llvm_ir(kernels)
 
 
 def make_object(text: str, target: CpuTarget, options: CompileOptions) -> bytes:
-    """An object, compiled in a process of its own; nothing is compiled twice where options.cache allows."""
+    """Return an object, compiled in a process of its own; nothing is compiled twice where options.cache allows. Raises PassError."""
     # Threads alone would not do: LLVM's Python binding holds one lock for all of them, and LLVM may end its process.
     if not options.cache:
         return compile_in_child((target, text))
@@ -47,7 +47,7 @@ def make_object(text: str, target: CpuTarget, options: CompileOptions) -> bytes:
 
 
 def make_shared_object(data: bytes, _: CpuTarget, __: CompileOptions) -> bytes:
-    """One object, linked."""
+    """Return one object, linked. Raises UserError, PassError as `link_shared`."""
     return link_shared([data])
 
 

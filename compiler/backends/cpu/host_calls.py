@@ -51,25 +51,28 @@ class EntryPlan:
 
     @cached_property
     def shapes(self) -> Shapes:
+        """Return the sizes of the entry's tensors as expressions of the symbols."""
         return Shapes.of(self.main, self.table)
 
     @property
     def block(self) -> ir.Block:
+        """Return the entry's body."""
         return self.main.regions[0].blocks[0]
 
     @property
     def terminator(self) -> ir.Operation:
+        """Return the op that returns the entry's outputs."""
         return list(self.block.operations)[-1].operation
 
     @property
     def num_arguments(self) -> int:
-        """Of a call: inputs, then outputs."""
+        """Return the number of a call's arguments: inputs, then outputs."""
         entry = EntryFunc(self.main)
         return len(entry.arguments.inputs) + len(entry.outputs)
 
     @property
     def num_buffers(self) -> int:
-        """The most pointers that a kernel is handed."""
+        """Return the most pointers that a kernel is handed."""
         block = self.block
         calls = [op.operation for op in block.operations if op.operation.name == "func.call"]
         counts = [len(call.operands) + len(call.results) for call in calls]
@@ -77,12 +80,12 @@ class EntryPlan:
 
     @property
     def result_shapes(self) -> list[Sequence[Expr]]:
-        """The dimensions that a caller sees of each output."""
+        """Return the dimensions that a caller sees of each output."""
         return [callers_shape(each.dtype, self.shapes.shape(each.value)) for each in EntryFunc(self.main).outputs]
 
     @property
     def doubtful_dims(self) -> list[Expr]:
-        """Sizes of tensors that data might make negative."""
+        """Return the sizes of tensors that data might make negative."""
         ops = [op.operation for op in self.block.operations]
         tensors = [r for op in ops for r in op.results if isinstance(r.type, ir.RankedTensorType) and op.name != "tensor.empty"]
         dims = dict.fromkeys(dim for value in tensors for dim in self.shapes.shape(value) if self.table.computed_in(dim))
@@ -110,7 +113,7 @@ class CallEmitter:
 
     @classmethod
     def of(cls, plan: EntryPlan, b: Builder, context: Value, args: Value, failed: ir.Block) -> CallEmitter:
-        """Data pointers of inputs, outputs and weights; the symbols, from the input dims that are one. `args`: TVMFFIAny[]."""
+        """Load the pointers of inputs, outputs and weights, and the symbols from the input dims that are one. `args`: TVMFFIAny[]."""
         arguments = EntryFunc(plan.main).arguments
         inputs, weights = arguments.inputs, arguments.weights
         with b.at_entry():
@@ -132,7 +135,7 @@ class CallEmitter:
         return cls(plan, b, failed, sizes, context, dims, buffers, outputs, output_tensors, pointers, doubtful=plan.doubtful_dims)
 
     def emit(self, block: ir.Block) -> None:
-        """All that an entry does, from `block` on."""
+        """Emit all that an entry does, from `block` on."""
         with ir.InsertionPoint(block):
             current = self._reserve(block)
         number = self.plan.first_kernel
@@ -309,5 +312,5 @@ def branch(condition: Value, yes: ir.Block, yes_args: Sequence[Value], no: ir.Bl
 
 
 def field_of(b: Builder, base: Value, offset: int, kind: ir.Type) -> Value:
-    """8 bytes of a structure of the ABI; `offset` in bytes."""
+    """Emit the load of a field of 8 bytes of a structure of the ABI; `offset` in bytes."""
     return b.load(b.address(base, b.index(offset), b.i8), kind, 8)

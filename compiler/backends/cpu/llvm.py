@@ -26,10 +26,14 @@ class CodeTarget(Protocol):
     """What the back half reads of a `compiler.target` record."""
 
     @property
-    def triple(self) -> str: ...
+    def triple(self) -> str:
+        """LLVM's target triple."""
+        ...
 
     @property
-    def cpu(self) -> str: ...
+    def cpu(self) -> str:
+        """LLVM's name of the processor."""
+        ...
 
     @property
     def features(self) -> str:
@@ -61,7 +65,7 @@ def compile_object(ll_text: str, target: CodeTarget) -> bytes:
 
 
 def emit_assembly(ll_text: str, target: CodeTarget) -> str:
-    """The assembly (or PTX) of what `compile_object` would emit, for people and for tests."""
+    """Return the assembly (or PTX) of what `compile_object` would emit, for people and tests. Raises PassError if the text is invalid."""
     machine = _target_machine(target)
     module = _parse(ll_text, target, machine)
     optimize(module, machine)
@@ -91,7 +95,7 @@ def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) ->
 
 
 def optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
-    """LLVM's passes over a parsed module, in place, and what it exports decided."""
+    """Run LLVM's passes over a parsed module, in place, and hide what it need not export."""
     _hide_symbols(module)
     tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
     # Kernels hold their vectors already. The loop vectorizer takes 2^n steps for a scalar chain of n values that are each used twice.

@@ -43,6 +43,7 @@ class LoopLayout:
 
     @classmethod
     def of(cls, loop: Loop) -> LoopLayout:
+        """Read the layout of a loop whose calls have their buffers."""
         operands = [root_of(v) for call in loop.calls for v in call.operands if isinstance(v.type, ir.RankedTensorType)]
         operands += [root_of(loop.inits[position]) for position in loop.states]
         inner = {*loop.carried, *[result for op in loop.ops for result in op.results]}
@@ -54,10 +55,12 @@ class LoopLayout:
 
     @property
     def first_state(self) -> int:
+        """Return the place of the first of the last states."""
         return 1 + len(self.externals) + len(self.slots) + len(self.scan_outputs)
 
     @property
     def num_pointers(self) -> int:
+        """Return how many pointers the kernel is handed."""
         return self.first_state + len(self.states)
 
 
@@ -73,15 +76,17 @@ class LoopPlan:
 
     @cached_property
     def layout(self) -> LoopLayout:
+        """Return the pointers that the host hands over."""
         return LoopLayout.of(self.loop)
 
     @cached_property
     def induction_variable(self) -> Expr:
+        """Return the symbol that the body's sizes and offsets are written in."""
         return self.table.parse(text_of(self.loop.op.attributes, INDUCTION_VARIABLE))
 
     @cached_property
     def num_tiles(self) -> Expr:
-        """One for each part where all that an iteration does is small, or there are fewer threads than twice the parts; else one."""
+        """Return one for each part where all that an iteration does is small, or there are fewer threads than twice the parts; else one."""
         parts = len(self.loop.parts)
         if parts == 1:
             return sympy.S.One
@@ -92,12 +97,13 @@ class LoopPlan:
 
     @property
     def launch(self) -> Launch:
+        """Return the number of tiles, and the most scratch that a dispatch of the body needs."""
         launches = [self.kernels[_callee(call)].launch for call in self.loop.calls]
         return Launch(self.num_tiles, sympy.Max(0, *[launch.scratch_bytes for launch in launches]))
 
 
 def emit_loop(module: ir.Module, plan: LoopPlan) -> Launch:
-    """Append the kernel of a loop."""
+    """Append the kernel of a loop; its function has the ABI of all kernels."""
     with _function(module, plan.name) as (b, (buffers, dims, begin, end, scratch)):
         emitter = LoopEmitter.of(plan, b, buffers, dims, scratch)
         b.store(b.const(b.i32, 0), emitter.error, 4)
@@ -171,7 +177,7 @@ class LoopEmitter:
 
     # -- parts
     def part_of_tile(self, part: int, tile: Value) -> None:
-        """Every iteration of a part, in the tiles that it belongs to."""
+        """Emit every iteration of a part; where each part is a tile, under a branch on the tile."""
         b = self.b
         if len(self.plan.loop.parts) == 1:
             self._iterations(part)

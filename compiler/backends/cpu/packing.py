@@ -28,6 +28,7 @@ def panel_width(n: int, k: int) -> int:
 
 
 def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> tuple[int, int, int]:
+    """Return the shape of `pack_panels`: panels, k, width."""
     n, k = (math.prod(shape[axis] for axis in axes) for axes in (n_axes, k_axes))
     width = width or panel_width(n, k)
     return -(-n // width), k, width
@@ -49,6 +50,7 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int],
 def packed_pairs_shape(
     shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None
 ) -> tuple[int, int, int, int]:
+    """Return the shape of `pack_pairs`: panels, pairs of k, width, 2."""
     panels, k, width = packed_shape(shape, n_axes, k_axes, width)
     return panels, -(-k // 2), width, 2
 
@@ -65,6 +67,7 @@ def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], 
 def packed_winograd_shape(
     shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], m: int, width: int | None = None
 ) -> tuple[int, int, int, int]:
+    """Return the shape of `pack_winograd`: panels, positions, channels, width."""
     panels, k, width = packed_shape((shape[n_axes[0]], shape[k_axes[2]]), [0], [1], width)
     return panels, (m + TAPS - 1) ** 2, k, width
 

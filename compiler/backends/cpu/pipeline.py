@@ -17,12 +17,12 @@ from llmos.passes.winograd import Winograd
 
 
 def dispatch_passes(options: CompileOptions) -> list[Pass]:
-    """From generics to dispatches, each with its algorithm and precision."""
+    """Return the passes from generics to dispatches, each with its algorithm and precision."""
     return [RecognizeAttention(), FuseLoops(), FormDispatches(), *_algorithms(options), LabelDispatches(), *_arithmetic(options)]
 
 
 def plan_passes(options: CompileOptions) -> list[Pass]:
-    """Tiles and layouts of weights, then where values lie."""
+    """Return the passes that decide tiles and layouts of weights, then where values lie."""
     return [*_tiles(options), PackWeights(), UpdateInPlace(), PlanMemory()]
 
 

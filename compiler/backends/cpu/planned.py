@@ -20,10 +20,12 @@ class CpuPlanned(Planned):
 
     @cached_property
     def program(self) -> Program:
+        """Return the dispatches of the module."""
         with self.module.context, ir.Location.unknown():
             return replace(Program.of(self.module), weights=self.places, first_kernel=self.first_kernel)
 
     @cached_property
     def record(self) -> CompiledModel:
+        """Return what the artifact says of the model; no code yet."""
         with self.module.context, ir.Location.unknown():
             return describe(self.program, self.weights, self.passes)

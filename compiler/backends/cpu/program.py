@@ -71,10 +71,12 @@ class LoopUnit:
 
     @property
     def induction_variable(self) -> str:
+        """Return the name of the loop's symbol."""
         return text_of(self.loop.op.attributes, INDUCTION_VARIABLE)
 
     @property
     def name(self) -> str:
+        """Return the name of the loop's kernel."""
         return f"{self.induction_variable}_loop"
 
 
@@ -95,6 +97,7 @@ class Program:
 
     @classmethod
     def of(cls, module: ir.Module) -> Program:
+        """Read the entry of a planned module."""
         table = SymbolTable.of(module)
         functions = functions_of(module)
         main = EntryFunc.of(module).op
@@ -114,16 +117,20 @@ class Program:
 
     @property
     def dispatches(self) -> list[Dispatch]:
-        """Every dispatch, those in loops included."""
+        """Return every dispatch, those in loops included."""
         return [each for unit in self.units for each in (unit.dispatches if isinstance(unit, LoopUnit) else [unit])]
 
     @property
     def loops(self) -> list[LoopUnit]:
+        """Return the loops of the host function."""
         return [unit for unit in self.units if isinstance(unit, LoopUnit)]
 
 
 def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
-    """A module with one function for each distinct dispatch, and the host function: the `kernels` stage."""
+    """Return a module with one function for each distinct dispatch, and the host function: the `kernels` stage.
+
+    Raises UnsupportedError for a dispatch that no kernel fits.
+    """
     with program.module.context, ir.Location.unknown():
         module = ir.Module.create()
         kernels: dict[str, Kernel] = {}
@@ -142,7 +149,7 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
 
 
 def identity(dispatch: Dispatch) -> str:
-    """A dispatch's text without its name: equal for dispatches that one kernel serves."""
+    """Return a dispatch's text without its name: equal for dispatches that one kernel serves."""
     return str(dispatch.func).replace(f"@{dispatch.name}(", "@_(", 1)
 
 
@@ -153,7 +160,7 @@ def _cost_ns(dispatch: Dispatch) -> Expr:
 
 
 def describe_loop(unit: LoopUnit) -> Work:
-    """Arithmetic and traffic of all turns."""
+    """Return the arithmetic and the traffic of all iterations."""
     works = [describe_work(dispatch) for dispatch in unit.dispatches]
     flops, num_bytes = (sum(parts, sympy.S.Zero) for parts in ([w.flops for w in works], [w.num_bytes for w in works]))
     return Work(sympy.expand(unit.loop.trip_count * flops), sympy.expand(unit.loop.trip_count * num_bytes))

@@ -20,7 +20,7 @@ from llmos.runtime.artifact.safetensors import is_reserved
 
 
 def bound_weights(arguments: Sequence[Argument], weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The weights of the code, in the order of its arguments, packed where a kernel wants that."""
+    """Return the weights of the code, in the order of its arguments, packed where a kernel wants that."""
     bound: dict[str, Weight] = {}
     for argument in arguments:
         name = source = argument.name

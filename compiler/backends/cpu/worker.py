@@ -14,7 +14,7 @@ _CHILDREN = Children("llmos.compiler.backends.cpu.worker")
 
 
 def compile_in_child(module: tuple[CpuTarget, str]) -> bytes:
-    """The object of (target, LLVM IR text), made by a child process. Raises PassError."""
+    """Return the object of (target, LLVM IR text), made by a child process. Raises PassError."""
     target, text = module
     answer = _CHILDREN.ask(f"{target.name}\n{text}".encode())
     if answer.failed:

@@ -34,18 +34,21 @@ class Bf16Tiles(MatrixArithmetic):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether both sides are bfloat16, k is a multiple of 32 and the target has AMX."""
         both = all(isinstance(each, ir.BF16Type) for each in (operands.left, operands.right))
         return both and has_matrix_tiles(target) and operands.k is not None and operands.k % TILE_DEPTH == 0
 
     @property
     def left_type(self) -> ir.Type:
+        """Return bfloat16."""
         return ir.BF16Type.get()
 
     def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
-        """What `copy_rows` needs."""
+        """Return the bytes that `copy_rows` needs."""
         return TILE_ROWS * (k + TILE_DEPTH) * 2
 
     def copy_rows(self, b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
+        """Emit the copy of `count` rows of k bfloat16, k + 32 apart, to scratch of `scratch_bytes`."""
         pair, stride = b.vec(b.i32, ROW_BYTES // 4), k + TILE_DEPTH
         i16 = ir.IntegerType.get_signless(16)
         with b.loop(b.index(0), count, b.index(1)) as rows, b.loop(b.index(0), b.index(k), b.index(TILE_DEPTH)) as loop:
@@ -54,6 +57,7 @@ class Bf16Tiles(MatrixArithmetic):
         return Strided(target, b.index(stride), b.index(1))
 
     def multiply(self, b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int) -> None:
+        """Emit `multiply_tiles` of one or two tiles of rows."""
         multiply_tiles(b, a, panel, columns, k, out, out_stride)
 
 

@@ -88,7 +88,7 @@ class Arithmetic(ABC):
         return 0
 
     def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
-        """Of scratch beside rows and sums, where panels of `width` columns lie packed in memory."""
+        """Return the bytes of scratch beside rows and sums, where panels of `width` columns lie packed in memory."""
         return 0
 
 
@@ -96,6 +96,7 @@ class RegisterArithmetic(Arithmetic):
     """An arithmetic whose accumulators are vector registers."""
 
     def block_rows(self, shape: TileShape) -> int:
+        """Return the rows of the register tile."""
         return shape.rows
 
     def load_block(self, b: Builder, base: Value, k: Value, block: PanelBlock, scratch: Callable[[], Value]) -> Value:
@@ -122,6 +123,7 @@ class MatrixArithmetic(Arithmetic):
     words_per_step: int  # rows of words of a panel that one instruction reads
 
     def block_rows(self, shape: TileShape) -> int:
+        """Return the rows of the largest block of matrix registers."""
         return self.row_tiles[0] * self.tile_rows
 
     @abstractmethod

@@ -20,16 +20,20 @@ class Bf16Dot(RegisterArithmetic):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
-        """Processors with AMX have slow dot products: half the multiply-adds a cycle of float32."""
+        """Return whether both sides are bfloat16 and the target has AVX512_BF16, but no AMX.
+
+        Processors with AMX have slow dot products: half the multiply-adds a cycle of float32.
+        """
         both = all(isinstance(each, ir.BF16Type) for each in (operands.left, operands.right))
         return both and target.has("avx512bf16") and not target.has("amx-bf16")
 
     @property
     def left_type(self) -> ir.Type:
+        """Return bfloat16."""
         return ir.BF16Type.get()
 
     def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
-        """The k of a packed weight are known, and its rows dense along k."""
+        """Emit the loop over pairs of k. `k`: a constant, and `a` dense along it."""
         num_k = b.known(k)
         assert isinstance(a, Strided) and num_k is not None
         return _accumulate(b, shape, a, panel, num_k, start)

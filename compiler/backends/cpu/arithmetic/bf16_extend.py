@@ -26,14 +26,16 @@ class Bf16Extend(RegisterArithmetic):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether the weight is bfloat16."""
         return isinstance(operands.right, ir.BF16Type)
 
     @property
     def left_type(self) -> ir.Type:
+        """Return float32."""
         return ir.F32Type.get()
 
     def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
-        """The k of a packed weight are known, and its rows dense along k."""
+        """Emit the loop over pairs of k. `k`: a constant, and `a` dense along it."""
         num_k = b.known(k)
         assert isinstance(a, Strided) and num_k is not None
         return _accumulate(b, shape, a, panel, num_k, start)
@@ -47,27 +49,31 @@ class Bf16ExtendPanel(RegisterArithmetic):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether the weight is bfloat16 and the target gains from panels in L1 (`near_bytes`)."""
         return isinstance(operands.right, ir.BF16Type) and target.near_bytes > 0
 
     @property
     def left_type(self) -> ir.Type:
+        """Return float32."""
         return ir.F32Type.get()
 
     def k_block(self, k: int, most: int) -> int:
+        """Return `even_block`: a weight is extended in blocks even where one is all of it."""
         return even_block(k, most)
 
     def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
-        """For one block, in float32."""
+        """Return the bytes of one block, in float32."""
         return 4 * width * k_block
 
     def load_block(self, b: Builder, base: Value, k: Value, block: PanelBlock, scratch: Callable[[], Value]) -> Value:
-        """The block in scratch, as [num_k][width] of float32; a block further is requested from memory meanwhile."""
+        """Emit the block into scratch, as [num_k][width] of float32; a block further is requested from memory meanwhile."""
         part = scratch()
         source = b.address(base, b.mul(b.div(k, b.index(2)), b.index(block.width)), b.f32)
         _extend_panel(b, source, part, block)
         return part
 
     def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
+        """Emit the loop over a block that `load_block` has extended."""
         return accumulate(b, shape, a, panel, k, start, pairs=True)
 
 

@@ -41,7 +41,7 @@ def over_pairs(
 
 
 def load_pairs(b: Builder, shape: TileShape, panel: Panel, pair: Value) -> list[Value]:
-    """The pairs of one step, a 32-bit word each."""
+    """Emit the load of the pairs of one step, a 32-bit word each: `shape.vectors` vectors."""
     kind = b.vec(b.i32, shape.lanes)
     at = b.address(panel.base, b.mul(pair, panel.stride), b.i32)
     made = [b.load(b.address(at, b.index(v * shape.lanes), b.i32) if v else at, kind, panel.align) for v in range(shape.vectors)]
@@ -53,12 +53,12 @@ def load_pairs(b: Builder, shape: TileShape, panel: Panel, pair: Value) -> list[
 
 
 def extend_first(b: Builder, words: Value) -> Value:
-    """The first of each pair, in float32."""
+    """Emit the first of each pair, in float32."""
     lanes = words.type.shape[0]
     return b.op("arith.bitcast", [b.binary("arith.shli", words, b.splat_constant(b.i32, 16, lanes))], b.vec(b.f32, lanes))
 
 
 def extend_second(b: Builder, words: Value) -> Value:
-    """The second of each pair, in float32."""
+    """Emit the second of each pair, in float32."""
     lanes = words.type.shape[0]
     return b.op("arith.bitcast", [b.binary("arith.andi", words, b.splat_constant(b.i32, HIGH_HALF, lanes))], b.vec(b.f32, lanes))

@@ -23,17 +23,20 @@ class Float32(RegisterArithmetic):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether the right side is float32."""
         return isinstance(operands.right, ir.F32Type)
 
     @property
     def left_type(self) -> ir.Type:
+        """Return float32."""
         return ir.F32Type.get()
 
     def k_block(self, k: int, most: int) -> int:
-        """Blocks only where there is more than one: sums wait in scratch between them."""
+        """Return `even_block` where that makes more than one block, else 0: sums wait in scratch between them."""
         return even_block(k, most) if most and k > most else 0
 
     def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
+        """Emit the loop over k, one fma for each row and vector of the tile."""
         return accumulate(b, shape, a, panel, k, start)
 
 

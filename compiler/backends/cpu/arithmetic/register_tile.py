@@ -28,6 +28,7 @@ class TileShape:
 
     @property
     def columns(self) -> int:
+        """Return the columns of the tile, in float32."""
         return self.vectors * self.lanes
 
 
@@ -86,7 +87,7 @@ class Strided:
     is_long: bool = False  # whether a number of k that isn't known may be more than a block of a sum
 
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
-        """All of k in one run, or a run for each block."""
+        """Emit all of k in one run, or a run for each block."""
         rows = [b.address(self.base, b.mul(b.index(r), self.row_stride), b.f32) if r else self.base for r in range(num_rows)]
         known = b.known(depth)
         if (known is not None and known <= BLOCK) or (known is None and not self.is_long):
@@ -119,6 +120,7 @@ class Panel:
 
 
 def zeros(b: Builder, shape: TileShape) -> list[Value]:
+    """Return the accumulators of a tile at 0, row by row."""
     return [b.splat_constant(b.f32, 0.0, shape.lanes)] * (shape.rows * shape.vectors)
 
 
@@ -131,7 +133,7 @@ def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Valu
 
 
 def load_tile(b: Builder, shape: TileShape, base: Value, row_stride: int) -> list[Value]:
-    """What `store_tile` wrote."""
+    """Emit the load of what `store_tile` wrote: accumulators, row by row."""
     kind = b.vec(b.f32, shape.lanes)
     offsets = [b.index(r * row_stride + v * shape.lanes) for r in range(shape.rows) for v in range(shape.vectors)]
     return [b.load(b.address(base, offset, b.f32), kind, shape.lanes * 4) for offset in offsets]

@@ -35,7 +35,7 @@ LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(m
 
 
 def attention_in(dispatch: Dispatch) -> AttentionParts:
-    """Read an `attention` dispatch back."""
+    """Return the parts of an `attention` dispatch."""
     return parts_of([op.operation for op in dispatch.block.operations])
 
 
@@ -67,7 +67,7 @@ class AttentionPlan:
         return source is not None and isinstance(source[0].type.element_type, ir.BF16Type)
 
     def scratch(self) -> dict[str, Expr]:
-        """Parts of a tile's scratch, in elements of 32 bits."""
+        """Return the sizes of the parts of a tile's scratch, in elements of 32 bits."""
         rows = self.block_rows
         return {
             "query": self.depth * rows,
@@ -82,7 +82,7 @@ class AttentionPlan:
 
     @functools.cached_property
     def offsets(self) -> dict[str, Expr]:
-        """Where each part of the scratch begins, and its end."""
+        """Return where each part of the scratch begins and, as "end", where all end, in elements of 32 bits."""
         offsets: dict[str, Expr] = {}
         position: Expr = sympy.Integer(0)
         for name, size in self.scratch().items():
@@ -92,16 +92,17 @@ class AttentionPlan:
 
     @property
     def grid(self) -> list[Expr]:
-        """Tiles: the points of the batch, blocks of queries."""
+        """Return the extents of the grid: the points of the batch, blocks of queries."""
         return [product(self.batch), ceil_div(self.num_queries, self.block_rows)]
 
     @property
     def batch(self) -> list[Expr]:
-        """Extents of the batch axes."""
+        """Return the extents of the batch axes."""
         return [self.score_shape[axis] for axis in self.batch_axes]
 
     @property
     def launch(self) -> Launch:
+        """Return the number of tiles, and the scratch of one."""
         return Launch(sympy.expand(product(self.grid)), sympy.expand(self.offsets["end"] * 4))
 
 
@@ -115,7 +116,7 @@ class QueryBlock:
 
     @classmethod
     def of(cls, plan: AttentionPlan, frame: Frame, tile: Value) -> QueryBlock:
-        """The block of a number."""
+        """Emit the block of a tile, by its number in the grid."""
         b, sizes = frame.b, frame.emitter.sizes
         flat, block = split_index(b, sizes, tile, plan.grid)
         batch = split_index(b, sizes, flat, plan.batch)

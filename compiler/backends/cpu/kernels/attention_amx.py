@@ -36,7 +36,7 @@ class TiledAttentionPlan(AttentionPlan):
 
     @property
     def fits(self) -> bool:
-        """Whether Q, K and V lie in memory as bfloat16, dense along the head, whose width is a known multiple of what a tile takes."""
+        """Return whether Q, K and V are bfloat16 in memory, dense along the head, whose width is a known multiple of what a tile takes."""
         scores, values, parts = self.parts.scores, self.parts.values, self.parts
         operands = [(scores, parts.query, scores.k), (scores, 1 - parts.query, scores.k), (values, 1 - parts.weights, self.value_dims)]
         known = all(size.is_Integer and int(size) % TILE_DEPTH == 0 for size in (self.depth, self.width))
@@ -49,6 +49,7 @@ class TiledAttentionPlan(AttentionPlan):
         return is_extended_argument(generic.inputs[operand]) and dim_positions(generic.maps[operand])[-1:] == real
 
     def scratch(self) -> dict[str, Expr]:
+        """Return the sizes of the parts of a tile's scratch, in words of 32 bits; bfloat16 lies by pairs."""
         rows = self.block_rows
         return {
             "query": self.depth / 2 * rows,  # [d / 2][i][2]

@@ -45,10 +45,12 @@ class Columns:
 
     @cached_property
     def sizes(self) -> tuple[Expr, ...]:
+        """Return the extents of the reduction's loops."""
         return self.root.loop_sizes(self.dispatch.shapes)
 
     @property
     def taps(self) -> Expr:
+        """Return how many elements one result is reduced from."""
         return product([self.sizes[d] for d in self.root.reduction_dims])
 
 
@@ -119,6 +121,7 @@ class ColumnsEmitter:
         self.registers = 8 * LANES if shape.lanes >= 16 else 4 * LANES  # lanes in all that are accumulated at once
 
     def emit(self, module: ir.Module) -> Launch:
+        """Append the kernel: a tile is a chunk of pixels by a chunk of lanes, at a point of the outer dims."""
         plan = self.plan
         outer = [self.sizes[d] for d in plan.outer]
         width = self.sizes[plan.pixel] if plan.pixel is not None else sympy.S.One

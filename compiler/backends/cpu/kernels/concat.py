@@ -35,14 +35,15 @@ class Pieces:
 
     @property
     def shape(self) -> tuple[Expr, ...]:
+        """Return the shape of the result."""
         return self.dispatch.shapes.shape(self.dispatch.results[0])
 
     def offset(self, number: int) -> Expr:
-        """Where a piece begins along the axis."""
+        """Return where a piece begins along the axis."""
         return sympy.expand(sympy.Add(*[self.dispatch.shapes.shape(value)[self.axis] for value in self.values[:number]]))
 
     def walk(self, value: Value) -> Walk:
-        """Over a piece, its dims together as far as it and the result lie in order."""
+        """Return the walk over a piece, its dims together as far as it and the result lie in order."""
         shape = self.dispatch.shapes.shape(value)
         forms: list[LinearExpr] = [{dim: 1} if size != 1 else {} for dim, size in enumerate(shape)]
         accesses = Accesses(self.dispatch)

@@ -62,7 +62,7 @@ class ContractionEmitter:
 
     @property
     def scratch_bytes(self) -> Expr:
-        """Of a thread, over the symbols."""
+        """Return the scratch of a thread, over the symbols."""
         plan = self.plan
         if not plan.packed:
             return sympy.expand(self._panel_offset + 4 * plan.width * plan.k)
@@ -70,7 +70,7 @@ class ContractionEmitter:
 
     @contextmanager
     def zeros(self, frame: Frame) -> Iterator[None]:
-        """The run of zeros that windows outside of an image read, written once a call."""
+        """Emit the run of zeros that windows outside of an image read, once a call."""
         write_zeros(frame, self.plan, self._rows_offset)
         yield
 
@@ -78,7 +78,7 @@ class ContractionEmitter:
     def tile(
         self, points: TileCoords, outputs: Sequence[Buffer], low: Value, high: Value, panel: Value, fresh: Value | None = None
     ) -> None:
-        """Rows [low, high) by a panel of columns, to `outputs`. `fresh`: whether rows aren't those of the tile before; None for always."""
+        """Emit rows [low, high) by a panel, to `outputs`. `fresh`: whether rows aren't those of the tile before; None for always."""
         frame, plan = points.frame, self.plan
         b, size = frame.b, frame.emitter.sizes
         first = b.mul(panel, b.index(plan.width))

@@ -49,15 +49,17 @@ class PanelTile:
 
     @property
     def frame(self) -> Frame:
+        """Return the open kernel."""
         return self.epilogue.points.frame
 
     @property
     def b(self) -> Builder:
+        """Return the builder of the kernel."""
         return self.frame.b
 
     @property
     def dense_rows(self) -> Rows:
-        """The rows of an arithmetic that reads no windows."""
+        """Return the rows, for an arithmetic that reads no windows."""
         assert isinstance(self.rows, Rows)
         return self.rows
 
@@ -89,14 +91,16 @@ class MainLoop(Protocol):
 
     @property
     def sums(self) -> TileSums:
-        """The sums that lie at the beginning of scratch."""
+        """Return the sums that lie at the beginning of scratch."""
         ...
 
-    def emit(self, tile: PanelTile) -> None: ...
+    def emit(self, tile: PanelTile) -> None:
+        """Emit the products of a tile and what follows them."""
+        ...
 
 
 def main_loop(schedule: Schedule) -> MainLoop:
-    """The loops for a schedule and its plan's arithmetic."""
+    """Return the loops for a schedule and its plan's arithmetic."""
     arithmetic = schedule.plan.arithmetic
     if isinstance(arithmetic, MatrixArithmetic):
         return MatrixLoop(schedule, arithmetic)
@@ -116,10 +120,12 @@ class RegisterLoop:
 
     @property
     def sums(self) -> TileSums:
+        """Return the sums of one block of rows."""
         schedule = self.schedule
         return TileSums(schedule.block_rows * schedule.plan.width, schedule.shape.lanes, 0)
 
     def emit(self, tile: PanelTile) -> None:
+        """Emit the tile a block of rows at a time."""
         b, shape = tile.b, self.schedule.shape
         surplus = 0 if self._epilogue_in_registers else shape.lanes - 1
         prefetch = PanelPrefetch(self.schedule, tile.frame)
@@ -154,10 +160,12 @@ class KBlockLoop:
 
     @property
     def sums(self) -> TileSums:
+        """Return the sums of all rows of a tile."""
         schedule = self.schedule
         return TileSums(schedule.chunk * schedule.plan.width, schedule.shape.lanes, int(schedule.plan.k))
 
     def emit(self, tile: PanelTile) -> None:
+        """Emit the tile a block of k at a time, then the epilogue of all rows."""
         b = tile.b
         count = b.sub(tile.high, tile.low)
         chains = functools.partial(self._chains, tile)
@@ -214,10 +222,12 @@ class MatrixLoop:
 
     @property
     def sums(self) -> TileSums:
+        """Return the sums of one block of rows."""
         schedule = self.schedule
         return TileSums(schedule.block_rows * schedule.plan.width, schedule.shape.lanes, int(schedule.plan.k))
 
     def emit(self, tile: PanelTile) -> None:
+        """Emit the tile a block of matrix tiles at a time."""
         b, rows, tile_rows = tile.b, tile.dense_rows, self.arithmetic.tile_rows
         position = tile.low
         for tiles in self.arithmetic.row_tiles:

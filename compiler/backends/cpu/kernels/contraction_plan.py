@@ -24,7 +24,7 @@ from llmos.compiler.ir.sizes import Expr
 
 
 def contraction_in(dispatch: Dispatch) -> Contraction:
-    """The root of a contraction dispatch."""
+    """Return the root of a contraction dispatch."""
     return root_contraction(dispatch.ops)
 
 
@@ -53,10 +53,11 @@ class ContractionPlan:
         self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if by_windows else None
 
     def extent(self, dims: Sequence[int]) -> Expr:
+        """Return the product of the sizes of some loop dims."""
         return product([self.sizes[dim] for dim in dims])
 
     def real(self, dims: Sequence[int]) -> list[int]:
-        """Dims that are not of size 1."""
+        """Return the dims that are not of size 1."""
         return [dim for dim in dims if self.sizes[dim] != 1]
 
     def _packed_weight(self) -> Value | None:
@@ -80,7 +81,7 @@ class ContractionPlan:
 
     @property
     def width(self) -> int:
-        """Columns of a panel."""
+        """Return the columns of a panel."""
         if self.dispatch.tiling.columns is not None:
             return self.dispatch.tiling.columns
         return panel_width(int(self.n), int(self.k)) if self.n.is_Integer and self.k.is_Integer else PANEL
@@ -95,7 +96,7 @@ class ContractionPlan:
 
     @property
     def panel_rows(self) -> Expr:
-        """Vectors of 32-bit words down a panel."""
+        """Return how many rows of 32-bit words a panel has."""
         return ceil_div(self.k, self.arithmetic.k_per_word)
 
     def _trace_right(self) -> Accesses:

@@ -39,14 +39,14 @@ class Rows:
     is_long: bool
 
     def block(self, row: Value, num_rows: int) -> Strided:
-        """The rows from `row` on."""
+        """Return the rows from `row` on, as an operand of the register tile."""
         b = self.b
         start = b.address(self.base, b.mul(b.sub(row, self.first), self.stride), self.type)
         return Strided(start, self.stride, b.index(1), self.is_long)
 
 
 def scratch_of_rows(plan: ContractionPlan, chunk: int) -> Expr:
-    """Bytes of scratch for the left side of a tile of `chunk` rows: the rows, or a run of zeros around an image."""
+    """Return the bytes of scratch for the left side of a tile of `chunk` rows: the rows, or a run of zeros around an image."""
     if plan.windows is not None:
         return 4 * plan.windows.run if plan.windows.padded else sympy.S.Zero
     return sympy.S.Zero if plan.in_place else 4 * chunk * (plan.k + ROW_PADDING)
@@ -69,10 +69,11 @@ class LeftSide:
 
     @property
     def plan(self) -> ContractionPlan:
+        """Return what is known of the contraction."""
         return self.points.plan
 
     def rows(self, low: Value, high: Value, fresh: Value | None) -> Rows | WindowReader:
-        """Rows [low, high). `fresh`: whether they aren't those of the tile before; None for always."""
+        """Emit rows [low, high), unless they are read in place. `fresh`: whether they aren't those of the tile before; None for always."""
         ev, plan = self.points.frame.emitter, self.plan
         if plan.windows is None:
             return self._in_place() if plan.in_place else self._evaluated(low, high, fresh)

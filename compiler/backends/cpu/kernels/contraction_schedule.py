@@ -36,7 +36,7 @@ class Schedule:
 
     @classmethod
     def of(cls, plan: ContractionPlan, target: CpuTarget, chunk: int | None = None) -> Schedule:
-        """The best known for a target. `chunk`: where that is given."""
+        """Return the best that is known for a target. `chunk`: rows of a tile, where that is given."""
         tiling = plan.dispatch.tiling.on(target)
         shape = register_tile(target.vector_bits, plan.width)
         rows, block = plan.arithmetic.block_rows(shape), _k_block(plan, shape, tiling, target)
@@ -44,7 +44,7 @@ class Schedule:
 
     @property
     def prefetch_distance(self) -> int:
-        """Rows of a panel between a read and the request for it."""
+        """Return the rows of a panel between a read and the request for it."""
         return PREFETCH if self.tiling.ahead is None else self.tiling.ahead
 
 

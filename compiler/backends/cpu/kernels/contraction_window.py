@@ -31,7 +31,7 @@ THREADS = (1, 2, 4)  # that a smallest input is shared out between, each number 
 
 
 def window_reduction_in(dispatch: Dispatch) -> WindowReduction:
-    """The windows of a `contraction_window` dispatch."""
+    """Return the windows of a `contraction_window` dispatch."""
     root = contraction_in(dispatch).generic.op
     for op in dispatch.ops:
         if op.name == "linalg.generic" and not is_fill(op) and op != root and Generic(op).reduction_dims:
@@ -102,6 +102,7 @@ class ContractionWindowEmitter:
         return sympy.expand(ceil_div(self.contraction.scratch_bytes, ALIGN) * ALIGN)
 
     def emit(self, module: ir.Module) -> Launch:
+        """Append the kernel: a tile is a band of output rows by a panel of channels."""
         bands = ceil_div(sympy.Integer(self.rows.out), self.height)
         grid = [*self.batch, bands, sympy.Integer(self.panels)]
         with (

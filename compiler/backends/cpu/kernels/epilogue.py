@@ -36,7 +36,7 @@ class TileCoords:
         n: dict[int, Coord] | None = None,
         k: dict[int, Coord] | None = None,
     ) -> list[Coord]:
-        """Loop coordinates from a flat m over `groups` and the counters of n and k; what is not given is 0."""
+        """Emit loop coordinates from a flat m over `groups` and the counters of n and k; what is not given is 0."""
         b, plan = self.frame.b, self.plan
         point: list[Coord] = [b.index(0)] * plan.generic.rank
         for dim, coord in zip(plan.root.batch, self.batch, strict=True):
@@ -50,7 +50,7 @@ class TileCoords:
         return point
 
     def columns(self, first: Value) -> dict[int, Coord]:
-        """Coordinates of the n dims for a vector of columns: neighbors where the dims can be walked as one, spread otherwise."""
+        """Emit coordinates of the n dims for a vector of columns from `first` on: a Lane where the dims can be walked as one."""
         b, ev, groups = self.frame.b, self.frame.emitter, self.plan.n_groups
         if len(groups) <= 1:
             return {groups[0][-1]: Lane(first)} if groups else {}
@@ -80,7 +80,7 @@ class Epilogue:
     outputs: Sequence[Buffer]
 
     def from_registers(self, shape: TileShape, sums: Sequence[Value], row: Value, first: Value, columns: int) -> None:
-        """Accumulators of `shape.rows` rows, row by row, through the epilogue to memory. `columns`: how many of them are real."""
+        """Emit accumulators of `shape.rows` rows, row by row, through the epilogue to memory. `columns`: how many of them are real."""
         b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.points.plan
         with ev.scope():
             lanes = [self.points.columns(b.add(first, b.index(v * shape.lanes))) for v in range(shape.vectors)]
@@ -95,7 +95,7 @@ class Epilogue:
                         self._finish(sums[r * shape.vectors + v], point)
 
     def from_tile(self, row: Value, first: Value, count: Value, start: Value | None = None) -> None:
-        """`count` rows of the tile in scratch, from its row `start` on, through the epilogue to memory."""
+        """Emit `count` rows of the tile in scratch, from its row `start` on, through the epilogue to memory."""
         frame, plan = self.points.frame, self.points.plan
         b, ev, n = frame.b, frame.emitter, plan.n
         with b.loop(b.index(0), count, b.index(1)) as loop, ev.scope():

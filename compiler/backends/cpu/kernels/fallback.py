@@ -39,7 +39,10 @@ BUFFERIZE = (
 
 
 def emit_fallback(module: ir.Module, dispatch: Dispatch) -> Launch:
-    """Append the kernel of a `fallback` dispatch, and the bufferized function that it calls."""
+    """Append the kernel of a `fallback` dispatch, and the bufferized function that it calls.
+
+    Raises UnsupportedError where upstream's lowerings refuse an op, or data decides the size of a temporary.
+    """
     body = f"{dispatch.name}_body"
     _append_body(module, dispatch, body)
     with kernel(module, dispatch) as frame:

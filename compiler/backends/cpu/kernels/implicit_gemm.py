@@ -104,7 +104,7 @@ class WindowReader:
     zeros: Value  # pointer to a run of zeros
 
     def block(self, row: Value, num_rows: int) -> WindowBlock:
-        """The rows from `row` on."""
+        """Emit the rows from `row` on, as an operand of the register tile."""
         b, size = self.ev.b, self.ev.sizes
         extents = [size(self.sizes[dim]) for dim in self.rows]
         coords = split_index(b, size, row, [self.sizes[dim] for dim in self.rows])
@@ -131,7 +131,7 @@ class WindowReader:
         return total
 
     def tap(self, at: dict[int, Value]) -> tuple[Value, list[Value]]:
-        """What a tap adds to the offset of a row, and to its place on each padded axis."""
+        """Emit what a tap adds to the offset of a row, in elements, and to its place on each padded axis."""
         offset = self._sum(at, self.windows.strides, sympy.S.Zero)
         return offset, [self._sum(at, axis.form, sympy.S.Zero) for axis in self.windows.padded]
 
@@ -156,10 +156,11 @@ class WindowBlock:
 
     @property
     def k_stride(self) -> Value:
+        """Return the elements between neighboring k of a run: 1."""
         return self.reader.ev.b.index(1)
 
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
-        """One run a tap, in the order of k, or one for each block of a long run."""
+        """Emit one run a tap, in the order of k, or one for each block of a long run."""
         reader, windows = self.reader, self.reader.windows
         blocks = block_level(reader.ev.dispatch.table, [*(reader.sizes[dim] for dim in windows.taps), windows.run], BLOCK)
         if blocks is None:

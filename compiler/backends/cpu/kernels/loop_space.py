@@ -29,10 +29,11 @@ class RowPlan:
 
     @property
     def rank(self) -> int:
+        """Return the number of loop dims, outer and inner."""
         return len(self.sizes)
 
     def level(self, value: Value) -> int:
-        """The number of reductions that must end before `value` can be evaluated inside a row."""
+        """Return the number of reductions that must end before `value` can be evaluated inside a row."""
         owner = value.owner
         if isinstance(owner, ir.Block):
             return 0
@@ -44,6 +45,7 @@ class RowPlan:
         return self._levels[value]
 
     def is_row_reduction(self, op: ir.Operation) -> bool:
+        """Return whether an op reduces over all inner dims of the loop space."""
         if op.name != "linalg.generic" or is_fill(op):
             return False
         generic = Generic(op)
@@ -76,14 +78,16 @@ class RowPlan:
         return True
 
     def reductions_at(self, level: int) -> list[Generic]:
+        """Return the row reductions that are made at `level`."""
         return [g for g in self.generics if self.is_row_reduction(g.op) and self.level(g.op.results[0]) == level + 1]
 
     @property
     def last_level(self) -> int:
+        """Return the highest level of any value."""
         return max((self.level(value) for g in self.generics for value in g.op.results), default=0)
 
     def kept_at(self, level: int) -> list[Value]:
-        """Full rows computed at `level` that a later level uses and that are expensive to compute again."""
+        """Return the full rows computed at `level` that a later level uses and that are expensive to compute again."""
         values = [value for generic in self.generics if generic.is_elementwise for value in generic.op.results]
         full = [value for value in values if self.level(value) == level and not self.is_outer(value)]
         return [value for value in full if self._used_later(value, level) and self._is_expensive(value)]
@@ -142,6 +146,7 @@ def plan_rows(dispatch: Dispatch) -> RowPlan:
 
 
 def accesses_of(plan: RowPlan) -> Accesses:
+    """Return what the ops of a dispatch read and write, by the dims of its loop space."""
     accesses = Accesses(plan.dispatch)
     made = {value for generic in plan.generics for value in generic.op.results}
     for value in plan.dispatch.results:

@@ -31,13 +31,13 @@ class PaddedAxis:
 
     @property
     def whole_windows(self) -> tuple[Expr, Expr]:
-        """[begin, end) of the output coordinates whose windows lie inside; may be empty, or end before it begins."""
+        """Return [begin, end) of the output coordinates whose windows lie inside; may be empty, or end before it begins."""
         begin = sympy.floor((self.before + self.stride - 1) / self.stride)
         end = sympy.floor((self.size - 1 + self.before - (self.num_taps - 1) * self.dilation) / self.stride) + 1
         return sympy.expand(begin), sympy.expand(end)
 
     def taps_inside(self, b: Builder, size: Sizes, out: Value) -> tuple[Value, Value]:
-        """[begin, end) of the taps that lie inside, at an output coordinate; end may come before begin."""
+        """Emit [begin, end) of the taps that lie inside, at an output coordinate; end may come before begin."""
         start = b.sub(size(self.before), b.mul(out, b.index(self.stride)))  # the first tap inside is at start / dilation, rounded up
         past = b.add(start, size(self.size))
         begin, end = (self._rounded_up(b, value) for value in (start, past))
@@ -49,7 +49,7 @@ class PaddedAxis:
         return all(bool(size.is_Integer) for size in (self.before, self.size, self.num_taps))
 
     def known_taps_inside(self, out: int) -> range:
-        """`taps_inside` of an axis whose sizes are known."""
+        """Return `taps_inside` of an axis whose sizes are known, at an output coordinate."""
         start = int(self.before) - out * self.stride
         begin, end = (-(-value // self.dilation) for value in (start, start + int(self.size)))
         return range(max(0, begin), max(0, begin, min(end, int(self.num_taps))))
@@ -70,7 +70,7 @@ class Padding:
     before: tuple[Expr, ...]  # of every axis
 
     def shifted(self, index: IndexEmitter, coords: Sequence[Coord]) -> list[Coord]:
-        """Coordinates of the source from those of the padded tensor."""
+        """Emit coordinates of the source from those of the padded tensor."""
         return [index.add(coord, index.sizes(-before)) for coord, before in zip(coords, self.before, strict=True)]
 
 

@@ -33,7 +33,7 @@ def over_lanes(ev: ValueEmitter, extent: Expr, point: Callable[[Coord], None]) -
 
 @contextmanager
 def nest(ev: ValueEmitter, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterator[dict[int, Coord]]:
-    """Loops over some of the root's dims, outermost first; gives their counters."""
+    """Open loops over some of the root's dims, outermost first; gives their counters."""
     b = ev.b
     counters: dict[int, Coord] = {}
     with ExitStack() as stack:
@@ -45,7 +45,7 @@ def nest(ev: ValueEmitter, sizes: Sequence[Expr], dims: Sequence[int]) -> Iterat
 
 
 def flat_index(ev: ValueEmitter, sizes: Sequence[Expr], dims: Sequence[int], counters: dict[int, Coord]) -> Value:
-    """The row-major number of a point of some dims."""
+    """Emit the row-major number of a point of some dims."""
     b, flat = ev.b, ev.b.index(0)
     for dim in dims:
         flat = b.add(b.mul(flat, ev.sizes(sizes[dim])), counters[dim])

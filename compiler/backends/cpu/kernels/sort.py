@@ -47,6 +47,7 @@ def emit_sort(module: ir.Module, dispatch: Dispatch) -> Launch:
 
 
 def sort_in(dispatch: Dispatch) -> Sort:
+    """Return the sort of a `sort` dispatch, with the slices of its results that the dispatch holds."""
     op = next(op for op in dispatch.ops if is_sort(op))
     return Sort(
         op, dispatch.shapes, [user for user in dispatch.ops if user.name == "tensor.extract_slice" and user.operands[0].owner == op]

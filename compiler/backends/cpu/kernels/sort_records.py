@@ -27,17 +27,20 @@ class Records:
     wide: bool
 
     def load(self, plane: Value, at: Value) -> list[Value]:
+        """Emit the read of the record at a place (i64): its words."""
         return [self.b.load(self._word(array, at), self.b.i64, 8) for array in self._arrays(plane)]
 
     def store(self, plane: Value, at: Value, record: Sequence[Value]) -> None:
+        """Emit the write of a record's words at a place (i64)."""
         for array, word in zip(self._arrays(plane), record, strict=True):
             self.b.store(word, self._word(array, at), 8)
 
     def key(self, record: Sequence[Value]) -> Value:
+        """Emit the key of a record, as an unsigned i64."""
         return record[0] if self.wide else self.b.binary("arith.shrui", record[0], self.b.index(PLACE_BITS))
 
     def store_lanes(self, plane: Value, lane: Lane, keys: Value, places: Value) -> None:
-        """A vector of keys and their places."""
+        """Emit the write of a vector of keys (unsigned i64) and their places (i64)."""
         b = self.b
         above = b.splat_constant(b.i64, PLACE_BITS)
         words = [keys, places] if self.wide else [b.binary("arith.ori", b.binary("arith.shli", keys, above), places)]
@@ -45,17 +48,17 @@ class Records:
             b.store(word, self._word(array, lane.base), 8)
 
     def places(self, plane: Value, at: Value) -> Value:
-        """A vector of places."""
+        """Emit the read of a vector of places (i64), from the record at `at` on."""
         b = self.b
         words = b.load(self._word(self._arrays(plane)[-1], at), b.vec(b.i64), 8)
         return words if self.wide else b.binary("arith.andi", words, b.splat_constant(b.i64, PLACE_MASK))
 
     def pad(self, plane: Value, count: Value) -> None:
-        """A vector of the largest keys behind the last record."""
+        """Emit a vector of the largest keys behind the last of `count` records."""
         self.b.store(self.b.splat_constant(self.b.i64, LARGEST), self._word(plane, count), 8)
 
     def come_before(self, plane: Value, at: Value, record: Sequence[Value], number: Value) -> Value:
-        """Which of a vector of records come before a record in order; `number`: the place of that record in the plane."""
+        """Emit which of the records from `at` on come before a record in order, as a mask. `number`: its place in the plane."""
         b = self.b
         keys = b.load(self._word(plane, at), b.vec(b.i64), 8)
         less = b.compare("ult", keys, record[0])

@@ -47,10 +47,11 @@ class Walk:
 
     @property
     def num_tiles(self) -> Expr:
+        """Return the size of the grid."""
         return sympy.expand(product(self._grid))
 
     def emit(self, frame: Frame, tile: Value, targets: Sequence[CpuTarget]) -> None:
-        """One tile of each of the values, which lie as the loop space does."""
+        """Emit one tile of each of the values, which lie as the loop space does."""
         b, size = frame.b, frame.emitter.sizes
         *_, row_extent, lane_extent = self._extents
         is_whole, rows = self._grid[-1] == 1, b.index(self._rows)

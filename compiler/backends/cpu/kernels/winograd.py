@@ -60,10 +60,12 @@ class WinogradPlan(ContractionPlan):
 
     @property
     def width(self) -> int:
+        """Return the columns of a panel."""
         return self.dispatch.tiling.columns or panel_width(int(self.n), self.conv.channels)
 
     @functools.cached_property
     def conv(self) -> Conv3x3:
+        """Return the convolution that the contraction is."""
         found = conv3x3_of(self.root, self.dispatch.shapes)
         assert found is not None
         return found
@@ -82,52 +84,61 @@ class WinogradPlan(ContractionPlan):
     # -- scratch: rows of finished outputs, a run of zeros, V, M
     @property
     def zeros_at(self) -> int:
+        """Return the offset of the run of zeros, in bytes of scratch."""
         return 4 * self.tile_size**2 * self.width
 
     @property
     def inputs_at(self) -> int:
+        """Return the offset of V, in bytes of scratch."""
         return self.zeros_at + 4 * self.conv.channels
 
     @property
     def input_stride(self) -> int:
+        """Return the float32 elements between the positions of V."""
         return self.block * self.conv.channels + LINE
 
     @property
     def sums_at(self) -> int:
+        """Return the offset of M, in bytes of scratch."""
         return self.inputs_at + 4 * self.positions * self.input_stride
 
     @property
     def sum_stride(self) -> int:
+        """Return the float32 elements between the positions of M."""
         return self.block * self.width + LINE
 
     @property
     def num_tiles(self) -> Expr:
-        """Tiles of all images."""
+        """Return the tiles of all images."""
         return sympy.expand(self.conv.batch * self.tiles[0] * self.tiles[1])
 
     @property
     def grid(self) -> list[Expr]:
-        """Tiles of the kernel: blocks of tiles of the images, panels of columns."""
+        """Return the extents of the grid: blocks of tiles of the images, panels of columns."""
         return [ceil_div(self.num_tiles, self.block), ceil_div(self.n, self.width)]
 
     @property
     def launch(self) -> Launch:
+        """Return the number of tiles, and the scratch of one."""
         return Launch(sympy.expand(product(self.grid)), sympy.Integer(self.sums_at + 4 * self.positions * self.sum_stride))
 
 
 @dataclass(frozen=True)
 class VectorArithmetic:
-    """Of vectors of float32."""
+    """The arithmetic of vectors of float32."""
 
     b: Builder
 
     def add(self, a: Value, b: Value) -> Value:
+        """Emit a + b."""
         return self.b.binary("arith.addf", a, b)
 
     def sub(self, a: Value, b: Value) -> Value:
+        """Emit a - b."""
         return self.b.binary("arith.subf", a, b)
 
     def fma(self, factor: float, a: Value, b: Value) -> Value:
+        """Emit factor * a + b."""
         return self.b.fma(self.b.splat_constant(self.b.f32, factor), a, b)
 
 
@@ -141,7 +152,7 @@ class WinogradEmitter:
     epilogue: Epilogue
 
     def emit(self, tile: Value) -> None:
-        """One tile of the grid: where it is the first of its block, the inputs; then the products and the outputs."""
+        """Emit one tile of the grid: the inputs where it is the first of its block, then the products and the outputs."""
         b, plan, size = self.frame.b, self.plan, self.frame.emitter.sizes
         block, panel = split_index(b, size, tile, plan.grid)
         low = b.mul(block, b.index(plan.block))
@@ -262,14 +273,14 @@ class WinogradEmitter:
 
 
 def winograd_tile(dispatch: Dispatch) -> int:
-    """m of a winograd dispatch."""
+    """Return m of a winograd dispatch."""
     tile = DispatchFunc(dispatch.func).winograd_tile
     assert tile is not None
     return tile
 
 
 def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
-    """The floating-point operations of the products, and the bytes by which the transformed weight is larger than the plain one."""
+    """Return the floating-point operations of the products, and the bytes by which the transformed weight is larger than the plain one."""
     conv, m = conv3x3_of(contraction_in(dispatch), dispatch.shapes), winograd_tile(dispatch)
     assert conv is not None
     weights, positions = conv.channels * conv.columns, (m + TAPS - 1) ** 2
