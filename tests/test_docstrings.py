@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("compiler/analysis", "compiler/frontend", "compiler/ir", "passes")
+FOLDERS = ("compiler/analysis", "compiler/backends", "compiler/codegen", "compiler/frontend", "compiler/ir", "passes")
 
 
 def undocumented(body: Sequence[ast.stmt], prefix: str = "") -> Iterator[str]:

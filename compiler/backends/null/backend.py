@@ -29,13 +29,16 @@ class NullTarget(Target):
     device: str = "null"
 
     def runs_here(self) -> bool:
+        """Return True: there is nothing to run."""
         return False
 
     def this_machine(self) -> str:
+        """Return that times mean nothing."""
         return "no machine"
 
     @property
     def requirements(self) -> str:
+        """Return that a machine needs nothing."""
         return "no processor"
 
 
@@ -48,6 +51,7 @@ class NullPlanned(Planned):
 
     @cached_property
     def record(self) -> CompiledModel:
+        """Return the entry's signature and weights; no kernels."""
         main = EntryFunc.of(self.module).op
         with self.module.context, ir.Location.unknown():
             table = SymbolTable.of(self.module)
@@ -70,32 +74,39 @@ class NullBackend:
         return list(TARGETS) if text in ("portable", "native") else [self._named(part.strip()) for part in text.split(",")]
 
     def parse_target(self, name: str) -> NullTarget:
+        """Return the target of a name. Raises ValueError, with the names there are."""
         for target in TARGETS:
             if target.name == name:
                 return target
         raise ValueError(f"{name!r} is no target; there are {', '.join(target.name for target in TARGETS)}")
 
     def dispatch_passes(self, options: CompileOptions) -> list[Pass]:
+        """Return no passes."""
         self.calls["dispatch_passes"] += 1
         return []
 
     def plan_passes(self, options: CompileOptions) -> list[Pass]:
+        """Return no passes."""
         self.calls["plan_passes"] += 1
         return []
 
     def context(self, options: CompileOptions) -> PassContext:
+        """Return a context without a cost model."""
         return PassContext(precision=options.precision)
 
     def plan(self, module: ir.Module, weights: Mapping[str, Weight], passes: Sequence[str]) -> NullPlanned:
+        """Return the module as it is."""
         self.calls["plan"] += 1
         return NullPlanned(module, weights, tuple(passes))
 
     def lower_entries(
         self, plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
     ) -> CompiledModel:
+        """Raises UnsupportedError."""
         raise UnsupportedError("the null backend makes artifacts of one entry")
 
     def member(self, target: str, code: bytes) -> CodeVariant:
+        """Return a variant for the architecture "null"."""
         self.calls["member"] += 1
         return CodeVariant(target, "null", (), code)
 
