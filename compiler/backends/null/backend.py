@@ -29,7 +29,7 @@ class NullTarget(Target):
     device: str = "null"
 
     def runs_here(self) -> bool:
-        """Return True: there is nothing to run."""
+        """Return False: no machine does."""
         return False
 
     def this_machine(self) -> str:
