@@ -34,6 +34,13 @@ RANGES: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 
+FLOAT8 = "float8_e4m3fn"  # codes of one byte, read as uint8: OCP 8-bit floating point, E4M3; no infinity, 0x7F and 0xFF are NaN
+
+
+def range_of(dtype: str) -> tuple[int, int]:
+    """Return the smallest and the largest number of a quantized type."""
+    return (-448, 448) if dtype == FLOAT8 else RANGES[dtype]
+
 
 @dataclass(frozen=True)
 class Numbers:

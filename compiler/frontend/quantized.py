@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.analysis.quantization import RANGES
+from llmos.compiler.analysis.quantization import FLOAT8, RANGES
 from llmos.runtime.errors import UnsupportedError
 
 
@@ -53,7 +53,7 @@ def _dequantized(
     x: torch.Tensor, scale: torch.Tensor | None, zero_point: torch.Tensor | None, dtype: str, axis: int, block_size: int, to: torch.dtype
 ) -> torch.Tensor:
     inner = to if scale is None else torch.float32
-    value = x.to(inner)
+    value = (x.view(torch.float8_e4m3fn) if dtype == FLOAT8 else x).to(inner)
     if zero_point is not None:
         value = value - broadcast(zero_point, x, axis, block_size).to(inner)
     return value if scale is None else (value * broadcast(scale, x, axis, block_size).to(inner)).to(to)
@@ -77,7 +77,7 @@ def dequantize(
 ) -> torch.Tensor:
     """Dequantize: (x - zero_point) * scale in float32, cast to `to`; without a scale x - zero_point in `to`, an integer or float type.
 
-    x: numbers of `dtype` in any integer type that can represent them. Parameters as in `quantize`.
+    x: numbers of `dtype` in any integer type that can represent them; for "float8_e4m3fn" codes in uint8. Parameters as in `quantize`.
     """
     return _dequantized(x, scale, zero_point, dtype, axis, block_size, to).clone()
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 
-from llmos.compiler.analysis.quantization import QUANTIZE, Numbers, quantizations, summary
+from llmos.compiler.analysis.quantization import FLOAT8, QUANTIZE, Numbers, quantizations, summary
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.quantized import dequantize
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.runtime.errors import UnsupportedError
@@ -202,3 +204,28 @@ def test_an_attribute_survives_its_text() -> None:
     module = imported(lambda x: ops.quantize_per_tensor(x, 0.05, 7, 0, 15, torch.uint8)).module
     again = ir.Module.parse(str(module), module.context)
     assert QUANTIZE in str(again) and [each.numbers for each in quantizations(again)] == [each.numbers for each in quantizations(module)]
+
+
+class Float8(torch.nn.Module):
+    """All codes of E4M3, per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.arange(256, dtype=torch.int32).to(torch.uint8).reshape(2, 128))
+        self.register_buffer("scale", torch.tensor([1.0, 0.3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + dequantize(self.codes, self.scale, None, FLOAT8, 0, 0, torch.float32)
+
+
+def test_float8_codes_are_decoded_exactly() -> None:
+    """Subnormal numbers, both zeros and NaN included."""
+    x = torch.zeros(2, 128)
+    codes = np.arange(256, dtype=np.uint8).reshape(2, 128).view(ml_dtypes.float8_e4m3fn)
+    wanted = codes.astype(np.float32) * np.array([[1.0], [0.3]], np.float32)
+    model = import_torch(Float8(), (x,))
+    (found,) = quantizations(model.module)
+    assert (found.dtype, found.range, found.granularity) == (FLOAT8, (-448, 448), "per-channel")
+    np.testing.assert_array_equal(Float8()(x).numpy(), wanted)
+    np.testing.assert_array_equal(Executor(model.module, model.weights)([x.numpy()])[0], wanted)
+    np.testing.assert_array_equal(Compiled(model)([x.numpy()])[0], wanted)

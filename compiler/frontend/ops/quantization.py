@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KIND
 
-from llmos.compiler.analysis.quantization import RANGES, Kind, Numbers, Role, mark
+from llmos.compiler.analysis.quantization import FLOAT8, RANGES, Kind, Numbers, Role, mark, range_of
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
 from llmos.compiler.frontend.ops.elementwise import result_type
@@ -133,12 +133,22 @@ def dequantize(
 
     def body(v: Scalar, *given: Scalar) -> Scalar:
         by_role = dict(zip([each.role for each in operands[1:]], given, strict=True))
-        value = v.to(inner)
+        value = _decoded_float8(v).to(inner) if dtype == FLOAT8 else v.to(inner)
         if "zero_point" in by_role:
             value = value - by_role["zero_point"].to(inner)
         return value * by_role["scale"].to(inner) if "scale" in by_role else value
 
-    return emit(b, result, "dequantize", operands, body, Numbers(dtype, RANGES[dtype]))
+    return emit(b, result, "dequantize", operands, body, Numbers(dtype, range_of(dtype)))
+
+
+def _decoded_float8(code: Scalar) -> Scalar:
+    """The float32 number of an E4M3 code (uint8); 2^-9 m below 2^-6, where the exponent's bits are 0."""
+    bits = code.to(torch.int32)
+    magnitude = bits & 0x7F
+    normal = s.bitcast((magnitude << 20) + (120 << 23), torch.float32)
+    value = s.select(magnitude < 8, magnitude.to(torch.float32) * 2.0**-9, normal)
+    value = s.select(magnitude.equals(0x7F), float("nan"), value)
+    return s.select(bits < 0x80, value, -value)
 
 
 __all__ = ["Operand", "dequantize", "emit", "parameter", "quantize", "whole"]
