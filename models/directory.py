@@ -86,6 +86,15 @@ class ModelDirectory:
             if Path(name).name != name or not (self.path / name).is_file():
                 raise UserError(f"{index}: names {name!r}, which is not in the directory; copy it there")
 
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that transformers takes the weights from: one, or the shards that an index names."""
+        whole, index = self.path / "model.safetensors", self.path / "model.safetensors.index.json"
+        if whole.is_file():
+            return (whole,)
+        if index.is_file():
+            return tuple(self.path / name for name in sorted(set(map(str, read_object(index)["weight_map"].values()))))
+        return tuple(sorted(self.path.glob("*.safetensors")))
+
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, from the headers of their files. Raises UserError for a damaged one."""
         return {name: shape for path in sorted(self.path.glob("*.safetensors")) for name, shape in _shapes(path).items()}

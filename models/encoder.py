@@ -83,7 +83,8 @@ class Encoder:
 def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> Encoder:
     """The module that a directory holds, with pooling and normalization. Raises UserError, UnsupportedError."""
     plan = _plan(source, options)
-    model, missing = load_transformer(source, plan.loader)
+    loaded = load_transformer(source, plan.loader)
+    model = loaded.model
     limit = min(options.max_tokens or 2**31 - 1, positions(model))
     shape = {0: Dim("batch", min=1, max=options.max_batch), 1: Dim("tokens", min=1, max=limit)}
     metadata = {
@@ -91,12 +92,13 @@ def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOption
         **_labels(plan, model.config),
         "max_length": source.max_length(limit),
         "model_type": str(source.config["model_type"]),
+        **({"notes": list(loaded.notes)} if loaded.notes else {}),
     }
     examples = tuple(
         _example(seed, min(batch, options.max_batch), min(length, limit), model.config) for seed, (batch, length) in enumerate(_EXAMPLES)
     )
     encoder = Encoder(_Encoder(model, plan.finish).eval(), plan.output, examples, (shape, dict(shape)), metadata)
-    require_weights(source, model, missing, encoder.module, encoder.example_args)
+    require_weights(source, model, loaded.missing, encoder.module, encoder.example_args)
     return encoder
 
 
