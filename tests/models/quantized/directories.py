@@ -19,6 +19,9 @@ CONFIGS: dict[str, Any] = {
     "bert": lambda: transformers.BertConfig(**SIZES, **VOCABULARY),
     "roberta": lambda: transformers.RobertaConfig(**SIZES, **VOCABULARY, pad_token_id=1),
     "distilbert": lambda: transformers.DistilBertConfig(dim=64, n_layers=1, n_heads=4, hidden_dim=128, **VOCABULARY),
+    "modernbert": lambda: transformers.ModernBertConfig(
+        **SIZES, **VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+    ),
 }
 
 

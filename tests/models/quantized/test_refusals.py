@@ -214,3 +214,14 @@ def test_a_layer_that_is_not_linear(good: Path, tmp_path: Path) -> None:
     DIRECTORIES["a-quantized-table"][0](folder)
     with pytest.raises(UserError, match=r"word_embeddings.weight is quantized, and .* no linear layer but Embedding"):
         load_transformer(ModelDirectory.open(folder), "AutoModel")
+
+
+def test_a_bias_that_the_model_lacks(tmp_path: Path) -> None:
+    """Of zeros, as AutoGPTQ writes it for every layer, it is left out."""
+    write(tmp_path, CASES["gptq-4-32"], "modernbert")
+    add_bias = tensors_of(lambda old: old.update({"layers.0.attn.Wqkv.bias": torch.zeros(192, dtype=torch.float16)}))
+    add_bias(tmp_path)
+    assert load_transformer(ModelDirectory.open(tmp_path), "AutoModel").model.layers[0].attn.Wqkv.bias is None
+    tensors_of(lambda old: old["layers.0.attn.Wqkv.bias"].fill_(0.5))(tmp_path)
+    with pytest.raises(UserError, match=r"the weights have layers.0.attn.Wqkv.bias, which the model of config.json lacks"):
+        load_transformer(ModelDirectory.open(tmp_path), "AutoModel")
