@@ -40,7 +40,7 @@ class Awq:
         bits = integer(config, "bits", "w_bit", default=BITS)
         if bits != BITS:
             raise UnsupportedError(f"AWQ of {bits} bits isn't supported; {BITS} are")
-        version = str(config.get("version") or config.get("format") or "gemm").lower()
+        version = str(config.get("version") or config.get("checkpoint_format") or config.get("format") or "gemm").lower()
         if version != "gemm":
             raise UnsupportedError(f"the AWQ layout {version!r} isn't supported; gemm is")
         return cls(group_size(config, "group_size", "q_group_size", default=128), flag(config, "zero_point", True))

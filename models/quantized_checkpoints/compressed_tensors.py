@@ -96,6 +96,8 @@ class CompressedTensors:
         sparsity = config.get("sparsity_config") or {}
         if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
             raise UnsupportedError(f"sparse weights ({sparsity['format']}) aren't supported")
+        if config.get("transform_config"):
+            raise UnsupportedError("weights of transformed inputs (`transform_config` in quantization_config) aren't supported")
         groups = config.get("config_groups")
         if not isinstance(groups, dict) or not groups or not all(isinstance(each, dict) for each in groups.values()):
             raise UserError("quantization_config has no config_groups, which say how layers are quantized")

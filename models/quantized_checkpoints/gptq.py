@@ -48,6 +48,8 @@ class Gptq:
         dynamic = config.get("dynamic") or {}
         if not isinstance(dynamic, dict) or any(not str(pattern).startswith("-:") for pattern in dynamic):
             raise UnsupportedError("settings of single layers (`dynamic` in quantization_config) aren't supported")
+        if config.get("adapter"):
+            raise UnsupportedError("adapters beside the weights (`adapter` in quantization_config) aren't supported")
         size = group_size(config, "group_size", default=128)
         return cls(bits, size, flag(config, "sym", True), flag(config, "desc_act", False), version == "gptq_v2")
 
