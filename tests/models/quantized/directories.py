@@ -8,6 +8,15 @@ from typing import Any
 
 import torch
 import transformers
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    apply_quantization_config,
+)
+from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 from torch import nn
 
@@ -57,6 +66,24 @@ def _save(folder: Path, state: dict[str, torch.Tensor], shards: int) -> None:
         save_file({name: state[name] for name in own}, folder / file, {"format": "pt"})
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_by_library(folder: Path, args: dict[str, Any]) -> None:
+    """A random BERT that compressed-tensors quantizes and saves; `args` are its QuantizationArgs of the weights."""
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(CONFIGS["bert"]()).eval()
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args))
+    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=["pooler.dense"]))
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            groups = module.weight.data.unflatten(-1, (-1, args.get("group_size") or module.in_features))
+            scales, _ = calculate_qparams(groups.amin(-1), groups.amax(-1), scheme.weights)
+            module.weight_scale.data.copy_(scales)
+            module.quantization_status = QuantizationStatus.FROZEN
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(folder)
 
 
 def set_config(folder: Path, **changes: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from llmos.compiler.analysis.quantization import quantizations
@@ -17,7 +19,7 @@ from tests.conformance.inprocess import Compiled
 from tests.reference import Executor
 
 from .cases import CASES
-from .directories import write
+from .directories import write, write_by_library
 
 LAYERS = 6  # linear layers of a block
 CHECKED = (
@@ -114,3 +116,20 @@ def test_classifiers_and_shards(tmp_path: Path) -> None:
     assert error(eager(imported, batch(2, 5)), answer(model, batch(2, 5))) < 1e-5
     bare = import_encoder(tmp_path, EncoderOptions(pooling="mean"))  # of the same files, whose names then have a prefix too many
     assert bare.metadata["task"] == "sentence-embedding" and bare.metadata["quantization"] == f"{LAYERS} dequantize uint4 per-group"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"num_bits": 4, "strategy": "group", "group_size": 32}, "int4 per-group"),
+        ({"num_bits": 8, "strategy": "channel", "type": "float"}, "float8_e4m3fn per-channel"),
+    ],
+    ids=["packed", "float8"],
+)
+def test_a_checkpoint_that_the_library_writes(args: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """compressed-tensors names the tensors, writes the config, and reads both through transformers."""
+    write_by_library(tmp_path, args)
+    imported = import_encoder(tmp_path)
+    assert imported.metadata["quantization"] == f"{LAYERS} dequantize {said}"
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    np.testing.assert_array_equal(eager(imported, batch(2, 5)), answer(model, batch(2, 5)))
