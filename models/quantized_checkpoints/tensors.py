@@ -27,6 +27,9 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         found: torch.Tensor = self._files[name].get_tensor(name)
         return found
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -100,8 +100,19 @@ def test_what_reaches_the_ir(tmp_path: Path) -> None:
     values = {name: weight for name, weight in imported.weights.items() if name.endswith(".values")}
     assert len(values) == LAYERS and {weight.dtype for weight in values.values()} == {"uint8"}
     assert not any(name.endswith("query.weight") for name in imported.weights)
+    table = imported.weights["model.embeddings.word_embeddings.weight"].array
+    assert not table.flags.owndata and is_mapped(table, tmp_path / "model.safetensors")
     notes = import_encoder(_written(tmp_path / "noted", "int8-channel")).metadata["notes"]
     assert len(notes) == 1 and "computed as floats" in notes[0]
+
+
+def is_mapped(array: np.ndarray, file: Path) -> bool:
+    address = array.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return line.endswith(str(file))
+    return False
 
 
 def _written(folder: Path, name: str) -> Path:
