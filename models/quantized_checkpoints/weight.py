@@ -9,6 +9,8 @@ import torch
 from llmos.compiler.frontend.quantized import dequantize
 from llmos.runtime.errors import UserError
 
+_SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 
 @dataclass(frozen=True)
 class QuantizedWeight:
@@ -46,8 +48,9 @@ class QuantizedWeight:
 
 def require_scales(name: str, scales: torch.Tensor) -> None:
     """Raises UserError for scales that no quantizer writes."""
-    if not scales.is_floating_point():
-        raise UserError(f"{name} holds {scales.dtype}, not floats; is the file damaged?")
+    if scales.dtype not in _SCALE_DTYPES or not scales.numel():
+        kind = str(scales.dtype).removeprefix("torch.")
+        raise UserError(f"{name} is {kind} {list(scales.shape)}, not scales in float16, bfloat16 or float32; is the file damaged?")
     if not bool(scales.isfinite().all()):
         raise UserError(f"{name} holds NaN or infinity; quantize the model again")
     if not bool(scales.all()):

@@ -76,7 +76,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "scales-of-zero": ("gptq-4-32", tensor("scales", one(0)), "a.layer.scales holds 0"),
     "scales-not-a-number": ("awq-32", tensor("scales", one(float("nan"))), "a.layer.scales holds NaN or infinity"),
     "scales-without-end": ("gptq-8-32", tensor("scales", one(float("-inf"))), "holds NaN or infinity"),
-    "scales-of-integers": ("gptq-4-32", tensor("scales", lambda old: old.to(torch.int32)), "holds torch.int32, not floats"),
+    "scales-of-integers": ("gptq-4-32", tensor("scales", lambda old: old.to(torch.int32)), r"scales is int32 \[2, 32\], not scales"),
     "zero-points-of-another-shape": ("gptq-4-32", tensor("qzeros", lambda old: old[:, :2]), r"qzeros is \[2, 2\]"),
     "zero-points-of-floats": ("gptq-4-32", tensor("qzeros", lambda old: old.float()), "qzeros is float32"),
     "zero-points-that-are-not-symmetric": ("gptq-4-64-asym", setting(sym=True), "zero point .* all are 8"),
