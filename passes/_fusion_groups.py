@@ -22,6 +22,7 @@ from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.analysis.windows import window_reduction_over
 from llmos.compiler.ir.attributes import COMPUTES, SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.ops import VIEWS
 from llmos.passes._epilogues import absorb_epilogue
 from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of
@@ -81,11 +82,22 @@ def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> Non
 
 def _contractions(graph: Graph) -> list[Contraction]:
     found = [graph.contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.groups]
-    return [c for c in found if c is not None and _is_f32(c)]
+    return [c for c in found if c is not None and (_is_f32(c) or (c.is_bytes and _has_weight(c)))]
 
 
 def _is_f32(contraction: Contraction) -> bool:
     return all(isinstance(value.type.element_type, ir.F32Type) for value in contraction.generic.op.operands)
+
+
+def _has_weight(contraction: Contraction) -> bool:
+    """Whether the right side is a whole weight, which can be packed ahead."""
+    positions = dim_positions(contraction.rhs_map)
+    source = trace_to_buffer(contraction.rhs, [{p: 1} if p is not None else {} for p in positions])
+    if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
+        return False
+    function = source[0].owner.owner.operation
+    weights = [each.value for each in EntryFunc(function).arguments.weights] if function.name == "func.func" else []
+    return source[0] in weights and all(form is not None and len(form) <= 1 for form in source[1])
 
 
 # -- sorts and scans

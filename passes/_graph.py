@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from llmos.compiler.analysis.contraction import Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import Contraction, kernel_contraction_of
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import is_loop
@@ -177,8 +177,8 @@ class Graph:
         return all(c is not None and c.lhs == pad.results[0] and has_windows(c.lhs_map) for c in found)
 
     def contraction_of(self, op: ir.Operation) -> Contraction | None:
-        """Return the float contraction that an op is, if it pays as one; else None."""
-        found = float_contraction_of(op)
+        """Return the contraction that an op is, if it pays as one; else None."""
+        found = kernel_contraction_of(op)
         return found if found is not None and self.costs.pays_as_contraction(found) else None
 
     def shapes_known(self, op: ir.Operation) -> bool:

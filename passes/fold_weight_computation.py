@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmos.compiler.analysis.casts import EXTEND
-from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.contraction import kernel_contraction_of
 from llmos.compiler.analysis.generic import is_fill, trace_to_buffer
 from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
@@ -113,7 +113,7 @@ def _is_permuted(source: ir.Value, value: ir.Value) -> bool:
 
 def _is_read_in_any_order(user: ir.Operation, value: ir.Value, costs: CostModel) -> bool:
     """Whether a use is the factor of a contraction, which is packed, or no kernel's."""
-    contraction = float_contraction_of(user)
+    contraction = kernel_contraction_of(user)
     if contraction is None or value not in contraction.generic.inputs:
         return bool(user.name != "linalg.generic")
     return costs.pays_as_contraction(contraction)

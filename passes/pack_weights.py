@@ -33,8 +33,8 @@ class PackWeights(Pass):
 
     Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]]. Of a winograd dispatch
     the side of its tiles comes last, and the kernels are kept transformed (compiler/analysis/winograd.py): [[0], [2, 3, 1], [], [4]].
-    A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k. A weight that is also read in another way (tied
-    embeddings) keeps its plain argument and gets a packed one beside it.
+    A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k, an int8 one as [n/w][k/4][w][4]. A weight that is also read in
+    another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({DISPATCHED, UNPACKED, WEIGHTS_BEHIND_INPUTS})

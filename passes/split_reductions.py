@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmos.compiler.analysis.contraction import float_contraction_of
+from llmos.compiler.analysis.contraction import kernel_contraction_of
 from llmos.compiler.analysis.generic import Combiner, Generic, combiner_of, dim_positions, has_windows, is_identity
 from llmos.compiler.analysis.windows import identity_element
 from llmos.compiler.ir.bindings import ir
@@ -83,7 +83,7 @@ def _is_splittable(generic: Generic) -> bool:
     """Whether it is a reduction whose elements are read by their loops alone, and whose body doesn't ask where it is."""
     plain = all(not has_windows(affine) for affine in generic.maps[: generic.num_inputs])
     body = all(op.operation.name != "linalg.index" and not list(op.operation.regions) for op in generic.body.operations)
-    return bool(generic.reduction_dims) and plain and body and float_contraction_of(generic.op) is None
+    return bool(generic.reduction_dims) and plain and body and kernel_contraction_of(generic.op) is None
 
 
 def _read_as_one(generic: Generic, sizes: Sequence[int], length: int) -> tuple[list[ir.Value], list[ir.AffineMap]] | None:

@@ -54,6 +54,16 @@ class Contraction:
         return isinstance(self.types[2], ir.FloatType)
 
     @property
+    def is_bytes(self) -> bool:
+        """Whether the products are of unsigned bytes on the left by signed bytes on the right, summed in 32 bits."""
+        return (
+            [each.width if isinstance(each, ir.IntegerType) else None for each in self.types] == [8, 8, 32]
+            and (self.lhs_factor.is_unsigned, self.rhs_factor.is_unsigned) == (True, False)
+            and self.lhs_factor.zero_point is None
+            and self.rhs_factor.zero_point is None
+        )
+
+    @property
     def lhs_factor(self) -> Factor:
         """Return the factor that the left operand gives."""
         return self.factors[self.left]
@@ -106,6 +116,12 @@ def float_contraction_of(op: ir.Operation) -> Contraction | None:
     return found if found is not None and found.is_float else None
 
 
+def kernel_contraction_of(op: ir.Operation) -> Contraction | None:
+    """Match a contraction that kernels multiply, of floats or of bytes (`Contraction.is_bytes`); else None."""
+    found = contraction_of(op)
+    return found if found is not None and (found.is_float or found.is_bytes) else None
+
+
 def contraction_of(op: ir.Operation) -> Contraction | None:
     """Match a contraction, or None. Operands may be transposed, broadcast along any dim, or read through windows.
 
@@ -137,8 +153,8 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
 
 
 def root_contraction(ops: Iterable[ir.Operation]) -> Contraction:
-    """Return the float contraction among the ops of a dispatch, which has one."""
-    return next(c for c in map(float_contraction_of, ops) if c is not None)
+    """Return the contraction among the ops of a dispatch, which has one."""
+    return next(c for c in map(kernel_contraction_of, ops) if c is not None)
 
 
 def _in_order_of(affine: ir.AffineMap, dims: Sequence[int]) -> tuple[int, ...]:

@@ -80,8 +80,7 @@ class Stage:
     """How the content of a stage is made from that of the one before, for one target. Raises PassError.
 
     content: type of the content. The first stage of a backend is made from Planned.
-    compiles: whether it is made outside of this process, for several targets at a time, and once for all that share a
-    `Target.code_target` and the stage before; `make` is then given that target.
+    compiles: whether it is made outside of this process, for several targets at a time.
     """
 
     make: Callable[[Any, Any, CompileOptions], StageContent]
@@ -104,8 +103,11 @@ class Backend(Protocol):
     def known_targets(self) -> Sequence[Target]:
         """Those that have a name."""
 
-    def targets(self, text: str, precision: str) -> Sequence[Target]:
+    def targets(self, text: str) -> Sequence[Target]:
         """The targets that `--target TEXT` stands for, best first. Raises UserError for an unknown name."""
+
+    def code_targets(self, text: str, targets: Sequence[Target], plans: Sequence[Planned]) -> Sequence[Target]:
+        """Of the targets that `targets(text)` gave, those that code of some planned modules differs for."""
 
     def parse_target(self, name: str) -> Target:
         """The target of a name that `Target.name` gave. Raises ValueError."""

@@ -56,7 +56,7 @@ def _evaluated_on_demand(planned: Planned, weights: Mapping[str, Weight], option
     @functools.cache
     def outputs() -> list[np.ndarray]:
         host = get_backend(HOST)
-        code = lower(planned, host.targets(options.target, options.precision)[0], options, host)
+        code = lower(planned, host.targets(options.target)[0], options, host)
         assert isinstance(code, bytes)
         arrays = [np.empty([int(d) for d in spec.shape], DTYPES[spec.dtype].storage) for spec in entry.outputs]
         call_entry(code, entry.symbol, [np.ascontiguousarray(weights[spec.name].array) for spec in entry.inputs], arrays)

@@ -59,7 +59,7 @@ def _compiled(flow: Flow, stage: Stage, options: CompileOptions, num_jobs: int, 
         started: dict[tuple[StageContent, Target], Future[StageContent]] = {}
         running = []
         for content, target in flow:
-            key = (content, target.code_target(options.precision))
+            key = (content, target)
             if key not in started:
                 started[key] = pool.submit(stage.make, *key, options)
             running.append((started[key], target))

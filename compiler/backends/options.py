@@ -12,6 +12,8 @@ from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
 from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
+MULTIPLIED: Mapping[str, tuple[str, ...]] = {"fp32": (), "bf16": ("bf16",)}  # what contractions of a precision multiply beside float32
+MULTIPLICATIONS = ((), ("bf16",), ("int8",), ("bf16", "int8"))  # all that a target's code may depend on (Target.code_target)
 
 
 @dataclass(frozen=True)

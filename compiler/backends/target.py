@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -16,8 +17,8 @@ class Target(ABC):
     def __str__(self) -> str:
         return self.name
 
-    def code_target(self, precision: str) -> Target:
-        """The target that code is compiled for; targets of equal kernels that share one are compiled once."""
+    def code_target(self, multiplied: Collection[str]) -> Target:
+        """The plainest target whose code is the same, for kernels that multiply some types beside float32: "bf16", "int8"."""
         return self
 
     @abstractmethod

@@ -114,6 +114,17 @@ class Builder:
         made = ir.Operation.create(name, results=[] if result is None else [result], operands=list(operands), attributes=attributes)
         return made.results[0] if result is not None else made
 
+    def intrinsic(self, name: str, operands: Sequence[Value], result: ir.Type | None = None) -> Value:
+        """A call of an LLVM intrinsic by its whole name; its result, or nothing that may be used when it has none."""
+        return self.op(
+            "llvm.call_intrinsic",
+            operands,
+            result,
+            intrin=ir.StringAttr.get(name),
+            op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
+            operandSegmentSizes=ir.DenseI32ArrayAttr.get([len(operands), 0]),
+        )
+
     @contextmanager
     def at_entry(self) -> Iterator[None]:
         """Inside, insert before the first op that is not a constant or an argument load: such values dominate every use."""

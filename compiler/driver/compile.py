@@ -10,7 +10,7 @@ from typing import Any
 
 from llmos.compiler.backends.base import IMPORTED, PLANNED, Backend, CompiledModel, Planned, StageContent, Target
 from llmos.compiler.backends.lowering import lower_each
-from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.options import MULTIPLIED, CompileOptions
 from llmos.compiler.backends.planning import planned_of, run_passes
 from llmos.compiler.backends.registry import backend_of, check_stages
 from llmos.compiler.driver.callbacks import CompileCallbacks
@@ -138,7 +138,7 @@ class _Job:
         """Refuses a wrong name before minutes of work."""
         self.backend: Backend = backend_of(self.options)
         check_stages(self.options, self.backend)
-        self.targets: Sequence[Target] = self.backend.targets(self.options.target, self.options.precision)
+        self.targets: Sequence[Target] = self.backend.targets(self.options.target)
 
     def artifact(self) -> Artifact:
         """Runs to the end."""
@@ -207,7 +207,8 @@ class _Job:
         planned = self._planned(imported, stage, callbacks)
         if self.options.stop_after == PLANNED:
             return None
-        starts: list[tuple[StageContent, Target]] = [(planned, target) for target in self.targets]
+        targets = self.backend.code_targets(self.options.target, self.targets, [planned])
+        starts: list[tuple[StageContent, Target]] = [(planned, target) for target in targets]
         return self._lowered(planned.record, starts, self.options, callbacks)
 
     def _planned(self, imported: ImportedModel, stage: str, callbacks: CompileCallbacks) -> Planned:
@@ -254,7 +255,7 @@ class _Job:
             return None
         try:
             lock = read_lock(self.lock_file)
-            if lock and lock.target not in {target.code_target(self.options.precision).name for target in self.targets}:
+            if lock and lock.target not in {target.code_target(MULTIPLIED[self.options.precision]).name for target in self.targets}:
                 raise LockMismatch(f"is for {lock.target}, which is not among the targets")
         except LockMismatch as mismatch:
             say(f"{self.lock_file} {mismatch}: left out")

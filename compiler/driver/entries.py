@@ -39,7 +39,7 @@ def compile_entries(
     Raises UserError for what can't be read or a name that is none, UnsupportedError for what can't be compiled.
     """
     backend = backend_of(options)
-    targets = backend.targets(options.target, options.precision)
+    targets = backend.targets(options.target)
     _check(sources, example_args, dynamic_shapes, options)
     with Progress() as progress:
         progress.phase("import")
@@ -56,6 +56,7 @@ def compile_entries(
         progress.phase("passes")
         plans = {name: run_passes(model, _options_of(name, options), backend) for name, model in models.items()}
         progress.phase("code")
+        targets = backend.code_targets(options.target, targets, list(plans.values()))
         compiled = backend.lower_entries(plans, targets, options, CompileObserver())
         sidecar = Sidecar(
             options.name or "model",

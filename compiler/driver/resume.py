@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmos.compiler.backends.base import Backend, CompiledModel, Stage, StageContent, Target
+from llmos.compiler.backends.options import MULTIPLICATIONS
 from llmos.compiler.driver.saved import SavedStage, Sidecar
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.parsing import parse_module, read_text
@@ -21,7 +22,8 @@ def read_record(saved: SavedStage, sidecar: Sidecar) -> CompiledModel:
 
 def read_contents(saved: SavedStage, targets: Sequence[Target], backend: Backend) -> list[tuple[StageContent, Target]]:
     """The stage of all of its targets among `targets`. Raises UserError where a file is missing or can't be read."""
-    by_name = {target.name: target for target in targets}
+    made_for = [target.code_target(multiplied) for target in targets for multiplied in MULTIPLICATIONS]
+    by_name = {target.name: target for target in (*made_for, *targets)}
     files = saved.variants(list(by_name))
     if not files:
         raise UserError(f"no such file: {saved.path}")

@@ -54,7 +54,7 @@ class Tiling:
 
     def on(self, target: Target) -> Tiling:
         """Return what counts for a target: all choices if they were made for it, else `columns` alone."""
-        plain = target.code_target("fp32").name
+        plain = target.code_target(()).name
         return self if self.target in (target.name, plain) else Tiling(columns=self.columns)
 
     @classmethod

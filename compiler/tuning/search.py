@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from llmos.compiler.backends.base import Target
-from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.options import MULTIPLIED, CompileOptions
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.tiling import Tiling, Tilings
@@ -87,7 +87,7 @@ def default_points(imported: ImportedModel) -> list[Point]:
 
 def tuned_target(options: CompileOptions) -> Target:
     """The best of the targets that this machine runs. Raises UserError where there is none."""
-    targets = backend_of(options).targets(options.target, options.precision)
+    targets = backend_of(options).targets(options.target)
     found = next((target for target in targets if target.runs_here()), None)
     if found is None:
         names = ", ".join(target.name for target in targets)
@@ -161,7 +161,7 @@ class _Search:
     @property
     def _name(self) -> str:
         """Of the target that code is made for."""
-        return self.target.code_target(self.untiled.options.precision).name
+        return self.target.code_target(MULTIPLIED[self.untiled.options.precision]).name
 
     def _tilings(self, choices: Mapping[str, Mapping[str, int]]) -> Tilings:
         known = {key: each.choices for key, each in self.kept.items()}

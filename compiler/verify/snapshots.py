@@ -60,7 +60,8 @@ class Passed:
     @cached_property
     def compiled(self) -> CompiledModel:
         """Return the compiled code, generated on first use."""
-        targets = self.backend.targets(self.options.target, self.options.precision)
+        text = self.options.target
+        targets = self.backend.code_targets(text, self.backend.targets(text), [self.planned])
         code = lower_each([(self.planned, target) for target in targets], self.options, self.backend)
         return self.planned.record.with_code(targets, code)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from llmos.compiler.backends.cpu.packing import PANEL, pack_pairs, packed_pairs_shape
+from llmos.compiler.backends.cpu.packing import PANEL, pack_words, packed_words_shape
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.artifact.bfloat16 import from_bfloat16, to_bfloat16
@@ -160,8 +160,8 @@ def test_matrices_are_stored_in_bfloat16() -> None:
 
 def test_panels_of_pairs() -> None:
     array = np.arange(5 * 50, dtype=np.uint16).reshape(5, 50)
-    panels = pack_pairs(array, [1], [0])
-    assert panels.shape == packed_pairs_shape((5, 50), [1], [0]) == (2, 3, PANEL, 2)
+    panels = pack_words(array, [1], [0], 2)
+    assert panels.shape == packed_words_shape((5, 50), [1], [0], 2) == (2, 3, PANEL, 2)
     for k in range(5):
         np.testing.assert_array_equal(panels[:, k // 2, :, k % 2].reshape(-1)[:50], array[k])
     assert not panels[:, 2, :, 1].any() and not panels[1, :, 2:].any()

@@ -131,7 +131,7 @@ def test_no_choice_of_tiles_changes_a_bit(precision: str, tmp_path: Path) -> Non
 
     planned = run_passes(import_source(exported, None, None, plain), plain, CpuBackend())
     assert isinstance(planned, CpuPlanned)
-    target = resolve(plain.target, plain.precision)[0].name
+    target = resolve(plain.target)[0].name
     with planned.module.context:
         keys = [tiling_key(each.func) for each in planned.program.dispatches if each.kind == "contraction"]
     expected = outputs(NO_TILINGS)

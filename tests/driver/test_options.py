@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import llmos
-from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, resolve
+from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, code_targets, resolve
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.support.environment import read_environment
 from llmos.runtime.errors import UserError
@@ -61,22 +61,39 @@ def test_stages_and_targets_are_those_of_the_backend(options: dict[str, object],
 
 
 def test_portable_holds_all_variants_of_one_architecture_best_first() -> None:
-    found = resolve("portable", "bf16")
+    found = resolve("portable")
     assert len({target.arch for target in found}) == 1
     assert found == [target for target in TARGETS if target.arch == found[0].arch]
 
 
-def test_matrix_tiles_are_for_bf16() -> None:
-    amx = [target for target in TARGETS if target.has("amx-bf16")]
-    assert amx and resolve(amx[0].name) == amx
-    assert not set(amx) & set(resolve("portable"))
+@pytest.mark.parametrize(
+    ("multiplied", "names"),
+    [
+        ((), ["x86-64-v4", "x86-64-v3"]),
+        (("bf16",), ["x86-64-v4-amx", "x86-64-v4-bf16", "x86-64-v4", "x86-64-v3"]),
+        (("int8",), ["x86-64-v4-amx", "x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3"]),
+        (("bf16", "int8"), [target.name for target in TARGETS if target.arch == "x86_64"]),
+    ],
+)
+def test_code_is_made_for_the_plainest_of_the_targets_that_share_it(
+    multiplied: tuple[str, ...], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PROCESSORS["sapphirerapids"].pretend(monkeypatch)
+    assert [target.name for target in code_targets("portable", resolve("portable"), multiplied)] == names
+    (native,) = code_targets("native", resolve("native"), multiplied)
+    assert (native.name, native.l2_bytes) == (names[0], PROCESSORS["sapphirerapids"].l2_bytes)
+
+
+def test_a_target_that_is_named_stays() -> None:
+    named = resolve("x86-64-v4-amx,x86-64-v4")
+    assert code_targets("x86-64-v4-amx,x86-64-v4", named, ()) == named
 
 
 NATIVE = {
     "haswell": "x86-64-v3",
     "zen3": "x86-64-v3",
     "skylake-avx512": "x86-64-v4",
-    "icelake-server": "x86-64-v4",
+    "icelake-server": "x86-64-v4-vnni",
     "zen4": "x86-64-v4-bf16",
     "sapphirerapids": "x86-64-v4-amx",
     "neoverse-n1": "aarch64",
@@ -87,9 +104,9 @@ NATIVE = {
 def test_native_is_the_best_portable_variant_with_the_caches_of_the_machine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = PROCESSORS[name]
     processor.pretend(monkeypatch)
-    (found,) = resolve("native", "bf16")
+    (found,) = resolve("native")
     assert found.name == NATIVE[name]
-    (portable,) = [target for target in resolve("portable", "bf16") if target.name == found.name]
+    (portable,) = [target for target in resolve("portable") if target.name == found.name]
     assert found == replace(portable, l2_bytes=processor.l2_bytes)
     assert resolve("native")[0].name in {target.name for target in resolve("portable")}
 

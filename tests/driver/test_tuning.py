@@ -73,7 +73,7 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def a_lock(model: Path, tmp_path: Path, **choices: int) -> Lock:
     """One that gives every dispatch of the model some choices."""
     keys = tiling_keys(run_passes(import_source(model, None, None, OPTIONS), OPTIONS, backend_of(OPTIONS)).module)
-    target = resolve(OPTIONS.target)[0].code_target("fp32").name
+    target = resolve(OPTIONS.target)[0].code_target(()).name
     return Lock(target, "some machine", {"batch": 1}, {key: Locked("matmul", choices, 2.0, 1.0) for key in keys})
 
 
@@ -113,7 +113,7 @@ def test_the_python_interface_takes_a_lock(model: Path, plain: bytes, tmp_path: 
     llmos.compile(str(model), target="native", name="layers", lock=path).save(tmp_path / "m.llmos")
     assert not lock_path(tmp_path / "m.llmos").exists()
     (tmp_path / "plain.llmos").write_bytes(plain)
-    member = f"code/{resolve(OPTIONS.target)[0].name}.so"
+    member = f"code/{resolve(OPTIONS.target)[0].code_target(()).name}.so"
     with_lock, without = (bytes(llmos.load(tmp_path / name).artifact.member(member)) for name in ("m.llmos", "plain.llmos"))
     assert with_lock != without
 

@@ -11,7 +11,7 @@ from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.emit import STAGES
 from llmos.compiler.backends.cpu.entries import lower_entries
 from llmos.compiler.backends.cpu.planned import CpuPlanned
-from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, resolve
+from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget, code_targets, resolve
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
@@ -26,9 +26,14 @@ class CpuBackend:
     stages: ClassVar[Mapping[str, Stage]] = STAGES
     known_targets: ClassVar[Sequence[CpuTarget]] = TARGETS
 
-    def targets(self, text: str, precision: str) -> list[CpuTarget]:
+    def targets(self, text: str) -> list[CpuTarget]:
         """Return the targets of a text such as "portable" or "x86-64-v3,native", best first. Raises UserError for an unknown name."""
-        return resolve(text, precision)
+        return resolve(text)
+
+    def code_targets(self, text: str, targets: Sequence[Target], plans: Sequence[Planned]) -> list[CpuTarget]:
+        """Return the targets that code of these plans differs for (`target.code_targets`)."""
+        multiplied = {each for plan in plans if isinstance(plan, CpuPlanned) for each in plan.multiplied}
+        return code_targets(text, [target for target in targets if isinstance(target, CpuTarget)], multiplied)
 
     def parse_target(self, name: str) -> CpuTarget:
         """Return the target that a `CpuTarget.name` names. Raises ValueError."""

@@ -1,9 +1,9 @@
 """Instructions that a processor lacks, as plain LLVM IR: code for AVX-512 dot products and AMX tiles runs, slowly, on any processor.
 
 LLVM splits wide vectors by itself; what it can't do is an intrinsic of a feature that the target doesn't have. `emulate` gives each such
-intrinsic a body with the semantics of Intel's instruction set reference (VDPBF16PS, VCVTNE2PS2BF16, TDPBF16PS, TILELOADD, TILESTORED),
-except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all tiles of generated code have that shape
-(backends/cpu/arithmetic/amx.py).
+intrinsic a body with the semantics of Intel's instruction set reference (VDPBF16PS, VCVTNE2PS2BF16, VPDPBUSD, VPMADDWD, TDPBF16PS,
+TDPBUSD, TILELOADD, TILESTORED), except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all tiles of generated code
+have that shape (backends/cpu/arithmetic/amx.py).
 """
 
 import re
@@ -143,6 +143,87 @@ end:
   ret {tile} %result
 }}"""
 
+
+def _dot_bytes(symbol: str, lanes: int) -> str:
+    """Unsigned by signed bytes, four neighbors added to each 32-bit sum."""
+    vector, lines = f"<{lanes} x i32>", []
+    for byte in range(4):
+        left, right = 24 - 8 * byte, "splat (i32 24)"
+        lines += [
+            f"  %ah{byte} = shl {vector} %aw, splat (i32 {left})",
+            f"  %bh{byte} = shl {vector} %bw, splat (i32 {left})",
+            f"  %a{byte} = lshr {vector} %ah{byte}, {right}",
+            f"  %b{byte} = ashr {vector} %bh{byte}, {right}",
+            f"  %p{byte} = mul {vector} %a{byte}, %b{byte}",
+            f"  %s{byte + 1} = add {vector} %s{byte}, %p{byte}",
+        ]
+    body = "\n".join(lines).replace("%s0", "%sum")
+    words = [f"  %{each}w = bitcast <{4 * lanes} x i8> %{each} to {vector}" for each in "ab"]
+    head = f"define internal {vector} {symbol}({vector} %sum, <{4 * lanes} x i8> %a, <{4 * lanes} x i8> %b) alwaysinline {{"
+    return "\n".join([head, *words, body, f"  ret {vector} %s4", "}"])
+
+
+def _doubled(text: str) -> str:
+    """Text whose braces str.format leaves."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+_MADD = """
+define internal <16 x i32> {symbol}(<32 x i16> %a, <32 x i16> %b) alwaysinline {{
+  %aw = bitcast <32 x i16> %a to <16 x i32>
+  %bw = bitcast <32 x i16> %b to <16 x i32>
+  %al = shl <16 x i32> %aw, splat (i32 16)
+  %bl = shl <16 x i32> %bw, splat (i32 16)
+  %a0 = ashr <16 x i32> %al, splat (i32 16)
+  %b0 = ashr <16 x i32> %bl, splat (i32 16)
+  %a1 = ashr <16 x i32> %aw, splat (i32 16)
+  %b1 = ashr <16 x i32> %bw, splat (i32 16)
+  %even = mul <16 x i32> %a0, %b0
+  %odd = mul <16 x i32> %a1, %b1
+  %sum = add <16 x i32> %even, %odd
+  ret <16 x i32> %sum
+}}"""
+
+_TILE_DOT_INT8 = """
+define internal {tile} {symbol}(i16 %m, i16 %n, i16 %k, {tile} %c, {tile} %a, {tile} %b) noinline {{
+entry:
+  %cs = alloca {tile}, align 64
+  %as = alloca {tile}, align 64
+  %bs = alloca {tile}, align 64
+  store {tile} %c, ptr %cs, align 64
+  store {tile} %a, ptr %as, align 64
+  store {tile} %b, ptr %bs, align 64
+  br label %rows
+rows:
+  %row = phi i64 [ 0, %entry ], [ %next_row, %finish ]
+  %cp = getelementptr <16 x i32>, ptr %cs, i64 %row
+  %before = load <16 x i32>, ptr %cp, align 64
+  br label %words
+words:
+  %word = phi i64 [ 0, %rows ], [ %next_word, %words ]
+  %sum = phi <16 x i32> [ %before, %rows ], [ %next_sum, %words ]
+  %ap = getelementptr [16 x i32], ptr %as, i64 %row, i64 %word
+  %aw = load i32, ptr %ap, align 4
+  %ai = insertelement <16 x i32> poison, i32 %aw, i64 0
+  %av = shufflevector <16 x i32> %ai, <16 x i32> poison, <16 x i32> zeroinitializer
+  %bp = getelementptr <16 x i32>, ptr %bs, i64 %word
+  %bw = load <16 x i32>, ptr %bp, align 64
+  %ab = bitcast <16 x i32> %av to <64 x i8>
+  %bb = bitcast <16 x i32> %bw to <64 x i8>
+  %next_sum = call <16 x i32> @emulated.dot_bytes.16(<16 x i32> %sum, <64 x i8> %ab, <64 x i8> %bb)
+  %next_word = add i64 %word, 1
+  %last_word = icmp eq i64 %next_word, 16
+  br i1 %last_word, label %finish, label %words
+finish:
+  store <16 x i32> %next_sum, ptr %cp, align 64
+  %next_row = add i64 %row, 1
+  %last_row = icmp eq i64 %next_row, 16
+  br i1 %last_row, label %end, label %rows
+end:
+  %result = load {tile}, ptr %cs, align 64
+  ret {tile} %result
+}}"""
+
 _ZERO = """
 define internal {tile} {symbol}(i16 %m, i16 %n) alwaysinline {{
   ret {tile} zeroinitializer
@@ -163,9 +244,16 @@ define internal void {{symbol}}(i16 %m, i16 %n, ptr %base, i64 %stride, {{tile}}
 _BODIES = {
     "avx512bf16.dpbf16ps.512": _DOT,
     "avx512bf16.cvtne2ps2bf16.512": _CONVERT,
+    "avx512.vpdpbusd.512": _doubled(_dot_bytes("SYMBOL", 16)).replace("SYMBOL", "{symbol}"),
+    "avx512.vpdpbusd.256": _doubled(_dot_bytes("SYMBOL", 8)).replace("SYMBOL", "{symbol}"),
+    "avx512.pmaddw.d.512": _MADD,
     "tdpbf16ps.internal": _TILE_DOT,
+    "tdpbusd.internal": _TILE_DOT_INT8,
     "tilezero.internal": _ZERO,
     "tileloadd64.internal": _LOAD,
     "tilestored64.internal": _STORE,
 }
-_HELPERS = ("declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)",)
+_HELPERS = (  # what bodies call, left out where the text has it
+    "declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)",
+    _dot_bytes("@emulated.dot_bytes.16", 16),
+)

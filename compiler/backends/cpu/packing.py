@@ -1,8 +1,8 @@
 """The packed layout of constant right sides of contractions, zero-padded, the same for every target.
 
-Panels [n/w][k][w] of float32, and [n/w][k/2][w][2] of bfloat16, whose pairs along k are what dot products and matrix tiles read. The
-width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are no more; or it was chosen by a
-measured search (compiler/ir/tiling.py), and then is part of what the weight's argument says.
+Panels [n/w][k][w] of float32, [n/w][k/2][w][2] of bfloat16 and [n/w][k/4][w][4] of int8, whose words of two or four k are what dot
+products and matrix tiles read. The width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are
+no more; or it was chosen by a measured search (compiler/ir/tiling.py), and then is part of what the weight's argument says.
 """
 
 from __future__ import annotations
@@ -47,21 +47,24 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int],
     return packed
 
 
-def packed_pairs_shape(
-    shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None
+def packed_words_shape(
+    shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], k_per_word: int, width: int | None = None
 ) -> tuple[int, int, int, int]:
     """Return the shape of `pack_pairs`: panels, pairs of k, width, 2."""
     panels, k, width = packed_shape(shape, n_axes, k_axes, width)
-    return panels, -(-k // 2), width, 2
+    return panels, -(-k // k_per_word), width, k_per_word
 
 
-def pack_pairs(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> np.ndarray:
-    """Rearrange a bfloat16 weight, held as uint16. Returns uint16 [ceil(n/w), ceil(k/2), w, 2], zero past n and k."""
+def pack_words(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], k_per_word: int, width: int | None = None) -> np.ndarray:
+    """Rearrange a weight whose elements are a half or a quarter of a 32-bit word: bfloat16, held as uint16, or int8.
+
+    Returns the same dtype, [ceil(n/w), ceil(k/k_per_word), w, k_per_word], zero past n and k.
+    """
     panels = pack_panels(array, n_axes, k_axes, width)
-    if panels.shape[1] % 2:
-        panels = np.pad(panels, ((0, 0), (0, 1), (0, 0)))
+    if panels.shape[1] % k_per_word:
+        panels = np.pad(panels, ((0, 0), (0, -panels.shape[1] % k_per_word), (0, 0)))
     count, k, width = panels.shape
-    return np.ascontiguousarray(panels.reshape(count, k // 2, 2, width).swapaxes(2, 3))
+    return np.ascontiguousarray(panels.reshape(count, k // k_per_word, k_per_word, width).swapaxes(2, 3))
 
 
 def packed_winograd_shape(

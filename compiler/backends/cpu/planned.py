@@ -9,6 +9,7 @@ from llmos.compiler.backends.base import CompiledModel, Planned
 from llmos.compiler.backends.cpu.describe import describe
 from llmos.compiler.backends.cpu.program import Program
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import DispatchFunc
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,17 @@ class CpuPlanned(Planned):
         """Return the dispatches of the module."""
         with self.module.context, ir.Location.unknown():
             return replace(Program.of(self.module), weights=self.places, first_kernel=self.first_kernel)
+
+    @cached_property
+    def multiplied(self) -> frozenset[str]:
+        """What its kernels multiply beside float32: "bf16", "int8"."""
+        with self.module.context, ir.Location.unknown():
+            arguments = [argument for each in self.program.dispatches for argument in DispatchFunc(each.func).arguments]
+            tensors = [each for each in arguments if isinstance(each.value.type, ir.RankedTensorType)]
+            found = {"bf16" for each in tensors if isinstance(each.value.type.element_type, ir.BF16Type)}
+            packed = [each for each in tensors if each.packed is not None]
+            found |= {"int8" for each in packed if isinstance(each.value.type.element_type, ir.IntegerType)}
+        return frozenset(found)
 
     @cached_property
     def record(self) -> CompiledModel:

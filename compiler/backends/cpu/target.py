@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from llmos.runtime.errors import UserError
 
 _X86_64_V3 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2")
 _X86_64_V4 = (*_X86_64_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_BF16 = ("avx512vnni", "avx512bf16")
-_AMX = ("amx-tile", "amx-bf16")
+_VNNI = ("avx512vnni",)
+_BF16 = (*_VNNI, "avx512bf16")
+_AMX = ("amx-tile", "amx-bf16", "amx-int8")
+
+# Features whose instructions kernels use, by what they multiply; float32 is multiplied by the baseline's.
+_MULTIPLIES = {"bf16": {"avx512bf16", "amx-bf16"}, "int8": {"avx512vnni", "avxvnni", "amx-int8"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,6 @@ class CpuTarget(Target):
     vector_bits: width of a vector register. num_registers: how many of them there are. l2_bytes: level-2 cache of a core; of the
     processors that a target stands for a usual one, of "native" this machine's. near_bytes: how much of a contraction's panel is read
     again and again from the level-1 cache; 0 where level 2 sends it as fast as it is multiplied.
-    plain: the target without the extensions that only bfloat16 uses; None where there are none.
     emulated: the target whose kernels these are, where the machine may lack what they use (`emulated_on`).
     """
 
@@ -41,7 +45,6 @@ class CpuTarget(Target):
     extensions: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     near_bytes: int = 0
-    plain: CpuTarget | None = None
     emulated: CpuTarget | None = None
 
     @property
@@ -78,17 +81,20 @@ class CpuTarget(Target):
             baseline=machine.baseline,
             extensions=machine.extensions,
             flags=machine.flags,
-            plain=self.plain.emulated_on(machine) if self.plain else None,
             emulated=self,
         )
 
-    def helps(self, precision: str) -> bool:
-        """Whether code of a precision is any different here than on the next target: matrix tiles do nothing for float32."""
-        return precision == "bf16" or not self.has("amx-bf16")
+    def code_target(self, multiplied: Collection[str]) -> CpuTarget:
+        """The plainest target whose code is the same for kernels that multiply those types beside float32: "bf16", "int8"."""
+        if self.emulated is not None:
+            machine = CpuTarget.parse(self.name.partition("@")[2])
+            return self.emulated.code_target(multiplied).emulated_on(machine)
+        alike = [each for each in TARGETS if each.cpu == self.cpu and each._multiplies_by(multiplied) == self._multiplies_by(multiplied)]
+        return replace(alike[-1], l2_bytes=self.l2_bytes)
 
-    def code_target(self, precision: str) -> CpuTarget:
-        """The plainest target whose code is the same at a precision: float32 uses no product of bfloat16, so that code is compiled once."""
-        return self.plain if precision == "fp32" and self.plain else self
+    def _multiplies_by(self, multiplied: Collection[str]) -> set[str]:
+        """Features that products of some types use here."""
+        return {feature for each in multiplied for feature in _MULTIPLIES[each] if self.has(feature)}
 
     def runs_here(self) -> bool:
         """Whether this machine runs the target's code."""
@@ -156,26 +162,41 @@ _AARCH64 = CpuTarget(
 
 # Best first within an architecture: that is the order in which a machine picks among the variants of an artifact.
 TARGETS: tuple[CpuTarget, ...] = (
-    replace(_V4, name="x86-64-v4-amx", extensions=(*_BF16, *_AMX), plain=_V4),
-    replace(_V4, name="x86-64-v4-bf16", extensions=_BF16, plain=_V4),
+    replace(_V4, name="x86-64-v4-amx", extensions=(*_BF16, *_AMX)),
+    replace(_V4, name="x86-64-v4-bf16", extensions=_BF16),
+    replace(_V4, name="x86-64-v4-vnni", extensions=_VNNI),
     _V4,
+    replace(_V3, name="x86-64-v3-vnni", extensions=("avxvnni",)),
     _V3,
     _AARCH64,
 )
 
 
-def resolve(name: str, precision: str = "fp32") -> list[CpuTarget]:
-    """The targets that `--target NAME` stands for at a precision, best first.
+WORDS = ("portable", "native")  # what stands for targets that this machine decides
 
-    "portable": all of this machine's architecture that help. "native": the best of them that this machine runs. Otherwise one or more
-    names, separated by commas. Raises UserError for an unknown name or a machine that no target fits.
+
+def resolve(name: str) -> list[CpuTarget]:
+    """The targets that `--target NAME` stands for, best first; `code_targets` says which of them code is made for.
+
+    "portable": all of this machine's architecture. "native": the best of them that this machine runs. Otherwise one or more names,
+    separated by commas. Raises UserError for an unknown name or a machine that no target fits.
     """
     if name == "portable":
-        return _of_this_architecture(precision)
+        return _of_this_architecture()
     if name == "native":
-        return [_native(precision)]
+        return [_native()]
     chosen = {_named(part.strip()) for part in name.split(",")}
     return sorted(chosen, key=lambda target: (TARGETS.index(target.emulated or target), target.name))
+
+
+def code_targets(name: str, targets: Sequence[CpuTarget], multiplied: Collection[str]) -> list[CpuTarget]:
+    """Of the targets that `resolve(name)` gave, those that code of some products is made for (`CpuTarget.code_target`).
+
+    Each that is named stays as it is. Of others whose code is the same, the plainest one remains.
+    """
+    if name not in WORDS:
+        return list(targets)
+    return list(dict.fromkeys(target.code_target(multiplied) for target in targets))
 
 
 def _named(name: str) -> CpuTarget:
@@ -183,21 +204,21 @@ def _named(name: str) -> CpuTarget:
         return CpuTarget.parse(name)
     except ValueError as error:
         names = [target.name for target in TARGETS]
-        close = difflib.get_close_matches(name, [*names, "portable", "native"], n=1)
+        close = difflib.get_close_matches(name, [*names, *WORDS], n=1)
         hint = f"; did you mean {close[0]}?" if close else ", portable and native"
         raise UserError(f"{error}{hint}") from None
 
 
-def _of_this_architecture(precision: str) -> list[CpuTarget]:
+def _of_this_architecture() -> list[CpuTarget]:
     arch = _host_arch()
-    found = [target for target in TARGETS if target.arch == arch and target.helps(precision)]
+    found = [target for target in TARGETS if target.arch == arch]
     if not found:
         raise UserError(f"no target for this machine's architecture, {arch}; name one with --target")
     return found
 
 
-def _native(precision: str) -> CpuTarget:
-    candidates = _of_this_architecture(precision)
+def _native() -> CpuTarget:
+    candidates = _of_this_architecture()
     for target in candidates:
         if target.runs_here():
             return replace(target, l2_bytes=_host_l2_bytes() or target.l2_bytes)

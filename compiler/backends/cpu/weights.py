@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from llmos.compiler.backends.cpu.packing import (
-    pack_pairs,
     pack_panels,
     pack_winograd,
-    packed_pairs_shape,
+    pack_words,
     packed_shape,
     packed_winograd_shape,
+    packed_words_shape,
 )
 from llmos.compiler.ir.attributes import PackedLayout
 from llmos.compiler.ir.functions import Argument
 from llmos.compiler.ir.weights import BoundWeight, Weight
 from llmos.runtime.artifact.bfloat16 import to_bfloat16
 from llmos.runtime.artifact.safetensors import is_reserved
+
+K_PER_WORD = {"bfloat16": 2, "int8": 4, "uint8": 4}  # elements of a 32-bit word of a panel, of dtypes that are packed so
 
 
 def bound_weights(arguments: Sequence[Argument], weights: Mapping[str, Weight]) -> dict[str, Weight]:
@@ -45,9 +47,9 @@ def _packed(weight: Weight, layout: PackedLayout) -> Weight:
     if tile is not None:
         positions = packed_winograd_shape(weight.shape, n_axes, k_axes, tile, columns)
         return Weight(weight.dtype, positions, lambda: pack_winograd(weight.array, n_axes, k_axes, tile, columns))
-    if weight.dtype == "bfloat16":
-        pairs = packed_pairs_shape(weight.shape, n_axes, k_axes, columns)
-        return Weight(weight.dtype, pairs, lambda: pack_pairs(weight.array, n_axes, k_axes, columns))
+    if (per_word := K_PER_WORD.get(weight.dtype)) is not None:
+        words = packed_words_shape(weight.shape, n_axes, k_axes, per_word, columns)
+        return Weight(weight.dtype, words, lambda: pack_words(weight.array, n_axes, k_axes, per_word, columns))
     shape = packed_shape(weight.shape, n_axes, k_axes, columns)
     return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, columns))
 

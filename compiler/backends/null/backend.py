@@ -69,9 +69,12 @@ class NullBackend:
         self.calls: Counter[str] = Counter()
         self.stages: Mapping[str, Stage] = {"text": Stage(self._text, str), "null": Stage(self._nothing, bytes, compiles=True)}
 
-    def targets(self, text: str, precision: str) -> list[NullTarget]:
+    def targets(self, text: str) -> list[NullTarget]:
         """All of them for "portable" and "native"."""
         return list(TARGETS) if text in ("portable", "native") else [self._named(part.strip()) for part in text.split(",")]
+
+    def code_targets(self, text: str, targets: Sequence[Target], plans: Sequence[Planned]) -> list[Target]:
+        return list(targets)
 
     def parse_target(self, name: str) -> NullTarget:
         """Return the target of a name. Raises ValueError, with the names there are."""

@@ -7,7 +7,10 @@ An arithmetic is a choice of element types, of the instructions that multiply th
 | `f32.py` | float32 | fma |
 | `bf16_extend.py` | rows of float32, a bfloat16 weight | fma, the weight extended in registers or, a block of k at a time, in scratch |
 | `bf16_dot.py` | bfloat16 | VDPBF16PS |
-| `amx.py` | bfloat16 | TDPBF16PS on matrix tiles |
+| `amx.py` | bfloat16, or bytes | TDPBF16PS or TDPBUSD on matrix tiles |
+| `int8_dot.py` | unsigned by signed bytes | VPDPBUSD |
+| `int8_pairs.py` | unsigned by signed bytes | VPMADDWD |
+| `int8_extend.py` | unsigned by signed bytes | 32-bit multiplications |
 
 `select.py` picks one by element types and target. Kernels hold the loops over rows, columns and blocks of k
 (backends/cpu/kernels/contraction_loops.py) and ask the arithmetic for the rest.
@@ -59,6 +62,7 @@ class Arithmetic(ABC):
     k_per_word: int  # neighboring k in one word of a panel
     reads_windows = False  # whether rows may be windows of an image, read where they lie (backends/cpu/kernels/implicit_gemm.py)
     prefetch = Prefetch.NONE
+    sums_are_exact = False  # integers: chains of any length, and in any order
     thread_rows = 0  # rows that are worth a thread's reading all panels for; 0: as many as caches hold
 
     @classmethod

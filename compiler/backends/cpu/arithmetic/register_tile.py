@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.sums import BLOCK, loop_over_blocks, with_rests
+from llmos.compiler.ir.bindings import ir
 
 CACHE_LINE = 64
 UNROLL = 4  # steps of k between two jumps
@@ -119,9 +120,9 @@ class Panel:
     lines: int = 0
 
 
-def zeros(b: Builder, shape: TileShape) -> list[Value]:
-    """Return the accumulators of a tile at 0, row by row."""
-    return [b.splat_constant(b.f32, 0.0, shape.lanes)] * (shape.rows * shape.vectors)
+def zeros(b: Builder, shape: TileShape, element: ir.Type | None = None) -> list[Value]:
+    """Return the accumulators of a tile at 0, row by row. element: of 32 bits, float32 where it isn't given."""
+    return [b.splat_constant(element or b.f32, 0, shape.lanes)] * (shape.rows * shape.vectors)
 
 
 def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Value, row_stride: int) -> None:
@@ -132,9 +133,9 @@ def store_tile(b: Builder, shape: TileShape, values: Sequence[Value], base: Valu
             b.store(values[r * shape.vectors + v], b.address(base, offset, b.f32), shape.lanes * 4)
 
 
-def load_tile(b: Builder, shape: TileShape, base: Value, row_stride: int) -> list[Value]:
-    """Emit the load of what `store_tile` wrote: accumulators, row by row."""
-    kind = b.vec(b.f32, shape.lanes)
+def load_tile(b: Builder, shape: TileShape, base: Value, row_stride: int, element: ir.Type | None = None) -> list[Value]:
+    """Emit the load of what `store_tile` wrote: accumulators, row by row. element: as in `zeros`."""
+    kind = b.vec(element or b.f32, shape.lanes)
     offsets = [b.index(r * row_stride + v * shape.lanes) for r in range(shape.rows) for v in range(shape.vectors)]
     return [b.load(b.address(base, offset, b.f32), kind, shape.lanes * 4) for offset in offsets]
 

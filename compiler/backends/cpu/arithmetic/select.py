@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from llmos.compiler.backends.cpu.arithmetic.amx import Bf16Tiles
+from llmos.compiler.backends.cpu.arithmetic.amx import Bf16Tiles, Int8Tiles
 from llmos.compiler.backends.cpu.arithmetic.base import MatrixArithmetic, Operands, RegisterArithmetic
 from llmos.compiler.backends.cpu.arithmetic.bf16_dot import Bf16Dot
 from llmos.compiler.backends.cpu.arithmetic.bf16_extend import Bf16Extend, Bf16ExtendPanel
 from llmos.compiler.backends.cpu.arithmetic.f32 import Float32
+from llmos.compiler.backends.cpu.arithmetic.int8_dot import Int8Dot
+from llmos.compiler.backends.cpu.arithmetic.int8_extend import Int8Extend
+from llmos.compiler.backends.cpu.arithmetic.int8_pairs import Int8Pairs
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.runtime.errors import UnsupportedError
 
-ARITHMETICS = (Bf16Tiles, Bf16Dot, Bf16ExtendPanel, Bf16Extend, Float32)  # best first
+ARITHMETICS = (  # best first
+    *(Bf16Tiles, Bf16Dot, Bf16ExtendPanel, Bf16Extend),
+    *(Int8Tiles, Int8Dot, Int8Pairs, Int8Extend),
+    Float32,
+)
 
 
 def arithmetic_of(operands: Operands, target: CpuTarget) -> RegisterArithmetic | MatrixArithmetic:

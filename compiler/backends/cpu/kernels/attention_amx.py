@@ -15,7 +15,7 @@ import sympy
 from llmos.compiler.analysis.casts import extended, is_extended_argument
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import dim_positions
-from llmos.compiler.backends.cpu.arithmetic.amx import BLOCK_TILES, TILE_DEPTH, TILE_ROWS, has_matrix_tiles, multiply_tiles
+from llmos.compiler.backends.cpu.arithmetic.amx import BF16, BLOCK_TILES, TILE_ROWS, has_matrix_tiles, multiply_tiles
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
 from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter, AttentionPlan, QueryBlock
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
@@ -39,7 +39,7 @@ class TiledAttentionPlan(AttentionPlan):
         """Return whether Q, K and V are bfloat16 in memory, dense along the head, whose width is a known multiple of what a tile takes."""
         scores, values, parts = self.parts.scores, self.parts.values, self.parts
         operands = [(scores, parts.query, scores.k), (scores, 1 - parts.query, scores.k), (values, 1 - parts.weights, self.value_dims)]
-        known = all(size.is_Integer and int(size) % TILE_DEPTH == 0 for size in (self.depth, self.width))
+        known = all(size.is_Integer and int(size) % BF16.depth == 0 for size in (self.depth, self.width))
         return known and all(self._is_dense(*operand) for operand in operands)
 
     def _is_dense(self, contraction: Contraction, operand: int, dims: tuple[int, ...]) -> bool:
@@ -89,7 +89,7 @@ class TiledAttentionEmitter(AttentionEmitter):
     def _groups(self, size: Expr, body: Callable[[Value], None]) -> None:
         """body(first element) for each 32 of a head."""
         b, ev = self.frame.b, self.frame.emitter
-        with b.loop(b.index(0), ev.sizes(size), b.index(TILE_DEPTH)) as loop, ev.scope():
+        with b.loop(b.index(0), ev.sizes(size), b.index(BF16.depth)) as loop, ev.scope():
             body(loop.iv)
 
     def _load_queries(self) -> None:
@@ -112,7 +112,7 @@ class TiledAttentionEmitter(AttentionEmitter):
         """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
         b, ev, depth = self.frame.b, self.frame.emitter, int(self.plan.depth)
         with b.loop(b.index(0), b.index(BLOCK), b.index(1)) as rows, ev.scope():
-            for d in range(0, depth, TILE_DEPTH):
+            for d in range(0, depth, BF16.depth):
                 point = self._score_loop(b.index(0), self._key(first, rows.iv), b.index(d))
                 at = b.add(b.mul(rows.iv, b.index(depth // 2)), b.index(d // 2))
                 b.store(self._load(self._row(self.plan.parts.scores, 1 - self.plan.parts.query, point)), self._words("keys", at), 4 * WORDS)
@@ -160,7 +160,7 @@ class TiledAttentionEmitter(AttentionEmitter):
 
     def _weigh(self, first: Value, count: Value) -> None:
         b, ev = self.frame.b, self.frame.emitter
-        for keys in range(0, BLOCK, TILE_DEPTH):
+        for keys in range(0, BLOCK, BF16.depth):
             self._groups(self.plan.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
         scale = [self._get("scale", None, v) for v in self._vectors()]
         with b.loop(b.index(0), ev.sizes(self.plan.width), b.index(1)) as loop:
@@ -226,14 +226,8 @@ def _join(b: Builder, low: Value, high: Value) -> Value:
 def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
     """Two vectors of float32 rounded to bfloat16, as words with the first in their low half."""
     i16 = ir.IntegerType.get_signless(16)
-    halves = b.op(
-        "llvm.call_intrinsic",
-        [pair[1], pair[0]],
-        b.vec(ir.BF16Type.get(), 2 * WORDS),
-        intrin=ir.StringAttr.get("llvm.x86.avx512bf16.cvtne2ps2bf16.512"),
-        op_bundle_sizes=ir.DenseI32ArrayAttr.get([]),
-        operandSegmentSizes=ir.DenseI32ArrayAttr.get([2, 0]),
-    )
+    both = b.vec(ir.BF16Type.get(), 2 * WORDS)
+    halves = b.intrinsic("llvm.x86.avx512bf16.cvtne2ps2bf16.512", [pair[1], pair[0]], both)
     bits = b.op("arith.bitcast", [halves], b.vec(i16, 2 * WORDS))
     order = [lane for each in range(WORDS) for lane in (each, WORDS + each)]
     mixed = b.op("vector.shuffle", [bits, bits], bits.type, mask=ir.DenseI64ArrayAttr.get(order))

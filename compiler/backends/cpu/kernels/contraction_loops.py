@@ -144,7 +144,8 @@ class RegisterLoop:
         b, plan = tile.b, self.schedule.plan
         for column in range(0, columns, shape.columns):
             part = replace(shape, vectors=min(shape.vectors, -(-(columns - column) // shape.lanes)))
-            made = self.arithmetic.accumulate(b, part, left, panel(column), tile.frame.emitter.sizes(plan.k), zeros(b, part))
+            start = zeros(b, part, self.arithmetic.accumulator_type)
+            made = self.arithmetic.accumulate(b, part, left, panel(column), tile.frame.emitter.sizes(plan.k), start)
             if self._epilogue_in_registers:
                 tile.epilogue.from_registers(part, made, row, b.add(tile.first, b.index(column)), columns - column)
             else:
@@ -209,7 +210,8 @@ class KBlockLoop:
         sums = b.address(self.sums.sums_at(b, tile.frame.scratch), at, b.f32)
         a = replace(left, base=b.address(left.base, k, b.f32))
         panel = PanelPrefetch(self.schedule, tile.frame).panel(part, shape, row, column)
-        made = self.arithmetic.accumulate(b, narrow, a, panel, b.index(num_k), load_tile(b, narrow, sums, width))
+        start = load_tile(b, narrow, sums, width, self.arithmetic.accumulator_type)
+        made = self.arithmetic.accumulate(b, narrow, a, panel, b.index(num_k), start)
         store_tile(b, narrow, made, sums, width)
 
 
@@ -224,7 +226,8 @@ class MatrixLoop:
     def sums(self) -> TileSums:
         """Return the sums of one block of rows."""
         schedule = self.schedule
-        return TileSums(schedule.block_rows * schedule.plan.width, schedule.shape.lanes, int(schedule.plan.k))
+        long = 0 if self.arithmetic.sums_are_exact else int(schedule.plan.k)
+        return TileSums(schedule.block_rows * schedule.plan.width, schedule.shape.lanes, long)
 
     def emit(self, tile: PanelTile) -> None:
         """Emit the tile a block of matrix tiles at a time."""
@@ -262,4 +265,7 @@ class MatrixLoop:
             right = replace(panel, base=b.address(panel.base, words, b.i32))
             arithmetic.multiply(b, left, right, columns, length, self.sums.sums_at(b, tile.frame.scratch), width)
 
+        if arithmetic.sums_are_exact:
+            chains(b.index(0), int(self.schedule.plan.k))
+            return
         self.sums.over_blocks(b, tile.frame.scratch, b.index(len(a) * arithmetic.tile_rows * width), chains)

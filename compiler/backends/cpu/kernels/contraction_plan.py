@@ -158,4 +158,5 @@ class ContractionPlan:
         source = scalar.owner if scalar is not None else None
         if source is None or isinstance(source, ir.Block) or source.name != "arith.constant":
             return False
-        return bool(ir.FloatAttr(source.attributes["value"]).value == 0.0)
+        value = source.attributes["value"]
+        return bool((ir.FloatAttr(value).value if self.root.is_float else ir.IntegerAttr(value).value) == 0)

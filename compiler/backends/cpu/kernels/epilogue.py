@@ -126,7 +126,8 @@ class Epilogue:
         b, ev, root = frame.b, frame.emitter, plan.value
         coords = ev.index.apply(plan.root.out_map, point)
         if not plan.starts_at_zero:
-            total = b.binary("arith.addf", b.splat(ev.value(plan.generic.inits[0], coords)), total)
+            add = "arith.addf" if plan.root.is_float else "arith.addi"
+            total = b.binary(add, b.splat(ev.value(plan.generic.inits[0], coords)), total)
         with ev.binding(root, as_=total):
             for value, buffer in zip(plan.dispatch.results, self.outputs, strict=True):
                 at = ev.result_coords(value, root, coords)

@@ -1,0 +1,34 @@
+"""Products of bytes in plain 32-bit arithmetic, for architectures whose instructions are not known here."""
+
+from __future__ import annotations
+
+from llmos.compiler.backends.cpu.arithmetic.base import Operands
+from llmos.compiler.backends.cpu.arithmetic.int8 import K_PER_WORD, Int8, are_bytes
+from llmos.compiler.backends.cpu.target import CpuTarget
+from llmos.compiler.codegen.builder import Builder, Value
+
+
+class Int8Extend(Int8):
+    """Four multiplications and additions for four products of each of the lanes."""
+
+    @classmethod
+    def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        return are_bytes(operands)
+
+    def prepare(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        return tuple(_byte(b, words, number, "arith.shrsi") for number in range(K_PER_WORD))
+
+    def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        return tuple(_byte(b, words, number, "arith.shrui") for number in range(K_PER_WORD))
+
+    def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
+        for left, right in zip(row, column, strict=True):
+            total = b.binary("arith.addi", total, b.binary("arith.muli", left, right))
+        return total
+
+
+def _byte(b: Builder, words: Value, number: int, shift: str) -> Value:
+    """Byte `number` of each word, lowest first, extended by a right shift: signed ("arith.shrsi") or not."""
+    lanes = words.type.shape[0]
+    left = b.binary("arith.shli", words, b.splat_constant(b.i32, 24 - 8 * number, lanes)) if number < K_PER_WORD - 1 else words
+    return b.binary(shift, left, b.splat_constant(b.i32, 24, lanes))
