@@ -52,10 +52,11 @@ class MatrixTiles(MatrixArithmetic):
     words_per_step = STEP_ROWS
 
     def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
-        """What `copy_rows` needs."""
+        """Return the bytes that `copy_rows` needs."""
         return TILE_ROWS * (k + self.product.depth) * self.product.element_bytes
 
     def copy_rows(self, b: Builder, a: Strided, count: Value, k: int, target: Value) -> Strided:
+        """Emit the copy of `count` rows of k elements to scratch of `scratch_bytes`, one instruction's k more apart."""
         words, depth = b.vec(b.i32, ROW_BYTES // 4), self.product.depth
         stride, element = k + depth, ir.IntegerType.get_signless(8 * self.product.element_bytes)
         with b.loop(b.index(0), count, b.index(1)) as rows, b.loop(b.index(0), b.index(k), b.index(depth)) as loop:
@@ -65,6 +66,7 @@ class MatrixTiles(MatrixArithmetic):
         return Strided(target, b.index(stride), b.index(1))
 
     def multiply(self, b: Builder, a: Sequence[Strided], panel: Panel, columns: int, k: int, out: Value, out_stride: int) -> None:
+        """Emit `multiply_tiles` of one or two tiles of rows."""
         multiply_tiles(b, a, panel, columns, k, out, out_stride, product=self.product)
 
 
@@ -95,14 +97,17 @@ class Int8Tiles(MatrixTiles):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether both sides are bytes, k is a multiple of 64 and the target has AMX for them."""
         return are_bytes(operands) and target.has("amx-int8") and operands.k is not None and operands.k % INT8.depth == 0
 
     @property
     def left_type(self) -> ir.Type:
+        """Return a byte, unsigned on the left."""
         return ir.IntegerType.get_signless(8)
 
     @property
     def accumulator_type(self) -> ir.Type:
+        """Return i32."""
         return ir.IntegerType.get_signless(32)
 
 

@@ -31,10 +31,12 @@ class Int8(RegisterArithmetic):
 
     @property
     def left_type(self) -> ir.Type:
+        """Return a byte."""
         return ir.IntegerType.get_signless(8)
 
     @property
     def accumulator_type(self) -> ir.Type:
+        """Return i32."""
         return ir.IntegerType.get_signless(32)
 
     @abstractmethod

@@ -13,16 +13,20 @@ class Int8Dot(Int8):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether both sides are bytes and the target multiplies them in its widest vectors."""
         needed = "avx512vnni" if target.vector_bits == 512 else "avxvnni"
         return are_bytes(operands) and target.has(needed)
 
     def prepare(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the words as bytes."""
         return (_as_bytes(b, words),)
 
     def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the words as bytes."""
         return (_as_bytes(b, words),)
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
+        """Emit one VPDPBUSD. Returns the new sums."""
         bits = 32 * total.type.shape[0]
         return b.intrinsic(f"llvm.x86.avx512.vpdpbusd.{bits}", [total, *row, *column], total.type)
 

@@ -13,15 +13,19 @@ class Int8Extend(Int8):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether both sides are bytes."""
         return are_bytes(operands)
 
     def prepare(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the four signed bytes of each word, in 32 bits."""
         return tuple(_byte(b, words, number, "arith.shrsi") for number in range(K_PER_WORD))
 
     def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the four unsigned bytes of each word, in 32 bits."""
         return tuple(_byte(b, words, number, "arith.shrui") for number in range(K_PER_WORD))
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
+        """Emit four multiplications and additions. Returns the new sums."""
         for left, right in zip(row, column, strict=True):
             total = b.binary("arith.addi", total, b.binary("arith.muli", left, right))
         return total

@@ -21,18 +21,22 @@ class Int8Pairs(Int8):
 
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
+        """Return whether both sides are bytes on x86."""
         return are_bytes(operands) and target.arch == "x86_64"
 
     def prepare(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the even and the odd signed bytes of each word, in 16 bits."""
         halves, eight = _as_halves(b, words), _splat16(b, words, 8)
         even = b.binary("arith.shrsi", b.binary("arith.shli", halves, eight), eight)
         return even, b.binary("arith.shrsi", halves, eight)
 
     def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
+        """Emit the even and the odd unsigned bytes of each word, in 16 bits."""
         low = b.binary("arith.andi", words, b.splat_constant(b.i32, LOW_BYTES, words.type.shape[0]))
         return _as_halves(b, low), b.binary("arith.shrui", _as_halves(b, words), _splat16(b, words, 8))
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
+        """Emit two VPMADDWD and their additions. Returns the new sums."""
         name = _MADD[total.type.shape[0]]
         for left, right in zip(row, column, strict=True):
             total = b.binary("arith.addi", total, b.intrinsic(name, [left, right], total.type))
