@@ -1,10 +1,11 @@
-"""Finding our passes: each file of this folder without a leading underscore holds one, under the name of the file."""
+"""Finding our passes: each file without a leading underscore, here or in a folder, holds one, under the name of the file."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterator, Sequence
 
 import llmos.passes
 from llmos.passes._pass import Pass
@@ -13,16 +14,29 @@ from llmos.passes._upstream_names import UPSTREAM_PASS_NAMES
 
 def pass_names() -> list[str]:
     """Return the names of our own passes, sorted, as kebab-case."""
-    found = pkgutil.iter_modules(llmos.passes.__path__)
-    return sorted(module.name.replace("_", "-") for module in found if not module.name.startswith("_"))
+    return sorted(pass_modules())
+
+
+def pass_modules() -> dict[str, str]:
+    """Return the module of each of our own passes, by the pass's name."""
+    return {module.rpartition(".")[2].replace("_", "-"): module for module in _modules(llmos.passes.__name__, llmos.passes.__path__)}
+
+
+def _modules(package: str, paths: Sequence[str]) -> Iterator[str]:
+    """Yield the modules of a package and of the packages in it."""
+    for found in pkgutil.iter_modules(paths):
+        name = f"{package}.{found.name}"
+        if found.name.startswith("_"):
+            continue
+        if found.ispkg:
+            yield from _modules(name, [f"{path}/{found.name}" for path in paths])
+        else:
+            yield name
 
 
 def pass_class(name: str) -> type[Pass]:
     """Return the class of our pass `name`; imports its file. Raises KeyError where there is none."""
-    if name not in pass_names():
-        raise KeyError(name)
-    module = importlib.import_module(f"llmos.passes.{name.replace('-', '_')}")
-    [found] = passes_defined_in(module.__name__)
+    [found] = passes_defined_in(pass_modules()[name])
     return found
 
 

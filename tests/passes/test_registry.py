@@ -8,7 +8,7 @@ import pytest
 
 import llmos.passes
 from llmos.passes import pass_class, pass_names
-from llmos.passes._registry import nearest_names, passes_defined_in
+from llmos.passes._registry import nearest_names, pass_modules, passes_defined_in
 from llmos.passes._upstream import is_registered
 from llmos.passes._upstream_names import UPSTREAM_PASS_NAMES
 
@@ -16,22 +16,27 @@ FOLDER = Path(llmos.passes.__path__[0])
 TESTS = Path(__file__).parent
 
 
+def path_of(name: str) -> str:
+    """Where a pass lies below passes/, without the extension."""
+    return pass_modules()[name].removeprefix("llmos.passes.").replace(".", "/")
+
+
 @pytest.mark.parametrize("name", pass_names())
 def test_each_file_holds_the_one_pass_it_is_named_after(name: str) -> None:
-    module = f"llmos.passes.{name.replace('-', '_')}"
-    assert [found.name for found in passes_defined_in(module)] == [name]
+    assert [found.name for found in passes_defined_in(pass_modules()[name])] == [name]
     assert pass_class(name).__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", pass_names())
 def test_each_pass_shows_the_ir_before_and_after(name: str) -> None:
-    text = ((pass_class(name).__doc__ or "") + (FOLDER / f"{name.replace('-', '_')}.py").read_text().split('"""')[1]).lower()
+    text = ((pass_class(name).__doc__ or "") + (FOLDER / f"{path_of(name)}.py").read_text().split('"""')[1]).lower()
     assert "before" in text and "after" in text
 
 
 @pytest.mark.parametrize("name", pass_names())
 def test_each_pass_has_a_test_file_of_its_name(name: str) -> None:
-    assert (TESTS / f"test_{name.replace('-', '_')}.py").is_file()
+    path = TESTS / path_of(name)
+    assert (path.parent / f"test_{path.name}.py").is_file()
 
 
 @pytest.mark.parametrize("name", pass_names())
