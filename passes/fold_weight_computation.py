@@ -18,6 +18,7 @@ from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._graph import captured, erase_dead, is_tensor, owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
+from llmos.passes._weight_only import weight_only_ops, weight_sources
 
 LARGE = 1 << 16  # elements: a larger result must not be much larger than what it is made of
 
@@ -50,7 +51,7 @@ class FoldWeightComputation(Pass):
 def _fold(func: ir.Operation, module: ir.Module, costs: CostModel) -> None:
     arguments = EntryFunc(func).arguments
     weights = {each.value for each in arguments.weights}
-    folded = _weight_only(func.regions[0].blocks[0], weights)
+    folded = weight_only_ops(func.regions[0].blocks[0], weights)
     results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights, costs)]
     if not results:
         return
@@ -60,19 +61,6 @@ def _fold(func: ir.Operation, module: ir.Module, costs: CostModel) -> None:
     _outline(module, needed, [arguments[ir.BlockArgument(v).arg_number] for v in inputs], results, names)
     _replace(func, results, names)
     erase_dead(func)
-
-
-def _weight_only(block: ir.Block, weights: set[ir.Value]) -> list[ir.Operation]:
-    """Ops that need nothing but weights and constants, static in shape, in program order."""
-    found: list[ir.Operation] = []
-    known: set[ir.Value] = set(weights)
-    for op in list(block.operations)[:-1]:
-        operation = op.operation
-        static = all(not is_tensor(r) or ir.RankedTensorType(r.type).has_static_shape for r in operation.results)
-        if static and all(v in known for v in captured(operation)) and operation.name != "func.call":
-            found.append(operation)
-            known.update(operation.results)
-    return found
 
 
 def _leaves(value: ir.Value, folded: list[ir.Operation]) -> bool:
@@ -93,7 +81,7 @@ def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool
     owner = owner_of(value)
     if owner is None or is_fill(owner) or owner.name in REMATERIALIZABLE | {"tensor.cast"}:
         return False
-    sources = _weight_sources(value, weights, set())
+    sources = weight_sources(value, weights)
     if not sources:
         return False
     plain = trace_to_buffer(value, [{i: 1} for i in range(len(value.type.shape))])
@@ -117,16 +105,6 @@ def _is_read_in_any_order(user: ir.Operation, value: ir.Value, costs: CostModel)
     if contraction is None or value not in contraction.generic.inputs:
         return bool(user.name != "linalg.generic")
     return costs.pays_as_contraction(contraction)
-
-
-def _weight_sources(value: ir.Value, weights: set[ir.Value], seen: set[ir.Value]) -> set[ir.Value]:
-    if value in weights:
-        return {value}
-    owner = owner_of(value)
-    if owner is None or value in seen:
-        return set()
-    seen.add(value)
-    return {source for operand in captured(owner) for source in _weight_sources(operand, weights, seen)}
 
 
 def _cone(results: list[ir.Value], folded: list[ir.Operation]) -> list[ir.Operation]:
