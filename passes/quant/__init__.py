@@ -1,0 +1,1 @@
+"""Passes that bring contractions to integer arithmetic (docs/quantization.md)."""
