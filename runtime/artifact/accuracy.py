@@ -181,6 +181,13 @@ class AccuracyReport:
         """Return the finding with the largest error over all targets."""
         return worst_of(finding for target in self.targets for finding in target.findings)
 
+    def _figure(self, worst: Finding) -> str:
+        """Format the worst figure that is judged, and its bound."""
+        if self.budget.cosine is None:
+            return f"max error {worst.deviation.max_error:.2g} of {self.budget.max_error:.2g}"
+        cosine = min(finding.deviation.cosine for target in self.targets for finding in target.findings)
+        return f"cosine {cosine:.5f} of at least {self.budget.cosine:g}, max error {worst.deviation.max_error:.2g}"
+
     def summary(self) -> str:
         """Summarize in one line."""
         worst = self.worst()
@@ -190,7 +197,7 @@ class AccuracyReport:
         skipped = [target.target for target in self.targets if target.verdict == NOT_RUN]
         rest = f"; not run: {', '.join(skipped)}" if skipped else ""
         return (
-            f"max error {worst.deviation.max_error:.2g} of {self.budget.max_error:.2g} against {self.reference}, "
+            f"{self._figure(worst)} against {self.reference}, "
             f"{len(self.cases)} case{'s' if len(self.cases) != 1 else ''}, on {', '.join(names) or 'no target'}{rest}"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.artifact.fields import Fields
+from llmos.runtime.errors import UserError
 
 SMALLEST_SCALE = 1e-3  # lower bound of an output's scale, so that rounding in sums that cancel is no error
 
@@ -22,21 +23,49 @@ ROUNDINGS = 8  # allowed error as a multiple of an output's sensitivity to one r
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The tolerance: `max_error` relative to an output's scale; `differing`, the fraction of unequal integers and bools."""
+    """The tolerance: `max_error` relative to an output's scale; `differing`, the fraction of unequal integers and bools.
+
+    cosine: the smallest cosine of an output with the reference's, where that is judged instead of `max_error`.
+    """
 
     max_error: float
     differing: float = 0.01
+    cosine: float | None = None
 
     def loosened(self, sensitivity: float) -> Tolerance:
         """Raise the tolerance of an output that changes by `sensitivity` when its inputs are rounded once: code rounds at every step."""
         return replace(self, max_error=max(self.max_error, ROUNDINGS * sensitivity))
 
+    def asked(self, text: str) -> Tolerance:
+        """Return the tolerance with what a user asks for instead, as `parse_budget` reads it."""
+        max_error, cosine = parse_budget(text)
+        return replace(self, max_error=self.max_error if max_error is None else max_error, cosine=cosine)
+
+    def shown(self) -> str:
+        """Format the bound of outputs of floats."""
+        return f"{self.max_error:.2e}" if self.cosine is None else f"cosine>={self.cosine:g}"
+
     def to_json(self) -> dict[str, float]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def parse(cls, fields: Fields) -> Tolerance:
-        return cls(fields.number("max_error"), fields.number("differing"))
+        cosine = fields.number("cosine") if "cosine" in fields.value else None
+        return cls(fields.number("max_error"), fields.number("differing"), cosine)
+
+
+def parse_budget(text: str) -> tuple[float | None, float | None]:
+    """Parse what `--budget` takes, `1e-3` or `cosine>=0.999`, as (largest error, smallest cosine). Raises UserError."""
+    figure, separator, number = text.partition(">=")
+    try:
+        value = float(number if separator else text)
+    except ValueError:
+        value = math.nan
+    if separator and figure.strip() == "cosine" and -1 <= value <= 1:
+        return None, value
+    if not separator and 0 <= value < math.inf:
+        return value, None
+    raise UserError(f"--budget {text}: give the largest relative error to allow, such as 1e-4, or a cosine, such as cosine>=0.999")
 
 
 @dataclass(frozen=True)
@@ -59,6 +88,8 @@ class Deviation:
     def within(self, budget: Tolerance) -> bool:
         if self.differing is not None:
             return self.differing <= budget.differing
+        if budget.cosine is not None:
+            return not self.unmatched and self.cosine >= budget.cosine
         return self.max_error <= budget.max_error
 
     def to_json(self) -> dict[str, Any]:

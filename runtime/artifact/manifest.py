@@ -15,6 +15,7 @@ INT64_MAX = 2**63 - 1
 MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
+QUANT = "quant"  # metadata key: the scheme that a compile quantized by
 QUANTIZATION = "quantization"  # metadata key: a one-line summary of the model's quantization
 
 _DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards

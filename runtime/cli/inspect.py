@@ -103,10 +103,12 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
 
 def _metadata(metadata: Mapping[str, Any]) -> Sequence[str]:
     """Format the quantization summary in full, then the rest of the metadata."""
-    from llmos.runtime.artifact.manifest import QUANTIZATION
+    from llmos.runtime.artifact.manifest import QUANT, QUANTIZATION
 
-    rest = [(key, _short(value)) for key, value in metadata.items() if key != QUANTIZATION]
-    return _block("quantization", f"  {metadata.get(QUANTIZATION, '')}"), _block("metadata", table(rest))
+    rest = [(key, _short(value)) for key, value in metadata.items() if key not in (QUANT, QUANTIZATION)]
+    compiled = f"compiled with --quant {metadata[QUANT]}" if QUANT in metadata else ""
+    lines = [f"  {line}" for line in (compiled, metadata.get(QUANTIZATION, "")) if line]
+    return _block("quantization", "\n".join(lines)), _block("metadata", table(rest))
 
 
 def _block(title: str, content: str) -> str:

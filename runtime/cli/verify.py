@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llmos.runtime.cli.tables import plural, table
-from llmos.runtime.errors import ArtifactError, UserError
+from llmos.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     from llmos.runtime.artifact.accuracy import AccuracyReport, Case, Finding
@@ -24,10 +24,10 @@ _HEADER = ("case", "output", "max error", "mean", "cosine", "differing", "KL", "
 @click.command(name="verify")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--target", metavar="NAME", help="The code variant to run; default the best for this machine.")
-@click.option("--budget", type=float, metavar="ERROR", help="Largest relative error to allow, instead of the accuracy report's.")
+@click.option("--budget", metavar="ERROR", help="Largest relative error, or cosine>=NUMBER, to allow, instead of the accuracy report's.")
 @click.option("--poison", is_flag=True, help="Fill temporaries with NaN before each run: code that reads what it didn't write shows.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(artifact: Path, target: str | None, budget: float | None, poison: bool, as_json: bool) -> int:
+def command(artifact: Path, target: str | None, budget: str | None, poison: bool, as_json: bool) -> int:
     """Run ARTIFACT on the inputs of its accuracy report and compare with the reference's outputs. Exit code 1 where one is over budget."""
     from llmos.runtime.artifact.accuracy import accuracy_report_of
     from llmos.runtime.program import load
@@ -38,12 +38,8 @@ def command(artifact: Path, target: str | None, budget: float | None, poison: bo
         raise ArtifactError(f"{artifact}: it holds no accuracy report: compile it again without --no-accuracy-report")
     if not accuracy_report.cases:
         raise ArtifactError(f"{artifact}: its accuracy report holds no case ({accuracy_report.note}): compile it again with example inputs")
-    if budget is not None and not 0 <= budget < float("inf"):
-        raise UserError(f"--budget {budget}: give the largest relative error to allow, such as 1e-4")
-    checked = [
-        Checked(each, accuracy_report.allowed(each) if budget is None else replace(accuracy_report.budget, max_error=budget))
-        for each in findings_of(program, accuracy_report.cases)
-    ]
+    asked = None if budget is None else accuracy_report.budget.asked(budget)
+    checked = [Checked(each, asked or accuracy_report.allowed(each)) for each in findings_of(program, accuracy_report.cases)]
     click.echo((_json if as_json else _render)(accuracy_report, program.target, checked))
     return 0 if all(each.passed for each in checked) else 1
 
@@ -95,7 +91,7 @@ def _figures(checked: Checked) -> tuple[str, ...]:
         shown(found.differing, ".2%"),
         shown(found.kl, ".2e"),
         shown(found.top1, ".2%"),
-        f"{checked.budget.differing:.2%}" if exact else f"{checked.budget.max_error:.2e}",
+        f"{checked.budget.differing:.2%}" if exact else checked.budget.shown(),
         "ok" if checked.passed else "OVER BUDGET",
     )
 
