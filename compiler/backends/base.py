@@ -55,6 +55,11 @@ def precision_of(passes: Sequence[str]) -> str:
     return "bf16" if names & {"truncate-activations", "narrow-activations"} else "fp32"  # the second is its name in earlier artifacts
 
 
+def quant_of(passes: Sequence[str]) -> str:
+    """The scheme of quantization of a compile, by the texts of its passes; "" for none."""
+    return "w8a8" if any(step.split("{")[0] == "quantize-contractions" for step in passes) else ""
+
+
 @dataclass(frozen=True, eq=False)
 class Planned(ABC):
     """A model after all passes: the stage PLANNED.

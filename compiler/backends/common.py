@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from llmos.compiler.backends.options import CompileOptions
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.hoist_extensions import HoistExtensions
+from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.split_reductions import SplitReductions
 
 
-def common_passes() -> list[Pass]:
+def common_passes(options: CompileOptions) -> list[Pass]:
     """All of them, in order; they end before dispatches are formed."""
-    return [*generalization(), *layout(), FoldWeightComputation(), SplitReductions()]
+    return [*generalization(), *layout(), *quantization(options), FoldWeightComputation(), SplitReductions()]
 
 
 def generalization() -> list[Pass]:
@@ -32,5 +34,16 @@ def layout() -> list[Pass]:
     return [
         ChannelsLast(),
         Upstream("canonicalize"),  # again: moves that undo each other
+        Upstream("cse"),
+    ]
+
+
+def quantization(options: CompileOptions) -> list[Pass]:
+    """To integers, where options.quant says so."""
+    if not options.quant:
+        return []
+    return [
+        QuantizeContractions(),
+        Upstream("canonicalize"),  # again: bodies that were made alike
         Upstream("cse"),
     ]

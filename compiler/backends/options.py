@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
+from llmos.compiler.quant.scheme import parse_scheme
 from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
@@ -21,6 +22,7 @@ class CompileOptions:
     """Options of one compile.
 
     precision: arithmetic of contractions, "fp32" or "bf16".
+    quant: scheme of quantization, such as "w8a8" (compiler/quant/scheme.py); "" quantizes nothing.
     backend: name of what makes the code (compiler/backends/registry.py).
     target: "portable", "native" or names of targets; the backend checks them.
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
@@ -36,11 +38,14 @@ class CompileOptions:
     accuracy report: whether the compiled code is run beside the reference, and what that shows kept in the artifact (docs/proof.md).
     winograd: whether convolutions may be computed by Winograd's algorithm, which rounds a little more (docs/codegen.md).
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
+    min_cosine: the smallest cosine of an output with the reference's that a compile lets pass, where that is judged instead of its error;
+        None: 0.99 for quantized models without a budget, and no such bound for others.
     tune: seconds of a measured search for shapes of tiles, on this machine; None: the analytic model's.
     tilings: what a measured search chose for some dispatches (compiler/ir/tiling.py); others are left to the analytic model.
     """
 
     precision: str = "fp32"
+    quant: str = ""
     backend: str = "cpu"
     target: str = "portable"
     dynamic: tuple[str, ...] = ()
@@ -57,11 +62,16 @@ class CompileOptions:
     accuracy_report: bool = True
     winograd: bool = True
     budget: float | None = None
+    min_cosine: float | None = None
     tune: float | None = None
     tilings: Tilings = NO_TILINGS
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
+        if self.quant:
+            parse_scheme(self.quant).require_built()
+            if self.precision != "fp32":
+                raise UserError(f"--quant {self.quant} with --precision {self.precision} isn't built yet: leave one of them out")
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")
@@ -75,6 +85,8 @@ class CompileOptions:
                 raise UserError(f"dynamic dimension {name}: a size is 1 or more, and a range goes up; not {size}")
         if self.budget is not None and not (0 <= self.budget < math.inf):
             raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
+        if self.min_cosine is not None and not (-1 <= self.min_cosine <= 1):
+            raise UserError(f"--budget cosine>={self.min_cosine}: give a cosine of at most 1, such as 0.999")
         if self.tune is not None and not (0 < self.tune < math.inf):
             raise UserError(f"--tune {self.tune}: give the seconds that the search may take, such as 30")
         if self.jobs < 0:

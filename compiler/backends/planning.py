@@ -36,12 +36,12 @@ def planned_of(imported: ImportedModel, options: CompileOptions, backend: Backen
 
 def passes_of(options: CompileOptions, backend: Backend) -> list[Pass]:
     """The passes of one compile, in order."""
-    return [*common_passes(), *backend.dispatch_passes(options), *backend.plan_passes(options)]
+    return [*common_passes(options), *backend.dispatch_passes(options), *backend.plan_passes(options)]
 
 
 def form_dispatches(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as it is before tiles and layouts are chosen: the first part of `run_passes`."""
-    return _with_folded(_transformed(imported, [*common_passes(), *backend.dispatch_passes(options)], options, backend), options)
+    return _with_folded(_transformed(imported, [*common_passes(options), *backend.dispatch_passes(options)], options, backend), options)
 
 
 def plan_dispatches(formed: ImportedModel, options: CompileOptions, backend: Backend) -> Planned:

@@ -9,19 +9,29 @@ import click
 
 from llmos.compiler.backends.options import PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import binding, parse_dynamic
+from llmos.runtime.artifact.deviation import parse_budget
 
 
 @click.command("bisect")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--target", default="native", show_default=True, help="Whose code to run.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
+@click.option("--quant", default="", metavar="SCHEME", help="As for `llmos compile`.")
 @click.option("--dynamic", default="", metavar="NAME[=SIZE],...", help="As for `llmos compile`.")
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="As for `llmos compile`.")
-@click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, that is right.")
+@click.option("--budget", metavar="ERROR", help="Largest error of an output, relative to its scale, that is right; or cosine>=NUMBER.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Don't say what is being looked at.")
 def command(
-    source: Path, target: str, precision: str, dynamic: str, bind: tuple[str, ...], budget: float | None, as_json: bool, quiet: bool
+    source: Path,
+    target: str,
+    precision: str,
+    quant: str,
+    dynamic: str,
+    bind: tuple[str, ...],
+    budget: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Find the pass, and the dispatch in it, where the outputs of SOURCE's compile leave the reference's. Exit code 1 where one does.
 
@@ -31,8 +41,17 @@ def command(
     from llmos.compiler.verify.bisect import CLEAN, bisect
 
     names, sizes = parse_dynamic(dynamic)
+    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
     options = CompileOptions(
-        target=target, precision=precision, dynamic=names, sizes=sizes, bind=dict(map(binding, bind)), budget=budget, repro=None
+        target=target,
+        precision=precision,
+        quant=quant,
+        dynamic=names,
+        sizes=sizes,
+        bind=dict(map(binding, bind)),
+        budget=max_error,
+        min_cosine=min_cosine,
+        repro=None,
     )
     require_model(source)
     imported = import_source(source, None, None, options)

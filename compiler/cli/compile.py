@@ -13,6 +13,7 @@ import click
 from llmos.compiler.backends.options import PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import binding, parse_dynamic
 from llmos.compiler.support.progress import progress_for_terminal
+from llmos.runtime.artifact.deviation import parse_budget
 from llmos.runtime.errors import UserError
 
 
@@ -22,6 +23,7 @@ from llmos.runtime.errors import UserError
 @click.option("--backend", default="cpu", show_default=True, help="What makes the code: cpu, null, or one that a package registers.")
 @click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
+@click.option("--quant", default="", metavar="SCHEME", help="Quantize: w8a8 holds weights and activations of products in 8 bits.")
 @click.option(
     "--dynamic",
     default="",
@@ -48,7 +50,11 @@ from llmos.runtime.errors import UserError
     help="Run the compiled code beside the reference, and keep what that shows.",
 )
 @click.option("--winograd/--no-winograd", default=True, help="Compute 3x3 convolutions by fewer multiplications, where that is faster.")
-@click.option("--budget", type=float, metavar="ERROR", help="Largest error of an output, relative to its scale, to let pass.")
+@click.option(
+    "--budget",
+    metavar="ERROR",
+    help="Largest error of an output, relative to its scale, to let pass; or cosine>=NUMBER, such as cosine>=0.999.",
+)
 @click.option(
     "--tune",
     type=float,
@@ -62,6 +68,7 @@ def command(
     backend: str,
     target: str,
     precision: str,
+    quant: str,
     dynamic: str,
     bind: tuple[str, ...],
     random: str,
@@ -74,14 +81,16 @@ def command(
     cache: bool,
     accuracy_report: bool,
     winograd: bool,
-    budget: float | None,
+    budget: str | None,
     tune: float | None,
     quiet: bool,
 ) -> None:
     """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
     names, sizes = parse_dynamic(dynamic)
+    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
     options = CompileOptions(
         precision=precision,
+        quant=quant,
         backend=backend,
         target=target,
         dynamic=names,
@@ -96,7 +105,8 @@ def command(
         cache=cache,
         accuracy_report=accuracy_report,
         winograd=winograd,
-        budget=budget,
+        budget=max_error,
+        min_cosine=min_cosine,
         tune=tune,
     )
     _run(source, output or default_output(source, name), options, weights, quiet)

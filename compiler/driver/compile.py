@@ -26,7 +26,7 @@ from llmos.compiler.support.progress import Progress
 from llmos.compiler.tuning.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
 from llmos.compiler.verify.accuracy import AccuracyCheck, gather, with_loaded_weights
 from llmos.passes.tile_dispatches import tiling_keys
-from llmos.runtime.artifact.manifest import Manifest
+from llmos.runtime.artifact.manifest import QUANT, Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
 from llmos.runtime.errors import UserError
 
@@ -67,6 +67,7 @@ def compile(
     *,
     dynamic_shapes: Any = None,
     precision: str = "fp32",
+    quant: str | None = None,
     target: str = "portable",
     name: str = "",
     random: str = "",
@@ -80,13 +81,14 @@ def compile(
     or what a front end made of one (ImportedModel). A mapping of such, by name, makes one artifact of several entries, in which equal
     weights lie once; `example_args` and `dynamic_shapes` are then mappings by the same names (driver/entries.py).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
+    quant: scheme of quantization, such as "w8a8" (docs/quantization.md).
     random: name of an input, int64 [], that is added where the model draws random numbers; without it such a model is refused.
     tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
     lock: the lock file of an earlier search, whose choices are taken; the search leaves out what is in it.
-    options: takes the place of precision, target, name, random and tune.
+    options: takes the place of precision, quant, target, name, random and tune.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
-    chosen = options or CompileOptions(precision=precision, target=target, name=name, random=random, tune=tune)
+    chosen = options or CompileOptions(precision=precision, quant=quant or "", target=target, name=name, random=random, tune=tune)
     if isinstance(source, Mapping):
         from llmos.compiler.driver.entries import compile_entries
 
@@ -184,7 +186,7 @@ class _Job:
         self.progress.phase("import")
         imported = read_imported(saved, self.weights) if saved else self._import()
         require_addressable(imported.module)
-        sidecar = Sidecar(self.options.name or imported.name, imported.weights, imported.metadata, imported.assets)
+        sidecar = Sidecar(self.options.name or imported.name, imported.weights, described(imported.metadata, self.options), imported.assets)
         return sidecar, self._compile(imported, sidecar, saved.stage if saved else "")
 
     def _saved_input(self) -> SavedStage | None:
@@ -285,6 +287,11 @@ def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynami
         more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
         say(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?")
     return imported
+
+
+def described(metadata: Mapping[str, Any], options: CompileOptions) -> dict[str, Any]:
+    """Returns a model's metadata with what the compile adds to it."""
+    return {**metadata, **({QUANT: options.quant} if options.quant else {})}
 
 
 def say(note: str) -> None:

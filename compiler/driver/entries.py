@@ -10,7 +10,7 @@ from llmos.compiler.backends.base import CompileObserver
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.backends.registry import backend_of
-from llmos.compiler.driver.compile import import_with_warnings, say
+from llmos.compiler.driver.compile import described, import_with_warnings, say
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.renaming import rename
 from llmos.compiler.driver.saved import Sidecar
@@ -61,7 +61,7 @@ def compile_entries(
         sidecar = Sidecar(
             options.name or "model",
             {},
-            {key: value for model in models.values() for key, value in model.metadata.items()},
+            described({key: value for model in models.values() for key, value in model.metadata.items()}, options),
             {key: data for model in models.values() for key, data in model.assets.items()},
         )
         if not checks:

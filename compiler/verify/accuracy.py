@@ -27,18 +27,22 @@ from llmos.runtime.errors import ToleranceError, UserError
 
 # Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
 FLOAT32_TOLERANCE, HALF_TOLERANCE, QUANTIZED_TOLERANCE = 1e-4, 2e-2, 5e-2
+QUANTIZED_COSINE = 0.99  # smallest cosine of an output of a model that the compile quantizes
 _ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
 HALF_DIFFERING = 0.25  # integers computed from rounded numbers, such as an argmax, may change
 
 
-def tolerance_for(imported: ImportedModel, signature: Signature, precision: str, max_error: float | None) -> Tolerance:
-    """Return the requested budget, or the default for the model's arithmetic."""
+def tolerance_for(imported: ImportedModel, signature: Signature, options: CompileOptions) -> Tolerance:
+    """Return the requested budget, or the default for the model's arithmetic: a largest error, and a cosine where the compile quantizes."""
     dtypes = {weight.dtype for weight in imported.weights.values()}
     ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
-    inexact = precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
-    default = QUANTIZED_TOLERANCE if dtypes & {"int8", "uint8"} else HALF_TOLERANCE if inexact else FLOAT32_TOLERANCE
-    asked = default if max_error is None else max_error
-    return Tolerance(asked) if default == FLOAT32_TOLERANCE else Tolerance(asked, HALF_DIFFERING)
+    inexact = options.precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
+    is_quantized = bool(options.quant or dtypes & {"int8", "uint8"})
+    default = QUANTIZED_TOLERANCE if is_quantized else HALF_TOLERANCE if inexact else FLOAT32_TOLERANCE
+    asked = default if options.budget is None else options.budget
+    tolerance = Tolerance(asked) if default == FLOAT32_TOLERANCE else Tolerance(asked, HALF_DIFFERING)
+    by_default = QUANTIZED_COSINE if options.quant and options.budget is None else None
+    return replace(tolerance, cosine=by_default if options.min_cosine is None else options.min_cosine)
 
 
 def with_loaded_weights(compiled: CompiledModel) -> CompiledModel:
@@ -135,6 +139,8 @@ class AccuracyCheck:
             if found.differing is not None
             else f"is NaN or infinite in {found.unmatched} of its elements where the reference is not, or the other way round,"
             if found.unmatched
+            else f"has a cosine of {found.cosine:.4g}, under the budget of {allowed.cosine:g},"
+            if allowed.cosine is not None
             else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
         )
         return (
@@ -160,7 +166,7 @@ def _joined(first: AccuracyReport, second: AccuracyReport) -> AccuracyReport:
     return replace(
         first,
         reference=", ".join(dict.fromkeys([first.reference, second.reference])),
-        budget=max(first.budget, second.budget, key=lambda budget: budget.max_error),
+        budget=max(first.budget, second.budget, key=lambda budget: (budget.max_error, -(budget.cosine or 0.0))),
         cases=(*first.cases, *second.cases),
         targets=tuple(targets.values()),
         note=" ".join(filter(None, (first.note, second.note))),
@@ -177,6 +183,8 @@ def _failed(accuracy_report: AccuracyReport) -> bool:
 
 def _excess(found: Deviation, allowed: Tolerance) -> float:
     """Return the ratio of a deviation to its budget."""
+    if found.differing is None and allowed.cosine is not None:
+        return math.inf if found.unmatched else (1.0 - found.cosine) / max(1.0 - allowed.cosine, 1e-9)
     part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)
     return part / whole if whole else part and math.inf
 
@@ -194,9 +202,9 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     except UserError as error:
         note = str(error)
         say(f"the artifact's accuracy report is empty: {note}; {_ADVICE}")
-    budget = tolerance_for(imported, signature, options.precision, options.budget)
+    budget = tolerance_for(imported, signature, options)
     versions = {"numpy": np.__version__, **producer()}
-    strict = options.budget is not None
+    strict = options.budget is not None or options.min_cosine is not None
     engine = engine_of(imported.reference)
     return AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from llmos.compiler.backends.base import CompiledModel, precision_of
+from llmos.compiler.backends.base import CompiledModel, precision_of, quant_of
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
@@ -56,7 +56,11 @@ def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
     """Return the options that an artifact was compiled with, as far as its passes record them."""
     names = {str(step).split("{")[0] for step in artifact.manifest.passes}
     return CompileOptions(
-        precision=precision_of(artifact.manifest.passes), target=target or "native", winograd="winograd" in names, repro=None
+        precision=precision_of(artifact.manifest.passes),
+        quant=quant_of(artifact.manifest.passes),
+        target=target or "native",
+        winograd="winograd" in names,
+        repro=None,
     )
 
 

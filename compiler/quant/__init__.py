@@ -1,0 +1,1 @@
+"""Quantization as a user asks for it."""

@@ -1,0 +1,75 @@
+"""Schemes of quantization: the text of `--quant`, such as "w8a8" or "w4a16:g128:gptq".
+
+    scheme   = "auto" | numbers *(":" option)
+    numbers  = "w8a8" | "w8a8-static" | "w8a16" | "w4a8" | "w4a16"
+    option   = "g" size | "gptq" | "awq"
+
+`w8a8` holds weights and activations in 8 bits; scales of activations follow from each row at run time, with `-static` from calibration.
+`a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own. `gptq` and `awq` say how weights
+are rounded; without either, to nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from llmos.runtime.errors import UserError
+
+AUTO = "auto"
+GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
+ROUNDED = ("w4a16",)  # their weights may be rounded better than to nearest
+NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
+ROUNDINGS = ("gptq", "awq")
+GROUPS = (32, 64, 128)
+BUILT = ("w8a8",)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One scheme. numbers: bits of weights and activations; group: size, 0 for one scale a channel; rounding: "" for nearest."""
+
+    numbers: str
+    group: int = 0
+    rounding: str = ""
+
+    def __str__(self) -> str:
+        return ":".join(filter(None, (self.numbers, f"g{self.group}" if self.group else "", self.rounding)))
+
+    def require_built(self) -> None:
+        """Raises UserError for a scheme that is known, and not built yet."""
+        if str(self) not in BUILT:
+            raise UserError(f"--quant {self} isn't built yet; {', '.join(BUILT)} is")
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Parse a scheme. Raises UserError, with the nearest schemes, for text that is none."""
+    numbers, *options = text.split(":")
+    groups = [int(found[1]) for each in options if (found := re.fullmatch(r"g([1-9]\d{0,6})", each))]
+    roundings = [each for each in options if each in ROUNDINGS]
+    if numbers not in (AUTO, *NUMBERS) or len(groups) + len(roundings) != len(options) or len(groups) > 1 or len(roundings) > 1:
+        raise UserError(_unknown(text))
+    scheme = Scheme(numbers, sum(groups), "".join(roundings))
+    if numbers in GROUPED and scheme.group not in GROUPS:
+        raise UserError(f"--quant {text}: say how many weights share a scale, {numbers}:g32, :g64 or :g128")
+    if (scheme.group and numbers not in GROUPED) or (scheme.rounding and numbers not in ROUNDED):
+        raise UserError(_unknown(text))
+    return scheme
+
+
+def schemes() -> list[str]:
+    """Every scheme."""
+    grouped = [f"{numbers}:g{group}" for numbers in GROUPED for group in GROUPS]
+    rounded = [f"{each}:{rounding}" for each in grouped if each.startswith(ROUNDED) for rounding in ROUNDINGS]
+    return [*(each for each in NUMBERS if each not in GROUPED), *grouped, *rounded, AUTO]
+
+
+def _unknown(text: str) -> str:
+    close = difflib.get_close_matches(text, schemes(), n=3)
+    hint = (
+        f"did you mean {', '.join(close)}?"
+        if close
+        else f"choose from {', '.join(each for each in schemes() if ':' not in each)}, w4a16:g128"
+    )
+    return f"--quant has no scheme {text!r}; {hint}"

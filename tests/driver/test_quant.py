@@ -1,0 +1,123 @@
+"""`quant="w8a8"` from a module to numbers: small models beside eager, and what the artifact says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import passes_of
+from llmos.compiler.driver import Artifact
+from llmos.runtime.artifact.accuracy import accuracy_report_of
+from llmos.runtime.artifact.deviation import Tolerance, parse_budget
+from llmos.runtime.artifact.reader import Artifact as Opened
+from llmos.runtime.cli.command import run
+from llmos.runtime.errors import ToleranceError, UserError
+
+WIDTH = 64
+
+
+class Block(torch.nn.Module):
+    """A transformer's layer, as BERT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (torch.nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.Linear(4 * WIDTH, WIDTH)
+        self.first, self.second = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = (each(x).view(batch, tokens, 2, -1).transpose(1, 2) for each in (self.query, self.key, self.value))
+        attended = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, WIDTH)
+        x = self.first(x + self.out(attended))
+        return self.second(x + self.down(torch.nn.functional.gelu(self.up(x))))
+
+
+def mlp() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(96, 128), torch.nn.ReLU(), torch.nn.Linear(128, 40)).eval()
+
+
+def compiled(module: torch.nn.Module, x: torch.Tensor, dims: tuple[str, ...], **options: object) -> Artifact:
+    shapes = ({axis: torch.export.Dim(name, min=1, max=64) for axis, name in enumerate(dims)},)
+    chosen = CompileOptions(quant="w8a8", target="native", repro=None, **options)  # type: ignore[arg-type]
+    return llmos.compile(module, (x,), dynamic_shapes=shapes, options=chosen)
+
+
+def cosine(got: np.ndarray, want: torch.Tensor) -> float:
+    a, b = got.ravel().astype(np.float64), want.detach().numpy().ravel().astype(np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_an_mlp(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = mlp()
+    compiled(module, torch.randn(4, 96), ("batch",)).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    for rows in (1, 7, 33):
+        x = torch.randn(rows, 96)
+        assert cosine(program(x.numpy()), module(x)) >= 0.999
+
+
+def test_a_block_of_bert(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Block().eval()
+    compiled(module, torch.randn(2, 5, WIDTH), ("batch", "tokens")).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    for batch, tokens in ((1, 1), (3, 11)):
+        x = torch.randn(batch, tokens, WIDTH)
+        assert cosine(program(x.numpy()), module(x)) >= 0.999
+
+
+def test_rows_are_the_same_alone_and_among_others(tmp_path: Path) -> None:
+    compiled(mlp(), torch.randn(4, 96), ("batch",)).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    x = torch.randn(9, 96).numpy()
+    together = program(x)
+    for row in range(9):
+        np.testing.assert_array_equal(program(x[row : row + 1])[0], together[row])
+
+
+def test_the_artifact_says_how_it_was_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.llmos"
+    compiled(mlp(), torch.randn(4, 96), ("batch",)).save(path)
+    opened = Opened.open(path)
+    assert opened.manifest.metadata["quant"] == "w8a8"
+    assert {"int8", "int32"} <= {weight.dtype for weight in opened.manifest.weights}
+    report = accuracy_report_of(opened)
+    assert report is not None and report.budget.cosine == 0.99 and "of at least 0.99" in report.summary()
+    assert run(["inspect", str(path)]) == 0
+    assert "compiled with --quant w8a8" in capsys.readouterr().out
+    assert run(["verify", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["budget"]["cosine"] == 0.99
+    assert run(["verify", str(path), "--budget", "1e-7"]) == 1
+    assert run(["verify", str(path), "--budget", "cosine>=0.999"]) == 0
+    assert run(["verify", str(path), "--budget", "cosine>=1.0"]) == 1
+
+
+@pytest.mark.parametrize(("budget", "message"), [({"min_cosine": 1.0}, "has a cosine of"), ({"budget": 1e-6}, "is off by")])
+def test_a_model_over_budget_is_not_compiled(budget: dict[str, float], message: str) -> None:
+    with pytest.raises(ToleranceError, match=message):
+        compiled(mlp(), torch.randn(4, 96), ("batch",), **budget)
+
+
+def test_nothing_is_quantized_unasked() -> None:
+    names = [each.name for each in passes_of(CompileOptions(), CpuBackend())]
+    assert "quantize-contractions" not in names
+    quantized = [each.name for each in passes_of(CompileOptions(quant="w8a8"), CpuBackend())]
+    assert quantized.index("quantize-contractions") < quantized.index("fold-weight-computation")
+
+
+def test_budgets() -> None:
+    assert parse_budget("1e-3") == (1e-3, None) and parse_budget("cosine>=0.999") == (None, 0.999)
+    assert Tolerance(1e-4).asked("cosine >= 0.5") == Tolerance(1e-4, cosine=0.5)
+    assert Tolerance(1e-4, cosine=0.5).asked("0.1") == Tolerance(0.1)
+    for text in ("", "nan", "inf", "-1", "cosine", "cosine>=", "cosine>=1.5", "cosine>=nan", "error>=0.1"):
+        with pytest.raises(UserError, match="--budget"):
+            parse_budget(text)
