@@ -19,6 +19,11 @@ def weight_only_ops(block: ir.Block, weights: set[ir.Value]) -> list[ir.Operatio
     return found
 
 
+def weight_only_values(block: ir.Block, weights: set[ir.Value]) -> set[ir.Value]:
+    """Return the weights, constants, and what is computed from them alone."""
+    return weights | {result for op in weight_only_ops(block, weights) for result in op.results}
+
+
 def weight_sources(value: ir.Value, weights: set[ir.Value]) -> set[ir.Value]:
     """Return the weights that a value is computed from."""
     return _sources(value, weights, set())

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from llmos.compiler.analysis.contraction import Contraction, contraction_of, unit_dims
-from llmos.compiler.analysis.generic import dim_positions, dims_of, fill_value, has_windows, is_fill
+from llmos.compiler.analysis.contraction import Contraction, contraction_of
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
-from llmos.passes._graph import owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
-from llmos.passes._weight_only import weight_only_ops, weight_sources
-from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, filled, generic, reduced
+from llmos.passes._weight_only import weight_only_values, weight_sources
+from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, reduced
+from llmos.passes.quant._products import integer_sums, is_matrix_product, is_zero, over_result, summed_axes
 from llmos.passes.quant._symmetric import LARGEST, ZERO_POINT, Quantized, quantized
 
 MAX_K = (1 << 31) // LARGEST**2  # the sum of so many products fits in int32
@@ -55,7 +54,7 @@ class QuantizeContractions(Pass):
     def run(self, module: ir.Module, context: PassContext) -> None:
         for func in public_functions(module):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
-            known = weights | {result for op in weight_only_ops(block, weights) for result in op.results}
+            known = weight_only_values(block, weights)
             found = [c for op in block.operations if (c := contraction_of(op.operation)) is not None]
             tensors = _Tensors()
             for each in found:
@@ -73,15 +72,6 @@ class QuantizeContractions(Pass):
         )
 
 
-def is_matrix_product(contraction: Contraction) -> bool:
-    """Whether the right side is one matrix for all of the left, and both are read at plain loop dims, each once."""
-    maps, unit = [contraction.lhs_map, contraction.rhs_map], unit_dims(contraction.generic)
-    if contraction.generic.num_inputs != 2 or any(map(has_windows, maps)) or dims_of(maps[1]) & set(contraction.batch) - unit:
-        return False
-    positions = [[p for p in dim_positions(affine) if p is not None] for affine in maps]
-    return all(len(set(each)) == len(each) for each in positions)
-
-
 @dataclass
 class _Tensors:
     """What is quantized already, by the tensor and the axes that share a scale."""
@@ -90,22 +80,18 @@ class _Tensors:
     right: dict[tuple[ir.Value, tuple[int, ...]], tuple[Quantized, ir.Value]] = field(default_factory=dict)
 
     def of_left(self, contraction: Contraction) -> Quantized:
-        key = contraction.lhs, _summed_axes(contraction, contraction.left)
+        key = contraction.lhs, summed_axes(contraction, contraction.left)
         if key not in self.left:
             self.left[key] = quantized(*key, "uint8")
         return self.left[key]
 
     def of_right(self, contraction: Contraction) -> tuple[Quantized, ir.Value]:
         """The quantized weight, and what the zero point of the left side adds to the sums, with its sign turned."""
-        key = contraction.rhs, _summed_axes(contraction, contraction.right)
+        key = contraction.rhs, summed_axes(contraction, contraction.right)
         if key not in self.right:
             made = quantized(*key, "int8")
             self.right[key] = made, _correction(made.numbers, key[1])
         return self.right[key]
-
-
-def _summed_axes(contraction: Contraction, side: int) -> tuple[int, ...]:
-    return tuple(axis for axis, dim in enumerate(dim_positions(contraction.generic.maps[side])) if dim in contraction.k)
 
 
 def _correction(numbers: ir.Value, axes: tuple[int, ...]) -> ir.Value:
@@ -122,12 +108,12 @@ def _quantize(contraction: Contraction, tensors: _Tensors) -> None:
         sums = integer_sums(contraction, left.numbers, right.numbers)
         reads = [
             Read.whole(sums),
-            _kept(contraction, correction, contraction.right, right.kept),
-            _kept(contraction, left.scale, contraction.left, left.kept),
-            _kept(contraction, right.scale, contraction.right, right.kept),
+            over_result(contraction, contraction.right, Read.at(correction, right.kept)),
+            over_result(contraction, contraction.left, Read.at(left.scale, left.kept)),
+            over_result(contraction, contraction.right, Read.at(right.scale, right.kept)),
         ]
         init = old.inits[0]
-        if not _is_zero(init):
+        if not is_zero(init):
             reads.append(Read.whole(init))
         made = elementwise(reads, axis_sizes(init), ir.F32Type.get(), _dequantized)
     old.op.results[0].replace_all_uses_with(made)
@@ -137,36 +123,3 @@ def _quantize(contraction: Contraction, tensors: _Tensors) -> None:
 def _dequantized(acc: ir.Value, correction: ir.Value, left: ir.Value, right: ir.Value, start: ir.Value | None = None) -> ir.Value:
     product = arith.mulf(arith.mulf(arith.sitofp(ir.F32Type.get(), arith.addi(acc, correction)), left), right)
     return product if start is None else arith.addf(start, product)
-
-
-def integer_sums(contraction: Contraction, lhs: ir.Value, rhs: ir.Value) -> ir.Value:
-    """Build the contraction that kernels know: acc + extui(lhs) * extsi(rhs), from 0, in int32; loop dims and maps as before."""
-    old = contraction.generic
-    i32 = ir.IntegerType.get_signless(32)
-    sides: list[tuple[ir.Value, Literal["extui", "extsi"]]] = [(lhs, "extui"), (rhs, "extsi")]
-    ordered = sides if contraction.left == 0 else sides[::-1]
-    init = filled(constant(0, i32), axis_sizes(old.inits[0]))
-    reads = [Read(value, tuple(affine.results)) for (value, _), affine in zip(ordered, old.maps, strict=False)]
-
-    def body(first: ir.Value, second: ir.Value, acc: ir.Value) -> ir.Value:
-        factors = [getattr(arith, name)(i32, each) for each, (_, name) in zip((first, second), ordered, strict=True)]
-        return arith.addi(acc, arith.muli(*factors))
-
-    return generic(reads, Read(init, tuple(contraction.out_map.results)), old.reduction_dims, old.rank, body)
-
-
-def _kept(contraction: Contraction, value: ir.Value, side: int, kept: tuple[int, ...]) -> Read:
-    """Read, over the axes of the result, what has one element for all that the contraction sums."""
-    exprs = list(contraction.generic.maps[side].results)
-    axes = {dim: axis for axis, dim in enumerate(dim_positions(contraction.out_map)) if dim is not None}
-    dims = [exprs[axis].position if isinstance(exprs[axis], ir.AffineDimExpr) else None for axis in kept]
-    return Read(value, tuple(ir.AffineExpr.get_dim(axes[d]) if d in axes else ir.AffineExpr.get_constant(0) for d in dims))
-
-
-def _is_zero(value: ir.Value) -> bool:
-    owner = owner_of(value)
-    if owner is None or not is_fill(owner):
-        return False
-    number = fill_value(owner)
-    made = owner_of(number) if number is not None else None
-    return made is not None and made.name == "arith.constant" and ir.FloatAttr(made.attributes["value"]).value == 0.0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from llmos.compiler.analysis.contraction import contraction_of
 from llmos.compiler.execution.interpreter import Interpreter
+from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
+from llmos.passes import run_pipeline
+from tests.passes.ir_tests import CONTEXT, PRELUDE, QUIET
 
 
 def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,3 +36,48 @@ def run(module: ir.Module, inputs: Sequence[torch.Tensor], weights: Sequence[tor
     named = {f"weights.{i}": weight.numpy() for i, weight in enumerate(weights)}
     with module.context:
         return list(Interpreter(module).run([x.numpy() for x in inputs], named).outputs)
+
+
+class OfIntegers(torch.nn.Module):
+    """A function of integer weights, given first, as buffers `weight0`, ..., and of inputs."""
+
+    def __init__(self, function: Any, *weights: torch.Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.names = [f"weight{number}" for number in range(len(weights))]
+        for name, weight in zip(self.names, weights, strict=True):
+            self.register_buffer(name, weight)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*(getattr(self, name) for name in self.names), *inputs)
+
+
+@dataclass(frozen=True)
+class Program:
+    """An imported function of integers, as linalg.generic ops, with its weights and inputs."""
+
+    module: ir.Module
+    weights: Mapping[str, Any]
+    inputs: tuple[torch.Tensor, ...]
+
+    @staticmethod
+    def of(function: Any, weights: Sequence[torch.Tensor], *inputs: torch.Tensor, dynamic: bool = True) -> Program:
+        shapes = (tuple({0: torch.export.Dim("batch", min=1, max=64)} for _ in inputs),) if dynamic else None
+        imported = import_torch(OfIntegers(function, *weights).eval(), inputs, shapes, name="m")
+        run_pipeline(imported.module, PRELUDE, options=QUIET, context=CONTEXT)
+        return Program(imported.module, imported.weights, inputs)
+
+    def run(self) -> list[np.ndarray]:
+        with self.module.context:
+            return list(Interpreter(self.module).run([x.numpy() for x in self.inputs], self.weights).outputs)
+
+
+def kernel_forms(module: ir.Module) -> int:
+    """How many contractions of u8 and s8 without zero points a module has; every other integer contraction fails the test."""
+    ops = module.body.operations[0].operation.regions[0].blocks[0].operations
+    found = [each for op in ops if (each := contraction_of(op.operation)) is not None and not each.is_float]
+    for each in found:
+        assert [str(kind) for kind in each.types] == ["i8", "i8", "i32"]
+        assert (each.lhs_factor.is_unsigned, each.rhs_factor.is_unsigned) == (True, False)
+        assert each.lhs_factor.zero_point is None and each.rhs_factor.zero_point is None
+    return len(found)
