@@ -7,6 +7,8 @@ from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.hoist_extensions import HoistExtensions
+from llmos.passes.quant.fuse_dequantize import FuseDequantize
+from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.split_reductions import SplitReductions
 
@@ -39,11 +41,11 @@ def layout() -> list[Pass]:
 
 
 def quantization(options: CompileOptions) -> list[Pass]:
-    """To integers, where options.quant says so."""
-    if not options.quant:
-        return []
+    """To products of integers: those that the model has, and those of options.quant."""
     return [
-        QuantizeContractions(),
-        Upstream("canonicalize"),  # again: bodies that were made alike
+        FuseDequantize(),
+        LowerZeroPoints(),
+        *([QuantizeContractions()] if options.quant else []),
+        Upstream("canonicalize"),  # again: zero points and scales that several products share
         Upstream("cse"),
     ]
