@@ -24,9 +24,18 @@ def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.clamp(torch.round(x / scale), -127, 127).to(torch.int32), scale
 
 
-def w8a8(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+def shifted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Asymmetric numbers less their zero points, -255..255 as int32, with a scale for each row of the last axis [..., 1]."""
+    low, high = (each.reshape(*x.shape[:-1], 1) for each in (x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)))
+    scale = high / 255 - low / 255
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.clamp(torch.round(-low / scale), 0, 255)
+    return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero).to(torch.int32), scale
+
+
+def w8a8(x: torch.Tensor, w: torch.Tensor, *, symmetric: bool = False) -> torch.Tensor:
     """x [..., k] times w [n, k] by 8-bit numbers, in the order of operations of quantize-contractions."""
-    (qx, sx), (qw, sw) = quantized(x), quantized(w)
+    (qx, sx), (qw, sw) = quantized(x) if symmetric else shifted(x), quantized(w)
     sums = (qx.to(torch.int64) @ qw.to(torch.int64).T).to(torch.float32)
     return (sums * sx) * sw[:, 0]
 

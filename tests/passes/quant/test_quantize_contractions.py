@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ def test_the_ir() -> None:
         module,
         """
         CHECK: func.func @main(%{{.*}}: tensor<?x64xf32>
-        CHECK: math.absf
+        CHECK: arith.minimumf
         CHECK: arith.maximumf
-        CHECK: llmos.quantize = {dtype = "uint8", operands = ["input", "scale"], range = array<i64: 1, 255>, zero_point = 128 : i64}
+        CHECK: llmos.quantize = {dtype = "uint8", operands = ["input", "scale", "zero_point"], range = array<i64: 0, 255>}
         CHECK: ins(%{{.*}}, %{{.*}} : tensor<?x64xi8>, tensor<32x64xi8>) outs(%{{.*}} : tensor<?x32xi32>)
         CHECK: arith.extui
         CHECK: arith.extsi
@@ -74,22 +75,50 @@ def test_the_ir() -> None:
     k=st.sampled_from([1, 2, 7, 64, 65]),
     n=st.sampled_from([1, 3, 32, 33]),
     dynamic=st.booleans(),
+    symmetric=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_numbers(batch: list[int], rows: int, k: int, n: int, dynamic: bool, seed: int) -> None:
+def test_numbers(batch: list[int], rows: int, k: int, n: int, dynamic: bool, symmetric: bool, seed: int) -> None:
     made = torch.Generator().manual_seed(seed)
     x = torch.randn(*batch, rows, k, generator=made) * 10 ** torch.randint(-3, 4, (rows, 1), generator=made).float()
     w = torch.randn(n, k, generator=made)
     x[..., 0, :] = 0.0
-    module = quantized_module(linear, x, weights=(w,), dynamic=dynamic and x.shape[0] > 1)
+    module = generics(linear, x, weights=(w,), dynamic=dynamic and x.shape[0] > 1)
+    apply(module, replace(SMALL, symmetric=symmetric))
     assert num_integer_products(module) == (n > 1)  # a product with a vector is none with a matrix
-    want = w8a8(x, w) if n > 1 else x @ w.T
+    want = w8a8(x, w, symmetric=symmetric) if n > 1 else x @ w.T
     np.testing.assert_allclose(run(module, [x], [w])[0], want.numpy(), rtol=0 if n > 1 else 1e-4, atol=0 if n > 1 else 1e-3)
+
+
+def test_the_ir_of_symmetric_activations() -> None:
+    module = apply(generics(linear, torch.randn(3, 64), weights=(torch.randn(32, 64),)), QuantizeContractions(symmetric=True))
+    check(
+        module,
+        """
+        CHECK: math.absf
+        CHECK: llmos.quantize = {dtype = "uint8", operands = ["input", "scale"], range = array<i64: 1, 255>, zero_point = 128 : i64}
+        """,
+    )
+
+
+def test_a_row_of_one_sign_has_all_numbers() -> None:
+    """An activation behind a ReLU: 255 steps between 0 and the largest, not 127."""
+    x, w = torch.rand(3, 64), torch.randn(32, 64)
+    expect(x, w)
+    exact = x @ w.T
+    assert (w8a8(x, w) - exact).abs().mean() < (w8a8(x, w, symmetric=True) - exact).abs().mean()
 
 
 def test_a_row_and_a_column_of_zeros() -> None:
     x, w = torch.randn(3, 64), torch.randn(32, 64)
     x[1], w[5] = 0.0, 0.0
+    expect(x, w)
+
+
+def test_numbers_whose_range_is_no_float() -> None:
+    x, w = torch.full((2, 64), 3e38), torch.full((32, 64), 1e-30)
+    x[:, ::2] *= -1.0
+    x[0, 0] = 0.0
     expect(x, w)
 
 
