@@ -47,7 +47,5 @@ def passes_defined_in(module_name: str) -> list[type[Pass]]:
 
 
 def nearest_names(name: str) -> list[str]:
-    """Return up to five names, ours first, that look like `name`."""
-    ours = difflib.get_close_matches(name, pass_names(), n=3, cutoff=0.5)
-    upstream = difflib.get_close_matches(name, UPSTREAM_PASS_NAMES, n=5, cutoff=0.5)
-    return (ours + upstream)[:5]
+    """Return up to five names, of our passes and MLIR's, that look like `name`, the closest first."""
+    return difflib.get_close_matches(name, [*pass_names(), *UPSTREAM_PASS_NAMES], n=5, cutoff=0.5)
