@@ -10,15 +10,22 @@ import pytest
 import torch
 
 import llmos
+from llmos.compiler.analysis.contraction import contraction_of
+from llmos.compiler.analysis.quantization import quantization_of
+from llmos.compiler.backends.common import common_passes
 from llmos.compiler.backends.cpu.backend import CpuBackend
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import passes_of
 from llmos.compiler.driver import Artifact
+from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.ir.bindings import ir
+from llmos.passes import run_pipeline
 from llmos.runtime.artifact.accuracy import accuracy_report_of
 from llmos.runtime.artifact.deviation import Tolerance, parse_budget
 from llmos.runtime.artifact.reader import Artifact as Opened
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import ToleranceError, UserError
+from tests.passes.ir_tests import CONTEXT, QUIET
 
 WIDTH = 64
 
@@ -73,6 +80,17 @@ def test_a_block_of_bert(tmp_path: Path) -> None:
     for batch, tokens in ((1, 1), (3, 11)):
         x = torch.randn(batch, tokens, WIDTH)
         assert cosine(program(x.numpy()), module(x)) >= 0.999
+
+
+def test_what_queries_keys_and_values_are_made_of_is_quantized_once() -> None:
+    imported = import_torch(Block().eval(), (torch.randn(2, 5, WIDTH),), None, name="m")
+    run_pipeline(imported.module, common_passes(CompileOptions(quant="w8a8")), options=QUIET, context=CONTEXT)
+    ops = [op.operation for op in imported.module.body.operations[0].regions[0].blocks[0].operations]
+    found = [each for each in map(quantization_of, ops) if each is not None]
+    assert [each.dtype for each in found] == ["uint8"] * 4  # of x, what is attended to, and both sides of gelu
+    products = [each for each in map(contraction_of, ops) if each is not None and not each.is_float]
+    assert [str(each.rhs.type.element_type) for each in products] == ["i8"] * 6
+    assert all(isinstance(each.rhs.owner, ir.Block) for each in products)  # folded: stored as they are read
 
 
 def test_rows_are_the_same_alone_and_among_others(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Quantized ONNX files run in integers: onnxruntime's bits from compiled code, and products in the kernels' form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import llmos
+from llmos.compiler.analysis.contraction import contraction_of
+from llmos.compiler.backends.common import common_passes
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.frontend.onnx import import_onnx
+from llmos.passes import run_pipeline
+from tests.passes.ir_tests import CONTEXT, QUIET
+
+RNG = np.random.default_rng(0)
+K, N = 64, 32
+SIGNED = RNG.integers(-127, 128, (K, N)).astype(np.int8)
+UNSIGNED = RNG.integers(0, 256, (K, N)).astype(np.uint8)
+SCALES, BIAS = (RNG.random((2, N)) * 0.01).astype(np.float32)
+
+
+def model(nodes: list[onnx.NodeProto], constants: Mapping[str, Any]) -> onnx.ModelProto:
+    """x [batch, tokens, 64] to y [batch, tokens, 32], float32."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "tokens", size]) for name, size in (("x", K), ("y", N)))
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def dynamic() -> onnx.ModelProto:
+    """As onnxruntime's quantize_dynamic leaves a matrix product."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "sx", "zx"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zx", "zw"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["sx", "sw"], ["scale"]),
+        helper.make_node("Mul", ["float", "scale"], ["y"]),
+    ]
+    return model(nodes, {"w": UNSIGNED, "zw": np.uint8(120), "sw": np.float32(0.02)})
+
+
+def qdq(zero: Any, weight_zeros: np.ndarray) -> onnx.ModelProto:
+    """As onnxruntime's quantize_static leaves a matrix product and its bias."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["b"], axis=1),
+        helper.make_node("MatMul", ["a", "b"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["sum"]),
+        helper.make_node("QuantizeLinear", ["sum", "sy", "zy"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "sy", "zy"], ["y"]),
+    ]
+    scales = {"sx": np.float32(0.03), "sw": SCALES, "sy": np.float32(0.3)}
+    return model(nodes, {**scales, "w": SIGNED, "zw": weight_zeros, "zx": zero, "zy": np.uint8(7), "bias": BIAS})
+
+
+def qlinear() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+        helper.make_node("QLinearMatMul", ["q", "sx", "zx", "w", "sw", "zw", "sy", "zy"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "sy", "zy"], ["y"]),
+    ]
+    scales = {"sx": np.float32(0.03), "sw": SCALES, "sy": np.float32(0.3)}
+    return model(nodes, {**scales, "w": SIGNED, "zw": np.zeros(N, np.int8), "zx": np.uint8(117), "zy": np.uint8(7)})
+
+
+SYMMETRIC, SHIFTED = np.zeros(N, np.int8), RNG.integers(-9, 9, N).astype(np.int8)
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [dynamic(), *(qdq(zero, zeros) for zero in (np.uint8(117), np.int8(-5)) for zeros in (SYMMETRIC, SHIFTED)), qlinear()],
+    ids=["dynamic", "qdq-u8", "qdq-u8-shifted", "qdq-s8", "qdq-s8-shifted", "qlinear"],
+)
+def test_a_product(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    imported = import_onnx(proto)
+    run_pipeline(imported.module, common_passes(CompileOptions()), options=QUIET, context=CONTEXT)
+    ops = imported.module.body.operations[0].operation.regions[0].blocks[0].operations
+    [product] = [each for op in ops if (each := contraction_of(op.operation)) is not None]
+    assert [str(kind) for kind in product.types] == ["i8", "i8", "i32"]
+    assert (product.lhs_factor.is_unsigned, product.rhs_factor.is_unsigned) == (True, False)
+
+    onnx.save(proto, tmp_path / "m.onnx")
+    llmos.compile(tmp_path / "m.onnx", options=CompileOptions(target="native", repro=None)).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, tokens in ((1, 1), (2, 9)):
+        x = (RNG.standard_normal((batch, tokens, K)) * 3).astype(np.float32)
+        np.testing.assert_array_equal(program(x), session.run(None, {"x": x})[0])
