@@ -139,7 +139,7 @@ class AccuracyCheck:
             if found.differing is not None
             else f"is NaN or infinite in {found.unmatched} of its elements where the reference is not, or the other way round,"
             if found.unmatched
-            else f"has a cosine of {found.cosine:.4g}, under the budget of {allowed.cosine:g},"
+            else f"has a cosine of {found.cosine:.6f}, under the budget of {allowed.cosine:g},"
             if allowed.cosine is not None
             else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
         )

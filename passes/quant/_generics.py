@@ -31,25 +31,32 @@ class Read:
 
 def generic(reads: Sequence[Read], init: Read, reduction_dims: Iterable[int], rank: int, body: Body) -> ir.Value:
     """Build an op over `rank` loop dims. body: takes an element of each read tensor, then of `init`, and gives that of the result."""
-    operands = [*reads, init]
+    return generics(reads, [init], reduction_dims, rank, lambda *elements: [body(*elements)])[0]
+
+
+def generics(
+    reads: Sequence[Read], inits: Sequence[Read], reduction_dims: Iterable[int], rank: int, body: Callable[..., Sequence[ir.Value]]
+) -> list[ir.Value]:
+    """Build an op of several results, as `generic` builds one."""
+    operands = [*reads, *inits]
     reduced = set(reduction_dims)
     maps = [ir.AffineMapAttr.get(ir.AffineMap.get(rank, 0, list(each.exprs))) for each in operands]
     kinds = ["reduction" if dim in reduced else "parallel" for dim in range(rank)]
     made = ir.Operation.create(
         "linalg.generic",
-        results=[init.value.type],
+        results=[init.value.type for init in inits],
         operands=[each.value for each in operands],
         attributes={
             "indexing_maps": ir.ArrayAttr.get(maps),
             "iterator_types": ir.ArrayAttr.get([ir.Attribute.parse(f"#linalg.iterator_type<{kind}>") for kind in kinds]),
-            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(reads), 1]),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([len(reads), len(inits)]),
         },
         regions=1,
     )
     block = made.regions[0].blocks.append(*[getattr(each.value.type, "element_type", each.value.type) for each in operands])
     with ir.InsertionPoint(block):
-        ir.Operation.create("linalg.yield", operands=[body(*block.arguments)])
-    return made.results[0]
+        ir.Operation.create("linalg.yield", operands=list(body(*block.arguments)))
+    return list(made.results)
 
 
 def elementwise(reads: Sequence[Read], sizes: Sequence[Size], element: ir.Type, body: Body) -> ir.Value:
@@ -60,11 +67,20 @@ def elementwise(reads: Sequence[Read], sizes: Sequence[Size], element: ir.Type, 
 
 def reduced(value: ir.Value, axes: Sequence[int], start: ir.Value, body: Body) -> ir.Value:
     """Reduce a tensor along axes. body: takes an element and the accumulator; start: a scalar."""
+    return reductions(value, axes, start, [body])[0]
+
+
+def reductions(value: ir.Value, axes: Sequence[int], start: ir.Value, bodies: Sequence[Body]) -> list[ir.Value]:
+    """Reduce a tensor along axes in several ways at once, as `reduced` does in one."""
     rank = value.type.rank
     kept = [axis for axis in range(rank) if axis not in axes]
     sizes = axis_sizes(value)
-    init = filled(start, [sizes[axis] for axis in kept])
-    return generic([Read.whole(value)], Read.at(init, kept), axes, rank, body)
+    init = Read.at(filled(start, [sizes[axis] for axis in kept]), kept)
+
+    def body(each: ir.Value, *accumulators: ir.Value) -> list[ir.Value]:
+        return [step(each, accumulator) for step, accumulator in zip(bodies, accumulators, strict=True)]
+
+    return generics([Read.whole(value)], [init] * len(bodies), axes, rank, body)
 
 
 def filled(number: ir.Value, sizes: Sequence[Size]) -> ir.Value:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from llmos.compiler.analysis.quantization import Numbers, mark
 from llmos.compiler.ir.bindings import arith, ir, math
-from llmos.passes.quant._generics import Body, Read, after, axis_sizes, constant, elementwise, reduced
+from llmos.passes.quant._generics import Body, Read, after, axis_sizes, constant, elementwise, reduced, reductions
 
 LARGEST = 127  # of a symmetric number's magnitude: -128 has no opposite
 STEPS = 255  # between the smallest and the largest asymmetric number
@@ -61,7 +61,9 @@ def asymmetric(x: ir.Value, axes: Sequence[int]) -> Quantized:
     """
     kept = _others(x, axes)
     with after(x):
-        low, high = (reduced(x, axes, _f32(0.0), lambda each, acc, op=op: op(acc, each)) for op in (arith.minimumf, arith.maximumf))
+        low, high = reductions(
+            x, axes, _f32(0.0), [lambda each, acc: arith.minimumf(acc, each), lambda each, acc: arith.maximumf(acc, each)]
+        )
 
         def scale_of(low: ir.Value, high: ir.Value) -> ir.Value:
             return _scale(arith.subf(arith.divf(high, _f32(STEPS)), arith.divf(low, _f32(STEPS))))
