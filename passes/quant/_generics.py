@@ -26,6 +26,7 @@ class Read:
 
     @staticmethod
     def whole(value: ir.Value) -> Read:
+        """Read a tensor at the loop dims in order."""
         return Read.at(value, range(value.type.rank))
 
 
@@ -90,6 +91,7 @@ def filled(number: ir.Value, sizes: Sequence[Size]) -> ir.Value:
 
 
 def empty(sizes: Sequence[Size], element: ir.Type) -> ir.Value:
+    """Build a tensor.empty of some sizes."""
     shape = [size if isinstance(size, int) else ir.ShapedType.get_dynamic_size() for size in sizes]
     kind = ir.RankedTensorType.get(shape, element)
     return ir.Operation.create("tensor.empty", results=[kind], operands=[s for s in sizes if not isinstance(s, int)]).results[0]

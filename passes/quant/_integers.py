@@ -26,13 +26,16 @@ class ZeroPoint:
 
     @property
     def is_zero(self) -> bool:
+        """Return whether it is the constant 0."""
         return self.read is None and self.offset == 0
 
     def plus(self, offset: int) -> ZeroPoint:
+        """Return it with an integer added."""
         return replace(self, offset=self.offset + offset)
 
     @property
     def reads(self) -> list[Read]:
+        """Return what an op reads to have it: nothing for a number."""
         return [] if self.read is None else [self.read]
 
     def number(self, elements: Sequence[ir.Value]) -> ir.Value:

@@ -44,6 +44,7 @@ class FuseDequantize(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Rewrite every product of two dequantized tensors that is exact in integers."""
         for func in public_functions(module):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
             known = weight_only_values(block, weights)

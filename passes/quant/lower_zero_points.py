@@ -47,6 +47,7 @@ class LowerZeroPoints(Pass):
     ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Rewrite every integer contraction with a weight on its right."""
         for func in public_functions(module):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
             entry = _Entry(weight_only_values(block, weights))

@@ -57,6 +57,7 @@ class QuantizeContractions(Pass):
     min_n: int = 32
 
     def run(self, module: ir.Module, context: PassContext) -> None:
+        """Quantize every contraction of an activation and a weight that is large enough."""
         for func in public_functions(module):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
             known = weight_only_values(block, weights)
