@@ -131,6 +131,8 @@ def _row(generics: list[Generic]) -> str:
         return "rms_norm"
     if sums == 1 and names["math.sqrt"]:
         return "l2_norm"
+    if names["linalg.index"] and reductions[1:] == ["arith.minsi"]:
+        return "argmax" if reductions[0].startswith("arith.max") else "argmin"
     return "reduce_" + "_".join(sorted({name.removeprefix("arith.").rstrip("fi") for name in reductions})) if reductions else "reduce"
 
 

@@ -310,29 +310,38 @@ def _extreme(b: Builder, x: Tensor, dim: int, relation: str, keepdim: bool) -> t
     """Return values and int64 indices. NaN propagates, as in torch."""
     if x.rank == 0:
         return x, b.full((), torch.int64, 0)
+    dtype = compute_dtype(x.dtype)
+    combine: Callable[[Scalar, Scalar], Scalar] = (lambda v, acc: acc.max(v)) if relation == "gt" else (lambda v, acc: acc.min(v))
+    values = b.reduce(x, [dim], (s.lowest if relation == "gt" else s.highest)(dtype), combine, dtype, True)
+    indices = _first_index(b, x, values, dim)
+    values = b.cast(values, x.dtype)
+    return (values, indices) if keepdim else (b.squeeze(values, dim), b.squeeze(indices, dim))
+
+
+def _first_index(b: Builder, x: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Return where `values`, of size 1 along `dim`, first occur; the first NaN where the value is NaN.
+
+    Two reductions that each run along the lanes are several times as fast as one that carries both, whose steps wait for each other.
+    """
     x = b.dense(x) if dim not in x.axes else x
     kept = [i for i in range(x.rank) if i != dim]
     shape = tuple(x.shape[i] for i in kept)
-    start = s.lowest(x.dtype) if relation == "gt" else s.highest(x.dtype)
-    place = [affine_dim(i) for i in kept]
 
     def body(v: Scalar, best: Scalar, at: Scalar) -> list[Scalar]:
         here = s.from_index(linalg.IndexOp(ir.IntegerAttr.get(ir.IntegerType.get_signless(64), dim)).result, torch.int64)
-        better = s.compare(relation, v, best)
-        if v.is_float:
-            better = better | (v.differs(v) & best.equals(best))
-        # The initial index is none, so that an element equal to the initial value is chosen.
-        better = better | (at < 0)
-        return [select(better, v, best), select(better, here, at)]
+        wide = v.to(best.dtype)
+        found = wide.equals(best)
+        if wide.is_float:
+            found = found | wide.differs(wide)  # where one is NaN, so is the value
+        return [at.min(select(found, here, s.highest(torch.int64)))]
 
-    values, indices = b.generic(
-        [(x, b.reads(x, x.shape))],
-        [(b.fill(shape, x.dtype, start), x.dtype, place), (b.fill(shape, torch.int64, -1), torch.int64, place)],
+    (indices,) = b.generic(
+        [(x, b.reads(x, x.shape)), (values, b.reads(values, x.shape))],
+        [(b.fill(shape, torch.int64, s.highest(torch.int64)), torch.int64, [affine_dim(i) for i in kept])],
         ["reduction" if i == dim else "parallel" for i in range(x.rank)],
         body,
     )
-    pair = b.dense_tensor(values, shape, x.dtype), b.dense_tensor(indices, shape, torch.int64)
-    return (b.unsqueeze(pair[0], dim), b.unsqueeze(pair[1], dim)) if keepdim else pair
+    return b.unsqueeze(b.dense_tensor(indices, shape, torch.int64), dim)
 
 
 def layer_norm_with_statistics(
