@@ -70,8 +70,6 @@ class CompileOptions:
         one_of("precision", self.precision, PRECISIONS)
         if self.quant:
             parse_scheme(self.quant).require_built()
-            if self.precision != "fp32":
-                raise UserError(f"--quant {self.quant} with --precision {self.precision} isn't built yet: leave one of them out")
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")

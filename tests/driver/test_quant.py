@@ -72,10 +72,12 @@ def test_an_mlp(tmp_path: Path) -> None:
         assert cosine(program(x.numpy()), module(x)) >= 0.999
 
 
-def test_a_block_of_bert(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_block_of_bert(precision: str, tmp_path: Path) -> None:
+    """In bfloat16 what isn't quantized: here the factors of attention."""
     torch.manual_seed(0)
     module = Block().eval()
-    compiled(module, torch.randn(2, 5, WIDTH), ("batch", "tokens")).save(tmp_path / "m.llmos")
+    compiled(module, torch.randn(2, 5, WIDTH), ("batch", "tokens"), precision=precision).save(tmp_path / "m.llmos")
     program = llmos.load(tmp_path / "m.llmos")
     for batch, tokens in ((1, 1), (3, 11)):
         x = torch.randn(batch, tokens, WIDTH)
