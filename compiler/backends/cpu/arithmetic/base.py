@@ -80,6 +80,10 @@ class Arithmetic(ABC):
         """Element type of the sums, in registers and in scratch; of 32 bits."""
         return ir.F32Type.get()
 
+    def register_tile(self, shape: TileShape, num_registers: int) -> TileShape:
+        """Return the register tile for what the arithmetic keeps in registers beside its sums. `shape`: the target's, for sums alone."""
+        return shape
+
     @abstractmethod
     def block_rows(self, shape: TileShape) -> int:
         """Rows that share what is loaded of a panel. `shape`: the target's register tile."""
@@ -102,6 +106,13 @@ class RegisterArithmetic(Arithmetic):
     def block_rows(self, shape: TileShape) -> int:
         """Return the rows of the register tile."""
         return shape.rows
+
+    def load_rows(self, b: Builder, a: Operand, num_rows: int, k: Value, scratch: Callable[[], Value]) -> Operand:
+        """Emit what makes a block of rows readable by `accumulate`. Returns where they then lie.
+
+        k: how many, i64. `scratch`: emits the address of `scratch_bytes`.
+        """
+        return a
 
     def load_block(self, b: Builder, base: Value, k: Value, block: PanelBlock, scratch: Callable[[], Value]) -> Value:
         """Emit what makes a block of the panel at `base`, from row `k` on, readable by `accumulate`. Returns where it then lies.

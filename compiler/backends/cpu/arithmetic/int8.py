@@ -7,7 +7,7 @@ any order, so every variant gives the same numbers.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from llmos.compiler.backends.cpu.arithmetic.base import Operands, Prefetch, RegisterArithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import CACHE_LINE, UNROLL, Operand, Panel, Strided, TileShape
@@ -44,8 +44,11 @@ class Int8(RegisterArithmetic):
         """Emit what is done once for a vector of words of a panel, i32 [lanes]."""
 
     @abstractmethod
-    def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
-        """Emit what is done once for a word of a row, broadcast to i32 [lanes]."""
+    def load_left(self, b: Builder, row: Value, word: Value, num_k: int, num_bytes: int) -> tuple[Value, ...]:
+        """Emit the load of a word of a row, broadcast to all lanes, as `multiply` takes it.
+
+        row: where `load_rows` put it; num_k: of the row; num_bytes: that the word has, 4 but for the last one.
+        """
 
     @abstractmethod
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
@@ -57,30 +60,27 @@ class Int8(RegisterArithmetic):
         assert isinstance(a, Strided) and num_k is not None
         rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), b.i8) if r else a.base for r in range(shape.rows)]
 
-        def step(word: Value, sums: Sequence[Value], load: Callable[[Value], Value]) -> list[Value]:
+        def step(word: Value, sums: Sequence[Value], num_bytes: int = K_PER_WORD) -> list[Value]:
             columns = [self.prepare(b, vector) for vector in _words(b, shape, panel, word)]
-            at, made = b.mul(word, b.index(K_PER_WORD)), list(sums)
+            made = list(sums)
             for r, row in enumerate(rows):
-                left = self.prepare_row(b, b.splat(load(b.address(row, at, b.i8)), shape.lanes))
+                left = self.load_left(b, row, word, num_k, num_bytes)
                 for v, column in enumerate(columns):
                     made[r * shape.vectors + v] = self.multiply(b, sums[r * shape.vectors + v], left, column)
             return made
-
-        def whole_word(address: Value) -> Value:
-            return b.load(address, b.i32, 1)
 
         words = num_k // K_PER_WORD
         with b.loop(b.index(0), b.index(words // UNROLL * UNROLL), b.index(UNROLL), list(start)) as loop:
             made = loop.args
             _prefetch_next(b, panel, loop.iv)
             for each in range(UNROLL):
-                made = step(b.add(loop.iv, b.index(each)), made, whole_word)
+                made = step(b.add(loop.iv, b.index(each)), made)
             loop.yield_(made)
         made = loop.results
         for word in range(words // UNROLL * UNROLL, words):
-            made = step(b.index(word), made, whole_word)
+            made = step(b.index(word), made)
         if num_k % K_PER_WORD:
-            made = step(b.index(words), made, lambda address: _rest_of_row(b, address, num_k % K_PER_WORD))
+            made = step(b.index(words), made, num_k % K_PER_WORD)
         return made
 
 
@@ -95,8 +95,13 @@ def _words(b: Builder, shape: TileShape, panel: Panel, word: Value) -> list[Valu
     return [b.load(b.address(at, b.index(v * shape.lanes), b.i32) if v else at, kind, panel.align) for v in range(shape.vectors)]
 
 
+def load_word(b: Builder, row: Value, word: Value, num_bytes: int) -> Value:
+    """Emit the load of a word of a row of bytes as i32; behind the last of `num_bytes` nothing is read, and the word is 0."""
+    address = b.address(row, b.mul(word, b.index(K_PER_WORD)), b.i8)
+    return b.load(address, b.i32, 1) if num_bytes == K_PER_WORD else _rest_of_row(b, address, num_bytes)
+
+
 def _rest_of_row(b: Builder, address: Value, count: int) -> Value:
-    """The last bytes of a row as a word; nothing is read behind them."""
     word: Value | None = None
     for byte in range(count):
         loaded = b.op("arith.extui", [b.load(b.address(address, b.index(byte), b.i8), b.i8, 1)], b.i32)

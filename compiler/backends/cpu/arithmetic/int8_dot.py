@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
-from llmos.compiler.backends.cpu.arithmetic.int8 import Int8, are_bytes
+from llmos.compiler.backends.cpu.arithmetic.int8 import Int8, are_bytes, load_word
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 
@@ -21,9 +21,9 @@ class Int8Dot(Int8):
         """Emit the words as bytes."""
         return (_as_bytes(b, words),)
 
-    def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
-        """Emit the words as bytes."""
-        return (_as_bytes(b, words),)
+    def load_left(self, b: Builder, row: Value, word: Value, num_k: int, num_bytes: int) -> tuple[Value, ...]:
+        """Emit the load of a word as bytes in all lanes."""
+        return (_as_bytes(b, b.splat(load_word(b, row, word, num_bytes))),)
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
         """Emit one VPDPBUSD. Returns the new sums."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
-from llmos.compiler.backends.cpu.arithmetic.int8 import K_PER_WORD, Int8, are_bytes
+from llmos.compiler.backends.cpu.arithmetic.int8 import K_PER_WORD, Int8, are_bytes, load_word
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 
@@ -20,8 +20,9 @@ class Int8Extend(Int8):
         """Emit the four signed bytes of each word, in 32 bits."""
         return tuple(_byte(b, words, number, "arith.shrsi") for number in range(K_PER_WORD))
 
-    def prepare_row(self, b: Builder, words: Value) -> tuple[Value, ...]:
-        """Emit the four unsigned bytes of each word, in 32 bits."""
+    def load_left(self, b: Builder, row: Value, word: Value, num_k: int, num_bytes: int) -> tuple[Value, ...]:
+        """Emit the four unsigned bytes of a word in all lanes, in 32 bits."""
+        words = b.splat(load_word(b, row, word, num_bytes))
         return tuple(_byte(b, words, number, "arith.shrui") for number in range(K_PER_WORD))
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:

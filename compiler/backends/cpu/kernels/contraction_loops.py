@@ -131,7 +131,8 @@ class RegisterLoop:
         prefetch = PanelPrefetch(self.schedule, tile.frame)
 
         def block(row: Value, part: TileShape) -> None:
-            left = tile.rows.block(row, part.rows)
+            k = tile.frame.emitter.sizes(self.schedule.plan.k)
+            left = self.arithmetic.load_rows(b, tile.rows.block(row, part.rows), part.rows, k, tile.scratch)
             panels = functools.partial(prefetch.panel, tile.base, part, b.sub(row, tile.low))
             tile.by_columns(functools.partial(self._multiply, tile, part, left, panels, row), surplus)
             if not self._epilogue_in_registers:

@@ -38,7 +38,7 @@ class Schedule:
     def of(cls, plan: ContractionPlan, target: CpuTarget, chunk: int | None = None) -> Schedule:
         """Return the best that is known for a target. `chunk`: rows of a tile, where that is given."""
         tiling = plan.dispatch.tiling.on(target)
-        shape = register_tile(target.vector_bits, plan.width)
+        shape = plan.arithmetic.register_tile(register_tile(target.vector_bits, plan.width), target.num_registers)
         rows, block = plan.arithmetic.block_rows(shape), _k_block(plan, shape, tiling, target)
         return cls(plan, tiling, shape, chunk or tiling.rows or row_chunk(plan, rows, target.l2_bytes, block), rows, block)
 
