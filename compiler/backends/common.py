@@ -10,6 +10,7 @@ from llmos.passes.hoist_extensions import HoistExtensions
 from llmos.passes.quant.fuse_dequantize import FuseDequantize
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
+from llmos.passes.quant.quantize_tables import QuantizeTables
 from llmos.passes.split_reductions import SplitReductions
 
 
@@ -45,7 +46,7 @@ def quantization(options: CompileOptions) -> list[Pass]:
     return [
         FuseDequantize(),
         LowerZeroPoints(),
-        *([QuantizeContractions()] if options.quant else []),
+        *([QuantizeContractions(), QuantizeTables()] if options.quant else []),
         Upstream("canonicalize"),  # again: zero points and scales that several products share
         Upstream("cse"),
     ]
