@@ -71,6 +71,7 @@ class Builder:
     entry: ir.Block
     lanes: int
     _constants: dict[tuple[str, object], Value] = field(default_factory=dict)
+    never_negative: Value | None = None  # an i64 of which LLVM doesn't know it
     _anchor: ir.Operation | None = None
 
     # -- types
@@ -295,7 +296,15 @@ class Builder:
         )
 
     def masked_store(self, value: Value, address: Value, mask: Value, align: int) -> None:
-        """Emit a store of the lanes of the mask. `align`: in bytes."""
+        """Emit a store of the lanes of the mask. `align`: in bytes.
+
+        LLVM 22 writes whole words where integers are narrowed to be stored and it knows that the mask has one lane: the bytes behind the
+        element too. So the mask of integers depends on a condition that it can't know to hold.
+        """
+        if isinstance(value.type.element_type, ir.IntegerType) and self.never_negative is not None:
+            with self.at_entry():
+                holds = self.compare("sge", self.never_negative, self.index(0))
+            mask = self.binary("arith.andi", mask, self.splat(holds, mask.type.shape[0]))
         self.op("llvm.intr.masked.store", [value, address, mask], None, alignment=ir.IntegerAttr.get(self.i32, align))
 
     def gather(self, base: Value, offsets: Value, mask: Value | None, kind: ir.Type) -> Value:

@@ -65,7 +65,7 @@ def kernel(module: ir.Module, dispatch: Dispatch, lanes: int = LANES) -> Iterato
     block = func.regions[0].blocks.append(*kind.inputs)
     buffers_pointer, dims_pointer, begin, end, scratch = block.arguments
     with ir.InsertionPoint(block):
-        b = Builder(block, lanes)
+        b = Builder(block, lanes, never_negative=begin)
         anchor = ir.Operation.create("arith.constant", results=[i32], attributes={"value": ir.IntegerAttr.get(i32, 0)})
         b.set_anchor(anchor)
         sizes, buffers, outputs, error = _enter(b, dispatch, buffers_pointer, dims_pointer)
