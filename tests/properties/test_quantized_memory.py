@@ -1,0 +1,47 @@
+"""Quantized products read and write nothing beside their buffers, whatever the sizes: each buffer lies against a page that faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llmos
+from llmos.compiler.backends.options import CompileOptions
+from tests.codegen.programs import runnable
+
+from .guarded import GuardedProgram
+
+TARGETS = ("x86-64-v4-amx", "x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3")
+
+
+class Layers(torch.nn.Module):
+    """A looked-up row, then products of every rest of k by 4 and of columns by a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(259, 65)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in ((65, 66), (66, 67), (67, 128), (128, 33)))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_stay_within_their_buffers(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = CompileOptions(quant="w8a8", target=runnable(target), repro=None, cache=False)
+    shapes = ({0: torch.export.Dim("rows", min=1, max=64)},)
+    llmos.compile(Layers().eval(), (torch.arange(3),), dynamic_shapes=shapes, options=options).save(tmp_path / "m.llmos")
+    program, guarded = llmos.load(tmp_path / "m.llmos"), GuardedProgram(tmp_path / "m.llmos")
+    for rows in (1, 2, 3, 5, 8, 16, 33):
+        ids = np.random.default_rng(rows).integers(0, 259, rows)
+        for at_end in (True, False):
+            codes, (got,) = guarded([ids], at_end)
+            assert not any(codes)
+            np.testing.assert_array_equal(got, program(ids))
