@@ -301,7 +301,8 @@ class Builder:
         LLVM 22 writes whole words where integers are narrowed to be stored and it knows that the mask has one lane: the bytes behind the
         element too. So the mask of integers depends on a condition that it can't know to hold.
         """
-        if isinstance(value.type.element_type, ir.IntegerType) and self.never_negative is not None:
+        element = value.type.element_type
+        if isinstance(element, ir.IntegerType) and element.width < 64 and self.never_negative is not None:
             with self.at_entry():
                 holds = self.compare("sge", self.never_negative, self.index(0))
             mask = self.binary("arith.andi", mask, self.splat(holds, mask.type.shape[0]))
