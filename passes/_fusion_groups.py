@@ -17,6 +17,7 @@ from llmos.compiler.analysis.generic import (
     trace_to_buffer,
 )
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
 from llmos.compiler.analysis.windows import window_reduction_over
@@ -41,6 +42,7 @@ def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> li
     groups += [_seed(graph, "contraction", [c.generic.op]) for c in _contractions(graph)]
     for group in groups:
         absorb_epilogue(graph, group, group.ops[-1].results[0], keep_last=True)
+    _take_dequantized(graph, groups)
     _materialize_conv_inputs(graph, groups)
     groups += sort_groups(graph)
     groups += _scans(graph)
@@ -78,6 +80,17 @@ def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> Non
         owner = owner_of(source if padding is not None and graph.is_inlined(padding) else root.lhs)
         if has_windows(root.lhs_map) and owner is not None and (graph.is_inlined(owner) or graph.is_free(owner)):
             _seed(graph, "elementwise", [owner])
+
+
+def _take_dequantized(graph: Graph, groups: Sequence[FusionGroup]) -> None:
+    """A weight that kernels multiply as integers is dequantized in the dispatch of the one contraction that reads it."""
+    for group in [c for c in groups if c.kind == "contraction"]:
+        root = root_contraction(group.ops)
+        found, owner = quantized_weight_of(root), owner_of(root.rhs)
+        if found is None or owner not in graph.position or len(graph.users(root.rhs)) != 1:
+            continue
+        if all(isinstance(value.owner, ir.Block) for value in captured(owner) if is_tensor(value) and value not in Generic(owner).inits):
+            graph.assign(group, [owner])
 
 
 def _contractions(graph: Graph) -> list[Contraction]:

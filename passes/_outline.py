@@ -6,12 +6,13 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import DISPATCH, EXPR, OUTER, SHAPE, SHAPES, integer, shape_attribute, strip
+from llmos.compiler.ir.attributes import DEQUANTIZE, DISPATCH, EXPR, OUTER, SHAPE, SHAPES, integer, shape_attribute, strip
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import create_private, name_of
 from llmos.compiler.ir.sizes import Expr
-from llmos.passes._graph import FusionGroup, Graph, captured, erase_dead, is_tensor, owner_of
+from llmos.passes._graph import FusionGroup, Graph, among, captured, erase_dead, is_tensor, owner_of
 
 
 @dataclass
@@ -67,13 +68,13 @@ class Outliner:
         if self.group.kind == "row_reduction":
             marks[OUTER] = integer(self.group.num_outer)
         func = create_private(module, name, ir.FunctionType.get(kinds, [r.type for r in results]), attributes, marks)
-        block = func.regions[0].blocks[0]
+        block, dequantized = func.regions[0].blocks[0], dequantized_in(self.group)
         mapping: dict[ir.Value, ir.Value] = dict(zip(self.tensors, list(block.arguments)[: len(self.tensors)], strict=True))
         by_expr = dict(zip(self.sizes, list(block.arguments)[len(self.tensors) :], strict=True))
         with ir.InsertionPoint(block):
             for op in self.order:
                 copy = op.clone()
-                strip(copy)
+                strip(copy, keep=(DEQUANTIZE,) if op in dequantized else ())
                 self._remap(copy, mapping, by_expr)
                 mapping.update(zip(op.results, copy.results, strict=True))
             ir.Operation.create("func.return", operands=[mapping[r] for r in results])
@@ -214,3 +215,11 @@ def _index(graph: Graph, value: ir.Value) -> ir.Value:
     if isinstance(value.type, ir.IndexType):
         return value
     return ir.Operation.create("arith.index_cast", results=[ir.IndexType.get()], operands=[value]).results[0]
+
+
+def dequantized_in(group: FusionGroup) -> list[ir.Operation]:
+    """Return what dequantizes the right side of a contraction: the kernel goes by its mark."""
+    if group.kind != "contraction":
+        return []
+    owner = owner_of(root_contraction(group.ops).rhs)
+    return [owner] if among(owner, group.ops) and owner is not None else []

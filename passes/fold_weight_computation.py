@@ -9,7 +9,8 @@ from typing import ClassVar
 from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import kernel_contraction_of
 from llmos.compiler.analysis.generic import is_fill, trace_to_buffer
-from llmos.compiler.ir.attributes import FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
+from llmos.compiler.analysis.quantized_weights import quantized_weight_of
+from llmos.compiler.ir.attributes import DEQUANTIZE, FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
 from llmos.compiler.ir.ops import REMATERIALIZABLE
@@ -36,7 +37,8 @@ class FoldWeightComputation(Pass):
         func.func @main(%x, %s {llmos.kind = "weight", llmos.name = "fold.0"}) {
           %y = linalg.generic {x * s} ins(%x, %s)
 
-    A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order.
+    A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order. So does the dequantization of
+    a weight that its one use multiplies as integers (compiler/analysis/quantized_weights.py).
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -51,7 +53,7 @@ class FoldWeightComputation(Pass):
 def _fold(func: ir.Operation, module: ir.Module, costs: CostModel) -> None:
     arguments = EntryFunc(func).arguments
     weights = {each.value for each in arguments.weights}
-    folded = weight_only_ops(func.regions[0].blocks[0], weights)
+    folded = [op for op in weight_only_ops(func.regions[0].blocks[0], weights) if not _stays_quantized(op, costs)]
     results = [r for op in folded for r in op.results if is_tensor(r) and _leaves(r, folded) and _is_worth(r, weights, costs)]
     if not results:
         return
@@ -61,6 +63,16 @@ def _fold(func: ir.Operation, module: ir.Module, costs: CostModel) -> None:
     _outline(module, needed, [arguments[ir.BlockArgument(v).arg_number] for v in inputs], results, names)
     _replace(func, results, names)
     erase_dead(func)
+
+
+def _stays_quantized(op: ir.Operation, costs: CostModel) -> bool:
+    """Whether an op dequantizes the right side of one contraction beside it, whose kernel multiplies integers."""
+    users = [use.owner.operation for result in op.results for use in result.uses]
+    if DEQUANTIZE not in op.attributes or len(users) != 1 or users[0].block != op.block:
+        return False
+    found = kernel_contraction_of(users[0])
+    is_right = found is not None and found.rhs == op.results[0] and quantized_weight_of(found) is not None
+    return is_right and found is not None and costs.pays_as_contraction(found)
 
 
 def _leaves(value: ir.Value, folded: list[ir.Operation]) -> bool:

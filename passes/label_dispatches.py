@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
-from llmos.compiler.ir.attributes import LABEL
+from llmos.compiler.analysis.quantized_weights import quantized_weight_of
+from llmos.compiler.ir.attributes import DEQUANTIZE, LABEL
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, dispatch_functions
 from llmos.passes._context import PassContext
@@ -79,14 +80,15 @@ def _contraction(generics: list[Generic]) -> str:
     ):
         return "conv"
     shared = {d for d in root.batch if d in dim_positions(root.lhs_map) and d in dim_positions(root.rhs_map)}
-    return "batch_matmul" if shared else "matmul"
+    numbers = quantized_weight_of(root)
+    return "batch_matmul" if shared else f"matmul_w{numbers.format.bits}" if numbers is not None else "matmul"
 
 
 def _epilogue(generics: list[Generic]) -> list[str]:
     """Bias, activation, residual and the like, in order."""
     found: list[str] = []
     for generic in generics:
-        if generic.is_elementwise:
+        if generic.is_elementwise and DEQUANTIZE not in generic.op.attributes:
             found += _activation(generic) or _arithmetic(generic)
     return found
 

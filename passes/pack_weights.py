@@ -10,6 +10,7 @@ from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import dim_positions, dims_of, trace_to_buffer
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.ir.attributes import PACKED, TILING, PackedLayout, text_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, Func, callee_of, functions_of, public_functions
@@ -33,7 +34,9 @@ class PackWeights(Pass):
 
     Where the dispatch's tiling says how many columns a panel has, that number follows the axes: [[0], [1], [64]]. Of a winograd dispatch
     the side of its tiles comes last, and the kernels are kept transformed (compiler/analysis/winograd.py): [[0], [2, 3, 1], [], [4]].
-    A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k, an int8 one as [n/w][k/4][w][4]. A weight that is also read in
+    A bfloat16 weight is kept as panels [n/w][k/2][w][2], pairs along k, an int8 one as [n/w][k/4][w][4]. Of a weight that the dispatch
+    dequantizes, numbers, scales and zero points are packed alike; a fifth array says how many numbers a word has: [[0], [1], [], [], [8]]
+    for those of 4 bits, [[0], [1], [], [], [1]] for their scales. A weight that is also read in
     another way (tied embeddings) keeps its plain argument and gets a packed one beside it.
     """
 
@@ -51,14 +54,41 @@ def _pack_calls(main: ir.Operation, functions: dict[str, ir.Operation]) -> None:
     packed: dict[tuple[int, PackedLayout], ir.Value] = {}
     entry = EntryFunc(main)
     arguments = entry.arguments
-    for call, dispatch, position, (n_axes, k_axes) in list(weighted_contractions(main, functions)):
-        weight, layout = arguments[ir.BlockArgument(call.operands[position]).arg_number], _layout(dispatch, n_axes, k_axes)
+    found = [(call, f, at, _layout(f, *axes)) for call, f, at, axes in weighted_contractions(main, functions)]
+    for call, dispatch, position, layout in [*found, *_quantized(entry, functions)]:
+        weight = arguments[ir.BlockArgument(call.operands[position]).arg_number]
         key = (weight.position, layout)
         if key not in packed:
             packed[key] = entry.add_argument(weight.value.type, {**weight.attributes, PACKED: layout.attribute()})
         call.operands[position] = packed[key]
         Func(dispatch).mark_argument(position, packed=layout.attribute())
     drop_unused_weights(main)
+
+
+def _quantized(entry: EntryFunc, functions: dict[str, ir.Operation]) -> Iterator[tuple[ir.Operation, ir.Operation, int, PackedLayout]]:
+    """Yield (call, its dispatch, operand, layout) of the numbers, scales and zero points of weights that stay integers."""
+    weights = [each.value for each in entry.arguments.weights]
+    for call in _calls(entry.block):
+        dispatch = functions[callee_of(call)]
+        layouts = _number_layouts(dispatch)
+        if all(call.operands[position] in weights for position in layouts):
+            yield from ((call, dispatch, position, layout) for position, layout in layouts.items())
+
+
+def _number_layouts(dispatch: ir.Operation) -> dict[int, PackedLayout]:
+    """How each argument that belongs to a quantized right side is packed; empty where there is none."""
+    if DispatchFunc(dispatch).kind != "contraction":
+        return {}
+    found = quantized_weight_of(root_contraction(DispatchFunc(dispatch).ops))
+    values = [value for value in (found.numbers, found.scale, found.zero_point) if value is not None] if found is not None else []
+    if found is None or not all(isinstance(value.owner, ir.Block) for value in values):
+        return {}
+    columns = Tiling.parse(text_of(dispatch.attributes, TILING)).columns
+    n_axis, *groups = found.parameter_axes
+    parameters = PackedLayout((n_axis,), tuple(groups), columns, k_per_word=1)
+    numbers = PackedLayout((found.n_axis,), (found.k_axis,), columns, k_per_word=32 // found.format.bits)
+    positions = [ir.BlockArgument(value).arg_number for value in values]
+    return dict(zip(positions, [numbers, parameters, parameters], strict=False))
 
 
 def weighted_contractions(

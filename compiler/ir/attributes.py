@@ -75,10 +75,10 @@ def integer(number: int) -> ir.Attribute:
     return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
 
 
-def strip(op: ir.Operation) -> None:
-    """Remove every llmos attribute of an op."""
+def strip(op: ir.Operation, keep: Sequence[str] = ()) -> None:
+    """Remove every llmos attribute of an op but those to keep."""
     for name in [op.attributes[i].name for i in range(len(op.attributes))]:
-        if name.startswith(PREFIX):
+        if name.startswith(PREFIX) and name not in keep:
             del op.attributes[name]
 
 
@@ -158,25 +158,29 @@ class PackedLayout:
     """How a weight lies as the right side of contractions: in panels [n/w][k][w] of float32, or [n/w][k/2][w][2] of bfloat16.
 
     n_axes, k_axes: the axes of the weight that n and k are made of, outermost first. columns: w; None leaves it to the sizes
-    (backends/cpu/packing.py). tile: m of a winograd dispatch, whose kernels lie transformed; None of any other.
+    (backends/cpu/packing.py). tile: m of a winograd dispatch, whose kernels lie transformed; None of any other. k_per_word: of a weight
+    that stays integers beside float32 rows, the numbers of a 32-bit word, 4 or 8; of its scales and zero points 1; None of any other.
     """
 
     n_axes: tuple[int, ...]
     k_axes: tuple[int, ...]
     columns: int | None = None
     tile: int | None = None
+    k_per_word: int | None = None
 
     @classmethod
     def read(cls, attr: ir.Attribute) -> PackedLayout:
-        """Read a PACKED attribute: the arrays of n axes and k axes, then those of columns and tile, each empty or left out for None."""
+        """Read a PACKED attribute: the arrays of n and k axes, then those of columns, tile and k_per_word, empty or left out for None."""
         n_axes, k_axes, *rest = (tuple(int(each) for each in ir.DenseI64ArrayAttr(part)) for part in ir.ArrayAttr(attr))
-        columns, tile = (next(iter(rest[i]), None) if i < len(rest) else None for i in range(2))
-        return cls(n_axes, k_axes, columns, tile)
+        columns, tile, k_per_word = (next(iter(rest[i]), None) if i < len(rest) else None for i in range(3))
+        return cls(n_axes, k_axes, columns, tile, k_per_word)
 
     @property
     def _parts(self) -> list[list[int]]:
-        width = [[self.columns]] if self.columns is not None else [[]] if self.tile is not None else []
-        return [list(self.n_axes), list(self.k_axes), *width, *([[self.tile]] if self.tile is not None else [])]
+        rest = [self.columns, self.tile, self.k_per_word]
+        while rest and rest[-1] is None:
+            rest.pop()
+        return [list(self.n_axes), list(self.k_axes), *([] if each is None else [each] for each in rest)]
 
     def attribute(self) -> ir.Attribute:
         """Return the PACKED attribute that `read` reads."""

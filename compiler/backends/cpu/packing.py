@@ -1,8 +1,11 @@
 """The packed layout of constant right sides of contractions, zero-padded, the same for every target.
 
 Panels [n/w][k][w] of float32, [n/w][k/2][w][2] of bfloat16 and [n/w][k/4][w][4] of int8, whose words of two or four k are what dot
-products and matrix tiles read. The width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are
-no more; or it was chosen by a measured search (compiler/ir/tiling.py), and then is part of what the weight's argument says.
+products and matrix tiles read. Weights that stay integers beside float32 rows are [n/w][k/4][w][4] of int8 too, or [n/w][k/8][w] words
+of eight nibbles, the first k lowest; their scales and zero points are [n/w][groups][w].
+
+The width w depends on n and k alone: 48 columns, 64 or 32 where that leaves none unused, 16 where there are no more; or it was chosen by a
+measured search (compiler/ir/tiling.py), and then is part of what the weight's argument says.
 """
 
 from __future__ import annotations
@@ -25,6 +28,11 @@ def panel_width(n: int, k: int) -> int:
     if n <= 32:
         return NARROWEST if n <= NARROWEST else 32
     return next((width for width in WIDTHS if n % width == 0 and (width <= PANEL or 4 * width * k <= MAX_WIDE_BYTES)), PANEL)
+
+
+def number_width(n: int) -> int:
+    """Columns of a panel of a weight that stays integers, and of its scales: by n alone, as even a long panel of them is small."""
+    return panel_width(n, 1)
 
 
 def packed_shape(shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], width: int | None = None) -> tuple[int, int, int]:
@@ -65,6 +73,17 @@ def pack_words(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], 
         panels = np.pad(panels, ((0, 0), (0, -panels.shape[1] % k_per_word), (0, 0)))
     count, k, width = panels.shape
     return np.ascontiguousarray(panels.reshape(count, k // k_per_word, k_per_word, width).swapaxes(2, 3))
+
+
+def pack_nibbles(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int], width: int) -> np.ndarray:
+    """Rearrange a weight of numbers of 4 bits, one in each int8 or uint8. Returns uint8 [ceil(n/w), ceil(k/8), w, 4]: in each byte two
+    neighboring k, the first in its low half; zero past n and k.
+    """
+    panels = pack_panels(array.view(np.uint8) & 0xF, n_axes, k_axes, width)
+    panels = np.pad(panels, ((0, 0), (0, -panels.shape[1] % 8), (0, 0)))
+    count, k, width = panels.shape
+    pairs = panels.reshape(count, k // 8, 4, 2, width)
+    return np.ascontiguousarray((pairs[:, :, :, 0] | pairs[:, :, :, 1] << 4).swapaxes(2, 3))
 
 
 def packed_winograd_shape(

@@ -32,7 +32,7 @@ class CpuPlanned(Planned):
             arguments = [argument for each in self.program.dispatches for argument in DispatchFunc(each.func).arguments]
             tensors = [each for each in arguments if isinstance(each.value.type, ir.RankedTensorType)]
             found = {"bf16" for each in tensors if isinstance(each.value.type.element_type, ir.BF16Type)}
-            packed = [each for each in tensors if each.packed is not None]
+            packed = [each for each in tensors if each.packed is not None and each.packed.k_per_word is None]
             found |= {"int8" for each in packed if isinstance(each.value.type.element_type, ir.IntegerType)}
         return frozenset(found)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from llmos.compiler.backends.cpu.packing import (
+    number_width,
+    pack_nibbles,
     pack_panels,
     pack_winograd,
     pack_words,
@@ -18,6 +21,7 @@ from llmos.compiler.ir.weights import BoundWeight, Weight
 from llmos.runtime.artifact.bfloat16 import to_bfloat16
 from llmos.runtime.artifact.safetensors import is_reserved
 
+NIBBLES = 8  # numbers of 4 bits in a word
 K_PER_WORD = {"bfloat16": 2, "int8": 4, "uint8": 4}  # elements of a 32-bit word of a panel, of dtypes that are packed so
 
 
@@ -44,6 +48,8 @@ def _stored_name(name: str, taken: Collection[str]) -> str:
 
 def _packed(weight: Weight, layout: PackedLayout) -> Weight:
     n_axes, k_axes, columns, tile = layout.n_axes, layout.k_axes, layout.columns, layout.tile
+    if layout.k_per_word is not None:
+        return _packed_numbers(weight, layout)
     if tile is not None:
         positions = packed_winograd_shape(weight.shape, n_axes, k_axes, tile, columns)
         return Weight(weight.dtype, positions, lambda: pack_winograd(weight.array, n_axes, k_axes, tile, columns))
@@ -52,6 +58,20 @@ def _packed(weight: Weight, layout: PackedLayout) -> Weight:
         return Weight(weight.dtype, words, lambda: pack_words(weight.array, n_axes, k_axes, per_word, columns))
     shape = packed_shape(weight.shape, n_axes, k_axes, columns)
     return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, columns))
+
+
+def _packed_numbers(weight: Weight, layout: PackedLayout) -> Weight:
+    """Numbers, scales or zero points of a weight that stays integers."""
+    n_axes, k_axes, per_word = layout.n_axes, layout.k_axes, layout.k_per_word
+    width = layout.columns or number_width(math.prod(weight.shape[axis] for axis in n_axes))
+    if per_word == 1:
+        shape: tuple[int, ...] = packed_shape(weight.shape, n_axes, k_axes, width)
+        return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, width))
+    if per_word == NIBBLES:
+        shape = (*packed_words_shape(weight.shape, n_axes, k_axes, NIBBLES, width)[:3], 4)
+        return Weight("uint8", shape, lambda: pack_nibbles(weight.array, n_axes, k_axes, width))
+    shape = packed_words_shape(weight.shape, n_axes, k_axes, 4, width)
+    return Weight(weight.dtype, shape, lambda: pack_words(weight.array, n_axes, k_axes, 4, width))
 
 
 def _narrowed(weight: Weight) -> Weight:

@@ -11,6 +11,7 @@ An arithmetic is a choice of element types, of the instructions that multiply th
 | `int8_dot.py` | unsigned by signed bytes | VPDPBUSD |
 | `int8_pairs.py` | unsigned by signed bytes | VPMADDWD |
 | `int8_extend.py` | unsigned by signed bytes | 32-bit multiplications |
+| `weight_only.py` | rows of float32, a weight of 4 or 8 bits with scales | fma, numbers made floats in registers or in scratch |
 
 `select.py` picks one by element types and target. Kernels hold the loops over rows, columns and blocks of k
 (backends/cpu/kernels/contraction_loops.py) and ask the arithmetic for the rest.
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from llmos.compiler.analysis.quantized_weights import NumberFormat
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Operand, Panel, Strided, TileShape
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
@@ -31,11 +33,15 @@ from llmos.compiler.ir.bindings import ir
 
 @dataclass(frozen=True)
 class Operands:
-    """What an arithmetic is chosen by: element types as they lie in memory, and the number of k, None where it isn't known."""
+    """What an arithmetic is chosen by: element types as they lie in memory, and the number of k, None where it isn't known.
+
+    numbers: how the right side is stored where it is integers with scales, else None.
+    """
 
     left: ir.Type
     right: ir.Type
     k: int | None
+    numbers: NumberFormat | None = None
 
 
 class Prefetch(Enum):

@@ -10,6 +10,7 @@ from llmos.compiler.backends.cpu.arithmetic.f32 import Float32
 from llmos.compiler.backends.cpu.arithmetic.int8_dot import Int8Dot
 from llmos.compiler.backends.cpu.arithmetic.int8_extend import Int8Extend
 from llmos.compiler.backends.cpu.arithmetic.int8_pairs import Int8Pairs
+from llmos.compiler.backends.cpu.arithmetic.weight_only import WeightOnly
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.runtime.errors import UnsupportedError
 
@@ -20,8 +21,10 @@ ARITHMETICS = (  # best first
 )
 
 
-def arithmetic_of(operands: Operands, target: CpuTarget) -> RegisterArithmetic | MatrixArithmetic:
+def arithmetic_of(operands: Operands, target: CpuTarget) -> RegisterArithmetic | MatrixArithmetic | WeightOnly:
     """The best arithmetic for some operands on a target. Raises UnsupportedError where there is none."""
+    if operands.numbers is not None:
+        return WeightOnly(operands.numbers)
     for arithmetic in ARITHMETICS:
         if arithmetic.supports(operands, target):
             return arithmetic()

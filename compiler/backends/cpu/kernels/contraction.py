@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 import sympy
 
-from llmos.compiler.backends.cpu.kernels.contraction_loops import PanelTile, main_loop
+from llmos.compiler.backends.cpu.kernels.contraction_loops import main_loop
 from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.contraction_rows import LeftSide, scratch_of_rows, write_zeros
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
+from llmos.compiler.backends.cpu.kernels.contraction_tile import PanelTile
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, TileCoords
 from llmos.compiler.backends.cpu.kernels.panels import PanelCopier
 from llmos.compiler.backends.cpu.target import CpuTarget

@@ -1,7 +1,8 @@
 """The loops of one tile of a contraction: rows by a panel of columns, in blocks that an arithmetic multiplies at once.
 
 Sums stay in registers over all of k (`RegisterLoop`), wait in scratch while all rows are multiplied by a block of k (`KBlockLoop`), or
-are matrix registers (`MatrixLoop`). Each sum is one chain over k in any case, of a long k one for each block (codegen/sums.py).
+are matrix registers (`MatrixLoop`). Each sum is one chain over k in any case, of a long k one for each block (codegen/sums.py). Weights of
+4 or 8 bits have loops of their own (contraction_groups.py).
 """
 
 from __future__ import annotations
@@ -24,66 +25,14 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     store_tile,
     zeros,
 )
+from llmos.compiler.backends.cpu.arithmetic.weight_only import WeightOnly
+from llmos.compiler.backends.cpu.kernels.contraction_groups import GroupLoop
 from llmos.compiler.backends.cpu.kernels.contraction_prefetch import PanelPrefetch
-from llmos.compiler.backends.cpu.kernels.contraction_rows import Rows
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
-from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, fits_registers
-from llmos.compiler.backends.cpu.kernels.implicit_gemm import WindowReader
-from llmos.compiler.codegen.builder import Builder, Value
-from llmos.compiler.codegen.kernel import Frame
+from llmos.compiler.backends.cpu.kernels.contraction_tile import PanelTile
+from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, fits_registers
+from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.sums import TileSums
-from llmos.compiler.ir.sizes import Expr
-
-
-@dataclass(frozen=True)
-class PanelTile:
-    """Rows [low, high) by the panel at `base`, whose first column is number `first`. `offset`: bytes into scratch for the arithmetic."""
-
-    epilogue: Epilogue
-    rows: Rows | WindowReader
-    low: Value
-    high: Value
-    first: Value
-    base: Value
-    offset: Expr
-
-    @property
-    def frame(self) -> Frame:
-        """Return the open kernel."""
-        return self.epilogue.points.frame
-
-    @property
-    def b(self) -> Builder:
-        """Return the builder of the kernel."""
-        return self.frame.b
-
-    @property
-    def dense_rows(self) -> Rows:
-        """Return the rows, for an arithmetic that reads no windows."""
-        assert isinstance(self.rows, Rows)
-        return self.rows
-
-    def scratch(self) -> Value:
-        """Emit the address of the arithmetic's scratch."""
-        return self.b.address(self.frame.scratch, self.frame.emitter.sizes(self.offset), self.b.i8)
-
-    def by_columns(self, multiply: Callable[[int], None], surplus: int = 0) -> None:
-        """Emit `multiply(number of columns)` of the panel; the last panel may have fewer.
-
-        surplus: columns past the end that are rather multiplied than told apart.
-        """
-        b, n, width = self.b, self.epilogue.points.plan.n, self.epilogue.points.plan.width
-        remainder = int(n) % width if n.is_Integer else 0
-        if remainder == 0 or width - remainder <= surplus:
-            multiply(width)
-        elif int(n) < width:
-            multiply(remainder)
-        else:
-            end = b.add(self.first, b.index(width))
-            with b.when(b.compare("sgt", end, b.index(int(n)))):
-                multiply(remainder)
-            with b.when(b.compare("sle", end, b.index(int(n)))):
-                multiply(width)
 
 
 class MainLoop(Protocol):
@@ -102,6 +51,8 @@ class MainLoop(Protocol):
 def main_loop(schedule: Schedule) -> MainLoop:
     """Return the loops for a schedule and its plan's arithmetic."""
     arithmetic = schedule.plan.arithmetic
+    if isinstance(arithmetic, WeightOnly):
+        return GroupLoop(schedule, arithmetic)
     if isinstance(arithmetic, MatrixArithmetic):
         return MatrixLoop(schedule, arithmetic)
     return KBlockLoop(schedule, arithmetic) if schedule.k_block else RegisterLoop(schedule, arithmetic)

@@ -9,10 +9,11 @@ import sympy
 from llmos.compiler.analysis.casts import EXTEND, extended
 from llmos.compiler.analysis.contraction import Contraction, root_contraction
 from llmos.compiler.analysis.generic import Generic, compose, depends_on, dim_positions, fill_value, is_fill, trace_to_buffer
+from llmos.compiler.analysis.quantized_weights import QuantizedWeight, quantized_weight_of
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
 from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
 from llmos.compiler.backends.cpu.kernels.implicit_gemm import windows_of
-from llmos.compiler.backends.cpu.packing import PANEL, panel_width
+from llmos.compiler.backends.cpu.packing import PANEL, number_width, panel_width
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
@@ -39,6 +40,7 @@ class ContractionPlan:
         self.sizes = self.generic.loop_sizes(self.dispatch.shapes)
         self.m, self.n, self.k = (self.extent(dims) for dims in (self.root.m, self.root.n, self.root.k))
         self.batch = [self.sizes[d] for d in self.root.batch]
+        self.quantized = self._quantized_weight()
         self.weight = self._packed_weight()
         self.packed = self.weight is not None
         self.arithmetic = arithmetic_of(self._operands(), target)
@@ -62,17 +64,26 @@ class ContractionPlan:
 
     def _packed_weight(self) -> Value | None:
         """The argument behind the right side, if it is a weight that the compiler packed into panels."""
+        if self.quantized is not None:
+            return self.quantized.numbers
         source = trace_to_buffer(self.root.rhs, [{}] * len(self.root.rhs_map.results), through=(EXTEND,))
-        if source is None:
-            return None
-        argument = DispatchFunc(self.dispatch.func).arguments.of(source[0])
-        return source[0] if argument is not None and argument.packed is not None else None
+        return source[0] if source is not None and self._is_packed(source[0]) else None
+
+    def _quantized_weight(self) -> QuantizedWeight | None:
+        """The right side as numbers with scales, if the compiler packed them into panels."""
+        found = quantized_weight_of(self.root)
+        return found if found is not None and self._is_packed(found.numbers) else None
+
+    def _is_packed(self, value: Value) -> bool:
+        argument = DispatchFunc(self.dispatch.func).arguments.of(value)
+        return argument is not None and argument.packed is not None
 
     def _operands(self) -> Operands:
         """Element types in memory: of the left side before it is extended and of a packed weight. A tile copies panels as float32."""
         left = self.root.lhs if (source := extended(self.root.lhs)) is None else source
         right = self.weight.type.element_type if self.weight is not None else ir.F32Type.get()
-        return Operands(left.type.element_type, right, int(self.k) if self.k.is_Integer else None)
+        numbers = self.quantized.format if self.quantized is not None else None
+        return Operands(left.type.element_type, right, int(self.k) if self.k.is_Integer else None, numbers)
 
     def _left(self) -> Value:
         """The left side as the inner loop reads it: before it is extended, where that is what the arithmetic multiplies."""
@@ -84,6 +95,8 @@ class ContractionPlan:
         """Return the columns of a panel."""
         if self.dispatch.tiling.columns is not None:
             return self.dispatch.tiling.columns
+        if self.quantized is not None:
+            return number_width(int(self.n))
         return panel_width(int(self.n), int(self.k)) if self.n.is_Integer and self.k.is_Integer else PANEL
 
     @property

@@ -66,7 +66,8 @@ class TileCoords:
 
 def fits_registers(plan: ContractionPlan) -> bool:
     """Whether the epilogue runs on accumulators: few ops, none of them a function, and columns that are known."""
-    generics = [Generic(op) for op in plan.dispatch.ops if op.name == "linalg.generic" and not is_fill(op) and op != plan.generic.op]
+    before = {plan.generic.op, plan.root.rhs.owner.operation} if plan.quantized is not None else {plan.generic.op}
+    generics = [Generic(op) for op in plan.dispatch.ops if op.name == "linalg.generic" and not is_fill(op) and op not in before]
     inner = [op for generic in generics for op in generic.body.operations if op.name != "linalg.yield"]
     plain = all(op.name.startswith("arith.") and not op.name.startswith(("arith.div", "arith.rem")) for op in inner)
     return plain and len(inner) <= MAX_IN_REGISTERS and plan.n.is_Integer and len(plan.n_groups) <= 1
