@@ -52,6 +52,24 @@ class NumberPanel:
         return NumberPanel(b.address(self.numbers, step, b.i32), b.address(self.scale, step, b.f32), zero, self.width)
 
 
+@dataclass(frozen=True)
+class ScratchBlock:
+    """A block of k of a panel as floats, [width / columns][rows][columns]: what a register tile reads lies together.
+
+    columns: of a register tile; rows: of a block, at most; lanes: of a vector.
+    """
+
+    base: Value
+    columns: int
+    rows: int
+    lanes: int
+
+    def at(self, b: Builder, column: int, row: Value) -> Value:
+        """Emit the address of a row, at a column of the panel."""
+        tile, within = divmod(column, self.columns)
+        return b.address(self.base, b.add(b.mul(row, b.index(self.columns)), b.index(tile * self.rows * self.columns + within)), b.f32)
+
+
 class WeightOnly(Arithmetic):
     """Rows of float32 where they lie; numbers, scales and zero points packed in memory."""
 
@@ -170,41 +188,40 @@ class WeightOnly(Arithmetic):
         return made
 
     # -- many rows: a block of k as floats in scratch
-    def dequantize_block(self, b: Builder, panel: NumberPanel, k: Value, num_k: int, lanes: int, target: Value) -> None:
-        """Emit the numbers of `num_k` k from `k` on, less their zero points, to `target` [num_k][width]. k: a multiple of the run."""
+    def dequantize_block(self, b: Builder, panel: NumberPanel, k: Value, num_k: int, block: ScratchBlock) -> None:
+        """Emit the numbers of `num_k` k from `k` on, less their zero points, to scratch. k: a multiple of the run."""
         run, first = self.format.run, b.div(k, b.index(self.format.run))
         with b.loop(b.index(0), b.index(num_k // run), b.index(1)) as loop:
-            self._dequantize_run(b, panel, b.add(first, loop.iv), run, lanes, self._run_of_block(b, panel, target, loop.iv))
+            self._dequantize_run(b, panel, b.add(first, loop.iv), run, block, b.mul(loop.iv, b.index(run)))
         if num_k % run:
-            whole = b.index(num_k // run)
-            self._dequantize_run(b, panel, b.add(first, whole), num_k % run, lanes, self._run_of_block(b, panel, target, whole))
+            whole = num_k // run
+            self._dequantize_run(b, panel, b.add(first, b.index(whole)), num_k % run, block, b.index(whole * run))
 
-    def _run_of_block(self, b: Builder, panel: NumberPanel, base: Value, run: Value) -> Value:
-        return b.address(base, b.mul(run, b.index(self.format.run * panel.width)), b.f32)
-
-    def _dequantize_run(self, b: Builder, panel: NumberPanel, run: Value, num_k: int, lanes: int, target: Value) -> None:
+    def _dequantize_run(self, b: Builder, panel: NumberPanel, run: Value, num_k: int, block: ScratchBlock, row: Value) -> None:
+        """One run, to row `row` of the block on."""
         begin = b.address(panel.numbers, b.mul(run, b.index(self.format.run // self.k_per_word * panel.width)), b.i32)
-        align = min(CACHE_LINE, 4 * lanes)
+        lanes, align = block.lanes, min(CACHE_LINE, 4 * block.lanes)
         for column in range(0, panel.width, AT_ONCE * lanes):
             shape = TileShape(1, min(AT_ONCE, (panel.width - column) // lanes), lanes)
             part, source = panel.at(b, column), b.address(begin, b.index(column), b.i32)
             biases = [self._biases(b, lanes, part, run, v) for v in range(shape.vectors)]
             with b.loop(b.index(0), b.index(-(-num_k // self.k_per_word)), b.index(1)) as loop:
-                place = b.address(target, b.add(b.mul(loop.iv, b.index(self.k_per_word * panel.width)), b.index(column)), b.f32)
-                for v, words in enumerate(self._words(b, shape, panel, source, loop.iv)):
+                first = b.add(row, b.mul(loop.iv, b.index(self.k_per_word)))
+                for v, words in enumerate(self._words(b, shape, part, source, loop.iv)):
+                    place = block.at(b, column + v * lanes, first)
                     for each, number in enumerate(self._numbers(b, words, biases[v])):
-                        b.store(number, b.address(place, b.index(each * panel.width + v * lanes), b.f32), align)
+                        b.store(number, b.address(place, b.index(each * block.columns), b.f32), align)
 
     def accumulate_block(
         self, b: Builder, shape: TileShape, a: Strided, panel: NumberPanel, part: Value, k: Value, num_k: int, start: Sequence[Value]
     ) -> list[Value]:
-        """Emit `start` plus the products of `num_k` k from `k` on. part: what `dequantize_block` wrote, from the tile's column on."""
-        run, first = self.format.run, b.div(k, b.index(self.format.run))
+        """Emit `start` plus the products of `num_k` k from `k` on. part: of the block in scratch, the columns of the tile."""
+        run, first, columns = self.format.run, b.div(k, b.index(self.format.run)), b.index(shape.columns)
 
         def add(number: Value, count: int, totals: Sequence[Value]) -> list[Value]:
-            at = b.add(k, b.mul(number, b.index(run)))
-            left = Strided(b.address(a.base, at, b.f32), a.row_stride, a.k_stride)
-            right = Panel(self._run_of_block(b, panel, part, number), b.index(panel.width), min(CACHE_LINE, 4 * shape.lanes))
+            row = b.mul(number, b.index(run))
+            left = Strided(b.address(a.base, b.add(k, row), b.f32), a.row_stride, a.k_stride)
+            right = Panel(b.address(part, b.mul(row, columns), b.f32), columns, min(CACHE_LINE, 4 * shape.lanes))
             sums = accumulate(b, shape, left, right, b.index(count), zeros(b, shape))
             return self._scaled(b, shape, panel, b.add(first, number), sums, totals)
 

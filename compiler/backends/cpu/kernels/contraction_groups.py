@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -12,17 +11,17 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     for_row_blocks,
     load_tile,
     row_ranges,
-    row_tiles,
     store_tile,
 )
-from llmos.compiler.backends.cpu.arithmetic.weight_only import NumberPanel, WeightOnly
+from llmos.compiler.backends.cpu.arithmetic.weight_only import NumberPanel, ScratchBlock, WeightOnly
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
 from llmos.compiler.backends.cpu.kernels.contraction_tile import PanelTile
 from llmos.compiler.backends.cpu.kernels.epilogue import fits_registers
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.sums import TileSums
 
-FEW_ROWS = {16: 8, 8: 4, 4: 4}  # rows of a tile that multiply from registers, by lanes of a vector
+TILE_ROWS = {16: 8, 8: 4, 4: 4}  # rows that share numbers in registers, by lanes of a vector
+FEW_BLOCKS = 4  # of so many rows: with more, writing numbers to scratch once costs less than making them again for each block
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,11 @@ class GroupLoop:
 
     @property
     def _few(self) -> int:
-        return FEW_ROWS[self.schedule.shape.lanes]
+        return FEW_BLOCKS * self._tile_rows
+
+    @property
+    def _tile_rows(self) -> int:
+        return TILE_ROWS[self.schedule.shape.lanes]
 
     @property
     def _k(self) -> int:
@@ -79,8 +82,8 @@ class GroupLoop:
         lanes, width = self.schedule.shape.lanes, self.schedule.plan.width
         tiles = []
         for rows in (8, 4, 2, 1):
-            if rows <= self._few:
-                most = 2 if rows == self._few else 4
+            if rows <= self._tile_rows:
+                most = 2 if rows == self._tile_rows else 4
                 tiles.append(TileShape(rows, max(v for v in range(1, most + 1) if width % (v * lanes) == 0), lanes))
         return tiles
 
@@ -107,6 +110,12 @@ class GroupLoop:
                 store_tile(b, part, made, b.address(tile.frame.scratch, b.index(column), b.f32), width)
 
     # -- many rows
+    @property
+    def _many_tiles(self) -> list[TileShape]:
+        """The target's tile, and fewer rows by as many columns: those that lie together in scratch."""
+        shape = self.schedule.shape
+        return [shape, *(replace(shape, rows=rows) for rows in (4, 2, 1) if rows < shape.rows)]
+
     def _many_rows(self, tile: PanelTile) -> None:
         b, step, count = tile.b, self.schedule.k_block, tile.b.sub(tile.high, tile.low)
         self.sums.clear(b, tile.frame.scratch, b.mul(count, b.index(self.schedule.plan.width)))
@@ -119,32 +128,23 @@ class GroupLoop:
 
     def _add_block(self, tile: PanelTile, panel: NumberPanel, k: Value, num_k: int) -> None:
         """The products of `num_k` k from `k` on, added to the sums in scratch."""
-        lanes, part = self.schedule.shape.lanes, tile.scratch()
-        self.arithmetic.dequantize_block(tile.b, panel, k, num_k, lanes, part)
-
-        def columns(count: int) -> None:
-            self._add_columns(tile, count, lambda *operands: self._add_rows(tile, panel, part, k, num_k, *operands))
-
-        tile.by_columns(columns, lanes - 1)
-
-    def _add_columns(self, tile: PanelTile, columns: int, add: Callable[[TileShape, int, Value], None]) -> None:
-        """`add(tile, first column, first row)` for all rows by the first `columns` of the panel."""
-        b = tile.b
-        for shape, begin, end in row_ranges(b, tile.low, tile.high, row_tiles(self.schedule.shape, self.schedule.plan.width)):
-            for column, narrow in _column_tiles(shape, columns):
-                with b.loop(begin, end, b.index(shape.rows)) as loop:
-                    add(narrow, column, loop.iv)
+        b, schedule, shape = tile.b, self.schedule, self.schedule.shape
+        block = ScratchBlock(tile.scratch(), shape.columns, schedule.k_block + self.arithmetic.k_per_word, shape.lanes)
+        self.arithmetic.dequantize_block(b, panel, k, num_k, block)
+        for part, begin, end in row_ranges(b, tile.low, tile.high, self._many_tiles):
+            for column in range(0, schedule.plan.width, shape.columns):
+                with b.loop(begin, end, b.index(part.rows)) as loop:
+                    self._add_rows(tile, panel.at(b, column), (k, num_k), part, loop.iv, (column, block.at(b, column, b.index(0))))
 
     def _add_rows(
-        self, tile: PanelTile, panel: NumberPanel, part: Value, k: Value, num_k: int, shape: TileShape, column: int, row: Value
+        self, tile: PanelTile, panel: NumberPanel, extent: tuple[Value, int], shape: TileShape, row: Value, place: tuple[int, Value]
     ) -> None:
-        """The same for one register tile."""
-        b, width = tile.b, self.schedule.plan.width
+        """The same for one register tile. extent: the first k and how many; place: its first column, and where its block lies."""
+        b, width, (column, part) = tile.b, self.schedule.plan.width, place
         at = b.add(b.mul(b.sub(row, tile.low), b.index(width)), b.index(column))
-        sums = b.address(tile.frame.scratch, at, b.f32)
-        left, numbers = tile.dense_rows.block(row, shape.rows), b.address(part, b.index(column), b.f32)
-        start = load_tile(b, shape, sums, width)
-        store_tile(b, shape, self.arithmetic.accumulate_block(b, shape, left, panel.at(b, column), numbers, k, num_k, start), sums, width)
+        sums, left = b.address(tile.frame.scratch, at, b.f32), tile.dense_rows.block(row, shape.rows)
+        made = self.arithmetic.accumulate_block(b, shape, left, panel, part, *extent, load_tile(b, shape, sums, width))
+        store_tile(b, shape, made, sums, width)
 
 
 def _column_tiles(shape: TileShape, columns: int) -> list[tuple[int, TileShape]]:
