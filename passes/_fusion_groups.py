@@ -84,13 +84,19 @@ def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> Non
 
 def _take_dequantized(graph: Graph, groups: Sequence[FusionGroup]) -> None:
     """A weight that kernels multiply as integers is dequantized in the dispatch of the one contraction that reads it."""
+    weights = _weights(graph.func)
     for group in [c for c in groups if c.kind == "contraction"]:
         root = root_contraction(group.ops)
         found, owner = quantized_weight_of(root), owner_of(root.rhs)
         if found is None or owner not in graph.position or len(graph.users(root.rhs)) != 1:
             continue
-        if all(isinstance(value.owner, ir.Block) for value in captured(owner) if is_tensor(value) and value not in Generic(owner).inits):
+        if all(value in weights for value in (found.numbers, found.scale, found.zero_point) if value is not None):
             graph.assign(group, [owner])
+
+
+def _weights(function: ir.Operation) -> list[ir.Value]:
+    """The weights of a public function; none of a loop."""
+    return [each.value for each in EntryFunc(function).arguments.weights] if function.name == "func.func" else []
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
@@ -109,8 +115,7 @@ def _has_weight(contraction: Contraction) -> bool:
     if source is None or not ir.RankedTensorType(source[0].type).has_static_shape:
         return False
     function = source[0].owner.owner.operation
-    weights = [each.value for each in EntryFunc(function).arguments.weights] if function.name == "func.func" else []
-    return source[0] in weights and all(form is not None and len(form) <= 1 for form in source[1])
+    return source[0] in _weights(function) and all(form is not None and len(form) <= 1 for form in source[1])
 
 
 # -- sorts and scans

@@ -135,4 +135,5 @@ def _is_signed(marked: Quantization) -> bool:
 
 
 def _is_i8(value: ir.Value) -> bool:
-    return isinstance(value.type, ir.RankedTensorType) and bool(value.type.element_type == ir.IntegerType.get_signless(8))
+    element = value.type.element_type if isinstance(value.type, ir.RankedTensorType) else None
+    return isinstance(element, ir.IntegerType) and bool(element.width == 8)

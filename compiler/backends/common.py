@@ -8,6 +8,7 @@ from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.hoist_extensions import HoistExtensions
 from llmos.passes.quant.fuse_dequantize import FuseDequantize
+from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.quant.quantize_tables import QuantizeTables
@@ -49,4 +50,5 @@ def quantization(options: CompileOptions) -> list[Pass]:
         *([QuantizeContractions(), QuantizeTables()] if options.quant else []),
         Upstream("canonicalize"),  # again: zero points and scales that several products share
         Upstream("cse"),
+        KeepQuantizedWeights(),
     ]
