@@ -57,7 +57,14 @@ def precision_of(passes: Sequence[str]) -> str:
 
 def quant_of(passes: Sequence[str]) -> str:
     """The scheme of quantization of a compile, by the texts of its passes; "" for none."""
-    return "w8a8" if any(step.split("{")[0] == "quantize-contractions" for step in passes) else ""
+    for step in passes:
+        name, _, options = step.rstrip("}").partition("{")
+        if name == "quantize-contractions":
+            return "w8a8"
+        if name == "quantize-weights":
+            given = dict(each.split("=") for each in options.split())
+            return "w8a16" if given.get("bits") == "8" else f"w4a16:g{given.get('group', 128)}"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.quant.scheme import parse_scheme
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
@@ -12,6 +13,7 @@ from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.quant.quantize_tables import QuantizeTables
+from llmos.passes.quant.quantize_weights import QuantizeWeights
 from llmos.passes.split_reductions import SplitReductions
 
 
@@ -47,8 +49,18 @@ def quantization(options: CompileOptions) -> list[Pass]:
     return [
         FuseDequantize(),
         LowerZeroPoints(),
-        *([QuantizeContractions(), QuantizeTables()] if options.quant else []),
+        *asked_quantization(options),
         Upstream("canonicalize"),  # again: zero points and scales that several products share
         Upstream("cse"),
         KeepQuantizedWeights(),
     ]
+
+
+def asked_quantization(options: CompileOptions) -> list[Pass]:
+    """The passes of options.quant."""
+    if not options.quant:
+        return []
+    scheme = parse_scheme(options.quant)
+    if scheme.numbers == "w8a8":
+        return [QuantizeContractions(), QuantizeTables()]
+    return [QuantizeWeights(group=scheme.group) if scheme.group else QuantizeWeights(bits=8), QuantizeTables()]

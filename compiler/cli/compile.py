@@ -23,7 +23,12 @@ from llmos.runtime.errors import UserError
 @click.option("--backend", default="cpu", show_default=True, help="What makes the code: cpu, null, or one that a package registers.")
 @click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
-@click.option("--quant", default="", metavar="SCHEME", help="Quantize: w8a8 holds weights and activations of products in 8 bits.")
+@click.option(
+    "--quant",
+    default="",
+    metavar="SCHEME",
+    help="Quantize: w8a8 holds weights and activations of products in 8 bits, w8a16 and w4a16:g128 weights alone.",
+)
 @click.option(
     "--dynamic",
     default="",

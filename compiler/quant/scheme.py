@@ -23,7 +23,7 @@ ROUNDED = ("w4a16",)  # their weights may be rounded better than to nearest
 NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
 ROUNDINGS = ("gptq", "awq")
 GROUPS = (32, 64, 128)
-BUILT = ("w8a8",)
+BUILT = ("w8a8", "w8a16", *(f"w4a16:g{group}" for group in GROUPS))
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scheme:
     def require_built(self) -> None:
         """Raises UserError for a scheme that is known, and not built yet."""
         if str(self) not in BUILT:
-            raise UserError(f"--quant {self} isn't built yet; {', '.join(BUILT)} is")
+            raise UserError(f"--quant {self} isn't built yet; {', '.join(BUILT)} are")
 
 
 def parse_scheme(text: str) -> Scheme:

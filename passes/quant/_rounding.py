@@ -42,11 +42,11 @@ def symmetric(x: ir.Value, axes: Sequence[int], dtype: Literal["int8", "uint8"])
     kept, shift = _others(x, axes), ZERO_POINT if dtype == "uint8" else 0
     with after(x):
         largest = reduced(x, axes, _f32(0.0), lambda each, acc: arith.maximumf(acc, math.absf(each)))
-        scale = _over([largest], ir.F32Type.get(), lambda each: _scale(arith.divf(each, _f32(LARGEST))))
+        scale = _over([largest], ir.F32Type.get(), lambda each: scale_of_step(arith.divf(each, _f32(LARGEST))))
 
         def number(each: ir.Value, scale: ir.Value) -> ir.Value:
-            bounded = _bounded(math.roundeven(arith.divf(each, scale)), -LARGEST, LARGEST)
-            return _as_i8(arith.addf(bounded, _f32(shift)) if shift else bounded)
+            within = bounded(math.roundeven(arith.divf(each, scale)), -LARGEST, LARGEST)
+            return as_i8(arith.addf(within, _f32(shift)) if shift else within)
 
         numbers = elementwise([Read.whole(x), Read.at(scale, kept)], axis_sizes(x), _integer(8), number)
     bounds = (shift - LARGEST, shift + LARGEST)
@@ -66,17 +66,17 @@ def asymmetric(x: ir.Value, axes: Sequence[int]) -> Quantized:
         )
 
         def scale_of(low: ir.Value, high: ir.Value) -> ir.Value:
-            return _scale(arith.subf(arith.divf(high, _f32(STEPS)), arith.divf(low, _f32(STEPS))))
+            return scale_of_step(arith.subf(arith.divf(high, _f32(STEPS)), arith.divf(low, _f32(STEPS))))
 
         def zero_of(low: ir.Value, scale: ir.Value) -> ir.Value:
-            return arith.fptosi(_integer(32), _bounded(math.roundeven(arith.divf(arith.negf(low), scale)), 0, STEPS))
+            return arith.fptosi(_integer(32), bounded(math.roundeven(arith.divf(arith.negf(low), scale)), 0, STEPS))
 
         scale = _over([low, high], ir.F32Type.get(), scale_of)
         zero_point = _over([low, scale], _integer(32), zero_of)
 
         def number(each: ir.Value, scale: ir.Value, zero: ir.Value) -> ir.Value:
             shifted = arith.addf(math.roundeven(arith.divf(each, scale)), arith.sitofp(each.type, zero))
-            return _as_i8(_bounded(shifted, 0, STEPS))
+            return as_i8(bounded(shifted, 0, STEPS))
 
         reads = [Read.whole(x), Read.at(scale, kept), Read.at(zero_point, kept)]
         numbers = elementwise(reads, axis_sizes(x), _integer(8), number)
@@ -101,17 +101,18 @@ def _integer(width: int) -> ir.Type:
     return ir.IntegerType.get_signless(width)
 
 
-def _scale(step: ir.Value) -> ir.Value:
+def scale_of_step(step: ir.Value) -> ir.Value:
     """The step between numbers; 1 where that is 0, NaN where it is infinite or NaN."""
     is_zero = arith.cmpf(arith.CmpFPredicate.OEQ, step, _f32(0.0))
     is_finite = arith.cmpf(arith.CmpFPredicate.OLT, step, _f32(pymath.inf))
     return arith.select(is_finite, arith.select(is_zero, _f32(1.0), step), _f32(pymath.nan))
 
 
-def _bounded(value: ir.Value, low: int, high: int) -> ir.Value:
+def bounded(value: ir.Value, low: int, high: int) -> ir.Value:
     """Clamp; the lower bound takes the place of NaN, which has no integer."""
     return arith.minnumf(arith.maxnumf(value, _f32(low)), _f32(high))
 
 
-def _as_i8(value: ir.Value) -> ir.Value:
+def as_i8(value: ir.Value) -> ir.Value:
+    """Convert a float that is an integer of 8 bits, with a sign or not."""
     return arith.trunci(_integer(8), arith.fptosi(_integer(32), value))

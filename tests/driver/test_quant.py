@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def mlp() -> torch.nn.Module:
 
 def compiled(module: torch.nn.Module, x: torch.Tensor, dims: tuple[str, ...], **options: object) -> Artifact:
     shapes = ({axis: torch.export.Dim(name, min=1, max=64) for axis, name in enumerate(dims)},)
-    chosen = CompileOptions(quant="w8a8", target="native", repro=None, **options)  # type: ignore[arg-type]
+    chosen = CompileOptions(**{"quant": "w8a8", "target": "native", "repro": None, **options})  # type: ignore[arg-type]
     return llmos.compile(module, (x,), dynamic_shapes=shapes, options=chosen)
 
 
@@ -82,6 +83,30 @@ def test_a_block_of_bert(precision: str, tmp_path: Path) -> None:
     for batch, tokens in ((1, 1), (3, 11)):
         x = torch.randn(batch, tokens, WIDTH)
         assert cosine(program(x.numpy()), module(x)) >= 0.999
+
+
+@pytest.mark.parametrize(("scheme", "least", "bits"), [("w8a16", 0.9999, 8.6), ("w4a16:g32", 0.999, 5.4), ("w4a16:g64", 0.999, 4.8)])
+def test_weights_alone(scheme: str, least: float, bits: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bits: at most, stored for each element of a matrix, with scales and zero points."""
+    torch.manual_seed(0)
+    module, path = Block().eval(), tmp_path / "m.llmos"
+    compiled(module, torch.randn(2, 5, WIDTH), ("batch", "tokens"), quant=scheme).save(path)
+    program = llmos.load(path)
+    for batch, tokens in ((1, 1), (3, 11)):
+        x = torch.randn(batch, tokens, WIDTH)
+        assert cosine(program(x.numpy()), module(x)) >= least
+    packed = [weight for weight in program.manifest.weights if "packed" in weight.name]
+    assert sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in packed) * 8 <= bits * 12 * WIDTH**2
+    assert run(["inspect", str(path)]) == 0
+    assert f"compiled with --quant {scheme}" in capsys.readouterr().out
+
+
+def test_what_no_group_divides_stays_in_float(tmp_path: Path) -> None:
+    module = mlp()  # sums of 96 and 128 products
+    compiled(module, torch.randn(4, 96), ("batch",), quant="w4a16:g64").save(tmp_path / "m.llmos")
+    weights = llmos.load(tmp_path / "m.llmos").manifest.weights
+    packed = [(weight.dtype, math.prod(weight.shape)) for weight in weights if len(weight.shape) > 2]
+    assert ("float32", 96 * 128) in packed and ("uint8", 128 * 48 // 2) in packed
 
 
 def test_what_queries_keys_and_values_are_made_of_is_quantized_once() -> None:

@@ -40,7 +40,8 @@ def test_what_is_none_is_refused_in_a_line(text: str, message: str) -> None:
 
 
 def test_what_is_not_built_is_said() -> None:
-    parse_scheme("w8a8").require_built()
-    for text in ("w8a8-static", "w4a8:g32", "w4a16:g64:awq", "w8a16", "auto"):
-        with pytest.raises(UserError, match=f"--quant {text} isn't built yet; w8a8 is"):
+    for text in ("w8a8", "w8a16", "w4a16:g32"):
+        parse_scheme(text).require_built()
+    for text in ("w8a8-static", "w4a8:g32", "w4a16:g64:awq", "auto"):
+        with pytest.raises(UserError, match=f"--quant {text} isn't built yet; w8a8, w8a16, w4a16:g32, w4a16:g64, w4a16:g128 are"):
             parse_scheme(text).require_built()

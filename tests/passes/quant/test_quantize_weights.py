@@ -1,0 +1,114 @@
+"""quantize-weights: numbers, scales and zero points are those of torch's arithmetic, and what no kernel multiplies so stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmos.compiler.analysis.quantization import quantizations
+from llmos.compiler.ir.bindings import ir
+from llmos.passes.quant.quantize_weights import QuantizeWeights
+from llmos.runtime.errors import PassError
+from tests.passes.ir_tests import apply, check, generics
+
+from .quant_tests import run
+
+
+def linear(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, w)
+
+
+def nibbles(w: torch.Tensor, group: int) -> torch.Tensor:
+    """w [n, k] rounded to 16 numbers a group."""
+    parts = w.view(len(w), -1, group)
+    low, high = parts.amin(-1, keepdim=True).clamp(max=0), parts.amax(-1, keepdim=True).clamp(min=0)
+    scale = high / 15 - low / 15
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.round(-low / scale).clamp(0, 15)
+    return (((torch.round(parts / scale) + zero).clamp(0, 15) - zero) * scale).view_as(w)
+
+
+def bytes_(w: torch.Tensor) -> torch.Tensor:
+    """w [n, k] rounded to 255 numbers a row."""
+    scale = w.abs().amax(-1, keepdim=True) / 127
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return torch.round(w / scale).clamp(-127, 127) * scale
+
+
+def module_of(x: torch.Tensor, w: torch.Tensor, step: QuantizeWeights) -> ir.Module:
+    return apply(generics(linear, x, weights=(w,)), step)
+
+
+def num_quantized(module: ir.Module) -> int:
+    return sum(each.kind == "dequantize" for each in quantizations(module))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_nibbles(group: int) -> None:
+    torch.manual_seed(group)
+    x, w = torch.randn(3, 256), torch.randn(40, 256)
+    w[3, :group], w[4, :group], w[5, :group] = 0, w[4, :group].abs(), -w[5, :group].abs()
+    module = module_of(x, w, QuantizeWeights(group=group))
+    assert num_quantized(module) == 1
+    np.testing.assert_allclose(run(module, [x], [w])[0], x @ nibbles(w, group).T, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 50), torch.randn(40, 50)
+    w[3] = 0
+    module = module_of(x, w, QuantizeWeights(bits=8))
+    assert num_quantized(module) == 1
+    np.testing.assert_allclose(run(module, [x], [w])[0], x @ bytes_(w).T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_whose_rows_are_k() -> None:
+    x, w = torch.randn(3, 64), torch.randn(64, 40)
+    module = apply(generics(lambda w, x: x @ w, x, weights=(w,)), QuantizeWeights(group=32))
+    np.testing.assert_allclose(run(module, [x], [w])[0], x @ nibbles(w.T.contiguous(), 32).T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_not_finite_gives_nan(bits: int) -> None:
+    x, w = torch.randn(2, 128), torch.randn(40, 128)
+    w[0, 5], w[1, 6] = float("nan"), float("inf")
+    found = run(module_of(x, w, QuantizeWeights(bits=bits)), [x], [w])[0]
+    assert np.isnan(found[:, :2]).all() and np.isfinite(found[:, 2:]).all()
+
+
+def test_the_ir() -> None:
+    check(
+        module_of(torch.randn(3, 64), torch.randn(32, 64), QuantizeWeights(group=32)),
+        """
+        CHECK: tensor.expand_shape %{{.*}} output_shape [32, 2, 32] : tensor<32x64xf32> into tensor<32x2x32xf32>
+        CHECK: math.roundeven
+        CHECK: tensor.collapse_shape %{{.*}} : tensor<32x2x32xi8> into tensor<32x64xi8>
+        CHECK: llmos.dequantize = {dtype = "uint4", operands = ["input", "scale", "zero_point"], range = array<i64: 0, 15>}
+        CHECK: ins(%{{.*}}, %{{.*}} : tensor<?x64xf32>, tensor<32x64xf32>)
+        """,
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "step"), [(100, 64, QuantizeWeights()), (128, 16, QuantizeWeights()), (16, 64, QuantizeWeights(bits=8))]
+)
+def test_small_ones_and_others_than_groups_stay(k: int, n: int, step: QuantizeWeights) -> None:
+    assert num_quantized(module_of(torch.randn(3, k), torch.randn(n, k), step)) == 0
+
+
+def test_products_of_activations_stay() -> None:
+    x = torch.randn(64, 128)
+    assert num_quantized(apply(generics(lambda x: x @ x.T, x, dynamic=False), QuantizeWeights())) == 0
+
+
+def test_two_products_share_the_numbers() -> None:
+    x, w = torch.randn(3, 128), torch.randn(128, 128)
+    module = apply(generics(lambda w, x: linear(w, torch.relu(linear(w, x))), x, weights=(w,)), QuantizeWeights())
+    assert num_quantized(module) == 1
+
+
+@pytest.mark.parametrize("step", [QuantizeWeights(bits=3), QuantizeWeights(group=20), QuantizeWeights(group=0)])
+def test_what_no_kernel_has_is_refused(step: QuantizeWeights) -> None:
+    with pytest.raises(PassError, match="4 or 8 bits and groups of a multiple of 8"):
+        module_of(torch.randn(3, 128), torch.randn(64, 128), step)
