@@ -16,7 +16,7 @@ from llmos.compiler.ir.bindings import ir
 
 LONGEST_RUN = 256  # products of one chain where a channel has one scale
 GROUP_STEP = 8  # a group has a multiple of so many numbers: those of 4 bits in a word
-BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}  # of a number in memory
+BITS = {"int2": 4, "uint2": 4, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}  # of a number in memory
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import llmos
 from llmos.compiler.analysis.contraction import contraction_of
@@ -166,3 +168,30 @@ def test_budgets() -> None:
     for text in ("", "nan", "inf", "-1", "cosine", "cosine>=", "cosine>=1.5", "cosine>=nan", "error>=0.1"):
         with pytest.raises(UserError, match="--budget"):
             parse_budget(text)
+
+
+def test_an_onnx_model_in_groups_keeps_its_4_bits(tmp_path: Path) -> None:
+    """MatMul of a DequantizeLinear in blocks of 32, as exporters write 4-bit weights."""
+    rng = np.random.default_rng(0)
+    numbers, scales = rng.integers(0, 16, (64, 48), np.uint8), rng.random((2, 48), np.float32) * 0.1 + 0.01
+    zeros = rng.integers(0, 16, (2, 48), np.uint8)
+    nibbles = [helper.make_tensor(name, TensorProto.UINT4, each.shape, each.ravel()) for name, each in (("q", numbers), ("z", zeros))]
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0, block_size=32),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 48])],
+        [*nibbles, helper.make_tensor("s", TensorProto.FLOAT, scales.shape, scales.ravel())],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), tmp_path / "m.onnx")
+    options = CompileOptions(target="native", repro=None)
+    llmos.compile(tmp_path / "m.onnx", options=options).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    weight = (numbers.astype(np.float32) - zeros.repeat(32, 0)) * scales.repeat(32, 0)
+    for rows in (1, 40):
+        x = rng.standard_normal((rows, 64), np.float32)
+        np.testing.assert_allclose(np.asarray(program(x)), x @ weight, rtol=1e-4, atol=1e-4)
+    assert {weight.dtype: math.prod(weight.shape) for weight in program.manifest.weights}["uint8"] == 64 * 48 // 2
