@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.quant.scheme import parse_scheme
+from llmos.compiler.quant.scheme import AUTO, parse_scheme
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
@@ -19,7 +19,12 @@ from llmos.passes.split_reductions import SplitReductions
 
 def common_passes(options: CompileOptions) -> list[Pass]:
     """All of them, in order; they end before dispatches are formed."""
-    return [*generalization(), *layout(), *quantization(options), FoldWeightComputation(), SplitReductions()]
+    return [*before_quantization(), *quantization(options), *after_quantization()]
+
+
+def before_quantization() -> list[Pass]:
+    """To what quantize-contractions takes: products of integers, where the model has them, and of floats."""
+    return [*generalization(), *layout(), FuseDequantize(), LowerZeroPoints()]
 
 
 def generalization() -> list[Pass]:
@@ -45,22 +50,21 @@ def layout() -> list[Pass]:
 
 
 def quantization(options: CompileOptions) -> list[Pass]:
-    """To products of integers: those that the model has, and those of options.quant."""
-    return [
-        FuseDequantize(),
-        LowerZeroPoints(),
-        *asked_quantization(options),
-        Upstream("canonicalize"),  # again: zero points and scales that several products share
-        Upstream("cse"),
-        KeepQuantizedWeights(),
-    ]
-
-
-def asked_quantization(options: CompileOptions) -> list[Pass]:
-    """The passes of options.quant."""
+    """To the products of integers, or of floats by integers, that options.quant asks for."""
     if not options.quant:
         return []
     scheme = parse_scheme(options.quant)
-    if scheme.numbers == "w8a8":
-        return [QuantizeContractions(), QuantizeTables()]
+    if scheme.numbers in ("w8a8", AUTO):
+        return [QuantizeContractions(keep=options.keep), QuantizeTables()]
     return [QuantizeWeights(group=scheme.group) if scheme.group else QuantizeWeights(bits=8), QuantizeTables()]
+
+
+def after_quantization() -> list[Pass]:
+    """To generics of which dispatches are formed; what depends on weights alone is computed at compile time."""
+    return [
+        Upstream("canonicalize"),  # again: zero points and scales that several products share
+        Upstream("cse"),
+        KeepQuantizedWeights(),
+        FoldWeightComputation(),
+        SplitReductions(),
+    ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmos.compiler.ir.tiling import NO_TILINGS, Tilings
 from llmos.compiler.quant.scheme import parse_scheme
@@ -23,6 +24,8 @@ class CompileOptions:
 
     precision: arithmetic of contractions, "fp32" or "bf16".
     quant: scheme of quantization, such as "w8a8" (compiler/quant/scheme.py); "" quantizes nothing.
+    keep: contractions that quantization leaves in float, by their numbers in quantize-contractions.
+    calibrate: data that quantization is fitted to: a file, or inputs in memory (compiler/calibration/data.py); None: the model's examples.
     backend: name of what makes the code (compiler/backends/registry.py).
     target: "portable", "native" or names of targets; the backend checks them.
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
@@ -46,6 +49,8 @@ class CompileOptions:
 
     precision: str = "fp32"
     quant: str = ""
+    keep: tuple[int, ...] = ()
+    calibrate: Path | Sequence[Any] | None = None
     backend: str = "cpu"
     target: str = "portable"
     dynamic: tuple[str, ...] = ()
@@ -70,6 +75,8 @@ class CompileOptions:
         one_of("precision", self.precision, PRECISIONS)
         if self.quant:
             parse_scheme(self.quant).require_built()
+        elif self.calibrate is not None:
+            raise UserError("--calibrate is for quantization: say which with --quant, such as --quant w8a8")
         for name in (*self.dynamic, *self.sizes):
             if not name.isidentifier():
                 raise UserError(f"dynamic dimension {name!r} is not a name: letters, digits and _")

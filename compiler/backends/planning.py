@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmos.compiler.backends.base import Backend, CompileObserver, Planned
-from llmos.compiler.backends.common import common_passes
+from llmos.compiler.backends.common import after_quantization, before_quantization, common_passes
 from llmos.compiler.backends.folding import folded_weights
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.model import ImportedModel
@@ -47,6 +47,18 @@ def form_dispatches(imported: ImportedModel, options: CompileOptions, backend: B
 def plan_dispatches(formed: ImportedModel, options: CompileOptions, backend: Backend) -> Planned:
     """A copy of what `form_dispatches` gave, planned with options.tilings: the second part of `run_passes`."""
     return planned_of(_transformed(formed, backend.plan_passes(options), options, backend), options, backend)
+
+
+def before_quantizing(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
+    """A copy of the model as quantize-contractions takes it: a first part of `run_passes`."""
+    return _transformed(imported, before_quantization(), options, backend)
+
+
+def plan_quantized(prepared: ImportedModel, passes: Sequence[Pass], options: CompileOptions, backend: Backend) -> Planned:
+    """A copy of what `before_quantizing` gave, behind `passes` in the place of quantize-contractions and all that follow it."""
+    rest = [*passes, *after_quantization(), *backend.dispatch_passes(options), *backend.plan_passes(options)]
+    done = _with_folded(_transformed(prepared, rest, options, backend), options)
+    return backend.plan(done.module, done.weights, [str(step) for step in rest])
 
 
 def _transformed(imported: ImportedModel, passes: Sequence[Pass], options: CompileOptions, backend: Backend) -> ImportedModel:

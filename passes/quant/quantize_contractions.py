@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from llmos.compiler.analysis.contraction import Contraction, contraction_of
+from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
-from llmos.passes._weight_only import weight_only_values, weight_sources
+from llmos.passes.quant._candidates import MIN_K, MIN_N, Product, products_of
 from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, reduced
-from llmos.passes.quant._products import integer_sums, is_matrix_product, is_zero, over_result, summed_axes
-from llmos.passes.quant._rounding import LARGEST, STEPS, ZERO_POINT, Quantized, asymmetric, symmetric
-
-MAX_K = (1 << 31) // (STEPS * LARGEST)  # the sum of so many products fits in int32
+from llmos.passes.quant._products import integer_sums, is_zero, over_result, summed_axes
+from llmos.passes.quant._rounding import ZERO_POINT, Quantized, asymmetric, symmetric
+from llmos.passes.quant._smoothing import divided, drop_unused_smoothing, multiplied, smoothing_of
+from llmos.passes.quant._switches import chosen, switches_of
 
 
 @dataclass(frozen=True)
@@ -44,61 +45,63 @@ class QuantizeContractions(Pass):
     A row or column of zeros has the scale 1. A row of activations, or a column of a weight, with a NaN or an infinity has the scale NaN,
     so that what is computed from it is NaN.
 
+    Where the module has a weight `quant.smooth.<number>` for an activation, x is divided by it along the sums before, and w multiplied
+    by it (SmoothQuant). Where it has a weight `quant.switches`, each product stays beside its quantized form, and its element of that
+    weight chooses between them at run time: so one program measures what each product's rounding costs.
+
     symmetric: sx is max|x| / 127 and zx is 128 in all rows, so that zx * total is computed at compile time. That costs half of the
     numbers where a row's largest element has no opposite.
     min_k, min_n: of a contraction that is quantized, number of products in a sum and number of columns.
+    keep: numbers of contractions that stay in float, counted from 0 in program order among those that the other options leave.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
     ensures: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
 
     symmetric: bool = False
-    min_k: int = 64
-    min_n: int = 32
+    min_k: int = MIN_K
+    min_n: int = MIN_N
+    keep: tuple[int, ...] = ()
 
     def run(self, module: ir.Module, context: PassContext) -> None:
-        """Quantize every contraction of an activation and a weight that is large enough."""
+        """Quantize every contraction of an activation and a weight that is large enough and isn't kept."""
         for func in public_functions(module):
-            block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
-            known = weight_only_values(block, weights)
-            found = [c for op in block.operations if (c := contraction_of(op.operation)) is not None]
-            tensors = _Tensors(self.symmetric)
-            for each in found:
-                if each.rhs in known and each.lhs not in known and weight_sources(each.rhs, weights) and self._applies(each, context):
-                    _quantize(each, tensors)
-
-    def _applies(self, contraction: Contraction, context: PassContext) -> bool:
-        sizes = [contraction.static_size(contraction.right, dims) for dims in (contraction.k, contraction.n)]
-        return (
-            is_matrix_product(contraction)
-            and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
-            and self.min_k <= sizes[0] <= MAX_K
-            and sizes[1] >= self.min_n
-            and context.costs.pays_as_contraction(contraction)
-        )
+            entry = EntryFunc(func)
+            tensors, switches = _Tensors(self.symmetric, smoothing_of(entry)), switches_of(entry)
+            for each in products_of(entry, context.costs, self.min_k, self.min_n):
+                if each.number not in self.keep:
+                    _quantize(each, tensors, switches)
+            drop_unused_smoothing(entry)
 
 
 @dataclass
 class _Tensors:
-    """What is quantized already, by the tensor and the axes that share a scale."""
+    """What is quantized already, by the tensor and the axes that share a scale, and for a right side the vector that multiplies it."""
 
     symmetric: bool
+    smoothing: Mapping[int, ir.Value]
     left: dict[tuple[ir.Value, tuple[int, ...]], Quantized] = field(default_factory=dict)
-    right: dict[tuple[ir.Value, tuple[int, ...]], tuple[Quantized, ir.Value]] = field(default_factory=dict)
+    right: dict[tuple[ir.Value, tuple[int, ...], ir.Value | None], tuple[Quantized, ir.Value]] = field(default_factory=dict)
 
-    def of_left(self, contraction: Contraction) -> Quantized:
-        key = contraction.lhs, summed_axes(contraction, contraction.left)
+    def of_left(self, product: Product) -> Quantized:
+        x, axes = key = product.contraction.lhs, summed_axes(product.contraction, product.contraction.left)
         if key not in self.left:
-            self.left[key] = symmetric(*key, "uint8") if self.symmetric else asymmetric(*key)
+            vector = self._vector(product)
+            x = x if vector is None else divided(x, vector, axes[0])
+            self.left[key] = symmetric(x, axes, "uint8") if self.symmetric else asymmetric(x, axes)
         return self.left[key]
 
-    def of_right(self, contraction: Contraction) -> tuple[Quantized, ir.Value]:
+    def of_right(self, product: Product) -> tuple[Quantized, ir.Value]:
         """The quantized weight, and the sums of its columns: what a zero point of 1 on the left adds to the products'."""
-        key = contraction.rhs, summed_axes(contraction, contraction.right)
+        vector = self._vector(product)
+        w, axes, _ = key = product.contraction.rhs, summed_axes(product.contraction, product.contraction.right), vector
         if key not in self.right:
-            made = symmetric(*key, "int8")
-            self.right[key] = made, _totals(made.numbers, key[1], ZERO_POINT if self.symmetric else 1)
+            made = symmetric(w if vector is None else multiplied(w, vector, axes[0]), axes, "int8")
+            self.right[key] = made, _totals(made.numbers, axes, ZERO_POINT if self.symmetric else 1)
         return self.right[key]
+
+    def _vector(self, product: Product) -> ir.Value | None:
+        return self.smoothing.get(product.activation) if product.channel_axes else None
 
 
 def _totals(numbers: ir.Value, axes: tuple[int, ...], factor: int) -> ir.Value:
@@ -113,8 +116,18 @@ def _totals(numbers: ir.Value, axes: tuple[int, ...], factor: int) -> ir.Value:
         return reduced(numbers, axes, constant(0, i32), body)
 
 
-def _quantize(contraction: Contraction, tensors: _Tensors) -> None:
-    left, (right, totals) = tensors.of_left(contraction), tensors.of_right(contraction)
+def _quantize(product: Product, tensors: _Tensors, switches: ir.Value | None) -> None:
+    old = product.contraction.generic.op
+    made = _in_integers(product.contraction, tensors.of_left(product), *tensors.of_right(product))
+    if switches is not None:
+        chosen(old.results[0], made, switches, product.number)
+        return
+    old.results[0].replace_all_uses_with(made)
+    old.erase()
+
+
+def _in_integers(contraction: Contraction, left: Quantized, right: Quantized, totals: ir.Value) -> ir.Value:
+    """The product of two quantized sides in float32, in front of the contraction that it is of."""
     old = contraction.generic
     with ir.InsertionPoint(old.op), old.op.location:
         sums = integer_sums(contraction, left.numbers, right.numbers)
@@ -129,9 +142,7 @@ def _quantize(contraction: Contraction, tensors: _Tensors) -> None:
             reads.append(over_result(contraction, contraction.left, Read.at(left.zero_point, left.kept)))
         if not is_zero(init):
             reads.append(Read.whole(init))
-        made = elementwise(reads, axis_sizes(init), ir.F32Type.get(), partial(_dequantized, left.zero_point is not None))
-    old.op.results[0].replace_all_uses_with(made)
-    old.op.erase()
+        return elementwise(reads, axis_sizes(init), ir.F32Type.get(), partial(_dequantized, left.zero_point is not None))
 
 
 def _dequantized(has_zero_point: bool, acc: ir.Value, total: ir.Value, left: ir.Value, right: ir.Value, *rest: ir.Value) -> ir.Value:

@@ -1,0 +1,73 @@
+"""What quantize-contractions takes: contractions of an activation and a weight, each with its number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmos.compiler.analysis.contraction import Contraction, contraction_of
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
+from llmos.passes._context import CostModel
+from llmos.passes._weight_only import weight_only_values, weight_sources
+from llmos.passes.quant._products import is_matrix_product, summed_axes
+from llmos.passes.quant._rounding import LARGEST, STEPS
+
+MAX_K = (1 << 31) // (STEPS * LARGEST)  # the sum of so many products fits in int32
+MIN_K, MIN_N = 64, 32  # below, a row costs more to quantize than its products save
+
+
+@dataclass(frozen=True)
+class Product:
+    """A contraction that can run in integers.
+
+    number: its place in the program, from 0. activation: the place of its left side among the distinct left sides of all products.
+    label: names of the weights that its right side is made of.
+    """
+
+    number: int
+    activation: int
+    contraction: Contraction
+    label: str
+
+    @property
+    def work(self) -> int:
+        """Return the multiplications for one row of the left side."""
+        return math.prod(self.contraction.static_size(self.contraction.right, dims) for dims in (self.contraction.k, self.contraction.n))
+
+    @property
+    def channel_axes(self) -> tuple[int, int] | None:
+        """Return the axes of the left and the right side along which products are summed; None where that is more than one."""
+        left, right = (summed_axes(self.contraction, side) for side in (self.contraction.left, self.contraction.right))
+        return (left[0], right[0]) if len(left) == len(right) == 1 else None
+
+
+def products_of(entry: EntryFunc, costs: CostModel, min_k: int = MIN_K, min_n: int = MIN_N) -> list[Product]:
+    """Return the contractions of an entry that quantize-contractions takes with these options, in program order.
+
+    The module is at the stage of that pass; its numbers are those of the option `keep`.
+    """
+    weights = {each.value: each.name for each in entry.arguments.weights}
+    known = weight_only_values(entry.block, set(weights))
+    activations: dict[tuple[ir.Value, tuple[int, ...]], int] = {}
+    found: list[Product] = []
+    for op in entry.ops:
+        each = contraction_of(op)
+        if each is None or each.rhs not in known or each.lhs in known or not _applies(each, costs, min_k, min_n):
+            continue
+        sources = weight_sources(each.rhs, set(weights))
+        if sources:
+            activation = activations.setdefault((each.lhs, summed_axes(each, each.left)), len(activations))
+            found.append(Product(len(found), activation, each, ", ".join(sorted(weights[source] for source in sources))))
+    return found
+
+
+def _applies(contraction: Contraction, costs: CostModel, min_k: int, min_n: int) -> bool:
+    sizes = [contraction.static_size(contraction.right, dims) for dims in (contraction.k, contraction.n)]
+    return (
+        is_matrix_product(contraction)
+        and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
+        and min_k <= sizes[0] <= MAX_K
+        and sizes[1] >= min_n
+        and costs.pays_as_contraction(contraction)
+    )
