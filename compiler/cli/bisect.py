@@ -9,6 +9,7 @@ import click
 
 from llmos.compiler.backends.options import PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import binding, parse_dynamic
+from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.artifact.deviation import parse_budget
 
 
@@ -17,6 +18,7 @@ from llmos.runtime.artifact.deviation import parse_budget
 @click.option("--target", default="native", show_default=True, help="Whose code to run.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
 @click.option("--quant", default="", metavar="SCHEME", help="As for `llmos compile`.")
+@click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="As for `llmos compile`.")
 @click.option("--dynamic", default="", metavar="NAME[=SIZE],...", help="As for `llmos compile`.")
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="As for `llmos compile`.")
 @click.option("--budget", metavar="ERROR", help="Largest error of an output, relative to its scale, that is right; or cosine>=NUMBER.")
@@ -27,6 +29,7 @@ def command(
     target: str,
     precision: str,
     quant: str,
+    calibrate: Path | None,
     dynamic: str,
     bind: tuple[str, ...],
     budget: str | None,
@@ -37,6 +40,7 @@ def command(
 
     SOURCE is what `llmos compile` takes.
     """
+    from llmos.compiler.calibration.fit import fit
     from llmos.compiler.driver.sources import import_source, require_model
     from llmos.compiler.verify.bisect import CLEAN, bisect
 
@@ -46,6 +50,7 @@ def command(
         target=target,
         precision=precision,
         quant=quant,
+        calibrate=calibrate,
         dynamic=names,
         sizes=sizes,
         bind=dict(map(binding, bind)),
@@ -55,6 +60,8 @@ def command(
     )
     require_model(source)
     imported = import_source(source, None, None, options)
+    with progress_for_terminal(quiet) as progress:
+        imported, options = fit(imported, options, progress)
     verdict = bisect(imported, options, lambda text: None if quiet else click.echo(text, err=True))
     click.echo(json.dumps(verdict.to_json(), indent=1) if as_json else _render(verdict.line(), dict(verdict.history)))
     return 0 if verdict.kind == CLEAN else 1

@@ -27,7 +27,13 @@ from llmos.runtime.errors import UserError
     "--quant",
     default="",
     metavar="SCHEME",
-    help="Quantize: w8a8 holds weights and activations of products in 8 bits, w8a16 and w4a16:g128 weights alone.",
+    help="Quantize: w8a8 and w8a8:smooth products in 8 bits, auto a plan within --budget, w8a16 and w4a16:g128 weights alone.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Data that quantization is fitted to: a text a line, or arrays (.npz by input name, .npy).",
 )
 @click.option(
     "--dynamic",
@@ -74,6 +80,7 @@ def command(
     target: str,
     precision: str,
     quant: str,
+    calibrate: Path | None,
     dynamic: str,
     bind: tuple[str, ...],
     random: str,
@@ -96,6 +103,7 @@ def command(
     options = CompileOptions(
         precision=precision,
         quant=quant,
+        calibrate=calibrate,
         backend=backend,
         target=target,
         dynamic=names,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,13 @@ from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import MULTIPLIED, CompileOptions
 from llmos.compiler.backends.planning import planned_of, run_passes
 from llmos.compiler.backends.registry import backend_of, check_stages
+from llmos.compiler.calibration.data import as_calibration
+from llmos.compiler.calibration.fit import fit
 from llmos.compiler.driver.callbacks import CompileCallbacks
-from llmos.compiler.driver.import_repro import reproducible
-from llmos.compiler.driver.packaging import contents, weights_with_nan
+from llmos.compiler.driver.importing import described, import_with_warnings, say
+from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.resume import read_contents, read_record
 from llmos.compiler.driver.saved import MODULE_STAGES, SavedStage, Sidecar, read_imported, read_sidecar
-from llmos.compiler.driver.sources import import_source
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.limits import require_addressable
@@ -26,13 +26,9 @@ from llmos.compiler.support.progress import Progress
 from llmos.compiler.tuning.lock import Lock, LockMismatch, lock_path, read_lock, write_lock
 from llmos.compiler.verify.accuracy import AccuracyCheck, gather, with_loaded_weights
 from llmos.passes.tile_dispatches import tiling_keys
-from llmos.runtime.artifact.manifest import QUANT, Manifest
+from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.writer import ArtifactContents, write_artifact
 from llmos.runtime.errors import UserError
-
-
-class ModelWarning(UserWarning):
-    """Something that the user should know of a model that compiles."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,7 @@ def compile(
     dynamic_shapes: Any = None,
     precision: str = "fp32",
     quant: str | None = None,
+    calibrate: Any = None,
     target: str = "portable",
     name: str = "",
     random: str = "",
@@ -82,13 +79,23 @@ def compile(
     weights lie once; `example_args` and `dynamic_shapes` are then mappings by the same names (driver/entries.py).
     dynamic_shapes: as in torch.export; the names of its dims stay in the artifact.
     quant: scheme of quantization, such as "w8a8" (docs/quantization.md).
+    calibrate: data that quantization is fitted to: the path of a file, a sequence of texts, or one of calls, each a tuple of arrays or a
+    mapping of them by input name (compiler/calibration/data.py).
     random: name of an input, int64 [], that is added where the model draws random numbers; without it such a model is refused.
     tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
     lock: the lock file of an earlier search, whose choices are taken; the search leaves out what is in it.
-    options: takes the place of precision, quant, target, name, random and tune.
+    options: takes the place of precision, quant, calibrate, target, name, random and tune.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
-    chosen = options or CompileOptions(precision=precision, quant=quant or "", target=target, name=name, random=random, tune=tune)
+    chosen = options or CompileOptions(
+        precision=precision,
+        quant=quant or "",
+        calibrate=as_calibration(calibrate),
+        target=target,
+        name=name,
+        random=random,
+        tune=tune,
+    )
     if isinstance(source, Mapping):
         from llmos.compiler.driver.entries import compile_entries
 
@@ -186,6 +193,8 @@ class _Job:
         self.progress.phase("import")
         imported = read_imported(saved, self.weights) if saved else self._import()
         require_addressable(imported.module)
+        if self.options.stop_after != IMPORTED and not (saved and saved.stage == PLANNED):
+            imported, self.options = fit(imported, self.options, self.progress)
         sidecar = Sidecar(self.options.name or imported.name, imported.weights, described(imported.metadata, self.options), imported.assets)
         return sidecar, self._compile(imported, sidecar, saved.stage if saved else "")
 
@@ -274,28 +283,6 @@ class _Job:
         options = self.options
         self.callbacks = CompileCallbacks(self.progress, sidecar, self.stem, options.stop_after, options.dump_ir)
         return self.callbacks
-
-
-def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
-    """Brings a model in, and says what its user should know of it."""
-    with reproducible(options.repro):
-        imported = import_source(source, example_args, dynamic_shapes, options)
-    for note in imported.metadata.get("notes", ()):
-        say(str(note))
-    with_nan = weights_with_nan(imported.weights)
-    if with_nan:
-        more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
-        say(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?")
-    return imported
-
-
-def described(metadata: Mapping[str, Any], options: CompileOptions) -> dict[str, Any]:
-    """Returns a model's metadata with what the compile adds to it."""
-    return {**metadata, **({QUANT: options.quant} if options.quant else {})}
-
-
-def say(note: str) -> None:
-    warnings.warn(note, ModelWarning, 5)
 
 
 def _check_folder(out: Path) -> None:

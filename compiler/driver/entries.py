@@ -10,7 +10,8 @@ from llmos.compiler.backends.base import CompileObserver
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import run_passes
 from llmos.compiler.backends.registry import backend_of
-from llmos.compiler.driver.compile import described, import_with_warnings, say
+from llmos.compiler.calibration.fit import needs_data
+from llmos.compiler.driver.importing import described, import_with_warnings, say
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.renaming import rename
 from llmos.compiler.driver.saved import Sidecar
@@ -89,6 +90,8 @@ def _check(sources: Mapping[str, Any], example_args: Any, dynamic_shapes: Any, o
     for what, given in (("example_args", example_args), ("dynamic_shapes", dynamic_shapes)):
         if not isinstance(given, Mapping) or set(given) - set(sources):
             raise UserError(f"{what} must be a mapping by the names of the entries: {', '.join(sources)}")
+    if needs_data(options):
+        raise UserError("calibration is of one entry: compile several with --quant w8a8 and without data")
     if not sources:
         raise UserError("there must be at least one entry")
     if options.tune is not None or options.stop_after not in ("", "llmos") or options.from_stage:

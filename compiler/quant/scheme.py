@@ -2,11 +2,12 @@
 
     scheme   = "auto" | numbers *(":" option)
     numbers  = "w8a8" | "w8a8-static" | "w8a16" | "w4a8" | "w4a16"
-    option   = "g" size | "gptq" | "awq"
+    option   = "g" size | "gptq" | "awq" | "smooth"
 
 `w8a8` holds weights and activations in 8 bits; scales of activations follow from each row at run time, with `-static` from calibration.
 `a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own. `gptq` and `awq` say how weights
-are rounded; without either, to nearest.
+are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by calibration (SmoothQuant). `auto` is
+`w8a8:smooth` with a plan of the layers that stay in float.
 """
 
 from __future__ import annotations
@@ -22,20 +23,27 @@ GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
 ROUNDED = ("w4a16",)  # their weights may be rounded better than to nearest
 NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
 ROUNDINGS = ("gptq", "awq")
+SMOOTH = "smooth"
+SMOOTHED = ("w8a8",)  # their activations may be smoothed
 GROUPS = (32, 64, 128)
-BUILT = ("w8a8", "w8a16", *(f"w4a16:g{group}" for group in GROUPS))
+BUILT = ("w8a8", "w8a8:smooth", AUTO, "w8a16", *(f"w4a16:g{group}" for group in GROUPS))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One scheme. numbers: bits of weights and activations; group: size, 0 for one scale a channel; rounding: "" for nearest."""
+    """One scheme. numbers: bits of weights and activations; group: size, 0 for one scale a channel; rounding: "" for nearest.
+
+    is_smoothed: whether outliers of activations move into weights.
+    """
 
     numbers: str
     group: int = 0
     rounding: str = ""
+    is_smoothed: bool = False
 
     def __str__(self) -> str:
-        return ":".join(filter(None, (self.numbers, f"g{self.group}" if self.group else "", self.rounding)))
+        options = (f"g{self.group}" if self.group else "", self.rounding, SMOOTH if self.is_smoothed else "")
+        return ":".join(filter(None, (self.numbers, *options)))
 
     def require_built(self) -> None:
         """Raises UserError for a scheme that is known, and not built yet."""
@@ -48,12 +56,18 @@ def parse_scheme(text: str) -> Scheme:
     numbers, *options = text.split(":")
     groups = [int(found[1]) for each in options if (found := re.fullmatch(r"g([1-9]\d{0,6})", each))]
     roundings = [each for each in options if each in ROUNDINGS]
-    if numbers not in (AUTO, *NUMBERS) or len(groups) + len(roundings) != len(options) or len(groups) > 1 or len(roundings) > 1:
+    smooth = options.count(SMOOTH)
+    is_known = numbers in (AUTO, *NUMBERS) and len(groups) + len(roundings) + smooth == len(options)
+    if not is_known or max(len(groups), len(roundings), smooth) > 1:
         raise UserError(_unknown(text))
-    scheme = Scheme(numbers, sum(groups), "".join(roundings))
+    scheme = Scheme(numbers, sum(groups), "".join(roundings), bool(smooth))
     if numbers in GROUPED and scheme.group not in GROUPS:
         raise UserError(f"--quant {text}: say how many weights share a scale, {numbers}:g32, :g64 or :g128")
-    if (scheme.group and numbers not in GROUPED) or (scheme.rounding and numbers not in ROUNDED):
+    if (
+        (scheme.group and numbers not in GROUPED)
+        or (scheme.rounding and numbers not in ROUNDED)
+        or (scheme.is_smoothed and numbers not in SMOOTHED)
+    ):
         raise UserError(_unknown(text))
     return scheme
 
@@ -62,7 +76,8 @@ def schemes() -> list[str]:
     """Every scheme."""
     grouped = [f"{numbers}:g{group}" for numbers in GROUPED for group in GROUPS]
     rounded = [f"{each}:{rounding}" for each in grouped if each.startswith(ROUNDED) for rounding in ROUNDINGS]
-    return [*(each for each in NUMBERS if each not in GROUPED), *grouped, *rounded, AUTO]
+    smoothed = [f"{numbers}:{SMOOTH}" for numbers in SMOOTHED]
+    return [*(each for each in NUMBERS if each not in GROUPED), *smoothed, *grouped, *rounded, AUTO]
 
 
 def _unknown(text: str) -> str:

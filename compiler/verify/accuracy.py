@@ -131,7 +131,7 @@ class AccuracyCheck:
     def _complaint(self, accuracy_report: AccuracyReport) -> str:
         target, worst = max(
             ((target.target, each) for target in accuracy_report.targets for each in target.findings),
-            key=lambda pair: _excess(pair[1].deviation, accuracy_report.allowed(pair[1])),
+            key=lambda pair: excess(pair[1].deviation, accuracy_report.allowed(pair[1])),
         )
         found, allowed = worst.deviation, accuracy_report.allowed(worst)
         amount = (
@@ -181,8 +181,8 @@ def _failed(accuracy_report: AccuracyReport) -> bool:
     return any(target.verdict == FAILED for target in accuracy_report.targets)
 
 
-def _excess(found: Deviation, allowed: Tolerance) -> float:
-    """Return the ratio of a deviation to its budget."""
+def excess(found: Deviation, allowed: Tolerance) -> float:
+    """Return the ratio of a deviation to its budget: above 1 it is over."""
     if found.differing is None and allowed.cosine is not None:
         return math.inf if found.unmatched else (1.0 - found.cosine) / max(1.0 - allowed.cosine, 1e-9)
     part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)

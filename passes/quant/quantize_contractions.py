@@ -15,10 +15,10 @@ from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes.quant._candidates import MIN_K, MIN_N, Product, products_of
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, divided, drop_unused_vectors, multiplied, vectors_of
 from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, reduced
 from llmos.passes.quant._products import integer_sums, is_zero, over_result, summed_axes
 from llmos.passes.quant._rounding import ZERO_POINT, Quantized, asymmetric, symmetric
-from llmos.passes.quant._smoothing import divided, drop_unused_smoothing, multiplied, smoothing_of
 from llmos.passes.quant._switches import chosen, switches_of
 
 
@@ -45,9 +45,10 @@ class QuantizeContractions(Pass):
     A row or column of zeros has the scale 1. A row of activations, or a column of a weight, with a NaN or an infinity has the scale NaN,
     so that what is computed from it is NaN.
 
-    Where the module has a weight `quant.smooth.<number>` for an activation, x is divided by it along the sums before, and w multiplied
-    by it (SmoothQuant). Where it has a weight `quant.switches`, each product stays beside its quantized form, and its element of that
-    weight chooses between them at run time: so one program measures what each product's rounding costs.
+    Weights of the module say what calibration has fitted (passes/quant/_fitted.py): by `quant.smooth.<number>` x is divided along the
+    sums before, and w multiplied (SmoothQuant), and `quant.correct.<number>` is added to each row of a product. Where there is a weight
+    `quant.switches`, each product stays beside its quantized form, and its element of that weight chooses between them at run time: so
+    one program measures what each product's rounding costs.
 
     symmetric: sx is max|x| / 127 and zx is 128 in all rows, so that zx * total is computed at compile time. That costs half of the
     numbers where a row's largest element has no opposite.
@@ -67,11 +68,11 @@ class QuantizeContractions(Pass):
         """Quantize every contraction of an activation and a weight that is large enough and isn't kept."""
         for func in public_functions(module):
             entry = EntryFunc(func)
-            tensors, switches = _Tensors(self.symmetric, smoothing_of(entry)), switches_of(entry)
+            tensors, switches = _Tensors(self.symmetric, vectors_of(entry, SMOOTH), vectors_of(entry, CORRECT)), switches_of(entry)
             for each in products_of(entry, context.costs, self.min_k, self.min_n):
                 if each.number not in self.keep:
                     _quantize(each, tensors, switches)
-            drop_unused_smoothing(entry)
+            drop_unused_vectors(entry)
 
 
 @dataclass
@@ -80,6 +81,7 @@ class _Tensors:
 
     symmetric: bool
     smoothing: Mapping[int, ir.Value]
+    corrections: Mapping[int, ir.Value]
     left: dict[tuple[ir.Value, tuple[int, ...]], Quantized] = field(default_factory=dict)
     right: dict[tuple[ir.Value, tuple[int, ...], ir.Value | None], tuple[Quantized, ir.Value]] = field(default_factory=dict)
 
@@ -118,7 +120,7 @@ def _totals(numbers: ir.Value, axes: tuple[int, ...], factor: int) -> ir.Value:
 
 def _quantize(product: Product, tensors: _Tensors, switches: ir.Value | None) -> None:
     old = product.contraction.generic.op
-    made = _in_integers(product.contraction, tensors.of_left(product), *tensors.of_right(product))
+    made = _in_integers(product.contraction, tensors.of_left(product), *tensors.of_right(product), tensors.corrections.get(product.number))
     if switches is not None:
         chosen(old.results[0], made, switches, product.number)
         return
@@ -126,7 +128,7 @@ def _quantize(product: Product, tensors: _Tensors, switches: ir.Value | None) ->
     old.erase()
 
 
-def _in_integers(contraction: Contraction, left: Quantized, right: Quantized, totals: ir.Value) -> ir.Value:
+def _in_integers(contraction: Contraction, left: Quantized, right: Quantized, totals: ir.Value, correction: ir.Value | None) -> ir.Value:
     """The product of two quantized sides in float32, in front of the contraction that it is of."""
     old = contraction.generic
     with ir.InsertionPoint(old.op), old.op.location:
@@ -140,14 +142,18 @@ def _in_integers(contraction: Contraction, left: Quantized, right: Quantized, to
         init = old.inits[0]
         if left.zero_point is not None:
             reads.append(over_result(contraction, contraction.left, Read.at(left.zero_point, left.kept)))
+        if correction is not None and len(right.kept) == 1:
+            reads.append(over_result(contraction, contraction.right, Read.at(correction, right.kept)))
         if not is_zero(init):
             reads.append(Read.whole(init))
         return elementwise(reads, axis_sizes(init), ir.F32Type.get(), partial(_dequantized, left.zero_point is not None))
 
 
 def _dequantized(has_zero_point: bool, acc: ir.Value, total: ir.Value, left: ir.Value, right: ir.Value, *rest: ir.Value) -> ir.Value:
-    """(acc - zero point * total) * left * right, and what the sum starts from. rest: the zero point and the start, if there are any."""
+    """(acc - zero point * total) * left * right, and what is added. rest: the zero point, if there is one, the correction, the start."""
     others = list(rest)
     shift = arith.muli(total, others.pop(0)) if has_zero_point else total
     product = arith.mulf(arith.mulf(arith.sitofp(ir.F32Type.get(), arith.subi(acc, shift)), left), right)
-    return arith.addf(others[0], product) if others else product
+    for each in others:
+        product = arith.addf(each, product)
+    return product

@@ -16,6 +16,7 @@ MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
 QUANT = "quant"  # metadata key: the scheme that a compile quantized by
+QUANT_PLAN = "quant_plan"  # metadata key: what a plan of quantization does with each product, and why
 QUANTIZATION = "quantization"  # metadata key: a one-line summary of the model's quantization
 
 _DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards

@@ -103,12 +103,25 @@ def render(found: Mapping[str, Any], *, kernels: bool) -> str:
 
 def _metadata(metadata: Mapping[str, Any]) -> Sequence[str]:
     """Format the quantization summary in full, then the rest of the metadata."""
-    from llmos.runtime.artifact.manifest import QUANT, QUANTIZATION
+    from llmos.runtime.artifact.manifest import QUANT, QUANT_PLAN, QUANTIZATION
 
-    rest = [(key, _short(value)) for key, value in metadata.items() if key not in (QUANT, QUANTIZATION)]
+    rest = [(key, _short(value)) for key, value in metadata.items() if key not in (QUANT, QUANT_PLAN, QUANTIZATION)]
     compiled = f"compiled with --quant {metadata[QUANT]}" if QUANT in metadata else ""
     lines = [f"  {line}" for line in (compiled, metadata.get(QUANTIZATION, "")) if line]
-    return _block("quantization", "\n".join(lines)), _block("metadata", table(rest))
+    return (
+        _block("quantization", "\n".join(lines)),
+        _block("quantization plan", quant_plan_text(metadata[QUANT_PLAN])) if QUANT_PLAN in metadata else "",
+        _block("metadata", table(rest)),
+    )
+
+
+def quant_plan_text(plan: Mapping[str, Any]) -> str:
+    """Format the plan of `--quant auto`: why it is so, then a line for each product with what it costs where it alone is quantized."""
+    rows = [
+        (number, each["label"], "float" if each["kept"] else "smoothed int8" if each["smoothed"] else "int8", f"{each['error']:.2e}")
+        for number, each in enumerate(plan["products"])
+    ]
+    return f"  {plan['why']}\n" + table(rows, header=("product", "weight", "runs in", f"{plan['figure']} alone"))
 
 
 def _block(title: str, content: str) -> str:

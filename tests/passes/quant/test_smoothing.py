@@ -14,7 +14,7 @@ from llmos.compiler.ir.functions import EntryFunc
 from llmos.passes import parse_pipeline
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.quant._candidates import products_of
-from llmos.passes.quant._smoothing import add_smoothing
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_vectors
 from llmos.passes.quant._switches import SWITCHES, add_switches
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from tests.passes.ir_tests import CONTEXT, apply, generics
@@ -69,7 +69,7 @@ def test_products_are_numbered_with_their_activations() -> None:
 def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
     given = weights()
     module = module_of(*given)
-    add_smoothing(EntryFunc.of(module), {0: K})
+    add_vectors(EntryFunc.of(module), SMOOTH, {0: K})
     apply(module, QuantizeContractions())
     x, s = torch.randn(5, K), torch.rand(K) + 0.5
     smoothed = x * (1 / s)
@@ -80,7 +80,7 @@ def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
 
 def test_the_weights_side_is_folded_and_unused_vectors_leave() -> None:
     module = module_of(*weights())
-    add_smoothing(EntryFunc.of(module), {0: K, 1: K, 7: K})
+    add_vectors(EntryFunc.of(module), SMOOTH, {0: K, 1: K, 7: K})
     apply(module, QuantizeContractions(keep=(2,)))
     assert [name for name in names(module) if name.startswith("quant.")] == ["quant.smooth.0"]
     apply(module, FoldWeightComputation())
@@ -109,3 +109,14 @@ def test_switches_choose_between_a_product_and_its_quantized_form() -> None:
         alone = apply(module_of(*given), QuantizeContractions(keep=keep))
         got, want = run(module, x, given, {SWITCHES: switches}), run(alone, x, given, {})
         np.testing.assert_array_equal(got, want)
+
+
+def test_a_correction_is_added_to_its_product() -> None:
+    given = weights()
+    module = module_of(*given)
+    add_vectors(EntryFunc.of(module), CORRECT, {1: K, 2: N})
+    apply(module, QuantizeContractions(keep=(2,)))
+    assert [name for name in names(module) if name.startswith("quant.")] == ["quant.correct.1"]
+    x, c = torch.randn(5, K), torch.randn(K)
+    want = (w8a8(x, given[0]) + (w8a8(x, given[1]) + c)) @ given[2].T
+    np.testing.assert_allclose(run(module, x, given, {"quant.correct.1": c.numpy()}), want.numpy(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,110 @@
+"""A model fitted to calibration data before its passes run: smoothed, and for `auto` with a plan of what is quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.backends.planning import before_quantizing
+from llmos.compiler.backends.registry import backend_of
+from llmos.compiler.calibration.advisor import budget_text, decide, require_faster, speedup
+from llmos.compiler.calibration.data import Call, calibration_inputs
+from llmos.compiler.calibration.native import NativeProgram
+from llmos.compiler.calibration.plan import Choice, Plan
+from llmos.compiler.calibration.sensitivity import Judge, SwitchedProgram
+from llmos.compiler.calibration.smoothing import fitted_vectors, with_vectors
+from llmos.compiler.calibration.statistics import activation_statistics
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
+from llmos.compiler.quant.scheme import AUTO, parse_scheme
+from llmos.compiler.support.progress import Progress
+from llmos.compiler.verify.accuracy import tolerance_for
+from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
+from llmos.passes.quant._candidates import Product, products_of
+from llmos.passes.quant._fitted import SMOOTH, vectors_of
+from llmos.passes.quant.quantize_contractions import QuantizeContractions
+from llmos.runtime.artifact.manifest import QUANT_PLAN
+from llmos.runtime.errors import UnsupportedError, UserError
+
+NUM_EXAMPLES = 4  # calibration calls that the accuracy report is made on
+
+
+def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) -> tuple[ImportedModel, CompileOptions]:
+    """Return the model and the options that follow from calibration data; both as they are where the scheme needs none.
+
+    The model has the vectors of SmoothQuant among its weights, the plan of `auto` in its metadata, and some of the data as examples, where
+    the user gave data. Raises UserError for data that doesn't fit, and where no plan is within the budget and faster than float.
+    """
+    if not needs_data(options):
+        return imported, options
+    if any(each.state for each in EntryFunc.of(imported.module).arguments):
+        raise UnsupportedError(f"--quant {options.quant}: models with state aren't calibrated yet; --quant w8a8 needs no calibration")
+    progress.phase("calibration")
+    calls = calibration_inputs(imported, options)
+    prepared = before_quantizing(imported, options, backend_of(options))
+    costs = backend_of(options).context(options).costs
+    activations = activation_statistics(prepared, calls, options, costs, progress.update)
+    progress.phase("smoothing")
+    fitted = with_vectors(imported, fitted_vectors(activations, progress.update))
+    if options.calibrate is not None:
+        fitted = replace(fitted, examples=_examples(calls))
+    if options.quant != AUTO:
+        return fitted, replace(options, quant="w8a8:smooth")
+    plan = _Advice(fitted, calls, options, progress).plan()
+    return replace(fitted, metadata={**fitted.metadata, QUANT_PLAN: plan.to_json()}), replace(options, keep=plan.keep)
+
+
+def needs_data(options: CompileOptions) -> bool:
+    """Whether a scheme looks at data, or data is given for it."""
+    if not options.quant:
+        return False
+    scheme = parse_scheme(options.quant)
+    return scheme.numbers == AUTO or scheme.is_smoothed or options.calibrate is not None
+
+
+def _examples(calls: list[Call]) -> tuple[Call, ...]:
+    """Evenly spaced, of those that an accuracy report takes."""
+    small = [call for call in calls if sum(array.nbytes for array in call) <= EXAMPLE_BYTES] or calls
+    return tuple(small[:: -(-len(small) // NUM_EXAMPLES)])
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """What the advisor needs of a smoothed model."""
+
+    fitted: ImportedModel
+    calls: list[Call]
+    options: CompileOptions
+    progress: Progress
+
+    def plan(self) -> Plan:
+        """Raises UserError where there is none."""
+        backend = backend_of(self.options)
+        prepared = before_quantizing(self.fitted, self.options, backend)
+        with prepared.module.context, ir.Location.unknown():
+            entry = EntryFunc.of(prepared.module)
+            products, smoothed = products_of(entry, backend.context(self.options).costs), set(vectors_of(entry, SMOOTH))
+            work, labels = [each.work for each in products], [(each.label, _is_smoothed(each, smoothed)) for each in products]
+        if not products:
+            raise UserError("--quant auto: the model has no product of activations and weights that is large enough to quantize")
+        self.progress.phase("sensitivity")
+        budget = tolerance_for(self.fitted, Signature.of(self.fitted.module), self.options)
+        plain = NativeProgram.of(prepared, [], self.options)
+        judge = Judge.of(plain, self.calls, budget)
+        decision = decide(SwitchedProgram.of(prepared, len(work), self.options), judge, work, self.progress.update)
+        self.progress.phase("speed of the plan")
+        quantized = NativeProgram.of(prepared, [QuantizeContractions(keep=decision.keep)], self.options)
+        ratio = speedup(plain, quantized, self.calls)
+        require_faster(ratio, len(decision.keep), len(work), budget)
+        unit = budget.max_error if budget.cosine is None else max(1 - budget.cosine, 1e-9)
+        choices = tuple(
+            Choice(label, number in decision.keep, is_smoothed, decision.alone[number].worst * unit)
+            for number, (label, is_smoothed) in enumerate(labels)
+        )
+        figure = "largest error" if budget.cosine is None else "1 - cosine"
+        return Plan(choices, budget_text(budget), figure, judge.excess(quantized).worst * unit, ratio, len(self.calls))
+
+
+def _is_smoothed(product: Product, smoothed: set[int]) -> bool:
+    return product.activation in smoothed and product.channel_axes is not None

@@ -1,0 +1,41 @@
+"""A model as its source gives it, and what its user should know of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver.import_repro import reproducible
+from llmos.compiler.driver.packaging import weights_with_nan
+from llmos.compiler.driver.sources import import_source
+from llmos.compiler.frontend.model import ImportedModel
+from llmos.runtime.artifact.manifest import QUANT
+
+
+class ModelWarning(UserWarning):
+    """Something that the user should know of a model that compiles."""
+
+
+def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
+    """Brings a model in, and says what its user should know of it."""
+    with reproducible(options.repro):
+        imported = import_source(source, example_args, dynamic_shapes, options)
+    for note in imported.metadata.get("notes", ()):
+        say(str(note))
+    with_nan = weights_with_nan(imported.weights)
+    if with_nan:
+        more = f" and {len(with_nan) - 1} more" if len(with_nan) > 1 else ""
+        say(f"the model has NaN in its weights: {with_nan[0]}{more}; was it saved after training diverged?")
+    return imported
+
+
+def described(metadata: Mapping[str, Any], options: CompileOptions) -> dict[str, Any]:
+    """Returns a model's metadata with what the compile adds to it."""
+    return {**metadata, **({QUANT: options.quant} if options.quant else {})}
+
+
+def say(note: str) -> None:
+    """Warns of a model, with one line."""
+    warnings.warn(note, ModelWarning, 5)
