@@ -12,7 +12,7 @@ from llmos.compiler.calibration.data import Call, calibration_inputs
 from llmos.compiler.calibration.native import NativeProgram
 from llmos.compiler.calibration.plan import Choice, Plan
 from llmos.compiler.calibration.sensitivity import Judge, SwitchedProgram
-from llmos.compiler.calibration.smoothing import fitted_vectors, with_vectors
+from llmos.compiler.calibration.smoothing import Vectors, fitted_vectors, with_vectors
 from llmos.compiler.calibration.statistics import activation_statistics
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
@@ -33,8 +33,9 @@ NUM_EXAMPLES = 4  # calibration calls that the accuracy report is made on
 def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) -> tuple[ImportedModel, CompileOptions]:
     """Return the model and the options that follow from calibration data; both as they are where the scheme needs none.
 
-    The model has the vectors of SmoothQuant among its weights, the plan of `auto` in its metadata, and some of the data as examples, where
-    the user gave data. Raises UserError for data that doesn't fit, and where no plan is within the budget and faster than float.
+    The model has the vectors of SmoothQuant among its weights, for `auto` also the corrections and in its metadata the plan, and some of
+    the data as examples, where the user gave data. Raises UserError for data that doesn't fit, and where no plan is within the budget and
+    faster than float.
     """
     if not needs_data(options):
         return imported, options
@@ -46,7 +47,8 @@ def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) ->
     costs = backend_of(options).context(options).costs
     activations = activation_statistics(prepared, calls, options, costs, progress.update)
     progress.phase("smoothing")
-    fitted = with_vectors(imported, fitted_vectors(activations, progress.update))
+    vectors = fitted_vectors(activations, progress.update)
+    fitted = with_vectors(imported, vectors if options.quant == AUTO else Vectors(vectors.smooth))
     if options.calibrate is not None:
         fitted = replace(fitted, examples=_examples(calls))
     if options.quant != AUTO:

@@ -13,7 +13,7 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.quant.smoothing import correction, smoothing_vector
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_vectors
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_vectors, drop_unused_vectors
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def with_vectors(imported: ImportedModel, vectors: Vectors) -> ImportedModel:
     added: dict[str, Weight] = {}
     with imported.module.context, ir.Location.unknown():
         module = ir.Module.parse(str(imported.module))
+        drop_unused_vectors(EntryFunc.of(module))  # of an earlier fit, in a saved stage
         for prefix, group in ((SMOOTH, vectors.smooth), (CORRECT, vectors.correct)):
             names = add_vectors(EntryFunc.of(module), prefix, {number: len(vector) for number, vector in group.items()})
             added |= {names[number]: Weight.of(vector) for number, vector in group.items()}

@@ -7,7 +7,7 @@
 `w8a8` holds weights and activations in 8 bits; scales of activations follow from each row at run time, with `-static` from calibration.
 `a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own. `gptq` and `awq` say how weights
 are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by calibration (SmoothQuant). `auto` is
-`w8a8:smooth` with a plan of the layers that stay in float.
+`w8a8:smooth` with corrected products and a plan of those that stay in float.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from llmos.compiler.calibration.advisor import require_faster, speedup
 from llmos.compiler.calibration.statistics import MAX_ROWS, activation_statistics
 from llmos.compiler.driver import Artifact
 from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.ir.functions import EntryFunc
+from llmos.compiler.support.progress import Progress
 from llmos.runtime.artifact.deviation import Tolerance
 from llmos.runtime.artifact.reader import Artifact as Opened
 from llmos.runtime.cli.command import run
@@ -116,6 +118,16 @@ def test_smoothing_lowers_the_error_of_outlier_channels(tmp_path: Path) -> None:
     manifest = Opened.open(tmp_path / "s.llmos").manifest
     assert manifest.metadata["quant"] == "w8a8:smooth"
     assert not [weight.name for weight in manifest.weights if weight.name.startswith("quant.smooth")]  # folded
+
+
+def test_an_earlier_fit_is_replaced_and_smoothing_adds_no_corrections() -> None:
+    torch.manual_seed(0)
+    imported = import_torch(Layer().eval(), (outliers(8),), None, name="m")
+    names = []
+    for scheme in ("w8a8:smooth", "w8a8:smooth"):
+        imported, _ = fitting.fit(imported, CompileOptions(quant=scheme, repro=None), Progress())
+        names.append([each.name for each in EntryFunc.of(imported.module).arguments if each.name.startswith("quant.")])
+    assert names[0] == names[1] and "quant.smooth.0" in names[0] and not [each for each in names[0] if "correct" in each]
 
 
 def test_smoothing_by_the_examples_of_the_model(tmp_path: Path) -> None:
