@@ -48,7 +48,7 @@ class Scheme:
     def require_built(self) -> None:
         """Raises UserError for a scheme that is known, and not built yet."""
         if str(self) not in BUILT:
-            raise UserError(f"--quant {self} isn't built yet; {', '.join(BUILT)} are")
+            raise UserError(f"--quant {self} isn't built yet; choose from {', '.join(BUILT)}")
 
 
 def parse_scheme(text: str) -> Scheme:

@@ -218,6 +218,25 @@ def test_models_with_state_are_refused() -> None:
         compiled(Counting(), (torch.randn(4, 8),), quant="w8a8:smooth")
 
 
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, WIDTH)
+    torch.export.save(torch.export.export(Layer().eval(), (x,)), tmp_path / "m.pt2")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((6, 4, WIDTH), np.float32))
+    np.save(tmp_path / "y.npy", np.zeros((4, 3), np.float32))
+    words = ["compile", str(tmp_path / "m.pt2"), "-o", str(tmp_path / "m.llmos"), "--target", "native", "--quant", "w8a8"]
+    assert run([*words, "--calibrate", str(tmp_path / "x.npy")]) == 0
+    progress = capsys.readouterr().err
+    assert "calibration: " in progress and "smoothing: " in progress
+    assert run(["inspect", str(tmp_path / "m.llmos")]) == 0
+    assert "compiled with --quant w8a8:smooth" in capsys.readouterr().out
+    assert run([*words, "-q", "--calibrate", str(tmp_path / "y.npy")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.endswith(f"[4, 3] where the model takes [4, {WIDTH}]") and "\n" not in error
+    bisect = ["bisect", str(tmp_path / "m.pt2"), "--quant", "w8a8", "--calibrate", str(tmp_path / "x.npy"), "--quiet"]
+    assert run([*bisect, "--budget", "cosine>=0.99"]) == 0
+
+
 def test_several_entries_are_refused() -> None:
     x = torch.randn(4, 64)
     with pytest.raises(UserError, match="calibration is of one entry"):
