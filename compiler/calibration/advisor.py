@@ -38,11 +38,12 @@ def decide(switched: SwitchedProgram, judge: Judge, work: Sequence[int], step: S
     for number in range(count):
         alone.append(sample.excess(switched.quantizing({number})))
         step(number + 1, count)
+    judge = judge.worst_first(switched.keeping(()))
     order = sorted(range(count), key=lambda number: alone[number].mean / work[number], reverse=True)
     keep = _enough(switched, judge, order)
     for number in reversed(keep[:-1]):  # what others have made up for
         fewer = [each for each in keep if each != number]
-        if judge.excess(switched.keeping(fewer)).worst <= MARGIN:
+        if judge.is_within(switched.keeping(fewer), MARGIN):
             keep = fewer
     return Decision(tuple(sorted(keep)), tuple(alone), judge.excess(switched.keeping(keep)))
 
@@ -50,7 +51,7 @@ def decide(switched: SwitchedProgram, judge: Judge, work: Sequence[int], step: S
 def _enough(switched: SwitchedProgram, judge: Judge, order: Sequence[int]) -> list[int]:
     """The first of `order` that keep the whole within the budget."""
     for count in range(len(order)):
-        if judge.excess(switched.keeping(order[:count])).worst <= MARGIN:
+        if judge.is_within(switched.keeping(order[:count]), MARGIN):
             return list(order[:count])
     raise UserError(f"--quant auto: no product can be quantized within {budget_text(judge.budget)}; allow more with --budget")
 

@@ -51,6 +51,16 @@ class Judge:
         found = [self._of_call(program, *each) for each in zip(self.calls, self.wanted, strict=True)]
         return Excess(max(found), statistics.mean(found))
 
+    def worst_first(self, program: NativeProgram) -> Judge:
+        """With the calls first on which a program is off most."""
+        found = [self._of_call(program, *each) for each in zip(self.calls, self.wanted, strict=True)]
+        order = sorted(range(len(found)), key=lambda number: found[number], reverse=True)
+        return Judge([self.calls[i] for i in order], [self.wanted[i] for i in order], self.budget)
+
+    def is_within(self, program: NativeProgram, limit: float) -> bool:
+        """Whether all calls are off by at most `limit`; the first that isn't ends the look."""
+        return all(self._of_call(program, *each) <= limit for each in zip(self.calls, self.wanted, strict=True))
+
     def _of_call(self, program: NativeProgram, call: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
         specs = program.signature.outputs
         figures = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def activation_statistics(
     if not observed.products:
         return {}
     program = NativeProgram.of(ImportedModel(prepared.name, module, prepared.weights), [], options)
-    collected = {number: _Collector(each.label, math.ceil(MAX_ROWS / len(inputs))) for number, each in observed.activations.items()}
+    collected = {number: _Collector(each.label) for number, each in observed.activations.items()}
     results: list[np.ndarray] = []
     for done, each in enumerate(inputs, 1):
         results = program.run(each)
@@ -124,23 +123,29 @@ def _prepend_results(entry: EntryFunc, values: Sequence[ir.Value], attributes: S
 
 @dataclass
 class _Collector:
-    """What was seen of one activation. quota: rows that are kept of each call."""
+    """What was seen of one activation. Each row gets a random key, and those of the smallest keys are kept: all are as likely."""
 
     label: str
-    quota: int
 
     def __post_init__(self) -> None:
+        self._random = np.random.default_rng(0)
         self._largest: np.ndarray | None = None
-        self._rows: list[np.ndarray] = []
+        self._kept = np.empty(0)  # keys
+        self._rows: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
         largest = np.abs(rows).max(0, initial=0)
         if not np.isfinite(largest).all():
             raise UserError(f"calibration inputs make NaN or infinite values in front of {self.label}: leave them out of the data")
         self._largest = largest if self._largest is None else np.maximum(self._largest, largest)
-        chosen = np.linspace(0, len(rows) - 1, min(self.quota, len(rows))).astype(np.int64)
-        self._rows.append(rows[chosen])
+        keys = np.concatenate([self._kept, self._random.random(len(rows))])
+        chosen = np.sort(np.argsort(keys)[:MAX_ROWS])
+        before = len(self._kept)
+        if self._rows is None or chosen[-1] >= before:
+            old = rows[:0] if self._rows is None else self._rows
+            self._rows = np.concatenate([old[chosen[chosen < before]], rows[chosen[chosen >= before] - before]])
+            self._kept = keys[chosen]
 
     def activation(self, weights: Mapping[int, np.ndarray]) -> Activation:
-        assert self._largest is not None
-        return Activation(self._largest, np.concatenate(self._rows)[:MAX_ROWS], weights)
+        assert self._largest is not None and self._rows is not None
+        return Activation(self._largest, self._rows, weights)
