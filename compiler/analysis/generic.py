@@ -202,15 +202,26 @@ def dims_of_expr(expr: ir.AffineExpr) -> set[int]:
 
 
 def padded_source(value: Value) -> tuple[Value, ir.Operation | None]:
-    """Return the source of a zero padding and the pad op; (value, None) if there is none."""
+    """Return the source of a padding of one number that kernels read around, and the pad op; (value, None) if there is none.
+
+    That is 0 around floats, and any number around bytes.
+    """
     owner = value.owner
     if isinstance(owner, ir.Block) or owner.name != "tensor.pad":
         return value, None
-    body = owner.operation.regions[0].blocks[0]
-    padding = list(body.operations)[-1].operands[0].owner
-    if isinstance(padding, ir.Block) or padding.name != "arith.constant" or not isinstance(padding.attributes["value"], ir.FloatAttr):
-        return value, None
-    return (owner.operands[0], owner.operation) if ir.FloatAttr(padding.attributes["value"]).value == 0.0 else (value, None)
+    number, kind = padding_number(owner.operation), value.type.element_type
+    is_byte = isinstance(kind, ir.IntegerType) and kind.width == 8
+    reads_around = number is not None and (is_byte or (isinstance(kind, ir.FloatType) and number == 0))
+    return (owner.operands[0], owner.operation) if reads_around else (value, None)
+
+
+def padding_number(pad: ir.Operation) -> float | int | None:
+    """Return the constant around a tensor.pad's source; None where it isn't one."""
+    padding = list(pad.regions[0].blocks[0].operations)[-1].operands[0].owner
+    if isinstance(padding, ir.Block) or padding.name != "arith.constant":
+        return None
+    attribute = padding.attributes["value"]
+    return float(ir.FloatAttr(attribute).value) if isinstance(attribute, ir.FloatAttr) else int(ir.IntegerAttr(attribute).value)
 
 
 LinearExpr = dict[int, int] | None  # coefficient of each loop dim; None: not linear

@@ -26,6 +26,7 @@ class Int8(RegisterArithmetic):
     """Rows and panels of bytes where they lie, four neighboring k of a row broadcast."""
 
     k_per_word = K_PER_WORD
+    reads_windows = True
     prefetch = Prefetch.NEXT_PANEL
     sums_are_exact = True
 
@@ -55,33 +56,37 @@ class Int8(RegisterArithmetic):
         """Emit the addition of the products of four k to a vector of sums, i32 [lanes]."""
 
     def accumulate(self, b: Builder, shape: TileShape, a: Operand, panel: Panel, k: Value, start: Sequence[Value]) -> list[Value]:
-        """The k of a packed weight are known, and its rows dense along k."""
-        num_k = b.known(k)
-        assert isinstance(a, Strided) and num_k is not None
+        """The k of a packed weight are known; its rows are dense along k, or windows whose runs are whole words."""
+
+        def run(rows: Sequence[Value], first_k: Value, count: Value, sums: Sequence[Value]) -> list[Value]:
+            num_k = b.known(count)
+            assert num_k is not None
+            first, words = b.div(first_k, b.index(K_PER_WORD)) if b.known(first_k) != 0 else first_k, num_k // K_PER_WORD
+
+            def step(word: Value, before: Sequence[Value], num_bytes: int = K_PER_WORD) -> list[Value]:
+                columns = [self.prepare(b, vector) for vector in _words(b, shape, panel, b.add(first, word))]
+                made = list(before)
+                for r, row in enumerate(rows):
+                    left = self.load_left(b, row, word, num_k, num_bytes)
+                    for v, column in enumerate(columns):
+                        made[r * shape.vectors + v] = self.multiply(b, before[r * shape.vectors + v], left, column)
+                return made
+
+            with b.loop(b.index(0), b.index(words // UNROLL * UNROLL), b.index(UNROLL), list(sums)) as loop:
+                made = loop.args
+                _prefetch_next(b, panel, b.add(first, loop.iv))
+                for each in range(UNROLL):
+                    made = step(b.add(loop.iv, b.index(each)), made)
+                loop.yield_(made)
+            made = loop.results
+            for word in range(words // UNROLL * UNROLL, words):
+                made = step(b.index(word), made)
+            return step(b.index(words), made, num_k % K_PER_WORD) if num_k % K_PER_WORD else made
+
+        if not isinstance(a, Strided):
+            return a.sweep(b, shape.rows, k, start, run)
         rows = [b.address(a.base, b.mul(b.index(r), a.row_stride), b.i8) if r else a.base for r in range(shape.rows)]
-
-        def step(word: Value, sums: Sequence[Value], num_bytes: int = K_PER_WORD) -> list[Value]:
-            columns = [self.prepare(b, vector) for vector in _words(b, shape, panel, word)]
-            made = list(sums)
-            for r, row in enumerate(rows):
-                left = self.load_left(b, row, word, num_k, num_bytes)
-                for v, column in enumerate(columns):
-                    made[r * shape.vectors + v] = self.multiply(b, sums[r * shape.vectors + v], left, column)
-            return made
-
-        words = num_k // K_PER_WORD
-        with b.loop(b.index(0), b.index(words // UNROLL * UNROLL), b.index(UNROLL), list(start)) as loop:
-            made = loop.args
-            _prefetch_next(b, panel, loop.iv)
-            for each in range(UNROLL):
-                made = step(b.add(loop.iv, b.index(each)), made)
-            loop.yield_(made)
-        made = loop.results
-        for word in range(words // UNROLL * UNROLL, words):
-            made = step(b.index(word), made)
-        if num_k % K_PER_WORD:
-            made = step(b.index(words), made, num_k % K_PER_WORD)
-        return made
+        return run(rows, b.index(0), k, start)
 
 
 def _words(b: Builder, shape: TileShape, panel: Panel, word: Value) -> list[Value]:

@@ -52,7 +52,7 @@ class ContractionPlan:
         self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
         self.in_place = self._lhs_in_place()
         by_windows = self.arithmetic.reads_windows and not self.in_place
-        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes) if by_windows else None
+        self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes, self.arithmetic) if by_windows else None
 
     def extent(self, dims: Sequence[int]) -> Expr:
         """Return the product of the sizes of some loop dims."""

@@ -53,11 +53,11 @@ def scratch_of_rows(plan: ContractionPlan, chunk: int) -> Expr:
 
 
 def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
-    """Emit the run of zeros that windows outside of an image read, once a call. `offset`: bytes into scratch."""
+    """Emit the run of zeros (or zero points) that windows outside of an image read, once a call. `offset`: bytes into scratch."""
     b, ev, windows = frame.b, frame.emitter, plan.windows
     if windows is not None and windows.padded:
-        run = Buffer(b.address(frame.scratch, ev.sizes(offset), b.i8), b.f32, (windows.run,), (sympy.S.One,))
-        over_lanes(ev, windows.run, lambda k: ev.memory.store(b.const(b.f32, 0.0), run, [k]))
+        run = Buffer(b.address(frame.scratch, ev.sizes(offset), b.i8), windows.kind, (windows.run,), (sympy.S.One,))
+        over_lanes(ev, windows.run, lambda k: ev.memory.store(b.const(windows.kind, windows.padding), run, [k]))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A row of a convolution's left side is a window of pixels. Nothing gathers it: for each place of the kernel (a tap) every row of a block
 has a pointer to the pixel's channels, and the inner loop runs over these with the accumulators in registers (Dukhan, "The Indirect
 Convolution Algorithm", 2019; here the pointers are computed, not read from a table). A tap that falls on the zeros around the image
-points to a row of zeros. Strides, dilation, groups and any number of spatial dims are coefficients of linear forms.
+points to a row of zeros (of zero points, where elements are bytes). Strides, dilation, groups and any number of spatial dims are
+coefficients of linear forms.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 import sympy
 
 from llmos.compiler.analysis.contraction import Contraction
-from llmos.compiler.analysis.generic import compose, padded_source
+from llmos.compiler.analysis.generic import compose, padded_source, padding_number
+from llmos.compiler.backends.cpu.arithmetic.base import Arithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Run
-from llmos.compiler.codegen.builder import Builder, Value, is_vector
+from llmos.compiler.codegen.builder import Builder, Value, byte_width, is_vector
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.kernel import product, split_index
@@ -48,12 +50,26 @@ class Windows:
     padded: tuple[PaddedAxis, ...]
     taps: tuple[int, ...]  # k dims walked outside of a run, outermost first
     run: Expr  # neighboring elements of one run
+    padding: float | int  # around the image
+
+    @property
+    def kind(self) -> ir.Type:
+        """Return the type of an element."""
+        return self.source.type.element_type
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether sums are of integers, which need no blocks."""
+        return isinstance(self.kind, ir.IntegerType)
 
 
-def windows_of(dispatch: Dispatch, root: Contraction, left: Value, sizes: Sequence[Expr]) -> Windows | None:
-    """How to read the left side in place, or None where a prologue, a padding other than zero or a transposition forbids it."""
+def windows_of(dispatch: Dispatch, root: Contraction, left: Value, sizes: Sequence[Expr], arithmetic: Arithmetic) -> Windows | None:
+    """How to read the left side in place, or None where a prologue, a padding other than of a number or a transposition forbids it.
+
+    Runs are of whole words of the arithmetic's panels.
+    """
     source, pad = padded_source(left)
-    if not isinstance(source.owner, ir.Block) or not isinstance(source.type.element_type, ir.F32Type):
+    if not isinstance(source.owner, ir.Block) or source.type.element_type != arithmetic.left_type:
         return None
     identity = [{dim: 1} for dim in range(root.generic.rank)]
     forms = [compose(expr, identity) for expr in root.lhs_map.results]
@@ -77,9 +93,11 @@ def windows_of(dispatch: Dispatch, root: Contraction, left: Value, sizes: Sequen
     run = _run(dims, strides, sizes, {dim for axis in padded for dim in axis.form})
     if run is None:
         return None
-    return Windows(
-        source, strides, origin, padded, tuple(dims[: len(dims) - run]), product([sizes[dim] for dim in dims[len(dims) - run :]])
-    )
+    taps, length = tuple(dims[: len(dims) - run]), product([sizes[dim] for dim in dims[len(dims) - run :]])
+    if arithmetic.k_per_word > 1 and not (length.is_Integer and int(length) % arithmetic.k_per_word == 0):
+        return None
+    number = padding_number(pad) if pad is not None else None
+    return Windows(source, strides, origin, padded, taps, length, number or 0)
 
 
 def _run(dims: Sequence[int], strides: dict[int, Expr], sizes: Sequence[Expr], bounded: set[int]) -> int | None:
@@ -101,7 +119,7 @@ class WindowReader:
     sizes: Sequence[Expr]
     rows: tuple[int, ...]
     point: dict[int, Value]
-    zeros: Value  # pointer to a run of zeros
+    zeros: Value  # pointer to a run of zeros, or of what else is around the image
 
     def block(self, row: Value, num_rows: int) -> WindowBlock:
         """Emit the rows from `row` on, as an operand of the register tile."""
@@ -118,7 +136,7 @@ class WindowReader:
             places.append([self._sum(at, axis.form, -axis.low) for axis in self.windows.padded])
         base = self.ev.buffers[self.windows.source].pointer
         if not self.windows.padded:
-            return WindowBlock(self, [b.address(base, offset, b.f32) for offset in offsets], None, [])
+            return WindowBlock(self, [b.address(base, offset, self.windows.kind) for offset in offsets], None, [])
         by_axis = [_pack(b, [place[i] for place in places]) for i in range(len(self.windows.padded))]
         return WindowBlock(self, [base], _pack(b, offsets), by_axis)
 
@@ -162,7 +180,8 @@ class WindowBlock:
     def sweep(self, b: Builder, num_rows: int, depth: Value, start: Sequence[Value], run: Run) -> list[Value]:
         """Emit one run a tap, in the order of k, or one for each block of a long run."""
         reader, windows = self.reader, self.reader.windows
-        blocks = block_level(reader.ev.dispatch.table, [*(reader.sizes[dim] for dim in windows.taps), windows.run], BLOCK)
+        extents = [*(reader.sizes[dim] for dim in windows.taps), windows.run]
+        blocks = None if windows.is_exact else block_level(reader.ev.dispatch.table, extents, BLOCK)
         if blocks is None:
             return self._taps(0, {}, b.index(0), start, _Sweep(run, None, 0))
         return self._taps(0, {}, b.index(0), with_rests(b, start, [True] * len(start)), _Sweep(run, *blocks))[: len(start)]
@@ -175,7 +194,7 @@ class WindowBlock:
             if depth == len(windows.taps):
                 rows = self._pointers(at)
                 length = b.sub(high, low)
-                rows = rows if b.known(low) == 0 else [b.address(row, low, b.f32) for row in rows]
+                rows = rows if b.known(low) == 0 else [b.address(row, low, windows.kind) for row in rows]
                 return sweep.run(rows, b.add(b.mul(flat, size(windows.run)), low), length, sums)
             with b.loop(low, high, b.index(1), list(sums)) as loop:
                 tap = b.add(b.mul(flat, extent), loop.iv)
@@ -192,7 +211,7 @@ class WindowBlock:
         b, windows = self.reader.ev.b, self.reader.windows
         offset, shifts = self.reader.tap(at)
         if self.offsets is None:
-            return [b.address(pointer, offset, b.f32) for pointer in self.pointers]
+            return [b.address(pointer, offset, windows.kind) for pointer in self.pointers]
         base = self.pointers[0]
         inside: Value | None = None
         for place, shift, axis in zip(self.places, shifts, windows.padded, strict=True):
@@ -200,8 +219,8 @@ class WindowBlock:
             inside = within if inside is None else b.binary("arith.andi", inside, within)
         assert inside is not None
         addresses = [b.op("llvm.ptrtoint", [pointer], b.i64) for pointer in (self.reader.zeros, base)]
-        chosen = b.select(inside, b.binary("arith.addi", self.offsets, offset), b.div(b.sub(*addresses), b.index(4)))
-        return [b.address(base, each, b.f32) for each in _unpack(b, chosen)]
+        chosen = b.select(inside, b.binary("arith.addi", self.offsets, offset), b.div(b.sub(*addresses), b.index(byte_width(windows.kind))))
+        return [b.address(base, each, windows.kind) for each in _unpack(b, chosen)]
 
 
 def _next(b: Builder, coords: Sequence[Value], extents: Sequence[Value]) -> list[Value]:
