@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmos.compiler.analysis.contraction import EXTENSIONS, Contraction
+from llmos.compiler.analysis.contraction import EXTENSIONS
 from llmos.compiler.analysis.generic import Generic, fill_value, is_fill, is_identity
 from llmos.compiler.analysis.quantization import Quantization, quantization_of
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.passes._graph import owner_of
 from llmos.passes.quant._generics import Read, constant
-from llmos.passes.quant._products import summed_axes
 
 FLOAT_CONVERSIONS = ("arith.sitofp", "arith.uitofp")
 
@@ -83,18 +82,6 @@ def as_i32(value: ir.Value, is_unsigned: bool) -> ir.Value:
     return arith.extui(i32, value) if is_unsigned else arith.extsi(i32, value)
 
 
-def side_of(contraction: Contraction, side: int) -> Integers | None:
-    """Match one operand of a contraction whose parameters don't vary along the sums; else None."""
-    value, factor = contraction.generic.inputs[side], contraction.factors[side]
-    found: Integers | None
-    if _is_i8(value):
-        zero_point = _scalar_zero_point(factor.zero_point)
-        found = None if factor.is_unsigned is None or zero_point is None else Integers(value, factor.is_unsigned, zero_point)
-    else:
-        found = None if factor.zero_point is not None else integers_of(value)
-    return None if found is None or found.parameters_vary_along(summed_axes(contraction, side)) else found
-
-
 def integers_of(value: ir.Value) -> Integers | None:
     """Match a tensor that an op makes of 8-bit integers in its order of axes: i32 or f32, dequantized or only extended."""
     owner = owner_of(value)
@@ -105,9 +92,9 @@ def integers_of(value: ir.Value) -> Integers | None:
         return None
     marked = quantization_of(owner)
     if marked is not None:
-        return _dequantized(marked) if marked.kind == "dequantize" and _is_i8(marked.input) else None
+        return _dequantized(marked) if marked.kind == "dequantize" and is_i8(marked.input) else None
     ops = list(Generic(owner).body.operations)
-    if len(ops) == 2 and ops[0].name in (*EXTENSIONS, *FLOAT_CONVERSIONS) and _is_i8(owner.operands[0]) and Generic(owner).num_inputs == 1:
+    if len(ops) == 2 and ops[0].name in (*EXTENSIONS, *FLOAT_CONVERSIONS) and is_i8(owner.operands[0]) and Generic(owner).num_inputs == 1:
         is_unsigned = ops[0].name in ("arith.extui", "arith.uitofp")
         return Integers(owner.operands[0], is_unsigned, range=(0, 255) if is_unsigned else (-128, 127))
     return None
@@ -154,8 +141,8 @@ def _zero_point(marked: Quantization) -> ZeroPoint | None:
     return ZeroPoint(0, read, is_unsigned)
 
 
-def _scalar_zero_point(zero: ir.Value | None) -> ZeroPoint | None:
-    """The zero point of a factor: none, or a scalar i32, as linalg.quantized_matmul has it; None for another."""
+def scalar_zero_point(zero: ir.Value | None) -> ZeroPoint | None:
+    """Return the zero point of a factor: none, or a scalar i32, as linalg.quantized_matmul has it; None for another."""
     if zero is None:
         return ZeroPoint()
     if zero.type != ir.IntegerType.get_signless(32):
@@ -180,5 +167,6 @@ def _constant(value: ir.Value) -> int | None:
     return int(owner.attributes["value"].value)
 
 
-def _is_i8(value: ir.Value) -> bool:
+def is_i8(value: ir.Value) -> bool:
+    """Return whether a value is a tensor of bytes."""
     return isinstance(value.type, ir.RankedTensorType) and value.type.element_type == ir.IntegerType.get_signless(8)

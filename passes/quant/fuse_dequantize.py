@@ -16,8 +16,9 @@ from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
 from llmos.passes.quant._generics import Read, axis_sizes, constant, elementwise, filled, generic
-from llmos.passes.quant._integers import Integers, as_i32, side_of
-from llmos.passes.quant._products import is_matrix_product, is_zero, over_result
+from llmos.passes.quant._integers import Integers, as_i32
+from llmos.passes.quant._products import has_matrix_weight, is_zero, over_result
+from llmos.passes.quant._sides import side_of
 
 MAX_K = (1 << 31) // 255**2  # the sum of so many products of 8-bit numbers less their zero points fits in int32
 
@@ -36,6 +37,7 @@ class FuseDequantize(Pass):
         %acc = linalg.generic {acc + a * b} ins(%a, %b : tensor<?x64xi32>, tensor<64x32xi32>)
         %y = linalg.generic {(sitofp(acc) * sx) * sw}
 
+    The left side may be a convolution's image, padded with zeros: the zero point then lies around its numbers.
     Scales may vary along rows and columns, not along the sums (weights in groups stay in float), and the sums fit in int32. Then both
     compute the same real number; the integer sum has no rounding until it is a float. lower-zero-points does the rest.
     """
@@ -57,7 +59,7 @@ class FuseDequantize(Pass):
 
 def _is_supported(contraction: Contraction) -> bool:
     return (
-        is_matrix_product(contraction)
+        has_matrix_weight(contraction)
         and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
         and contraction.static_size(contraction.right, contraction.k) <= MAX_K
     )

@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llmos.compiler.analysis.contraction import Contraction, contraction_of
+from llmos.compiler.analysis.generic import has_windows, padding_number
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
-from llmos.passes._graph import erase_dead
+from llmos.passes._graph import erase_dead, owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
 from llmos.passes.quant._generics import Body, Read, after, axis_sizes, constant, elementwise, reduced
-from llmos.passes.quant._integers import Integers, ZeroPoint, side_of
-from llmos.passes.quant._products import integer_sums, is_matrix_product, is_zero, over_result, summed_axes
+from llmos.passes.quant._integers import Integers, ZeroPoint
+from llmos.passes.quant._products import has_matrix_weight, integer_sums, is_zero, over_result, summed_axes, window_sums
+from llmos.passes.quant._sides import padded_like, side_of
 
 HALF = 128  # between the unsigned and the signed number of the same bits but the highest
 
@@ -39,8 +41,9 @@ class LowerZeroPoints(Pass):
         %y = linalg.generic {acc - zx' * t - zw' * r}
 
     The results are the same in int32, overflow included. zx' * t is computed at compile time where zx is a weight or a constant of all
-    rows. Zero points may vary along rows and columns, not along the sums. Left as they are: what isn't the product of a matrix that is
-    a weight (convolutions, whose left side is read through windows), and factors that lie in more than 8 bits.
+    rows. Zero points may vary along rows and columns, not along the sums. The left side may be read through windows: the zero point lies
+    around a convolution's image, so that the corrections hold at its edges too. Left as they are: what isn't the product of a matrix that
+    is a weight (convolutions in groups), and factors that lie in more than 8 bits.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -67,7 +70,7 @@ class _Entry:
     sums: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = field(default_factory=dict)
 
     def lower(self, contraction: Contraction) -> None:
-        if contraction.rhs not in self.known or contraction.lhs in self.known or not is_matrix_product(contraction):
+        if contraction.rhs not in self.known or contraction.lhs in self.known or not has_matrix_weight(contraction):
             return
         left, right = side_of(contraction, contraction.left), side_of(contraction, contraction.right)
         if left is None or right is None or contraction.types[2] != ir.IntegerType.get_signless(32):
@@ -119,9 +122,12 @@ class _Entry:
 
     def _corrected_by_right(self, contraction: Contraction, sums: ir.Value, u: ir.Value, right_zero: ZeroPoint) -> ir.Value:
         """sums - zw' * sum of u"""
-        total, axes = self._summed(contraction, contraction.left, u)
-        kept = [axis for axis in range(u.type.rank) if axis not in axes]
-        reads = [over_result(contraction, contraction.left, Read.at(total, kept))]
+        if has_windows(contraction.lhs_map):
+            reads = [window_sums(contraction, u)]
+        else:
+            total, axes = self._summed(contraction, contraction.left, u)
+            kept = [axis for axis in range(u.type.rank) if axis not in axes]
+            reads = [over_result(contraction, contraction.left, Read.at(total, kept))]
         reads += [over_result(contraction, contraction.right, each) for each in right_zero.reads]
         return _over_sums(sums, reads, lambda acc, r, *zero: arith.subi(acc, arith.muli(r, right_zero.number(zero))))
 
@@ -138,9 +144,15 @@ class _Entry:
     def _with_other_sign(self, numbers: ir.Value) -> ir.Value:
         """What is signed as unsigned, plus 128, or the other way round: the highest bit flipped."""
         if numbers not in self.flipped:
-            i8 = ir.IntegerType.get_signless(8)
+            pad = owner_of(numbers)
+            number = padding_number(pad) if pad is not None and pad.name == "tensor.pad" else None
+            source = self._with_other_sign(pad.operands[0]) if pad is not None and number is not None else None
             with after(numbers):
-                self.flipped[numbers] = _mapped([numbers], lambda each: arith.xori(each, constant(-HALF, i8)))
+                if pad is not None and number is not None and source is not None:
+                    self.flipped[numbers] = padded_like(pad, source, int(number) ^ -HALF)
+                else:
+                    i8 = ir.IntegerType.get_signless(8)
+                    self.flipped[numbers] = _mapped([numbers], lambda each: arith.xori(each, constant(-HALF, i8)))
         return self.flipped[numbers]
 
 

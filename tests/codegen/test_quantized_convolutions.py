@@ -1,0 +1,141 @@
+"""Quantized convolutions of ONNX files run in integers: exact sums from every variant of the kernels, whatever the windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import llmos
+from llmos.runtime.program import Program
+
+from .programs import V3, V4, options, runnable
+
+TARGETS = ("x86-64-v4-amx", "x86-64-v4-vnni", V4, "x86-64-v3-vnni", V3)
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One QLinearConv of x [batch, c, h, w] to [batch, n, ...]. is_contraction: whether it is multiplied in integers, by panels."""
+
+    c: int
+    n: int
+    kernel: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    group: int = 1
+    left: type[np.integer] = np.uint8
+    right: type[np.integer] = np.int8
+    zeros: tuple[int, int, int] = (3, 0, 7)  # of x, w and y
+    per_channel: bool = True
+    image: tuple[int, int] = (9, 11)
+
+    @property
+    def is_contraction(self) -> bool:
+        """Whether kernels multiply bytes by a packed weight: convolutions in groups stay in float32, which is as exact."""
+        return self.group == 1
+
+    def operands(self, number: int) -> dict[str, Array]:
+        rng = np.random.default_rng(number)
+        ranges = {np.uint8: (0, 256), np.int8: (-128, 128)}
+        w = rng.integers(*ranges[self.right], (self.n, self.c // self.group, *self.kernel)).astype(self.right)
+        scales = rng.random(self.n if self.per_channel else 1).astype(np.float32) * 0.01 + 0.001
+        bias = rng.integers(-2000, 2000, self.n).astype(np.int32)
+        zx, zw, zy = self.zeros
+        parts = {
+            "sx": np.float32(0.05), "zx": self.left(zx), "w": w, "sw": scales if self.per_channel else scales[0],
+            "zw": np.full(self.n, zw, self.right) if self.per_channel else self.right(zw),
+            "sy": np.float32(w.size / self.n * 0.02), "zy": self.left(zy), "bias": bias,
+        }  # fmt: skip
+        return {f"{name}{number}": np.asarray(value) for name, value in parts.items()}
+
+    def node(self, number: int) -> onnx.NodeProto:
+        names = [f"{each}{number}" for each in ("x", "sx", "zx", "w", "sw", "zw", "sy", "zy", "bias")]
+        windows = {"strides": self.strides, "dilations": self.dilations, "pads": self.pads, "group": self.group}
+        return helper.make_node("QLinearConv", names, [f"y{number}"], **windows)
+
+    def expected(self, x: Array, number: int) -> Array:
+        """In exact integers, then scaled in float32 as onnxruntime does."""
+        o = {name.rstrip("0123456789"): each for name, each in self.operands(number).items()}
+        centered = np.pad(x.astype(np.int64) - int(o["zx"]), [(0, 0), (0, 0), (self.pads[0], self.pads[2]), (self.pads[1], self.pads[3])])
+        w = o["w"].astype(np.int64) - o["zw"].astype(np.int64).reshape(-1, 1, 1, 1)
+        sums = _convolved(centered, w, self) + o["bias"].reshape(1, -1, 1, 1)
+        factor = (o["sx"] * o["sw"] / o["sy"]).astype(np.float32).reshape(1, -1, 1, 1)
+        info = np.iinfo(self.left)
+        y = np.rint(sums.astype(np.float32) * factor) + np.float32(o["zy"])
+        made: Array = np.clip(y, info.min, info.max).astype(self.left)
+        return made
+
+
+def _convolved(x: Array, w: Array, conv: Conv) -> Array:
+    (sh, sw), (dh, dw), (kh, kw) = conv.strides, conv.dilations, conv.kernel
+    height, width = (x.shape[2] - (kh - 1) * dh - 1) // sh + 1, (x.shape[3] - (kw - 1) * dw - 1) // sw + 1
+    of_group, filters = conv.c // conv.group, conv.n // conv.group
+    total = np.zeros((x.shape[0], conv.n, height, width), np.int64)
+    for u, v in np.ndindex(kh, kw):
+        part = x[:, :, u * dh : u * dh + (height - 1) * sh + 1 : sh, v * dw : v * dw + (width - 1) * sw + 1 : sw]
+        for g in range(conv.group):
+            channels, out = slice(g * of_group, (g + 1) * of_group), slice(g * filters, (g + 1) * filters)
+            total[:, out] += np.einsum("bchw,nc->bnhw", part[:, channels], w[out, :, u, v])
+    return total
+
+
+U8, S8 = np.uint8, np.int8
+CONVS = (
+    Conv(1, 8),
+    Conv(3, 24, strides=(2, 2), pads=(1, 1, 1, 1), zeros=(114, 0, 3)),
+    Conv(4, 33, pads=(1, 1, 1, 1), left=S8, zeros=(-5, 0, 9)),
+    Conv(8, 16, kernel=(1, 1)),
+    Conv(20, 40, kernel=(1, 1), strides=(2, 2), per_channel=False),
+    Conv(65, 50, kernel=(1, 1), zeros=(200, 0, 0)),
+    Conv(16, 48, kernel=(3, 2), dilations=(2, 3), pads=(1, 0, 2, 3)),
+    Conv(12, 64, kernel=(5, 5), strides=(2, 1), pads=(2, 2, 2, 2), zeros=(128, 0, 128)),
+    Conv(32, 17, pads=(0, 1, 2, 0), left=S8, zeros=(7, 0, -8), per_channel=False),
+    Conv(8, 24, kernel=(4, 4), right=U8, zeros=(11, 120, 5), pads=(1, 2, 1, 2)),
+    Conv(16, 32, pads=(1, 1, 1, 1), left=S8, right=U8, zeros=(-128, 3, 0)),
+    Conv(6, 20, pads=(1, 1, 1, 1), zeros=(9, -7, 5)),
+    Conv(64, 64, pads=(1, 1, 1, 1), image=(5, 4), zeros=(255, 0, 1)),
+    Conv(20, 20, group=20, pads=(1, 1, 1, 1), zeros=(77, 0, 5)),
+    Conv(24, 24, group=24, kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), left=S8, zeros=(-3, 0, 5)),
+    Conv(16, 32, group=4, pads=(1, 1, 1, 1)),
+)
+
+
+def compiled(convs: Sequence[Conv], target: str, folder: Path) -> Program:
+    """One program of many convolutions, each of an input of its own; batches of any size."""
+    kinds = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8}
+    inputs, outputs, tensors = [], [], []
+    for number, conv in enumerate(convs):
+        inputs.append(helper.make_tensor_value_info(f"x{number}", kinds[conv.left], ["batch", conv.c, *conv.image]))
+        outputs.append(helper.make_tensor_value_info(f"y{number}", kinds[conv.left], ["batch", conv.n, f"h{number}", f"w{number}"]))
+        tensors += [numpy_helper.from_array(array, name) for name, array in conv.operands(number).items()]
+    graph = helper.make_graph([conv.node(number) for number, conv in enumerate(convs)], "g", inputs, outputs, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), folder / "m.onnx")
+    llmos.compile(folder / "m.onnx", options=options(runnable(target))).save(folder / "m.llmos")
+    return llmos.load(folder / "m.llmos", poison_arena=True)
+
+
+def expect_exact(convs: Sequence[Conv], program: Program, batch: int) -> None:
+    rng = np.random.default_rng(batch)
+    inputs = []
+    for conv in convs:
+        info = np.iinfo(conv.left)
+        inputs.append(rng.integers(info.min, info.max + 1, (batch, conv.c, *conv.image)).astype(conv.left))
+    made = program(*inputs)
+    made = list(made.values()) if isinstance(made, dict) else list(made) if isinstance(made, (tuple, list)) else [made]
+    for number, (conv, x, y) in enumerate(zip(convs, inputs, made, strict=True)):
+        np.testing.assert_array_equal(np.asarray(y), conv.expected(x, number), err_msg=str(conv))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_window_gives_the_exact_sum(target: str, tmp_path: Path) -> None:
+    program = compiled(CONVS, target, tmp_path)
+    for batch in (1, 3):
+        expect_exact(CONVS, program, batch)
