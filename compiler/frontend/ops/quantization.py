@@ -101,7 +101,8 @@ def quantize(
         rounded = s.round_even(scaled.to(wide).to(torch.float32))
         if zero is not None:
             rounded = rounded + zero.to(torch.float32)
-        return rounded.max(rounded.like(low)).min(rounded.like(high)).to(torch.int32)
+        clamped = rounded.max(rounded.like(low)).min(rounded.like(high))
+        return s.truncate(clamped) if high < 1 << 24 else clamped.to(torch.int32)
 
     return emit(b, result, "quantize", operands, body, Numbers(dtype, (low, high)))
 
