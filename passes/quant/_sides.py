@@ -57,16 +57,21 @@ def _padded(pad: ir.Operation) -> Integers | None:
         return replace(inner, numbers=padded_like(pad, inner.numbers, zero.offset))
 
 
-def padded_like(pad: ir.Operation, numbers: ir.Value, number: int) -> ir.Value:
-    """Build the padding of other bytes as `pad` has it, with another number around them."""
+def padded_like(pad: ir.Operation, numbers: ir.Value, number: int, more: tuple[int, int] = (0, 0)) -> ir.Value:
+    """Build the padding of other bytes as `pad` has it, with another number around them. more: an axis, and what is added at its end."""
+    axis, extra = more
     i8 = ir.IntegerType.get_signless(8)
-    signed = (number + 128) % 256 - 128
-    padding = constant(signed, i8)
+    padding = constant((number + 128) % 256 - 128, i8)
+    attributes = {name: pad.attributes[name] for name in pad.attributes}
+    high, shape = list(ir.DenseI64ArrayAttr(pad.attributes["static_high"])), list(pad.results[0].type.shape)
+    high[axis] += extra
+    shape[axis] += extra if shape[axis] >= 0 else 0
+    attributes["static_high"] = ir.DenseI64ArrayAttr.get(high)
     made = ir.Operation.create(
         "tensor.pad",
-        results=[ir.RankedTensorType.get(pad.results[0].type.shape, i8)],
+        results=[ir.RankedTensorType.get(shape, i8)],
         operands=[numbers, *list(pad.operands)[1:]],
-        attributes={name: pad.attributes[name] for name in pad.attributes},
+        attributes=attributes,
         regions=1,
     )
     block = made.regions[0].blocks.append(*[ir.IndexType.get()] * numbers.type.rank)

@@ -15,6 +15,7 @@ from llmos.passes._graph import erase_dead
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
+from llmos.passes.quant._bias import add_bias_as_integer
 from llmos.passes.quant._generics import Read, axis_sizes, constant, elementwise, filled, generic
 from llmos.passes.quant._integers import Integers, as_i32
 from llmos.passes.quant._products import has_matrix_weight, is_zero, over_result
@@ -37,6 +38,7 @@ class FuseDequantize(Pass):
         %acc = linalg.generic {acc + a * b} ins(%a, %b : tensor<?x64xi32>, tensor<64x32xi32>)
         %y = linalg.generic {(sitofp(acc) * sx) * sw}
 
+    A bias of int32 that is added to sums without scales is added in integers.
     The left side may be a convolution's image, padded with zeros: the zero point then lies around its numbers.
     Scales may vary along rows and columns, not along the sums (weights in groups stay in float), and the sums fit in int32. Then both
     compute the same real number; the integer sum has no rounding until it is a float. lower-zero-points does the rest.
@@ -88,6 +90,8 @@ def _fuse(contraction: Contraction) -> None:
         made = elementwise(reads, axis_sizes(init), f32, scaled)
     old.op.results[0].replace_all_uses_with(made)
     old.op.erase()
+    if len(reads) == 1 and all(scale is None for _, scale in scales):
+        add_bias_as_integer(acc, made)
 
 
 def _zero_is_in_range(side: Integers) -> bool:

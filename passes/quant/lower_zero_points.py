@@ -9,16 +9,18 @@ from llmos.compiler.analysis.contraction import Contraction, contraction_of
 from llmos.compiler.analysis.generic import has_windows, padding_number
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
-from llmos.passes._context import PassContext
+from llmos.passes._context import CostModel, PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._graph import erase_dead, owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
+from llmos.passes.quant._bias import merge_known_addends
 from llmos.passes.quant._generics import Body, Read, after, axis_sizes, constant, elementwise, reduced
 from llmos.passes.quant._integers import Integers, ZeroPoint
 from llmos.passes.quant._products import has_matrix_weight, integer_sums, is_zero, over_result, summed_axes, window_sums
 from llmos.passes.quant._sides import padded_like, side_of
+from llmos.passes.quant._whole_words import with_whole_words
 
 HALF = 128  # between the unsigned and the signed number of the same bits but the highest
 
@@ -53,7 +55,7 @@ class LowerZeroPoints(Pass):
         """Rewrite every integer contraction with a weight on its right."""
         for func in public_functions(module):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
-            entry = _Entry(weight_only_values(block, weights))
+            entry = _Entry(weight_only_values(block, weights), context.costs)
             for op in list(block.operations):
                 found = contraction_of(op.operation)
                 if found is not None:
@@ -66,6 +68,7 @@ class _Entry:
     """One function. known: what follows from weights and constants; made: tensors that several contractions share."""
 
     known: set[ir.Value]
+    costs: CostModel
     flipped: dict[ir.Value, ir.Value] = field(default_factory=dict)
     sums: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = field(default_factory=dict)
 
@@ -85,7 +88,7 @@ class _Entry:
         s = right.numbers if not right.is_unsigned else self._with_other_sign(right.numbers)
         old = contraction.generic
         with ir.InsertionPoint(old.op), old.op.location:
-            made = integer_sums(contraction, u, s)
+            made = integer_sums(contraction, *with_whole_words(contraction, u, s, self.costs))
             if not left_zero.is_zero:
                 made = self._corrected_by_left(contraction, made, s, left_zero, right_zero)
             if not right_zero.is_zero:
@@ -95,6 +98,7 @@ class _Entry:
                 made = _mapped([made, init], arith.addi)
         old.op.results[0].replace_all_uses_with(made)
         old.op.erase()
+        merge_known_addends(made, self.known)
 
     def _corrected_by_left(
         self, contraction: Contraction, sums: ir.Value, s: ir.Value, left_zero: ZeroPoint, right_zero: ZeroPoint
