@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,7 +23,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Conv:
-    """One QLinearConv of x [batch, c, h, w] to [batch, n, ...]. is_contraction: whether it is multiplied in integers, by panels."""
+    """One QLinearConv of x [batch, c, h, w] to [batch, n, ...].
+
+    in_integers: whether bytes are multiplied by a packed weight. Convolutions in groups stay in float32, which is as exact; so does one
+    with nothing around it whose channels aren't worth being moved innermost (channels-last).
+    """
 
     c: int
     n: int
@@ -36,11 +41,7 @@ class Conv:
     zeros: tuple[int, int, int] = (3, 0, 7)  # of x, w and y
     per_channel: bool = True
     image: tuple[int, int] = (9, 11)
-
-    @property
-    def is_contraction(self) -> bool:
-        """Whether kernels multiply bytes by a packed weight: convolutions in groups stay in float32, which is as exact."""
-        return self.group == 1
+    in_integers: bool = True
 
     def operands(self, number: int) -> dict[str, Array]:
         rng = np.random.default_rng(number)
@@ -89,12 +90,12 @@ def _convolved(x: Array, w: Array, conv: Conv) -> Array:
 
 U8, S8 = np.uint8, np.int8
 CONVS = (
-    Conv(1, 8),
+    Conv(1, 8, in_integers=False),
     Conv(3, 24, strides=(2, 2), pads=(1, 1, 1, 1), zeros=(114, 0, 3)),
-    Conv(4, 33, pads=(1, 1, 1, 1), left=S8, zeros=(-5, 0, 9)),
-    Conv(8, 16, kernel=(1, 1)),
-    Conv(20, 40, kernel=(1, 1), strides=(2, 2), per_channel=False),
-    Conv(65, 50, kernel=(1, 1), zeros=(200, 0, 0)),
+    Conv(4, 33, pads=(1, 1, 1, 1), left=S8, zeros=(-5, 0, 9), in_integers=False),
+    Conv(8, 16, kernel=(1, 1), in_integers=False),
+    Conv(20, 40, kernel=(1, 1), strides=(2, 2), per_channel=False, in_integers=False),
+    Conv(65, 50, kernel=(1, 1), zeros=(200, 0, 0), in_integers=False),
     Conv(16, 48, kernel=(3, 2), dilations=(2, 3), pads=(1, 0, 2, 3)),
     Conv(12, 64, kernel=(5, 5), strides=(2, 1), pads=(2, 2, 2, 2), zeros=(128, 0, 128)),
     Conv(32, 17, pads=(0, 1, 2, 0), left=S8, zeros=(7, 0, -8), per_channel=False),
@@ -102,9 +103,9 @@ CONVS = (
     Conv(16, 32, pads=(1, 1, 1, 1), left=S8, right=U8, zeros=(-128, 3, 0)),
     Conv(6, 20, pads=(1, 1, 1, 1), zeros=(9, -7, 5)),
     Conv(64, 64, pads=(1, 1, 1, 1), image=(5, 4), zeros=(255, 0, 1)),
-    Conv(20, 20, group=20, pads=(1, 1, 1, 1), zeros=(77, 0, 5)),
-    Conv(24, 24, group=24, kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), left=S8, zeros=(-3, 0, 5)),
-    Conv(16, 32, group=4, pads=(1, 1, 1, 1)),
+    Conv(20, 20, group=20, pads=(1, 1, 1, 1), zeros=(77, 0, 5), in_integers=False),
+    Conv(24, 24, group=24, kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), left=S8, zeros=(-3, 0, 5), in_integers=False),
+    Conv(16, 32, group=4, pads=(1, 1, 1, 1), in_integers=False),
 )
 
 
@@ -139,3 +140,58 @@ def test_every_window_gives_the_exact_sum(target: str, tmp_path: Path) -> None:
     program = compiled(CONVS, target, tmp_path)
     for batch in (1, 3):
         expect_exact(CONVS, program, batch)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_stores_of_one_lane_leave_the_next_row_alone(target: str, tmp_path: Path) -> None:
+    """17 channels: the last vector has one, and the pixel behind it may be another thread's."""
+    conv = Conv(32, 17, left=S8)
+    program = compiled([conv], target, tmp_path)
+    for _ in range(20):
+        expect_exact([conv], program, 3)
+
+
+def test_each_convolution_has_the_kernel_that_it_should(tmp_path: Path) -> None:
+    for conv in CONVS:
+        program = compiled([conv], V4, tmp_path)
+        kinds = {kernel.kind for kernel in program.manifest.kernels}
+        assert kinds <= {"contraction", "elementwise"}, conv
+        assert _multiplies_bytes(program) == conv.in_integers, conv
+
+
+def _multiplies_bytes(program: Program) -> bool:
+    """Whether a weight is packed in words of bytes, [n/w][k/4][w][4]."""
+    return any(str(each.dtype) in ("int8", "uint8") and tuple(each.shape)[3:] == (4,) for each in program.manifest.weights)
+
+
+CHAIN = (  # 1x1, depthwise and strided ones among others, as in a network: channels lie innermost all along
+    Conv(3, 24, strides=(2, 2), pads=(1, 1, 1, 1), zeros=(114, 0, 0)),
+    Conv(24, 40, kernel=(1, 1), zeros=(0, 0, 12)),
+    Conv(40, 40, group=40, pads=(1, 1, 1, 1), strides=(2, 2), zeros=(12, 0, 5)),
+    Conv(40, 58, kernel=(1, 1), strides=(2, 2), zeros=(5, 0, 0)),
+    Conv(58, 33, pads=(1, 1, 1, 1), zeros=(0, 0, 9)),
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_chain_has_the_bits_of_onnxruntime(target: str, tmp_path: Path) -> None:
+    """Pixels go from one to the next in bytes, through a pool, too."""
+    size, tensors, nodes = (37, 41), [], []
+    for number, conv in enumerate(CHAIN):
+        tensors += [numpy_helper.from_array(array, name) for name, array in conv.operands(number).items()]
+        node = conv.node(number)
+        node.input[0] = f"pooled{number - 1}" if number == 1 else f"y{number - 1}" if number else "x"
+        nodes.append(node)
+        if number == 0:
+            nodes.append(helper.make_node("MaxPool", ["y0"], ["pooled0"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1]))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.UINT8, ["n", c, *hw]) for name, c, hw in (("x", 3, size), ("y4", 33, "hw")))
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    llmos.compile(tmp_path / "m.onnx", options=options(runnable(target))).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos", poison_arena=True)
+    assert "fallback" not in {kernel.kind for kernel in program.manifest.kernels}
+    assert _multiplies_bytes(program)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2):
+        image = np.random.default_rng(batch).integers(0, 256, (batch, 3, *size), np.uint8)
+        np.testing.assert_array_equal(np.asarray(program(image)), session.run(None, {"x": image})[0])
