@@ -83,11 +83,11 @@ def as_i32(value: ir.Value, is_unsigned: bool) -> ir.Value:
 
 
 def integers_of(value: ir.Value) -> Integers | None:
-    """Match a tensor that an op makes of 8-bit integers in its order of axes: i32 or f32, dequantized or only extended."""
+    """Match a tensor that an op makes of 8-bit integers in its order of axes: i32, f32 or f64, dequantized or only extended."""
     owner = owner_of(value)
     if owner is None or owner.name != "linalg.generic" or is_fill(owner):
         return None
-    wide = (ir.F32Type.get(), ir.IntegerType.get_signless(32))
+    wide = (ir.F32Type.get(), ir.F64Type.get(), ir.IntegerType.get_signless(32))
     if value.type.element_type not in wide or not all(map(is_identity, _moves(Generic(owner)))):
         return None
     marked = quantization_of(owner)
@@ -116,7 +116,7 @@ def _dequantized(marked: Quantization) -> Integers | None:
         if not isinstance(scale.type.element_type, ir.F32Type):
             return None
         scale = _read(marked, "scale")
-    if isinstance(marked.result.type.element_type, ir.IntegerType) and scale is not None:
+    if not isinstance(marked.result.type.element_type, ir.F32Type) and scale is not None:
         return None
     return Integers(marked.input, marked.dtype.startswith("u"), zero_point, scale, marked.range)
 

@@ -26,7 +26,7 @@ MAX_K = (1 << 31) // 255**2  # the sum of so many products of 8-bit numbers less
 
 @dataclass(frozen=True)
 class FuseDequantize(Pass):
-    """A float32 contraction of two dequantized tensors, the right one a weight, becomes an integer contraction whose sums are scaled.
+    """A float contraction of two dequantized tensors, the right one a weight, becomes an integer contraction whose sums are scaled.
 
     Before:
         %a = linalg.generic {(x - zx) * sx} attrs = {llmos.dequantize = uint8}           // tensor<?x64xf32>
@@ -62,7 +62,7 @@ class FuseDequantize(Pass):
 def _is_supported(contraction: Contraction) -> bool:
     return (
         has_matrix_weight(contraction)
-        and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
+        and contraction.types in [(kind,) * 3 for kind in (ir.F32Type.get(), ir.F64Type.get())]
         and contraction.static_size(contraction.right, contraction.k) <= MAX_K
     )
 
@@ -71,7 +71,7 @@ def _fuse(contraction: Contraction) -> None:
     left, right = side_of(contraction, contraction.left), side_of(contraction, contraction.right)
     if left is None or right is None or not all(map(_zero_is_in_range, (left, right))):
         return
-    old, f32 = contraction.generic, ir.F32Type.get()
+    old, kind = contraction.generic, contraction.types[2]
     with ir.InsertionPoint(old.op), old.op.location:
         acc = _sums(contraction, _centered(left), _centered(right))
         scales = [(contraction.left, left.scale), (contraction.right, right.scale)]
@@ -81,13 +81,13 @@ def _fuse(contraction: Contraction) -> None:
             reads.append(Read.whole(init))
 
         def scaled(acc: ir.Value, *read: ir.Value) -> ir.Value:
-            rest, value = list(read), arith.sitofp(f32, acc)
+            rest, value = list(read), arith.sitofp(kind, acc)
             for _, scale in scales:
                 if scale is not None:
-                    value = arith.mulf(value, rest.pop(0) if isinstance(scale, Read) else constant(scale, f32))
+                    value = arith.mulf(value, rest.pop(0) if isinstance(scale, Read) else constant(scale, kind))
             return arith.addf(rest[0], value) if rest else value
 
-        made = elementwise(reads, axis_sizes(init), f32, scaled)
+        made = elementwise(reads, axis_sizes(init), kind, scaled)
     old.op.results[0].replace_all_uses_with(made)
     old.op.erase()
     if len(reads) == 1 and all(scale is None for _, scale in scales):

@@ -195,3 +195,20 @@ def test_a_chain_has_the_bits_of_onnxruntime(target: str, tmp_path: Path) -> Non
     for batch in (1, 2):
         image = np.random.default_rng(batch).integers(0, 256, (batch, 3, *size), np.uint8)
         np.testing.assert_array_equal(np.asarray(program(image)), session.run(None, {"x": image})[0])
+
+
+@pytest.mark.parametrize("c", [8, 64])  # sums that float32 holds, and more
+def test_conv_integer(c: int, tmp_path: Path) -> None:
+    conv = Conv(c, 32, pads=(1, 1, 1, 1), zeros=(250, 0, 0))
+    tensors = [numpy_helper.from_array(array, name) for name, array in conv.operands(0).items() if name in ("w0", "zx0")]
+    node = helper.make_node("ConvInteger", ["x", "w0", "zx0"], ["y"], pads=conv.pads)
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", c, 9, 11])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 32, 9, 11])
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    llmos.compile(tmp_path / "m.onnx", options=options(runnable(V3))).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos", poison_arena=True)
+    assert _multiplies_bytes(program)
+    image = np.random.default_rng(0).integers(0, 256, (2, c, 9, 11), np.uint8)
+    centered = np.pad(image.astype(np.int64) - 250, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    np.testing.assert_array_equal(np.asarray(program(image)), _convolved(centered, conv.operands(0)["w0"].astype(np.int64), conv))

@@ -95,3 +95,44 @@ def test_a_product(proto: onnx.ModelProto, tmp_path: Path) -> None:
     for batch, tokens in ((1, 1), (2, 9)):
         x = (RNG.standard_normal((batch, tokens, K)) * 3).astype(np.float32)
         np.testing.assert_array_equal(program(x), session.run(None, {"x": x})[0])
+
+
+def convolution(zero: Any) -> onnx.ModelProto:
+    """As onnxruntime's quantize_static leaves two 3x3 convolutions, the scales of the weights per channel and the bias in int32."""
+    nodes, constants = [helper.make_node("QuantizeLinear", ["x", "s0", "z"], ["q0"])], {"s0": np.float32(0.03), "z": zero}
+    for number, (c, n) in enumerate(((3, 16), (16, 24))):
+        w, sw = RNG.integers(-127, 128, (n, c, 3, 3)).astype(np.int8), (RNG.random(n) * 0.004 + 0.001).astype(np.float32)
+        sx, sy = np.float32(0.03 if number == 0 else 0.05), np.float32(0.05 if number == 0 else 0.2)
+        parts = {"w": w, "sw": sw, "zw": np.zeros(n, np.int8), "b": RNG.integers(-999, 999, n).astype(np.int32), "sb": sx * sw}
+        constants |= {f"{name}{number}": value for name, value in (parts | {"zb": np.zeros(n, np.int32)}).items()}
+        constants[f"s{number + 1}"] = sy
+        nodes += [
+            helper.make_node("DequantizeLinear", [f"q{number}", f"s{number}", "z"], [f"a{number}"]),
+            helper.make_node("DequantizeLinear", [f"w{number}", f"sw{number}", f"zw{number}"], [f"dw{number}"], axis=0),
+            helper.make_node("DequantizeLinear", [f"b{number}", f"sb{number}", f"zb{number}"], [f"db{number}"], axis=0),
+            helper.make_node("Conv", [f"a{number}", f"dw{number}", f"db{number}"], [f"sum{number}"], pads=[1] * 4, strides=[2, 2]),
+            helper.make_node("QuantizeLinear", [f"sum{number}", f"s{number + 1}", "z"], [f"q{number + 1}"]),
+        ]
+    nodes.append(helper.make_node("DequantizeLinear", ["q2", "s2", "z"], ["y"]))
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", c, *hw]) for name, c, hw in (("x", 3, (33, 30)), ("y", 24, "hw"))
+    )
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.parametrize("zero", [np.uint8(117), np.int8(-5)], ids=["u8", "s8"])
+def test_convolutions(zero: Any, tmp_path: Path) -> None:
+    """Two products of bytes, no float32 between them in memory; off by one step only where a value lies between two."""
+    proto = convolution(zero)
+    onnx.save(proto, tmp_path / "m.onnx")
+    llmos.compile(tmp_path / "m.onnx", options=CompileOptions(target="native", repro=None)).save(tmp_path / "m.llmos")
+    program = llmos.load(tmp_path / "m.llmos")
+    packed = [each for each in program.manifest.weights if str(each.dtype) == "int8" and tuple(each.shape)[3:] == (4,)]
+    assert len(packed) == 2 and {kernel.kind for kernel in program.manifest.kernels} <= {"contraction", "elementwise"}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        x = RNG.standard_normal((batch, 3, 33, 30)).astype(np.float32)
+        steps = np.abs(np.asarray(program(x)) - session.run(None, {"x": x})[0]) / 0.2
+        assert steps.max() < 1.01 and np.mean(steps > 0.5) < 0.01
