@@ -25,6 +25,8 @@ _MADD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}  # by 
 class Int8Pairs(Int8):
     """Two instructions for four products of each of the lanes, and two additions."""
 
+    reads_windows = False  # they are copied to scratch, where rows are split
+
     @classmethod
     def supports(cls, operands: Operands, target: CpuTarget) -> bool:
         """Return whether both sides are bytes on x86."""
