@@ -96,7 +96,7 @@ def test_a_process_that_runs_an_artifact_holds_neither_torch_nor_the_compiler(mi
 def test_every_variant_of_the_code_gives_the_same_embeddings(minilm: Path) -> None:
     ids, mask = tokens(3, 17, padded=True)
     targets = [code.target for code in llmos.Artifact.open(minilm).manifest.code]
-    assert len(targets) == 3
+    assert len(targets) == 2  # those whose float32 code differs
     found = []
     for target in targets:
         try:

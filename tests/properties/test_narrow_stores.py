@@ -31,7 +31,7 @@ def narrowed(function: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v3"])
-@pytest.mark.parametrize("columns", [1, 2, 9, 15, 17, 33, 65])
+@pytest.mark.parametrize("columns", [1, 17, 65, *(pytest.param(each, marks=pytest.mark.slow) for each in (2, 9, 15, 33))])
 def test_only_its_own_bytes(columns: int, target: str, tmp_path: Path) -> None:
     outputs = {f"{name}_{str(dtype)[6:]}": narrowed(each, dtype) for name, each in FUNCTIONS.items() for dtype in DTYPES}
     options = CompileOptions(target=runnable(target), repro=None, cache=False, accuracy_report=False)
