@@ -17,7 +17,7 @@ from llmos.runtime.program import Program
 
 from .programs import V3, V4, options, runnable
 
-TARGETS = ("x86-64-v4-amx", "x86-64-v4-vnni", V4, "x86-64-v3-vnni", V3)
+TARGETS = ("x86-64-v4-vnni", V3, *(pytest.param(each, marks=pytest.mark.slow) for each in ("x86-64-v4-amx", V4, "x86-64-v3-vnni")))
 Array = np.ndarray
 
 
