@@ -20,6 +20,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "elementwise": lambda x: x * 3.0,
     "row": lambda x: x / x.abs().amax(-1, keepdim=True) * 9.0,
     "column": lambda x: x.cumsum(0),
+    "transposed": lambda x: x.T.contiguous(),
 }
 
 

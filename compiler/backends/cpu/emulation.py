@@ -90,8 +90,8 @@ define internal <32 x bfloat> {symbol}(<16 x float> %high, <16 x float> %low) al
   ret <32 x bfloat> %result
 }}"""
 
-# Two sums for each element, of the first and of the second of each pair, added at the end.
-_TILE_DOT = """
+# What products of tiles begin and end with: the operands in memory, and a loop over rows.
+_TILE_ROWS = """
 define internal {tile} {symbol}(i16 %m, i16 %n, i16 %k, {tile} %c, {tile} %a, {tile} %b) noinline {{
 entry:
   %cs = alloca {tile}, align 64
@@ -102,6 +102,20 @@ entry:
   store {tile} %b, ptr %bs, align 64
   br label %rows
 rows:
+"""
+_TILE_END = """
+  %next_row = add i64 %row, 1
+  %last_row = icmp eq i64 %next_row, 16
+  br i1 %last_row, label %end, label %rows
+end:
+  %result = load {tile}, ptr %cs, align 64
+  ret {tile} %result
+}}"""
+
+# Two sums for each element, of the first and of the second of each pair, added at the end.
+_TILE_DOT = (
+    _TILE_ROWS
+    + """\
   %row = phi i64 [ 0, %entry ], [ %next_row, %finish ]
   br label %pairs
 pairs:
@@ -135,13 +149,9 @@ finish:
   %both = fadd <16 x float> %even_sum, %odd_sum
   %after = fadd <16 x float> %before, %both
   store <16 x float> %after, ptr %cp, align 64
-  %next_row = add i64 %row, 1
-  %last_row = icmp eq i64 %next_row, 16
-  br i1 %last_row, label %end, label %rows
-end:
-  %result = load {tile}, ptr %cs, align 64
-  ret {tile} %result
-}}"""
+"""
+    + _TILE_END
+)
 
 
 def _dot_bytes(symbol: str, lanes: int) -> str:
@@ -184,17 +194,9 @@ define internal <16 x i32> {symbol}(<32 x i16> %a, <32 x i16> %b) alwaysinline {
   ret <16 x i32> %sum
 }}"""
 
-_TILE_DOT_INT8 = """
-define internal {tile} {symbol}(i16 %m, i16 %n, i16 %k, {tile} %c, {tile} %a, {tile} %b) noinline {{
-entry:
-  %cs = alloca {tile}, align 64
-  %as = alloca {tile}, align 64
-  %bs = alloca {tile}, align 64
-  store {tile} %c, ptr %cs, align 64
-  store {tile} %a, ptr %as, align 64
-  store {tile} %b, ptr %bs, align 64
-  br label %rows
-rows:
+_TILE_DOT_INT8 = (
+    _TILE_ROWS
+    + """\
   %row = phi i64 [ 0, %entry ], [ %next_row, %finish ]
   %cp = getelementptr <16 x i32>, ptr %cs, i64 %row
   %before = load <16 x i32>, ptr %cp, align 64
@@ -216,13 +218,9 @@ words:
   br i1 %last_word, label %finish, label %words
 finish:
   store <16 x i32> %next_sum, ptr %cp, align 64
-  %next_row = add i64 %row, 1
-  %last_row = icmp eq i64 %next_row, 16
-  br i1 %last_row, label %end, label %rows
-end:
-  %result = load {tile}, ptr %cs, align 64
-  ret {tile} %result
-}}"""
+"""
+    + _TILE_END
+)
 
 _ZERO = """
 define internal {tile} {symbol}(i16 %m, i16 %n) alwaysinline {{

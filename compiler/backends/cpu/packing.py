@@ -58,7 +58,7 @@ def pack_panels(array: np.ndarray, n_axes: Sequence[int], k_axes: Sequence[int],
 def packed_words_shape(
     shape: Sequence[int], n_axes: Sequence[int], k_axes: Sequence[int], k_per_word: int, width: int | None = None
 ) -> tuple[int, int, int, int]:
-    """Return the shape of `pack_pairs`: panels, pairs of k, width, 2."""
+    """Return the shape of `pack_words`: panels, words of k, width, k of a word."""
     panels, k, width = packed_shape(shape, n_axes, k_axes, width)
     return panels, -(-k // k_per_word), width, k_per_word
 
