@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.backends.options import PRECISIONS, CompileOptions
-from llmos.compiler.cli.model_options import binding, parse_dynamic
+from llmos.compiler.backends.options import PRECISIONS
+from llmos.compiler.cli.model_options import parsed_options
 from llmos.compiler.support.progress import progress_for_terminal
-from llmos.runtime.artifact.deviation import parse_budget
 
 
 @click.command("bisect")
@@ -44,18 +43,14 @@ def command(
     from llmos.compiler.driver.sources import import_source, require_model
     from llmos.compiler.verify.bisect import CLEAN, bisect
 
-    names, sizes = parse_dynamic(dynamic)
-    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
-    options = CompileOptions(
+    options = parsed_options(
+        dynamic,
+        bind,
+        budget,
         target=target,
         precision=precision,
         quant=quant,
         calibrate=calibrate,
-        dynamic=names,
-        sizes=sizes,
-        bind=dict(map(binding, bind)),
-        budget=max_error,
-        min_cosine=min_cosine,
         repro=None,
     )
     require_model(source)

@@ -11,9 +11,8 @@ from pathlib import Path
 import click
 
 from llmos.compiler.backends.options import PRECISIONS, CompileOptions
-from llmos.compiler.cli.model_options import binding, parse_dynamic
+from llmos.compiler.cli.model_options import parsed_options
 from llmos.compiler.support.progress import progress_for_terminal
-from llmos.runtime.artifact.deviation import parse_budget
 from llmos.runtime.errors import UserError
 
 
@@ -98,17 +97,15 @@ def command(
     quiet: bool,
 ) -> None:
     """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
-    names, sizes = parse_dynamic(dynamic)
-    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
-    options = CompileOptions(
+    options = parsed_options(
+        dynamic,
+        bind,
+        budget,
         precision=precision,
         quant=quant,
         calibrate=calibrate,
         backend=backend,
         target=target,
-        dynamic=names,
-        sizes=sizes,
-        bind=dict(map(binding, bind)),
         random=random,
         name=name,
         from_stage=from_stage,
@@ -118,8 +115,6 @@ def command(
         cache=cache,
         accuracy_report=accuracy_report,
         winograd=winograd,
-        budget=max_error,
-        min_cosine=min_cosine,
         tune=tune,
     )
     _run(source, output or default_output(source, name), options, weights, quiet)

@@ -1,8 +1,21 @@
-"""How the command line says what a model's dimensions and constants are: --dynamic and --bind."""
+"""Options of a compile from the command line's texts: --dynamic, --bind and --budget."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from llmos.compiler.backends.options import CompileOptions
+from llmos.runtime.artifact.deviation import parse_budget
 from llmos.runtime.errors import UserError
+
+
+def parsed_options(dynamic: str, bind: Sequence[str], budget: str | None = None, **chosen: Any) -> CompileOptions:
+    """Return the options that the texts say, and `chosen`, fields of CompileOptions as they are. Raises UserError."""
+    names, sizes = parse_dynamic(dynamic)
+    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
+    constants = dict(map(binding, bind))
+    return CompileOptions(dynamic=names, sizes=sizes, bind=constants, budget=max_error, min_cosine=min_cosine, **chosen)
 
 
 def parse_dynamic(text: str) -> tuple[tuple[str, ...], dict[str, tuple[int, int] | int]]:
