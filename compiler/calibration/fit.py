@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from llmos.compiler.backends.common import quantization
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import before_quantizing
 from llmos.compiler.backends.registry import backend_of
@@ -23,7 +24,6 @@ from llmos.compiler.verify.accuracy import tolerance_for
 from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
 from llmos.passes.quant._candidates import Product, products_of
 from llmos.passes.quant._fitted import SMOOTH, vectors_of
-from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.runtime.artifact.manifest import QUANT_PLAN
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -96,7 +96,7 @@ class _Advice:
         judge = Judge.of(plain, self.calls, budget)
         decision = decide(SwitchedProgram.of(prepared, len(work), self.options), judge, work, self.progress.update)
         self.progress.phase("speed of the plan")
-        quantized = NativeProgram.of(prepared, [QuantizeContractions(keep=decision.keep)], self.options)
+        quantized = NativeProgram.of(prepared, quantization(replace(self.options, keep=decision.keep)), self.options)
         ratio = speedup(plain, quantized, self.calls)
         require_faster(ratio, len(decision.keep), len(work), budget)
         unit = budget.max_error if budget.cosine is None else max(1 - budget.cosine, 1e-9)

@@ -41,7 +41,8 @@ class QuantizeWeights(Pass):
     Left in float are products of two activations, convolutions, sums whose k isn't a multiple of the group, and those below the options.
     A group of zeros has the scale 1, one with a NaN or an infinity NaN.
 
-    bits: of a weight, 4 or 8. group: of 4 bits, how many weights share a scale. min_n: of a contraction that is quantized, columns.
+    bits: of a weight, 4 or 8. group: of 4 bits, how many weights share a scale.
+    min_n: of a contraction that is quantized, columns; of 8 bits also k.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
