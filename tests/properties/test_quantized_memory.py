@@ -15,6 +15,7 @@ from tests.codegen.programs import runnable
 from .guarded import GuardedProgram
 
 TARGETS = ("x86-64-v4-amx", "x86-64-v4-vnni", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3")
+SCHEMES = [("w8a8", target) for target in TARGETS] + [(quant, target) for quant in ("w8a16", "w4a16:g32") for target in TARGETS[2::2]]
 
 
 class Layers(torch.nn.Module):
@@ -32,14 +33,14 @@ class Layers(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_products_stay_within_their_buffers(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("quant", "target"), SCHEMES)
+def test_products_stay_within_their_buffers(quant: str, target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    options = CompileOptions(quant="w8a8", target=runnable(target), repro=None, cache=False)
+    options = CompileOptions(quant=quant, target=runnable(target), repro=None, cache=False)
     shapes = ({0: torch.export.Dim("rows", min=1, max=64)},)
     llmos.compile(Layers().eval(), (torch.arange(3),), dynamic_shapes=shapes, options=options).save(tmp_path / "m.llmos")
     program, guarded = llmos.load(tmp_path / "m.llmos"), GuardedProgram(tmp_path / "m.llmos")
-    for rows in (1, 2, 3, 5, 8, 16, 33):
+    for rows in (1, 2, 3, 5, 8, 16, 33, 64):
         ids = np.random.default_rng(rows).integers(0, 259, rows)
         for at_end in (True, False):
             codes, (got,) = guarded([ids], at_end)
