@@ -1,4 +1,4 @@
-"""Quantized products read and write nothing beside their buffers, whatever the sizes: each buffer lies against a page that faults."""
+"""Quantized products and convolutions touch nothing beside their buffers, of any size: each lies against a page that faults."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import llmos
 from llmos.compiler.backends.options import CompileOptions
 from tests.codegen.programs import runnable
+from tests.codegen.test_quantized_convolutions import CONVS, compiled
 
 from .guarded import GuardedProgram
 
@@ -46,3 +47,17 @@ def test_products_stay_within_their_buffers(quant: str, target: str, tmp_path: P
             codes, (got,) = guarded([ids], at_end)
             assert not any(codes)
             np.testing.assert_array_equal(got, program(ids))
+
+
+@pytest.mark.parametrize("target", ["x86-64-v4-vnni", "x86-64-v3"])
+def test_convolutions_stay_within_their_buffers(target: str, tmp_path: Path) -> None:
+    program, guarded = compiled(CONVS, target, tmp_path), GuardedProgram(tmp_path / "m.llmos")
+    for batch in (1, 2):
+        rng = np.random.default_rng(batch)
+        inputs = [rng.integers(0, 100, (batch, conv.c, *conv.image)).astype(conv.left) for conv in CONVS]
+        expected = program(*inputs)
+        for at_end in (True, False):
+            codes, found = guarded(inputs, at_end)
+            assert not any(codes)
+            for got, want, conv in zip(found, expected, CONVS, strict=True):
+                np.testing.assert_array_equal(got, want, err_msg=str(conv))
