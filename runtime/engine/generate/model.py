@@ -1,0 +1,86 @@
+"""The interface that the engine needs of a language model, and its implementation by a loaded program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from llmos.runtime.engine.generate.spec import GenerationSpec
+from llmos.runtime.engine.model import Array
+from llmos.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from llmos.runtime.program import Program
+
+STEP_INPUTS = ("tokens", "positions", "slots", "token_requests", "block_tables", "logit_rows")  # before the caches, in the entry's order
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """The largest sizes of one call. table_width: of block_tables, where it is fixed; None: any width."""
+
+    max_tokens: int
+    max_requests: int
+    max_rows: int
+    max_blocks: int = 2**31 - 1
+    table_width: int | None = None
+
+
+class StepModel(Protocol):
+    """A causal language model that computes one step, from one thread.
+
+    A call takes STEP_INPUTS (int32: ids and absolute positions of all tokens of the step, request after request; where their keys and
+    values go, block * block_size + offset; the row of block_tables [requests, width] that each belongs to; the tokens whose logits are
+    wanted, one or more) and the caches, which it updates, and gives the logits, float32 [rows, vocab_size]. What it gives for a token
+    depends on that token's request alone, bit for bit. Raises LlmosError; a failed call may have written to the slots of its tokens.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model."""
+        ...
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """Return the shape of the cache, the context and the special tokens."""
+        ...
+
+    @property
+    def sizes(self) -> StepSizes:
+        """Return the largest sizes of a call."""
+        ...
+
+    def __call__(self, arrays: Sequence[Array]) -> Array:
+        """Compute one step."""
+        ...
+
+
+class ProgramStepModel:
+    """The entry `main` of an artifact of a causal language model. Raises ArtifactError if it is none."""
+
+    def __init__(self, program: Program, name: str | None = None) -> None:
+        manifest = program.manifest
+        self.name: str = name or manifest.name
+        self.spec = GenerationSpec.of(manifest.metadata)
+        self._entry = program.default
+        expected = (*STEP_INPUTS, *(cache.name for cache in self.spec.caches))
+        found = tuple(spec.name for spec in self._entry.inputs)
+        if found != expected:
+            raise ArtifactError(f"{manifest.name}: the step takes {', '.join(found)} where {', '.join(expected)} are expected")
+        ranges = {symbol.name: symbol.max for symbol in manifest.symbols}
+        dims = {spec.name: [dim if isinstance(dim, int) else ranges[dim] for dim in spec.shape] for spec in self._entry.inputs}
+        width = self._entry.inputs[STEP_INPUTS.index("block_tables")].shape[1]
+        self.sizes = StepSizes(
+            max_tokens=dims["tokens"][0],
+            max_requests=dims["block_tables"][0],
+            max_rows=dims["logit_rows"][0],
+            max_blocks=dims[self.spec.caches[0].name][0],
+            table_width=width if isinstance(width, int) else None,
+        )
+
+    def __call__(self, arrays: Sequence[Array]) -> Array:
+        """Compute one step."""
+        logits = self._entry(*arrays)
+        assert not isinstance(logits, tuple)
+        return logits

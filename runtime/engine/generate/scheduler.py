@@ -1,0 +1,296 @@
+"""The scheduler: which tokens of which sequences the next step computes. Pure policy, without device, threads or clock.
+
+The rules, in order:
+1. A sequence whose deadline has passed ends.
+2. Sequences that lack one token (decodes) come first, so that no prompt delays them by more than its share of the step.
+3. The rest of the step goes to sequences that lack more (prefills), those that run and then those that wait, in their order, in chunks.
+4. Who lacks a block takes it from the youngest sequence that runs, if that is younger: it loses all its blocks and computes them again
+   later. So the oldest sequence always advances, and none waits forever.
+5. A sequence is admitted if its known tokens fit beside what the running ones still need. The first in line is never overtaken.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+from llmos.runtime.engine.errors import DeadlineError, IntegrityError
+from llmos.runtime.engine.generate.blocks import BlockPool
+from llmos.runtime.engine.generate.prefix import PrefixHit
+from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
+from llmos.runtime.engine.generate.step import Chunk, Outcome, StepPlan
+from llmos.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one step. max_tokens: computed. max_requests: sequences that run. max_rows: rows of logits."""
+
+    max_tokens: int = 512
+    max_requests: int = 64
+    max_rows: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_requests < 1:
+            raise UserError("limits of a step: max_requests must be 1 or more")
+        if self.max_tokens <= self.max_requests or self.max_rows <= self.max_requests:
+            raise UserError("limits of a step: max_tokens and max_rows must be more than max_requests, so that prompts advance")
+
+
+class Scheduler:
+    """Holds all sequences that have not ended: `running` and `waiting`, each in order. One thread at a time may call it."""
+
+    def __init__(self, pool: BlockPool, limits: Limits, window: int | None = None) -> None:
+        self.pool = pool
+        self.limits = limits
+        self._window = window
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self._held: dict[Sequence, Sequence] = {}  # follower -> leader
+        self._timed: dict[Sequence, None] = {}  # those with a deadline
+
+    # Public interface.
+
+    @property
+    def num_running(self) -> int:
+        """Return how many sequences hold blocks."""
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Return how many sequences wait to run, or to run again."""
+        return len(self.waiting) + len(self._held)
+
+    @property
+    def num_decodes(self) -> int:
+        """Return how many running sequences lack one token."""
+        return sum(_is_decode(sequence) for sequence in self.running)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Yield all sequences that have not ended."""
+        yield from self.running
+        yield from self.waiting
+        yield from self._held
+
+    def blocks_needed(self, num_tokens: int) -> int:
+        """Return how many blocks a sequence of so many tokens holds at most, alone and with the smallest chunks."""
+        return self._span(num_tokens, 1)
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its first step, and its followers until its prompt is computed."""
+        _insert(self.waiting, sequence)
+        self._held.update(dict.fromkeys(sequence.followers, sequence))
+        if sequence.spec.deadline_s < math.inf:
+            self._timed.update(dict.fromkeys([sequence, *sequence.followers]))
+
+    def remove(self, sequence: Sequence, reason: str = ABORT, error: Exception | None = None) -> bool:
+        """End a sequence now and free its blocks. Return False if it had ended before. Not between plan and commit."""
+        if sequence.finish_reason is not None:
+            return False
+        self._end(sequence, reason, error)
+        return True
+
+    def plan(self, now_s: float, max_prefill: int | None = None) -> StepPlan:
+        """Choose the next step and reserve its blocks. commit or roll_back must follow.
+
+        max_prefill: most tokens of prefills beside decodes; None: what the limits leave.
+        """
+        expired = self._expire(now_s)
+        draft = _Draft(self.limits)
+        for sequence in self.running[:]:
+            if _is_decode(sequence) and sequence.table.node is not None:
+                self._extend(draft, sequence, 1)
+        draft.num_decodes = len(draft.chunks)
+        if draft.chunks and max_prefill is not None:
+            draft.num_tokens_left = min(draft.num_tokens_left, max(1, max_prefill))
+        for sequence in self.running[:]:
+            if sequence not in draft.chunks and sequence.table.node is not None and not _is_decode(sequence):
+                self._extend(draft, sequence, draft.num_tokens_left)
+        self._admit(draft)
+        return draft.plan(expired)
+
+    def commit(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
+        """Take the results of a step. A sequence whose chunk failed ends with its error, and the others advance."""
+        for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
+            sequence = chunk.sequence
+            if outcome.error is not None:
+                self._end(sequence, ERROR, outcome.error)
+                continue
+            sequence.num_computed = chunk.end
+            sequence.num_prompt_rows += len(outcome.prompt)
+            sequence.table.publish(sequence.tokens, chunk.end)
+            sequence.table.free_behind(chunk.end)
+            if sequence.followers and chunk.end >= sequence.num_prompt:
+                self._release_followers(sequence)
+            if outcome.sampled is not None:
+                sequence.append(outcome.sampled.token)
+                if sequence.finish_reason is not None:
+                    self._end(sequence, sequence.finish_reason, None)
+
+    def roll_back(self, plan: StepPlan) -> None:
+        """Give back what a step reserved, as if it had not been planned; preempted sequences remain so."""
+        for chunk in plan.chunks:
+            chunk.sequence.table.truncate(chunk.num_blocks)
+
+    def check_integrity(self) -> None:
+        """Check blocks, order and followers. Raises IntegrityError."""
+        self.pool.check_integrity(sequence.table for sequence in self.running)
+        for queue in (self.running, self.waiting):
+            if any(a.spec.order >= b.spec.order for a, b in itertools.pairwise(queue)):
+                raise IntegrityError("sequences are not in order")
+        if any(sequence.table.num_held or sequence.num_computed for sequence in (*self.waiting, *self._held)):
+            raise IntegrityError("a waiting sequence holds blocks")
+        if any(sequence.num_computed >= sequence.num_tokens for sequence in self.sequences()):
+            raise IntegrityError("a sequence has nothing left to compute")
+
+    # Deadlines and ends.
+
+    def _expire(self, now_s: float) -> tuple[Sequence, ...]:
+        late = [sequence for sequence in self._timed if sequence.spec.deadline_s <= now_s]
+        for sequence in late:
+            self._end(sequence, ABORT, DeadlineError("the request timed out"))
+        return tuple(late)
+
+    def _end(self, sequence: Sequence, reason: str, error: Exception | None) -> None:
+        sequence.finish_reason, sequence.error = reason, error
+        self._timed.pop(sequence, None)
+        sequence.table.close()
+        leader = self._held.pop(sequence, None)
+        if leader is not None:
+            leader.followers.remove(sequence)
+        elif sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._release_followers(sequence)
+
+    def _release_followers(self, leader: Sequence) -> None:
+        for sequence in leader.followers:
+            del self._held[sequence]
+            _insert(self.waiting, sequence)
+        leader.followers.clear()
+
+    # Planning.
+
+    def _extend(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> None:
+        """Put up to `num_tokens` tokens of a running sequence into the step, as far as there are blocks for them."""
+        begin = sequence.num_computed
+        while (end := self._last_token(draft, sequence, num_tokens)) <= begin:
+            if end < 0 or not self._preempt_younger(draft, sequence):
+                return
+        draft.add(sequence, end)
+
+    def _last_token(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> int:
+        """Return the end of the longest chunk that fits; -1 if the step has no room for any."""
+        begin = sequence.num_computed
+        end = min(begin + num_tokens, begin + draft.num_tokens_left, sequence.num_tokens)
+        if sequence.wants_prompt_rows:
+            end = min(end, max(begin, sequence.num_prompt_rows) + draft.num_rows_left)
+        elif end == sequence.num_tokens and not draft.num_rows_left:
+            end -= 1
+        if end <= begin:
+            return -1
+        return min(end, (sequence.table.num_blocks + self.pool.num_free) * self.pool.block_size)
+
+    def _preempt_younger(self, draft: _Draft, sequence: Sequence) -> bool:
+        """Take the blocks of the youngest running sequence. Return False if none is younger."""
+        victim = self.running[-1]
+        if victim is sequence:
+            return False
+        self.running.pop()
+        draft.drop(victim)
+        victim.table.close()
+        victim.num_computed = 0
+        victim.num_preemptions += 1
+        _insert(self.waiting, victim)
+        return True
+
+    def _admit(self, draft: _Draft) -> None:
+        """Let waiting sequences run, unless blocks are so short that a running one lost its own."""
+        while self.waiting and len(self.running) < self.limits.max_requests and draft.has_room and not draft.preempted:
+            sequence = self.waiting[0]
+            hit = self._find_prefix(sequence)
+            if not self._fits(sequence, hit):
+                return
+            sequence.table.open(hit)
+            sequence.num_computed = 0 if hit is None else hit.num_blocks * self.pool.block_size
+            if sequence.num_cached is None:
+                sequence.num_cached = sequence.num_computed
+            _insert(self.running, self.waiting.pop(0))
+            self._extend(draft, sequence, draft.num_tokens_left)
+
+    def _find_prefix(self, sequence: Sequence) -> PrefixHit | None:
+        """Return what of a waiting sequence is cached; at least one token is computed, and all whose logits are wanted."""
+        most = sequence.num_prompt_rows if sequence.wants_prompt_rows else sequence.num_tokens - 1
+        return sequence.table.find_prefix(sequence.tokens, most)
+
+    def _fits(self, sequence: Sequence, hit: PrefixHit | None) -> bool:
+        """Whether a waiting sequence can run beside the others, with one block to spare for each of them."""
+        if not self.running:
+            return True
+        shared = () if hit is None else hit.blocks
+        needed = self._peak(sequence) - len(shared) + self.pool.num_unused(shared)
+        promised = sum(max(0, self._peak(each) - each.table.num_held) for each in self.running)
+        return self.pool.num_free - promised - needed >= len(self.running)
+
+    def _peak(self, sequence: Sequence) -> int:
+        """Return how many blocks a sequence holds at most until its known tokens are computed."""
+        return self._span(sequence.num_tokens, self.limits.max_tokens)
+
+    def _span(self, num_tokens: int, chunk: int) -> int:
+        size = self.pool.block_size
+        count = -(-num_tokens // size)
+        return count if self._window is None else min(count, (self._window + chunk - 3) // size + 2)
+
+
+class _Draft:
+    """A step that is being planned."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.chunks: dict[Sequence, Chunk] = {}
+        self.preempted: list[Sequence] = []
+        self.num_tokens_left = limits.max_tokens
+        self.num_rows_left = limits.max_rows
+        self.num_decodes = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another sequence may compute a token and get its logits."""
+        return self.num_tokens_left > 0 and self.num_rows_left > 0
+
+    def add(self, sequence: Sequence, end: int) -> None:
+        """Add the tokens of a sequence up to `end`, and reserve their blocks."""
+        begin, table = sequence.num_computed, sequence.table
+        first_row = max(begin, sequence.num_prompt_rows) if sequence.wants_prompt_rows else end - (end == sequence.num_tokens)
+        self.chunks[sequence] = Chunk(sequence, begin, end, min(first_row, end), table.num_blocks)
+        table.reserve(end)
+        self.num_tokens_left -= end - begin
+        self.num_rows_left -= max(0, end - first_row)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Remove a sequence, since it lost its blocks."""
+        self.preempted.append(sequence)
+        chunk = self.chunks.pop(sequence, None)
+        if chunk is not None:
+            self.num_tokens_left += chunk.end - chunk.begin
+            self.num_rows_left += chunk.end - chunk.first_row
+            self.num_decodes -= _is_decode(sequence)
+
+    def plan(self, expired: tuple[Sequence, ...]) -> StepPlan:
+        """Return the step."""
+        chunks = tuple(self.chunks.values())
+        num_tokens = sum(chunk.end - chunk.begin for chunk in chunks)
+        num_rows = sum(chunk.end - chunk.first_row for chunk in chunks)
+        return StepPlan(chunks, expired, tuple(self.preempted), num_tokens, num_rows, self.num_decodes)
+
+
+def _is_decode(sequence: Sequence) -> bool:
+    return sequence.num_tokens - sequence.num_computed == 1
+
+
+def _insert(queue: list[Sequence], sequence: Sequence) -> None:
+    bisect.insort(queue, sequence, key=lambda each: each.spec.order)

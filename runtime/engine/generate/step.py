@@ -1,0 +1,50 @@
+"""The records that scheduler, runner and engine pass each other, one set a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from llmos.runtime.engine.generate.sampler import SampledRow
+from llmos.runtime.engine.generate.sequence import Sequence
+
+
+class Chunk(NamedTuple):
+    """The tokens [begin, end) of a sequence, computed in one step. Logits are wanted of those from `first_row` on.
+
+    num_blocks: how many blocks the sequence had before the step reserved more.
+    """
+
+    sequence: Sequence
+    begin: int
+    end: int
+    first_row: int
+    num_blocks: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk ends at the last known token, so that the next one is sampled."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step: its chunks, one a sequence, and the sequences that ended or lost their blocks while it was planned.
+
+    num_decodes: chunks of the one token that a sequence lacks.
+    """
+
+    chunks: tuple[Chunk, ...] = ()
+    expired: tuple[Sequence, ...] = ()
+    preempted: tuple[Sequence, ...] = ()
+    num_tokens: int = 0
+    num_rows: int = 0
+    num_decodes: int = 0
+
+
+class Outcome(NamedTuple):
+    """What a step gave for one chunk: the sampled token, the tokens of the prompt with their log probabilities, or an error."""
+
+    sampled: SampledRow | None = None
+    prompt: tuple[SampledRow, ...] = ()
+    error: Exception | None = None
