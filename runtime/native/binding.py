@@ -61,6 +61,9 @@ class Core:
         self.run = _function(
             library, "llmos_program_run", c_int32, c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_int32, c_uint32, c_void_p
         )
+        self.sample = _function(
+            library, "llmos_sample", c_int32, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_int32
+        )
         self._last_error = _function(with_gil, "llmos_last_error", c_char_p)
         self._artifact_open = _function(library, "llmos_artifact_open", c_int32, c_char_p, c_void_p)
         self._artifact_verify = _function(library, "llmos_artifact_verify", c_int32, c_void_p)

@@ -62,7 +62,7 @@ def test_the_headers_are_cpp_too(tmp_path: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler")
     source = tmp_path / "t.cc"
-    source.write_text("#include <llmos/llmos.h>\nint main() { return sizeof(DLTensor) != 48 || sizeof(TVMFFIAny) != 16 || LLMOS_OK; }\n")
+    source.write_text("#include <llmos/sampling.h>\nint main() { return sizeof(DLTensor) != 48 || sizeof(TVMFFIAny) != 16 || LLMOS_OK; }\n")
     done = run("c++", "-Wall", "-Wextra", "-Werror", "-I", NATIVE / "include", "-c", source, "-o", tmp_path / "t.o")
     assert done.returncode == 0, done.stderr
 

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import LlmosError
+from llmos.runtime.native.sampling import History, RowSampling, SampledRow
 
-History = tuple[Array, Array]  # int32 ids of the prompt, and of what was generated
-
-
-@dataclass(frozen=True)
-class RowSampling:
-    """What one row of logits is sampled with. temperature 0: greedy. num_logprobs -1: none, 0: of the token, n: and of the n likeliest."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int = 0
-    num_logprobs: int = -1
-
-    @property
-    def reads_history(self) -> bool:
-        """Whether it depends on the tokens before."""
-        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-
-@dataclass(frozen=True)
-class SampledRow:
-    """A sampled token, its log probability and the likeliest tokens with theirs, as far as they were asked for."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+__all__ = ["History", "RowSampling", "SampledRow", "Sampler"]
 
 
 class Sampler(Protocol):

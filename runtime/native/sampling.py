@@ -1,0 +1,165 @@
+"""Sampling of tokens from rows of logits, in the C core; include/llmos/sampling.h says what is computed, and in which order."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.errors import ExecutionError, InputError
+from llmos.runtime.native.binding import core
+
+# llmos_sampling, llmos_sampling_row, llmos_sampled and llmos_token_logprob of sampling.h.
+_SETTINGS = struct.Struct("@7dQPP4i")
+_ROW = struct.Struct("@QPPPqq")
+_SAMPLED = struct.Struct("@d4i")
+_TOKEN_LOGPROB = struct.Struct("@dii")
+
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """What one row of logits is sampled with. The values are not checked here; none can do more than give a senseless token.
+
+    temperature: 0 takes the largest logit, of equal ones that of the lowest id. top_k, min_p: 0 is off; top_p, typical_p and
+    repetition_penalty: 1 is off. logit_bias: (token id, what is added to its logit). seed: modulo 2^64. num_logprobs: -1: none, 0: that of
+    the chosen token, n: also of the n likeliest.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    num_logprobs: int = -1
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether it depends on tokens before: then `sample_rows` needs the history."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @cached_property
+    def packed(self) -> bytes:
+        """The llmos_sampling, made once; it points into `_biases`."""
+        ids, values = self._biases
+        numbers = (self.temperature, self.top_p, self.min_p, self.typical_p)
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        top_k = min(max(self.top_k, 0), 2**31 - 1)
+        counts = (len(ids), top_k, min(self.num_logprobs, 2**31 - 1), 0)
+        return _SETTINGS.pack(*numbers, *penalties, self.seed & _SEED_MASK, _address(ids), _address(values), *counts)
+
+    @cached_property
+    def _biases(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        ids = np.array([token for token, _ in self.logit_bias], np.int32)
+        return ids, np.array([bias for _, bias in self.logit_bias], np.float32)
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A token and what its row was asked for besides.
+
+    logprob: of the token in the softmax of the logits as the model gave them; None where no logprobs are wanted. top: the likeliest tokens
+    and their logprobs, the likeliest first.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+History = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def sample_rows(
+    logits: np.ndarray[Any, Any],
+    rows: Sequence[RowSampling],
+    positions: Sequence[int],
+    history: Sequence[History | None],
+    allowed: Sequence[np.ndarray[Any, Any] | None] | None = None,
+) -> list[SampledRow | ExecutionError]:
+    """Sample one token for each row of logits, float32 [rows, vocab_size], which stay as they are.
+
+    positions: of the tokens that are sampled; they count the random numbers. history: (prompt ids, generated ids), int32 arrays, where
+    `reads_history` asks for them. allowed: where given, bit masks of the tokens that may be sampled, uint32 [ceil(vocab_size / 32)], bit
+    i % 32 of word i // 32 for token i.
+
+    A row depends on nothing but its own logits, settings, position, history and mask, bit for bit. A row that can't be sampled (NaN or
+    infinity among its logits, every token forbidden, a token id out of range) has an ExecutionError in its place, and the others are
+    sampled all the same. Raises InputError where arguments have the wrong dtype or shape. Other Python threads run meanwhile.
+    """
+    masks = allowed if allowed is not None else [None] * len(rows)
+    if not len(rows) == len(positions) == len(history) == len(masks):
+        raise InputError(f"sampling: {len(rows)} rows, but {len(positions)} positions, {len(history)} histories and {len(masks)} masks")
+    contexts = [
+        _context(position, past if row.reads_history else None, mask, logits.shape[-1])
+        for row, position, past, mask in zip(rows, positions, history, masks, strict=True)
+    ]
+    return _call(logits, rows, contexts)
+
+
+def _call(logits: np.ndarray[Any, Any], rows: Sequence[RowSampling], contexts: Sequence[bytes]) -> list[SampledRow | ExecutionError]:
+    if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(rows) or not logits.flags.c_contiguous or not logits.shape[1]:
+        raise InputError(f"sampling: logits must be contiguous float32 [{len(rows)}, vocabulary], not {logits.dtype} {list(logits.shape)}")
+    vocab_size = logits.shape[1]
+    max_top = min(max((row.num_logprobs for row in rows), default=0), vocab_size)
+    results = ctypes.create_string_buffer(_SAMPLED.size * len(rows))
+    tops = ctypes.create_string_buffer(_TOKEN_LOGPROB.size * len(rows) * max_top) if max_top > 0 else None
+    library = core()
+    settings = b"".join([row.packed for row in rows])
+    library.check(library.sample(_address(logits), len(rows), vocab_size, settings, b"".join(contexts), results, tops, max(0, max_top)))
+    sampled: list[SampledRow | ExecutionError] = []
+    for index, (row, fields) in enumerate(zip(rows, _SAMPLED.iter_unpack(results), strict=True)):
+        logprob, token, status, num_top, _ = fields
+        if status:
+            sampled.append(ExecutionError(_REASONS[status].format(vocab_size=vocab_size)))
+            continue
+        offset = index * max_top * _TOKEN_LOGPROB.size
+        top = tuple(_top(tops, offset + i * _TOKEN_LOGPROB.size) for i in range(num_top)) if num_top else ()
+        sampled.append(SampledRow(token, logprob if row.num_logprobs >= 0 else None, top))
+    return sampled
+
+
+_REASONS = {
+    1: "the model computed logits that are NaN or infinite",
+    2: "no token can be sampled: all are forbidden or impossible",
+    3: "a token id is outside of the vocabulary of {vocab_size} tokens",
+}
+
+
+def _context(position: int, history: History | None, mask: np.ndarray[Any, Any] | None, vocab_size: int) -> bytes:
+    """The llmos_sampling_row; the arrays must outlive its use."""
+    prompt, generated, words = 0, 0, 0
+    num_prompt, num_generated = 0, 0
+    if history is not None:
+        for ids in history:
+            if ids.dtype != np.int32 or ids.ndim != 1 or not ids.flags.c_contiguous:
+                raise InputError(f"sampling: token ids of the history must be contiguous int32 [tokens], not {ids.dtype} {list(ids.shape)}")
+        prompt, generated = _address(history[0]), _address(history[1])
+        num_prompt, num_generated = len(history[0]), len(history[1])
+    if mask is not None:
+        if mask.dtype != np.uint32 or mask.shape != (-(-vocab_size // 32),) or not mask.flags.c_contiguous:
+            raise InputError(f"sampling: a mask must be contiguous uint32 [{-(-vocab_size // 32)}], not {mask.dtype} {list(mask.shape)}")
+        words = _address(mask)
+    return _ROW.pack(position & _SEED_MASK, prompt, generated, words, num_prompt, num_generated)
+
+
+def _top(tops: Any, offset: int) -> tuple[int, float]:
+    logprob, token, _ = _TOKEN_LOGPROB.unpack_from(tops, offset)
+    return token, logprob
+
+
+def _address(array: np.ndarray[Any, Any]) -> int:
+    """Faster than `array.ctypes.data`."""
+    address: int = array.__array_interface__["data"][0]
+    return address
