@@ -117,6 +117,16 @@ class BlockTable:
         return blocks
 
     @property
+    def num_tokens(self) -> int:
+        """Return for how many tokens there are blocks."""
+        return self.num_blocks * self._pool.block_size
+
+    @property
+    def next_full(self) -> int:
+        """Return the number of computed tokens from which on there is a block to publish."""
+        return (self.num_published + 1) * self._pool.block_size
+
+    @property
     def num_held(self) -> int:
         """Return how many blocks are in use."""
         return self.num_blocks - self.first

@@ -17,9 +17,9 @@ from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.observer import GenerationObserver, GenerationReport, NullGenerationObserver, StepReport
 from llmos.runtime.engine.generate.pace import Pace
 from llmos.runtime.engine.generate.params import SamplingParams
-from llmos.runtime.engine.generate.request import Event, FinishEvent, GenerationRequest, PromptEvent, TokenEvent, wake
+from llmos.runtime.engine.generate.request import FinishEvent, GenerationRequest, PromptEvent, TokenEvent, wake
 from llmos.runtime.engine.generate.runner import Runner
-from llmos.runtime.engine.generate.sampler import Sampler
+from llmos.runtime.engine.generate.sampler import SampledRow, Sampler
 from llmos.runtime.engine.generate.scheduler import Limits, Scheduler
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
@@ -283,33 +283,34 @@ class GenerationEngine:
     def _deliver(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
         now = self._clock()
         reports: list[GenerationReport | None] = []
+        asleep: list[GenerationRequest] = []  # whose consumers wait on an event loop
         with self._changed:
-            reports += [self._finish(each, ABORT, each.error) for each in plan.expired]
-            for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
-                sequence = chunk.sequence
-                self._put(sequence, outcome, now)
+            for sequence in plan.expired:
+                reports.append(self._finish(sequence, ABORT, sequence.error))
+                asleep.append(sequence.owner[0])
+            for (sequence, *_), (sampled, prompt, _) in zip(plan.chunks, outcomes, strict=True):
+                request, index = sequence.owner
+                if index not in request.open_indices:  # canceled meanwhile
+                    continue
+                request.prompt_rows += prompt
+                if sampled is not None:
+                    self._put(sequence, sampled, now)
                 if sequence.finish_reason is not None:
                     reports.append(self._finish(sequence, sequence.finish_reason, sequence.error))
-        owners = [sequence.owner[0] for sequence in (*plan.expired, *(chunk.sequence for chunk in plan.chunks))]
-        self._announce(owners, reports)
+                if request.listener is not None:
+                    asleep.append(request)
+        self._announce(asleep, reports)
 
-    def _put(self, sequence: Sequence, outcome: Outcome, now: float) -> None:
-        """Deliver what a step gave for a sequence that was not canceled meanwhile. Under the lock."""
+    def _put(self, sequence: Sequence, sampled: SampledRow, now: float) -> None:
+        """Deliver a sampled token. Under the lock."""
         request, index = sequence.owner
-        sampled = outcome.sampled
-        if index not in request.open_indices:
-            return
-        request.prompt_rows += outcome.prompt
-        if sampled is None:
-            return
         if request.first_token_s is None:
             request.first_token_s = now
         if sequence.spec.prompt_logprobs is not None and not request.num_delivered[index]:
             request.put(PromptEvent((None, *request.prompt_rows)))
         if sequence.stop_token is None:
             request.num_delivered[index] += 1
-            event: Event = TokenEvent(index, sampled.token, sampled.logprob, sampled.top)
-            request.put(event)
+            request.put(TokenEvent(index, sampled.token, sampled.logprob, sampled.top))
 
     def _step_report(self, plan: StepPlan, run_s: float, step_s: float) -> StepReport:
         scheduler = self._scheduler

@@ -90,6 +90,7 @@ class GenerationRequest:
         self.listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._cancel = cancel
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.put: Callable[[Event], None] = self._events.put  # for the engine; a consumer on an event loop has to be woken as well
         self._num_unread = params.n  # sequences whose FinishEvent was not read yet
 
     def __iter__(self) -> Iterator[Event]:
@@ -141,10 +142,6 @@ class GenerationRequest:
                     raise event.error
                 sequences[event.index].finish = event
         return sequences
-
-    def put(self, event: Event) -> None:
-        """Deliver an event; for the engine. A consumer on an event loop has to be woken as well."""
-        self._events.put(event)
 
     def _read(self, event: Event) -> Event:
         self._num_unread -= isinstance(event, FinishEvent)

@@ -57,79 +57,99 @@ class Runner:
 
     def _assemble(self, plan: StepPlan) -> tuple[Array, ...]:
         """Return the step's inputs, as StepModel wants them; views of arrays that the next step overwrites."""
-        chunks, num_tokens = plan.chunks, plan.num_tokens
-        width = self._width or max(chunk.sequence.table.num_blocks for chunk in chunks)
-        tables = self._tables[: len(chunks) * width].reshape(len(chunks), width)
-        tables.fill(0)
-        counts: list[int] = []
-        shifts: list[int] = []
-        logit_rows: list[int] = []
-        at = 0
-        for index, (sequence, begin, end, first_row, _) in enumerate(chunks):
-            table = sequence.table
-            tables[index, : table.num_blocks] = table.row[: table.num_blocks]
-            count = end - begin
-            self._tokens[at : at + count] = sequence.tokens[begin:end]
-            counts.append(count)
-            shifts.append(begin - at)
-            logit_rows.extend(range(at + first_row - begin, at + count))
-            at += count
+        chunks, num_tokens, num_decodes = plan.chunks, plan.num_tokens, plan.num_decodes
+        tables = self._block_tables(chunks)
+        tokens, positions = self._tokens[:num_tokens], self._positions[:num_tokens]
+        slots, requests = self._slots[:num_tokens], self._requests[:num_tokens]
         rows = self._logit_rows[: max(1, plan.num_rows)]
-        rows[:] = logit_rows or num_tokens - 1  # a step gives one row or more, wanted or not
-        positions, slots = self._positions[:num_tokens], self._slots[:num_tokens]
-        requests = self._requests[:num_tokens]
-        requests[:] = np.repeat(self._numbers[: len(chunks)], counts)
-        np.add(self._numbers[:num_tokens], np.repeat(np.array(shifts, np.int32), counts), out=positions)
+        rows[0] = num_tokens - 1  # a step gives one row or more, wanted or not
+        tokens[:num_decodes] = [chunk.sequence.last_token for chunk in chunks[:num_decodes]]
+        positions[:num_decodes] = [chunk.begin for chunk in chunks[:num_decodes]]
+        requests[:num_decodes] = rows[:num_decodes] = self._numbers[:num_decodes]
+        at = row = num_decodes
+        for index, (sequence, begin, end, first_row, _) in enumerate(chunks[num_decodes:], num_decodes):
+            to = at + end - begin
+            tokens[at:to] = sequence.tokens[begin:end]
+            np.add(self._numbers[: to - at], begin, out=positions[at:to])
+            requests[at:to] = index
+            wanted = end - first_row
+            np.add(self._numbers[:wanted], to - wanted, out=rows[row : row + wanted])
+            at, row = to, row + wanted
         blocks, offsets = np.divmod(positions, self._block_size)
         np.multiply(tables[requests, blocks], self._block_size, out=slots)
         slots += offsets
-        return self._tokens[:num_tokens], positions, slots, requests, tables, rows
+        return tokens, positions, slots, requests, tables, rows
+
+    def _block_tables(self, chunks: List[Chunk]) -> Array:
+        width = self._width or max([chunk.sequence.table.num_blocks for chunk in chunks])
+        tables = self._tables[: len(chunks) * width].reshape(len(chunks), width)
+        tables.fill(0)
+        for row, chunk in zip(tables, chunks, strict=True):
+            table = chunk.sequence.table
+            row[: table.num_blocks] = table.row[: table.num_blocks]
+        return tables
 
     # Sampling.
 
     def _sample(self, plan: StepPlan, logits: Array) -> list[Outcome]:
         if not plan.num_rows:
             return [Outcome()] * len(plan.chunks)
-        rows: list[RowSampling] = []
-        positions: list[int] = []
-        history: list[History | None] = []
-        allowed: list[Array | None] = []
+        rows = _Rows(self._mask_words)
         for sequence, _, end, first_row, _ in plan.chunks:
-            for position in range(first_row + 1, end + 1):  # of the token that a row gives
-                known = position < sequence.num_tokens
-                rows.append(_prompt_sampling(sequence) if known else sequence.spec.sampling)
-                positions.append(position)
-                history.append((sequence.prompt, sequence.generated) if sequence.spec.sampling.reads_history and not known else None)
-                allowed.append(self._only(int(sequence.tokens[position])) if known else _early_mask(sequence))
-        masks = allowed if any(mask is not None for mask in allowed) else None
-        return _outcomes(plan, self._sampler(logits, rows, positions, history, masks))
-
-    def _only(self, token: int) -> Array:
-        """Return the mask that allows one token."""
-        mask = np.zeros(self._mask_words, np.uint32)
-        mask[token // 32] = 1 << (token % 32)
-        return mask
+            samples = end == sequence.num_tokens
+            if end - first_row > samples:
+                rows.add_prompt(sequence, first_row + 1, end + 1 - samples)
+            if samples:
+                rows.add(sequence)
+        return _outcomes(plan, self._sampler(logits, rows.sampling, rows.positions, rows.history, rows.allowed if rows.masked else None))
 
 
-def _prompt_sampling(sequence: Sequence) -> RowSampling:
-    assert sequence.spec.prompt_logprobs is not None
-    return RowSampling(num_logprobs=sequence.spec.prompt_logprobs)
+class _Rows:
+    """What the rows of a step are sampled with, row by row."""
 
+    def __init__(self, mask_words: int) -> None:
+        self._mask_words = mask_words
+        self.sampling: list[RowSampling] = []
+        self.positions: list[int] = []
+        self.history: list[History | None] = []
+        self.allowed: list[Array | None] = []
+        self.masked = False  # whether `allowed` holds a mask
 
-def _early_mask(sequence: Sequence) -> Array | None:
-    return sequence.spec.early_mask if sequence.num_tokens < sequence.spec.min_length else None
+    def add(self, sequence: Sequence) -> None:
+        """Add the row that gives the next token of a sequence."""
+        spec, position = sequence.spec, sequence.num_tokens
+        mask = spec.early_mask if position < spec.min_length else None
+        self.sampling.append(spec.sampling)
+        self.positions.append(position)
+        self.history.append((sequence.prompt, sequence.generated) if spec.sampling.reads_history else None)
+        self.allowed.append(mask)
+        self.masked = self.masked or mask is not None
+
+    def add_prompt(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Add the rows that give the log probabilities of the prompt's tokens [begin, end): each may give that token alone."""
+        assert sequence.spec.prompt_logprobs is not None
+        count = end - begin
+        self.sampling += [RowSampling(num_logprobs=sequence.spec.prompt_logprobs)] * count
+        self.positions += range(begin, end)
+        self.history += [None] * count
+        masks = np.zeros((count, self._mask_words), np.uint32)
+        tokens = sequence.tokens[begin:end]
+        masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
+        self.allowed += list(masks)
+        self.masked = True
 
 
 def _outcomes(plan: StepPlan, sampled: List[SampledRow | LlmosError]) -> list[Outcome]:
     """Return the outcome of each chunk; a row that failed fails its chunk."""
-    outcomes, at = [], 0
-    for chunk in plan.chunks:
-        rows = sampled[at : at + chunk.end - chunk.first_row]
-        at += len(rows)
-        error = next((row for row in rows if isinstance(row, LlmosError)), None)
+    at = plan.num_decodes
+    outcomes = [Outcome(row) if isinstance(row, SampledRow) else Outcome(error=row) for row in sampled[:at]]
+    for chunk in plan.chunks[at:]:
+        end = at + chunk.end - chunk.first_row
+        error = next((row for row in sampled[at:end] if isinstance(row, LlmosError)), None)
+        rows = [row for row in sampled[at:end] if isinstance(row, SampledRow)]
         if error is not None:
             outcomes.append(Outcome(error=error))
-            continue
-        good = [row for row in rows if isinstance(row, SampledRow)]
-        outcomes.append(Outcome(good.pop() if good and chunk.samples else None, tuple(good)))
+        else:
+            outcomes.append(Outcome(rows.pop() if chunk.samples else None, tuple(rows)))
+        at = end
     return outcomes

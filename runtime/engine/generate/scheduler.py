@@ -30,9 +30,9 @@ from llmos.runtime.errors import UserError
 class Limits:
     """The limits of one step. max_tokens: computed. max_requests: sequences that run. max_rows: rows of logits."""
 
-    max_tokens: int = 512
+    max_tokens: int = 256
     max_requests: int = 64
-    max_rows: int = 256
+    max_rows: int = 128
 
     def __post_init__(self) -> None:
         if self.max_requests < 1:
@@ -65,11 +65,6 @@ class Scheduler:
         """Return how many sequences wait to run, or to run again."""
         return len(self.waiting) + len(self._held)
 
-    @property
-    def num_decodes(self) -> int:
-        """Return how many running sequences lack one token."""
-        return sum(_is_decode(sequence) for sequence in self.running)
-
     def sequences(self) -> Iterator[Sequence]:
         """Yield all sequences that have not ended."""
         yield from self.running
@@ -101,33 +96,31 @@ class Scheduler:
         """
         expired = self._expire(now_s)
         draft = _Draft(self.limits)
-        for sequence in self.running[:]:
-            if _is_decode(sequence) and sequence.table.node is not None:
-                self._extend(draft, sequence, 1)
-        draft.num_decodes = len(draft.chunks)
-        if draft.chunks and max_prefill is not None:
+        self._add_decodes(draft)
+        if draft.num_decodes and max_prefill is not None:
             draft.num_tokens_left = min(draft.num_tokens_left, max(1, max_prefill))
-        for sequence in self.running[:]:
-            if sequence not in draft.chunks and sequence.table.node is not None and not _is_decode(sequence):
-                self._extend(draft, sequence, draft.num_tokens_left)
-        self._admit(draft)
+        if draft.num_decodes < len(self.running):
+            self._add_prefills(draft)
+        if self.waiting:
+            self._admit(draft)
         return draft.plan(expired)
 
     def commit(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
         """Take the results of a step. A sequence whose chunk failed ends with its error, and the others advance."""
-        for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
-            sequence = chunk.sequence
-            if outcome.error is not None:
-                self._end(sequence, ERROR, outcome.error)
+        for (sequence, _, end, _, _), (sampled, prompt, error) in zip(plan.chunks, outcomes, strict=True):
+            if error is not None:
+                self._end(sequence, ERROR, error)
                 continue
-            sequence.num_computed = chunk.end
-            sequence.num_prompt_rows += len(outcome.prompt)
-            sequence.table.publish(sequence.tokens, chunk.end)
-            sequence.table.free_behind(chunk.end)
-            if sequence.followers and chunk.end >= sequence.num_prompt:
+            sequence.num_computed = end
+            sequence.num_prompt_rows += len(prompt)
+            if end >= sequence.table.next_full:
+                sequence.table.publish(sequence.tokens, end)
+            if self._window is not None:
+                sequence.table.free_behind(end)
+            if sequence.followers and end >= sequence.num_prompt:
                 self._release_followers(sequence)
-            if outcome.sampled is not None:
-                sequence.append(outcome.sampled.token)
+            if sampled is not None:
+                sequence.append(sampled.token)
                 if sequence.finish_reason is not None:
                     self._end(sequence, sequence.finish_reason, None)
 
@@ -176,6 +169,22 @@ class Scheduler:
 
     # Planning.
 
+    def _add_decodes(self, draft: _Draft) -> None:
+        for sequence in tuple(self.running):
+            begin, table = sequence.num_computed, sequence.table
+            if sequence.num_tokens - begin != 1 or table.node is None:  # a prefill, or one that has just lost its blocks
+                continue
+            if begin < table.num_tokens:
+                draft.chunks[sequence] = Chunk(sequence, begin, begin + 1, begin, table.num_blocks)
+            else:
+                self._extend(draft, sequence, 1)
+        draft.count_decodes()
+
+    def _add_prefills(self, draft: _Draft) -> None:
+        for sequence in tuple(self.running):
+            if sequence.num_tokens - sequence.num_computed > 1 and sequence.table.node is not None:
+                self._extend(draft, sequence, draft.num_tokens_left)
+
     def _extend(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> None:
         """Put up to `num_tokens` tokens of a running sequence into the step, as far as there are blocks for them."""
         begin = sequence.num_computed
@@ -194,7 +203,7 @@ class Scheduler:
             end -= 1
         if end <= begin:
             return -1
-        return min(end, (sequence.table.num_blocks + self.pool.num_free) * self.pool.block_size)
+        return min(end, sequence.table.num_tokens + self.pool.num_free * self.pool.block_size)
 
     def _preempt_younger(self, draft: _Draft, sequence: Sequence) -> bool:
         """Take the blocks of the youngest running sequence. Return False if none is younger."""
@@ -251,11 +260,18 @@ class _Draft:
     """A step that is being planned."""
 
     def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.chunks: dict[Sequence, Chunk] = {}
         self.preempted: list[Sequence] = []
         self.num_tokens_left = limits.max_tokens
         self.num_rows_left = limits.max_rows
         self.num_decodes = 0
+
+    def count_decodes(self) -> None:
+        """Take note that all chunks so far are those of one token, and that no others will be."""
+        self.num_decodes = len(self.chunks)
+        self.num_tokens_left = self._limits.max_tokens - self.num_decodes
+        self.num_rows_left = self._limits.max_rows - self.num_decodes
 
     @property
     def has_room(self) -> bool:
@@ -278,18 +294,16 @@ class _Draft:
         if chunk is not None:
             self.num_tokens_left += chunk.end - chunk.begin
             self.num_rows_left += chunk.end - chunk.first_row
-            self.num_decodes -= _is_decode(sequence)
+            self.num_decodes -= sequence.num_tokens - sequence.num_computed == 1
 
     def plan(self, expired: tuple[Sequence, ...]) -> StepPlan:
         """Return the step."""
         chunks = tuple(self.chunks.values())
-        num_tokens = sum(chunk.end - chunk.begin for chunk in chunks)
-        num_rows = sum(chunk.end - chunk.first_row for chunk in chunks)
+        num_tokens = num_rows = self.num_decodes
+        for chunk in chunks[self.num_decodes :]:
+            num_tokens += chunk.end - chunk.begin
+            num_rows += chunk.end - chunk.first_row
         return StepPlan(chunks, expired, tuple(self.preempted), num_tokens, num_rows, self.num_decodes)
-
-
-def _is_decode(sequence: Sequence) -> bool:
-    return sequence.num_tokens - sequence.num_computed == 1
 
 
 def _insert(queue: list[Sequence], sequence: Sequence) -> None:

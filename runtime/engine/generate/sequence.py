@@ -48,6 +48,7 @@ class Sequence:
         "error",
         "finish_reason",
         "followers",
+        "last_token",
         "num_cached",
         "num_computed",
         "num_preemptions",
@@ -66,6 +67,7 @@ class Sequence:
         self.num_prompt = self.num_tokens = len(prompt)
         self._tokens: Array = np.empty(min(spec.max_length, self.num_prompt + 64), np.int32)
         self._tokens[: self.num_prompt] = prompt
+        self.last_token = int(prompt[-1])
         self.num_computed = 0
         self.num_cached: int | None = None  # tokens that needed no computing when it first ran
         self.num_prompt_rows = 0  # positions of the prompt whose log probabilities are known
@@ -109,7 +111,7 @@ class Sequence:
             return
         if self.num_tokens == len(self._tokens):
             self._tokens = np.concatenate([self._tokens, np.empty(len(self._tokens), np.int32)])
-        self._tokens[self.num_tokens] = token
+        self._tokens[self.num_tokens] = self.last_token = token
         self.num_tokens += 1
         if self.num_tokens >= spec.max_length:
             self.finish_reason = LENGTH

@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
 class StepPlan:
     """One step: its chunks, one a sequence, and the sequences that ended or lost their blocks while it was planned.
 
-    num_decodes: chunks of the one token that a sequence lacks.
+    num_decodes: so many chunks, the first ones, are of the one token that a sequence lacks, whose logits are wanted.
     """
 
     chunks: tuple[Chunk, ...] = ()
