@@ -25,6 +25,7 @@ from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import LlmosError
+from llmos.runtime.native.sampling import sample_rows
 
 Clock = Callable[[], float]
 
@@ -54,9 +55,9 @@ class GenerationEngine:
     def __init__(
         self,
         model: StepModel,
-        sampler: Sampler,
         options: GenerationOptions | None = None,
         *,
+        sampler: Sampler = sample_rows,
         observer: GenerationObserver | None = None,
         clock: Clock = time.monotonic,
     ) -> None:

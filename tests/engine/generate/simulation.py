@@ -14,12 +14,10 @@ from llmos.runtime.engine.generate.blocks import BlockPool
 from llmos.runtime.engine.generate.null import NullStepModel, null_spec
 from llmos.runtime.engine.generate.request import GenerationRequest
 from llmos.runtime.engine.generate.runner import Runner
-from llmos.runtime.engine.generate.sampler import SampledRow
 from llmos.runtime.engine.generate.scheduler import Scheduler
 from llmos.runtime.engine.generate.sequence import Sequence
 from llmos.runtime.engine.generate.step import StepPlan
-
-from .numpy_sampler import sample
+from llmos.runtime.native.sampling import SampledRow, sample_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +37,7 @@ class Simulation:
         self.model = NullStepModel(self.spec, sizes)
         self.pool = BlockPool(self.num_blocks, self.spec.block_size, self.spec.window)
         self.scheduler = Scheduler(self.pool, self.limits, self.spec.window)
-        self.runner = Runner(self.model, sample, self.limits, self.num_blocks)
+        self.runner = Runner(self.model, sample_rows, self.limits, self.num_blocks)
         self.admission = Admission(self.spec, self.num_blocks, self.prefix_cache)
         self.rows: dict[Sequence, list[SampledRow]] = {}
         self.prompt_rows: dict[Sequence, list[SampledRow]] = {}

@@ -31,7 +31,7 @@ from llmos.runtime.engine.generate import (
 from llmos.runtime.engine.generate.null import NullStepModel, null_spec
 from llmos.runtime.errors import ExecutionError, InputError
 
-from .numpy_sampler import generate, sample
+from .reference import generate
 
 Array = np.ndarray[Any, Any]
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -56,7 +56,7 @@ def opened(model: NullStepModel) -> None:
 @contextmanager
 def engine_of(model: NullStepModel | None = None, **options: Any) -> Iterator[GenerationEngine]:
     model = model or NullStepModel()
-    engine = GenerationEngine(model, sample, GenerationOptions(**{"cache_blocks": 96, **options}))
+    engine = GenerationEngine(model, GenerationOptions(**{"cache_blocks": 96, **options}))
     try:
         yield engine
         wait_for(engine.is_idle)
@@ -176,7 +176,7 @@ def test_a_row_without_numbers_fails_its_request_alone() -> None:
         events = list(bad)
         assert len(answer(good)) == 8
     assert isinstance(events[-1], FinishEvent)
-    assert (events[-1].finish_reason, str(events[-1].error)) == ("error", "the logits hold NaN")
+    assert (events[-1].finish_reason, str(events[-1].error)) == ("error", "the model computed logits that are NaN or infinite")
 
 
 def test_a_canceled_request_ends_at_once_and_frees_its_blocks() -> None:
@@ -250,7 +250,7 @@ def test_a_request_ends_with_the_context() -> None:
 
 def test_a_cache_without_room_is_refused() -> None:
     with pytest.raises(InputError, match="room for no block: one takes 32 bytes"):
-        GenerationEngine(NullStepModel(), sample, GenerationOptions(cache_bytes=31))
+        GenerationEngine(NullStepModel(), GenerationOptions(cache_bytes=31))
 
 
 def test_the_cache_is_sized_from_free_memory_where_nothing_is_said() -> None:
@@ -281,7 +281,7 @@ def test_drain_finishes_what_is_queued_and_refuses_more() -> None:
 
 def test_close_ends_what_runs() -> None:
     model = GatedModel()
-    engine = GenerationEngine(model, sample, GenerationOptions(cache_blocks=96))
+    engine = GenerationEngine(model, GenerationOptions(cache_blocks=96))
     request = engine.submit(ids(4), GREEDY)
     assert not engine.drain(0.01)
     closer = threading.Thread(target=engine.close)
@@ -324,7 +324,7 @@ def test_an_observer_sees_steps_and_requests() -> None:
             self.ended.append(report)
 
     observer = Observer()
-    engine = GenerationEngine(NullStepModel(), sample, GenerationOptions(cache_blocks=96), observer=observer)
+    engine = GenerationEngine(NullStepModel(), GenerationOptions(cache_blocks=96), observer=observer)
     engine.submit(ids(9), GREEDY).result()
     request = engine.submit(ids(9), replace(GREEDY, n=2))
     request.result()

@@ -13,8 +13,9 @@ from llmos.runtime.engine.generate import Limits
 from llmos.runtime.engine.generate.null import null_spec
 from llmos.runtime.engine.generate.sequence import Sequence
 from llmos.runtime.errors import UserError
+from llmos.runtime.native.sampling import RowSampling
 
-from .numpy_sampler import generate
+from .reference import generate
 from .simulation import Simulation
 
 Array = np.ndarray[Any, Any]
@@ -159,7 +160,7 @@ def test_prompt_logprobs_are_those_of_each_token_given_those_before() -> None:
     rows = simulation.prompt_rows[leader]
     assert [row.token for row in rows] == ids(20)[1:].tolist()
     for position, row in enumerate(rows, 1):
-        (alone,) = generate(simulation.spec, ids(20)[:position], leader.spec.sampling.__class__(num_logprobs=2), 1)
+        (alone,) = generate(simulation.spec, ids(20)[:position], RowSampling(num_logprobs=2), 1)
         assert row.top == alone.top
         assert (row.logprob == alone.logprob) == (row.token == alone.token)
     assert not simulation.prompt_rows[follower]
