@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from llmos.compiler.frontend.dims import Shape
 from llmos.compiler.ir.bindings import func, fx_importer, ir, tensor
 from llmos.compiler.ir.functions import callee_of
-from llmos.compiler.support.children import Children
+from llmos.runtime.children import Children
 from llmos.runtime.errors import UnsupportedError
 
 _CHILDREN = Children("llmos.compiler.frontend.lowering")

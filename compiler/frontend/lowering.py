@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.ir.bindings import PassManager, context, ir
-from llmos.compiler.support.children import serve
+from llmos.runtime.children import serve
 from llmos.runtime.errors import UnsupportedError
 
 TO_BACKEND = "builtin.module(func.func(torch-match-quantized-custom-ops),torchdynamo-export-to-torch-backend-pipeline{extra-library=})"

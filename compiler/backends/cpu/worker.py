@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from llmos.compiler.backends.cpu.llvm import compile_object
 from llmos.compiler.backends.cpu.target import CpuTarget
-from llmos.compiler.support.children import Children, serve
+from llmos.runtime.children import Children, serve
 from llmos.runtime.errors import PassError
 
 _CHILDREN = Children("llmos.compiler.backends.cpu.worker")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from llmos.compiler.support import children as child
+from llmos.runtime import children as child
 from llmos.runtime.errors import PassError
 
 child.IDLE_S = float(os.environ.get("SERVED_IDLE_S", child.IDLE_S))

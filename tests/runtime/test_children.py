@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmos.compiler.support import children as child
-from llmos.compiler.support.children import Children
+from llmos.runtime import children as child
+from llmos.runtime.children import Children
 
 PID = b"import os; answer = str(os.getpid()).encode()"
 
 
 @pytest.fixture
 def children() -> Iterator[Children]:
-    made = Children("tests.driver.served")
+    made = Children("tests.runtime.served")
     yield made
     made.close()
 
