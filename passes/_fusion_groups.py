@@ -17,6 +17,7 @@ from llmos.compiler.analysis.generic import (
     trace_to_buffer,
 )
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.analysis.paged_attention import is_paged_attention
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.analysis.scans import is_scan
 from llmos.compiler.analysis.scatters import scatter_of
@@ -36,6 +37,7 @@ LONGEST_CHAIN = 24  # elementwise ops of one dispatch
 
 def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> list[FusionGroup]:
     """Return every fusion group of a function. Order matters: what is most expensive chooses its company first."""
+    paged = [_seed(graph, "paged_attention", [op]) for op in graph.ops if is_paged_attention(op)]
     groups = [_seed(graph, "attention", ops) for ops in attention_groups]
     for ops in attention_groups:
         _materialize_keys_and_values(graph, ops)
@@ -52,7 +54,7 @@ def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> li
     groups += _scatters(graph)
     groups += _fallbacks(graph)
     groups += _materialized(graph)
-    return groups
+    return [*paged, *groups]
 
 
 def _seed(graph: Graph, kind: str, ops: Sequence[ir.Operation]) -> FusionGroup:
@@ -438,7 +440,7 @@ def _materialized(graph: Graph) -> list[FusionGroup]:
     for op in reversed(graph.ops):
         reads_memory = op.name in ("func.return", "scf.yield", *VIEWS) or COMPUTES in op.attributes
         needs_memory = reads_memory or is_loop(op) or SCAN_OUTPUT in op.attributes
-        if not needs_memory and not (op in graph.groups and graph.groups[op].kind == "fallback"):
+        if not needs_memory and not (op in graph.groups and graph.groups[op].kind in ("fallback", "paged_attention")):
             continue
         for operand in captured(op) if is_loop(op) else op.operands:
             owner = owner_of(operand)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import DEQUANTIZE, DISPATCH, EXPR, OUTER, SHAPE, SHAPES, integer, shape_attribute, strip
+from llmos.compiler.ir.attributes import DEQUANTIZE, DISPATCH, EXPR, OUTER, PAGED_ATTENTION, SHAPE, SHAPES, integer, shape_attribute, strip
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import create_private, name_of
 from llmos.compiler.ir.sizes import Expr
@@ -74,7 +74,7 @@ class Outliner:
         with ir.InsertionPoint(block):
             for op in self.order:
                 copy = op.clone()
-                strip(copy, keep=(DEQUANTIZE,) if op in dequantized else ())
+                strip(copy, keep=(DEQUANTIZE,) if op in dequantized else (PAGED_ATTENTION,))
                 self._remap(copy, mapping, by_expr)
                 mapping.update(zip(op.results, copy.results, strict=True))
             ir.Operation.create("func.return", operands=[mapping[r] for r in results])

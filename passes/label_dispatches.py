@@ -46,7 +46,7 @@ def label_of(func: ir.Operation) -> str:
     generics = [
         Generic(op.operation) for op in func.regions[0].blocks[0].operations if op.name == "linalg.generic" and not is_fill(op.operation)
     ]
-    if kind in ("attention", "scatter"):
+    if kind in ("attention", "paged_attention", "scatter"):
         return kind
     if kind in ("contraction", "winograd"):
         root = "winograd" if kind == "winograd" else _contraction(generics)

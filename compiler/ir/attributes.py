@@ -57,6 +57,7 @@ SCAN_OUTPUT = "llmos.scan_output"  # of a tensor.insert_slice: each iteration of
 COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
 QUANTIZE = "llmos.quantize"  # of a linalg.generic that is a quantization (compiler/analysis/quantization.py)
 DEQUANTIZE = "llmos.dequantize"
+PAGED_ATTENTION = "llmos.paged_attention"  # of a linalg.generic: its parameters (compiler/analysis/paged_attention.py)
 
 
 # -- single attributes

@@ -85,14 +85,12 @@ def load(artifact: Any) -> Program:
         return llmos.load(path, poison_arena=True)
 
 
-def compile_torch(
-    module: torch.nn.Module, example: Sequence[torch.Tensor], dynamic: Sequence[Mapping[int, Any]] | None = None, target: str = V4
-) -> Program:
-    """A program of a module; `dynamic`: for each input, its dynamic dims."""
+def compile_torch(module: torch.nn.Module, example: Sequence[Any], dynamic: Sequence[Any] | None = None, target: str = V4) -> Program:
+    """A program of a module; `dynamic`: for each input, its dynamic dims; lists of inputs take lists of them."""
     shapes: Any = None
     if dynamic is not None:
         variadic = module.forward.__code__.co_flags & inspect.CO_VARARGS
-        shapes = {"inputs": tuple(dict(d) for d in dynamic)} if variadic else tuple(dict(d) for d in dynamic)
+        shapes = {"inputs": tuple(dynamic)} if variadic else tuple(dynamic)
     return load(compile_model(module.eval(), tuple(example), dynamic_shapes=shapes, options=options(runnable(target))))
 
 

@@ -22,6 +22,7 @@ from llmos.compiler.backends.cpu.kernels.contraction_window import emit_contract
 from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise
 from llmos.compiler.backends.cpu.kernels.fallback import emit_fallback
 from llmos.compiler.backends.cpu.kernels.insert import emit_insert
+from llmos.compiler.backends.cpu.kernels.paged_attention import emit_paged_attention
 from llmos.compiler.backends.cpu.kernels.row_reduction import emit_rows
 from llmos.compiler.backends.cpu.kernels.scan import emit_scan
 from llmos.compiler.backends.cpu.kernels.scatter import emit_scatter
@@ -41,6 +42,7 @@ Emit = Callable[[ir.Module, Dispatch, CpuTarget], Launch]
 
 EMITTERS: Mapping[str, Emit] = {
     "attention": emit_attention,
+    "paged_attention": emit_paged_attention,
     "contraction": emit_contraction,
     "contraction_window": emit_contraction_window,
     "winograd": emit_winograd,

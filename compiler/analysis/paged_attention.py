@@ -1,0 +1,81 @@
+"""Attention of tokens over a paged cache in the IR: one linalg.generic that carries `llmos.paged_attention`.
+
+The region is a whole reference: a streaming softmax over the positions of the token's request. Kernels go by the attribute. A block of
+the cache holds the keys and values of BLOCK_SIZE positions for one key-value head, laid out as the right sides of the two products:
+
+    keys   [head_dim][BLOCK_SIZE]               then
+    values [BLOCK_SIZE][head_dim, padded to a multiple of LANES]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmos.compiler.ir.attributes import PAGED_ATTENTION
+from llmos.compiler.ir.bindings import ir
+
+BLOCK_SIZE = 16  # positions of a block
+LANES = 16  # a row of values fills whole vectors of so many elements
+OPERANDS = ("query", "positions", "token_requests", "cache", "block_tables")  # of the op, in order
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Offsets, in elements, inside the block of one key-value head."""
+
+    head_dim: int
+
+    @property
+    def padded(self) -> int:
+        """Return the elements from one position's value to the next one's."""
+        return -(-self.head_dim // LANES) * LANES
+
+    @property
+    def values(self) -> int:
+        """Return where the values begin."""
+        return self.head_dim * BLOCK_SIZE
+
+    @property
+    def num_elements(self) -> int:
+        """Return the elements of a block."""
+        return self.values + BLOCK_SIZE * self.padded
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """The parameters of one op.
+
+    Token t of query [tokens, heads, head_dim] attends to positions p of its request with position - window < p <= position (0: no
+    window): softmax(cap(scale * q . k)) v, where cap(s) = softcap * tanh(s / softcap) (0: none). Query head h reads key-value head
+    h // group.
+    """
+
+    head_dim: int
+    group: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Return the layout of a block of its cache."""
+        return BlockLayout(self.head_dim)
+
+    def attribute(self) -> ir.DictAttr:
+        """Return the dictionary that `of` reads."""
+        f64, i64 = ir.F64Type.get(), ir.IntegerType.get_signless(64)
+        numbers = {name: ir.IntegerAttr.get(i64, getattr(self, name)) for name in ("head_dim", "group", "window")}
+        return ir.DictAttr.get({**numbers, **{name: ir.FloatAttr.get(f64, getattr(self, name)) for name in ("scale", "softcap")}})
+
+    @staticmethod
+    def of(op: ir.Operation) -> PagedAttention:
+        """Read the attribute of an op that has one."""
+        named = ir.DictAttr(op.attributes[PAGED_ATTENTION])
+        head_dim, group, window = (int(ir.IntegerAttr(named[name]).value) for name in ("head_dim", "group", "window"))
+        scale, softcap = (float(ir.FloatAttr(named[name]).value) for name in ("scale", "softcap"))
+        return PagedAttention(head_dim, group, scale, window, softcap)
+
+
+def is_paged_attention(op: ir.Operation) -> bool:
+    """Whether an op is attention over a paged cache."""
+    return PAGED_ATTENTION in op.attributes

@@ -1,0 +1,143 @@
+"""`llmos::write_kv_cache` as two scatters, `llmos::paged_attention` as one generic whose region is a streaming softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, BlockLayout, PagedAttention
+from llmos.compiler.frontend import scalars as s
+from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
+from llmos.compiler.frontend.ops.scatters import read, scattered
+from llmos.compiler.frontend.scalars import Scalar, to_index
+from llmos.compiler.ir.attributes import PAGED_ATTENTION
+from llmos.compiler.ir.bindings import arith, ir, linalg, scf, tensor
+
+
+def write_kv_cache(b: Builder, result: Meta, cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
+    """Write key and value [tokens, heads, head_dim] into a paged cache; a slot outside of it is an error of the call."""
+    head_dim = key.shape[-1]
+    assert isinstance(head_dim, int)
+    layout = BlockLayout(head_dim)
+
+    def writer(source: Tensor, element: Callable[[ir.Value, ir.Value], ir.Value]) -> Callable[..., tuple[list[ir.Value], Scalar]]:
+        def update(at: list[ir.Value]) -> tuple[list[ir.Value], Scalar]:
+            token, head, dim = at
+            slot = to_index(read(b, slots, [token]))
+            size = b.index(BLOCK_SIZE)
+            # Unsigned: a negative slot is far outside.
+            place = [arith.divui(slot, size), head, element(arith.remui(slot, size), dim)]
+            return place, read(b, source, at).to(cache.dtype)
+
+        return update
+
+    def key_element(offset: ir.Value, dim: ir.Value) -> ir.Value:
+        return arith.addi(arith.muli(dim, b.index(BLOCK_SIZE)), offset)
+
+    def value_element(offset: ir.Value, dim: ir.Value) -> ir.Value:
+        start = arith.addi(arith.muli(offset, b.index(layout.padded)), b.index(layout.values))
+        return arith.addi(start, dim)
+
+    written = scattered(b, cache, key.shape, writer(key, key_element))
+    return scattered(b, written, value.shape, writer(value, value_element))
+
+
+def paged_attention(
+    b: Builder,
+    result: Meta,
+    query: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    positions: Tensor,
+    token_requests: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Attend over the cached positions of each token's request; formulas are the op's in torch (frontend/paged_attention.py)."""
+    _, num_heads, head_dim = query.shape
+    kv_heads = cache.shape[1]
+    assert isinstance(num_heads, int) and isinstance(head_dim, int) and isinstance(kv_heads, int)
+    parameters = PagedAttention(head_dim, num_heads // kv_heads, scale, window, softcap)
+    zero = ir.AffineExpr.get_constant(0)
+    loops = [affine_dim(i) for i in range(3)]
+    query, cache, block_tables = (b.dense(each) for each in (query, cache, block_tables))
+    inputs: list[tuple[Tensor, Sequence[ir.AffineExpr]]] = [
+        (query, loops),
+        (b.dense(positions), loops[:1]),
+        (b.dense(token_requests), loops[:1]),
+        (cache, [zero] * 3),
+        (block_tables, [zero] * 2),
+    ]
+
+    def body(_: Scalar, position: Scalar, request: Scalar, *__: Scalar) -> list[Scalar]:
+        return [_Reference(b, parameters, query, cache, block_tables, position, request).result().to(result.dtype)]
+
+    (value,) = b.generic(inputs, [(b.empty(result.shape, result.dtype), result.dtype, loops)], ["parallel"] * 3, body)
+    value.owner.operation.attributes[PAGED_ATTENTION] = parameters.attribute()
+    return b.dense_tensor(value, result.shape, result.dtype)
+
+
+class _Reference:
+    """One element of the result, by a loop over positions that carries maximum, sum and weighted values."""
+
+    def __init__(
+        self, b: Builder, parameters: PagedAttention, query: Tensor, cache: Tensor, tables: Tensor, position: Scalar, request: Scalar
+    ) -> None:
+        self.b, self.parameters, self.query, self.cache, self.tables = b, parameters, query, cache, tables
+        self.position, self.request = to_index(position), to_index(request)
+        i64 = ir.IntegerType.get_signless(64)
+        self.token, self.head, self.dim = (linalg.IndexOp(ir.IntegerAttr.get(i64, i)).result for i in range(3))
+
+    def result(self) -> Scalar:
+        f32 = torch.float32
+        first = self._number(0)
+        if self.parameters.window:
+            behind = arith.subi(self.position, self._number(self.parameters.window - 1))
+            first = arith.maxsi(behind, first)
+        start = [s.constant(-3.4028234663852886e38, f32), s.constant(0.0, f32), s.constant(0.0, f32)]
+        loop = scf.ForOp(first, arith.addi(self.position, self._number(1)), self._number(1), [each.value for each in start])
+        with ir.InsertionPoint(loop.body):
+            highest, total, weighted = (Scalar(value, f32) for value in loop.inner_iter_args)
+            block, offset = self._place(loop.induction_variable)
+            score = self._score(block, offset)
+            new = highest.max(score)
+            kept, weight = s.exp(highest - new), s.exp(score - new)
+            value = self._value(block, offset)
+            scf.YieldOp([new.value, (total * kept + weight).value, (weighted * kept + weight * value).value])
+        _, total, weighted = (Scalar(value, f32) for value in loop.results)
+        return weighted / total
+
+    def _number(self, number: int) -> ir.Value:
+        return arith.ConstantOp(ir.IndexType.get(), number).result
+
+    def _place(self, position: ir.Value) -> tuple[ir.Value, ir.Value]:
+        size = self._number(BLOCK_SIZE)
+        block = tensor.ExtractOp(self.tables.value, [self.request, arith.divui(position, size)]).result
+        return to_index(Scalar(block, self.tables.dtype)), arith.remui(position, size)
+
+    def _read(self, block: ir.Value, element: ir.Value) -> Scalar:
+        head = arith.divui(self.head, self._number(self.parameters.group))
+        return Scalar(tensor.ExtractOp(self.cache.value, [block, head, element]).result, self.cache.dtype).to(torch.float32)
+
+    def _score(self, block: ir.Value, offset: ir.Value) -> Scalar:
+        p, f32 = self.parameters, torch.float32
+        loop = scf.ForOp(self._number(0), self._number(p.head_dim), self._number(1), [s.constant(0.0, f32).value])
+        with ir.InsertionPoint(loop.body):
+            dim = loop.induction_variable
+            query = Scalar(tensor.ExtractOp(self.query.value, [self.token, self.head, dim]).result, self.query.dtype).to(f32)
+            key = self._read(block, arith.addi(arith.muli(dim, self._number(BLOCK_SIZE)), offset))
+            scf.YieldOp([(Scalar(loop.inner_iter_args[0], f32) + query * key).value])
+        score = Scalar(loop.results[0], f32) * p.scale
+        return s.tanh(score * (1 / p.softcap)) * p.softcap if p.softcap else score
+
+    def _value(self, block: ir.Value, offset: ir.Value) -> Scalar:
+        layout = self.parameters.layout
+        start = arith.addi(arith.muli(offset, self._number(layout.padded)), self._number(layout.values))
+        return self._read(block, arith.addi(start, self.dim))
+
+
+def table() -> dict[str, Callable[..., Tensor]]:
+    """Return the lowerings by overload name."""
+    return {"llmos.write_kv_cache.default": write_kv_cache, "llmos.paged_attention.default": paged_attention}

@@ -1,0 +1,93 @@
+"""Attention over a paged cache as two ops of a torch program: `llmos::write_kv_cache` and `llmos::paged_attention`.
+
+A cache is [blocks, key-value heads, elements of a block] (compiler/analysis/paged_attention.py has the layout of a block). Their torch
+implementations are the reference of compiled models; the compiler lowers the ops in frontend/ops/paged_attention.py.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, BlockLayout
+
+
+@torch.library.custom_op("llmos::write_kv_cache", mutates_args=())
+def write_kv_cache(cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """Return the cache with key and value [tokens, key-value heads, head_dim] written at slots [tokens].
+
+    A slot is block * BLOCK_SIZE + offset. A cache of bfloat16 takes them rounded.
+    """
+    layout, num_heads = BlockLayout(key.shape[-1]), key.shape[1]
+    block, offset = (each.long()[:, None, None] for each in (slots // BLOCK_SIZE, slots % BLOCK_SIZE))
+    heads, dims = torch.arange(num_heads)[None, :, None], torch.arange(layout.head_dim)[None, None, :]
+    written = cache.clone()
+    written[block, heads, dims * BLOCK_SIZE + offset] = key.to(cache.dtype)
+    written[block, heads, layout.values + offset * layout.padded + dims] = value.to(cache.dtype)
+    return written
+
+
+@torch.library.custom_op("llmos::paged_attention", mutates_args=())
+def paged_attention(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    positions: torch.Tensor,
+    token_requests: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """Return attention of query [tokens, heads, head_dim] over the cached positions of each token's request, of the same shape.
+
+    block_tables [requests, max_blocks]: the blocks of a request, in order of position. positions, token_requests [tokens]. window: only
+    the last so many positions count, the token's own among them; 0 for all. softcap: scores are softcap * tanh(score / softcap); 0 for
+    none.
+    """
+    rows = [
+        _attend(query[t], cache, block_tables[int(token_requests[t])], int(positions[t]), scale, window, softcap)
+        for t in range(query.shape[0])
+    ]
+    return torch.stack(rows) if rows else torch.empty_like(query)
+
+
+def _attend(
+    query: torch.Tensor, cache: torch.Tensor, table: torch.Tensor, position: int, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    """One token: query [heads, head_dim]."""
+    first = max(0, position - window + 1) if window else 0
+    at = torch.arange(first, position + 1)
+    keys, values = _read(cache, table[at // BLOCK_SIZE].long(), at % BLOCK_SIZE, query.shape[-1])
+    grouped = query.reshape(cache.shape[1], -1, query.shape[-1])
+    scores = torch.einsum("hgd,phd->hgp", grouped, keys) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    return torch.einsum("hgp,phd->hgd", scores.softmax(-1), values).reshape(query.shape)
+
+
+def _read(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [positions, key-value heads, head_dim], in float32."""
+    layout = BlockLayout(head_dim)
+    dims, heads = torch.arange(head_dim)[None, None, :], torch.arange(cache.shape[1])[None, :, None]
+    block, offset = blocks[:, None, None], offsets[:, None, None]
+    keys = cache[block, heads, dims * BLOCK_SIZE + offset]
+    values = cache[block, heads, layout.values + offset * layout.padded + dims]
+    return keys.float(), values.float()
+
+
+@write_kv_cache.register_fake
+def _(cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(cache)
+
+
+@paged_attention.register_fake
+def _(
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    positions: torch.Tensor,
+    token_requests: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
