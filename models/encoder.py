@@ -115,7 +115,7 @@ class _Plan:
 def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
     if source.config.get("is_encoder_decoder") or source.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise UnsupportedError(
-            f"{source.path}: {source.architecture or 'this model'} generates text; encoders only are compiled from a directory so far"
+            f"{source.path}: {source.architecture or 'this model'} generates text with an encoder; decoders alone and encoders are compiled"
         )
     modules = source.sentence_modules()
     pooling = options.pooling or (modules.pooling if modules else None)

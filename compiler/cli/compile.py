@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.backends.options import PRECISIONS, CompileOptions
+from llmos.compiler.backends.options import KV_TYPES, PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import parsed_options
 from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.errors import UserError
@@ -40,6 +40,9 @@ from llmos.runtime.errors import UserError
     metavar="NAME[=SIZE],...",
     help="Names for the dimensions that stay symbolic, such as batch,tokens. For an ONNX model also its own names with a size to fix "
     "them to, or a range: batch=1:64,height=480.",
+)
+@click.option(
+    "--kv", default="", metavar="TYPE", help=f"What a language model caches keys and values as: {' or '.join(KV_TYPES)}; default bf16."
 )
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="An input of an ONNX model that becomes a constant; repeatable.")
 @click.option(
@@ -81,6 +84,7 @@ def command(
     quant: str,
     calibrate: Path | None,
     dynamic: str,
+    kv: str,
     bind: tuple[str, ...],
     random: str,
     name: str,
@@ -106,6 +110,7 @@ def command(
         calibrate=calibrate,
         backend=backend,
         target=target,
+        kv=kv,
         random=random,
         name=name,
         from_stage=from_stage,

@@ -65,6 +65,7 @@ def compile(
     precision: str = "fp32",
     quant: str | None = None,
     calibrate: Any = None,
+    kv: str = "",
     target: str = "portable",
     name: str = "",
     random: str = "",
@@ -84,13 +85,15 @@ def compile(
     random: name of an input, int64 [], that is added where the model draws random numbers; without it such a model is refused.
     tune: seconds of a measured search for shapes of tiles on this machine, which change no result.
     lock: the lock file of an earlier search, whose choices are taken; the search leaves out what is in it.
-    options: takes the place of precision, quant, calibrate, target, name, random and tune.
+    kv: what a language model caches keys and values as, "bf16" or "fp32".
+    options: takes the place of precision, quant, calibrate, kv, target, name, random and tune.
     Raises UserError for what can't be read, UnsupportedError for a model that can't be compiled, PassError for an error of the compiler.
     """
     chosen = options or CompileOptions(
         precision=precision,
         quant=quant or "",
         calibrate=as_calibration(calibrate),
+        kv=kv,
         target=target,
         name=name,
         random=random,

@@ -35,6 +35,8 @@ def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shape
     if options.sizes or options.bind:
         raise UserError("sizes of dimensions and bound inputs are for .onnx models: other models say them when they are exported")
     is_path = isinstance(source, (str, Path))
+    if options.kv and not (is_path and Path(source).is_dir()):
+        raise UserError("--kv is for language models, given as a Hugging Face directory")
     imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
     if options.dynamic:
         rename_symbols(imported.module, options.dynamic)
@@ -65,15 +67,23 @@ def _import_torch(source: Any, example_args: Sequence[Any] | None, dynamic_shape
 def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
     require_model(path)
     if path.is_dir():
-        from llmos.models.directory import directory_name
-        from llmos.models.encoder import import_encoder
-
-        return import_encoder(path, name=options.name or directory_name(path))
+        return _import_directory(path, options)
     if path.suffix == ".pt2":
         return _import_torch(path, None, None, options)
     if path.suffix == ".mlir":
         return _import_mlir(path, options)
     raise UserError(f"{path} is not a model that llmos knows; it takes {ACCEPTED}")
+
+
+def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
+    from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, is_causal_lm
+    from llmos.models.directory import ModelDirectory, directory_name
+    from llmos.models.encoder import import_encoder
+
+    name = options.name or directory_name(path)
+    if is_causal_lm(ModelDirectory.open(path)):
+        return import_causal_lm(path, CausalLMOptions(options.kv or "bf16"), name=name)
+    return import_encoder(path, name=name)
 
 
 def _import_mlir(path: Path, options: CompileOptions) -> ImportedModel:

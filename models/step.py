@@ -1,0 +1,193 @@
+"""A causal language model of transformers as one step function: attention over a paged cache in place of its own.
+
+The families' own code runs, whatever they are. Attention and experts are replaced through transformers' interfaces, and what changes
+with the data (rotary frequencies that follow the longest position) is decided once, for the longest context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
+from llmos.compiler.analysis.paged_attention import BlockLayout
+from llmos.runtime.errors import UnsupportedError
+
+_NAME = "llmos"  # of our implementations in transformers' interfaces
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The cache of one layer: key-value heads, elements of a head, and how many positions a token attends to at most (None: all)."""
+
+    name: str
+    num_kv_heads: int
+    head_dim: int
+    window: int | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the dims behind the number of blocks."""
+        return self.num_kv_heads, BlockLayout(self.head_dim).num_elements
+
+
+@dataclass
+class StepState:
+    """What attention needs beside query, key and value; `caches` is replaced layer by layer."""
+
+    slots: torch.Tensor
+    positions: torch.Tensor
+    token_requests: torch.Tensor
+    block_tables: torch.Tensor
+    caches: list[torch.Tensor]
+
+
+class Step(nn.Module):
+    """(tokens, positions, slots, token_requests, block_tables, logit_rows, caches) to logits [rows, vocabulary]; caches change in place."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        token_requests: torch.Tensor,
+        block_tables: torch.Tensor,
+        logit_rows: torch.Tensor,
+        caches: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Run one step; shapes and meaning of the arguments are those of models/causal_lm.py."""
+        state = StepState(slots, positions, token_requests, block_tables, list(caches))
+        output = self.model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, llmos_state=state, logits_to_keep=logit_rows.long()
+        )
+        for cache, new in zip(caches, state.caches, strict=True):
+            cache.copy_(new)
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+
+@contextmanager
+def adapted(model: Any, max_length: int) -> Iterator[None]:
+    """Inside, a model runs as a step: attention reads `llmos_state`, experts are computed densely, rotary frequencies are fixed."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, _no_mask)
+    ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
+    before = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+    kinds = _fix_frequencies(model, max_length)
+    model.set_attn_implementation(_NAME)
+    model.config._experts_implementation = _NAME
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before[0])
+        model.config._experts_implementation = before[1]
+        for module, kind in kinds:
+            module.rope_type = kind
+
+
+def cache_specs(model: Any) -> list[CacheSpec]:
+    """The cache of each layer, seen at a run of one token. Raises UnsupportedError for attention that can't be replaced."""
+    from transformers import AttentionInterface
+
+    found: dict[int, CacheSpec] = {}
+
+    def look(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any) -> tuple[Any, None]:
+        if value.shape[-1] != key.shape[-1]:
+            raise UnsupportedError(f"{type(model).__name__}: attention whose values have another width than its keys isn't supported")
+        window = _window(module, options)
+        found[module.layer_idx] = CacheSpec(f"cache.{module.layer_idx}", key.shape[1], key.shape[-1], window)
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register(_NAME, look)
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            model(input_ids=one, position_ids=one, use_cache=False)
+    finally:
+        AttentionInterface.register(_NAME, _attend)
+    if not found or sorted(found) != list(range(len(found))):
+        raise UnsupportedError(f"{type(model).__name__}: its attention doesn't go through transformers' AttentionInterface")
+    return [found[layer] for layer in range(len(found))]
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float | None = None, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """As transformers' attention interface: query [1, heads, tokens, head_dim]; key and value have the key-value heads alone."""
+    state: StepState = options["llmos_state"]
+    if options.get("s_aux") is not None:
+        raise UnsupportedError("attention with sinks isn't supported")
+    query, key, value = (each.transpose(1, 2)[0] for each in (query, key, value))
+    cache = torch.ops.llmos.write_kv_cache(state.caches[module.layer_idx], key, value, state.slots)
+    state.caches[module.layer_idx] = cache
+    scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    softcap = float(options.get("softcap") or 0.0)
+    window = _window(module, options) or 0
+    out = torch.ops.llmos.paged_attention(query, cache, state.block_tables, state.positions, state.token_requests, scale, window, softcap)
+    return out[None], None
+
+
+def _window(module: Any, options: Mapping[str, Any]) -> int | None:
+    given = options.get("sliding_window")
+    window = given if given is not None else getattr(module, "sliding_window", None)
+    return None if window is None else int(window)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Positions say what a token attends to."""
+
+
+def _experts(module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
+    """Every expert on all tokens [tokens, width], of which each token takes those that its router chose."""
+    total = torch.zeros_like(hidden)
+    for expert in range(module.num_experts):
+        chosen = top_k_index == expert
+        weight = torch.where(chosen, top_k_weights, 0.0).sum(-1, keepdim=True).to(hidden.dtype)
+        made = _expert(module, expert, hidden)
+        total = total + torch.where(chosen.any(-1, keepdim=True), made * weight, 0.0)
+    return total
+
+
+def _expert(module: Any, number: int, hidden: torch.Tensor) -> torch.Tensor:
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    made = _linear(module, first, number, hidden)
+    made = module._apply_gate(made) if module.has_gate else module.act_fn(made)
+    return _linear(module, "down_proj", number, made)
+
+
+def _linear(module: Any, name: str, number: int, x: torch.Tensor) -> torch.Tensor:
+    weight = getattr(module, name)[number]
+    bias = getattr(module, f"{name}_bias")[number] if module.has_bias else None
+    return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
+
+
+def _fix_frequencies(model: Any, max_length: int) -> Sequence[tuple[Any, Any]]:
+    """Set rotary frequencies that would follow the longest position to those of the longest context; the modules and their kinds before.
+
+    transformers chooses them anew in each call, which would leave cached keys with others.
+    """
+    changed = []
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
+        if not any(isinstance(each, str) and ("dynamic" in each or each == "longrope") for each in kinds):
+            continue
+        position = torch.tensor([[max_length - 1]])
+        with torch.no_grad():
+            for layer in kind if isinstance(kind, dict) else (None,):
+                module(torch.zeros(1), position, **({"layer_type": layer} if layer is not None else {}))
+        changed.append((module, kind))
+        module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
+    return changed
