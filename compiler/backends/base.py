@@ -63,7 +63,8 @@ def quant_of(passes: Sequence[str]) -> str:
             return "w8a8"
         if name == "quantize-weights":
             given = dict(each.split("=") for each in options.split())
-            return "w8a16" if given.get("bits") == "8" else f"w4a16:g{given.get('group', 128)}"
+            rounding = f":{given['rounding']}" if "rounding" in given else ""
+            return "w8a16" if given.get("bits") == "8" else f"w4a16:g{given.get('group', 128)}{rounding}"
     return ""
 
 

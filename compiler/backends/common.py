@@ -56,7 +56,8 @@ def quantization(options: CompileOptions) -> list[Pass]:
     scheme = parse_scheme(options.quant)
     if scheme.numbers in ("w8a8", AUTO):
         return [QuantizeContractions(keep=options.keep), QuantizeTables()]
-    return [QuantizeWeights(group=scheme.group) if scheme.group else QuantizeWeights(bits=8), QuantizeTables()]
+    weights = QuantizeWeights(group=scheme.group, rounding=scheme.rounding) if scheme.group else QuantizeWeights(bits=8)
+    return [weights, QuantizeTables()]
 
 
 def after_quantization() -> list[Pass]:

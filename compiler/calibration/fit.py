@@ -1,8 +1,9 @@
-"""A model fitted to calibration data before its passes run: smoothed, and for `auto` with a plan of what is quantized."""
+"""A model fitted to calibration data before its passes run: smoothed, with a plan of what is quantized, or with rounded weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llmos.compiler.backends.common import quantization
 from llmos.compiler.backends.options import CompileOptions
@@ -10,20 +11,22 @@ from llmos.compiler.backends.planning import before_quantizing
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.calibration.advisor import budget_text, decide, require_faster, speedup
 from llmos.compiler.calibration.data import Call, calibration_inputs
+from llmos.compiler.calibration.fitted import with_fitted
 from llmos.compiler.calibration.native import NativeProgram
 from llmos.compiler.calibration.plan import Choice, Plan
+from llmos.compiler.calibration.rounding import fitted_rounding
 from llmos.compiler.calibration.sensitivity import Judge, SwitchedProgram
-from llmos.compiler.calibration.smoothing import Vectors, fitted_vectors, with_vectors
+from llmos.compiler.calibration.smoothing import fitted_vectors
 from llmos.compiler.calibration.statistics import activation_statistics
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
-from llmos.compiler.quant.scheme import AUTO, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, ROUNDED, ROUNDINGS, SMOOTHED, Scheme, parse_scheme
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.accuracy import tolerance_for
 from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
-from llmos.passes.quant._candidates import Product, products_of
-from llmos.passes.quant._fitted import SMOOTH, vectors_of
+from llmos.passes.quant._candidates import Product, products_of, weight_products_of
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, fitted_of
 from llmos.runtime.artifact.manifest import QUANT_PLAN
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -33,24 +36,28 @@ NUM_EXAMPLES = 4  # calibration calls that the accuracy report is made on
 def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) -> tuple[ImportedModel, CompileOptions]:
     """Return the model and the options that follow from calibration data; both as they are where the scheme needs none.
 
-    The model has the vectors of SmoothQuant among its weights, for `auto` also the corrections and in its metadata the plan, and some of
-    the data as examples, where the user gave data. Raises UserError for data that doesn't fit, and where no plan is within the budget and
-    faster than float.
+    The model has what was fitted among its weights (passes/quant/_fitted.py), for `auto` in its metadata the plan, and some of the data as
+    examples, where the user gave data. Raises UserError for data that doesn't fit or is missing, and where no plan is within the budget
+    and faster than float.
     """
     if not needs_data(options):
         return imported, options
+    scheme = parse_scheme(options.quant)
+    _require_data(scheme, options)
     if any(each.state for each in EntryFunc.of(imported.module).arguments):
         raise UnsupportedError(f"--quant {options.quant}: models with state aren't calibrated yet; --quant w8a8 needs no calibration")
     progress.phase("calibration")
     calls = calibration_inputs(imported, options)
-    prepared = before_quantizing(imported, options, backend_of(options))
-    costs = backend_of(options).context(options).costs
-    activations = activation_statistics(prepared, calls, options, costs, progress.update)
+    prepared, costs = before_quantizing(imported, options, backend_of(options)), backend_of(options).context(options).costs
+    if scheme.rounding:
+        taken = partial(weight_products_of, costs=costs, group=scheme.group)
+        return _with_examples(with_fitted(imported, fitted_rounding(prepared, calls, scheme, options, taken, progress)), calls), options
+    activations = activation_statistics(prepared, calls, options, partial(products_of, costs=costs), progress.update)
     progress.phase("smoothing")
     vectors = fitted_vectors(activations, progress.update)
-    fitted = with_vectors(imported, vectors if options.quant == AUTO else Vectors(vectors.smooth))
+    fitted = with_fitted(imported, {SMOOTH: vectors.smooth, **({CORRECT: vectors.correct} if options.quant == AUTO else {})})
     if options.calibrate is not None:
-        fitted = replace(fitted, examples=_examples(calls))
+        fitted = _with_examples(fitted, calls)
     if options.quant != AUTO:
         return fitted, replace(options, quant="w8a8:smooth")
     plan = _Advice(fitted, calls, options, progress).plan()
@@ -62,13 +69,22 @@ def needs_data(options: CompileOptions) -> bool:
     if not options.quant:
         return False
     scheme = parse_scheme(options.quant)
-    return scheme.numbers == AUTO or scheme.is_smoothed or options.calibrate is not None
+    return scheme.numbers == AUTO or bool(scheme.rounding) or scheme.is_smoothed or options.calibrate is not None
 
 
-def _examples(calls: list[Call]) -> tuple[Call, ...]:
-    """Evenly spaced, of those that an accuracy report takes."""
+def _require_data(scheme: Scheme, options: CompileOptions) -> None:
+    """Raises UserError for data that a scheme has no use for, and for rounding without data: random examples say nothing of a model's."""
+    if scheme.rounding and options.calibrate is None:
+        raise UserError(f"--quant {scheme} rounds weights by what the model sees: give texts or arrays with --calibrate FILE")
+    if options.calibrate is not None and not (scheme.rounding or scheme.numbers in (AUTO, *SMOOTHED)):
+        better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in ROUNDINGS)}" if scheme.numbers in ROUNDED else ""
+        raise UserError(f"--quant {scheme} rounds to nearest and takes no --calibrate{better}")
+
+
+def _with_examples(fitted: ImportedModel, calls: list[Call]) -> ImportedModel:
+    """With evenly spaced calls as its examples, of those that an accuracy report takes."""
     small = [call for call in calls if sum(array.nbytes for array in call) <= EXAMPLE_BYTES] or calls
-    return tuple(small[:: -(-len(small) // NUM_EXAMPLES)])
+    return replace(fitted, examples=tuple(small[:: -(-len(small) // NUM_EXAMPLES)]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ class _Advice:
         prepared = before_quantizing(self.fitted, self.options, backend)
         with prepared.module.context, ir.Location.unknown():
             entry = EntryFunc.of(prepared.module)
-            products, smoothed = products_of(entry, backend.context(self.options).costs), set(vectors_of(entry, SMOOTH))
+            products, smoothed = products_of(entry, backend.context(self.options).costs), set(fitted_of(entry, SMOOTH))
             work, labels = [each.work for each in products], [(each.label, _is_smoothed(each, smoothed)) for each in products]
         if not products:
             raise UserError("--quant auto: the model has no product of activations and weights that is large enough to quantize")

@@ -1,19 +1,14 @@
-"""What is fitted to activations, as weights of a model: vectors that smooth them, and corrections of the products that read them."""
+"""What is fitted to activations: vectors that smooth them, and corrections of the products that read them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from llmos.compiler.calibration.statistics import Activation, Step
-from llmos.compiler.frontend.model import ImportedModel
-from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.functions import EntryFunc
-from llmos.compiler.ir.weights import Weight
 from llmos.compiler.quant.smoothing import correction, smoothing_vector
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_vectors, drop_unused_vectors
 
 
 @dataclass(frozen=True)
@@ -35,15 +30,3 @@ def fitted_vectors(activations: Mapping[int, Activation], step: Step) -> Vectors
             found.correct[product] = correction(each.rows, weight, vector)
         step(done, len(activations))
     return found
-
-
-def with_vectors(imported: ImportedModel, vectors: Vectors) -> ImportedModel:
-    """Return a copy of the model, whose module has the vectors as weights that quantize-contractions reads."""
-    added: dict[str, Weight] = {}
-    with imported.module.context, ir.Location.unknown():
-        module = ir.Module.parse(str(imported.module))
-        drop_unused_vectors(EntryFunc.of(module))  # of an earlier fit, in a saved stage
-        for prefix, group in ((SMOOTH, vectors.smooth), (CORRECT, vectors.correct)):
-            names = add_vectors(EntryFunc.of(module), prefix, {number: len(vector) for number, vector in group.items()})
-            added |= {names[number]: Weight.of(vector) for number, vector in group.items()}
-    return replace(imported, module=module, weights={**imported.weights, **added})

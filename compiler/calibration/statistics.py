@@ -1,9 +1,10 @@
-"""What activations look like on calibration inputs: the largest magnitude of each channel, and a sample of rows."""
+"""What activations look like on calibration inputs: the largest magnitude of each channel, a sample of rows, second moments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -13,8 +14,7 @@ from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.attributes import result_attributes, tensor_attributes, type_of
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
-from llmos.passes import CostModel
-from llmos.passes.quant._candidates import products_of
+from llmos.passes.quant._candidates import Product
 from llmos.runtime.errors import UserError
 
 MAX_ROWS = 512  # that are kept of an activation
@@ -35,74 +35,112 @@ class Activation:
     weights: Mapping[int, np.ndarray]
 
 
+ProductsOf = Callable[[EntryFunc], list[Product]]  # those that quantization takes
+
+
 def activation_statistics(
-    prepared: ImportedModel, inputs: Sequence[Sequence[np.ndarray]], options: CompileOptions, costs: CostModel, step: Step
+    prepared: ImportedModel, inputs: Sequence[Sequence[np.ndarray]], options: CompileOptions, products: ProductsOf, step: Step
 ) -> dict[int, Activation]:
     """Run what `before_quantizing` gave on calibration inputs; return what each activation was, by `Product.activation`.
 
     Those whose products sum along several axes are left out. Raises UserError where one is NaN or infinite.
     """
-    with prepared.module.context, ir.Location.unknown():
-        module = ir.Module.parse(str(prepared.module))
-        observed = _Observed.of(EntryFunc.of(module), costs)
-    if not observed.products:
-        return {}
-    program = NativeProgram.of(ImportedModel(prepared.name, module, prepared.weights), [], options)
-    collected = {number: _Collector(each.label) for number, each in observed.activations.items()}
-    results: list[np.ndarray] = []
-    for done, each in enumerate(inputs, 1):
-        results = program.run(each)
-        for (number, product), array in zip(observed.activations.items(), results, strict=False):
-            collected[number].add(_channels_last(array, product.axes[0]))
-        step(done, len(inputs))
-    weights = observed.weights(results[len(collected) :], prepared)
-    return {number: each.activation(weights[number]) for number, each in collected.items()}
+    observation = Observation.of(prepared, options, products)
+    collected = {number: _Collector() for number in observation.activations}
+    observation.run(inputs, {number: [each] for number, each in collected.items()}, step)
+    found = dict[int, dict[int, np.ndarray]]()
+    for each in observation.products:
+        found.setdefault(each.activation, {})[each.number] = observation.weight(each)
+    return {number: each.activation(found[number]) for number, each in collected.items()}
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A product without its ops. axes: of the channels on both sides; source: the weight that its right side is, or ""."""
+class Collector(Protocol):
+    """Takes the rows of one activation, call by call: float32 [rows, k], all finite."""
 
-    number: int
-    activation: int
-    label: str
-    axes: tuple[int, int]
-    source: str
+    def add(self, rows: np.ndarray) -> None: ...
 
 
-@dataclass(frozen=True)
-class _Observed:
-    """An entry that returns, before its own results, each activation and then each right side that isn't a weight as it is stored."""
+@dataclass
+class Observation:
+    """What `before_quantizing` gave, compiled to return the activations. products: those whose sums go along one axis."""
 
-    products: list[_Read]
+    products: list[Read]
+    _prepared: ImportedModel
+    _program: NativeProgram | None
+    _rights: list[np.ndarray] = field(default_factory=list)  # those that aren't weights as they are stored, of the last call
 
     @classmethod
-    def of(cls, entry: EntryFunc, costs: CostModel) -> _Observed:
-        """Changes the entry."""
-        names = {each.value: each.name for each in entry.arguments.weights}
-        pairs = [(each, axes) for each in products_of(entry, costs) if (axes := each.channel_axes) is not None]
-        made = cls([_Read(each.number, each.activation, each.label, axes, names.get(each.contraction.rhs, "")) for each, axes in pairs])
-        lefts = {each.activation: each.contraction.lhs for each, _ in pairs}
-        rights = [each.contraction.rhs for each, _ in pairs if each.contraction.rhs not in names]
-        values = [*lefts.values(), *rights]
-        _prepend_results(entry, values, [tensor_attributes(f"observed.{number}", "float32") for number in range(len(values))])
-        return made
+    def of(cls, prepared: ImportedModel, options: CompileOptions, products: ProductsOf) -> Observation:
+        with prepared.module.context, ir.Location.unknown():
+            module = ir.Module.parse(str(prepared.module))
+            found = _observed(EntryFunc.of(module), products)
+        program = NativeProgram.of(ImportedModel(prepared.name, module, prepared.weights), [], options) if found else None
+        return cls(found, prepared, program)
 
     @property
-    def activations(self) -> dict[int, _Read]:
+    def activations(self) -> dict[int, Read]:
         """A product that reads each activation, in the order of the results."""
-        found: dict[int, _Read] = {}
+        found: dict[int, Read] = {}
         for each in self.products:
             found.setdefault(each.activation, each)
         return found
 
-    def weights(self, results: Sequence[np.ndarray], model: ImportedModel) -> dict[int, dict[int, np.ndarray]]:
-        """The right sides [n, k] of the products that read each activation. results: those behind the activations."""
-        computed, found = iter(results), dict[int, dict[int, np.ndarray]]()
-        for each in self.products:
-            array = model.weights[each.source].load() if each.source else next(computed)
-            found.setdefault(each.activation, {})[each.number] = _channels_last(array, each.axes[1])
-        return found
+    def run(self, inputs: Sequence[Sequence[np.ndarray]], collectors: Mapping[int, Sequence[Collector]], step: Step) -> None:
+        """Give the collectors of each activation its rows in all calls. Raises UserError where an activation is NaN or infinite."""
+        if self._program is None:
+            return
+        activations = self.activations
+        for done, call in enumerate(inputs, 1):
+            results = self._program.run(call)
+            for (number, product), array in zip(activations.items(), results, strict=False):
+                if number in collectors:
+                    rows = _finite(_channels_last(array, product.axes[0]), product.label)
+                    for each in collectors[number]:
+                        each.add(rows)
+            self._rights = results[len(activations) : len(activations) + sum(not each.source for each in self.products)]
+            step(done, len(inputs))
+
+    def weight(self, product: Read) -> np.ndarray:
+        """Return the right side of a product as float32 [n, k], after a run."""
+        computed = [each.number for each in self.products if not each.source]
+        stored = self._prepared.weights[product.source].load() if product.source else self._rights[computed.index(product.number)]
+        return _channels_last(stored, product.axes[1])
+
+
+def _finite(rows: np.ndarray, label: str) -> np.ndarray:
+    if not np.isfinite(rows).all():
+        raise UserError(f"calibration inputs make NaN or infinite values in front of {label}: leave them out of the data")
+    return rows
+
+
+@dataclass(frozen=True)
+class Read:
+    """A product without its ops. axes: of the channels on both sides; source: the weight that its right side is, or ""."""
+
+    number: int
+    activation: int
+    weight: int
+    label: str
+    axes: tuple[int, int]
+    channels: int
+    source: str
+
+
+def _observed(entry: EntryFunc, products: ProductsOf) -> list[Read]:
+    """Let an entry return, before its own results, each activation and then each right side that isn't a weight as it is stored."""
+    names = {each.value: each.name for each in entry.arguments.weights}
+    pairs = [(each, axes) for each in products(entry) if (axes := each.channel_axes) is not None]
+    found = [_read(each, axes, names.get(each.contraction.rhs, "")) for each, axes in pairs]
+    lefts = {each.activation: each.contraction.lhs for each, _ in pairs}
+    rights = [each.contraction.rhs for each, _ in pairs if each.contraction.rhs not in names]
+    values = [*lefts.values(), *rights]
+    _prepend_results(entry, values, [tensor_attributes(f"observed.{number}", "float32") for number in range(len(values))])
+    return found
+
+
+def _read(product: Product, axes: tuple[int, int], source: str) -> Read:
+    channels = int(product.contraction.rhs.type.shape[axes[1]])
+    return Read(product.number, product.activation, product.weight, product.label, axes, channels, source)
 
 
 def _channels_last(array: np.ndarray, axis: int) -> np.ndarray:
@@ -125,8 +163,6 @@ def _prepend_results(entry: EntryFunc, values: Sequence[ir.Value], attributes: S
 class _Collector:
     """What was seen of one activation. Each row gets a random key, and those of the smallest keys are kept: all are as likely."""
 
-    label: str
-
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(0)
         self._largest: np.ndarray | None = None
@@ -135,8 +171,6 @@ class _Collector:
 
     def add(self, rows: np.ndarray) -> None:
         largest = np.abs(rows).max(0, initial=0)
-        if not np.isfinite(largest).all():
-            raise UserError(f"calibration inputs make NaN or infinite values in front of {self.label}: leave them out of the data")
         self._largest = largest if self._largest is None else np.maximum(self._largest, largest)
         keys = np.concatenate([self._kept, self._random.random(len(rows))])
         chosen = np.sort(np.argsort(keys)[:MAX_ROWS])

@@ -20,13 +20,17 @@ from llmos.runtime.errors import UserError
 
 AUTO = "auto"
 GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
-ROUNDED = ("w4a16",)  # their weights may be rounded better than to nearest
+ROUNDED = GROUPED  # their weights may be rounded better than to nearest
 NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
 ROUNDINGS = ("gptq", "awq")
 SMOOTH = "smooth"
 SMOOTHED = ("w8a8",)  # their activations may be smoothed
 GROUPS = (32, 64, 128)
-BUILT = ("w8a8", "w8a8:smooth", AUTO, "w8a16", *(f"w4a16:g{group}" for group in GROUPS))
+BUILT_GROUPED = ("w4a16",)
+BUILT = (
+    *("w8a8", "w8a8:smooth", AUTO, "w8a16"),
+    *(f"{numbers}:g{group}{rounding}" for numbers in BUILT_GROUPED for rounding in ("", ":gptq", ":awq") for group in GROUPS),
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""What quantize-contractions takes: contractions of an activation and a weight, each with its number."""
+"""What quantize-contractions and quantize-weights take: contractions of an activation and a weight, each with its number."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmos.compiler.analysis.contraction import Contraction, contraction_of
@@ -21,12 +22,13 @@ MIN_K, MIN_N = 64, 32  # below, a row costs more to quantize than its products s
 class Product:
     """A contraction that can run in integers.
 
-    number: its place in the program, from 0. activation: the place of its left side among the distinct left sides of all products.
-    label: names of the weights that its right side is made of.
+    number: its place in the program, from 0. activation: the place of its left side among the distinct left sides of all products;
+    weight: of its right side among the distinct right sides. label: names of the weights that its right side is made of.
     """
 
     number: int
     activation: int
+    weight: int
     contraction: Contraction
     label: str
 
@@ -47,19 +49,43 @@ def products_of(entry: EntryFunc, costs: CostModel, min_k: int = MIN_K, min_n: i
 
     The module is at the stage of that pass; its numbers are those of the option `keep`.
     """
+    return _products(entry, lambda each: _applies(each, costs, min_k, min_n))
+
+
+def weight_products_of(entry: EntryFunc, costs: CostModel, group: int, min_n: int = MIN_N) -> list[Product]:
+    """Return the contractions of an entry whose weights quantize-weights takes, in program order. group: of 4 bits; 0 for 8 bits."""
+    return _products(entry, lambda each: _has_weight_for_kernels(each, costs, group, min_n))
+
+
+def _products(entry: EntryFunc, applies: Callable[[Contraction], bool]) -> list[Product]:
     weights = {each.value: each.name for each in entry.arguments.weights}
     known = weight_only_values(entry.block, set(weights))
     activations: dict[tuple[ir.Value, tuple[int, ...]], int] = {}
+    rights: dict[tuple[ir.Value, tuple[int, ...]], int] = {}
     found: list[Product] = []
     for op in entry.ops:
         each = contraction_of(op)
-        if each is None or each.rhs not in known or each.lhs in known or not _applies(each, costs, min_k, min_n):
+        if each is None or each.rhs not in known or each.lhs in known or not applies(each):
             continue
         sources = weight_sources(each.rhs, set(weights))
         if sources:
             activation = activations.setdefault((each.lhs, summed_axes(each, each.left)), len(activations))
-            found.append(Product(len(found), activation, each, ", ".join(sorted(weights[source] for source in sources))))
+            weight = rights.setdefault((each.rhs, summed_axes(each, each.right)), len(rights))
+            found.append(Product(len(found), activation, weight, each, ", ".join(sorted(weights[source] for source in sources))))
     return found
+
+
+def _has_weight_for_kernels(contraction: Contraction, costs: CostModel, group: int, min_n: int) -> bool:
+    """Whether a kernel multiplies by the weight's numbers."""
+    depth, columns = (contraction.static_size(contraction.right, dims) for dims in (contraction.k, contraction.n))
+    return (
+        is_matrix_product(contraction)
+        and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
+        and (len(contraction.n), len(contraction.k), contraction.rhs.type.rank) == (1, 1, 2)
+        and columns >= min_n
+        and (depth % group == 0 if group else depth >= min_n)
+        and costs.pays_as_contraction(contraction)
+    )
 
 
 def _applies(contraction: Contraction, costs: CostModel, min_k: int, min_n: int) -> bool:

@@ -15,7 +15,7 @@ from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes.quant._candidates import MIN_K, MIN_N, Product, products_of
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, divided, drop_unused_vectors, multiplied, vectors_of
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, divided, drop_unused, fitted_of, multiplied
 from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, reduced
 from llmos.passes.quant._products import integer_sums, is_zero, over_result, summed_axes
 from llmos.passes.quant._rounding import ZERO_POINT, Quantized, asymmetric, symmetric
@@ -68,11 +68,11 @@ class QuantizeContractions(Pass):
         """Quantize every contraction of an activation and a weight that is large enough and isn't kept."""
         for func in public_functions(module):
             entry = EntryFunc(func)
-            tensors, switches = _Tensors(self.symmetric, vectors_of(entry, SMOOTH), vectors_of(entry, CORRECT)), switches_of(entry)
+            tensors, switches = _Tensors(self.symmetric, fitted_of(entry, SMOOTH), fitted_of(entry, CORRECT)), switches_of(entry)
             for each in products_of(entry, context.costs, self.min_k, self.min_n):
                 if each.number not in self.keep:
                     _quantize(each, tensors, switches)
-            drop_unused_vectors(entry)
+            drop_unused(entry)
 
 
 @dataclass

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmos.compiler.analysis.contraction import Contraction, contraction_of
 from llmos.compiler.analysis.quantization import Numbers, Role, mark
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
@@ -14,10 +13,11 @@ from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
-from llmos.passes._weight_only import weight_only_values, weight_sources
+from llmos.passes.quant._candidates import MIN_N, weight_products_of
+from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT, divided, drop_unused, fitted_of, multiplied
 from llmos.passes.quant._generics import Read, after, axis_sizes, elementwise
 from llmos.passes.quant._nibbles import asymmetric_nibbles
-from llmos.passes.quant._products import is_matrix_product, summed_axes
+from llmos.passes.quant._products import summed_axes
 from llmos.passes.quant._rounding import Quantized, symmetric
 
 
@@ -38,11 +38,16 @@ class QuantizeWeights(Pass):
     Groups of 4 bits have a zero point: their smallest and largest numbers rarely are opposites, and of 16 numbers none is left over; it
     costs a byte a group. 8 bits have a scale a channel, max|w| / 127, and no zero point.
 
+    Weights of the module say what calibration has fitted (passes/quant/_fitted.py): where there is a `quant.numbers.<number>`, it takes the
+    place of %q, and `quant.scale.<number>` and `quant.zero_point.<number>` those of %s and %z (GPTQ). By `quant.smooth.<number>` x is
+    divided along the sums before, and w multiplied (AWQ).
+
     Left in float are products of two activations, convolutions, sums whose k isn't a multiple of the group, and those below the options.
     A group of zeros has the scale 1, one with a NaN or an infinity NaN.
 
     bits: of a weight, 4 or 8. group: of 4 bits, how many weights share a scale.
     min_n: of a contraction that is quantized, columns; of 8 bits also k.
+    rounding: "", "gptq" or "awq": what calibration has fitted. The pass takes what the module has; this says it in an artifact's record.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -50,42 +55,57 @@ class QuantizeWeights(Pass):
 
     bits: int = 4
     group: int = 128
-    min_n: int = 32
+    min_n: int = MIN_N
+    rounding: str = ""
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         """Quantize the weight of every contraction that is large enough. Raises ValueError for bits and groups that no kernel has."""
         if self.bits not in (4, 8) or self.group < 8 or self.group % 8:
             raise ValueError(f"quantize-weights has 4 or 8 bits and groups of a multiple of 8, not {self.bits} and {self.group}")
         for func in public_functions(module):
-            block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
-            known = weight_only_values(block, weights)
-            found = [c for op in block.operations if (c := contraction_of(op.operation)) is not None]
-            made: dict[tuple[ir.Value, int], ir.Value] = {}
-            for each in found:
-                if each.rhs in known and each.lhs not in known and weight_sources(each.rhs, weights) and self._applies(each, context):
-                    key = each.rhs, summed_axes(each, each.right)[0]
-                    if key not in made:
-                        made[key] = self._dequantized(*key)
-                    each.generic.op.operands[each.right] = made[key]
+            entry = EntryFunc(func)
+            fitted = _Fitted(*(fitted_of(entry, prefix) for prefix in (SMOOTH, NUMBERS, SCALE, ZERO_POINT)))
+            divided_by: dict[tuple[ir.Value, int], ir.Value] = {}
+            made: dict[tuple[ir.Value, int, ir.Value | None], ir.Value] = {}
+            for each in weight_products_of(entry, context.costs, 0 if self.bits == 8 else self.group, self.min_n):
+                x, k_axis = each.contraction.lhs, summed_axes(each.contraction, each.contraction.right)[0]
+                vector = fitted.smooth.get(each.activation)
+                key = each.contraction.rhs, k_axis, vector
+                if key not in made:
+                    made[key] = self._dequantized(each.contraction.rhs, k_axis, vector, fitted.weight(each.weight))
+                op = each.contraction.generic.op
+                op.operands[each.contraction.right] = made[key]
+                if vector is not None:
+                    axis = summed_axes(each.contraction, each.contraction.left)[0]
+                    if (x, axis) not in divided_by:
+                        divided_by[x, axis] = divided(x, vector, axis)
+                    op.operands[each.contraction.left] = divided_by[x, axis]
+            drop_unused(entry)
 
-    def _applies(self, contraction: Contraction, context: PassContext) -> bool:
-        depth, columns = (contraction.static_size(contraction.right, dims) for dims in (contraction.k, contraction.n))
-        return (
-            is_matrix_product(contraction)
-            and all(isinstance(kind, ir.F32Type) for kind in contraction.types)
-            and (len(contraction.n), len(contraction.k), contraction.rhs.type.rank) == (1, 1, 2)
-            and columns >= self.min_n
-            and (depth % self.group == 0 if self.bits == 4 else depth >= self.min_n)
-            and context.costs.pays_as_contraction(contraction)
-        )
-
-    def _dequantized(self, weight: ir.Value, k_axis: int) -> ir.Value:
+    def _dequantized(self, weight: ir.Value, k_axis: int, vector: ir.Value | None, fitted: Quantized | None) -> ir.Value:
         """The weight as numbers that are scaled, right after what makes it."""
+        if vector is not None:
+            weight = multiplied(weight, vector, k_axis)
         if self.bits == 8:
             return _dequantize(symmetric(weight, (k_axis,), "int8"), [ir.AffineExpr.get_dim(1 - k_axis)])
         exprs = [ir.AffineExpr.get_dim(axis) for axis in range(2)]
         exprs[k_axis] = ir.AffineExpr.get_floor_div(exprs[k_axis], self.group)
-        return _dequantize(asymmetric_nibbles(weight, k_axis, self.group), exprs)
+        return _dequantize(fitted or asymmetric_nibbles(weight, k_axis, self.group), exprs)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What calibration has fitted: vectors by `Product.activation`, the rest by `Product.weight`."""
+
+    smooth: Mapping[int, ir.Value]
+    numbers: Mapping[int, ir.Value]
+    scale: Mapping[int, ir.Value]
+    zero_point: Mapping[int, ir.Value]
+
+    def weight(self, number: int) -> Quantized | None:
+        if number not in self.numbers:
+            return None
+        return Quantized(self.numbers[number], self.scale[number], (0, 1), self.zero_point[number])
 
 
 def _dequantize(made: Quantized, exprs: Sequence[ir.AffineExpr]) -> ir.Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmos.compiler.driver import Artifact
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.support.progress import Progress
+from llmos.passes.quant._candidates import products_of
 from llmos.runtime.artifact.deviation import Tolerance
 from llmos.runtime.artifact.reader import Artifact as Opened
 from llmos.runtime.cli.command import run
@@ -94,7 +96,7 @@ def test_statistics_are_those_of_hooks() -> None:
     arrays = [(x.numpy(),) for x in calls]
     steps: list[tuple[int, int]] = []
     costs = backend_of(options).context(options).costs
-    found = activation_statistics(prepared, arrays, options, costs, lambda *step: steps.append(step))
+    found = activation_statistics(prepared, arrays, options, partial(products_of, costs=costs), lambda *step: steps.append(step))
     assert steps == [(1, 3), (2, 3), (3, 3)] and sorted(found) == [0, 1, 2]
     for number, name in enumerate(("query", "up")):
         want = torch.cat(seen[name]).detach().numpy()

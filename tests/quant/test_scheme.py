@@ -25,7 +25,7 @@ def test_what_a_scheme_says() -> None:
         ("W8A8", "choose from w8a8, "),
         ("", "choose from"),
         ("w8a8:g128", "did you mean"),
-        ("w4a8:g128:gptq", "did you mean"),
+        ("w8a16:gptq", "did you mean"),
         ("w4a16:g128:g64", "did you mean"),
         ("w4a16:g128:gptq:awq", "did you mean"),
         ("w4a16", "say how many weights share a scale, w4a16:g32, :g64 or :g128"),
@@ -43,8 +43,8 @@ def test_what_is_none_is_refused_in_a_line(text: str, message: str) -> None:
 
 
 def test_what_is_not_built_is_said() -> None:
-    for text in ("w8a8", "w8a8:smooth", "auto", "w8a16", "w4a16:g32"):
+    for text in ("w8a8", "w8a8:smooth", "auto", "w8a16", "w4a16:g32", "w4a16:g32:gptq", "w4a16:g128:awq"):
         parse_scheme(text).require_built()
-    for text in ("w8a8-static", "w4a8:g32", "w4a16:g64:awq"):
+    for text in ("w8a8-static", "w4a8:g32", "w4a8:g64:awq"):
         with pytest.raises(UserError, match=f"--quant {text} isn't built yet; choose from w8a8, w8a8:smooth, auto"):
             parse_scheme(text).require_built()

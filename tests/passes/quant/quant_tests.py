@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,14 @@ def w8a8(x: torch.Tensor, w: torch.Tensor, *, symmetric: bool = False) -> torch.
     return (sums * sx) * sw[:, 0]
 
 
-def run(module: ir.Module, inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor] = ()) -> list[np.ndarray]:
-    """The outputs of a module whose weights are those of `ir_tests.Call`."""
-    named = {f"weights.{i}": weight.numpy() for i, weight in enumerate(weights)}
+def run(
+    module: ir.Module,
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor] = (),
+    more: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> list[np.ndarray]:
+    """The outputs of a module whose weights are those of `ir_tests.Call`, and `more` by name."""
+    named = {**{f"weights.{i}": weight.numpy() for i, weight in enumerate(weights)}, **more}
     with module.context:
         return list(Interpreter(module).run([x.numpy() for x in inputs], named).outputs)
 

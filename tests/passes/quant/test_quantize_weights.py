@@ -8,11 +8,16 @@ import torch
 
 from llmos.compiler.analysis.quantization import quantizations
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
+from llmos.compiler.quant.nibbles import Nibbles
+from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT, add_fitted
 from llmos.passes.quant.quantize_weights import QuantizeWeights
 from llmos.runtime.errors import PassError
 from tests.passes.ir_tests import apply, check, generics
 
 from .quant_tests import run
+
+PREFIXES = (NUMBERS, SCALE, ZERO_POINT)
 
 
 def linear(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -112,3 +117,34 @@ def test_two_products_share_the_numbers() -> None:
 def test_what_no_kernel_has_is_refused(step: QuantizeWeights) -> None:
     with pytest.raises(PassError, match="4 or 8 bits and groups of a multiple of 8"):
         module_of(torch.randn(3, 128), torch.randn(64, 128), step)
+
+
+def names(module: ir.Module) -> list[str]:
+    with module.context:
+        return [each.name for each in EntryFunc.of(module).arguments]
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_fitted_numbers_take_the_place_of_rounding(is_transposed: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, w = torch.randn(3, 64), torch.randn(40, 64)
+    made = Nibbles(rng.integers(0, 16, (40, 64), np.uint8), rng.random((40, 2), np.float32), rng.integers(0, 16, (40, 2), np.uint8))
+    parts = zip(PREFIXES, (made.numbers, made.scale, made.zero_point), strict=True)
+    arrays = [(prefix, each.T.copy() if is_transposed else each) for prefix, each in parts]
+    w = w.T.contiguous() if is_transposed else w
+    module = generics((lambda w, x: x @ w) if is_transposed else linear, x, weights=(w,))
+    more = {}
+    for prefix, array in arrays:
+        more |= {name: weight.array for name, weight in add_fitted(EntryFunc.of(module), prefix, {0: array, 1: array}).items()}
+    apply(module, QuantizeWeights(group=32, rounding="gptq"))
+    assert [name for name in names(module) if name.startswith("quant.")] == [f"{prefix}0" for prefix in PREFIXES]
+    np.testing.assert_allclose(run(module, [x], [w], more)[0], x.numpy() @ made.values.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
+    x, w, v, s = torch.randn(3, 64), torch.randn(40, 64), torch.randn(32, 64), torch.rand(64) + 0.5
+    module = generics(lambda w, v, x: (linear(w, x), linear(v, x)), x, weights=(w, v))
+    add_fitted(EntryFunc.of(module), SMOOTH, {0: s.numpy()})
+    apply(module, QuantizeWeights(group=32, rounding="awq"))
+    for got, weight in zip(run(module, [x], [w, v], {"quant.smooth.0": s.numpy()}), (w, v), strict=True):
+        np.testing.assert_allclose(got, (x * (1 / s)) @ nibbles(weight * s, 32).T, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from llmos.compiler.ir.functions import EntryFunc
 from llmos.passes import parse_pipeline
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.quant._candidates import products_of
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_vectors
+from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_fitted
 from llmos.passes.quant._switches import SWITCHES, add_switches
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from tests.passes.ir_tests import CONTEXT, apply, generics
@@ -66,10 +66,14 @@ def test_products_are_numbered_with_their_activations() -> None:
     ]
 
 
+def ones(length: int) -> np.ndarray:
+    return np.ones(length, np.float32)
+
+
 def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
     given = weights()
     module = module_of(*given)
-    add_vectors(EntryFunc.of(module), SMOOTH, {0: K})
+    add_fitted(EntryFunc.of(module), SMOOTH, {0: ones(K)})
     apply(module, QuantizeContractions())
     x, s = torch.randn(5, K), torch.rand(K) + 0.5
     smoothed = x * (1 / s)
@@ -80,7 +84,7 @@ def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
 
 def test_the_weights_side_is_folded_and_unused_vectors_leave() -> None:
     module = module_of(*weights())
-    add_vectors(EntryFunc.of(module), SMOOTH, {0: K, 1: K, 7: K})
+    add_fitted(EntryFunc.of(module), SMOOTH, {number: ones(K) for number in (0, 1, 7)})
     apply(module, QuantizeContractions(keep=(2,)))
     assert [name for name in names(module) if name.startswith("quant.")] == ["quant.smooth.0"]
     apply(module, FoldWeightComputation())
@@ -114,7 +118,7 @@ def test_switches_choose_between_a_product_and_its_quantized_form() -> None:
 def test_a_correction_is_added_to_its_product() -> None:
     given = weights()
     module = module_of(*given)
-    add_vectors(EntryFunc.of(module), CORRECT, {1: K, 2: N})
+    add_fitted(EntryFunc.of(module), CORRECT, {1: ones(K), 2: ones(N)})
     apply(module, QuantizeContractions(keep=(2,)))
     assert [name for name in names(module) if name.startswith("quant.")] == ["quant.correct.1"]
     x, c = torch.randn(5, K), torch.randn(K)
