@@ -20,7 +20,7 @@ from llmos.runtime.artifact.manifest import EntrySpec, Manifest, TensorSpec
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device.base import Device, Module
 from llmos.runtime.device.cpu import CpuDevice
-from llmos.runtime.dlpack import CAPSULE, copied, export_slowly, export_updated, pointer_of, resolved
+from llmos.runtime.dlpack import CAPSULE, Exported, copied, export_slowly, export_updated, pointer_of, resolved
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError
 from llmos.runtime.native.abi import ERROR_STRIDES, POISON_ARENA, TENSOR_SHAPE
 from llmos.runtime.native.binding import ProfileBuffer, ProfileRecord
@@ -154,7 +154,7 @@ class Entry:
         return self.spec.outputs[: self.spec.num_outputs]
 
     def __call__(self, *inputs: Any, **named: Any) -> Outputs:
-        """Run the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory.
+        """Run the entry on inputs in the model's order or by name: numpy arrays or anything with __dlpack__, in CPU memory, or Exported.
 
         Returns one numpy array, or a tuple if the entry has several outputs; bfloat16 is returned as uint16. Non-contiguous inputs are
         copied first. Raises InputError that names the invalid input, or ExecutionError if the run fails.
@@ -242,6 +242,9 @@ class Entry:
         """Write the address of each input's DLTensor; the returned objects keep them alive."""
         capsules = []
         for position, value in enumerate(inputs):
+            if type(value) is Exported:
+                pointers[position] = value.address
+                continue
             if position in self._updated:
                 capsule, pointers[position] = export_updated(self.spec.inputs[position].name, value)
                 capsules.append(capsule)

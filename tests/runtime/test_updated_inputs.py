@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmos.runtime.artifact.manifest import Manifest
+from llmos.runtime.dlpack import Exported
 from llmos.runtime.errors import ArtifactError, InputError
 from llmos.runtime.program import Entry, load
 
@@ -43,6 +44,24 @@ def test_a_part_of_an_array_and_nothing_beside_it(write: Entry) -> None:
     whole = np.zeros((9, 4), np.float32)
     write(whole[3:6], AT, ROW)
     np.testing.assert_array_equal(whole, np.concatenate([np.zeros((3, 4)), expected(np.zeros((3, 4))), np.zeros((3, 4))]))
+
+
+def test_an_array_that_is_exported_once_serves_many_calls(write: Entry) -> None:
+    table, at, row = np.zeros((5, 4), np.float32), AT.copy(), ROW.copy()
+    exported = [Exported("any", array) for array in (table, at, row)]
+    want = np.zeros((5, 4), np.float32)
+    for first in range(3):
+        at[:], row[:] = (first, 4), ROW + first
+        write(*exported)
+        want[[first, 4]] = ROW + first
+        np.testing.assert_array_equal(table, want)
+
+
+def test_only_what_can_be_written_is_exported() -> None:
+    with pytest.raises(InputError, match='input "any": the call writes into it, so it must be contiguous'):
+        Exported("any", np.zeros((4, 4))[:, ::2])
+    with pytest.raises(InputError, match='input "any": the call writes into it, so it must be writable'):
+        Exported("any", read_only())
 
 
 def test_a_torch_tensor_is_written_where_it_lies(write: Entry) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from llmos.runtime.dlpack import Exported
 from llmos.runtime.engine.generate.spec import GenerationSpec
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import ArtifactError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from llmos.runtime.program import Program
 
 STEP_INPUTS = ("tokens", "positions", "slots", "token_requests", "block_tables", "logit_rows")  # before the caches, in the entry's order
+
+
+_MAX_EXPORTED = 4096
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class ProgramStepModel:
         self.name: str = name or manifest.name
         self.spec = GenerationSpec.of(manifest.metadata)
         self._entry = program.default
+        self._exported: dict[int, Exported] = {}
         expected = (*STEP_INPUTS, *(cache.name for cache in self.spec.caches))
         found = tuple(spec.name for spec in self._entry.inputs)
         if found != expected:
@@ -80,7 +85,13 @@ class ProgramStepModel:
         )
 
     def __call__(self, arrays: Sequence[Array]) -> Array:
-        """Compute one step."""
-        logits = self._entry(*arrays)
+        """Compute one step. Arrays are kept exported, since most are the same objects from step to step."""
+        logits = self._entry(*[self._exported.get(id(array)) or self._export(array) for array in arrays])
         assert not isinstance(logits, tuple)
         return logits
+
+    def _export(self, array: Array) -> Exported:
+        if len(self._exported) >= _MAX_EXPORTED:
+            self._exported.clear()
+        exported = self._exported[id(array)] = Exported("array of a step", array)  # holds the array, so that its id stays its own
+        return exported

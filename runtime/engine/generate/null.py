@@ -80,6 +80,8 @@ class NullStepModel:
         assert requests[0] == 0
         assert requests[-1] == len(tables) - 1
         assert len(np.unique(slots)) == len(slots), "two tokens of a step share a slot"
+        lengths = np.maximum.reduceat(positions, np.flatnonzero(np.diff(requests, prepend=-1))) // self.spec.block_size + 1
+        assert not tables[np.arange(tables.shape[1]) >= lengths[:, None]].any(), "unused entries of block tables are 0"
         assert positions.max() < self.spec.max_length
         assert len(arrays) == 6 + len(self.spec.caches)
 

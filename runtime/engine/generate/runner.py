@@ -7,6 +7,7 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.engine.generate.arrays import StepArrays
 from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.sampler import History, RowSampling, SampledRow, Sampler
 from llmos.runtime.engine.generate.scheduler import Limits
@@ -17,26 +18,20 @@ from llmos.runtime.errors import LlmosError
 
 
 class Runner:
-    """Runs plans of up to `limits` on one model. It owns the caches, and arrays that are reused from step to step."""
+    """Runs plans of up to `limits` on one model. It owns the caches."""
 
     def __init__(self, model: StepModel, sampler: Sampler, limits: Limits, num_blocks: int) -> None:
         spec = model.spec
         self._model = model
         self._sampler = sampler
-        self._block_size = spec.block_size
         self._mask_words = -(-spec.vocab_size // 32)
+        self._arrays = StepArrays(spec, limits, model.sizes.table_width)
         dtype = np.dtype(DTYPES[spec.kv_dtype].storage)
         self.caches: list[Array] = [np.zeros((num_blocks, *spec.cache_shape), dtype) for _ in spec.caches]
-        self._tokens, self._positions, self._slots, self._requests = np.zeros((4, limits.max_tokens), np.int32)
-        self._numbers: Array = np.arange(limits.max_tokens, dtype=np.int32)
-        self._logit_rows: Array = np.zeros(limits.max_rows, np.int32)
-        self._width = model.sizes.table_width
-        widest = self._width or -(-spec.max_length // spec.block_size)
-        self._tables: Array = np.zeros(limits.max_requests * widest, np.int32)
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Compute a step and sample. Raises what the model or the sampler raises; the error of one row is in its outcome."""
-        logits = self._model([*self._assemble(plan), *self.caches])
+        logits = self._model([*self._arrays.of(plan), *self.caches])
         return self._sample(plan, logits)
 
     def run_each(self, plan: StepPlan) -> list[Outcome]:
@@ -52,44 +47,6 @@ class Runner:
             return self.run(plan)[0]
         except Exception as error:  # an exception of the model ends its sequence, not the worker
             return Outcome(error=error)
-
-    # Arrays.
-
-    def _assemble(self, plan: StepPlan) -> tuple[Array, ...]:
-        """Return the step's inputs, as StepModel wants them; views of arrays that the next step overwrites."""
-        chunks, num_tokens, num_decodes = plan.chunks, plan.num_tokens, plan.num_decodes
-        tables = self._block_tables(chunks)
-        tokens, positions = self._tokens[:num_tokens], self._positions[:num_tokens]
-        slots, requests = self._slots[:num_tokens], self._requests[:num_tokens]
-        rows = self._logit_rows[: max(1, plan.num_rows)]
-        rows[0] = num_tokens - 1  # a step gives one row or more, wanted or not
-        tokens[:num_decodes] = [chunk.sequence.last_token for chunk in chunks[:num_decodes]]
-        positions[:num_decodes] = [chunk.begin for chunk in chunks[:num_decodes]]
-        requests[:num_decodes] = rows[:num_decodes] = self._numbers[:num_decodes]
-        at = row = num_decodes
-        for index, (sequence, begin, end, first_row, _) in enumerate(chunks[num_decodes:], num_decodes):
-            to = at + end - begin
-            tokens[at:to] = sequence.tokens[begin:end]
-            np.add(self._numbers[: to - at], begin, out=positions[at:to])
-            requests[at:to] = index
-            wanted = end - first_row
-            np.add(self._numbers[:wanted], to - wanted, out=rows[row : row + wanted])
-            at, row = to, row + wanted
-        blocks, offsets = np.divmod(positions, self._block_size)
-        np.multiply(tables[requests, blocks], self._block_size, out=slots)
-        slots += offsets
-        return tokens, positions, slots, requests, tables, rows
-
-    def _block_tables(self, chunks: List[Chunk]) -> Array:
-        width = self._width or max([chunk.sequence.table.num_blocks for chunk in chunks])
-        tables = self._tables[: len(chunks) * width].reshape(len(chunks), width)
-        tables.fill(0)
-        for row, chunk in zip(tables, chunks, strict=True):
-            table = chunk.sequence.table
-            row[: table.num_blocks] = table.row[: table.num_blocks]
-        return tables
-
-    # Sampling.
 
     def _sample(self, plan: StepPlan, logits: Array) -> list[Outcome]:
         if not plan.num_rows:

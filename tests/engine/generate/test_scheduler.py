@@ -119,6 +119,18 @@ def test_the_youngest_gives_its_blocks_to_the_oldest_and_starts_again() -> None:
         assert simulation.tokens(sequence) == expected(simulation, sequence)
 
 
+def test_a_request_waits_until_its_prompt_fits_beside_the_others() -> None:
+    simulation = Simulation(num_blocks=11)
+    (first,) = simulation.add(ids(20), max_tokens=6)
+    (second,) = simulation.add(ids(24, 1), max_tokens=6)
+    (third,) = simulation.add(ids(2, 2), max_tokens=6)
+    while first.finish_reason is None:
+        assert {chunk.sequence for chunk in simulation.step().chunks} == {first}, "nobody overtakes the second"
+    simulation.run()
+    assert not simulation.num_preempted
+    assert [simulation.tokens(each) for each in (second, third)] == [expected(simulation, each) for each in (second, third)]
+
+
 def test_a_window_frees_the_blocks_behind_it() -> None:
     simulation = Simulation(null_spec(windows=(6, 9)), num_blocks=12)
     (sequence,) = simulation.add(ids(100), max_tokens=40)
