@@ -249,7 +249,9 @@ class GenerationEngine:
                 self._working = False
                 self._changed.notify_all()
                 self._changed.wait()
+            self._take()  # what was canceled last, so that a closed engine is idle
             self._working = False
+            self._changed.notify_all()
             return False
 
     def _take(self) -> None:

@@ -291,6 +291,8 @@ def test_close_ends_what_runs() -> None:
     model.gate.set()
     closer.join(60)
     assert not closer.is_alive()
+    assert engine.drain(60), "a closed engine holds nothing"
+    engine.check_integrity()
 
 
 def test_a_fault_of_the_engine_ends_its_requests_and_the_next_ones_run() -> None:
