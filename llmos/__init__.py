@@ -3,6 +3,7 @@
     artifact = llmos.compile(module, (x,), dynamic_shapes=...)      # needs the extra "compile"
     artifact.save("m.llmos")
     program = llmos.load("m.llmos");  y = program(x)
+    text = llmos.LLMOS("chat.llmos").generate_text("Once upon a time", max_tokens=64)
 
 Every name here is imported when it is first used.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UserError,
     )
+    from llmos.runtime.llm.model import LLMOS
     from llmos.runtime.native.binding import num_threads, set_num_threads
     from llmos.runtime.program import Program, load
 
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compile": "llmos.compiler.driver",
+    "LLMOS": "llmos.runtime.llm.model",
     "load": "llmos.runtime.program",
     "Program": "llmos.runtime.program",
     "Artifact": "llmos.runtime.artifact.reader",
@@ -46,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "LLMOS",
     "Artifact",
     "ArtifactError",
     "ExecutionError",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmos.runtime.errors import UserError
+from llmos.runtime.folders import cache_folder
 
 # name, what it sets. docs/passes.md repeats this table.
 VARIABLES: Mapping[str, str] = {
@@ -26,9 +27,7 @@ class Environment:
 
 def read_environment(variables: Mapping[str, str] = os.environ) -> Environment:
     """Reads VARIABLES. Raises UserError that names the variable with a bad value."""
-    base = Path(variables.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    cache = Path(variables.get("LLMOS_CACHE") or base / "llmos").expanduser()
-    return Environment(cache=cache, jobs=_positive(variables, "LLMOS_JOBS", _num_cores()))
+    return Environment(cache=cache_folder(variables), jobs=_positive(variables, "LLMOS_JOBS", _num_cores()))
 
 
 def _positive(variables: Mapping[str, str], name: str, default: int) -> int:

@@ -16,7 +16,8 @@ from llmos.runtime.errors import LlmosError, UserError
 COMMANDS = {
     "compile": LazyCommand("llmos.compiler.cli.compile:command", "Compile a model into one artifact.", "compile"),
     "check": LazyCommand("llmos.compiler.cli.check:command", "Say of every op of a model whether it compiles.", "compile"),
-    "run": LazyCommand("llmos.runtime.cli.run:command", "Run an artifact on inputs or texts."),
+    "run": LazyCommand("llmos.runtime.cli.run:command", "Run an artifact on inputs, texts or a prompt."),
+    "chat": LazyCommand("llmos.runtime.cli.chat:command", "Talk with a chat model.", "serve"),
     "inspect": LazyCommand("llmos.runtime.cli.inspect:command", "Show what an artifact holds and where it runs."),
     "verify": LazyCommand("llmos.runtime.cli.verify:command", "Run an artifact on its accuracy report's inputs and compare."),
     "serve": LazyCommand("llmos.runtime.cli.serve:command", "Serve artifacts over HTTP.", "serve"),

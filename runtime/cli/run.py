@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmos.runtime.cli.generate import generate, given, only_with_prompt, sampling_options
 from llmos.runtime.cli.tables import table
 from llmos.runtime.errors import UserError
 
@@ -24,14 +25,34 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; once for each.")
 @click.option("--text", "texts", multiple=True, help="A text for a sentence encoder; may be given several times.")
+@click.option("--prompt", metavar="TEXT", help="A prompt for a language model, whose text streams; - reads it from standard input.")
 @click.option(
     "--output", "outputs", multiple=True, metavar="DIR|NAME=FILE.npy", help="Where to save outputs: all into a folder, or one by one."
 )
 @click.option("--entry", default="", help="Entry to call; default main, or the first.")
-def command(artifact: Path, inputs: tuple[str, ...], texts: tuple[str, ...], outputs: tuple[str, ...], entry: str) -> None:
-    """Run ARTIFACT once and show its outputs; with no inputs, say what it takes."""
-    if inputs and texts:
-        raise UserError("--input and --text don't go together: give one kind of input")
+@sampling_options
+def command(
+    artifact: Path,
+    inputs: tuple[str, ...],
+    texts: tuple[str, ...],
+    prompt: str | None,
+    outputs: tuple[str, ...],
+    entry: str,
+    **sampling: Any,
+) -> None:
+    """Run ARTIFACT once and show its outputs; with no inputs, say what it takes.
+
+    With --prompt, ARTIFACT is a language model or the directory of one, and the options of sampling apply.
+    """
+    if (bool(inputs), bool(texts), prompt is not None).count(True) > 1:
+        raise UserError("--input, --text and --prompt don't go together: give one kind of input")
+    params = given(sampling)
+    if prompt is not None:
+        if outputs or entry:
+            raise UserError("--prompt doesn't go together with --output or --entry")
+        generate(artifact, prompt, params)
+        return
+    only_with_prompt(params)
     from llmos.runtime.program import load
 
     program = load(artifact)

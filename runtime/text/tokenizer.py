@@ -1,4 +1,4 @@
-"""Tokenization of texts for a sentence encoder, with the artifact's tokenizer."""
+"""Tokenization of texts, with the artifact's tokenizer: for a sentence encoder, and for a language model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmos.runtime.engine.model import SENTENCE_EMBEDDING, Array, Model, storage_dtype
-from llmos.runtime.errors import ArtifactError, UserError
+from llmos.runtime.errors import ArtifactError, InputError, UserError
+from llmos.runtime.text.detokenizer import TextStream
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +33,7 @@ class TextEncoder:
         if not isinstance(width, int):
             raise ArtifactError(f"'{model.name}': the size of its embeddings is not fixed, so it can't be served as a sentence encoder")
         self.width = width
-        self._tokenizer = _load_tokenizer(model)
+        self._tokenizer = load_tokenizer(model.name, model.asset(TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -62,10 +63,10 @@ def _token_symbol(model: Model) -> str:
     return ids.shape[1]
 
 
-def _load_tokenizer(model: Model) -> Tokenizer:
-    data = model.asset(TOKENIZER)
+def load_tokenizer(name: str, data: bytes | None) -> Tokenizer:
+    """Return the tokenizer of a model, of its tokenizer.json. Raises UserError without one, and ArtifactError if it can't be read."""
     if data is None:
-        raise UserError(f"'{model.name}' holds no {TOKENIZER}: compile it from a model directory that has one, or give token ids")
+        raise UserError(f"'{name}' holds no {TOKENIZER}: compile it from a model directory that has one, or give token ids")
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -73,4 +74,45 @@ def _load_tokenizer(model: Model) -> Tokenizer:
     try:
         return Tokenizer.from_str(bytes(data).decode())
     except Exception as error:  # the tokenizers package raises plain Exception
-        raise ArtifactError(f"'{model.name}': its {TOKENIZER} can't be read ({error})") from error
+        raise ArtifactError(f"'{name}': its {TOKENIZER} can't be read ({error})") from error
+
+
+class PromptTokenizer:
+    """Tokenizes prompts for a language model, and makes text of its tokens; safe to use from several threads.
+
+    data: tokenizer.json. Raises UserError without one, and ArtifactError if it can't be read or is that of another model.
+    """
+
+    def __init__(self, name: str, data: bytes | None, vocab_size: int) -> None:
+        self._tokenizer = load_tokenizer(name, data)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        known = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        # Models round the size of their tables up, by a few per cent.
+        if not vocab_size <= 2 * known or known > vocab_size:
+            raise ArtifactError(
+                f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
+            )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a prompt. add_special_tokens: as the tokenizer does, such as at the beginning; a chat template does it itself.
+
+        Raises InputError for an empty prompt, or half of a surrogate pair.
+        """
+        if not text:
+            raise InputError("the prompt is empty: give it one character or more")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("the prompt holds half of a surrogate pair, which is no character") from None
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TextStream:
+        """Return the stream of text behind a prompt."""
+        return TextStream(self._tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, such as "</s>"; None if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found

@@ -1,0 +1,110 @@
+"""A language model that is loaded: prompts and chats become requests of its engine."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from llmos.runtime.engine.generate import GenerationEngine, GenerationObserver, GenerationOptions, SamplingParams, StepModel
+from llmos.runtime.errors import ArtifactError, InputError
+from llmos.runtime.llm.request import TextRequest
+from llmos.runtime.text.chat import CONFIG, TEMPLATE, ChatTemplate
+from llmos.runtime.text.tokenizer import TOKENIZER, PromptTokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+
+_PARAMETERS = tuple(each.name for each in fields(SamplingParams))
+
+
+class TextEngine:
+    """Generates text for many requests at once. Safe to use from any thread.
+
+    asset: gives a file of the artifact by its name, None where it lacks it. Raises UserError without a tokenizer, and ArtifactError if a
+    file is malformed, or the tokenizer is that of another model.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        asset: Callable[[str], bytes | None],
+        options: GenerationOptions | None = None,
+        *,
+        observer: GenerationObserver | None = None,
+    ) -> None:
+        self.name = model.name
+        self.spec = model.spec
+        self.tokenizer = PromptTokenizer(model.name, asset(TOKENIZER), model.spec.vocab_size)
+        try:
+            self.template = ChatTemplate.of(asset(TEMPLATE), asset(CONFIG))
+        except ArtifactError as error:
+            raise ArtifactError(f"'{model.name}': {error}") from error
+        self._end = self._chat_end_token()
+        self.engine = GenerationEngine(model, options, observer=observer)
+
+    def params(self, given: Mapping[str, Any]) -> SamplingParams:
+        """Return sampling parameters: those given, else those that the model's authors recommend. Raises InputError."""
+        wrong = next((name for name in given if name not in _PARAMETERS), None)
+        if wrong is not None:
+            near = difflib.get_close_matches(wrong, _PARAMETERS, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_PARAMETERS)}"
+            raise InputError(f"there is no parameter {wrong!r}: {advice}")
+        recommended = {name: value for name, value in self.spec.defaults.items() if name in _PARAMETERS}
+        if self.spec.defaults.get("do_sample") is False:
+            recommended["temperature"] = 0.0
+        return SamplingParams(**{**recommended, **given})
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        add_special_tokens: bool = True,
+        principal: str = "",
+        timeout_s: float | None = None,
+    ) -> TextRequest:
+        """Queue a prompt, a text or token ids; never waits for the model.
+
+        principal, timeout_s, and what it raises: as of GenerationEngine.submit.
+        """
+        if not isinstance(prompt, str | Sequence | np.ndarray):
+            raise InputError(f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}")
+        ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else list(prompt)
+        params = self.params({}) if params is None else params
+        if self._end is not None and not params.ignore_eos:
+            params = replace(params, stop_token_ids=(*params.stop_token_ids, self._end))
+        request = self.engine.submit(ids, params, principal=principal, timeout_s=timeout_s)
+        return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)])
+
+    def chat_prompt(self, messages: Messages, **options: Any) -> str:
+        """Return the prompt of a chat; options as of ChatTemplate.render. Raises InputError, also where the model has no template."""
+        if self.template is None:
+            raise InputError(f"'{self.name}' has no chat template: give it a prompt instead")
+        return self.template.render(messages, **options)
+
+    def submit_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        principal: str = "",
+        timeout_s: float | None = None,
+        **options: Any,
+    ) -> TextRequest:
+        """Queue a chat: see `chat_prompt` and `submit`."""
+        prompt = self.chat_prompt(messages, **options)
+        return self.submit(prompt, params, add_special_tokens=False, principal=principal, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End all requests with ClosedError."""
+        self.engine.close()
+
+    def _chat_end_token(self) -> int | None:
+        """Return the tokenizer's end token, which ends an answer of a chat, where the model's own list lacks it."""
+        token = self.template.variables.get("eos_token") if self.template is not None else None
+        found = self.tokenizer.token_id(token) if isinstance(token, str) else None
+        return None if found in self.spec.eos_token_ids else found

@@ -1,0 +1,149 @@
+"""`LLMOS`: a language model in a few lines of Python."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmos.runtime.engine.generate import GenerationOptions, ProgramStepModel, SamplingParams, StepModel
+from llmos.runtime.errors import InputError
+from llmos.runtime.llm.compiled import artifact_of
+from llmos.runtime.llm.engine import Messages, Prompt, TextEngine
+from llmos.runtime.llm.request import Completion, TextDelta, TextEnd, TextRequest
+
+
+class LLMOS:
+    """A language model, loaded and ready to generate. Safe to use from any thread; requests at the same time share its steps.
+
+        with LLMOS(model_path="m.llmos") as model:
+            print(model.generate_text(prompt="Once upon a time", max_tokens=64, temperature=0.7))
+            for piece in model.stream_chat([{"role": "user", "content": "What is the capital of France?"}]):
+                print(piece, end="", flush=True)
+
+    model_path: an artifact, or a model directory, which is compiled once and kept (`compiled.py`). compile_options: of `llmos compile`, for
+    a directory, such as ("--quant", "w8a8"). options: limits of a step, memory of the cache, and so on.
+
+    Parameters of a generation are those of SamplingParams, by name; what is not given is as the model's authors recommend. Methods raise
+    InputError, before anything runs, if one of them, the prompt or a message is wrong. Those that begin with "a" are for an event loop.
+    """
+
+    def __init__(
+        self, model_path: str | os.PathLike[str], *, compile_options: Sequence[str] = (), options: GenerationOptions | None = None
+    ) -> None:
+        from llmos.runtime.program import load
+
+        program = load(artifact_of(Path(model_path), compile_options))
+        assets = program.manifest.assets
+
+        def asset(name: str) -> bytes | None:
+            return program.artifact.asset(name) if f"assets/{name}" in assets else None
+
+        self._start(ProgramStepModel(program), asset, options)
+
+    @classmethod
+    def of(cls, model: StepModel, asset: Callable[[str], bytes | None], options: GenerationOptions | None = None) -> LLMOS:
+        """Return one that runs any model; asset: gives its tokenizer.json and what else an artifact holds."""
+        made = cls.__new__(cls)
+        made._start(model, asset, options)
+        return made
+
+    def _start(self, model: StepModel, asset: Callable[[str], bytes | None], options: GenerationOptions | None) -> None:
+        self.engine = TextEngine(model, asset, options)
+
+    def __enter__(self) -> LLMOS:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests, and the thread that runs them."""
+        self.engine.close()
+
+    # Whole results.
+
+    def generate(self, prompt: Prompt, **params: Any) -> list[Completion]:
+        """Generate `n` completions of a prompt, a text or token ids, with their tokens, logprobs and ends."""
+        with self.submit(prompt, **params) as request:
+            return request.result()
+
+    def generate_text(self, prompt: Prompt, **params: Any) -> str:
+        """Return the text that follows a prompt."""
+        return "".join(self.stream_text(prompt, **params))
+
+    def chat(self, messages: Messages, **params: Any) -> str:
+        """Return the answer to a chat. messages: [{"role": "user", "content": "Hi"}, ...], made a prompt by the model's chat template."""
+        return "".join(self.stream_chat(messages, **params))
+
+    async def agenerate(self, prompt: Prompt, **params: Any) -> list[Completion]:
+        """As `generate`."""
+        with await asyncio.to_thread(self.submit, prompt, **params) as request:
+            return await request.aresult()
+
+    async def agenerate_text(self, prompt: Prompt, **params: Any) -> str:
+        """As `generate_text`."""
+        return "".join([piece async for piece in self.astream_text(prompt, **params)])
+
+    async def achat(self, messages: Messages, **params: Any) -> str:
+        """As `chat`."""
+        return "".join([piece async for piece in self.astream_chat(messages, **params)])
+
+    # Streams. One that is left before its end is canceled.
+
+    def stream_text(self, prompt: Prompt, **params: Any) -> Iterator[str]:
+        """Yield the text that follows a prompt, as it comes."""
+        return _pieces(self.submit(prompt, **_single(params)))
+
+    def stream_chat(self, messages: Messages, **params: Any) -> Iterator[str]:
+        """Yield the answer to a chat, as it comes."""
+        return _pieces(self.submit_chat(messages, **_single(params)))
+
+    async def astream_text(self, prompt: Prompt, **params: Any) -> AsyncIterator[str]:
+        """As `stream_text`."""
+        with await asyncio.to_thread(self.submit, prompt, **_single(params)) as request:
+            async for event in request:
+                if text := _text_of(event):
+                    yield text
+
+    async def astream_chat(self, messages: Messages, **params: Any) -> AsyncIterator[str]:
+        """As `stream_chat`."""
+        with await asyncio.to_thread(self.submit_chat, messages, **_single(params)) as request:
+            async for event in request:
+                if text := _text_of(event):
+                    yield text
+
+    # Requests: their events, for those that want all of them.
+
+    def submit(self, prompt: Prompt, **params: Any) -> TextRequest:
+        """Queue a prompt and return its request; never waits for the model."""
+        return self.engine.submit(prompt, self._params(params))
+
+    def submit_chat(self, messages: Messages, **params: Any) -> TextRequest:
+        """Queue a chat and return its request; never waits for the model."""
+        return self.engine.submit_chat(messages, self._params(params))
+
+    def _params(self, given: dict[str, Any]) -> SamplingParams:
+        return self.engine.params(given)
+
+
+def _single(params: dict[str, Any]) -> dict[str, Any]:
+    if params.get("n", 1) != 1:
+        raise InputError("n: a text or a stream is of one sequence; use generate or submit for several")
+    return params
+
+
+def _pieces(request: TextRequest) -> Iterator[str]:
+    with request:
+        for event in request:
+            if text := _text_of(event):
+                yield text
+
+
+def _text_of(event: object) -> str:
+    """Return the text of an event. Raises the error of one that ends the request."""
+    if isinstance(event, TextEnd) and event.error is not None:
+        raise event.error
+    return event.text if isinstance(event, TextDelta) else ""
