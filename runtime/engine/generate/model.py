@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.dlpack import Exported
 from llmos.runtime.engine.generate.spec import GenerationSpec
 from llmos.runtime.engine.model import Array
@@ -66,8 +67,8 @@ class ProgramStepModel:
     def __init__(self, program: Program, name: str | None = None) -> None:
         manifest = program.manifest
         self.name: str = name or manifest.name
-        self.spec = GenerationSpec.of(manifest.metadata)
         self._entry = program.default
+        self.spec = GenerationSpec.of(manifest.metadata, _block_shapes(self._entry.inputs))
         self._exported: dict[int, Exported] = {}
         expected = (*STEP_INPUTS, *(cache.name for cache in self.spec.caches))
         found = tuple(spec.name for spec in self._entry.inputs)
@@ -95,3 +96,8 @@ class ProgramStepModel:
             self._exported.clear()
         exported = self._exported[id(array)] = Exported("array of a step", array)  # holds the array, so that its id stays its own
         return exported
+
+
+def _block_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of a block of each input that a step updates."""
+    return {spec.name: tuple(dim for dim in spec.shape[1:] if isinstance(dim, int)) for spec in inputs if spec.updated}

@@ -24,8 +24,8 @@ def null_spec(
     *, vocab_size: int = 61, max_length: int = 256, windows: Sequence[int | None] = (None,), block_size: int = 4, eos: Sequence[int] = ()
 ) -> GenerationSpec:
     """Return the spec of a model with one cache for each window."""
-    caches = tuple(CacheSpec(f"cache.{layer}", window) for layer, window in enumerate(windows))
-    return GenerationSpec(vocab_size, max_length, caches, num_kv_heads=1, head_dim=1, block_size=block_size, eos_token_ids=tuple(eos))
+    caches = tuple(CacheSpec(f"cache.{layer}", (1, 2 * block_size), window) for layer, window in enumerate(windows))
+    return GenerationSpec(vocab_size, max_length, caches, block_size, eos_token_ids=tuple(eos))
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Runner:
         self._mask_words = -(-spec.vocab_size // 32)
         self._arrays = StepArrays(spec, limits, model.sizes.table_width)
         dtype = np.dtype(DTYPES[spec.kv_dtype].storage)
-        self.caches: list[Array] = [np.zeros((num_blocks, *spec.cache_shape), dtype) for _ in spec.caches]
+        self.caches: list[Array] = [np.zeros((num_blocks, *cache.block_shape), dtype) for cache in spec.caches]
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Compute a step and sample. Raises what the model or the sampler raises; the error of one row is in its outcome."""

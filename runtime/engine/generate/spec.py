@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,10 @@ CACHE_DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The cache of one layer. window: how many positions, its own included, a token attends to; None: all before it."""
+    """The cache of one layer, [blocks, *block_shape]. window: how many positions, its own included, a token attends to; None: all."""
 
     name: str
+    block_shape: tuple[int, ...]
     window: int | None = None
 
 
@@ -27,15 +29,13 @@ class CacheSpec:
 class GenerationSpec:
     """A causal language model as the engine sees it.
 
-    Each cache is [blocks, num_kv_heads, 2 * block_size * head_dim] of kv_dtype. max_length: most positions of a request. defaults: sampling
-    parameters that the model's authors recommend.
+    block_size: tokens of a block. kv_dtype: of the caches. max_length: most positions of a request. defaults: sampling parameters that the
+    model's authors recommend.
     """
 
     vocab_size: int
     max_length: int
     caches: tuple[CacheSpec, ...]
-    num_kv_heads: int
-    head_dim: int
     block_size: int = 16
     kv_dtype: str = "float32"
     eos_token_ids: tuple[int, ...] = ()
@@ -43,15 +43,9 @@ class GenerationSpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def cache_shape(self) -> tuple[int, int]:
-        """Return the shape of a block in one cache."""
-        return self.num_kv_heads, 2 * self.block_size * self.head_dim
-
-    @property
     def block_bytes(self) -> int:
         """Return the bytes of a block in all caches."""
-        heads, width = self.cache_shape
-        return len(self.caches) * heads * width * DTYPES[self.kv_dtype].num_bytes
+        return sum(math.prod(cache.block_shape) for cache in self.caches) * DTYPES[self.kv_dtype].num_bytes
 
     @property
     def window(self) -> int | None:
@@ -60,18 +54,19 @@ class GenerationSpec:
         return None if None in windows else max((window for window in windows if window is not None), default=None)
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> GenerationSpec:
-        """Read the metadata of a manifest. Raises ArtifactError if they are not those of a causal language model."""
+    def of(cls, metadata: Mapping[str, Any], block_shapes: Mapping[str, tuple[int, ...]]) -> GenerationSpec:
+        """Read the metadata of a manifest, with the shape of a block of each cache.
+
+        Raises ArtifactError if they are not those of a causal language model.
+        """
         if metadata.get("task") != TEXT_GENERATION or GENERATION not in metadata:
             raise ArtifactError("this artifact does not generate text: compile the directory of a causal language model")
         fields = Fields(f"metadata.{GENERATION}", metadata[GENERATION])
-        caches = tuple(_cache(Fields(f"{fields.path}.caches[{i}]", each)) for i, each in enumerate(fields.array("caches")))
+        caches = tuple(_cache(Fields(f"{fields.path}.caches[{i}]", each), block_shapes) for i, each in enumerate(fields.array("caches")))
         spec = cls(
             vocab_size=fields.integer("vocab_size"),
             max_length=fields.integer("max_length"),
             caches=caches,
-            num_kv_heads=fields.integer("num_kv_heads"),
-            head_dim=fields.integer("head_dim"),
             block_size=fields.integer("block_size"),
             kv_dtype=fields.string("kv_dtype"),
             eos_token_ids=tuple(int(each) for each in fields.array("eos_token_ids")),
@@ -82,13 +77,15 @@ class GenerationSpec:
         return spec
 
 
-def _cache(fields: Fields) -> CacheSpec:
-    window = fields.value.get("window")
-    return CacheSpec(fields.string("name"), None if window is None else fields.integer("window"))
+def _cache(fields: Fields, block_shapes: Mapping[str, tuple[int, ...]]) -> CacheSpec:
+    name, window = fields.string("name"), fields.value.get("window")
+    if name not in block_shapes:
+        raise ArtifactError(f"{fields.path}.name: the entry has no input {name!r}")
+    return CacheSpec(name, block_shapes[name], None if window is None else fields.integer("window"))
 
 
 def _check(spec: GenerationSpec, path: str) -> None:
-    sizes = ("vocab_size", "max_length", "num_kv_heads", "head_dim", "block_size")
+    sizes = ("vocab_size", "max_length", "block_size")
     wrong = [name for name in sizes if getattr(spec, name) < 1]
     if wrong:
         raise ArtifactError(f"{path}.{wrong[0]}: must be 1 or more")
