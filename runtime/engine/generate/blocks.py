@@ -100,14 +100,14 @@ class BlockPool:
 class BlockTable:
     """The blocks of one sequence, in order: int32 `row`, of which the first `num_blocks` entries count and those before `first` are 0.
 
-    node: the cached prefix of the `num_published` first blocks, pinned; None while the sequence holds nothing.
+    node: the cached prefix of the `num_published` first blocks, pinned; None while the sequence holds nothing. version: changes with `row`.
     """
 
     def __init__(self, pool: BlockPool, key: Hashable) -> None:
         self._pool = pool
         self._key = key
         self.row: Array = np.zeros(8, np.int32)
-        self.num_blocks = self.first = self.num_published = 0
+        self.num_blocks = self.first = self.num_published = self.version = 0
         self.node: PrefixNode | None = None
 
     @property
@@ -153,8 +153,7 @@ class BlockTable:
     def reserve(self, num_tokens: int) -> None:
         """Hold blocks for so many tokens; the pool must have them."""
         count = -(-num_tokens // self._pool.block_size)
-        if count > len(self.row):
-            self._grow(count)
+        self._grow(count)
         while self.num_blocks < count:
             self.row[self.num_blocks] = self._pool.allocate()
             self.num_blocks += 1
@@ -165,6 +164,7 @@ class BlockTable:
             self.num_blocks -= 1
             self._pool.release(int(self.row[self.num_blocks]))
             self.row[self.num_blocks] = 0
+            self.version += 1
 
     def publish(self, tokens: Array, num_computed: int) -> None:
         """Let other requests use the blocks that are full, given the sequence's int32 tokens and how many are computed."""
@@ -177,6 +177,7 @@ class BlockTable:
             self.node = node
             self.row[index] = self._pool.publish(node, int(self.row[index]))
             self.num_published += 1
+            self.version += 1
 
     def free_behind(self, position: int) -> None:
         """Give back the blocks that a token at this position, and all later ones, don't attend to."""
@@ -185,6 +186,7 @@ class BlockTable:
             self._pool.release(int(self.row[self.first]))
             self.row[self.first] = 0
             self.first += 1
+            self.version += 1
 
     def close(self) -> None:
         """Give back all blocks, the last first, so that of a cached prefix the end is evicted before the beginning."""
@@ -192,11 +194,14 @@ class BlockTable:
             self._pool.release(block)
         self.row[: self.num_blocks] = 0
         self.num_blocks = self.first = self.num_published = 0
+        self.version += 1
         if self.node is not None:
             self._pool.tree.unpin(self.node)
             self.node = None
 
     def _grow(self, count: int) -> None:
+        """Make room for so many blocks, since some will be added."""
+        self.version += 1
         if count > len(self.row):
             row = np.zeros(max(count, 2 * len(self.row)), np.int32)
             row[: len(self.row)] = self.row

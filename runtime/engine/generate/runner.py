@@ -78,9 +78,10 @@ class _Rows:
         mask = spec.early_mask if position < spec.min_length else None
         self.sampling.append(spec.sampling)
         self.positions.append(position)
-        self.history.append((sequence.prompt, sequence.generated) if spec.sampling.reads_history else None)
+        self.history.append((sequence.prompt, sequence.generated) if sequence.reads_history else None)
         self.allowed.append(mask)
-        self.masked = self.masked or mask is not None
+        if mask is not None:
+            self.masked = True
 
     def add_prompt(self, sequence: Sequence, begin: int, end: int) -> None:
         """Add the rows that give the log probabilities of the prompt's tokens [begin, end): each may give that token alone."""

@@ -56,6 +56,7 @@ class Sequence:
         "num_prompt_rows",
         "num_tokens",
         "owner",
+        "reads_history",
         "spec",
         "stop_token",
         "table",
@@ -64,6 +65,7 @@ class Sequence:
     def __init__(self, prompt: Array, spec: SequenceSpec, pool: BlockPool, owner: Any = None) -> None:
         self.spec = spec
         self.owner = owner
+        self.reads_history = spec.sampling.reads_history
         self.num_prompt = self.num_tokens = len(prompt)
         self._tokens: Array = np.empty(min(spec.max_length, self.num_prompt + 64), np.int32)
         self._tokens[: self.num_prompt] = prompt
