@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from llmos.runtime.native.binding import core
 # llmos_sampling, llmos_sampling_row, llmos_sampled and llmos_token_logprob of sampling.h.
 _SETTINGS = struct.Struct("@7dQPP4i")
 _ROW = struct.Struct("@QPPPqq")
+_PLAIN_ROW = struct.Struct("@Q40x")
 _SAMPLED = struct.Struct("@d4i")
 _TOKEN_LOGPROB = struct.Struct("@dii")
 
@@ -44,7 +45,7 @@ class RowSampling:
     seed: int = 0
     num_logprobs: int = -1
 
-    @property
+    @cached_property
     def reads_history(self) -> bool:
         """Whether it depends on tokens before: then `sample_rows` needs the history."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
@@ -65,8 +66,7 @@ class RowSampling:
         return ids, np.array([bias for _, bias in self.logit_bias], np.float32)
 
 
-@dataclass(frozen=True)
-class SampledRow:
+class SampledRow(NamedTuple):  # several times as fast to make as a dataclass; a step makes one a row
     """A token and what its row was asked for besides.
 
     logprob: of the token in the softmax of the logits as the model gave them; None where no logprobs are wanted. top: the likeliest tokens
@@ -139,6 +139,8 @@ _REASONS = {
 
 def _context(position: int, history: History | None, mask: np.ndarray[Any, Any] | None, vocab_size: int) -> bytes:
     """The llmos_sampling_row; the arrays must outlive its use."""
+    if history is None and mask is None:
+        return _PLAIN_ROW.pack(position & _SEED_MASK)
     prompt, generated, words = 0, 0, 0
     num_prompt, num_generated = 0, 0
     if history is not None:
@@ -160,6 +162,8 @@ def _top(tops: Any, offset: int) -> tuple[int, float]:
 
 
 def _address(array: np.ndarray[Any, Any]) -> int:
-    """Faster than `array.ctypes.data`."""
-    address: int = array.__array_interface__["data"][0]
-    return address
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # it is read-only, or empty; slower
+        address: int = array.__array_interface__["data"][0]
+        return address
