@@ -95,11 +95,11 @@ class LLMOS:
 
     def stream_text(self, prompt: Prompt, **params: Any) -> Iterator[str]:
         """Yield the text that follows a prompt, as it comes."""
-        return _pieces(self.submit(prompt, **_single(params)))
+        return _Pieces(self.submit(prompt, **_single(params)))
 
     def stream_chat(self, messages: Messages, **params: Any) -> Iterator[str]:
         """Yield the answer to a chat, as it comes."""
-        return _pieces(self.submit_chat(messages, **_single(params)))
+        return _Pieces(self.submit_chat(messages, **_single(params)))
 
     async def astream_text(self, prompt: Prompt, **params: Any) -> AsyncIterator[str]:
         """As `stream_text`."""
@@ -135,11 +135,18 @@ def _single(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _pieces(request: TextRequest) -> Iterator[str]:
-    with request:
-        for event in request:
-            if text := _text_of(event):
-                yield text
+class _Pieces(Iterator[str]):
+    """The text of a request, as it comes; canceled when nobody holds it any more, also if nobody has read it."""
+
+    def __init__(self, request: TextRequest) -> None:
+        self._request = request
+        self._events = iter(request)
+
+    def __next__(self) -> str:
+        return next(text for event in self._events if (text := _text_of(event)))
+
+    def __del__(self) -> None:
+        self._request.cancel()
 
 
 def _text_of(event: object) -> str:

@@ -118,6 +118,7 @@ def test_a_stream_that_is_left_is_canceled(make: Make) -> None:
     model = make(spec=replace(null_spec(vocab_size=330), max_length=5000))
     for _ in model.stream_text(PROMPT, temperature=0):
         break
+    model.stream_text(PROMPT, temperature=0)  # not even begun
     with model.submit(PROMPT, temperature=0) as request:
         next(iter(request))
     assert model.engine.engine.drain(10)
