@@ -163,7 +163,7 @@ def _top(tops: Any, offset: int) -> tuple[int, float]:
 
 def _address(array: np.ndarray[Any, Any]) -> int:
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # numpy declares it from Python 3.12 on
     except (TypeError, ValueError):  # it is read-only, or empty; slower
         address: int = array.__array_interface__["data"][0]
         return address
