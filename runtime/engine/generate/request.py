@@ -21,7 +21,7 @@ class PromptEvent:
     tokens: tuple[SampledRow | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make each several times as expensive
 class TokenEvent:
     """A generated token of sequence `index`; logprob and top (likeliest first) as far as `logprobs` asks for them."""
 
