@@ -52,6 +52,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self._held: dict[Sequence, Sequence] = {}  # follower -> leader
         self._timed: dict[Sequence, None] = {}  # those with a deadline
+        self._refused: tuple[Sequence, int] | None = None  # the first in line, for which there was only so much room
 
     # Public interface.
 
@@ -221,9 +222,12 @@ class Scheduler:
     def _admit(self, draft: _Draft) -> None:
         """Let waiting sequences run, unless blocks are so short that a running one lost its own."""
         while self.waiting and len(self.running) < self.limits.max_requests and draft.has_room and not draft.preempted:
-            sequence = self.waiting[0]
+            sequence, room = self.waiting[0], self._room()
+            if (sequence, room) == self._refused:  # as in the step before: don't look for its prefix again
+                return
             hit = self._find_prefix(sequence)
-            if not self._fits(sequence, hit):
+            if self.running and self._blocks_taken(sequence, hit) > room:
+                self._refused = sequence, room
                 return
             sequence.table.open(hit)
             sequence.num_computed = 0 if hit is None else hit.num_blocks * self.pool.block_size
@@ -237,14 +241,15 @@ class Scheduler:
         most = sequence.num_prompt_rows if sequence.wants_prompt_rows else sequence.num_tokens - 1
         return sequence.table.find_prefix(sequence.tokens, most)
 
-    def _fits(self, sequence: Sequence, hit: PrefixHit | None) -> bool:
-        """Whether a waiting sequence can run beside the others, with one block to spare for each of them."""
-        if not self.running:
-            return True
+    def _room(self) -> int:
+        """Return how many blocks another sequence may take, so that the running ones get what they need and each has one to spare."""
+        promised = sum([max(0, self._peak(each) - each.table.num_held) for each in self.running])
+        return self.pool.num_free - promised - len(self.running)
+
+    def _blocks_taken(self, sequence: Sequence, hit: PrefixHit | None) -> int:
+        """Return how many free blocks a waiting sequence takes until its known tokens are computed."""
         shared = () if hit is None else hit.blocks
-        needed = self._peak(sequence) - len(shared) + self.pool.num_unused(shared)
-        promised = sum(max(0, self._peak(each) - each.table.num_held) for each in self.running)
-        return self.pool.num_free - promised - needed >= len(self.running)
+        return self._peak(sequence) - len(shared) + self.pool.num_unused(shared)
 
     def _peak(self, sequence: Sequence) -> int:
         """Return how many blocks a sequence holds at most until its known tokens are computed."""
