@@ -248,7 +248,8 @@ static int64_t first_above(const float* weights, int64_t count, double sum, doub
   int64_t last = 0;
   for (int64_t i = 0; i < count; ++i) {
     sum += weights[i];
-    if (weights[i] > 0) last = i;
+    if (weights[i] <= 0) continue; /* can't be drawn, whatever the rounding */
+    last = i;
     if (sum > target) break;
   }
   return last;
