@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmos.runtime.engine.generate import GenerationOptions, ProgramStepModel, SamplingParams, StepModel
+from llmos.runtime.engine.generate import GenerationOptions, ProgramStepModel, StepModel
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.compiled import artifact_of
 from llmos.runtime.llm.engine import Messages, Prompt, TextEngine
@@ -117,16 +117,30 @@ class LLMOS:
 
     # Requests: their events, for those that want all of them.
 
-    def submit(self, prompt: Prompt, **params: Any) -> TextRequest:
-        """Queue a prompt and return its request; never waits for the model."""
-        return self.engine.submit(prompt, self._params(params))
+    def submit(self, prompt: Prompt, *, principal: str = "", timeout_s: float | None = None, **params: Any) -> TextRequest:
+        """Queue a prompt and return its request; never waits for the model.
 
-    def submit_chat(self, messages: Messages, **params: Any) -> TextRequest:
-        """Queue a chat and return its request; never waits for the model."""
-        return self.engine.submit_chat(messages, self._params(params))
+        principal: requests of the same one share cached prefixes. timeout_s: the request ends with a DeadlineError then. All methods above
+        take both, as they take the parameters.
+        """
+        return self.engine.submit(prompt, self.engine.params(params), principal=principal, timeout_s=timeout_s)
 
-    def _params(self, given: dict[str, Any]) -> SamplingParams:
-        return self.engine.params(given)
+    def submit_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        principal: str = "",
+        timeout_s: float | None = None,
+        **params: Any,
+    ) -> TextRequest:
+        """Queue a chat and return its request; never waits for the model. See `submit`.
+
+        tools, variables: what else the chat template reads; see ChatTemplate.render. All methods for chats take them.
+        """
+        found = self.engine.params(params)
+        return self.engine.submit_chat(messages, found, principal=principal, timeout_s=timeout_s, tools=tools, variables=variables)
 
 
 def _single(params: dict[str, Any]) -> dict[str, Any]:

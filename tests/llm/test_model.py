@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import llmos
+from llmos.runtime.engine.errors import DeadlineError
 from llmos.runtime.engine.generate.null import null_spec
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError, UserError
 from llmos.runtime.llm import LLMOS, TextDelta, TextEnd
@@ -87,6 +88,15 @@ def test_chat(model: LLMOS, tokenizer: Any) -> None:
     assert model.engine.chat_prompt(USER) == prompt
     answer = model.chat(USER, **GREEDY)
     assert answer == model.generate_text(prompt, **GREEDY) == "".join(model.stream_chat(USER, **GREEDY))
+
+
+def test_what_chats_and_requests_take_besides(make: Make) -> None:
+    model = make({"chat_template.jinja": b"{{ tools[0].name if tools }}{{ tone }}{{ messages[0].content }}"})
+    answer = model.chat(USER, tools=[{"name": "f"}], variables={"tone": "!"}, principal="alice", **GREEDY)
+    assert answer == model.generate_text("f!hello", **GREEDY)
+    for expired in (lambda: model.chat(USER, timeout_s=0), lambda: model.generate(PROMPT, timeout_s=0)):
+        with pytest.raises(DeadlineError):
+            expired()
 
 
 def test_event_loops(model: LLMOS) -> None:
