@@ -63,7 +63,7 @@ def command(
     elif inputs:
         results = _call(called, inputs)
     else:
-        click.echo(_wanted(called))
+        click.echo(_wanted(program, called))
         return
     _save(dict(zip((spec.name for spec in _shown(called)), results, strict=False)), targets)
 
@@ -73,9 +73,13 @@ def _shown(entry: Entry) -> list[TensorSpec]:
     return [*entry.outputs, *[spec for spec in entry.inputs if spec.updated]]
 
 
-def _wanted(entry: Entry) -> str:
+def _wanted(program: Program, entry: Entry) -> str:
+    from llmos.runtime.engine.generate.spec import TEXT_GENERATION
+
     rows = [(spec.name, spec.dtype, _shape(spec)) for spec in entry.inputs]
-    return f"entry {entry.spec.name} takes\n{table(rows)}\ngive each with --input NAME=FILE.npy"
+    generates = program.manifest.metadata.get("task") == TEXT_GENERATION
+    advice = "it is a language model: give it a prompt with --prompt TEXT" if generates else "give each with --input NAME=FILE.npy"
+    return f"entry {entry.spec.name} takes\n{table(rows)}\n{advice}"
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -88,6 +88,7 @@ def test_the_command_streams(directory: Path, stories: LLMOS) -> None:
     done = call("run", artifact, "--prompt", "Once upon a time", "--temperature", 0, "--stop", "outside")
     assert (done.returncode, done.stdout) == (0, STORY.removeprefix("Once upon a time").partition("outside")[0] + "\n")
     assert re.fullmatch(r"5 tokens of prompt; \d+ generated; first after [\d.]+ s; then [\d.]+ tokens/s\n", done.stderr)
+    assert call("run", artifact).stdout.endswith("it is a language model: give it a prompt with --prompt TEXT\n")
     refused = call("chat", artifact)
     assert (refused.returncode, refused.stderr) == (2, "error: 'stories260k' has no chat template: give it a prompt instead\n")
 
