@@ -52,12 +52,12 @@ def _packed(weight: Weight, layout: PackedLayout) -> Weight:
         return _packed_numbers(weight, layout)
     if tile is not None:
         positions = packed_winograd_shape(weight.shape, n_axes, k_axes, tile, columns)
-        return Weight(weight.dtype, positions, lambda: pack_winograd(weight.array, n_axes, k_axes, tile, columns))
+        return Weight(weight.dtype, positions, lambda: pack_winograd(weight.load(), n_axes, k_axes, tile, columns))
     if (per_word := K_PER_WORD.get(weight.dtype)) is not None:
         words = packed_words_shape(weight.shape, n_axes, k_axes, per_word, columns)
-        return Weight(weight.dtype, words, lambda: pack_words(weight.array, n_axes, k_axes, per_word, columns))
+        return Weight(weight.dtype, words, lambda: pack_words(weight.load(), n_axes, k_axes, per_word, columns))
     shape = packed_shape(weight.shape, n_axes, k_axes, columns)
-    return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, columns))
+    return Weight(weight.dtype, shape, lambda: pack_panels(weight.load(), n_axes, k_axes, columns))
 
 
 def _packed_numbers(weight: Weight, layout: PackedLayout) -> Weight:
@@ -66,13 +66,13 @@ def _packed_numbers(weight: Weight, layout: PackedLayout) -> Weight:
     width = layout.columns or number_width(math.prod(weight.shape[axis] for axis in n_axes))
     if per_word == 1:
         shape: tuple[int, ...] = packed_shape(weight.shape, n_axes, k_axes, width)
-        return Weight(weight.dtype, shape, lambda: pack_panels(weight.array, n_axes, k_axes, width))
+        return Weight(weight.dtype, shape, lambda: pack_panels(weight.load(), n_axes, k_axes, width))
     if per_word == NIBBLES:
         shape = (*packed_words_shape(weight.shape, n_axes, k_axes, NIBBLES, width)[:3], 4)
-        return Weight("uint8", shape, lambda: pack_nibbles(weight.array, n_axes, k_axes, width))
+        return Weight("uint8", shape, lambda: pack_nibbles(weight.load(), n_axes, k_axes, width))
     shape = packed_words_shape(weight.shape, n_axes, k_axes, 4, width)
-    return Weight(weight.dtype, shape, lambda: pack_words(weight.array, n_axes, k_axes, 4, width))
+    return Weight(weight.dtype, shape, lambda: pack_words(weight.load(), n_axes, k_axes, 4, width))
 
 
 def _narrowed(weight: Weight) -> Weight:
-    return Weight("bfloat16", weight.shape, lambda: to_bfloat16(weight.array))
+    return Weight("bfloat16", weight.shape, lambda: to_bfloat16(weight.load()))
