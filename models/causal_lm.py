@@ -15,6 +15,7 @@ from llmos.compiler.analysis.paged_attention import BLOCK_SIZE
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
 from llmos.models.directory import ModelDirectory, read_object
+from llmos.models.float_weights import run_in_float32, traced_as_float32
 from llmos.models.loading import load_transformer
 from llmos.models.step import CacheSpec, Step, adapted, cache_specs
 from llmos.runtime.errors import InputError
@@ -59,7 +60,7 @@ def import_causal_lm(directory: str | Path, options: CausalLMOptions = CausalLMO
     Raises UserError, UnsupportedError.
     """
     source = ModelDirectory.open(directory)
-    model = load_transformer(source, "AutoModelForCausalLM").model.float()
+    model = load_transformer(source, "AutoModelForCausalLM").model
     return import_model(model, options, name=name or source.path.resolve().name, assets=_assets(source), generation=_generation(source))
 
 
@@ -71,10 +72,14 @@ def import_model(
     assets: Mapping[str, bytes] | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> ImportedModel:
-    """As `import_causal_lm`, for a model of transformers in eval mode. generation: what metadata["generation"] holds besides."""
+    """As `import_causal_lm`, for a model of transformers in eval mode. generation: what metadata["generation"] holds besides.
+
+    Weights of half types are read one by one, as float32.
+    """
     max_length = _max_length(model.config, options)
     with adapted(model, max_length):
         caches = cache_specs(model)
+    with adapted(model, max_length), traced_as_float32(model) as weights:
         step = Step(model).eval()
         examples = tuple(_example(seed, lengths, model.config, caches, options) for seed, lengths in enumerate(_EXAMPLES))
         imported = import_torch(
@@ -86,6 +91,7 @@ def import_model(
             name=name,
             assets=assets,
             metadata={"task": TASK, "generation": {**_facts(model.config, caches, options), **(generation or {})}},
+            weights={f"model.{name}": weight for name, weight in weights.items()},
             reference=_StepReference(model, step, max_length),
         )
     return replace(imported, examples=examples)
@@ -101,7 +107,7 @@ class _StepReference:
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         arguments = _torch_arguments(inputs)
-        with adapted(self.model, self.max_length), torch.no_grad():
+        with adapted(self.model, self.max_length), run_in_float32(self.model), torch.no_grad():
             logits = self.step(*arguments)
         return [logits.numpy(), *(_numpy(each) for each in arguments[-1])]
 
