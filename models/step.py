@@ -6,13 +6,14 @@ with the data (rotary frequencies that follow the longest position) is decided o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
 from llmos.compiler.analysis.paged_attention import BlockLayout
@@ -66,13 +67,43 @@ class Step(nn.Module):
     ) -> torch.Tensor:
         """Run one step; shapes and meaning of the arguments are those of models/causal_lm.py."""
         state = StepState(slots, positions, token_requests, block_tables, list(caches))
-        output = self.model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, llmos_state=state, logits_to_keep=logit_rows.long()
-        )
+        known = {"llmos_state": state} if takes_interface(self.model) else {}
+        with nullcontext() if known else _InSdpa(lambda layer, q, k, v: _attend(layer, q, k, v, None, llmos_state=state)):
+            output = self.model(
+                input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=logit_rows.long(), **known
+            )
         for cache, new in zip(caches, state.caches, strict=True):
             cache.copy_(new)
         logits: torch.Tensor = output.logits[0]
         return logits.float()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What attention asks of a module, for a model that doesn't hand it over."""
+
+    layer_idx: int
+
+
+class _InSdpa(TorchFunctionMode):
+    """Inside, each call of scaled_dot_product_attention is that of the next layer: `attend(layer, query, key, value)`."""
+
+    def __init__(self, attend: Callable[..., tuple[torch.Tensor, None]]) -> None:
+        super().__init__()
+        self._attend = attend
+        self._num_calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self._num_calls += 1
+        made, _ = self._attend(_Layer(self._num_calls - 1), *args[:3])
+        return made.transpose(1, 2)
+
+
+def takes_interface(model: Any) -> bool:
+    """Whether a model's attention goes through transformers' AttentionInterface; else it calls scaled_dot_product_attention."""
+    return bool(getattr(model, "_supports_attention_backend", False))
 
 
 @contextmanager
@@ -85,8 +116,10 @@ def adapted(model: Any, max_length: int) -> Iterator[None]:
     AttentionMaskInterface.register(_NAME, _no_mask)
     ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
     before = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+    if getattr(model.config, "alibi", False):
+        raise UnsupportedError(f"{type(model).__name__}: ALiBi isn't supported")
     kinds = _fix_frequencies(model, max_length)
-    model.set_attn_implementation(_NAME)
+    model.set_attn_implementation(_NAME if takes_interface(model) else "sdpa")
     model.config._experts_implementation = _NAME
     try:
         yield
@@ -103,7 +136,7 @@ def cache_specs(model: Any) -> list[CacheSpec]:
 
     found: dict[int, CacheSpec] = {}
 
-    def look(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any) -> tuple[Any, None]:
+    def look(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **options: Any) -> tuple[Any, None]:
         if value.shape[-1] != key.shape[-1]:
             raise UnsupportedError(f"{type(model).__name__}: attention whose values have another width than its keys isn't supported")
         window = _window(module, options)
@@ -113,12 +146,12 @@ def cache_specs(model: Any) -> list[CacheSpec]:
     AttentionInterface.register(_NAME, look)
     one = torch.zeros(1, 1, dtype=torch.int64)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if takes_interface(model) else _InSdpa(look):
             model(input_ids=one, position_ids=one, use_cache=False)
     finally:
         AttentionInterface.register(_NAME, _attend)
     if not found or sorted(found) != list(range(len(found))):
-        raise UnsupportedError(f"{type(model).__name__}: its attention doesn't go through transformers' AttentionInterface")
+        raise UnsupportedError(f"{type(model).__name__}: its attention is neither transformers' AttentionInterface nor torch's function")
     return [found[layer] for layer in range(len(found))]
 
 
@@ -127,15 +160,14 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """As transformers' attention interface: query [1, heads, tokens, head_dim]; key and value have the key-value heads alone."""
     state: StepState = options["llmos_state"]
-    if options.get("s_aux") is not None:
-        raise UnsupportedError("attention with sinks isn't supported")
     query, key, value = (each.transpose(1, 2)[0] for each in (query, key, value))
     cache = torch.ops.llmos.write_kv_cache(state.caches[module.layer_idx], key, value, state.slots)
     state.caches[module.layer_idx] = cache
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     softcap = float(options.get("softcap") or 0.0)
     window = _window(module, options) or 0
-    out = torch.ops.llmos.paged_attention(query, cache, state.block_tables, state.positions, state.token_requests, scale, window, softcap)
+    places = state.block_tables, state.positions, state.token_requests
+    out = torch.ops.llmos.paged_attention(query, cache, *places, options.get("s_aux"), scale, window, softcap)
     return out[None], None
 
 

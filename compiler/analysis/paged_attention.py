@@ -16,7 +16,7 @@ from llmos.compiler.ir.bindings import ir
 
 BLOCK_SIZE = 16  # positions of a block
 LANES = 16  # a row of values fills whole vectors of so many elements
-OPERANDS = ("query", "positions", "token_requests", "cache", "block_tables")  # of the op, in order
+OPERANDS = ("query", "positions", "token_requests", "cache", "block_tables", "sinks")  # of the op, in order; it may have no sinks
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PagedAttention:
 
     Token t of query [tokens, heads, head_dim] attends to positions p of its request with position - window < p <= position (0: no
     window): softmax(cap(scale * q . k)) v, where cap(s) = softcap * tanh(s / softcap) (0: none). Query head h reads key-value head
-    h // group.
+    h // group. A sink [heads] is one score more in the softmax of its head, without a value.
     """
 
     head_dim: int

@@ -33,6 +33,7 @@ def paged_attention(
     block_tables: torch.Tensor,
     positions: torch.Tensor,
     token_requests: torch.Tensor,
+    sinks: torch.Tensor | None,
     scale: float,
     window: int,
     softcap: float,
@@ -41,17 +42,24 @@ def paged_attention(
 
     block_tables [requests, max_blocks]: the blocks of a request, in order of position. positions, token_requests [tokens]. window: only
     the last so many positions count, the token's own among them; 0 for all. softcap: scores are softcap * tanh(score / softcap); 0 for
-    none.
+    none. sinks [heads]: a score of each head that takes part in the softmax, and has no value.
     """
     rows = [
-        _attend(query[t], cache, block_tables[int(token_requests[t])], int(positions[t]), scale, window, softcap)
+        _attend(query[t], cache, block_tables[int(token_requests[t])], int(positions[t]), sinks, scale, window, softcap)
         for t in range(query.shape[0])
     ]
     return torch.stack(rows) if rows else torch.empty_like(query)
 
 
 def _attend(
-    query: torch.Tensor, cache: torch.Tensor, table: torch.Tensor, position: int, scale: float, window: int, softcap: float
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    table: torch.Tensor,
+    position: int,
+    sinks: torch.Tensor | None,
+    scale: float,
+    window: int,
+    softcap: float,
 ) -> torch.Tensor:
     """One token: query [heads, head_dim]."""
     first = max(0, position - window + 1) if window else 0
@@ -61,7 +69,10 @@ def _attend(
     scores = torch.einsum("hgd,phd->hgp", grouped, keys) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    return torch.einsum("hgp,phd->hgd", scores.softmax(-1), values).reshape(query.shape)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().reshape(*grouped.shape[:2], 1)], -1)
+    weights = scores.softmax(-1)[..., : len(at)]
+    return torch.einsum("hgp,phd->hgd", weights, values).reshape(query.shape)
 
 
 def _read(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +97,7 @@ def _(
     block_tables: torch.Tensor,
     positions: torch.Tensor,
     token_requests: torch.Tensor,
+    sinks: torch.Tensor | None,
     scale: float,
     window: int,
     softcap: float,

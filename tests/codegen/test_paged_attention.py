@@ -29,6 +29,7 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     dtype: torch.dtype = torch.float32
+    sinks: bool = False
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
@@ -39,7 +40,7 @@ CASES = (
     Case(64, 2, 4),
     Case(8, 3, 1, window=7),
     Case(20, 1, 3, softcap=5.0, dtype=torch.bfloat16),
-    Case(80, 1, 17, window=33, softcap=30.0),
+    Case(80, 1, 17, window=33, softcap=30.0, sinks=True),
     Case(128, 1, 2, dtype=torch.bfloat16),
 )
 
@@ -50,6 +51,7 @@ class Attentions(torch.nn.Module):
     def __init__(self, cases: Sequence[Case]) -> None:
         super().__init__()
         self.cases = cases
+        self.sinks = torch.linspace(-9.0, 9.0, 17)
 
     def forward(
         self,
@@ -63,9 +65,9 @@ class Attentions(torch.nn.Module):
         made = []
         for case, (query, key, value), cache in zip(self.cases, operands, caches, strict=True):
             new = torch.ops.llmos.write_kv_cache(cache, key, value, slots)
-            made.append(
-                torch.ops.llmos.paged_attention(query, new, tables, positions, requests, case.head_dim**-0.5, case.window, case.softcap)
-            )
+            sinks = self.sinks if case.sinks else None
+            scale = case.head_dim**-0.5
+            made.append(torch.ops.llmos.paged_attention(query, new, tables, positions, requests, sinks, scale, case.window, case.softcap))
             cache.copy_(new)
         return tuple(made)
 

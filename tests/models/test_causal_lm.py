@@ -58,6 +58,10 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
     "olmo2": lambda: tf.Olmo2Config(**SIZES),
     "smollm3": lambda: tf.SmolLM3Config(**SIZES, pad_token_id=0),
     "stablelm": lambda: tf.StableLmConfig(**SIZES),
+    "falcon": lambda: tf.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=100, multi_query=True, alibi=False, parallel_attn=True
+    ),
+    "gpt_oss": lambda: tf.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=24),
     "mixtral": lambda: tf.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": lambda: tf.Qwen3MoeConfig(**SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
 }
@@ -154,6 +158,6 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
         import_causal_lm(tmp_path)
     with pytest.raises(UserError, match="language models"):
         llmos.compile(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), kv="bf16")
-    config = tf.GptOssConfig(**SIZES, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=24)
-    with pytest.raises(UnsupportedError, match="sinks"):
-        import_model(tf.AutoModelForCausalLM.from_config(config).eval(), name="sinks")
+    config = tf.FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=100, alibi=True)
+    with pytest.raises(UnsupportedError, match="ALiBi"):
+        import_model(tf.AutoModelForCausalLM.from_config(config).eval(), name="alibi")

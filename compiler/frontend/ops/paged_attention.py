@@ -51,6 +51,7 @@ def paged_attention(
     block_tables: Tensor,
     positions: Tensor,
     token_requests: Tensor,
+    sinks: Tensor | None,
     scale: float,
     window: int,
     softcap: float,
@@ -69,10 +70,12 @@ def paged_attention(
         (b.dense(token_requests), loops[:1]),
         (cache, [zero] * 3),
         (block_tables, [zero] * 2),
+        *([(b.dense(sinks), loops[1:2])] if sinks is not None else []),
     ]
 
-    def body(_: Scalar, position: Scalar, request: Scalar, *__: Scalar) -> list[Scalar]:
-        return [_Reference(b, parameters, query, cache, block_tables, position, request).result().to(result.dtype)]
+    def body(_: Scalar, position: Scalar, request: Scalar, *more: Scalar) -> list[Scalar]:
+        reference = _Reference(b, parameters, query, cache, block_tables, position, request)
+        return [reference.result(more[2].to(torch.float32) if sinks is not None else None).to(result.dtype)]
 
     (value,) = b.generic(inputs, [(b.empty(result.shape, result.dtype), result.dtype, loops)], ["parallel"] * 3, body)
     value.owner.operation.attributes[PAGED_ATTENTION] = parameters.attribute()
@@ -90,7 +93,7 @@ class _Reference:
         i64 = ir.IntegerType.get_signless(64)
         self.token, self.head, self.dim = (linalg.IndexOp(ir.IntegerAttr.get(i64, i)).result for i in range(3))
 
-    def result(self) -> Scalar:
+    def result(self, sink: Scalar | None) -> Scalar:
         f32 = torch.float32
         first = self._number(0)
         if self.parameters.window:
@@ -106,8 +109,12 @@ class _Reference:
             kept, weight = s.exp(highest - new), s.exp(score - new)
             value = self._value(block, offset)
             scf.YieldOp([new.value, (total * kept + weight).value, (weighted * kept + weight * value).value])
-        _, total, weighted = (Scalar(value, f32) for value in loop.results)
-        return weighted / total
+        highest, total, weighted = (Scalar(value, f32) for value in loop.results)
+        if sink is None:
+            return weighted / total
+        new = highest.max(sink)
+        kept = s.exp(highest - new)
+        return weighted * kept / (total * kept + s.exp(sink - new))
 
     def _number(self, number: int) -> ir.Value:
         return arith.ConstantOp(ir.IndexType.get(), number).result

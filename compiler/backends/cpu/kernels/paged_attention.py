@@ -15,6 +15,7 @@ from functools import cached_property
 
 import sympy
 
+from llmos.compiler.analysis.generic import Generic
 from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, LANES, OPERANDS, PagedAttention, is_paged_attention
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape, for_row_blocks
 from llmos.compiler.backends.cpu.target import CpuTarget
@@ -58,6 +59,11 @@ class PagedAttentionPlan:
     def operand(self, name: str) -> Value:
         """Return one of its operands, by its name in OPERANDS."""
         return self.op.operands[OPERANDS.index(name)]
+
+    @property
+    def has_sinks(self) -> bool:
+        """Whether each head has a score without a value."""
+        return Generic(self.op).num_inputs == len(OPERANDS)
 
     def size(self, name: str, axis: int) -> Expr:
         """Return a size of an operand."""
@@ -269,10 +275,11 @@ class _Run:
         def write(row: Value) -> None:
             token = b.add(self.first, b.div(row, group))
             head = b.add(b.mul(self.tile.head, group), b.rem(row, group))
-            total = self._sum(self.vector(self.at("sums", row, LANES)))
+            kept, total = self._with_sink(row, head, b.splat(self._sum(self.vector(self.at("sums", row, LANES)))))
             for column in range(0, padded, LANES):
                 at = [token, head, Lane(b.index(column))]
-                made = b.binary("arith.divf", self.vector(self.at("output", row, padded, b.index(column))), b.splat(total))
+                output = self.vector(self.at("output", row, padded, b.index(column)))
+                made = b.binary("arith.divf", output if kept is None else b.binary("arith.mulf", output, kept), total)
                 mask = b.tail_mask(b.index(p.head_dim - column)) if p.head_dim - column < LANES else None
                 with ev.memory.masked(mask), ev.scope(), ev.binding(root, as_=made):
                     for value, buffer in zip(plan.dispatch.results, self.tile.frame.outputs, strict=True):
@@ -280,6 +287,18 @@ class _Run:
                         ev.memory.store(ev.value(value, coords), buffer, coords)
 
         self.each_row(write)
+
+    def _with_sink(self, row: Value, head: Value, total: Value) -> tuple[Value | None, Value]:
+        """The factor for a row's output, None for 1, and what it is divided by; the same number on all lanes."""
+        b = self.b
+        if not self.tile.plan.has_sinks:
+            return None, total
+        sink = b.splat(self.tile.frame.emitter.value(self.tile.plan.operand("sinks"), [head]))
+        highest = b.splat(b.load(self.at("highest", row), b.f32, 4))
+        above = b.op("arith.cmpf", [sink, highest], b.vec(b.i1), predicate=ir.IntegerAttr.get(b.i64, 2))
+        new = b.select(above, sink, highest)
+        kept, own = (b.op("math.exp", [b.binary("arith.subf", each, new)], new.type) for each in (highest, sink))
+        return kept, b.binary("arith.addf", b.binary("arith.mulf", total, kept), own)
 
     def _sum(self, value: Value) -> Value:
         """The sum of a vector, in one order on every target: halves added until one element is left."""
