@@ -86,14 +86,19 @@ def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> Non
 
 def _take_dequantized(graph: Graph, groups: Sequence[FusionGroup]) -> None:
     """A weight that kernels multiply as integers is dequantized in the dispatch of the one contraction that reads it."""
-    weights = _weights(graph.func)
     for group in [c for c in groups if c.kind == "contraction"]:
         root = root_contraction(group.ops)
-        found, owner = quantized_weight_of(root), owner_of(root.rhs)
-        if found is None or owner not in graph.position or len(graph.users(root.rhs)) != 1:
-            continue
-        if all(value in weights for value in (found.numbers, found.scale, found.zero_point) if value is not None):
+        owner = owner_of(root.rhs)
+        if owner is not None and _has_numbers(graph, root):
             graph.assign(group, [owner])
+
+
+def _has_numbers(graph: Graph, contraction: Contraction) -> bool:
+    """Whether the right side is the dequantization of a weight, of which nothing else reads the result."""
+    found, weights = quantized_weight_of(contraction), _weights(graph.func)
+    if found is None or owner_of(contraction.rhs) not in graph.position or len(graph.users(contraction.rhs)) != 1:
+        return False
+    return all(value in weights for value in (found.numbers, found.scale, found.zero_point) if value is not None)
 
 
 def _weights(function: ir.Operation) -> list[ir.Value]:
@@ -103,7 +108,13 @@ def _weights(function: ir.Operation) -> list[ir.Value]:
 
 def _contractions(graph: Graph) -> list[Contraction]:
     found = [graph.contraction_of(generic.op) for generic in graph.generics() if generic.op not in graph.groups]
-    return [c for c in found if c is not None and (_is_f32(c) or (c.is_bytes and _has_weight(c)))]
+    return [c for c in found if c is not None and _has_kernel(graph, c)]
+
+
+def _has_kernel(graph: Graph, contraction: Contraction) -> bool:
+    if contraction.has_byte_rows:
+        return _has_numbers(graph, contraction)
+    return _is_f32(contraction) or (contraction.is_bytes and _has_weight(contraction))
 
 
 def _is_f32(contraction: Contraction) -> bool:

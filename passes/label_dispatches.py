@@ -81,7 +81,9 @@ def _contraction(generics: list[Generic]) -> str:
         return "conv"
     shared = {d for d in root.batch if d in dim_positions(root.lhs_map) and d in dim_positions(root.rhs_map)}
     numbers = quantized_weight_of(root)
-    return "batch_matmul" if shared else f"matmul_w{numbers.format.bits}" if numbers is not None else "matmul"
+    if shared or numbers is None:
+        return "batch_matmul" if shared else "matmul"
+    return f"matmul_w{numbers.format.bits}{'a8' if root.has_byte_rows else ''}"
 
 
 def _epilogue(generics: list[Generic]) -> list[str]:

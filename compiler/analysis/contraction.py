@@ -11,14 +11,15 @@ from llmos.compiler.ir.bindings import ir
 
 LARGE = 1 << 20  # stands for a size that isn't known
 EXTENSIONS = ("arith.extsi", "arith.extui")
+CONVERSIONS = ("arith.sitofp", "arith.uitofp")
 
 
 @dataclass(frozen=True)
 class Factor:
     """One factor of the products: an element of an input, extended to the accumulator's type, minus a zero point.
 
-    `is_unsigned`: how an integer is extended; None for one of the accumulator's width and for floats. `zero_point`: an input of the
-    generic, or a scalar defined outside.
+    `is_unsigned`: how an integer is extended, or converted to the float that the accumulator is; None for one of the accumulator's type.
+    `zero_point`: an input of the generic, or a scalar defined outside.
     """
 
     input: int
@@ -52,6 +53,16 @@ class Contraction:
     def is_float(self) -> bool:
         """Whether the accumulator is a float."""
         return isinstance(self.types[2], ir.FloatType)
+
+    @property
+    def has_byte_rows(self) -> bool:
+        """Whether the products are of signed bytes on the left, converted to float32, by float32 on the right."""
+        f32 = ir.F32Type.get()
+        return (
+            self.types == (ir.IntegerType.get_signless(8), f32, f32)
+            and (self.lhs_factor.is_unsigned, self.rhs_factor.is_unsigned) == (False, None)
+            and self.lhs_factor.zero_point is None
+        )
 
     @property
     def is_bytes(self) -> bool:
@@ -113,19 +124,27 @@ class Contraction:
 def float_contraction_of(op: ir.Operation) -> Contraction | None:
     """Match a float contraction of plain factors, the form that kernels support; else None."""
     found = contraction_of(op)
-    return found if found is not None and found.is_float else None
+    return found if found is not None and found.is_float and not _is_converted(found) else None
 
 
 def kernel_contraction_of(op: ir.Operation) -> Contraction | None:
-    """Match a contraction that kernels multiply, of floats or of bytes (`Contraction.is_bytes`); else None."""
+    """Match a contraction that kernels multiply, of floats, of bytes (`Contraction.is_bytes`) or of both (`has_byte_rows`); else None."""
     found = contraction_of(op)
-    return found if found is not None and (found.is_float or found.is_bytes) else None
+    if found is None or (found.is_float and _is_converted(found) and not found.has_byte_rows):
+        return None
+    return found if found.is_float or found.is_bytes else None
+
+
+def _is_converted(contraction: Contraction) -> bool:
+    """Whether a factor is an integer that is converted to the accumulator's float."""
+    return any(factor.is_unsigned is not None for factor in contraction.factors)
 
 
 def contraction_of(op: ir.Operation) -> Contraction | None:
     """Match a contraction, or None. Operands may be transposed, broadcast along any dim, or read through windows.
 
-    The body may extend integers to the accumulator's type and subtract zero points; floats are multiplied unchanged.
+    The body may extend integers to the accumulator's type and subtract zero points, or convert them to a float; floats are multiplied
+    unchanged.
     """
     if op.name != "linalg.generic":
         return None
@@ -203,18 +222,21 @@ def _factor(generic: Generic, value: ir.Value, used: list[ir.Operation], is_floa
         if number is not None and not 2 <= number < generic.num_inputs:
             return None
         zero_point = zero if number is None else generic.inputs[number]
-    value, is_unsigned = (value, None) if is_float else _unextended(value, used)
+    value, is_unsigned = _unextended(value, used, CONVERSIONS if is_float else EXTENSIONS)
     number = _argument(generic, value)
     return Factor(number, is_unsigned, zero_point) if number is not None and number < 2 else None
 
 
-def _unextended(value: ir.Value, used: list[ir.Operation]) -> tuple[ir.Value, bool | None]:
-    """Return the operand of an integer extension, and whether it is unsigned (None if there is no extension)."""
+def _unextended(value: ir.Value, used: list[ir.Operation], names: Sequence[str] = EXTENSIONS) -> tuple[ir.Value, bool | None]:
+    """Return the operand of an integer extension, and whether it is unsigned (None if there is no extension).
+
+    names: of extensions, the signed one first.
+    """
     owner = value.owner
-    if isinstance(owner, ir.Block) or owner.name not in EXTENSIONS:
+    if isinstance(owner, ir.Block) or owner.name not in names:
         return value, None
     used.append(owner.operation)
-    return owner.operands[0], owner.name == "arith.extui"
+    return owner.operands[0], owner.name == names[1]
 
 
 def _argument(generic: Generic, value: ir.Value) -> int | None:

@@ -2,7 +2,8 @@
 
     w[n, k] = (numbers[n, k] - zero_point[n, k / group]) * scale[n, k / group]
 
-Doesn't change IR. What the kernel makes of it is in backends/cpu/arithmetic/weight_only.py.
+Doesn't change IR. What kernels make of it is in backends/cpu/arithmetic: weight_only.py beside rows of float32, int4.py beside those of
+int8.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from llmos.compiler.analysis.quantization import Quantization, Role, quantizatio
 from llmos.compiler.ir.bindings import ir
 
 LONGEST_RUN = 256  # products of one chain where a channel has one scale
+NIBBLE = 4  # bits of numbers that rows of int8 are multiplied by
+LONGEST_SUM = 1 << 15  # products of rows of int8 with numbers less any zero point of 8 bits: their sum fits in int32
 GROUP_STEP = 8  # a group has a multiple of so many numbers: those of 4 bits in a word
 BITS = {"int2": 4, "uint2": 4, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}  # of a number in memory
 
@@ -58,9 +61,13 @@ class QuantizedWeight:
 
 
 def quantized_weight_of(contraction: Contraction) -> QuantizedWeight | None:
-    """Match the right side of a float32 contraction of one dim of n and one of k; None where no kernel multiplies it as integers."""
+    """Match the right side of a contraction of one dim of n and one of k, of rows of float32, or of int8 by numbers of 4 bits.
+
+    None where no kernel multiplies it as integers.
+    """
     owner = contraction.rhs.owner
-    if isinstance(owner, ir.Block) or not all(isinstance(kind, ir.F32Type) for kind in contraction.types):
+    is_float = all(isinstance(kind, ir.F32Type) for kind in contraction.types)
+    if isinstance(owner, ir.Block) or not (is_float or contraction.has_byte_rows):
         return None
     marked = quantization_of(owner.operation)
     axes = _axes(contraction)
@@ -75,6 +82,8 @@ def quantized_weight_of(contraction: Contraction) -> QuantizedWeight | None:
     if isinstance(zero, ir.Value) and (not _is_i8(zero) or _parameter_axes(marked, "zero_point", n_axis, k_axis) != found):
         return None
     depth = int(marked.input.type.shape[k_axis])
+    if contraction.has_byte_rows and (BITS[marked.dtype] != NIBBLE or (group or 0) > LONGEST_SUM):
+        return None
     shape = NumberFormat(
         BITS[marked.dtype],
         not marked.dtype.startswith("u"),

@@ -57,15 +57,16 @@ def precision_of(passes: Sequence[str]) -> str:
 
 def quant_of(passes: Sequence[str]) -> str:
     """The scheme of quantization of a compile, by the texts of its passes; "" for none."""
-    for step in passes:
-        name, _, options = step.rstrip("}").partition("{")
-        if name == "quantize-contractions":
-            return "w8a8"
-        if name == "quantize-weights":
-            given = dict(each.split("=") for each in options.split())
-            rounding = f":{given['rounding']}" if "rounding" in given else ""
-            return "w8a16" if given.get("bits") == "8" else f"w4a16:g{given.get('group', 128)}{rounding}"
-    return ""
+    found = {name: options for name, _, options in (step.rstrip("}").partition("{") for step in passes)}
+    if "quantize-contractions" in found:
+        return "w8a8"
+    if "quantize-weights" not in found:
+        return "w4a8" if "quantize-activations" in found else ""
+    given = dict(each.split("=") for each in found["quantize-weights"].split())
+    if given.get("bits") == "8":
+        return "w8a16"
+    numbers, rounding = "w4a8" if "quantize-activations" in found else "w4a16", f":{given['rounding']}" if "rounding" in given else ""
+    return f"{numbers}:g{given.get('group', 128)}{rounding}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.quant.scheme import AUTO, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, Scheme, parse_scheme
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
@@ -11,6 +11,7 @@ from llmos.passes.hoist_extensions import HoistExtensions
 from llmos.passes.quant.fuse_dequantize import FuseDequantize
 from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
+from llmos.passes.quant.quantize_activations import QuantizeActivations
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.quant.quantize_tables import QuantizeTables
 from llmos.passes.quant.quantize_weights import QuantizeWeights
@@ -56,8 +57,11 @@ def quantization(options: CompileOptions) -> list[Pass]:
     scheme = parse_scheme(options.quant)
     if scheme.numbers in ("w8a8", AUTO):
         return [QuantizeContractions(keep=options.keep), QuantizeTables()]
+    if scheme == Scheme("w4a8"):
+        return [KeepQuantizedWeights(), QuantizeActivations(required=True)]
     weights = QuantizeWeights(group=scheme.group, rounding=scheme.rounding) if scheme.group else QuantizeWeights(bits=8)
-    return [weights, QuantizeTables()]
+    activations: list[Pass] = [KeepQuantizedWeights(), QuantizeActivations()] if scheme.numbers == "w4a8" else []
+    return [weights, *activations, QuantizeTables()]
 
 
 def after_quantization() -> list[Pass]:

@@ -5,7 +5,8 @@
     option   = "g" size | "gptq" | "awq" | "smooth"
 
 `w8a8` holds weights and activations in 8 bits; scales of activations follow from each row at run time, with `-static` from calibration.
-`a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own. `gptq` and `awq` say how weights
+`a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own; `w4a8` without a size is for
+models that store weights in 4 bits, which stay as they are, as what is in float does. `gptq` and `awq` say how weights
 are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by calibration (SmoothQuant). `auto` is
 `w8a8:smooth` with corrected products and a plan of those that stay in float.
 """
@@ -20,16 +21,16 @@ from llmos.runtime.errors import UserError
 
 AUTO = "auto"
 GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
+KEPT = "w4a8"  # also of the weights alone that a model stores in 4 bits
 ROUNDED = GROUPED  # their weights may be rounded better than to nearest
 NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
 ROUNDINGS = ("gptq", "awq")
 SMOOTH = "smooth"
 SMOOTHED = ("w8a8",)  # their activations may be smoothed
 GROUPS = (32, 64, 128)
-BUILT_GROUPED = ("w4a16",)
 BUILT = (
-    *("w8a8", "w8a8:smooth", AUTO, "w8a16"),
-    *(f"{numbers}:g{group}{rounding}" for numbers in BUILT_GROUPED for rounding in ("", ":gptq", ":awq") for group in GROUPS),
+    *("w8a8", "w8a8:smooth", AUTO, "w8a16", KEPT),
+    *(f"{numbers}:g{group}{rounding}" for numbers in GROUPED for rounding in ("", ":gptq", ":awq") for group in GROUPS),
 )
 
 
@@ -65,7 +66,7 @@ def parse_scheme(text: str) -> Scheme:
     if not is_known or max(len(groups), len(roundings), smooth) > 1:
         raise UserError(_unknown(text))
     scheme = Scheme(numbers, sum(groups), "".join(roundings), bool(smooth))
-    if numbers in GROUPED and scheme.group not in GROUPS:
+    if numbers in GROUPED and scheme.group not in GROUPS and scheme != Scheme(KEPT):
         raise UserError(f"--quant {text}: say how many weights share a scale, {numbers}:g32, :g64 or :g128")
     if (
         (scheme.group and numbers not in GROUPED)
@@ -81,7 +82,7 @@ def schemes() -> list[str]:
     grouped = [f"{numbers}:g{group}" for numbers in GROUPED for group in GROUPS]
     rounded = [f"{each}:{rounding}" for each in grouped if each.startswith(ROUNDED) for rounding in ROUNDINGS]
     smoothed = [f"{numbers}:{SMOOTH}" for numbers in SMOOTHED]
-    return [*(each for each in NUMBERS if each not in GROUPED), *smoothed, *grouped, *rounded, AUTO]
+    return [*(each for each in NUMBERS if each not in GROUPED), KEPT, *smoothed, *grouped, *rounded, AUTO]
 
 
 def _unknown(text: str) -> str:

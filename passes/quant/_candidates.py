@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import Contraction, contraction_of
+from llmos.compiler.analysis.generic import Generic
+from llmos.compiler.analysis.quantization import quantization_of
+from llmos.compiler.analysis.quantized_weights import BITS, NIBBLE
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.passes._context import CostModel
+from llmos.passes._graph import owner_of
 from llmos.passes._weight_only import weight_only_values, weight_sources
 from llmos.passes.quant._products import is_matrix_product, summed_axes
 from llmos.passes.quant._rounding import LARGEST, STEPS
@@ -85,7 +90,18 @@ def _has_weight_for_kernels(contraction: Contraction, costs: CostModel, group: i
         and columns >= min_n
         and (depth % group == 0 if group else depth >= min_n)
         and costs.pays_as_contraction(contraction)
+        and not _has_few_bits(contraction.rhs, NIBBLE if group else 8)
     )
+
+
+def _has_few_bits(value: ir.Value, most: int) -> bool:
+    """Whether a tensor is made of integers of at most so many bits, extended behind their dequantization or not."""
+    owner = owner_of(value)
+    marked = quantization_of(owner) if owner is not None else None
+    if owner is None or marked is not None:
+        return marked is not None and marked.kind == "dequantize" and BITS.get(marked.dtype, most + 1) <= most
+    extends = owner.name == "linalg.generic" and [op.name for op in Generic(owner).body.operations] == [EXTEND, "linalg.yield"]
+    return extends and _has_few_bits(Generic(owner).inputs[0], most)
 
 
 def _applies(contraction: Contraction, costs: CostModel, min_k: int, min_n: int) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmos.compiler.analysis.casts import EXTEND, convert
-from llmos.compiler.analysis.contraction import EXTENSIONS, Contraction, float_contraction_of
+from llmos.compiler.analysis.contraction import EXTENSIONS, Contraction, kernel_contraction_of
 from llmos.compiler.analysis.generic import Generic, is_fill, is_identity
 from llmos.compiler.analysis.quantization import Numbers, Quantization, Role, mark, quantization_of
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
@@ -50,7 +50,7 @@ class KeepQuantizedWeights(Pass):
             block, weights = func.regions[0].blocks[0], {each.value for each in EntryFunc(func).arguments.weights}
             known = weight_only_values(block, weights)
             for op in list(block.operations):
-                found = float_contraction_of(op.operation)
+                found = kernel_contraction_of(op.operation)
                 if found is not None and found.rhs in known and context.costs.pays_as_contraction(found):
                     _keep(found)
             erase_dead(func)
@@ -65,7 +65,7 @@ def _keep(contraction: Contraction) -> None:
     with ir.InsertionPoint(op), op.location:
         made = _dequantized(marked)
     op.operands[right] = made
-    changed = float_contraction_of(op)
+    changed = kernel_contraction_of(op)
     if changed is None or quantized_weight_of(changed) is None:
         op.operands[right] = before
 

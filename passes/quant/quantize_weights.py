@@ -43,6 +43,7 @@ class QuantizeWeights(Pass):
     divided along the sums before, and w multiplied (AWQ).
 
     Left in float are products of two activations, convolutions, sums whose k isn't a multiple of the group, and those below the options.
+    What a model stores in as few bits stays as it is.
     A group of zeros has the scale 1, one with a NaN or an infinity NaN.
 
     bits: of a weight, 4 or 8. group: of 4 bits, how many weights share a scale.

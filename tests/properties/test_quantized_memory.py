@@ -11,6 +11,7 @@ import torch
 import llmos
 from llmos.compiler.backends.options import CompileOptions
 from tests.codegen.programs import runnable
+from tests.codegen.test_int4 import MORE, ROWS, Products, rows_of
 from tests.codegen.test_quantized_convolutions import CONVS, compiled
 
 from .guarded import GuardedProgram
@@ -47,6 +48,26 @@ def test_products_stay_within_their_buffers(quant: str, target: str, tmp_path: P
             codes, (got,) = guarded([ids], at_end)
             assert not any(codes)
             np.testing.assert_array_equal(got, program(ids))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["x86-64-v4-vnni", "x86-64-v4", "x86-64-v3"])
+def test_products_of_int8_rows_stay_within_their_buffers(target: str, tmp_path: Path) -> None:
+    options = CompileOptions(quant="w4a8", target=runnable(target), repro=None, cache=False, accuracy_report=False)
+    rows = torch.export.Dim("rows", min=1, max=64)
+    examples = tuple(torch.ones(2, case.k) for case in MORE)
+    llmos.compile(Products(MORE), examples, dynamic_shapes={"inputs": tuple({0: rows} for _ in MORE)}, options=options).save(
+        tmp_path / "m.llmos"
+    )
+    program, guarded = llmos.load(tmp_path / "m.llmos"), GuardedProgram(tmp_path / "m.llmos")
+    for count in ROWS:
+        inputs = [rows_of(case)[:count] for case in MORE]
+        expected = program(*inputs)
+        for at_end in (True, False):
+            codes, found = guarded(inputs, at_end)
+            assert not any(codes)
+            for got, want, case in zip(found, expected, MORE, strict=True):
+                np.testing.assert_array_equal(got, want, err_msg=str(case))
 
 
 @pytest.mark.parametrize("target", ["x86-64-v4-vnni", "x86-64-v3"])

@@ -16,6 +16,7 @@ def test_every_scheme_is_read_as_it_is_written(text: str) -> None:
 def test_what_a_scheme_says() -> None:
     assert parse_scheme("w8a8") == Scheme("w8a8")
     assert parse_scheme("w4a16:g128:gptq") == Scheme("w4a16", 128, "gptq")
+    assert parse_scheme("w4a8") == Scheme("w4a8")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,9 @@ def test_what_a_scheme_says() -> None:
         ("w8a8:smooth:smooth", "did you mean w8a8:smooth"),
         ("w8a8-static:smooth", "did you mean"),
         ("auto:smooth", "did you mean"),
+        ("w4a8:g0", "did you mean"),
+        ("w4a8:gptq", "say how many weights share a scale"),
+        ("w4a8:g16", "say how many weights share a scale"),
         ("w4a16:g100", "say how many weights share a scale"),
         ("w4a16:g0", "did you mean"),
     ],
@@ -43,8 +47,9 @@ def test_what_is_none_is_refused_in_a_line(text: str, message: str) -> None:
 
 
 def test_what_is_not_built_is_said() -> None:
-    for text in ("w8a8", "w8a8:smooth", "auto", "w8a16", "w4a16:g32", "w4a16:g32:gptq", "w4a16:g128:awq"):
+    built = ("w8a8", "w8a8:smooth", "auto", "w8a16", "w4a16:g32", "w4a16:g32:gptq", "w4a16:g128:awq", "w4a8", "w4a8:g64", "w4a8:g64:awq")
+    for text in built:
         parse_scheme(text).require_built()
-    for text in ("w8a8-static", "w4a8:g32", "w4a8:g64:awq"):
+    for text in ("w8a8-static",):
         with pytest.raises(UserError, match=f"--quant {text} isn't built yet; choose from w8a8, w8a8:smooth, auto"):
             parse_scheme(text).require_built()

@@ -1,9 +1,9 @@
 """Instructions that a processor lacks, as plain LLVM IR: code for AVX-512 dot products and AMX tiles runs, slowly, on any processor.
 
 LLVM splits wide vectors by itself; what it can't do is an intrinsic of a feature that the target doesn't have. `emulate` gives each such
-intrinsic a body with the semantics of Intel's instruction set reference (VDPBF16PS, VCVTNE2PS2BF16, VPDPBUSD, VPMADDWD, TDPBF16PS,
-TDPBUSD, TILELOADD, TILESTORED), except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all tiles of generated code
-have that shape (backends/cpu/arithmetic/amx.py).
+intrinsic a body with the semantics of Intel's instruction set reference (VDPBF16PS, VCVTNE2PS2BF16, VPDPBUSD, VPMADDUBSW, VPMADDWD,
+TDPBF16PS, TDPBUSD, TILELOADD, TILESTORED), except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all tiles of
+generated code have that shape (backends/cpu/arithmetic/amx.py).
 """
 
 import re
@@ -194,6 +194,22 @@ define internal <16 x i32> {symbol}(<32 x i16> %a, <32 x i16> %b) alwaysinline {
   ret <16 x i32> %sum
 }}"""
 
+# Products of an unsigned and a signed byte fit 16 bits, sums of two saturate.
+_MADD_BYTES = """
+define internal <32 x i16> {symbol}(<64 x i8> %a, <64 x i8> %b) alwaysinline {{
+  %aw = bitcast <64 x i8> %a to <32 x i16>
+  %bw = bitcast <64 x i8> %b to <32 x i16>
+  %a0 = and <32 x i16> %aw, splat (i16 255)
+  %a1 = lshr <32 x i16> %aw, splat (i16 8)
+  %bl = shl <32 x i16> %bw, splat (i16 8)
+  %b0 = ashr <32 x i16> %bl, splat (i16 8)
+  %b1 = ashr <32 x i16> %bw, splat (i16 8)
+  %even = mul <32 x i16> %a0, %b0
+  %odd = mul <32 x i16> %a1, %b1
+  %sum = call <32 x i16> @llvm.sadd.sat.v32i16(<32 x i16> %even, <32 x i16> %odd)
+  ret <32 x i16> %sum
+}}"""
+
 _TILE_DOT_INT8 = (
     _TILE_ROWS
     + """\
@@ -244,6 +260,7 @@ _BODIES = {
     "avx512bf16.cvtne2ps2bf16.512": _CONVERT,
     "avx512.vpdpbusd.512": _doubled(_dot_bytes("SYMBOL", 16)).replace("SYMBOL", "{symbol}"),
     "avx512.vpdpbusd.256": _doubled(_dot_bytes("SYMBOL", 8)).replace("SYMBOL", "{symbol}"),
+    "avx512.pmaddubs.w.512": _MADD_BYTES,
     "avx512.pmaddw.d.512": _MADD,
     "tdpbf16ps.internal": _TILE_DOT,
     "tdpbusd.internal": _TILE_DOT_INT8,
@@ -253,5 +270,6 @@ _BODIES = {
 }
 _HELPERS = (  # what bodies call, left out where the text has it
     "declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)",
+    "declare <32 x i16> @llvm.sadd.sat.v32i16(<32 x i16>, <32 x i16>)",
     _dot_bytes("@emulated.dot_bytes.16", 16),
 )

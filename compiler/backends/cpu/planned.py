@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.backends.base import CompiledModel, Planned
 from llmos.compiler.backends.cpu.describe import describe
 from llmos.compiler.backends.cpu.program import Program
@@ -34,6 +35,8 @@ class CpuPlanned(Planned):
             found = {"bf16" for each in tensors if isinstance(each.value.type.element_type, ir.BF16Type)}
             packed = [each for each in tensors if each.packed is not None and each.packed.k_per_word is None]
             found |= {"int8" for each in packed if isinstance(each.value.type.element_type, ir.IntegerType)}
+            contractions = [each for each in self.program.dispatches if DispatchFunc(each.func).kind == "contraction"]
+            found |= {"int8" for each in contractions if root_contraction(each.ops).has_byte_rows}
         return frozenset(found)
 
     @cached_property

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmos.compiler.analysis.quantization import quantizations
+from llmos.compiler.frontend.quantized import dequantize
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.quant.nibbles import Nibbles
@@ -15,7 +16,7 @@ from llmos.passes.quant.quantize_weights import QuantizeWeights
 from llmos.runtime.errors import PassError
 from tests.passes.ir_tests import apply, check, generics
 
-from .quant_tests import run
+from .quant_tests import Program, run
 
 PREFIXES = (NUMBERS, SCALE, ZERO_POINT)
 
@@ -148,3 +149,16 @@ def test_a_vector_divides_the_activation_and_multiplies_its_weights() -> None:
     apply(module, QuantizeWeights(group=32, rounding="awq"))
     for got, weight in zip(run(module, [x], [w, v], {"quant.smooth.0": s.numpy()}), (w, v), strict=True):
         np.testing.assert_allclose(got, (x * (1 / s)) @ nibbles(weight * s, 32).T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "is_kept"), [("uint4", True), ("uint8", False)])
+def test_what_a_model_stores_in_as_few_bits_stays(dtype: str, is_kept: bool) -> None:
+    """Rounded to float16 and extended behind the dequantization, as some files have it."""
+    numbers, scale, x = torch.randint(0, 16, (40, 64), dtype=torch.uint8), torch.rand(40, 1).half(), torch.randn(3, 64)
+
+    def function(numbers: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return linear(dequantize(numbers, scale, None, dtype, 1, 64, torch.float16).float(), x)
+
+    before = Program.of(function, [numbers, scale], x)
+    after = str(apply(before.module, QuantizeWeights(group=32)))
+    assert ("round" not in after) == is_kept

@@ -12,6 +12,9 @@ An arithmetic is a choice of element types, of the instructions that multiply th
 | `int8_pairs.py` | unsigned by signed bytes | VPMADDWD |
 | `int8_extend.py` | unsigned by signed bytes | 32-bit multiplications |
 | `weight_only.py` | rows of float32, a weight of 4 or 8 bits with scales | fma, numbers made floats in registers or in scratch |
+| `int4_dot.py` | rows of int8, a weight of 4 bits with scales | VPDPBUSD, sums scaled group by group |
+| `int4_pairs.py` | the same | VPMADDUBSW |
+| `int4_extend.py` | the same | 32-bit multiplications |
 
 `select.py` picks one by element types and target. Kernels hold the loops over rows, columns and blocks of k
 (backends/cpu/kernels/contraction_loops.py) and ask the arithmetic for the rest.
@@ -104,6 +107,14 @@ class Arithmetic(ABC):
     def scratch_bytes(self, k: int, width: int, k_block: int) -> int:
         """Return the bytes of scratch beside rows and sums, where panels of `width` columns lie packed in memory."""
         return 0
+
+    def prepared_row_bytes(self, k: int) -> int:
+        """Return the bytes from a row to the next in scratch, where `prepare_row` writes them; 0: rows are multiplied as they lie."""
+        return 0
+
+    def prepare_row(self, b: Builder, source: Value, target: Value) -> None:
+        """Emit the copy of a row of `left_type`, dense along k, into the form in which it is multiplied."""
+        raise NotImplementedError
 
 
 class RegisterArithmetic(Arithmetic):

@@ -18,12 +18,12 @@ class Int8Extend(Int8):
 
     def prepare(self, b: Builder, words: Value) -> tuple[Value, ...]:
         """Emit the four signed bytes of each word, in 32 bits."""
-        return tuple(_byte(b, words, number, "arith.shrsi") for number in range(K_PER_WORD))
+        return tuple(extended_byte(b, words, number, "arith.shrsi") for number in range(K_PER_WORD))
 
     def load_left(self, b: Builder, row: Value, word: Value, num_k: int, num_bytes: int) -> tuple[Value, ...]:
         """Emit the four unsigned bytes of a word in all lanes, in 32 bits."""
         words = b.splat(load_word(b, row, word, num_bytes))
-        return tuple(_byte(b, words, number, "arith.shrui") for number in range(K_PER_WORD))
+        return tuple(extended_byte(b, words, number, "arith.shrui") for number in range(K_PER_WORD))
 
     def multiply(self, b: Builder, total: Value, row: tuple[Value, ...], column: tuple[Value, ...]) -> Value:
         """Emit four multiplications and additions. Returns the new sums."""
@@ -32,8 +32,8 @@ class Int8Extend(Int8):
         return total
 
 
-def _byte(b: Builder, words: Value, number: int, shift: str) -> Value:
-    """Byte `number` of each word, lowest first, extended by a right shift: signed ("arith.shrsi") or not."""
+def extended_byte(b: Builder, words: Value, number: int, shift: str) -> Value:
+    """Emit byte `number` of each word, lowest first, extended by a right shift: signed ("arith.shrsi") or not."""
     lanes = words.type.shape[0]
     left = b.binary("arith.shli", words, b.splat_constant(b.i32, 24 - 8 * number, lanes)) if number < K_PER_WORD - 1 else words
     return b.binary(shift, left, b.splat_constant(b.i32, 24, lanes))

@@ -89,7 +89,7 @@ class ContractionEmitter:
         else:
             base = b.address(frame.scratch, size(self._panel_offset), b.i8)
             PanelCopier(points, base).copy(first)
-        rows = LeftSide(points, self._rows_offset).rows(low, high, fresh)
+        rows = LeftSide(points, self._rows_offset, self.schedule.chunk).rows(low, high, fresh)
         self.loop.emit(PanelTile(Epilogue(points, outputs), rows, low, high, first, base, self._panel_offset))
 
 

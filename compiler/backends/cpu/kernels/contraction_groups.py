@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+from llmos.compiler.backends.cpu.arithmetic.grouped import GroupArithmetic, NumberPanel, ScratchBlock
 from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     Strided,
     TileShape,
@@ -13,15 +14,11 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     row_ranges,
     store_tile,
 )
-from llmos.compiler.backends.cpu.arithmetic.weight_only import NumberPanel, ScratchBlock, WeightOnly
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
 from llmos.compiler.backends.cpu.kernels.contraction_tile import PanelTile
 from llmos.compiler.backends.cpu.kernels.epilogue import fits_registers
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.sums import TileSums
-
-TILE_ROWS = {16: 8, 8: 4, 4: 4}  # rows that share numbers in registers, by lanes of a vector
-FEW_BLOCKS = 4  # of so many rows: with more, writing numbers to scratch once costs less than making them again for each block
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class GroupLoop:
     """Both ways in one kernel, chosen by the rows of a tile; they give the same bits."""
 
     schedule: Schedule
-    arithmetic: WeightOnly
+    arithmetic: GroupArithmetic
 
     @property
     def sums(self) -> TileSums:
@@ -40,11 +37,7 @@ class GroupLoop:
 
     @property
     def _few(self) -> int:
-        return FEW_BLOCKS * self._tile_rows
-
-    @property
-    def _tile_rows(self) -> int:
-        return TILE_ROWS[self.schedule.shape.lanes]
+        return self.arithmetic.few_blocks * self._few_tiles[0].rows
 
     @property
     def _k(self) -> int:
@@ -78,14 +71,7 @@ class GroupLoop:
     # -- few rows
     @property
     def _few_tiles(self) -> list[TileShape]:
-        """Tiles of most rows first: as many columns of a panel as leave registers for sums and numbers."""
-        lanes, width = self.schedule.shape.lanes, self.schedule.plan.width
-        tiles = []
-        for rows in (8, 4, 2, 1):
-            if rows <= self._tile_rows:
-                most = 2 if rows == self._tile_rows else 4
-                tiles.append(TileShape(rows, max(v for v in range(1, most + 1) if width % (v * lanes) == 0), lanes))
-        return tiles
+        return self.arithmetic.few_tiles(self.schedule.shape.lanes, self.schedule.plan.width)
 
     def _few_rows(self, tile: PanelTile) -> None:
         b, panel = tile.b, self._panel(tile)
@@ -129,8 +115,8 @@ class GroupLoop:
     def _add_block(self, tile: PanelTile, panel: NumberPanel, k: Value, num_k: int) -> None:
         """The products of `num_k` k from `k` on, added to the sums in scratch."""
         b, schedule, shape = tile.b, self.schedule, self.schedule.shape
-        block = ScratchBlock(tile.scratch(), shape.columns, schedule.k_block + self.arithmetic.k_per_word, shape.lanes)
-        self.arithmetic.dequantize_block(b, panel, k, num_k, block)
+        block = ScratchBlock(tile.scratch(), shape.columns, self.arithmetic.scratch_rows(schedule.k_block), shape.lanes)
+        self.arithmetic.unpack_block(b, panel, k, num_k, block)
         for part, begin, end in row_ranges(b, tile.low, tile.high, self._many_tiles):
             for column in range(0, schedule.plan.width, shape.columns):
                 with b.loop(begin, end, b.index(part.rows)) as loop:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llmos.compiler.backends.cpu.arithmetic.base import MatrixArithmetic, PanelBlock, RegisterArithmetic
+from llmos.compiler.backends.cpu.arithmetic.grouped import GroupArithmetic
 from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     Operand,
     Panel,
@@ -25,7 +26,6 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     store_tile,
     zeros,
 )
-from llmos.compiler.backends.cpu.arithmetic.weight_only import WeightOnly
 from llmos.compiler.backends.cpu.kernels.contraction_groups import GroupLoop
 from llmos.compiler.backends.cpu.kernels.contraction_prefetch import PanelPrefetch
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
@@ -51,7 +51,7 @@ class MainLoop(Protocol):
 def main_loop(schedule: Schedule) -> MainLoop:
     """Return the loops for a schedule and its plan's arithmetic."""
     arithmetic = schedule.plan.arithmetic
-    if isinstance(arithmetic, WeightOnly):
+    if isinstance(arithmetic, GroupArithmetic):
         return GroupLoop(schedule, arithmetic)
     if isinstance(arithmetic, MatrixArithmetic):
         return MatrixLoop(schedule, arithmetic)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import sympy
@@ -49,7 +50,12 @@ def scratch_of_rows(plan: ContractionPlan, chunk: int) -> Expr:
     """Return the bytes of scratch for the left side of a tile of `chunk` rows: the rows, or a run of zeros around an image."""
     if plan.windows is not None:
         return 4 * plan.windows.run if plan.windows.padded else sympy.S.Zero
-    return sympy.S.Zero if plan.in_place else 4 * chunk * (plan.k + ROW_PADDING)
+    return _prepared_bytes(plan, chunk) + (sympy.S.Zero if plan.in_place else 4 * chunk * (plan.k + ROW_PADDING))
+
+
+def _prepared_bytes(plan: ContractionPlan, chunk: int) -> int:
+    """Of rows in the form in which they are multiplied, where that isn't as they lie."""
+    return chunk * plan.arithmetic.prepared_row_bytes(int(plan.k)) if plan.k.is_Integer else 0
 
 
 def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
@@ -62,10 +68,11 @@ def write_zeros(frame: Frame, plan: ContractionPlan, offset: Expr) -> None:
 
 @dataclass(frozen=True)
 class LeftSide:
-    """Emits the rows of a tile. `offset`: bytes into scratch, of `scratch_of_rows`."""
+    """Emits the rows of a tile. `offset`: bytes into scratch, of `scratch_of_rows`; `chunk`: rows that it has room for."""
 
     points: TileCoords
     offset: Expr
+    chunk: int
 
     @property
     def plan(self) -> ContractionPlan:
@@ -76,7 +83,8 @@ class LeftSide:
         """Emit rows [low, high), unless they are read in place. `fresh`: whether they aren't those of the tile before; None for always."""
         ev, plan = self.points.frame.emitter, self.plan
         if plan.windows is None:
-            return self._in_place() if plan.in_place else self._evaluated(low, high, fresh)
+            rows = self._in_place() if plan.in_place else self._evaluated(low, high, fresh)
+            return self._prepared(rows, low, high, fresh) if _prepared_bytes(plan, self.chunk) else rows
         run_of_zeros = ev.b.address(self.points.frame.scratch, ev.sizes(self.offset), ev.b.i8)
         point = dict(zip(plan.root.batch, self.points.batch, strict=True))
         return WindowReader(ev, plan.windows, plan.sizes, tuple(plan.real(plan.root.m)), point, run_of_zeros)
@@ -99,14 +107,29 @@ class LeftSide:
     def _evaluated(self, low: Value, high: Value, fresh: Value | None) -> Rows:
         """The rows in scratch, transposed and with the prologue applied."""
         b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.plan
-        base = b.address(self.points.frame.scratch, ev.sizes(self.offset), b.i8)
+        base = b.address(self.points.frame.scratch, ev.sizes(sympy.expand(self.offset + _prepared_bytes(plan, self.chunk))), b.i8)
         rows = self._rows(base, ev.sizes(sympy.expand(plan.k + ROW_PADDING)), low, plan.arithmetic.left_type)
-        with ExitStack() as stack:
-            if fresh is not None:
-                stack.enter_context(b.when(fresh))
-                stack.enter_context(ev.scope())
+        with self._once(fresh):
             self._evaluate(rows, low, high)
         return rows
+
+    def _prepared(self, rows: Rows, low: Value, high: Value, fresh: Value | None) -> Rows:
+        """The rows in scratch, in the form in which they are multiplied."""
+        b, ev, plan = self.points.frame.b, self.points.frame.emitter, self.plan
+        base, stride = b.address(self.points.frame.scratch, ev.sizes(self.offset), b.i8), plan.arithmetic.prepared_row_bytes(int(plan.k))
+        with self._once(fresh), b.loop(low, high, b.index(1)) as loop, ev.scope():
+            target = b.address(base, b.mul(b.sub(loop.iv, low), b.index(stride)), b.i8)
+            plan.arithmetic.prepare_row(b, rows.block(loop.iv, 1).base, target)
+        return self._rows(base, b.index(stride), low, b.i8)
+
+    @contextmanager
+    def _once(self, fresh: Value | None) -> Iterator[None]:
+        """Emit what is inside to run where rows aren't those of the tile before."""
+        with ExitStack() as stack:
+            if fresh is not None:
+                stack.enter_context(self.points.frame.b.when(fresh))
+                stack.enter_context(self.points.frame.emitter.scope())
+            yield
 
     def _evaluate(self, rows: Rows, low: Value, high: Value) -> None:
         b, ev = self.points.frame.b, self.points.frame.emitter
