@@ -69,5 +69,6 @@ def _answer(model: LLMOS, messages: list[dict[str, str]], params: dict[str, Any]
     except KeyboardInterrupt:
         click.echo("\n(stopped)", err=True)
     except LlmosError as error:
-        click.echo("error: " + " ".join(str(error).split()), err=True)
+        advice = "; /new forgets what was said" if len(messages) > 2 else ""
+        click.echo("error: " + " ".join(str(error).split()) + advice, err=True)
     return ""
