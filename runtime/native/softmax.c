@@ -1,28 +1,11 @@
-/* Loops over rows of logits, four lanes at a time: the same operations in the same order wherever they run, with no contraction of a product
- * and a sum (-std=c11). */
+/* Loops over rows of logits: the same operations in the same order wherever they run, with no contraction of a product and a sum (-std=c11). */
 #include "softmax.h"
 
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-typedef float floats __attribute__((vector_size(16)));
-typedef int32_t ints __attribute__((vector_size(16)));
-typedef uint32_t words __attribute__((vector_size(16)));
-
-enum { LANES = 4 };
-
-static inline floats load(const float* source) {
-  floats result;
-  memcpy(&result, source, sizeof result);
-  return result;
-}
-
-static inline floats splat(float value) { return (floats){value, value, value, value}; }
-
-static inline floats select_lanes(ints condition, floats yes, floats no) {
-  return (floats)((condition & (ints)yes) | (~condition & (ints)no));
-}
+enum { SUM_LANES = 16 };
 
 /* The group, or a copy that is filled up with negative infinity. */
 static const float* whole_group(const float* row, int64_t size, int64_t group, float copy[GROUP]) {
@@ -32,70 +15,61 @@ static const float* whole_group(const float* row, int64_t size, int64_t group, f
   return copy;
 }
 
-float row_max(const float* row, int64_t size, float* maxima) {
-  float copy[GROUP], result = -__builtin_inff();
-  ints unordered = {0};
-  for (int64_t group = 0; group < groups_of(size); ++group) {
-    const float* values = whole_group(row, size, group, copy);
-    floats first = load(values), second = load(values + LANES);
-    for (int64_t i = 0; i < GROUP; i += 2 * LANES) {
-      floats one = load(values + i), other = load(values + i + LANES);
-      unordered |= (one != one) | (other != other);
-      first = select_lanes(first > one, first, one);
-      second = select_lanes(second > other, second, other);
-    }
-    first = select_lanes(first > second, first, second);
-    float largest = first[0];
-    for (int lane = 1; lane < LANES; ++lane) largest = first[lane] > largest ? first[lane] : largest;
-    maxima[group] = largest;
-    result = largest > result ? largest : result;
+static float sum_of_lanes(float lanes[SUM_LANES]) {
+  for (int width = SUM_LANES / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
   }
-  return unordered[0] | unordered[1] | unordered[2] | unordered[3] ? __builtin_nanf("") : result;
+  return lanes[0];
 }
 
-/* 2^n e^r with |r| <= ln(2)/2; the polynomial is that of Cephes' expf. */
-static inline floats exponential(floats x) {
-  const floats round = splat(12582912.0f); /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-  floats shifted = x * splat(1.44269504088896341f) + round;
-  floats n = shifted - round;
-  floats r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
-  floats p = splat(1.9875691500e-4f) * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
-  floats power = (floats)(((words)shifted << 23) + 0x3F800000u);
-  return (floats)((ints)(p * power) & (x > splat(-87.0f))); /* below, and of negative infinity, the rest made no sense */
+#define LANES 4
+#define VARIANT(name) name##_of_4
+#define TARGET
+#include "softmax_lanes.h"
+#undef LANES
+#undef VARIANT
+#undef TARGET
+
+#if defined(__x86_64__)
+#define LANES 8
+#define VARIANT(name) name##_of_8
+#define TARGET __attribute__((target("avx2")))
+#include "softmax_lanes.h"
+#undef LANES
+#undef VARIANT
+#undef TARGET
+
+#define LANES 16
+#define VARIANT(name) name##_of_16
+#define TARGET __attribute__((target("avx512f")))
+#include "softmax_lanes.h"
+#undef LANES
+#undef VARIANT
+#undef TARGET
+#endif
+
+float row_max(const float* row, int64_t size, float* maxima) {
+#if defined(__x86_64__)
+  if (host_has("avx512f")) return row_max_of_16(row, size, maxima);
+  if (host_has("avx2")) return row_max_of_8(row, size, maxima);
+#endif
+  return row_max_of_4(row, size, maxima);
 }
 
 double row_weights(const float* row, int64_t size, float largest, float scale, float* weights, float* sums) {
-  float copy[GROUP], results[GROUP];
-  floats offset = splat(largest), factor = splat(scale);
-  double total = 0;
-  for (int64_t group = 0; group < groups_of(size); ++group) {
-    const float* values = whole_group(row, size, group, copy);
-    floats sum = splat(0.0f);
-    for (int64_t i = 0; i < GROUP; i += LANES) {
-      floats weight = exponential((load(values + i) - offset) * factor);
-      memcpy(results + i, &weight, sizeof weight);
-      sum += weight;
-    }
-    int64_t begin = group * GROUP;
-    if (weights) memcpy(weights + begin, results, sizeof(float) * (size_t)(size - begin < GROUP ? size - begin : GROUP));
-    float group_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    if (sums) sums[group] = group_sum;
-    total += group_sum;
-  }
-  return total;
+#if defined(__x86_64__)
+  if (host_has("avx512f")) return row_weights_of_16(row, size, largest, scale, weights, sums);
+  if (host_has("avx2")) return row_weights_of_8(row, size, largest, scale, weights, sums);
+#endif
+  return row_weights_of_4(row, size, largest, scale, weights, sums);
 }
 
 void exponentials(float* values, int64_t size) {
-  for (int64_t i = 0; i < size; i += LANES) {
-    size_t bytes = sizeof(float) * (size_t)(size - i < LANES ? size - i : LANES);
-    floats x = splat(0.0f);
+  for (int64_t i = 0; i < size; i += 4) {
+    size_t bytes = sizeof(float) * (size_t)(size - i < 4 ? size - i : 4);
+    floats_of_4 x = {0};
     memcpy(&x, values + i, bytes);
-    x = exponential(x);
+    x = exponential_of_4(x);
     memcpy(values + i, &x, bytes);
   }
 }

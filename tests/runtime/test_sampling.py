@@ -338,6 +338,13 @@ def test_no_rows_at_all() -> None:
     assert sample_rows(np.zeros((0, 4), np.float32), [], [], []) == []
 
 
+def test_vectors_of_every_width_give_the_same_bits(tmp_path: Path) -> None:
+    sources = [Path(__file__).parent / "softmax_test.c", *(NATIVE / name for name in ("error.c", "cpu.c"))]
+    program = compile_c(tmp_path / "softmax", "-O1", "-Wno-psabi", "-I", NATIVE, *sources)
+    done = run(program)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_random_settings_under_the_address_sanitizer(tmp_path: Path) -> None:
     if not has_sanitizer("address,undefined", tmp_path):
