@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof bench clean
+.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check llm-bench bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -56,6 +56,15 @@ fuzz-index: venv
 # Every seeded miscompile, found by llmos bisect in models of 12 layers.
 proof: venv
 	$(RUN) -m pytest tests/proof/nightly_bisect.py
+
+# Language models: every family, the engine's properties, text (docs/llm.md).
+llm-check: venv
+	$(RUN) -m pytest -n $(JOBS) tests/codegen/test_paged_attention.py tests/models/test_causal_lm.py tests/engine/generate tests/runtime/test_sampling.py tests/llm tests/text
+
+# Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
+llm-bench: venv
+	$(RUN) benchmarks/generation.py
+	$(RUN) benchmarks/llm.py $(ARTIFACTS) $(if $(GGUF),--gguf $(GGUF)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench

@@ -1,0 +1,172 @@
+"""Tokens per second of language models beside llama.cpp: `python benchmarks/llm.py A.llmos [B.llmos ...] --gguf M.gguf --llama-cpp DIR`.
+
+    npm install --prefix DIR --ignore-scripts --omit=optional node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
+
+Each engine loads its model in a process of its own and waits; then all run each point in turns, several times, and medians are printed.
+Prompts are random tokens. A prefill is the time to the first token, a decode the tokens after it, of all requests together. Weights are
+read once in each step of decodes: their bytes per second are given as a share of what a copy between large arrays moves in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from bandwidth import copy_bandwidth
+
+import llmos
+
+SCRIPT = Path(__file__).with_name("llama_cpp.mjs")
+QUICK_S = 4.0  # a point that takes longer runs fewer times
+
+
+@dataclass(frozen=True)
+class Point:
+    """Requests of one length that start together, and how many tokens each generates."""
+
+    prompt: int
+    generated: int
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.generated == 1:
+            return f"prefill {self.prompt}"
+        return f"decode behind {self.prompt}" + (f", batch {self.batch}" if self.batch > 1 else "")
+
+    def per_second(self, times: Mapping[str, float]) -> float:
+        """times: seconds from the start to the first token of the last request, and to the last token."""
+        if self.generated == 1:
+            return self.batch * self.prompt / times["first_s"]
+        return self.batch * (self.generated - 1) / (times["last_s"] - times["first_s"])
+
+
+POINTS = (Point(256, 1), Point(1024, 1), Point(16, 65), Point(1000, 33), Point(16, 33, 8), Point(16, 17, 32))
+
+
+class Engine:
+    """A child process that answers one line with one line of JSON."""
+
+    def __init__(self, name: str, command: Sequence[str], num_bytes: int) -> None:
+        self.name, self.num_bytes = name, num_bytes
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, float]:
+        """The answer. Raises ClickException where the process ended."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise click.ClickException(f"{self.name} ended at {request}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def engines(artifacts: Sequence[Path], gguf: Path | None, llama_cpp: Path | None, threads: int, longest: int) -> Iterator[list[Engine]]:
+    with ExitStack() as stack:
+        found = []
+        for path in artifacts:
+            command = [sys.executable, __file__, "--serve", str(path), "--threads", str(threads)]
+            found.append(Engine(path.stem, command, weight_bytes(path)))
+        if gguf is not None and llama_cpp is not None:
+            command = ["node", str(SCRIPT), str(llama_cpp), str(gguf), str(threads), str(longest)]
+            found.append(Engine(f"llama.cpp {gguf.stem}", command, gguf.stat().st_size))
+        for engine in found:
+            stack.callback(engine.close)
+        yield found
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the weights that a step of one token reads: all but tables of embeddings, of which it reads a row."""
+    weights = llmos.Artifact.open(path).weights
+    return sum(array.nbytes for name, array in weights.items() if "embed" not in name or "#packed" in name)
+
+
+def serve(path: Path, threads: int) -> None:
+    """Answer points on standard input by generating with an artifact."""
+    from llmos.runtime.engine.generate import GenerationEngine, GenerationOptions, SamplingParams
+    from llmos.runtime.engine.generate.model import ProgramStepModel
+
+    llmos.set_num_threads(threads)
+    engine = GenerationEngine(ProgramStepModel(llmos.load(path)), GenerationOptions(cache_bytes=2 << 30, prefix_cache=False))
+    rng = np.random.default_rng(0)
+    for line in sys.stdin:
+        request = json.loads(line)
+        prompts = rng.integers(10, engine.model.spec.vocab_size, (request["batch"], request["prompt"]))
+        params = SamplingParams(temperature=0, max_tokens=request["generated"], ignore_eos=True)
+        start = time.perf_counter()
+        submitted = [engine.submit(prompt, params) for prompt in prompts]
+        times = [[time.perf_counter() - start for event in each if hasattr(event, "token")] for each in submitted]
+        print(json.dumps({"first_s": max(each[0] for each in times), "last_s": max(each[-1] for each in times)}), flush=True)
+
+
+def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, float]:
+    """Median tokens per second by engine."""
+    request = {"prompt": point.prompt, "generated": point.generated, "batch": point.batch}
+    rates: dict[str, list[float]] = {engine.name: [] for engine in found}
+    for round_number in range(rounds):
+        begin = time.perf_counter()
+        for engine in found:
+            rates[engine.name].append(point.per_second(engine.ask(request)))
+        if time.perf_counter() - begin > QUICK_S * len(found) and round_number >= 2:
+            break
+    return {name: statistics.median(each) for name, each in rates.items()}
+
+
+@click.command(help=__doc__)
+@click.argument("artifacts", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The same model for llama.cpp.")
+@click.option("--llama-cpp", type=click.Path(exists=True, path_type=Path), help="Folder with node_modules/node-llama-cpp.")
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=5, show_default=True, help="Of each point; three where one takes long.")
+@click.option("--longest", default=1024, show_default=True, help="Leave out points of longer prompts.")
+@click.option("--json", "as_json", type=click.Path(path_type=Path), help="Also write the figures there.")
+@click.option("--serve", "served", type=click.Path(path_type=Path), hidden=True)
+def main(
+    artifacts: tuple[Path, ...],
+    gguf: Path | None,
+    llama_cpp: Path | None,
+    threads: int,
+    rounds: int,
+    longest: int,
+    as_json: Path | None,
+    served: Path | None,
+) -> None:
+    if served is not None:
+        serve(served, threads)
+        return
+    bandwidth = copy_bandwidth(threads, 20)
+    print(f"a copy moves {bandwidth / 1e9:.1f} GB/s on {threads} threads")
+    results: dict[str, dict[str, float]] = {}
+    with engines(artifacts, gguf, llama_cpp, threads, longest) as found:
+        for engine in found:
+            engine.ask({"prompt": 16, "generated": 4, "batch": 1})  # loaded and warm
+        for point in [each for each in POINTS if each.prompt <= longest]:
+            results[point.name] = rates = measured(found, point, rounds)
+            for engine in found:
+                rate = rates[engine.name]
+                share = f"{rate / point.batch * engine.num_bytes / bandwidth:6.0%} of the copy" if point.generated > 1 else ""
+                ratio = f"{rate / rates[found[-1].name]:5.2f}x" if engine is not found[-1] else "      "
+                print(f"{point.name:28} {engine.name:32} {rate:9.1f} tokens/s {ratio} {share}", flush=True)
+    if as_json is not None:
+        as_json.write_text(json.dumps({"bandwidth": bandwidth, "tokens_per_s": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
