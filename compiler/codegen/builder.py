@@ -70,7 +70,7 @@ class Builder:
 
     entry: ir.Block
     lanes: int
-    _constants: dict[tuple[str, object], Value] = field(default_factory=dict)
+    _constants: dict[tuple[object, ...], Value] = field(default_factory=dict)  # by type and number, a splat also by its lanes
     never_negative: Value | None = None  # an i64 of which LLVM doesn't know it
     _anchor: ir.Operation | None = None
 
@@ -139,7 +139,7 @@ class Builder:
 
     def const(self, kind: ir.Type, number: float | int) -> Value:
         """Return a scalar constant of an integer or float type, which the entry block holds once."""
-        key = (str(kind), number if number != 0 else str(number))  # 0.0 and -0.0 compare equal
+        key = (kind, number if number != 0 else str(number))  # 0.0 and -0.0 compare equal
         if key not in self._constants:
             with self.at_entry():
                 attribute = ir.FloatAttr.get(kind, float(number)) if is_float(kind) else ir.IntegerAttr.get(kind, int(number))
@@ -156,7 +156,7 @@ class Builder:
 
     def dense(self, kind: ir.Type, numbers: Sequence[int]) -> Value:
         """Return a constant vector of the integer type `kind`, a lane a number."""
-        key = (str(kind), tuple(numbers))
+        key = (kind, tuple(numbers))
         if key not in self._constants:
             with self.at_entry():
                 attribute = ir.DenseElementsAttr.get([ir.IntegerAttr.get(kind, n) for n in numbers], self.vec(kind, len(numbers)))
@@ -165,7 +165,7 @@ class Builder:
 
     def splat_constant(self, kind: ir.Type, number: float | int, lanes: int | None = None) -> Value:
         """Return a constant vector of one number; `lanes` None: of the kernel."""
-        key = (f"splat{lanes or self.lanes}{kind}", number if number != 0 else str(number))
+        key = (kind, number if number != 0 else str(number), lanes or self.lanes)
         if key not in self._constants:
             scalar = self.const(kind, number)
             with self.at_entry():
@@ -198,12 +198,12 @@ class Builder:
 
     def mul(self, a: Value, b: Value) -> Value:
         """Emit a * b of integers; constants are folded."""
-        for x, y in ((a, b), (b, a)):
-            if self.known(x) == 1:
-                return y
-            if self.known(x) == 0:
-                return x
-        if (known := self.known(a)) is not None and (other := self.known(b)) is not None:
+        known, other = self.known(a), self.known(b)
+        if known in (0, 1):
+            return b if known else a
+        if other in (0, 1):
+            return a if other else b
+        if known is not None and other is not None:
             return self.index(known * other)
         return self.binary("arith.muli", a, b)
 
