@@ -33,7 +33,10 @@ def lower_to_llvm_dialect(module: ir.Module) -> None:
     """
     with module.context:
         try:
-            PassManager.parse(f"builtin.module({','.join(LOWERING)})").run(module.operation)
+            manager = PassManager.parse(f"builtin.module({','.join(LOWERING)})")
+            manager.enable_verifier(False)  # after each pass it takes half of the time; the result is verified below
+            manager.run(module.operation)
+            module.operation.verify()
         except ir.MLIRError as error:
             raise PassError(f"the lowering to LLVM failed: {error}") from error
     left = sorted({op.name for op in _foreign_operations(module.operation)})
