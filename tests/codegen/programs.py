@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,15 @@ def runnable(target: str) -> str:
     if wanted.arch != best.arch:
         pytest.skip(f"this machine runs {best}, not {target}")
     return f"{target}@{best}"
+
+
+def in_turn(cases: Iterable[Sequence[Any]], targets: Sequence[Any] = (V4, V3), each: int = 1) -> list[Any]:
+    """Parameters (*case, target): each case for so many of the targets, in turn; for the others among the slow tests."""
+    return [
+        pytest.param(*case, target, marks=() if (place - number) % len(targets) < each else pytest.mark.slow)
+        for number, case in enumerate(cases)
+        for place, target in enumerate(targets)
+    ]
 
 
 class ChannelsLast(torch.nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 import llmos
 from llmos.compiler.driver import compile as compile_model
 
-from .programs import V3, V4, ChannelsLast, Returns, assert_like_eager, compile_torch, dim, options, run
+from .programs import V3, ChannelsLast, Returns, assert_like_eager, compile_torch, dim, in_turn, options, run
 
 F = torch.nn.functional
 Tensor = torch.Tensor
@@ -25,21 +25,20 @@ def depthwise(channels: int, size: int, **options: int) -> nn.Module:
     return ChannelsLast(nn.Sequential(nn.Conv2d(channels, channels, size, groups=channels, **options), nn.Hardswish()))
 
 
-@pytest.mark.parametrize("target", [V4, V3])
-@pytest.mark.parametrize(
-    ("channels", "size", "options"),
-    [
-        (1, 3, {"padding": 1}),
-        (15, 3, {"padding": 1}),
-        (16, 3, {"padding": 1, "stride": 2}),
-        (17, 5, {"padding": 2}),
-        (33, 2, {"padding": 1, "stride": 3}),
-        (48, 7, {"padding": 3}),  # more taps than are written out
-        (140, 3, {"padding": 2, "dilation": 2}),
-        (300, 3, {"padding": 4, "dilation": 3, "stride": 2}),
-        (40, 3, {}),
-    ],
+DEPTHWISE: tuple[tuple[int, int, dict[str, int]], ...] = (
+    (1, 3, {"padding": 1}),
+    (15, 3, {"padding": 1}),
+    (16, 3, {"padding": 1, "stride": 2}),
+    (17, 5, {"padding": 2}),
+    (33, 2, {"padding": 1, "stride": 3}),
+    (48, 7, {"padding": 3}),  # more taps than are written out
+    (140, 3, {"padding": 2, "dilation": 2}),
+    (300, 3, {"padding": 4, "dilation": 3, "stride": 2}),
+    (40, 3, {}),
 )
+
+
+@pytest.mark.parametrize(("channels", "size", "options", "target"), in_turn(DEPTHWISE))
 def test_depthwise(channels: int, size: int, options: dict[str, int], target: str) -> None:
     module = depthwise(channels, size, **options)
     program = compile_torch(module, [torch.randn(2, 12, 11, channels)], [{0: dim("n"), 1: dim("h", 7), 2: dim("w", 7)}], target)
@@ -59,21 +58,20 @@ POOLS: dict[str, nn.Module] = {
 }
 
 
-@pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize("channels", [3, 64, 150])
-def test_pools(name: str, channels: int) -> None:
+def test_pools(channels: int) -> None:
     smooth = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)  # a convolution asks for channels innermost
-    module = ChannelsLast(nn.Sequential(smooth, POOLS[name]))
+    module = Returns(**{name: ChannelsLast(nn.Sequential(smooth, pool)) for name, pool in POOLS.items()})
     program = compile_torch(module, [torch.randn(2, 12, 12, channels)], [{0: dim("n")}])
     for batch in (1, 3):
         assert_like_eager(program, module, torch.randn(batch, 12, 12, channels), rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_pools_of_images_as_they_come(name: str) -> None:
+def test_pools_of_images_as_they_come() -> None:
     """Without a convolution nothing is moved: lanes run along image rows, which are padded."""
-    program = compile_torch(POOLS[name], [torch.randn(2, 3, 12, 12)], [{0: dim("n")}])
-    assert_like_eager(program, POOLS[name], torch.randn(3, 3, 12, 12))
+    module = Returns(**POOLS)
+    program = compile_torch(module, [torch.randn(2, 3, 12, 12)], [{0: dim("n")}])
+    assert_like_eager(program, module, torch.randn(3, 3, 12, 12))
 
 
 def test_padding_that_is_no_neutral_element() -> None:

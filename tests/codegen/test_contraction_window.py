@@ -9,7 +9,7 @@ from torch import nn
 
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
-from .programs import V3, V4, ChannelsLast, assert_like_eager, compile_torch, dim
+from .programs import ChannelsLast, assert_like_eager, compile_torch, dim, in_turn
 
 
 def convolution(channels: int, out: int, size: int = 1, **options: int) -> nn.Module:
@@ -38,8 +38,7 @@ def kinds(program: object) -> set[str]:
     return {kernel.kind for kernel in program.manifest.kernels}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("target", [V4, V3])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "target"), in_turn((name,) for name in CASES))
 def test_like_eager(name: str, target: str) -> None:
     module, image = ChannelsLast(CASES[name][0]), CASES[name][1]
     program = compile_torch(module, [torch.randn(2, *image)], [{0: dim("n", 1, 16)}], target)

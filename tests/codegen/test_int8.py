@@ -7,7 +7,7 @@ import pytest
 
 from llmos.runtime.program import Program
 
-from .programs import V3, V4, compile_text
+from .programs import V3, V4, compile_text, in_turn
 
 TARGETS = ("x86-64-v4-amx", "x86-64-v4-vnni", V4, "x86-64-v3-vnni", V3)
 
@@ -52,8 +52,10 @@ def operands(m: int, n: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return x, w
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (16, 4), (33, 7), (48, 64), (50, 66), (100, 130), (64, 256), (96, 4100)])
+SIZES = ((1, 1), (5, 3), (16, 4), (33, 7), (48, 64), (50, 66), (100, 130), (64, 256), (96, 4100))
+
+
+@pytest.mark.parametrize(("n", "k", "target"), in_turn(SIZES, TARGETS, each=2))
 def test_every_size_gives_the_exact_sum(n: int, k: int, target: str) -> None:
     _, w = operands(1, n, k, 0)
     program = product(None, n, k, target, w)

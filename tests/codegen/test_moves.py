@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
 from llmos.runtime.errors import InputError
 
-from .programs import V3, V4, Returns, assert_like_eager, compile_torch, dim
+from .programs import V3, V4, Returns, assert_like_eager, compile_torch, dim, in_turn
 
 F = torch.nn.functional
 Tensor = torch.Tensor
@@ -71,8 +73,14 @@ def test_gathers_check_what_data_asks_for() -> None:
     assert_like_eager(program, module, torch.randn(2, 5), torch.randint(0, 7, (2, 4)))  # an error leaves nothing behind
 
 
-@pytest.mark.parametrize("target", [V4, V3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool, torch.bfloat16, torch.float16, torch.uint8])
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.bfloat16)
+AS_WIDE = (torch.float16, torch.uint8)  # as one of these
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [*in_turn((dtype,) for dtype in DTYPES), *(pytest.param(*each, marks=pytest.mark.slow) for each in product(AS_WIDE, (V4, V3)))],
+)
 def test_transpositions(dtype: torch.dtype, target: str) -> None:
     """Blocks of 16 by 16, and what is left of them on either side; what is computed on the way."""
     module = Returns(
@@ -103,10 +111,8 @@ def test_transpositions_of_known_size() -> None:
         assert_like_eager(program, module, torch.randn(shape))
 
 
-@pytest.mark.parametrize("target", [V4, V3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool, torch.bfloat16])
-@pytest.mark.parametrize("channels", [2, 3, 5, 7, 12])
-def test_images_become_channels_last(channels: int, dtype: torch.dtype, target: str) -> None:
+@pytest.mark.parametrize(("dtype", "channels", "target"), in_turn(product(DTYPES, (2, 3, 5, 7, 12))))
+def test_images_become_channels_last(dtype: torch.dtype, channels: int, target: str) -> None:
     """Few channels are interleaved in registers, also where the image is padded on the way."""
     module = Returns(
         plain=lambda x: x.movedim(1, -1).contiguous(),

@@ -11,7 +11,7 @@ import torch
 
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
-from .programs import V3, V4, assert_like_eager, compile_text, compile_torch, dim, to_array
+from .programs import assert_like_eager, compile_text, compile_torch, dim, in_turn, to_array
 
 LENGTHS = ((1, 1), (2, 5), (13, 3), (33, 17))
 LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
@@ -24,8 +24,7 @@ LAYERS: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("target", [V3, V4])
-@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize(("name", "target"), in_turn((name,) for name in LAYERS))
 def test_layers(name: str, target: str) -> None:
     torch.manual_seed(0)
     module = LAYERS[name]()

@@ -12,7 +12,7 @@ from llmos.compiler.analysis.winograd import POINTS, TAPS, Minimal, matrices, tr
 from llmos.runtime.native.binding import num_threads, set_num_threads
 
 from .images import Convolution
-from .programs import V3, V4
+from .programs import V3, V4, in_turn
 
 MAX_ERROR = {2: 2e-6, 4: 1e-5}  # of the output's scale, against float64, over 256 channels of noise; 5e-7 and 4e-6 are usual
 
@@ -75,10 +75,9 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "m", "target"),
-    [*((name, m, V4) for name in SHAPES for m in (2, 4)), *((name, m, V3) for name, m in (("residual", 4), ("cut_tiles", 2)))],
+    ("target", "name", "m"), [*in_turn(((V4, name) for name in SHAPES), (2, 4)), (V3, "residual", 4), (V3, "cut_tiles", 2)]
 )
-def test_against_float64(name: str, m: int, target: str) -> None:
+def test_against_float64(target: str, name: str, m: int) -> None:
     conv = SHAPES[name]
     weights = conv.weights()
     program = conv.compile(weights, target, winograd=str(m))
