@@ -48,6 +48,13 @@ def build(source: Path, out: Path, **options: object) -> list[str]:
     return sorted(path.name for path in result.written)
 
 
+@pytest.fixture(scope="module")
+def straight(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("straight") / "straight.llmos"
+    build(exported, path, accuracy_report=False)
+    return path
+
+
 def assert_right(artifact: Path, model: Mlp) -> None:
     with llmos.load(artifact) as program:
         for batch in (1, 2, 5, 33):
@@ -85,9 +92,8 @@ def test_compiling_twice_gives_the_same_bytes(exported: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stage", ["linalg.mlir", "fused.mlir", "kernels.mlir", "ll", "o", "so"])
-def test_every_stage_can_be_saved_and_be_the_input(stage: str, exported: Path, model: Mlp, tmp_path: Path) -> None:
-    straight, resumed = tmp_path / "straight.llmos", tmp_path / "resumed.llmos"
-    build(exported, straight, accuracy_report=False)
+def test_every_stage_can_be_saved_and_be_the_input(stage: str, straight: Path, exported: Path, model: Mlp, tmp_path: Path) -> None:
+    resumed = tmp_path / "resumed.llmos"
     written = build(exported, tmp_path / "step.llmos", stop_after=stage)
     [saved] = [name for name in written if name.endswith(f".{stage}")]
     assert not (tmp_path / "step.llmos").exists()
