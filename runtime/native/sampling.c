@@ -219,15 +219,24 @@ static void differences(const llmos_row* row, const int32_t* ids, int64_t count,
 
 /* -log p of a candidate is log(sum of weights) - d, with d its difference; the entropy is the mean of that. So the distance between the two
  * is the distance of d from its mean. */
-static int64_t keep_typical(const llmos_row* row, float scale, double typical_p, int64_t count, llmos_work* work) {
+static int64_t keep_typical(const llmos_row* row, float scale, double mean, double target, int64_t count, llmos_work* work) {
   float* found = work->selection.weights; /* free until the selection */
   differences(row, work->ids, count, scale, found);
-  double total = sum_of(work->kept, NULL, count), mean = sum_of(found, work->kept, count) / total;
   for (int64_t i = 0; i < count; ++i) {
     float distance = (float)__builtin_fabs(found[i] - mean);
     memcpy(&work->keys[i], &distance, sizeof distance); /* of numbers that are not negative, the bits are in order */
   }
-  return keep_prefix(work, count, work->kept, typical_p * total);
+  return keep_prefix(work, count, work->kept, target);
+}
+
+/* All lighter than this weigh (1 - mass) / 2 of the total at most: the others have that mass without them. */
+static double needless_weight(double mass, double total, int64_t size) { return (1 - mass) / 2 * total / (double)size; }
+
+/* The same for typical tokens, if those lighter are also farther from the mean than all others: than the likeliest, whose difference is 0, and than
+ * those of just this weight. */
+static double needless_typical(double mass, double mean, double total, int64_t size) {
+  double least = needless_weight(mass, total, size);
+  return least > 0x1p-100 && mean - logarithm(least) >= -mean ? least : 0;
 }
 
 static int64_t keep_at_least(float least, int64_t count, llmos_work* work) {
@@ -268,31 +277,72 @@ static int32_t draw_of_all(const llmos_work* work, int64_t size, double target) 
   return (int32_t)(begin + first_above(work->weights + begin, count, before, target));
 }
 
-static int32_t draw(const llmos_row* row, const llmos_sampling* settings, uint64_t position, llmos_work* work) {
+/* Settings of a draw as its arithmetic takes them. */
+typedef struct {
+  double top_p, typical_p;
+  float scale, min_p;
+} llmos_filters;
+
+static llmos_filters filters_of(const llmos_sampling* settings) {
+  llmos_filters filters = {.top_p = settings->top_p, .typical_p = settings->typical_p};
   /* A larger scale would tell nothing apart that this one doesn't. */
-  float scale = settings->temperature > 1e-30 ? (float)(1 / settings->temperature) : 1e30f;
-  float min_p = settings->min_p > 0 ? (float)(settings->min_p < 1 ? settings->min_p : 1) : 0;
-  double number = uniform(settings->seed, position), total;
-  bool likeliest = settings->top_p < 1, typical = settings->typical_p < 1;
+  filters.scale = settings->temperature > 1e-30 ? (float)(1 / settings->temperature) : 1e30f;
+  if (settings->min_p > 0) filters.min_p = (float)(settings->min_p < 1 ? settings->min_p : 1);
+  return filters;
+}
+
+/* The distribution of what is left. mean: of the differences, set where typical tokens are wanted and nothing comes before. */
+typedef struct {
   int64_t count;
-  if (settings->top_k > 0 && settings->top_k < row->size) {
-    count = largest_elements(row, settings->top_k, work);
-    differences(row, work->ids, count, scale, work->kept);
-    exponentials(work->kept, count);
-    count = keep_at_least(0, count, work);
-    total = sum_of(work->kept, NULL, count);
-  } else {
-    total = row_weights(row->values, row->size, row->largest, scale, work->weights, work->sums);
-    if (!likeliest && !typical && min_p <= 0) return draw_of_all(work, row->size, number * total);
-    /* All lighter than this weigh (1 - top_p) / 2 of the total at most, so the likeliest reach top_p without them. */
-    double least = likeliest ? (1 - settings->top_p) / 2 * total / (double)row->size : 0;
-    least = least > min_p ? least : min_p;
-    count = heavy_elements(row, least < 1 ? (float)least : 1, work); /* the largest weight is 1 */
+  double total, mean;
+} llmos_candidates;
+
+static llmos_candidates candidates_of_k(const llmos_row* row, int64_t k, const llmos_filters* filters, llmos_work* work) {
+  int64_t count = largest_elements(row, k, work);
+  differences(row, work->ids, count, filters->scale, work->kept);
+  exponentials(work->kept, count);
+  count = keep_at_least(0, count, work);
+  return (llmos_candidates){.count = count, .total = sum_of(work->kept, NULL, count)};
+}
+
+/* Of a row whose weights are known: without those that the filters would drop anyway. */
+static llmos_candidates candidates_of_all(const llmos_row* row, double total, const llmos_filters* filters, llmos_work* work) {
+  llmos_candidates found = {.total = total};
+  double least = filters->min_p;
+  if (filters->top_p < 1) {
+    double needless = needless_weight(filters->top_p, total, row->size);
+    least = needless > least ? needless : least;
+  } else if (filters->min_p <= 0) {
+    found.mean = row_weighted_sum(row->values, row->size, row->largest, filters->scale, work->weights) / total;
+    least = needless_typical(filters->typical_p, found.mean, total, row->size);
   }
-  if (likeliest) count = keep_likeliest(row, settings->top_p * total, count, work);
-  if (min_p > 0) count = keep_at_least(min_p, count, work);
-  if (typical) count = keep_typical(row, scale, settings->typical_p, count, work);
-  return work->ids[first_above(work->kept, count, 0, number * sum_of(work->kept, NULL, count))];
+  found.count = heavy_elements(row, least < 1 ? (float)least : 1, work); /* the largest weight is 1 */
+  return found;
+}
+
+static int32_t draw(const llmos_row* row, const llmos_sampling* settings, uint64_t position, llmos_work* work) {
+  llmos_filters filters = filters_of(settings);
+  bool cut = settings->top_k > 0 && settings->top_k < row->size, likeliest = filters.top_p < 1, likely = filters.min_p > 0;
+  double number = uniform(settings->seed, position);
+  llmos_candidates left;
+  if (cut) {
+    left = candidates_of_k(row, settings->top_k, &filters, work);
+  } else {
+    double total = row_weights(row->values, row->size, row->largest, filters.scale, work->weights, work->sums);
+    if (!likeliest && !likely && !(filters.typical_p < 1)) return draw_of_all(work, row->size, number * total);
+    left = candidates_of_all(row, total, &filters, work);
+  }
+  if (likeliest) left.count = keep_likeliest(row, filters.top_p * left.total, left.count, work);
+  if (likely) left.count = keep_at_least(filters.min_p, left.count, work);
+  if (filters.typical_p < 1) {
+    if (cut || likeliest || likely) {
+      differences(row, work->ids, left.count, filters.scale, work->selection.weights);
+      left.total = sum_of(work->kept, NULL, left.count);
+      left.mean = sum_of(work->selection.weights, work->kept, left.count) / left.total;
+    }
+    left.count = keep_typical(row, filters.scale, left.mean, filters.typical_p * left.total, left.count, work);
+  }
+  return work->ids[first_above(work->kept, left.count, 0, number * sum_of(work->kept, NULL, left.count))];
 }
 
 static int32_t first_equal(const llmos_row* row) {

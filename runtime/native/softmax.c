@@ -64,6 +64,14 @@ double row_weights(const float* row, int64_t size, float largest, float scale, f
   return row_weights_of_4(row, size, largest, scale, weights, sums);
 }
 
+double row_weighted_sum(const float* row, int64_t size, float largest, float scale, const float* weights) {
+#if defined(__x86_64__)
+  if (host_has("avx512f")) return row_weighted_sum_of_16(row, size, largest, scale, weights);
+  if (host_has("avx2")) return row_weighted_sum_of_8(row, size, largest, scale, weights);
+#endif
+  return row_weighted_sum_of_4(row, size, largest, scale, weights);
+}
+
 void exponentials(float* values, int64_t size) {
   for (int64_t i = 0; i < size; i += 4) {
     size_t bytes = sizeof(float) * (size_t)(size - i < 4 ? size - i : 4);

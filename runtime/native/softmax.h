@@ -15,6 +15,8 @@ float row_max(const float* row, int64_t size, float* maxima);
 /* exp((row - largest) * scale), for scale > 0: the sum of all, in a fixed order. sums: of each group; weights: of each element; either may be
  * NULL. Below exp(-87) is 0; the relative error is about 2^-23, and exp(0) is 1. */
 double row_weights(const float* row, int64_t size, float largest, float scale, float* weights, float* sums);
+/* The sum of weights times (row - largest) * scale, without the elements whose weight is 0. */
+double row_weighted_sum(const float* row, int64_t size, float largest, float scale, const float* weights);
 void exponentials(float* values, int64_t size); /* in place; of values <= 0 */
 double logarithm(double value); /* of a positive normal number */
 

@@ -84,6 +84,26 @@ TARGET static double VARIANT(row_weights)(const float* row, int64_t size, float 
   return total;
 }
 
+/* What of impossible elements is no number counts as 0. */
+TARGET static double VARIANT(row_weighted_sum)(const float* row, int64_t size, float largest, float scale, const float* weights) {
+  float copy[GROUP], weight_copy[GROUP], lanes[SUM_LANES];
+  double total = 0;
+  for (int64_t group = 0; group < groups_of(size); ++group) {
+    const float *values = whole_group(row, size, group, copy), *heavy = whole_group(weights, size, group, weight_copy);
+    floats running[SUM_LANES / LANES] = {0};
+    for (int64_t i = 0; i < GROUP; i += SUM_LANES) {
+      for (int part = 0; part < SUM_LANES / LANES; ++part) {
+        floats difference = (load(values + i + part * LANES) - largest) * scale;
+        floats product = difference * load(heavy + i + part * LANES);
+        running[part] += (floats)((ints)product & (difference > -87.0f));
+      }
+    }
+    memcpy(lanes, running, sizeof lanes);
+    total += sum_of_lanes(lanes);
+  }
+  return total;
+}
+
 #undef floats
 #undef ints
 #undef words

@@ -17,13 +17,16 @@
 typedef float (*max_function)(const float*, int64_t, float*);
 typedef double (*weights_function)(const float*, int64_t, float, float, float*, float*);
 
+typedef double (*sum_function)(const float*, int64_t, float, float, const float*);
+
+static const sum_function SUMS[] = {row_weighted_sum_of_4, row_weighted_sum_split_8, row_weighted_sum_split_16, row_weighted_sum};
 static const max_function MAXIMA[] = {row_max_of_4, row_max_split_8, row_max_split_16, row_max};
 static const weights_function WEIGHTS[] = {row_weights_of_4, row_weights_split_8, row_weights_split_16, row_weights};
 enum { MAX_SIZE = 700, MAX_GROUPS = 11 };
 
 typedef struct {
   float largest, maxima[MAX_GROUPS], weights[MAX_SIZE], sums[MAX_GROUPS];
-  double total;
+  double total, weighted;
 } outcome;
 
 static float any_number(void) {
@@ -44,7 +47,9 @@ int main(void) {
       outcome* found = outcomes + width;
       found->largest = MAXIMA[width](row, size, found->maxima);
       found->total = WEIGHTS[width](row, size, outcomes[0].largest, scale, found->weights, found->sums);
-      bool same = found->largest == outcomes[0].largest && found->total == outcomes[0].total;
+      found->weighted = SUMS[width](row, size, outcomes[0].largest, scale, outcomes[0].weights);
+      bool same = found->weighted == outcomes[0].weighted && found->weighted <= 0;
+      same &= found->largest == outcomes[0].largest && found->total == outcomes[0].total;
       for (int64_t group = 0; group < groups_of(size); ++group) same &= found->maxima[group] == outcomes[0].maxima[group];
       same &= memcmp(found->weights, outcomes[0].weights, sizeof found->weights) == 0;
       if (!same || memcmp(found->sums, outcomes[0].sums, sizeof found->sums)) return printf("row %d, width %d differs\n", number, width), 1;

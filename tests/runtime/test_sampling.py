@@ -205,7 +205,7 @@ def test_large_vocabularies(kind: str) -> None:
         logits[:] = 3
     elif kind == "equal in parts":
         logits = np.round(logits)
-    for filters in ({"top_k": 50}, {"top_k": 5000}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 50, "top_p": 0.9}):
+    for filters in ({"top_k": 50}, {"top_k": 5000}, {"top_p": 0.9}, {"min_p": 0.05}, {"typical_p": 0.8}, {"top_k": 50, "top_p": 0.9}):
         row = RowSampling(temperature=0.9, seed=5, **filters)
         reference = Reference(logits, row)
         for position in range(4):
