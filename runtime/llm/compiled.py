@@ -35,7 +35,8 @@ def artifact_of(path: Path, options: Sequence[str] = ()) -> Path:
     source = path.resolve()
     place = _digest([str(source), *options])
     folder = cache_folder() / "models"
-    artifact = folder / f"{source.stem}-{place}-{_digest([version('llmos'), *_files(source)])}.llmos"
+    name = source.name if source.is_dir() else source.stem
+    artifact = folder / f"{name}-{place}-{_digest([version('llmos'), *_files(source)])}.llmos"
     with _locked(folder, place):
         if not artifact.exists():
             _compile(source, artifact, options)

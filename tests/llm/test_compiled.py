@@ -33,7 +33,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
+    folder = tmp_path / "model-0.5b"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     return folder
@@ -42,6 +42,7 @@ def directory(tmp_path: Path) -> Path:
 def test_once(directory: Path, compiles: list[list[str]]) -> None:
     first = artifact_of(directory)
     assert first == artifact_of(directory) and first.exists() and len(compiles) == 1
+    assert first.name.startswith("model-0.5b-") and first.suffix == ".llmos"
     assert compiles[0][1:5] == ["-m", "llmos.runtime.cli", "compile", str(directory)]
     other = artifact_of(directory, ("--quant", "w8a8"))
     assert other != first and compiles[1][-2:] == ["--quant", "w8a8"]
@@ -73,7 +74,7 @@ def test_an_artifact_is_taken_as_it_is(tmp_path: Path, compiles: list[list[str]]
 
 
 def test_what_goes_wrong_is_one_line(directory: Path, compiles: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model can't be compiled: no such architecture"):
+    with pytest.raises(UserError, match=r"model-0\.5b can't be compiled: no such architecture"):
         artifact_of(directory, ("--fail",))
     with pytest.raises(UserError, match="there is no such file or directory"):
         artifact_of(tmp_path / "missing")
