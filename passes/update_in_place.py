@@ -68,7 +68,7 @@ class _Update:
             result = call.results[0]
             is_output = result in returned and returned.index(result) != self.number
             in_place = operand is not None and root_of(call.operands[operand]) == held
-            if is_output or (not in_place and self._reads(call, held)) or not self._is_last(call, held):
+            if is_output or (not in_place and _reads(call, self._aliases(held))) or not self._is_last(call, held):
                 continue
             call.attributes[WITHIN] = integer(self.argument)
             if operand is not None and in_place:
@@ -110,10 +110,6 @@ class _Update:
         return calls == [call]
 
     # -- who reads what lies in the input's memory
-    def _reads(self, op: ir.Operation, value: ir.Value) -> bool:
-        same = self._aliases(value)
-        return any(root_of(each) in same for each in captured(op) if is_tensor(each))
-
     def _aliases(self, value: ir.Value) -> set[ir.Value]:
         """The value, and results of loops that may lie where it does because they began with it."""
         same = {value}
@@ -124,8 +120,8 @@ class _Update:
 
     def _is_last(self, call: ir.Operation, value: ir.Value) -> bool:
         """Whether nothing behind a call reads a value; the call is moved behind the last reader where that makes it so."""
-        ops = self._ops()
-        readers = [op for op in ops[:-1] if op != call and op.name not in VIEWS and self._reads(op, value)]
+        ops, same = self._ops(), self._aliases(value)
+        readers = [op for op in ops[:-1] if op != call and op.name not in VIEWS and _reads(op, same)]
         last = max((ops.index(op) for op in readers), default=-1)
         if last < ops.index(call):
             return True
@@ -146,6 +142,11 @@ class _Update:
         for op in [call, *following]:
             op.move_after(place)
             place = op
+
+
+def _reads(op: ir.Operation, values: set[ir.Value]) -> bool:
+    """Whether an op reads one of some values, or a view of one."""
+    return any(root_of(each) in values for each in captured(op) if is_tensor(each))
 
 
 def _returned(callee: ir.Operation) -> ir.Operation | ir.Block:
