@@ -12,7 +12,7 @@ from llmos.runtime.folders import cache_folder
 
 # name, what it sets. docs/passes.md repeats this table.
 VARIABLES: Mapping[str, str] = {
-    "LLMOS_CACHE": "folder of the compile cache; default $XDG_CACHE_HOME/llmos, else ~/.cache/llmos",
+    "LLMOS_CACHE": "folder of compiled code, and of models that LLMOS compiled; default $XDG_CACHE_HOME/llmos, else ~/.cache/llmos",
     "LLMOS_JOBS": "processes that compile code at the same time; default one per core",
 }
 
