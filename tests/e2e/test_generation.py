@@ -1,143 +1,156 @@
-"""The generation engine on compiled models: the same tokens and log probabilities, bit for bit, however they are computed."""
+"""A compiled language model behind the engine: tokens and log probabilities don't depend on who else is served, nor how, nor on threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers as tf
 
 import llmos
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver import compile as compile_model
+from llmos.models.causal_lm import CausalLMOptions, import_model
 from llmos.runtime.engine.generate import (
     GenerationEngine,
     GenerationOptions,
+    GenerationRequest,
     Limits,
     NullGenerationObserver,
-    ProgramStepModel,
     SamplingParams,
     StepReport,
 )
-from llmos.runtime.program import Program
+from llmos.runtime.engine.generate.model import ProgramStepModel
 
-from .conftest import Compile
+pytestmark = pytest.mark.slow
+VOCABULARY = 96
+Sampled = list[tuple[int, float | None, tuple[tuple[int, float], ...]]]  # token, logprob and top of each generated token
 
-Array = np.ndarray[Any, Any]
-Answer = list[tuple[int, float | None, Any]]
-NUM_REQUESTS = 20
-SETTINGS = {
-    "together": GenerationOptions(cache_blocks=400),
-    "in chunks": GenerationOptions(cache_blocks=400, limits=Limits(7, 3, 8), prefix_cache=False),
-    "preempted": GenerationOptions(cache_blocks=12, limits=Limits(40, 8, 16)),
-}
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose only layer has a window and a soft cap, in 8 bits, with a cache of bfloat16."""
+    torch.manual_seed(0)
+    config = tf.Gemma2Config(
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        sliding_window=48,
+    )
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # else every token is about as likely
+    path = tmp_path_factory.mktemp("generation") / "model.llmos"
+    imported = import_model(model, CausalLMOptions(), name="model")
+    compile_model(imported, options=CompileOptions(target="native", quant="w8a8", repro=None, accuracy_report=False)).save(path)
+    return path
 
 
 class Preemptions(NullGenerationObserver):
-    """Counts the sequences that lost their blocks."""
+    """Counts sequences that lost their blocks."""
 
-    num_preempted = 0
+    count = 0
 
     def on_step(self, report: StepReport) -> None:
-        self.num_preempted += report.num_preempted
+        self.count += report.num_preempted
 
 
 @contextmanager
-def engine_of(program: Program, options: GenerationOptions, observer: Preemptions | None = None) -> Iterator[GenerationEngine]:
-    engine = GenerationEngine(ProgramStepModel(program), options, observer=observer)
-    for cache in engine._runner.caches:
-        cache.fill(np.nan if cache.dtype == np.float32 else 0x7FC0)  # whatever is not written must not be read
-    try:
-        yield engine
-        assert engine.drain(60)
-        engine.check_integrity()
-    finally:
-        engine.close()
+def engine(
+    artifact: Path,
+    limits: Limits | None = None,
+    cache_blocks: int = 400,
+    prefix_cache: bool = False,
+    observer: NullGenerationObserver | None = None,
+) -> Iterator[GenerationEngine]:
+    """An engine that must be idle and intact at the end."""
+    options = GenerationOptions(limits=limits or Limits(), cache_blocks=cache_blocks, prefix_cache=prefix_cache)
+    made = GenerationEngine(ProgramStepModel(llmos.load(artifact)), options, observer=observer)
+    yield made
+    assert made.drain(60)
+    made.check_integrity()
+    made.close()
 
 
-def requests_of(vocab_size: int) -> list[tuple[Array, SamplingParams]]:
-    """Prompts with common beginnings, greedy and sampled."""
-    rng = np.random.default_rng(0)
-    shared = rng.integers(3, vocab_size, 60)
-    found = []
-    for seed in range(NUM_REQUESTS):
-        prompt = np.concatenate([shared[: int(rng.integers(0, 60))], rng.integers(3, vocab_size, int(rng.integers(1, 30)))])
-        params = SamplingParams(
-            temperature=float(rng.choice([0, 0.9])),
-            frequency_penalty=float(rng.choice([0, 1])),
-            seed=seed,
-            max_tokens=int(rng.integers(2, 50)),
-            logprobs=2,
-            ignore_eos=True,
-        )
-        found.append((prompt, params))
+def prompts() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, VOCABULARY, length) for length in (1, 7, 16, 17, 64, 150)]
+
+
+def params(number: int) -> SamplingParams:
+    """Of one prompt: greedy ones and sampled ones, with penalties."""
+    common = {"max_tokens": 64, "logprobs": 3, "ignore_eos": True}
+    if number % 2 == 0:
+        return SamplingParams(temperature=0, **common)
+    return SamplingParams(temperature=0.9, top_p=0.95, seed=number, repetition_penalty=1.1, **common)
+
+
+def sampled(request: GenerationRequest) -> Sampled:
+    (sequence,) = request.result()
+    assert len(sequence.tokens) == 64
+    return [(event.token, event.logprob, event.top) for event in sequence.tokens]
+
+
+@pytest.fixture(scope="module")
+def alone(artifact: Path) -> list[Sampled]:
+    """What each prompt gives when it is served alone."""
+    with engine(artifact) as made:
+        return [sampled(made.submit(prompt, params(number))) for number, prompt in enumerate(prompts())]
+
+
+def together(made: GenerationEngine, others: int = 0) -> list[Sampled]:
+    """What the prompts give when they are served at once, among others."""
+    rng = np.random.default_rng(2)
+    noise = [made.submit(rng.integers(0, VOCABULARY, rng.integers(1, 90)), params(int(rng.integers(9)))) for _ in range(others)]
+    requests = [made.submit(prompt, params(number)) for number, prompt in enumerate(prompts())]
+    found = [sampled(request) for request in requests]
+    for request in noise:
+        sampled(request)
     return found
 
 
-def answers(engine: GenerationEngine, requests: Sequence[tuple[Array, SamplingParams]]) -> list[Answer]:
-    running = [engine.submit(prompt, params) for prompt, params in requests]
-    return [[(event.token, event.logprob, event.top) for event in each.result()[0].tokens] for each in running]
+@pytest.mark.parametrize("others", [0, 1, 58])
+def test_beside_others(artifact: Path, alone: Sequence[Sampled], others: int) -> None:
+    with engine(artifact) as made:
+        assert together(made, others) == alone
 
 
-def check_independence(program: Program) -> None:
-    requests = requests_of(ProgramStepModel(program).spec.vocab_size)
-    with engine_of(program, SETTINGS["together"]) as engine:
-        alone = [answers(engine, [request])[0] for request in requests[::-1]][::-1]
-        again = answers(engine, requests)
-        assert again == alone, "with prefix hits"
-    observer = Preemptions()
-    for name, options in SETTINGS.items():
-        with engine_of(program, options, observer) as engine:
-            assert answers(engine, requests) == alone, name
-    assert observer.num_preempted or ProgramStepModel(program).spec.window, "with windows sequences hardly grow"
-    num_threads = llmos.num_threads()
+def test_prompts_in_chunks(artifact: Path, alone: Sequence[Sampled]) -> None:
+    with engine(artifact, Limits(max_tokens=9, max_requests=8, max_rows=9)) as made:
+        assert together(made) == alone
+
+
+def test_prefixes_that_are_cached(artifact: Path, alone: Sequence[Sampled]) -> None:
+    with engine(artifact, prefix_cache=True) as made:
+        assert together(made) == alone
+        assert together(made) == alone
+        (again,) = made.submit(prompts()[5], params(5)).result()
+        assert again.finish is not None and again.finish.num_cached_tokens >= 128
+
+
+def test_preempted_and_resumed(artifact: Path, alone: Sequence[Sampled]) -> None:
+    """So few blocks that sequences lose theirs to older ones as these grow, and start again."""
+    preemptions = Preemptions()
+    with engine(artifact, Limits(max_tokens=40, max_requests=8, max_rows=40), cache_blocks=15, observer=preemptions) as made:
+        assert together(made, 12) == alone
+    assert preemptions.count > 0
+
+
+def test_any_number_of_threads(artifact: Path, alone: Sequence[Sampled]) -> None:
+    before = llmos.num_threads()
     try:
-        llmos.set_num_threads(1)
-        with engine_of(program, SETTINGS["together"]) as engine:
-            assert answers(engine, requests) == alone, "one thread"
+        for threads in (1, 3):
+            llmos.set_num_threads(threads)
+            with engine(artifact) as made:
+                assert together(made) == alone
     finally:
-        llmos.set_num_threads(num_threads)
-
-
-@pytest.mark.slow
-def test_a_story_is_told_whoever_else_listens(models: Path, compiled: Compile) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    source = models / "stories260k"
-    if not source.is_dir():
-        pytest.skip(f"no {source}")
-    program = llmos.load(compiled(source, "stories", "--target", "native"))
-    with engine_of(program, SETTINGS["together"]) as engine:
-        (story,) = engine.submit([1], SamplingParams(temperature=0, max_tokens=40)).result()
-    text = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json")).decode(story.token_ids)
-    assert text.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
-    check_independence(program)
-
-
-@pytest.mark.slow
-def test_a_model_with_windows(tmp_path: Path) -> None:
-    """Of which every layer has one, so that blocks behind it are freed."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from llmos.compiler.backends.options import CompileOptions
-    from llmos.compiler.driver import compile as compile_model
-    from llmos.models.causal_lm import CausalLMOptions, import_model
-
-    torch.manual_seed(0)
-    config = transformers.MistralConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        vocab_size=100,
-        max_position_embeddings=512,
-        sliding_window=24,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
-    artifact = compile_model(
-        import_model(model, CausalLMOptions("bf16"), name="mistral"), options=CompileOptions(target="native", repro=None)
-    )
-    artifact.save(tmp_path / "mistral.llmos")
-    program = llmos.load(tmp_path / "mistral.llmos")
-    assert ProgramStepModel(program).spec.window == 24
-    check_independence(program)
+        llmos.set_num_threads(before)
