@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 
 import numpy as np
@@ -21,7 +21,7 @@ class BlockPool:
         self.tree = PrefixTree(block_size, window)
         self.num_evictions = 0
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: dict[int, None] = {}  # unused longest first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # unused longest first
         self._num_refs = [0] * num_blocks
         self._nodes: list[PrefixNode | None] = [None] * num_blocks
 
@@ -36,11 +36,7 @@ class BlockPool:
 
     def allocate(self) -> int:
         """Return a block for one user; there must be one."""
-        if self._free:
-            block = self._free.pop()
-        else:
-            block = next(iter(self._cached))
-            self._evict(block)
+        block = self._free.pop() if self._free else self._evict()
         self._num_refs[block] = 1
         return block
 
@@ -88,13 +84,14 @@ class BlockPool:
         if any((self._nodes[block] is None) != (block not in self._cached) for block in unused):
             raise IntegrityError("an unused block is neither free nor cached")
 
-    def _evict(self, block: int) -> None:
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
         node = self._nodes[block]
         assert node is not None
-        del self._cached[block]
         self._nodes[block] = None
         self.tree.drop_block(node)
         self.num_evictions += 1
+        return block
 
 
 class BlockTable:
@@ -146,9 +143,33 @@ class BlockTable:
         self._grow(hit.num_blocks)
         self.row[hit.first : hit.num_blocks] = hit.blocks
         self.first, self.num_blocks, self.num_published = hit.first, hit.num_blocks, hit.num_blocks
-        hit.node.num_refs += 1
-        self._pool.tree.unpin(self.node)
-        self.node = hit.node
+        self.num_published -= 1
+        self._move_to(hit.node)
+
+    def adopt(self, tokens: Array, max_tokens: int) -> int:
+        """Share the next blocks where others have published them meanwhile, up to `max_tokens`. Return for how many tokens, 0 for none.
+
+        A block that the sequence has filled in part is given back for the full one.
+        """
+        adopted = 0
+        while self.next_full <= max_tokens:
+            assert self.node is not None
+            node = self.node.children.get(self.next_tokens(tokens))
+            if node is None or node.block is None:
+                break
+            self.truncate(self.num_published)
+            self._pool.share(node.block)
+            self._grow(self.num_blocks + 1)
+            self.row[self.num_blocks] = node.block
+            self.num_blocks += 1
+            self._move_to(node)
+            adopted = self.num_tokens
+        return adopted
+
+    def next_tokens(self, tokens: Array) -> bytes:
+        """Return those of a sequence's int32 tokens that the next block to publish holds, as PrefixNode has them."""
+        begin = self.num_published * self._pool.block_size
+        return tokens[begin : begin + self._pool.block_size].tobytes()
 
     def reserve(self, num_tokens: int) -> None:
         """Hold blocks for so many tokens; the pool must have them."""
@@ -168,15 +189,12 @@ class BlockTable:
 
     def publish(self, tokens: Array, num_computed: int) -> None:
         """Let other requests use the blocks that are full, given the sequence's int32 tokens and how many are computed."""
-        size, tree = self._pool.block_size, self._pool.tree
-        while (self.num_published + 1) * size <= num_computed:
+        while self.next_full <= num_computed:
             index = self.num_published
             assert self.node is not None and index >= self.first
-            node = tree.put(self.node, tokens[index * size : (index + 1) * size].tobytes())
-            tree.unpin(self.node)
-            self.node = node
+            node = self._pool.tree.child(self.node, self.next_tokens(tokens))
+            self._move_to(node)
             self.row[index] = self._pool.publish(node, int(self.row[index]))
-            self.num_published += 1
             self.version += 1
 
     def free_behind(self, position: int) -> None:
@@ -198,6 +216,14 @@ class BlockTable:
         if self.node is not None:
             self._pool.tree.unpin(self.node)
             self.node = None
+
+    def _move_to(self, node: PrefixNode) -> None:
+        """Hold the prefix of one block more."""
+        assert self.node is not None
+        node.num_refs += 1
+        self._pool.tree.unpin(self.node)
+        self.node = node
+        self.num_published += 1
 
     def _grow(self, count: int) -> None:
         """Make room for so many blocks, since some will be added."""

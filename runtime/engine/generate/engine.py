@@ -84,6 +84,7 @@ class GenerationEngine:
         self._canceled: list[Sequence] = []
         self._requests: dict[GenerationRequest, list[Sequence]] = {}  # submitted and not ended
         self._next_id = 0
+        self._e2e_s = 0.0  # of the request that ended last, for Retry-After
         self._working = False
         self._accepting = True
         self._stopping = False
@@ -170,7 +171,8 @@ class GenerationEngine:
         if not self._accepting:
             raise ClosedError("the server is shutting down: send the request to another one")
         if len(self._requests) >= self.options.max_queue:
-            raise QueueFullError(f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", 1.0)
+            message = f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later"
+            raise QueueFullError(message, max(1.0, self._e2e_s / self.limits.max_requests))
 
     def _finish(self, sequence: Sequence, reason: str, error: Exception | None) -> GenerationReport | None:
         """Deliver the end of a sequence, once. Return the report of its request if that ended with it."""
@@ -191,8 +193,8 @@ class GenerationEngine:
         reason = "timeout" if reason == ABORT and error is not None else reason
         num_cached = sum(sequence.num_cached or 0 for sequence in sequences)
         num_generated = sum(sequence.num_generated for sequence in sequences)
-        e2e_s = self._clock() - request.arrival_s
-        return GenerationReport(reason, e2e_s, ttft_s, len(request.prompt), num_cached, num_generated)
+        self._e2e_s = self._clock() - request.arrival_s
+        return GenerationReport(reason, self._e2e_s, ttft_s, len(request.prompt), num_cached, num_generated)
 
     def _cancel(self, request: GenerationRequest, index: int | None) -> bool:
         """See GenerationRequest.cancel. The lock must not be held."""
@@ -232,8 +234,10 @@ class GenerationEngine:
         return Scheduler(BlockPool(self.num_blocks, spec.block_size, spec.window), self.limits, spec.window)
 
     def _work(self) -> None:
-        while self._await_work():
+        while True:
             try:
+                if not self._await_work():
+                    return
                 self._step()
             except Exception as error:  # a fault of the engine itself: start again with an empty cache rather than stop serving
                 self._reset(error)

@@ -96,13 +96,12 @@ class PrefixTree:
             hit = PrefixHit(path[best - 1], best, first, blocks)
         return hit
 
-    def put(self, parent: PrefixNode, tokens: bytes) -> PrefixNode:
-        """Return the child of a node with these tokens, pinned; it is made where there is none."""
+    def child(self, parent: PrefixNode, tokens: bytes) -> PrefixNode:
+        """Return the child of a node with these tokens, to be pinned; it is made where there is none."""
         node = parent.children.get(tokens)
         if node is None:
             node = parent.children[tokens] = PrefixNode(parent, tokens)
             parent.num_refs += 1
-        node.num_refs += 1
         return node
 
     def set_block(self, node: PrefixNode, block: int) -> None:

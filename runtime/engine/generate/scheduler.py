@@ -3,7 +3,8 @@
 The rules, in order:
 1. A sequence whose deadline has passed ends.
 2. Sequences that lack one token (decodes) come first, so that no prompt delays them by more than its share of the step.
-3. The rest of the step goes to sequences that lack more (prefills), those that run and then those that wait, in their order, in chunks.
+3. The rest of the step goes to sequences that lack more (prefills), in chunks. Those with the fewest tokens left come first, so that a
+   short prompt doesn't wait for a long one, but half is kept for the oldest. Of several that lack the same block, one computes it.
 4. Who lacks a block takes it from the youngest sequence that runs, if that is younger: it loses all its blocks and computes them again
    later. So the oldest sequence always advances, and none waits forever.
 5. A sequence is admitted if its known tokens fit beside what the running ones still need. The first in line is never overtaken.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from llmos.runtime.engine.errors import DeadlineError, IntegrityError
 from llmos.runtime.engine.generate.blocks import BlockPool
-from llmos.runtime.engine.generate.prefix import PrefixHit
+from llmos.runtime.engine.generate.prefix import PrefixHit, PrefixNode
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Chunk, Outcome, StepPlan
 from llmos.runtime.errors import UserError
@@ -52,6 +53,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self._held: dict[Sequence, Sequence] = {}  # follower -> leader
         self._timed: dict[Sequence, None] = {}  # those with a deadline
+        self._next_deadline_s = math.inf  # none is earlier
         self._refused: tuple[Sequence, int] | None = None  # the first in line, for which there was only so much room
 
     # Public interface.
@@ -82,6 +84,7 @@ class Scheduler:
         self._held.update(dict.fromkeys(sequence.followers, sequence))
         if sequence.spec.deadline_s < math.inf:
             self._timed.update(dict.fromkeys([sequence, *sequence.followers]))
+            self._next_deadline_s = min(self._next_deadline_s, sequence.spec.deadline_s)
 
     def remove(self, sequence: Sequence, reason: str = ABORT, error: Exception | None = None) -> bool:
         """End a sequence now and free its blocks. Return False if it had ended before. Not between plan and commit."""
@@ -96,14 +99,14 @@ class Scheduler:
         max_prefill: most tokens of prefills beside decodes; None: what the limits leave.
         """
         expired = self._expire(now_s)
+        if self.waiting:
+            self._admit()
         draft = _Draft(self.limits)
         self._add_decodes(draft)
         if draft.num_decodes and max_prefill is not None:
             draft.num_tokens_left = min(draft.num_tokens_left, max(1, max_prefill))
         if draft.num_decodes < len(self.running):
             self._add_prefills(draft)
-        if self.waiting:
-            self._admit(draft)
         return draft.plan(expired)
 
     def commit(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
@@ -144,9 +147,12 @@ class Scheduler:
     # Deadlines and ends.
 
     def _expire(self, now_s: float) -> tuple[Sequence, ...]:
+        if now_s < self._next_deadline_s:
+            return ()
         late = [sequence for sequence in self._timed if sequence.spec.deadline_s <= now_s]
         for sequence in late:
             self._end(sequence, ABORT, DeadlineError("the request timed out"))
+        self._next_deadline_s = min((sequence.spec.deadline_s for sequence in self._timed), default=math.inf)
         return tuple(late)
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None) -> None:
@@ -182,9 +188,35 @@ class Scheduler:
         draft.count_decodes()
 
     def _add_prefills(self, draft: _Draft) -> None:
-        for sequence in tuple(self.running):
-            if sequence.num_tokens - sequence.num_computed > 1 and sequence.table.node is not None:
-                self._extend(draft, sequence, draft.num_tokens_left)
+        """Add the prefills with the fewest tokens left first, but half of what the step has left goes to the oldest."""
+        prefills = [sequence for sequence in self.running if sequence not in draft.chunks and _num_left(sequence) > 1]
+        if not prefills:
+            return
+        for sequence in prefills:
+            self._adopt(sequence)
+        oldest, *others = prefills
+        computed = {_next_block(oldest)}
+        draft.hold_half()
+        for sequence in sorted(others, key=_num_left):
+            block = _next_block(sequence)
+            if block[0] is None or (block in computed and _can_adopt(sequence)):  # it has just lost its blocks, or gets this one later
+                continue
+            self._extend(draft, sequence, draft.num_tokens_left)
+            if sequence in draft.chunks:
+                computed.add(block)
+        draft.release_half()
+        self._extend(draft, oldest, draft.num_tokens_left)
+
+    def _adopt(self, sequence: Sequence) -> None:
+        """Take over what other sequences with the same tokens have computed meanwhile."""
+        if not _can_adopt(sequence):
+            return
+        adopted = sequence.table.adopt(sequence.tokens, sequence.num_tokens - 1)
+        if adopted:
+            if sequence.num_cached is not None and sequence.num_tokens == sequence.num_prompt and not sequence.num_preemptions:
+                sequence.num_cached += adopted - sequence.num_computed
+            sequence.num_computed = adopted
+            sequence.table.free_behind(adopted)
 
     def _extend(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> None:
         """Put up to `num_tokens` tokens of a running sequence into the step, as far as there are blocks for them."""
@@ -219,9 +251,9 @@ class Scheduler:
         _insert(self.waiting, victim)
         return True
 
-    def _admit(self, draft: _Draft) -> None:
-        """Let waiting sequences run, unless blocks are so short that a running one lost its own."""
-        while self.waiting and len(self.running) < self.limits.max_requests and draft.has_room and not draft.preempted:
+    def _admit(self) -> None:
+        """Let waiting sequences run, as far as there is room."""
+        while self.waiting and len(self.running) < self.limits.max_requests:
             sequence, room = self.waiting[0], self._room()
             if (sequence, room) == self._refused:  # as in the step before: don't look for its prefix again
                 return
@@ -234,7 +266,6 @@ class Scheduler:
             if sequence.num_cached is None:
                 sequence.num_cached = sequence.num_computed
             _insert(self.running, self.waiting.pop(0))
-            self._extend(draft, sequence, draft.num_tokens_left)
 
     def _find_prefix(self, sequence: Sequence) -> PrefixHit | None:
         """Return what of a waiting sequence is cached; at least one token is computed, and all whose logits are wanted."""
@@ -271,6 +302,7 @@ class _Draft:
         self.num_tokens_left = limits.max_tokens
         self.num_rows_left = limits.max_rows
         self.num_decodes = 0
+        self._held = 0, 0
 
     def count_decodes(self) -> None:
         """Take note that all chunks so far are those of one token, and that no others will be."""
@@ -278,10 +310,19 @@ class _Draft:
         self.num_tokens_left = self._limits.max_tokens - self.num_decodes
         self.num_rows_left = self._limits.max_rows - self.num_decodes
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another sequence may compute a token and get its logits."""
-        return self.num_tokens_left > 0 and self.num_rows_left > 0
+    def hold_half(self) -> None:
+        """Keep half of what is left, a token and a row at least, for later."""
+        self._held = (self.num_tokens_left + 1) // 2, 1
+        self._add_left(-1)
+
+    def release_half(self) -> None:
+        """Allow what was kept."""
+        self._add_left(1)
+
+    def _add_left(self, sign: int) -> None:
+        num_tokens, num_rows = self._held
+        self.num_tokens_left += sign * num_tokens
+        self.num_rows_left += sign * num_rows
 
     def add(self, sequence: Sequence, end: int) -> None:
         """Add the tokens of a sequence up to `end`, and reserve their blocks."""
@@ -309,6 +350,20 @@ class _Draft:
             num_tokens += chunk.end - chunk.begin
             num_rows += chunk.end - chunk.first_row
         return StepPlan(chunks, expired, tuple(self.preempted), num_tokens, num_rows, self.num_decodes)
+
+
+def _num_left(sequence: Sequence) -> int:
+    return sequence.num_tokens - sequence.num_computed
+
+
+def _next_block(sequence: Sequence) -> tuple[PrefixNode | None, bytes]:
+    """Return which block a sequence computes next: its prefix and its tokens."""
+    return sequence.table.node, sequence.table.next_tokens(sequence.tokens)
+
+
+def _can_adopt(sequence: Sequence) -> bool:
+    """Whether a sequence may take its next block from another one: at least one token is computed, and all whose logits are wanted."""
+    return sequence.table.next_full < sequence.num_tokens and not sequence.wants_prompt_rows
 
 
 def _insert(queue: list[Sequence], sequence: Sequence) -> None:

@@ -58,9 +58,9 @@ def test_tokens_of_equal_hashes_are_told_apart() -> None:
 
     pool = BlockPool(8, 4)
     root = pool.tree.pin_root("a")
-    nodes = [pool.tree.put(root, SameHash(TOKENS[begin : begin + 4].tobytes())) for begin in range(0, 16, 4)]
+    nodes = [pool.tree.child(root, SameHash(TOKENS[begin : begin + 4].tobytes())) for begin in range(0, 16, 4)]
     assert len(set(nodes)) == 4
-    assert pool.tree.put(root, SameHash(TOKENS[4:8].tobytes())) is nodes[1]
+    assert pool.tree.child(root, SameHash(TOKENS[4:8].tobytes())) is nodes[1]
 
 
 def test_the_end_of_the_prefix_unused_longest_is_evicted_first() -> None:
@@ -89,6 +89,27 @@ def test_equal_blocks_become_one() -> None:
     assert pool.num_free == 6
     assert tables[0].held == tables[1].held == tables[2].held
     pool.check_integrity(tables)
+
+
+def test_what_another_has_published_meanwhile_is_adopted() -> None:
+    pool = BlockPool(16, 4)
+    slow, fast = BlockTable(pool, "a"), BlockTable(pool, "a")
+    for table in (slow, fast):
+        table.open(None)
+    slow.reserve(6)
+    slow.publish(TOKENS, 6)
+    assert slow.adopt(TOKENS, 40) == 0
+    fast.reserve(18)
+    fast.publish(TOKENS, 18)
+    assert slow.adopt(TOKENS, 15) == 12
+    assert slow.held == fast.held[:3]
+    assert slow.adopt(TOKENS, 16) == 16
+    assert slow.adopt(TOKENS, 40) == 0
+    pool.check_integrity([slow, fast])
+    assert pool.num_free == 16 - 5
+    for table in (slow, fast):
+        table.close()
+    pool.check_integrity()
 
 
 def test_blocks_behind_the_window_are_given_back_and_a_hit_does_without_them() -> None:

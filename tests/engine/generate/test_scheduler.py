@@ -54,6 +54,20 @@ def test_a_prompt_is_computed_in_chunks_beside_decodes() -> None:
     assert simulation.tokens(long) == expected(simulation, long)
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one_which_has_half_of_each_step() -> None:
+    simulation = Simulation(limits=Limits(20, 4, 8))
+    (long,) = simulation.add(ids(120), max_tokens=2)
+    assert simulation.step().num_tokens == 20
+    (middle,) = simulation.add(ids(60, 1), max_tokens=2)
+    (short,) = simulation.add(ids(8, 2), max_tokens=2)
+    steps = [{chunk.sequence: chunk.end - chunk.begin for chunk in simulation.step().chunks} for _ in range(3)]
+    assert steps == [{short: 8, middle: 2, long: 10}, {short: 1, middle: 9, long: 10}, {middle: 10, long: 10}]
+    assert short.finish_reason == "length"
+    simulation.run()
+    for sequence in (long, middle, short):
+        assert simulation.tokens(sequence) == expected(simulation, sequence)
+
+
 def test_a_prefix_hit_computes_the_rest_alone() -> None:
     simulation = Simulation()
     (first,) = simulation.add(ids(22), max_tokens=3)
@@ -99,11 +113,13 @@ def test_sequences_of_one_prompt_share_its_full_blocks(prefix_cache: bool) -> No
         assert simulation.tokens(sequence) == expected(simulation, sequence)
 
 
-def test_equal_requests_at_once_end_up_with_the_same_blocks() -> None:
+def test_equal_requests_at_once_compute_their_prompt_once() -> None:
     simulation = Simulation(limits=Limits(64, 8, 24))
-    sequences = [simulation.add(ids(16), max_tokens=6)[0] for _ in range(3)]
-    simulation.step()
-    assert simulation.num_blocks - simulation.pool.num_free == 4
+    sequences = [simulation.add(ids(18), max_tokens=6)[0] for _ in range(3)]
+    assert [chunk.sequence for chunk in simulation.step().chunks] == sequences[:1], "one computes what all need"
+    assert [(chunk.begin, chunk.end) for chunk in simulation.step().chunks] == [(18, 19), (16, 18), (16, 18)]
+    assert [sequence.num_cached for sequence in sequences] == [0, 16, 16]
+    assert simulation.num_blocks - simulation.pool.num_free == 4 + 3
     simulation.run()
     assert len({tuple(simulation.tokens(sequence)) for sequence in sequences}) == 1
 
