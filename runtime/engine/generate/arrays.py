@@ -8,9 +8,8 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from llmos.runtime.engine.generate.blocks import BlockTable
-from llmos.runtime.engine.generate.scheduler import Limits
 from llmos.runtime.engine.generate.spec import GenerationSpec
-from llmos.runtime.engine.generate.step import Chunk, StepPlan
+from llmos.runtime.engine.generate.step import Chunk, Limits, StepPlan
 from llmos.runtime.engine.model import Array
 
 _MAX_PARTS = 512

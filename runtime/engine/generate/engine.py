@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as List
-from dataclasses import dataclass, field
 
 from llmos.runtime.engine.errors import ClosedError, IntegrityError, QueueFullError
 from llmos.runtime.engine.generate.admission import Admission
 from llmos.runtime.engine.generate.blocks import BlockPool
+from llmos.runtime.engine.generate.delivery import Delivery
 from llmos.runtime.engine.generate.memory import count_blocks
 from llmos.runtime.engine.generate.model import StepModel
-from llmos.runtime.engine.generate.observer import GenerationObserver, GenerationReport, NullGenerationObserver, StepReport
+from llmos.runtime.engine.generate.observer import GenerationObserver, NullGenerationObserver, StepReport
+from llmos.runtime.engine.generate.options import GenerationOptions, limits_of
 from llmos.runtime.engine.generate.pace import Pace
 from llmos.runtime.engine.generate.params import SamplingParams
-from llmos.runtime.engine.generate.request import FinishEvent, GenerationRequest, PromptEvent, TokenEvent, wake
+from llmos.runtime.engine.generate.request import GenerationRequest, wake
 from llmos.runtime.engine.generate.runner import Runner
-from llmos.runtime.engine.generate.sampler import SampledRow, Sampler
-from llmos.runtime.engine.generate.scheduler import Limits, Scheduler
+from llmos.runtime.engine.generate.sampler import Sampler
+from llmos.runtime.engine.generate.scheduler import Scheduler
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
 from llmos.runtime.engine.model import Array
@@ -28,25 +28,6 @@ from llmos.runtime.errors import LlmosError
 from llmos.runtime.native.sampling import sample_rows
 
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """limits: of one step, within what the model takes. max_queue: most requests that have not ended; more are rejected.
-
-    timeout_s: of a request that gives none. cache_blocks, cache_bytes: size of the cache; where neither is given it holds max_requests
-    of the full context, as far as `memory_fraction` of the free memory does. prefix_cache: whether requests of a principal share blocks.
-    slowdown: how much longer a step of decodes may take if it computes tokens of prompts too.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    max_queue: int = 256
-    timeout_s: float = math.inf
-    cache_blocks: int | None = None
-    cache_bytes: int | None = None
-    memory_fraction: float = 0.5
-    prefix_cache: bool = True
-    slowdown: float = 1.4
 
 
 class GenerationEngine:
@@ -63,7 +44,7 @@ class GenerationEngine:
     ) -> None:
         self.model = model
         self.options = options = options or GenerationOptions()
-        self.limits = _within(options.limits, model)
+        self.limits = limits_of(options.limits, model)
         self.num_blocks = count_blocks(
             model.spec,
             num_sequences=self.limits.max_requests,
@@ -82,9 +63,8 @@ class GenerationEngine:
         # Under the lock:
         self._arrived: list[list[Sequence]] = []  # by request, for the worker to take
         self._canceled: list[Sequence] = []
-        self._requests: dict[GenerationRequest, list[Sequence]] = {}  # submitted and not ended
+        self._delivery = Delivery()
         self._next_id = 0
-        self._e2e_s = 0.0  # of the request that ended last, for Retry-After
         self._working = False
         self._accepting = True
         self._stopping = False
@@ -116,7 +96,7 @@ class GenerationEngine:
             self._require_room()
             sequences = self._admission.sequences(request, self._next_id, principal, max_length, self._scheduler.pool)
             self._next_id += params.n
-            self._requests[request] = sequences
+            self._delivery.requests[request] = sequences
             self._arrived.append(sequences)
             self._changed.notify_all()
         return request
@@ -125,7 +105,7 @@ class GenerationEngine:
     def num_requests(self) -> int:
         """Return how many requests have not ended."""
         with self._changed:
-            return len(self._requests)
+            return len(self._delivery.requests)
 
     def stop_accepting(self) -> None:
         """Make submit raise ClosedError from now on; queued requests still run."""
@@ -141,10 +121,10 @@ class GenerationEngine:
     def close(self) -> None:
         """End all requests with ClosedError and stop the worker; waits up to 5 s for a running step."""
         self.stop_accepting()
-        self._end_all(ABORT, ClosedError("the server is shutting down: send the request to another one"))
         with self._changed:
+            self._finish_all(ABORT, ClosedError("the server is shutting down: send the request to another one"))
             self._stopping = True
-            self._changed.notify_all()
+        self._announce()
         if threading.current_thread() is not self._worker:
             self._worker.join(5)
 
@@ -165,67 +145,47 @@ class GenerationEngine:
     # Under the lock.
 
     def _is_idle(self) -> bool:
-        return not (self._requests or self._arrived or self._canceled or self._working)
+        return not (self._delivery.requests or self._arrived or self._canceled or self._working)
 
     def _require_room(self) -> None:
         if not self._accepting:
             raise ClosedError("the server is shutting down: send the request to another one")
-        if len(self._requests) >= self.options.max_queue:
+        if len(self._delivery.requests) >= self.options.max_queue:
             message = f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later"
-            raise QueueFullError(message, max(1.0, self._e2e_s / self.limits.max_requests))
+            raise QueueFullError(message, max(1.0, self._delivery.e2e_s / self.limits.max_requests))
 
-    def _finish(self, sequence: Sequence, reason: str, error: Exception | None) -> GenerationReport | None:
-        """Deliver the end of a sequence, once. Return the report of its request if that ended with it."""
-        request, index = sequence.owner
-        if index not in request.open_indices:
-            return None
-        request.open_indices.discard(index)
-        num_generated = request.num_delivered[index] + (sequence.stop_token is not None)
-        num_cached = min(sequence.num_cached or 0, sequence.num_prompt)
-        request.put(FinishEvent(index, reason, sequence.num_prompt, num_cached, num_generated, sequence.stop_token, error))
-        if request.open_indices:
-            return None
-        sequences = self._requests.pop(request)
-        return self._report(request, sequences, reason, error)
+    def _finish_all(self, reason: str, error: Exception) -> None:
+        sequences = [sequence for each in self._delivery.requests.values() for sequence in each]
+        self._finish(sequences, reason, error)
 
-    def _report(self, request: GenerationRequest, sequences: List[Sequence], reason: str, error: Exception | None) -> GenerationReport:
-        ttft_s = None if request.first_token_s is None else request.first_token_s - request.arrival_s
-        reason = "timeout" if reason == ABORT and error is not None else reason
-        num_cached = sum(sequence.num_cached or 0 for sequence in sequences)
-        num_generated = sum(sequence.num_generated for sequence in sequences)
-        self._e2e_s = self._clock() - request.arrival_s
-        return GenerationReport(reason, self._e2e_s, ttft_s, len(request.prompt), num_cached, num_generated)
-
-    def _cancel(self, request: GenerationRequest, index: int | None) -> bool:
-        """See GenerationRequest.cancel. The lock must not be held."""
-        with self._changed:
-            sequences = [each for each in self._requests.get(request, ()) if index is None or each.owner[1] == index]
-            open_ones = [each for each in sequences if each.owner[1] in request.open_indices]
-            self._canceled += open_ones
-            reports = [self._finish(sequence, ABORT, None) for sequence in open_ones]
-            self._changed.notify_all()
-        self._announce([request], reports)
-        return bool(open_ones)
-
-    def _finish_all(self, reason: str, error: Exception) -> list[GenerationReport | None]:
-        sequences = [sequence for each in self._requests.values() for sequence in each]
+    def _finish(self, sequences: List[Sequence], reason: str, error: Exception | None) -> None:
         self._canceled += sequences
+        now = self._clock()
+        for sequence in sequences:
+            self._delivery.finish(sequence, reason, error, now)
         self._changed.notify_all()
-        return [self._finish(sequence, reason, error) for sequence in sequences]
 
     # Without the lock.
 
-    def _end_all(self, reason: str, error: Exception) -> None:
+    def _cancel(self, request: GenerationRequest, index: int | None) -> bool:
+        """See GenerationRequest.cancel."""
         with self._changed:
-            requests = list(self._requests)
-            reports = self._finish_all(reason, error)
-        self._announce(requests, reports)
+            sequences = [
+                sequence
+                for sequence in self._delivery.requests.get(request, ())
+                if sequence.owner[1] in request.open_indices and index in (None, sequence.owner[1])
+            ]
+            self._finish(sequences, ABORT, None)
+        self._announce()
+        return bool(sequences)
 
-    def _announce(self, requests: List[GenerationRequest], reports: List[GenerationReport | None]) -> None:
-        wake(requests)
+    def _announce(self) -> None:
+        """Wake consumers, and report to the observer, which may call the engine."""
+        with self._changed:
+            asleep, reports = self._delivery.take()
+        wake(asleep)
         for report in reports:
-            if report is not None:
-                self._observer.on_generation(report)
+            self._observer.on_generation(report)
 
     # Worker thread.
 
@@ -275,7 +235,9 @@ class GenerationEngine:
         outcomes = self._run(plan)
         run_s = self._clock() - begin
         self._scheduler.commit(plan, outcomes)
-        self._deliver(plan, outcomes)
+        with self._changed:
+            self._delivery.deliver(plan, outcomes, self._clock())
+        self._announce()
         self._pace.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, run_s)
         self._observer.on_step(self._step_report(plan, run_s, self._clock() - start))
 
@@ -286,38 +248,6 @@ class GenerationEngine:
             return self._runner.run(plan)
         except Exception as error:
             return [Outcome(error=error)] if len(plan.chunks) == 1 else self._runner.run_each(plan)
-
-    def _deliver(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
-        now = self._clock()
-        reports: list[GenerationReport | None] = []
-        asleep: list[GenerationRequest] = []  # whose consumers wait on an event loop
-        with self._changed:
-            for sequence in plan.expired:
-                reports.append(self._finish(sequence, ABORT, sequence.error))
-                asleep.append(sequence.owner[0])
-            for (sequence, *_), (sampled, prompt, _) in zip(plan.chunks, outcomes, strict=True):
-                request, index = sequence.owner
-                if index not in request.open_indices:  # canceled meanwhile
-                    continue
-                request.prompt_rows += prompt
-                if sampled is not None:
-                    self._put(sequence, sampled, now)
-                if sequence.finish_reason is not None:
-                    reports.append(self._finish(sequence, sequence.finish_reason, sequence.error))
-                if request.listener is not None:
-                    asleep.append(request)
-        self._announce(asleep, reports)
-
-    def _put(self, sequence: Sequence, sampled: SampledRow, now: float) -> None:
-        """Deliver a sampled token. Under the lock."""
-        request, index = sequence.owner
-        if request.first_token_s is None:
-            request.first_token_s = now
-        if sequence.spec.prompt_logprobs is not None and not request.num_delivered[index]:
-            request.put(PromptEvent((None, *request.prompt_rows)))
-        if sequence.stop_token is None:
-            request.num_delivered[index] += 1
-            request.put(TokenEvent(index, sampled.token, sampled.logprob, sampled.top))
 
     def _step_report(self, plan: StepPlan, run_s: float, step_s: float) -> StepReport:
         scheduler = self._scheduler
@@ -337,15 +267,6 @@ class GenerationEngine:
         failure = error if isinstance(error, LlmosError) else IntegrityError(f"the engine failed: {error!r}")
         with self._changed:
             self._scheduler = self._new_scheduler()
-            requests = list(self._requests)
-            reports = self._finish_all(ERROR, failure)
+            self._finish_all(ERROR, failure)
             self._arrived, self._canceled = [], []
-        self._announce(requests, reports)
-
-
-def _within(limits: Limits, model: StepModel) -> Limits:
-    """Return the limits, clamped to what the model takes."""
-    sizes = model.sizes
-    rows, tokens = min(limits.max_rows, sizes.max_rows), min(limits.max_tokens, sizes.max_tokens)
-    requests = min(limits.max_requests, sizes.max_requests, rows - 1, tokens - 1)
-    return Limits(tokens, max(1, requests), rows)
+        self._announce()

@@ -10,9 +10,8 @@ from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.engine.generate.arrays import StepArrays
 from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.sampler import History, RowSampling, SampledRow, Sampler
-from llmos.runtime.engine.generate.scheduler import Limits
 from llmos.runtime.engine.generate.sequence import Sequence
-from llmos.runtime.engine.generate.step import Chunk, Outcome, StepPlan
+from llmos.runtime.engine.generate.step import Chunk, Limits, Outcome, StepPlan
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import LlmosError
 

@@ -17,29 +17,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as List
-from dataclasses import dataclass
 
 from llmos.runtime.engine.errors import DeadlineError, IntegrityError
 from llmos.runtime.engine.generate.blocks import BlockPool
+from llmos.runtime.engine.generate.draft import Draft
 from llmos.runtime.engine.generate.prefix import PrefixHit, PrefixNode
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
-from llmos.runtime.engine.generate.step import Chunk, Outcome, StepPlan
-from llmos.runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of one step. max_tokens: computed. max_requests: sequences that run. max_rows: rows of logits."""
-
-    max_tokens: int = 256
-    max_requests: int = 64
-    max_rows: int = 128
-
-    def __post_init__(self) -> None:
-        if self.max_requests < 1:
-            raise UserError("limits of a step: max_requests must be 1 or more")
-        if self.max_tokens <= self.max_requests or self.max_rows <= self.max_requests:
-            raise UserError("limits of a step: max_tokens and max_rows must be more than max_requests, so that prompts advance")
+from llmos.runtime.engine.generate.step import Chunk, Limits, Outcome, StepPlan
 
 
 class Scheduler:
@@ -101,7 +85,7 @@ class Scheduler:
         expired = self._expire(now_s)
         if self.waiting:
             self._admit()
-        draft = _Draft(self.limits)
+        draft = Draft(self.limits)
         self._add_decodes(draft)
         if draft.num_decodes and max_prefill is not None:
             draft.num_tokens_left = min(draft.num_tokens_left, max(1, max_prefill))
@@ -176,7 +160,7 @@ class Scheduler:
 
     # Planning.
 
-    def _add_decodes(self, draft: _Draft) -> None:
+    def _add_decodes(self, draft: Draft) -> None:
         for sequence in tuple(self.running):
             begin, table = sequence.num_computed, sequence.table
             if sequence.num_tokens - begin != 1 or table.node is None:  # a prefill, or one that has just lost its blocks
@@ -187,7 +171,7 @@ class Scheduler:
                 self._extend(draft, sequence, 1)
         draft.count_decodes()
 
-    def _add_prefills(self, draft: _Draft) -> None:
+    def _add_prefills(self, draft: Draft) -> None:
         """Add the prefills with the fewest tokens left first, but half of what the step has left goes to the oldest."""
         prefills = [sequence for sequence in self.running if sequence not in draft.chunks and _num_left(sequence) > 1]
         if not prefills:
@@ -218,7 +202,7 @@ class Scheduler:
             sequence.num_computed = adopted
             sequence.table.free_behind(adopted)
 
-    def _extend(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> None:
+    def _extend(self, draft: Draft, sequence: Sequence, num_tokens: int) -> None:
         """Put up to `num_tokens` tokens of a running sequence into the step, as far as there are blocks for them."""
         begin = sequence.num_computed
         while (end := self._last_token(draft, sequence, num_tokens)) <= begin:
@@ -226,7 +210,7 @@ class Scheduler:
                 return
         draft.add(sequence, end)
 
-    def _last_token(self, draft: _Draft, sequence: Sequence, num_tokens: int) -> int:
+    def _last_token(self, draft: Draft, sequence: Sequence, num_tokens: int) -> int:
         """Return the end of the longest chunk that fits; -1 if the step has no room for any."""
         begin = sequence.num_computed
         end = min(begin + num_tokens, begin + draft.num_tokens_left, sequence.num_tokens)
@@ -238,7 +222,7 @@ class Scheduler:
             return -1
         return min(end, sequence.table.num_tokens + self.pool.num_free * self.pool.block_size)
 
-    def _preempt_younger(self, draft: _Draft, sequence: Sequence) -> bool:
+    def _preempt_younger(self, draft: Draft, sequence: Sequence) -> bool:
         """Take the blocks of the youngest running sequence. Return False if none is younger."""
         victim = self.running[-1]
         if victim is sequence:
@@ -290,66 +274,6 @@ class Scheduler:
         size = self.pool.block_size
         count = -(-num_tokens // size)
         return count if self._window is None else min(count, (self._window + chunk - 3) // size + 2)
-
-
-class _Draft:
-    """A step that is being planned."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.chunks: dict[Sequence, Chunk] = {}
-        self.preempted: list[Sequence] = []
-        self.num_tokens_left = limits.max_tokens
-        self.num_rows_left = limits.max_rows
-        self.num_decodes = 0
-        self._held = 0, 0
-
-    def count_decodes(self) -> None:
-        """Take note that all chunks so far are those of one token, and that no others will be."""
-        self.num_decodes = len(self.chunks)
-        self.num_tokens_left = self._limits.max_tokens - self.num_decodes
-        self.num_rows_left = self._limits.max_rows - self.num_decodes
-
-    def hold_half(self) -> None:
-        """Keep half of what is left, a token and a row at least, for later."""
-        self._held = (self.num_tokens_left + 1) // 2, 1
-        self._add_left(-1)
-
-    def release_half(self) -> None:
-        """Allow what was kept."""
-        self._add_left(1)
-
-    def _add_left(self, sign: int) -> None:
-        num_tokens, num_rows = self._held
-        self.num_tokens_left += sign * num_tokens
-        self.num_rows_left += sign * num_rows
-
-    def add(self, sequence: Sequence, end: int) -> None:
-        """Add the tokens of a sequence up to `end`, and reserve their blocks."""
-        begin, table = sequence.num_computed, sequence.table
-        first_row = max(begin, sequence.num_prompt_rows) if sequence.wants_prompt_rows else end - (end == sequence.num_tokens)
-        self.chunks[sequence] = Chunk(sequence, begin, end, min(first_row, end), table.num_blocks)
-        table.reserve(end)
-        self.num_tokens_left -= end - begin
-        self.num_rows_left -= max(0, end - first_row)
-
-    def drop(self, sequence: Sequence) -> None:
-        """Remove a sequence, since it lost its blocks."""
-        self.preempted.append(sequence)
-        chunk = self.chunks.pop(sequence, None)
-        if chunk is not None:
-            self.num_tokens_left += chunk.end - chunk.begin
-            self.num_rows_left += chunk.end - chunk.first_row
-            self.num_decodes -= sequence.num_tokens - sequence.num_computed == 1
-
-    def plan(self, expired: tuple[Sequence, ...]) -> StepPlan:
-        """Return the step."""
-        chunks = tuple(self.chunks.values())
-        num_tokens = num_rows = self.num_decodes
-        for chunk in chunks[self.num_decodes :]:
-            num_tokens += chunk.end - chunk.begin
-            num_rows += chunk.end - chunk.first_row
-        return StepPlan(chunks, expired, tuple(self.preempted), num_tokens, num_rows, self.num_decodes)
 
 
 def _num_left(sequence: Sequence) -> int:

@@ -7,6 +7,22 @@ from typing import NamedTuple
 
 from llmos.runtime.engine.generate.sampler import SampledRow
 from llmos.runtime.engine.generate.sequence import Sequence
+from llmos.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one step. max_tokens: computed. max_requests: sequences that run. max_rows: rows of logits."""
+
+    max_tokens: int = 256
+    max_requests: int = 64
+    max_rows: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_requests < 1:
+            raise UserError("limits of a step: max_requests must be 1 or more")
+        if self.max_tokens <= self.max_requests or self.max_rows <= self.max_requests:
+            raise UserError("limits of a step: max_tokens and max_rows must be more than max_requests, so that prompts advance")
 
 
 class Chunk(NamedTuple):
