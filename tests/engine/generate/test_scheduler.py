@@ -135,6 +135,20 @@ def test_the_youngest_gives_its_blocks_to_the_oldest_and_starts_again() -> None:
         assert simulation.tokens(sequence) == expected(simulation, sequence)
 
 
+def test_an_older_prompt_takes_the_blocks_of_a_decode_of_the_same_step() -> None:
+    simulation = Simulation(num_blocks=9)
+    (young,) = simulation.add(ids(2), max_tokens=30)
+    for _ in range(2):
+        simulation.step()
+    (old,) = simulation.add(ids(24, 1), max_tokens=4, priority=1)
+    while not young.num_preemptions:
+        plan = simulation.step(max_prefill=1)
+    assert [chunk.sequence for chunk in plan.chunks] == [old]
+    assert (plan.preempted, plan.num_decodes) == ((young,), 0)
+    simulation.run()
+    assert [simulation.tokens(each) for each in (young, old)] == [expected(simulation, each) for each in (young, old)]
+
+
 def test_a_request_waits_until_its_prompt_fits_beside_the_others() -> None:
     simulation = Simulation(num_blocks=11)
     (first,) = simulation.add(ids(20), max_tokens=6)
