@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _SMOOTHING = 0.2  # weight of the latest step in the average
-_FIRST, _LEAST = 16, 4
-_PATIENCE = 8  # steps that must be fast enough before the number grows, once it has been too large
+_FIRST = 8
+_PATIENCE = 24  # steps that must be fast enough before the number grows, once it has been too large
 
 
 class Pace:
@@ -36,7 +36,7 @@ class Pace:
             self._grow()
 
     def _shrink(self, num_prefill_tokens: int) -> None:
-        self.num_tokens = max(min(_LEAST, self._max_tokens), min(self.num_tokens, num_prefill_tokens) * 3 // 4)
+        self.num_tokens = max(1, min(self.num_tokens, num_prefill_tokens) * 3 // 4)
         self._num_fast = 0
         self._was_slow = True
 

@@ -7,7 +7,7 @@ import pytest
 from llmos.runtime.engine.generate.pace import Pace
 
 
-def run(pace: Pace, token_s: float, num_steps: int = 400) -> tuple[list[float], list[int]]:
+def run(pace: Pace, token_s: float, num_steps: int = 1000) -> tuple[list[float], list[int]]:
     """Durations in units of a step of decodes alone, and the tokens of prompts in each, of steps that both share."""
     durations, numbers = [], []
     for _ in range(3):
@@ -21,7 +21,7 @@ def run(pace: Pace, token_s: float, num_steps: int = 400) -> tuple[list[float], 
     return durations, numbers
 
 
-@pytest.mark.parametrize("token_s", [0.002, 0.02, 0.1])
+@pytest.mark.parametrize("token_s", [0.002, 0.02, 0.1, 0.3, 0.6])
 def test_steps_take_little_longer_and_what_fits_is_used(token_s: float) -> None:
     durations, numbers = run(Pace(1.4, 512), token_s)
     fits = 1.4 / token_s - 1
@@ -31,8 +31,8 @@ def test_steps_take_little_longer_and_what_fits_is_used(token_s: float) -> None:
 
 def test_prompts_advance_however_slow_they_are() -> None:
     _, numbers = run(Pace(1.4, 512), 10.0)
-    assert numbers[-1] == 4
-    assert min(run(Pace(1.4, 2), 10.0)[1]) == 2
+    assert numbers[-1] == 1
+    assert max(run(Pace(1.4, 2), 0.001)[1]) == 2
 
 
 def test_steps_of_prompts_alone_teach_nothing() -> None:
