@@ -82,6 +82,8 @@ def test_a_net_is_nearer_to_floats_than_by_rounding_to_nearest(tmp_path: Path) -
     assert weight_bytes(path) == size  # neither floats nor bytes stay behind
     assert error(compiled("w4a16:g32:awq", data), path, fresh) < 0.9 * nearest
     assert Opened.open(path).manifest.metadata["quant"] == "w4a16:g32:awq"
+    assert error(compiled("w4a8:g32:gptq", data), path, fresh) < 0.5 * nearest
+    assert Opened.open(path).manifest.metadata["quant"] == "w4a8:g32:gptq"
 
 
 def fitted(scheme: str, calls: list[torch.Tensor]) -> rounding.Fitted:
