@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmos.compiler.analysis.generic import Generic, dim_positions, is_fill, is_identity
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Shape
-from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, owner_of, reads_table_of
+from llmos.passes._graph import MOVES, FusionGroup, Graph, among, captured, is_evaluable, owner_of, reads_table_of
 
 
 def absorb_epilogue(graph: Graph, group: FusionGroup, root: ir.Value, keep_last: bool) -> None:
@@ -21,6 +21,23 @@ def absorb_epilogue(graph: Graph, group: FusionGroup, root: ir.Value, keep_last:
     if not keep_last and len({graph.shapes.shape(op.results[0]) for op in written}) > 1:  # one loop space writes them all
         taken = _without_leaks(graph, group, root, _following(graph, group, root, keep_last, graph.shapes.shape(root)))
     graph.assign(group, taken)
+
+
+def release_dequantizations(graph: Graph, group: FusionGroup) -> None:
+    """Take out of a fusion group what dequantizes bytes that it makes, where only others read the floats.
+
+    They read the bytes instead, a quarter of the memory.
+    """
+    for op in reversed(list(group.ops)):
+        users = [user for result in op.results for user in graph.users(result)]
+        is_last = graph.is_dequantization(op) and any(among(owner_of(value), group.ops) for value in op.operands)
+        if is_last and not any(user in group.ops or _needs_memory(user) for user in users):
+            graph.release(group, op)
+
+
+def _needs_memory(user: ir.Operation) -> bool:
+    """Whether an op reads what it uses in memory."""
+    return user.name not in ("linalg.generic", *MOVES)
 
 
 def _following(graph: Graph, group: FusionGroup, root: ir.Value, keep_last: bool, shape: Shape | None = None) -> list[ir.Operation]:

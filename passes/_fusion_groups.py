@@ -26,11 +26,9 @@ from llmos.compiler.ir.attributes import COMPUTES, SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.ops import VIEWS
-from llmos.passes._epilogues import absorb_epilogue
-from llmos.passes._graph import FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of
+from llmos.passes._epilogues import absorb_epilogue, release_dequantizations
+from llmos.passes._graph import MOVES, FusionGroup, Graph, among, captured, is_evaluable, is_tensor, owner_of
 from llmos.passes._sorts import sort_groups, take_producer
-
-MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 
 LONGEST_CHAIN = 24  # elementwise ops of one dispatch
 
@@ -50,6 +48,8 @@ def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> li
     groups += _scans(graph)
     groups += _rows(graph)
     groups += _columns(graph)
+    for group in dict.fromkeys(graph.groups.values()):
+        release_dequantizations(graph, group)
     groups += _elementwise(graph)
     groups += _scatters(graph)
     groups += _fallbacks(graph)
@@ -350,7 +350,7 @@ def _take_padding(graph: Graph, group: FusionGroup, generic: Generic) -> None:
             continue
         graph.assign(group, [pad])
         source = owner_of(pad.operands[0])
-        if source is not None and graph.is_inlined(source):
+        if source is not None and graph.is_inlined(source) and not graph.is_dequantization(source):
             _seed(graph, "elementwise", [source])
 
 
@@ -392,7 +392,7 @@ def _same_space(graph: Graph, op: ir.Operation, group: FusionGroup) -> bool:
 def _inline_producers_of(graph: Graph, group: FusionGroup, op: ir.Operation) -> None:
     """A cheap op that is the only user of a result runs before the result is written."""
     users = graph.users(op.results[0])
-    if len(users) != 1 or not graph.is_inlined(users[0]) or users[0].name != "linalg.generic":
+    if len(users) != 1 or not graph.is_inlined(users[0]) or users[0].name != "linalg.generic" or graph.is_dequantization(users[0]):
         return
     generic = Generic(users[0])
     if is_identity(generic.output_map(users[0].results[0])) and generic.loop_sizes(graph.shapes) == Generic(op).loop_sizes(graph.shapes):

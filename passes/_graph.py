@@ -10,12 +10,15 @@ from llmos.compiler.analysis.contraction import Contraction, kernel_contraction_
 from llmos.compiler.analysis.generic import Generic, has_windows, is_fill, padded_source
 from llmos.compiler.analysis.generic import captured as captured  # the passes' own vocabulary
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.analysis.quantization import quantization_of
 from llmos.compiler.ir.attributes import SCAN_OUTPUT
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.ops import REMATERIALIZABLE, VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.passes._context import CostModel
 
+MOVES = frozenset({"tensor.pad", "tensor.concat", "tensor.extract_slice"})  # evaluated point by point, and worth memory of their own
 BODY_DIALECTS = ("arith.", "math.", "linalg.index", "linalg.yield", "tensor.extract", "affine.apply", "cf.assert")
 
 
@@ -94,6 +97,16 @@ def is_evaluable(generic: Generic) -> bool:
     return not any(isinstance(kind, ir.ComplexType) for kind in kinds)
 
 
+def is_fill_of(value: ir.Value) -> bool:
+    """Whether a tensor is filled with one number."""
+    owner = owner_of(value)
+    return owner is not None and is_fill(owner)
+
+
+def _is_bytes(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.RankedTensorType) and value.type.element_type == ir.IntegerType.get_signless(8)
+
+
 @dataclass
 class Graph:
     """One public function, or the body of a loop in it, under dispatch formation."""
@@ -159,6 +172,8 @@ class Graph:
         generic = Generic(op)
         if not generic.is_elementwise or len(op.results) != 1 or not is_evaluable(generic):
             return False
+        if self.is_dequantization(op):
+            return True
         body = list(generic.body.operations)
         tensors = {
             operand
@@ -166,6 +181,24 @@ class Graph:
             if is_tensor(operand) and any(True for _ in argument.uses)
         }
         return self.costs.pays_to_recompute([inner.name for inner in body], len(tensors))
+
+    def is_dequantization(self, op: ir.Operation) -> bool:
+        """Whether an op dequantizes bytes that aren't a weight, by parameters that are: those bytes are what lies in memory.
+
+        For a product of floats they are dequantized once, before it.
+        """
+        found = quantization_of(op)
+        if found is None or found.kind != "dequantize" or not _is_bytes(found.input) or self._is_weight(found.input):
+            return False
+        if any(self.contraction_of(user) is not None for user in self.users(found.result)):
+            return False
+        others = [value for value in found.generic.inputs if value != found.input and is_tensor(value)]
+        return is_evaluable(found.generic) and all(self._is_weight(v) or is_fill_of(v) for v in others)
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        if not isinstance(value.owner, ir.Block) or value.owner.owner.operation.name != "func.func":
+            return False
+        return any(each.value == value for each in EntryFunc(value.owner.owner.operation).arguments.weights)
 
     def _is_read_by_windows(self, pad: ir.Operation) -> bool:
         """Whether kernels read around the zeros of a padding: it surrounds pixels of enough channels, and only convolutions use it."""
@@ -202,6 +235,11 @@ class Graph:
             if op not in group.ops:
                 group.ops.append(op)
         group.ops.sort(key=lambda op: self.position[op])
+
+    def release(self, group: FusionGroup, op: ir.Operation) -> None:
+        """Take an op out of its fusion group."""
+        group.ops.remove(op)
+        del self.groups[op]
 
     def depends(self, value: ir.Value, group: FusionGroup) -> bool:
         """Whether `value`, made outside a fusion group, needs one of its results first (then joining its user would close a cycle)."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from llmos.compiler.analysis.casts import EXTEND
 from llmos.compiler.analysis.contraction import kernel_contraction_of
 from llmos.compiler.analysis.generic import is_fill, trace_to_buffer
+from llmos.compiler.analysis.quantization import quantization_of
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.ir.attributes import DEQUANTIZE, FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
@@ -38,7 +39,8 @@ class FoldWeightComputation(Pass):
           %y = linalg.generic {x * s} ins(%x, %s)
 
     A plain rearrangement of a weight that a contraction multiplies by stays: it is packed in its own order. So does the dequantization of
-    a weight that its one use multiplies as integers (compiler/analysis/quantized_weights.py).
+    a weight that its one use multiplies as integers (compiler/analysis/quantized_weights.py). Of constants alone, only scales and zero
+    points are computed.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -95,7 +97,7 @@ def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool
         return False
     sources = weight_sources(value, weights)
     if not sources:
-        return False
+        return _is_parameter(value)
     plain = trace_to_buffer(value, [{i: 1} for i in range(len(value.type.shape))])
     if plain is not None and plain[0] in weights:
         return _is_permuted(plain[0], value) and not any(_is_read_in_any_order(use.owner.operation, value, costs) for use in value.uses)
@@ -104,6 +106,12 @@ def _is_worth(value: ir.Value, weights: set[ir.Value], costs: CostModel) -> bool
         return False  # bfloat16 stays so in memory: contractions read it in pairs
     elements = int(math.prod(value.type.shape))
     return elements <= LARGE or elements <= 2 * sum(math.prod(s.type.shape) for s in sources)
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    """Whether constants are a scale or a zero point that some op reads: those of channels that are concatenated, say."""
+    found = [quantization_of(use.owner.operation) for use in value.uses]
+    return any(each is not None and each.input != value for each in found) and math.prod(value.type.shape) <= LARGE
 
 
 def _is_permuted(source: ir.Value, value: ir.Value) -> bool:

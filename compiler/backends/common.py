@@ -9,12 +9,14 @@ from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.hoist_extensions import HoistExtensions
 from llmos.passes.quant.fuse_dequantize import FuseDequantize
+from llmos.passes.quant.hoist_quantize import HoistQuantize
 from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_activations import QuantizeActivations
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from llmos.passes.quant.quantize_tables import QuantizeTables
 from llmos.passes.quant.quantize_weights import QuantizeWeights
+from llmos.passes.quant.sink_dequantize import SinkDequantize
 from llmos.passes.split_reductions import SplitReductions
 
 
@@ -25,7 +27,7 @@ def common_passes(options: CompileOptions) -> list[Pass]:
 
 def before_quantization() -> list[Pass]:
     """To what quantize-contractions takes: products of integers, where the model has them, and of floats."""
-    return [*generalization(), *layout(), FuseDequantize(), LowerZeroPoints()]
+    return [*generalization(), *layout(), HoistQuantize(), SinkDequantize(), FuseDequantize(), LowerZeroPoints()]
 
 
 def generalization() -> list[Pass]:

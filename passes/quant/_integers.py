@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from llmos.compiler.analysis.contraction import EXTENSIONS
 from llmos.compiler.analysis.generic import Generic, fill_value, is_fill, is_identity
-from llmos.compiler.analysis.quantization import Quantization, quantization_of
+from llmos.compiler.analysis.quantization import Numbers, Quantization, Role, mark, quantization_of
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.passes._graph import owner_of
-from llmos.passes.quant._generics import Read, constant
+from llmos.passes.quant._generics import Read, axis_sizes, constant, elementwise
 
 FLOAT_CONVERSIONS = ("arith.sitofp", "arith.uitofp")
 
@@ -100,6 +100,48 @@ def integers_of(value: ir.Value) -> Integers | None:
     return None
 
 
+def dequantized(integers: Integers, element: ir.Type) -> ir.Value:
+    """Build (numbers - zero point) * scale, at the insertion point. element: f32, or i32 where the scale is 1."""
+    zero, scale = integers.zero_point, integers.scale
+    is_float = isinstance(element, ir.F32Type)
+    assert is_float or scale is None
+
+    def body(number: ir.Value, *parameters: ir.Value) -> ir.Value:
+        wide = as_i32(number, integers.is_unsigned)
+        if not zero.is_zero:
+            wide = arith.subi(wide, zero.number(parameters[: len(zero.reads)]))
+        value = arith.sitofp(element, wide) if is_float else wide
+        if scale is None:
+            return value
+        return arith.mulf(value, parameters[-1] if isinstance(scale, Read) else constant(scale, element))
+
+    reads, roles = [Read.whole(integers.numbers), *zero.reads], ["input", *["zero_point" for _ in zero.reads]]
+    if isinstance(scale, Read):
+        reads.append(scale)
+        roles.append("scale")
+    made = elementwise(reads, axis_sizes(integers.numbers), element, body)
+    number = zero.offset if not zero.reads and zero.offset else None
+    factor = None if isinstance(scale, Read) else scale
+    names: tuple[Role, ...] = tuple(roles)  # type: ignore[arg-type]
+    mark(made.owner.operation, "dequantize", Numbers("uint8" if integers.is_unsigned else "int8", integers.range, names, factor, number))
+    return made
+
+
+def parameters_as_numbers(value: ir.Value) -> Integers | None:
+    """Match as `integers_of` does, with a scale that is a constant as a number; None where parameters aren't read at plain axes."""
+    found = integers_of(value)
+    if found is None or found.parameters_vary_along(()):
+        return None
+    scale = number_of(found.scale.value) if isinstance(found.scale, Read) else None
+    return found if scale is None else replace(found, scale=scale)
+
+
+def number_of(value: ir.Value) -> float | None:
+    """Return the number that a scalar, or all of a tensor, is, if it is a constant float."""
+    attribute = _constant_attribute(value)
+    return float(ir.FloatAttr(attribute).value) if isinstance(attribute, ir.FloatAttr) else None
+
+
 def _moves(generic: Generic) -> list[ir.AffineMap]:
     """The maps of the tensor that is dequantized, and of the result."""
     marked = quantization_of(generic.op)
@@ -135,7 +177,7 @@ def _zero_point(marked: Quantization) -> ZeroPoint | None:
     if kind.width < 32 and len(conversions & {*EXTENSIONS, *FLOAT_CONVERSIONS}) != 1:
         return None
     is_unsigned = kind.width < 32 and bool(conversions & {"arith.extui", "arith.uitofp"})
-    known = _constant(zero)
+    known = integer_of(zero)
     if known is not None:
         return ZeroPoint(known % (1 << kind.width) if is_unsigned else known)
     return ZeroPoint(0, read, is_unsigned)
@@ -147,7 +189,7 @@ def scalar_zero_point(zero: ir.Value | None) -> ZeroPoint | None:
         return ZeroPoint()
     if zero.type != ir.IntegerType.get_signless(32):
         return None
-    known = _constant(zero)
+    known = integer_of(zero)
     return ZeroPoint(0, Read(zero, ())) if known is None else ZeroPoint(known)
 
 
@@ -156,15 +198,18 @@ def _read(marked: Quantization, role: str) -> Read:
     return Read(marked.generic.inputs[number], tuple(marked.generic.maps[number].results))
 
 
-def _constant(value: ir.Value) -> int | None:
-    """The number that a scalar or all of a tensor is, if it is constant."""
+def integer_of(value: ir.Value) -> int | None:
+    """Return the number, with a sign, that a scalar, or all of a tensor, is, if it is a constant integer."""
+    attribute = _constant_attribute(value)
+    return int(ir.IntegerAttr(attribute).value) if isinstance(attribute, ir.IntegerAttr) else None
+
+
+def _constant_attribute(value: ir.Value) -> ir.Attribute | None:
     owner = owner_of(value)
     if owner is not None and is_fill(owner):
         number = fill_value(owner)
-        return _constant(number) if number is not None else None
-    if owner is None or owner.name != "arith.constant" or not isinstance(owner.attributes["value"], ir.IntegerAttr):
-        return None
-    return int(owner.attributes["value"].value)
+        return _constant_attribute(number) if number is not None else None
+    return owner.attributes["value"] if owner is not None and owner.name == "arith.constant" else None
 
 
 def is_i8(value: ir.Value) -> bool:
