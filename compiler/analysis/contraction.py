@@ -171,6 +171,14 @@ def contraction_of(op: ir.Operation) -> Contraction | None:
     return found
 
 
+def is_sum_of_products(op: ir.Operation) -> bool:
+    """Whether an op only sums products of its first two inputs, of floats: a contraction, or one along channels (depthwise)."""
+    if op.name != "linalg.generic" or len(op.results) != 1 or not isinstance(op.results[0].type.element_type, ir.FloatType):
+        return False
+    generic = Generic(op)
+    return generic.num_inputs >= 2 and bool(generic.reduction_dims) and _factors(generic) is not None
+
+
 def root_contraction(ops: Iterable[ir.Operation]) -> Contraction:
     """Return the contraction among the ops of a dispatch, which has one."""
     return next(c for c in map(kernel_contraction_of, ops) if c is not None)

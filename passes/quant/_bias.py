@@ -1,4 +1,7 @@
-"""Biases of integer sums: added as integers, and to the correction that is known at compile time, so that kernels add one vector."""
+"""Biases of integer sums: added as integers, and to the correction that is known at compile time, so that kernels add one vector.
+
+The additions that these replace stay, unused: a pass that goes through the ops of a block may still hold them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,6 @@ def add_bias_as_integer(sums: ir.Value, converted: ir.Value) -> None:
         f32 = converted.type.element_type
         made = elementwise([Read.whole(total)], axis_sizes(sums), f32, lambda each: arith.sitofp(f32, each))
     user.op.results[0].replace_all_uses_with(made)
-    user.op.erase()
 
 
 def merge_known_addends(corrected: ir.Value, known: Set[ir.Value]) -> None:
@@ -56,7 +58,6 @@ def merge_known_addends(corrected: ir.Value, known: Set[ir.Value]) -> None:
     number = list(inner.op.operands).index(total)
     inner.op.operands[number] = difference
     user.op.results[0].replace_all_uses_with(corrected)
-    user.op.erase()
 
 
 def _only_user(value: ir.Value, name: str) -> _Sum | None:

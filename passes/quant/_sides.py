@@ -58,10 +58,10 @@ def _padded(pad: ir.Operation) -> Integers | None:
 
 
 def padded_like(pad: ir.Operation, numbers: ir.Value, number: int, more: tuple[int, int] = (0, 0)) -> ir.Value:
-    """Build the padding of other bytes as `pad` has it, with another number around them. more: an axis, and what is added at its end."""
+    """Build the padding of another tensor as `pad` has it, with another number around it. more: an axis, and what is added at its end."""
     axis, extra = more
-    i8 = ir.IntegerType.get_signless(8)
-    padding = constant((number + 128) % 256 - 128, i8)
+    element = numbers.type.element_type
+    padding = constant((number + 128) % 256 - 128 if is_i8(numbers) else number, element)
     attributes = {name: pad.attributes[name] for name in pad.attributes}
     high, shape = list(ir.DenseI64ArrayAttr(pad.attributes["static_high"])), list(pad.results[0].type.shape)
     high[axis] += extra
@@ -69,7 +69,7 @@ def padded_like(pad: ir.Operation, numbers: ir.Value, number: int, more: tuple[i
     attributes["static_high"] = ir.DenseI64ArrayAttr.get(high)
     made = ir.Operation.create(
         "tensor.pad",
-        results=[ir.RankedTensorType.get(shape, i8)],
+        results=[ir.RankedTensorType.get(shape, element)],
         operands=[numbers, *list(pad.operands)[1:]],
         attributes=attributes,
         regions=1,

@@ -17,6 +17,7 @@ from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
 from llmos.passes.quant._bias import add_bias_as_integer
 from llmos.passes.quant._generics import Read, axis_sizes, constant, elementwise, filled, generic
+from llmos.passes.quant._groups import sum_in_integers
 from llmos.passes.quant._integers import Integers, as_i32
 from llmos.passes.quant._products import has_matrix_weight, is_zero, over_result
 from llmos.passes.quant._sides import side_of
@@ -42,6 +43,8 @@ class FuseDequantize(Pass):
     The left side may be a convolution's image, padded with zeros: the zero point then lies around its numbers.
     Scales may vary along rows and columns, not along the sums (weights in groups stay in float), and the sums fit in int32. Then both
     compute the same real number; the integer sum has no rounding until it is a float. lower-zero-points does the rest.
+    Convolutions in groups, depthwise ones among them, become sums of whole numbers, which are scaled once, too: in float32 where that
+    holds all of them, up to 258 products of 8-bit numbers, and in int32 beyond (passes/quant/_groups.py).
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -56,6 +59,8 @@ class FuseDequantize(Pass):
                 found = contraction_of(op.operation)
                 if found is not None and found.rhs in known and found.lhs not in known and _is_supported(found):
                     _fuse(found)
+                else:
+                    sum_in_integers(op.operation, known)
             erase_dead(func)
 
 

@@ -25,7 +25,7 @@ Array = np.ndarray
 class Conv:
     """One QLinearConv of x [batch, c, h, w] to [batch, n, ...].
 
-    in_integers: whether bytes are multiplied by a packed weight. Convolutions in groups stay in float32, which is as exact; so does one
+    in_integers: whether bytes are multiplied by a packed weight. Convolutions in groups are summed along channels instead. So is one
     with nothing around it whose channels aren't worth being moved innermost (channels-last).
     """
 
@@ -106,6 +106,8 @@ CONVS = (
     Conv(20, 20, group=20, pads=(1, 1, 1, 1), zeros=(77, 0, 5), in_integers=False),
     Conv(24, 24, group=24, kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), left=S8, zeros=(-3, 0, 5), in_integers=False),
     Conv(16, 32, group=4, pads=(1, 1, 1, 1), in_integers=False),
+    Conv(9, 9, group=9, kernel=(7, 7), pads=(3, 3, 3, 3), zeros=(200, 0, 5), in_integers=False),
+    Conv(128, 16, group=2, pads=(1, 1, 1, 1), zeros=(9, 0, 5), image=(5, 4), in_integers=False),  # sums in int32
 )
 
 

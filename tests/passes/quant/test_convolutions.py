@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,41 @@ def test_a_padding_other_than_zero_stays() -> None:
     assert kernel_forms(apply(program.module, *PASSES)) == 0
 
 
-def test_a_convolution_in_groups_stays() -> None:
+def exact(x: torch.Tensor, w: torch.Tensor, zx: int, **windows: int) -> np.ndarray:
+    """The convolution of x - zx by w in float64, which holds every sum, rounded once."""
+    centered = x.to(torch.float64) - zx
+    return torch.nn.functional.conv2d(centered, w.to(torch.float64), **windows).to(torch.float32).numpy()
+
+
+@pytest.mark.parametrize(
+    ("c", "n", "kernel", "groups", "kind"),
+    [(128, 4, 3, 2, "muli"), (300, 2, 1, 1, ""), (6, 6, 7, 6, "mulf"), (5, 10, 5, 5, "mulf"), (3, 3, 17, 3, "muli")],
+)
+def test_sums_in_groups_are_exact(c: int, n: int, kernel: int, groups: int, kind: str) -> None:
+    """Numbers near the largest: float32 would round sums of more than 258 products."""
+    x, w = integers("uint8", 1, c, 18, 18) | 0xF0, (integers("int8", n, c // groups, kernel, kernel, seed=1) & 0x7F) | 0x60
+    program = convolution(x, w, 1, None, padding=1, groups=groups)
+    module = apply(program.module, *PASSES)
+    np.testing.assert_array_equal(program.run()[0], exact(x, w, 1, padding=1, groups=groups))
+    if kind:
+        check(module, f"CHECK: arith.{kind} %in, %in")
+
+
+def test_scales_of_a_depthwise_convolution_follow_its_sums() -> None:
+    x, w = integers("uint8", 2, 8, 5, 5), integers("int8", 8, 1, 3, 3, seed=1)
+
+    def function(w: torch.Tensor, scales: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        a = dequantized(x, torch.full((), 0.1), torch.full((), 3, dtype=torch.uint8), 1)
+        return torch.nn.functional.conv2d(a, dequantized(w, scales, None, 0), padding=1, groups=8)
+
+    scales = torch.linspace(0.01, 0.08, 8)
+    program = Program.of(function, [w, scales], x, dynamic=False)
+    apply(program.module, *PASSES)
+    sums = exact(x, w, 3, padding=1, groups=8)
+    want = sums * np.float32(0.1) * scales.numpy().reshape(1, 8, 1, 1)
+    np.testing.assert_array_equal(program.run()[0], want)
+
+
+def test_a_convolution_in_groups_is_no_matrix_product() -> None:
     program = convolution(integers("uint8", 2, 8, 5, 5), integers("int8", 16, 2, 3, 3), 7, None, padding=1, groups=4)
     assert kernel_forms(apply(program.module, *PASSES)) == 0
