@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.quant.scheme import AUTO, Scheme, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, STATIC, Scheme, parse_scheme
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
@@ -14,6 +14,7 @@ from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from llmos.passes.quant.quantize_activations import QuantizeActivations
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
+from llmos.passes.quant.quantize_static import QuantizeStatic
 from llmos.passes.quant.quantize_tables import QuantizeTables
 from llmos.passes.quant.quantize_weights import QuantizeWeights
 from llmos.passes.quant.sink_dequantize import SinkDequantize
@@ -22,12 +23,28 @@ from llmos.passes.split_reductions import SplitReductions
 
 def common_passes(options: CompileOptions) -> list[Pass]:
     """All of them, in order; they end before dispatches are formed."""
-    return [*before_quantization(), *quantization(options), *after_quantization()]
+    return [*before_integers(), *static_quantization(options), *integers(), *quantization(options), *after_quantization()]
 
 
 def before_quantization() -> list[Pass]:
     """To what quantize-contractions takes: products of integers, where the model has them, and of floats."""
-    return [*generalization(), *layout(), HoistQuantize(), SinkDequantize(), FuseDequantize(), LowerZeroPoints()]
+    return [*before_integers(), *integers()]
+
+
+def before_integers() -> list[Pass]:
+    """To what quantize-static takes, and the passes of models that are quantized."""
+    return [*generalization(), *layout()]
+
+
+def static_quantization(options: CompileOptions) -> list[Pass]:
+    """To a model that is quantized, where options.quant asks for recorded scales."""
+    is_static = bool(options.quant) and parse_scheme(options.quant).numbers == STATIC
+    return [QuantizeStatic(), Upstream("cse")] if is_static else []
+
+
+def integers() -> list[Pass]:
+    """To products of integers of what a model quantizes and dequantizes, and bytes between them."""
+    return [HoistQuantize(), SinkDequantize(), FuseDequantize(), LowerZeroPoints()]
 
 
 def generalization() -> list[Pass]:
@@ -59,6 +76,8 @@ def quantization(options: CompileOptions) -> list[Pass]:
     scheme = parse_scheme(options.quant)
     if scheme.numbers in ("w8a8", AUTO):
         return [QuantizeContractions(keep=options.keep), QuantizeTables()]
+    if scheme.numbers == STATIC:
+        return [QuantizeTables()]
     if scheme == Scheme("w4a8"):
         return [KeepQuantizedWeights(), QuantizeActivations(required=True)]
     weights = QuantizeWeights(group=scheme.group, rounding=scheme.rounding) if scheme.group else QuantizeWeights(bits=8)

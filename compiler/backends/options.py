@@ -79,7 +79,7 @@ class CompileOptions:
         if self.kv:
             one_of("kv", self.kv, KV_TYPES)
         if self.quant:
-            parse_scheme(self.quant).require_built()
+            parse_scheme(self.quant)
         elif self.calibrate is not None:
             raise UserError("--calibrate is for quantization: say which with --quant, such as --quant w8a8")
         for name in (*self.dynamic, *self.sizes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmos.compiler.backends import common
 from llmos.compiler.backends.base import Backend, CompileObserver, Planned
 from llmos.compiler.backends.common import after_quantization, before_quantization, common_passes
 from llmos.compiler.backends.folding import folded_weights
@@ -52,6 +53,11 @@ def plan_dispatches(formed: ImportedModel, options: CompileOptions, backend: Bac
 def before_quantizing(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as quantize-contractions takes it: a first part of `run_passes`."""
     return _transformed(imported, before_quantization(), options, backend)
+
+
+def before_integers(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
+    """A copy of the model as quantize-static takes it: a first part of `run_passes`."""
+    return _transformed(imported, common.before_integers(), options, backend)
 
 
 def plan_quantized(prepared: ImportedModel, passes: Sequence[Pass], options: CompileOptions, backend: Backend) -> Planned:

@@ -7,13 +7,14 @@ from functools import partial
 
 from llmos.compiler.backends.common import quantization
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.backends.planning import before_quantizing
+from llmos.compiler.backends.planning import before_integers, before_quantizing
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.calibration.advisor import budget_text, decide, require_faster, speedup
 from llmos.compiler.calibration.data import Call, calibration_inputs
 from llmos.compiler.calibration.fitted import with_fitted
 from llmos.compiler.calibration.native import NativeProgram
 from llmos.compiler.calibration.plan import Choice, Plan
+from llmos.compiler.calibration.ranges import activation_ranges, with_ranges
 from llmos.compiler.calibration.rounding import fitted_rounding
 from llmos.compiler.calibration.sensitivity import Judge, SwitchedProgram
 from llmos.compiler.calibration.smoothing import fitted_vectors
@@ -21,7 +22,7 @@ from llmos.compiler.calibration.statistics import activation_statistics
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
-from llmos.compiler.quant.scheme import AUTO, ROUNDED, ROUNDINGS, SMOOTHED, Scheme, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, ROUNDED, ROUNDINGS, SMOOTHED, STATIC, Scheme, parse_scheme
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.accuracy import tolerance_for
 from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
@@ -48,6 +49,9 @@ def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) ->
         raise UnsupportedError(f"--quant {options.quant}: models with state aren't calibrated yet; --quant w8a8 needs no calibration")
     progress.phase("calibration")
     calls = calibration_inputs(imported, options)
+    if scheme.numbers == STATIC:
+        found = activation_ranges(before_integers(imported, options, backend_of(options)), calls, options, progress.update)
+        return _with_examples(with_ranges(imported, found), calls), options
     prepared, costs = before_quantizing(imported, options, backend_of(options)), backend_of(options).context(options).costs
     if scheme.rounding:
         taken = partial(weight_products_of, costs=costs, group=scheme.group)
@@ -69,14 +73,16 @@ def needs_data(options: CompileOptions) -> bool:
     if not options.quant:
         return False
     scheme = parse_scheme(options.quant)
-    return scheme.numbers == AUTO or bool(scheme.rounding) or scheme.is_smoothed or options.calibrate is not None
+    return scheme.numbers in (AUTO, STATIC) or bool(scheme.rounding) or scheme.is_smoothed or options.calibrate is not None
 
 
 def _require_data(scheme: Scheme, options: CompileOptions) -> None:
     """Raises UserError for data that a scheme has no use for, and for rounding without data: random examples say nothing of a model's."""
     if scheme.rounding and options.calibrate is None:
         raise UserError(f"--quant {scheme} rounds weights by what the model sees: give texts or arrays with --calibrate FILE")
-    if options.calibrate is not None and not (scheme.rounding or scheme.numbers in (AUTO, *SMOOTHED)):
+    if scheme.numbers == STATIC and options.calibrate is None:
+        raise UserError(f"--quant {scheme} takes the ranges of activations from data: give some with --calibrate FILE")
+    if options.calibrate is not None and not (scheme.rounding or scheme.numbers in (AUTO, STATIC, *SMOOTHED)):
         better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in ROUNDINGS)}" if scheme.numbers in ROUNDED else ""
         raise UserError(f"--quant {scheme} rounds to nearest and takes no --calibrate{better}")
 

@@ -134,7 +134,7 @@ def _observed(entry: EntryFunc, products: ProductsOf) -> list[Read]:
     lefts = {each.activation: each.contraction.lhs for each, _ in pairs}
     rights = [each.contraction.rhs for each, _ in pairs if each.contraction.rhs not in names]
     values = [*lefts.values(), *rights]
-    _prepend_results(entry, values, [tensor_attributes(f"observed.{number}", "float32") for number in range(len(values))])
+    prepend_results(entry, values, [tensor_attributes(f"observed.{number}", "float32") for number in range(len(values))])
     return found
 
 
@@ -148,7 +148,8 @@ def _channels_last(array: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
 
 
-def _prepend_results(entry: EntryFunc, values: Sequence[ir.Value], attributes: Sequence[ir.DictAttr]) -> None:
+def prepend_results(entry: EntryFunc, values: Sequence[ir.Value], attributes: Sequence[ir.DictAttr]) -> None:
+    """Let an entry return some of its values before its own results. attributes: of these results."""
     before = [ir.DictAttr.get(each) for each in result_attributes(entry.op)]
     kind, last = type_of(entry.op), entry.ops[-1]
     with ir.InsertionPoint(last), last.location:

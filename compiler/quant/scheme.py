@@ -20,18 +20,15 @@ from dataclasses import dataclass
 from llmos.runtime.errors import UserError
 
 AUTO = "auto"
+STATIC = "w8a8-static"
 GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
 KEPT = "w4a8"  # also of the weights alone that a model stores in 4 bits
 ROUNDED = GROUPED  # their weights may be rounded better than to nearest
-NUMBERS = ("w8a8", "w8a8-static", "w8a16", *GROUPED)
+NUMBERS = ("w8a8", STATIC, "w8a16", *GROUPED)
 ROUNDINGS = ("gptq", "awq")
 SMOOTH = "smooth"
 SMOOTHED = ("w8a8",)  # their activations may be smoothed
 GROUPS = (32, 64, 128)
-BUILT = (
-    *("w8a8", "w8a8:smooth", AUTO, "w8a16", KEPT),
-    *(f"{numbers}:g{group}{rounding}" for numbers in GROUPED for rounding in ("", ":gptq", ":awq") for group in GROUPS),
-)
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,6 @@ class Scheme:
     def __str__(self) -> str:
         options = (f"g{self.group}" if self.group else "", self.rounding, SMOOTH if self.is_smoothed else "")
         return ":".join(filter(None, (self.numbers, *options)))
-
-    def require_built(self) -> None:
-        """Raises UserError for a scheme that is known, and not built yet."""
-        if str(self) not in BUILT:
-            raise UserError(f"--quant {self} isn't built yet; choose from {', '.join(BUILT)}")
 
 
 def parse_scheme(text: str) -> Scheme:

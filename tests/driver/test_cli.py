@@ -77,7 +77,10 @@ def test_opt_dumps_what_changed(relu_layer: Path, tmp_path: Path) -> None:
         (["compile", "FILE", "--target", "pdp-11"], "is no target"),
         (["compile", "FILE", "--precision", "fp31"], "precision has no 'fp31'"),
         (["compile", "FILE", "--quant", "w8a9"], "--quant has no scheme 'w8a9'; did you mean w8a8"),
-        (["compile", "FILE", "--quant", "w4a16:g128:gptq"], "--quant w4a16:g128:gptq isn't built yet; choose from w8a8"),
+        (
+            ["compile", "FILE", "--quant", "w8a8-static"],
+            "--quant w8a8-static takes the ranges of activations from data: give some with --calibrate FILE",
+        ),
         (["compile", "FILE", "--budget", "cosine>=2"], "or a cosine, such as cosine>=0.999"),
         (["compile", "FILE", "--budget", "-1"], "give the largest relative error to allow, such as 1e-4"),
         (["compile", "FILE", "--stop-after", "fusd.mlir"], "did you mean fused.mlir"),

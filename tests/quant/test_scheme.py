@@ -44,12 +44,3 @@ def test_what_is_none_is_refused_in_a_line(text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_scheme(text)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_what_is_not_built_is_said() -> None:
-    built = ("w8a8", "w8a8:smooth", "auto", "w8a16", "w4a16:g32", "w4a16:g32:gptq", "w4a16:g128:awq", "w4a8", "w4a8:g64", "w4a8:g64:awq")
-    for text in built:
-        parse_scheme(text).require_built()
-    for text in ("w8a8-static",):
-        with pytest.raises(UserError, match=f"--quant {text} isn't built yet; choose from w8a8, w8a8:smooth, auto"):
-            parse_scheme(text).require_built()
