@@ -64,11 +64,9 @@ class GroupArithmetic(Arithmetic):
     """Rows by packed numbers, scales and zero points; sums of float32.
 
     flip: what makes a number unsigned by xor, and larger by as much. k_per_row: in a row of words of a block in scratch.
-    few_blocks: of so many rows: with more, unpacking to scratch once costs less than again for each block.
     """
 
     k_per_row: int
-    few_blocks: int
 
     def __init__(self, numbers: NumberFormat) -> None:
         self.format = numbers
@@ -83,6 +81,10 @@ class GroupArithmetic(Arithmetic):
     @abstractmethod
     def few_tiles(self, lanes: int, width: int) -> list[TileShape]:
         """Return tiles of most rows first, for few rows: as many columns of a panel as leave registers for sums and numbers."""
+
+    @abstractmethod
+    def few_rows(self, lanes: int) -> int:
+        """Return the most rows for which unpacking in registers again for each block costs less than once to scratch."""
 
     def block_rows(self, shape: TileShape) -> int:
         """Return the rows of the register tile."""

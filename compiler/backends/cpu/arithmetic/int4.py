@@ -27,7 +27,7 @@ K_PER_WORD = 4  # of a row, and of a panel in scratch
 NUMBERS = 8  # of a word of a packed panel
 LOW_HALVES = 0x0F0F0F0F  # of the bytes of a word
 LONGEST_16_BIT_SUM = 256  # elements of a row whose sum fits 16 bits with its sign
-FEW_ROWS = 8  # at least, of vectors of 512 bits at once, that numbers in registers are multiplied by
+FEW_ROWS = 16  # that multiply numbers in registers: two blocks of 8 or four of 4
 
 Columns = Callable[[int], list[Value]]  # number of a vector of columns -> its numbers, a vector for each word of a step
 Load = Callable[[Value, int], Iterator[Columns]]  # first of some words of a run, how many -> its steps
@@ -42,7 +42,6 @@ class Int4(GroupArithmetic):
     thread_rows = 128
     block_k = BLOCK_K
     k_per_row = K_PER_WORD
-    few_blocks = 2
     chain = 8
 
     def __init__(self, operands: Operands) -> None:
@@ -76,6 +75,10 @@ class Int4(GroupArithmetic):
             if rows * 2 <= most and vectors:
                 tiles.append(TileShape(rows, vectors[-1], lanes))
         return tiles
+
+    def few_rows(self, lanes: int) -> int:
+        """Return the most rows that multiply numbers in registers."""
+        return FEW_ROWS
 
     # -- rows
     def prepared_row_bytes(self, k: int) -> int:

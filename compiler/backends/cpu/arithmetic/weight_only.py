@@ -24,6 +24,7 @@ from llmos.compiler.ir.bindings import ir
 BLOCK_K = 256  # about how many k are written to scratch at once
 MANTISSA = 23  # bits of a float32's fraction
 EXPONENT = 0x4B000000  # of 2^23
+FEW_BLOCKS = 4  # of rows that multiply numbers in registers
 TILE_ROWS = {16: 8, 8: 4, 4: 4}  # rows that share numbers in registers, by lanes of a vector
 
 
@@ -33,7 +34,6 @@ class WeightOnly(GroupArithmetic):
     thread_rows = OWN_ROWS
     block_k = BLOCK_K
     k_per_row = 1
-    few_blocks = 4
 
     def __init__(self, numbers: NumberFormat) -> None:
         super().__init__(numbers)
@@ -57,6 +57,10 @@ class WeightOnly(GroupArithmetic):
                 most = 2 if rows == TILE_ROWS[lanes] else 4
                 tiles.append(TileShape(rows, max(v for v in range(1, most + 1) if width % (v * lanes) == 0), lanes))
         return tiles
+
+    def few_rows(self, lanes: int) -> int:
+        """Return the rows of a few blocks."""
+        return FEW_BLOCKS * TILE_ROWS[lanes]
 
     # -- few rows: numbers in registers
     def add_run(

@@ -37,7 +37,7 @@ class GroupLoop:
 
     @property
     def _few(self) -> int:
-        return self.arithmetic.few_blocks * self._few_tiles[0].rows
+        return self.arithmetic.few_rows(self.schedule.shape.lanes)
 
     @property
     def _k(self) -> int:
