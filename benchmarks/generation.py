@@ -6,6 +6,7 @@ and is given apart), commit and delivery. Targets: under 100 microseconds at bat
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +58,8 @@ class Steps(NullGenerationObserver):
 def step_us(model: ConstantModel, batch: int) -> list[float]:
     steps = Steps(batch)
     limits = Limits(max_tokens=1024, max_requests=64, max_rows=128)
-    engine = GenerationEngine(model, GenerationOptions(limits=limits, cache_blocks=64 * 64, prefix_cache=False), observer=steps)
+    options = GenerationOptions(limits=limits, cache_blocks=64 * 64, prefix_cache=False, slowdown=math.inf)
+    engine = GenerationEngine(model, options, observer=steps)
     params = SamplingParams(temperature=0, max_tokens=TOKENS)
     requests = [engine.submit(np.arange(3, 23), params) for _ in range(batch)]
     assert all(len(request.result()[0].tokens) == TOKENS for request in requests)

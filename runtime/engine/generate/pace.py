@@ -24,15 +24,15 @@ class Pace:
         self._was_slow = False
 
     def observe(self, num_decodes: int, num_prefill_tokens: int, run_s: float) -> None:
-        """Take the duration of a step."""
-        if not num_decodes:
+        """Take the duration of a step. One with more tokens of prompts than `num_tokens` teaches nothing."""
+        if not num_decodes or num_prefill_tokens > self.num_tokens:
             return
         if not num_prefill_tokens:
             before = run_s if self._decode_s is None else self._decode_s
             self._decode_s = before + _SMOOTHING * (run_s - before)
         elif self._decode_s is not None and run_s > self._slowdown * self._decode_s:
             self._shrink(num_prefill_tokens)
-        elif self._decode_s is not None and num_prefill_tokens >= self.num_tokens:
+        elif self._decode_s is not None and num_prefill_tokens == self.num_tokens:
             self._grow()
 
     def _shrink(self, num_prefill_tokens: int) -> None:

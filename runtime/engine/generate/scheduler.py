@@ -25,6 +25,8 @@ from llmos.runtime.engine.generate.prefix import PrefixHit, PrefixNode
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Chunk, Limits, Outcome, StepPlan
 
+MANY_WAIT = 2  # see Scheduler.plan
+
 
 class Scheduler:
     """Holds all sequences that have not ended: `running` and `waiting`, each in order. One thread at a time may call it."""
@@ -80,14 +82,16 @@ class Scheduler:
     def plan(self, now_s: float, max_prefill: int | None = None) -> StepPlan:
         """Choose the next step and reserve its blocks. commit or roll_back must follow.
 
-        max_prefill: most tokens of prefills beside decodes; None: what the limits leave.
+        max_prefill: most tokens of prefills beside decodes; None: what the limits leave. It does not hold where more than MANY_WAIT times
+        as many sequences wait for their first token as decode: then many would wait for few.
         """
         expired = self._expire(now_s)
         if self.waiting:
             self._admit()
         draft = Draft(self.limits)
         self._add_decodes(draft)
-        if draft.num_decodes and max_prefill is not None:
+        num_waiting = len(self.running) - draft.num_decodes + len(self.waiting)
+        if max_prefill is not None and 0 < num_waiting <= MANY_WAIT * draft.num_decodes:
             draft.num_tokens_left = min(draft.num_tokens_left, max(1, max_prefill))
         if draft.num_decodes < len(self.running):
             self._add_prefills(draft)

@@ -14,7 +14,7 @@ from llmos.runtime.errors import UserError
 class Limits:
     """The limits of one step. max_tokens: computed. max_requests: sequences that run. max_rows: rows of logits."""
 
-    max_tokens: int = 256
+    max_tokens: int = 512
     max_requests: int = 64
     max_rows: int = 128
 

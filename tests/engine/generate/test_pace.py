@@ -40,5 +40,6 @@ def test_steps_of_prompts_alone_teach_nothing() -> None:
     before = pace.num_tokens
     for _ in range(10):
         pace.observe(0, 512, 100.0)
+        pace.observe(3, before + 1, 100.0)
         pace.observe(3, 5, 100.0)
     assert pace.num_tokens == before

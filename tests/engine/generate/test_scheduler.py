@@ -54,6 +54,17 @@ def test_a_prompt_is_computed_in_chunks_beside_decodes() -> None:
     assert simulation.tokens(long) == expected(simulation, long)
 
 
+@pytest.mark.parametrize(("num_waiting", "num_tokens"), [(1, 1 + 3), (2, 1 + 3), (3, 1 + 15)])
+def test_few_decodes_wait_for_many_prompts(num_waiting: int, num_tokens: int) -> None:
+    simulation = Simulation(limits=Limits(16, 8, 12))
+    simulation.add(ids(3), max_tokens=20)
+    simulation.step()
+    for seed in range(num_waiting):
+        simulation.add(ids(20, seed), max_tokens=4)
+    assert simulation.step(max_prefill=3).num_tokens == num_tokens
+    simulation.run()
+
+
 def test_a_short_prompt_does_not_wait_for_a_long_one_which_has_half_of_each_step() -> None:
     simulation = Simulation(limits=Limits(20, 4, 8))
     (long,) = simulation.add(ids(120), max_tokens=2)
