@@ -59,7 +59,7 @@ proof: venv
 
 # Language models: every family, the engine's properties, text (docs/llm.md).
 llm-check: venv
-	$(RUN) -m pytest -n $(JOBS) tests/codegen/test_paged_attention.py tests/models/test_causal_lm.py tests/engine/generate tests/runtime/test_sampling.py tests/llm tests/text tests/e2e/test_generation.py
+	$(RUN) -m pytest -n $(JOBS) tests/codegen/test_paged_attention.py tests/models/test_causal_lm.py tests/engine/generate tests/runtime/test_sampling.py tests/llm tests/text tests/e2e/test_generation.py tests/e2e/test_generation_paths.py
 
 # Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
 llm-bench: venv
