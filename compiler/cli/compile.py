@@ -101,7 +101,7 @@ def command(
     tune: float | None,
     quiet: bool,
 ) -> None:
-    """Compile SOURCE, a .pt2, .onnx or .mlir file, a Hugging Face directory or a saved stage, into one artifact."""
+    """Compile SOURCE, a .pt2, .onnx, .mlir or .gguf file, a Hugging Face directory or a saved stage, into one artifact."""
     options = parsed_options(
         dynamic,
         bind,

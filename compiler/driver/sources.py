@@ -13,7 +13,9 @@ from llmos.compiler.driver.renaming import rename_symbols
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.runtime.errors import UserError
 
-ACCEPTED = ".pt2, .onnx, .mlir, a Hugging Face directory, a torch.nn.Module or an ExportedProgram"
+ACCEPTED = ".pt2, .onnx, .mlir, .gguf, a Hugging Face directory, a torch.nn.Module or an ExportedProgram"
+
+GGUF = ".gguf"
 
 # Files that people try, and what to do with them.
 _ADVICE: Mapping[str, str] = {
@@ -22,7 +24,6 @@ _ADVICE: Mapping[str, str] = {
     ".pth": "is a pickle, which can run any code when it is read: save the model with torch.export.save as .pt2",
     ".bin": "holds weights without a model: give the directory with its config.json",
     ".safetensors": "holds weights without a model: give the directory with its config.json",
-    ".gguf": "can't be compiled yet: give the model as a Hugging Face directory",
 }
 
 
@@ -35,8 +36,8 @@ def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shape
     if options.sizes or options.bind:
         raise UserError("sizes of dimensions and bound inputs are for .onnx models: other models say them when they are exported")
     is_path = isinstance(source, (str, Path))
-    if options.kv and not (is_path and Path(source).is_dir()):
-        raise UserError("--kv is for language models, given as a Hugging Face directory")
+    if options.kv and not (is_path and (Path(source).is_dir() or Path(source).suffix == GGUF)):
+        raise UserError("--kv is for language models, given as a Hugging Face directory or a .gguf file")
     imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
     if options.dynamic:
         rename_symbols(imported.module, options.dynamic)
@@ -68,6 +69,8 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
     require_model(path)
     if path.is_dir():
         return _import_directory(path, options)
+    if path.suffix == GGUF:
+        return _import_gguf(path, options)
     if path.suffix == ".pt2":
         return _import_torch(path, None, None, options)
     if path.suffix == ".mlir":
@@ -84,6 +87,13 @@ def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
     if is_causal_lm(ModelDirectory.open(path)):
         return import_causal_lm(path, CausalLMOptions(options.kv or "bf16"), name=name)
     return import_encoder(path, name=name)
+
+
+def _import_gguf(path: Path, options: CompileOptions) -> ImportedModel:
+    from llmos.models.causal_lm import CausalLMOptions
+    from llmos.models.gguf.language_model import import_gguf
+
+    return import_gguf(path, CausalLMOptions(options.kv or "bf16"), keep_blocks=not options.quant, name=options.name or path.stem)
 
 
 def _import_mlir(path: Path, options: CompileOptions) -> ImportedModel:
