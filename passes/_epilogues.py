@@ -70,6 +70,8 @@ def _is_behind(op: ir.Operation, leak: ir.Operation, taken: Sequence[ir.Operatio
 def _follows(graph: Graph, op: ir.Operation, group: FusionGroup, root: ir.Value, taken: Sequence[ir.Operation], keep_last: bool) -> bool:
     if op in graph.groups or op.name != "linalg.generic" or is_fill(op) or len(op.results) != 1:
         return False
+    if not any(operand == root or among(owner_of(operand), taken) for operand in op.operands):
+        return False  # most ops of a function, told before their regions are read
     generic = Generic(op)
     if not generic.is_elementwise or not is_evaluable(generic) or not is_identity(generic.output_map(op.results[0])):
         return False

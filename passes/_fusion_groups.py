@@ -86,24 +86,25 @@ def _materialize_conv_inputs(graph: Graph, groups: Sequence[FusionGroup]) -> Non
 
 def _take_dequantized(graph: Graph, groups: Sequence[FusionGroup]) -> None:
     """A weight that kernels multiply as integers is dequantized in the dispatch of the one contraction that reads it."""
+    weights = _weights(graph.func)
     for group in [c for c in groups if c.kind == "contraction"]:
         root = root_contraction(group.ops)
         owner = owner_of(root.rhs)
-        if owner is not None and _has_numbers(graph, root):
+        if owner is not None and _has_numbers(graph, root, weights):
             graph.assign(group, [owner])
 
 
-def _has_numbers(graph: Graph, contraction: Contraction) -> bool:
+def _has_numbers(graph: Graph, contraction: Contraction, weights: set[ir.Value]) -> bool:
     """Whether the right side is the dequantization of a weight, of which nothing else reads the result."""
-    found, weights = quantized_weight_of(contraction), _weights(graph.func)
+    found = quantized_weight_of(contraction)
     if found is None or owner_of(contraction.rhs) not in graph.position or len(graph.users(contraction.rhs)) != 1:
         return False
     return all(value in weights for value in (found.numbers, found.scale, found.zero_point) if value is not None)
 
 
-def _weights(function: ir.Operation) -> list[ir.Value]:
+def _weights(function: ir.Operation) -> set[ir.Value]:
     """The weights of a public function; none of a loop."""
-    return [each.value for each in EntryFunc(function).arguments.weights] if function.name == "func.func" else []
+    return {each.value for each in EntryFunc(function).arguments.weights} if function.name == "func.func" else set()
 
 
 def _contractions(graph: Graph) -> list[Contraction]:
@@ -113,7 +114,7 @@ def _contractions(graph: Graph) -> list[Contraction]:
 
 def _has_kernel(graph: Graph, contraction: Contraction) -> bool:
     if contraction.has_byte_rows:
-        return _has_numbers(graph, contraction)
+        return _has_numbers(graph, contraction, _weights(graph.func))
     return _is_f32(contraction) or (contraction.is_bytes and _has_weight(contraction))
 
 
