@@ -20,6 +20,7 @@ from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elem
 from llmos.passes.quant._products import integer_sums, is_zero, over_result, summed_axes
 from llmos.passes.quant._rounding import ZERO_POINT, Quantized, asymmetric, symmetric
 from llmos.passes.quant._switches import chosen, switches_of
+from llmos.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,25 @@ class QuantizeContractions(Pass):
     keep: tuple[int, ...] = ()
 
     def run(self, module: ir.Module, context: PassContext) -> None:
-        """Quantize every contraction of an activation and a weight that is large enough and isn't kept."""
+        """Quantize every contraction of an activation and a weight that is large enough and isn't kept.
+
+        Raises UserError where `keep` has a number that no contraction has.
+        """
         for func in public_functions(module):
             entry = EntryFunc(func)
+            products = products_of(entry, context.costs, self.min_k, self.min_n)
+            self._check(len(products))
             tensors, switches = _Tensors(self.symmetric, fitted_of(entry, SMOOTH), fitted_of(entry, CORRECT)), switches_of(entry)
-            for each in products_of(entry, context.costs, self.min_k, self.min_n):
+            for each in products:
                 if each.number not in self.keep:
                     _quantize(each, tensors, switches)
             drop_unused(entry)
+
+    def _check(self, num_products: int) -> None:
+        beyond = [number for number in self.keep if not 0 <= number < num_products]
+        if beyond:
+            known = f"the contractions that it takes here are 0 to {num_products - 1}" if num_products else "it takes no contraction here"
+            raise UserError(f"quantize-contractions: keep={','.join(map(str, self.keep))} names {', '.join(map(str, beyond))}, and {known}")
 
 
 @dataclass

@@ -13,12 +13,13 @@ from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
-from llmos.passes.quant._candidates import MIN_N, weight_products_of
+from llmos.passes.quant._candidates import MIN_N, Product, weight_products_of
 from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT, divided, drop_unused, fitted_of, multiplied
 from llmos.passes.quant._generics import Read, after, axis_sizes, elementwise
 from llmos.passes.quant._nibbles import asymmetric_nibbles
 from llmos.passes.quant._products import summed_axes
 from llmos.passes.quant._rounding import Quantized, symmetric
+from llmos.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class QuantizeWeights(Pass):
     rounding: str = ""
 
     def run(self, module: ir.Module, context: PassContext) -> None:
-        """Quantize the weight of every contraction that is large enough. Raises ValueError for bits and groups that no kernel has."""
+        """Quantize the weight of every contraction that is large enough.
+
+        Raises ValueError for bits and groups that no kernel has, UserError for groups that divide no contraction's sums.
+        """
         if self.bits not in (4, 8) or self.group < 8 or self.group % 8:
             raise ValueError(f"quantize-weights has 4 or 8 bits and groups of a multiple of 8, not {self.bits} and {self.group}")
         for func in public_functions(module):
@@ -68,7 +72,10 @@ class QuantizeWeights(Pass):
             fitted = _Fitted(*(fitted_of(entry, prefix) for prefix in (SMOOTH, NUMBERS, SCALE, ZERO_POINT)))
             divided_by: dict[tuple[ir.Value, int], ir.Value] = {}
             made: dict[tuple[ir.Value, int, ir.Value | None], ir.Value] = {}
-            for each in weight_products_of(entry, context.costs, 0 if self.bits == 8 else self.group, self.min_n):
+            products = weight_products_of(entry, context.costs, 0 if self.bits == 8 else self.group, self.min_n)
+            if not products and self.bits == 4:
+                self._refuse_group(weight_products_of(entry, context.costs, 1, self.min_n))
+            for each in products:
                 x, k_axis = each.contraction.lhs, summed_axes(each.contraction, each.contraction.right)[0]
                 vector = fitted.smooth.get(each.activation)
                 key = each.contraction.rhs, k_axis, vector
@@ -82,6 +89,14 @@ class QuantizeWeights(Pass):
                         divided_by[x, axis] = divided(x, vector, axis)
                     op.operands[each.contraction.left] = divided_by[x, axis]
             drop_unused(entry)
+
+    def _refuse_group(self, others: Sequence[Product]) -> None:
+        depths = sorted({each.contraction.static_size(each.contraction.right, each.contraction.k) for each in others})
+        if depths:
+            raise UserError(
+                f"groups of {self.group} weights divide no product's sums here, which are over {', '.join(map(str, depths))} weights: "
+                "choose another size of groups, or a scheme of 8 bits"
+            )
 
     def _dequantized(self, weight: ir.Value, k_axis: int, vector: ir.Value | None, fitted: Quantized | None) -> ir.Value:
         """The weight as numbers that are scaled, right after what makes it."""

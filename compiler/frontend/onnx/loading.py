@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from llmos.compiler.frontend.onnx.scales import check_scales
 from llmos.compiler.frontend.onnx.validate import check_model
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -63,6 +64,7 @@ def load_model(source: Source) -> LoadedModel:
     model = replace(model, proto=_with_distinct_opsets(model))
     _check_opset(model)
     check_model(model.proto)
+    check_scales(model.proto.graph)
     model = _upgraded(model)
     return replace(model, proto=_with_shapes(model.proto))
 

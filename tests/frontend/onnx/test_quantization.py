@@ -171,6 +171,16 @@ def test_scales_of_another_shape_are_refused() -> None:
             import_onnx(Case("bad", "QuantizeLinear", ("n", 6), np.float32, {"scale": np.ones(shape, np.float32)}, {"axis": 1}).model())
 
 
+@pytest.mark.parametrize(("value", "what"), [(0.0, "0"), (np.nan, "NaN or infinity"), (-np.inf, "NaN or infinity")])
+@pytest.mark.parametrize("op_type", ["QuantizeLinear", "DequantizeLinear"])
+def test_scales_that_say_nothing_are_refused_in_a_line(op_type: str, value: float, what: str) -> None:
+    scale = np.array([0.5, value, 0.5, 0.5, 0.5, 0.5], np.float32)
+    dtype = np.float32 if op_type == "QuantizeLinear" else np.int8
+    with pytest.raises(UserError, match=rf"\({op_type}\) has {what} in its scale 'scale0'; quantize the model again") as raised:
+        import_onnx(Case("bad", op_type, ("n", 6), dtype, {"scale": scale}, {"axis": 1}).model())
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.skipif(not MODELS.is_dir(), reason=f"no models in {MODELS}; set LLMOS_TEST_MODELS")
 @pytest.mark.slow
 def test_every_quantization_of_a_real_model_is_found() -> None:

@@ -13,7 +13,7 @@ from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.quant.nibbles import Nibbles
 from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT, add_fitted
 from llmos.passes.quant.quantize_weights import QuantizeWeights
-from llmos.runtime.errors import PassError
+from llmos.runtime.errors import PassError, UserError
 from tests.passes.ir_tests import apply, check, generics
 
 from .quant_tests import Program, run
@@ -96,10 +96,16 @@ def test_the_ir() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("k", "n", "step"), [(100, 64, QuantizeWeights()), (128, 16, QuantizeWeights()), (16, 64, QuantizeWeights(bits=8))]
-)
-def test_small_ones_and_others_than_groups_stay(k: int, n: int, step: QuantizeWeights) -> None:
+def test_groups_that_divide_nothing_are_refused_in_a_line() -> None:
+    with pytest.raises(
+        UserError, match="groups of 128 weights divide no product's sums here, which are over 100 weights: choose"
+    ) as raised:
+        module_of(torch.randn(3, 100), torch.randn(64, 100), QuantizeWeights())
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("k", "n", "step"), [(128, 16, QuantizeWeights()), (16, 64, QuantizeWeights(bits=8))])
+def test_small_ones_stay(k: int, n: int, step: QuantizeWeights) -> None:
     assert num_quantized(module_of(torch.randn(3, k), torch.randn(n, k), step)) == 0
 
 

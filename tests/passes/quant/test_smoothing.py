@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 
 from llmos.compiler.analysis.contraction import contraction_of
@@ -17,6 +18,7 @@ from llmos.passes.quant._candidates import products_of
 from llmos.passes.quant._fitted import CORRECT, SMOOTH, add_fitted
 from llmos.passes.quant._switches import SWITCHES, add_switches
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
+from llmos.runtime.errors import UserError
 from tests.passes.ir_tests import CONTEXT, apply, generics
 
 from .quant_tests import w8a8
@@ -113,6 +115,18 @@ def test_switches_choose_between_a_product_and_its_quantized_form() -> None:
         alone = apply(module_of(*given), QuantizeContractions(keep=keep))
         got, want = run(module, x, given, {SWITCHES: switches}), run(alone, x, given, {})
         np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [((3,), "keep=3 names 3, and the contractions that it takes here are 0 to 2"), ((1, -1, 7), "keep=1,-1,7 names -1, 7, and")],
+)
+def test_numbers_that_no_product_has_are_refused_in_a_line(keep: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        apply(module_of(*weights()), QuantizeContractions(keep=keep))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="keep=0 names 0, and it takes no contraction here"):
+        apply(module_of(*weights()), QuantizeContractions(min_k=K + 1, keep=(0,)))
 
 
 def test_a_correction_is_added_to_its_product() -> None:

@@ -1,0 +1,34 @@
+"""Stored scales of quantized ONNX models: finite, and not 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+
+from llmos.runtime.errors import UserError
+
+# Positions among the inputs of an op.
+SCALES: Mapping[str, tuple[int, ...]] = {
+    "QuantizeLinear": (1,),
+    "DequantizeLinear": (1,),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul"), (1, 4, 6)),
+}
+
+
+def check_scales(graph: GraphProto) -> None:
+    """Check each scale that is stored in a graph, branches and bodies aside. Raises UserError that names the node and the scale."""
+    stored = {each.name: each for each in graph.initializer if not external_data_helper.uses_external_data(each)}
+    for node in graph.node:
+        for position in SCALES.get(node.op_type, ()):
+            name = node.input[position] if position < len(node.input) else ""
+            if name in stored:
+                _check(node, name, stored[name])
+
+
+def _check(node: NodeProto, name: str, tensor: TensorProto) -> None:
+    values = numpy_helper.to_array(tensor).astype(np.float32)
+    what = "NaN or infinity" if not np.isfinite(values).all() else "0" if not values.all() else ""
+    if what:
+        raise UserError(f"node '{node.name or node.output[0]}' ({node.op_type}) has {what} in its scale '{name}'; quantize the model again")
