@@ -23,7 +23,17 @@ from llmos.passes.split_reductions import SplitReductions
 
 def common_passes(options: CompileOptions) -> list[Pass]:
     """All of them, in order; they end before dispatches are formed."""
-    return [*before_integers(), *static_quantization(options), *integers(), *quantization(options), *after_quantization()]
+    return [*quantized_passes(options), *after_quantization()]
+
+
+def quantized_passes(options: CompileOptions) -> list[Pass]:
+    """To a model with all that is quantized in it."""
+    return [*before_integers(), *static_quantization(options), *integers(), *quantization(options)]
+
+
+def float_passes(options: CompileOptions) -> list[Pass]:
+    """Those of `quantized_passes` that come before what options.quant asks for."""
+    return before_integers() if static_quantization(options) else before_quantization()
 
 
 def before_quantization() -> list[Pass]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmos.compiler.backends import common
 from llmos.compiler.backends.base import Backend, CompileObserver, Planned
-from llmos.compiler.backends.common import after_quantization, before_quantization, common_passes
+from llmos.compiler.backends.common import after_quantization, before_quantization, common_passes, quantized_passes
 from llmos.compiler.backends.folding import folded_weights
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.frontend.model import ImportedModel
@@ -58,6 +58,11 @@ def before_quantizing(imported: ImportedModel, options: CompileOptions, backend:
 def before_integers(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as quantize-static takes it: a first part of `run_passes`."""
     return _transformed(imported, common.before_integers(), options, backend)
+
+
+def behind_quantizing(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
+    """A copy of the model with all that is quantized in it: a first part of `run_passes`, before weights are computed."""
+    return _transformed(imported, quantized_passes(options), options, backend)
 
 
 def plan_quantized(prepared: ImportedModel, passes: Sequence[Pass], options: CompileOptions, backend: Backend) -> Planned:

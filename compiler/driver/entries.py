@@ -53,7 +53,7 @@ def compile_entries(
         for model in models.values():
             require_addressable(model.module)
         progress.phase("reference")
-        checks = {name: replace(gather(model, options, say), entry=name) for name, model in models.items() if options.accuracy_report}
+        checks = {name: gather(model, options, say).of_entry(name) for name, model in models.items() if options.accuracy_report}
         progress.phase("passes")
         plans = {name: run_passes(model, _options_of(name, options), backend) for name, model in models.items()}
         progress.phase("code")

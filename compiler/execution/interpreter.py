@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llmos.compiler.execution.reference import CompiledFunctions, Result, element_dtype
+from llmos.compiler.execution.reference import OPT_LEVEL, CompiledFunctions, Result, element_dtype
 from llmos.compiler.ir.attributes import strip
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, EntryFunc, callee_of, functions_of
@@ -46,8 +46,9 @@ class Trace:
 
 @dataclass
 class OpCache:
-    """Compiled ops by text."""
+    """Compiled ops by text. opt_level: of LLVM."""
 
+    opt_level: int = OPT_LEVEL
     _functions: dict[str, tuple[CompiledFunctions, str]] = field(default_factory=dict)
 
     def add(self, wanted: Iterable[str], ctx: ir.Context) -> None:
@@ -57,7 +58,7 @@ class OpCache:
             return
         named = [text.replace(f"@{_NAME}", f"@op{number}") for number, text in enumerate(missing)]
         with ctx:
-            compiled = CompiledFunctions(ir.Module.parse("\n".join(named)))
+            compiled = CompiledFunctions(ir.Module.parse("\n".join(named)), self.opt_level)
         self._functions |= {text: (compiled, f"op{number}") for number, text in enumerate(missing)}
 
     def call(self, text: str, arrays: Sequence[np.ndarray], results: Sequence[Result]) -> list[np.ndarray]:
@@ -74,10 +75,12 @@ class _Outlined:
     results: tuple[Result, ...]
 
 
-def reference_of(module: ir.Module, weights: Mapping[str, Weight | np.ndarray]) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """Return the module's current content as a function of its inputs, independent of later passes."""
-    interpreter = Interpreter(ir.Module.parse(str(module), module.context))
-    return lambda inputs: list(interpreter.run(inputs, weights).outputs)
+def reference_of(
+    module: ir.Module, weights: Mapping[str, Weight | np.ndarray], opt_level: int = OPT_LEVEL
+) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Return the module's current content as a function of its inputs, independent of later passes. opt_level: of LLVM."""
+    interpreter = Interpreter(ir.Module.parse(str(module), module.context), OpCache(opt_level))
+    return lambda inputs: list(interpreter.run(inputs, weights, is_traced=False).outputs)
 
 
 class Interpreter:
@@ -93,13 +96,16 @@ class Interpreter:
     def main(self) -> ir.Operation:
         return EntryFunc.of(self.module).op
 
-    def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray]) -> Trace:
-        """Run the entry; bfloat16 as uint16. Raises UnsupportedError if upstream can't lower an op."""
+    def run(self, inputs: Sequence[np.ndarray], weights: Mapping[str, Weight | np.ndarray], is_traced: bool = True) -> Trace:
+        """Run the entry; bfloat16 as uint16. is_traced: whether values that nothing reads any more are kept.
+
+        Raises UnsupportedError if upstream can't lower an op.
+        """
         given = {**weights, **self.folded(weights)}
         queue = iter([_as_pairs(array) for array in inputs])
         entry = EntryFunc(self.main)
         arguments = [next(queue) if each.is_input else _bound(each, given) for each in entry.arguments]
-        trace = self.run_function(entry.op, arguments)
+        trace = self.run_function(entry.op, arguments, is_traced)
         declared = [_as_declared(array, each.dtype) for array, each in zip(trace.outputs, entry.results, strict=True)]
         return replace(trace, outputs=tuple(declared))
 
@@ -108,23 +114,39 @@ class Interpreter:
         if FOLD not in self._functions:
             return {}
         fold = EntryFunc(self._functions[FOLD])
-        outputs = self.run_function(fold.op, [_bound(each, weights) for each in fold.arguments]).outputs
+        outputs = self.run_function(fold.op, [_bound(each, weights) for each in fold.arguments], is_traced=False).outputs
         return {each.name: array for each, array in zip(fold.results, outputs, strict=True)}
 
-    def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray]) -> Trace:
-        """Run one function on tensors."""
+    def run_function(self, function: ir.Operation, arguments: Sequence[np.ndarray], is_traced: bool = True) -> Trace:
+        """Run one function on tensors. is_traced: as for `run`."""
         block = function.regions[0].blocks[0]
         steps = [op.operation for op in block.operations if self._is_step(op.operation)]
         self._prepare(steps)
         values: dict[ir.Value, np.ndarray] = dict(zip(block.arguments, arguments, strict=True))
+        returned = list(list(block.operations)[-1].operands)
+        dead = {} if is_traced else self._dead_after(steps, returned)
         done = []
         for op in steps:
             outlined = self._outlined[op]
             outputs = self.apply(op, [values[value] for value in outlined.operands])
             values.update(zip([r for r in op.results if _is_tensor(r)], outputs, strict=True))
-            done.append(Step(op, outlined.operands, tuple(outputs)))
-        returned = list(block.operations)[-1].operands
+            if is_traced:
+                done.append(Step(op, outlined.operands, tuple(outputs)))
+            for value in dead.get(op, ()):
+                values.pop(value, None)
         return Trace(values, tuple(done), tuple(self._returned(value, values) for value in returned))
+
+    def _dead_after(self, steps: Sequence[ir.Operation], returned: Sequence[ir.Value]) -> dict[ir.Operation, list[ir.Value]]:
+        """Return the values that each step reads last."""
+        owners = [value.owner.operation for value in returned if not isinstance(value.owner, ir.Block)]
+        unstepped = [op for op in owners if not self._is_step(op)]
+        self._prepare(unstepped)
+        kept = {*returned, *(value for op in unstepped for value in self._outlined[op].operands)}
+        last = {value: op for op in steps for value in self._outlined[op].operands if value not in kept}
+        found: dict[ir.Operation, list[ir.Value]] = {}
+        for value, op in last.items():
+            found.setdefault(op, []).append(value)
+        return found
 
     def apply(self, op: ir.Operation, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run one op of an executed function on other tensors than `Step.operands`."""

@@ -18,9 +18,10 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.limits import largest_value, machine_bytes
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support.versions import producer
+from llmos.compiler.verify.quantized import ENGINE, STEP, QuantizedReference, has_quantized_activations, is_quantized
 from llmos.compiler.verify.samples import GoldenSample, Signature, record, with_sensitivities
 from llmos.runtime.artifact.accuracy import FAILED, NOT_RUN, PASSED, AccuracyReport, Case, Finding, RecordedOutput, TargetVerdict
-from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
+from llmos.runtime.artifact.deviation import ROUNDINGS, Deviation, Tolerance, measure
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec
 from llmos.runtime.errors import ToleranceError, UserError
@@ -34,15 +35,25 @@ HALF_DIFFERING = 0.25  # integers computed from rounded numbers, such as an argm
 
 def tolerance_for(imported: ImportedModel, signature: Signature, options: CompileOptions) -> Tolerance:
     """Return the requested budget, or the default for the model's arithmetic: a largest error, and a cosine where the compile quantizes."""
-    dtypes = {weight.dtype for weight in imported.weights.values()}
-    ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
-    inexact = options.precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
-    is_quantized = bool(options.quant or dtypes & {"int8", "uint8"})
-    default = QUANTIZED_TOLERANCE if is_quantized else HALF_TOLERANCE if inexact else FLOAT32_TOLERANCE
+    floats = tolerance_of_floats(imported, signature, options)
+    default = QUANTIZED_TOLERANCE if is_quantized(imported, options) else floats.max_error
     asked = default if options.budget is None else options.budget
     tolerance = Tolerance(asked) if default == FLOAT32_TOLERANCE else Tolerance(asked, HALF_DIFFERING)
     by_default = QUANTIZED_COSINE if options.quant and options.budget is None else None
     return replace(tolerance, cosine=by_default if options.min_cosine is None else options.min_cosine)
+
+
+def tolerance_of_floats(imported: ImportedModel, signature: Signature, options: CompileOptions) -> Tolerance:
+    """Return the default for the model's arithmetic on floats: what code may be off by a reference that rounds to the same numbers."""
+    dtypes = {weight.dtype for weight in imported.weights.values()}
+    ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
+    inexact = options.precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
+    return Tolerance(HALF_TOLERANCE, HALF_DIFFERING) if inexact else Tolerance(FLOAT32_TOLERANCE)
+
+
+def smallest(samples: Sequence[GoldenSample]) -> GoldenSample:
+    """Return the sample of fewest elements, of those without a size of 1, at which broadcasting hides errors, where there are any."""
+    return min(samples, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(array.size for array in each.inputs)))
 
 
 def with_loaded_weights(compiled: CompiledModel) -> CompiledModel:
@@ -60,6 +71,9 @@ class AccuracyCheck:
     """All that an accuracy report is made of, but the compiled code: gathered before the passes change the module.
 
     strict: whether the budget was requested explicitly, and isn't raised by the model's sensitivity.
+    moved: the reference after it is changed by one rounding in another place than the inputs, for its sensitivity. rounds: whether values
+    in it are rounded to integers of 8 bits, which then may be others.
+    quantized: of a quantized model, the check against the quantized reference, on one of the samples (verify/quantized.py).
     """
 
     reference: Reference | None
@@ -72,22 +86,42 @@ class AccuracyCheck:
     note: str = ""
     strict: bool = False
     entry: str = "main"
+    moved: Reference | None = None
+    rounds: bool = False
+    quantized: AccuracyCheck | None = None
+
+    def of_entry(self, entry: str) -> AccuracyCheck:
+        """The same of an entry of that name."""
+        return replace(self, entry=entry, quantized=self.quantized and self.quantized.of_entry(entry))
 
     def accuracy_report(self, compiled: CompiledModel) -> AccuracyReport:
         """Run every code variant that this machine supports. Raises ToleranceError, naming the worst output, if one exceeds the budget.
 
-        `compiled` has its weights in memory (`with_loaded_weights`).
+        What is wrong beside the quantized reference is told first: it is no rounding. `compiled` has its weights in memory
+        (`with_loaded_weights`).
         """
+        quantized = self.quantized.accuracy_report(compiled) if self.quantized is not None else None
+        return replace(self._own_report(compiled), quantized=quantized)
+
+    def _own_report(self, compiled: CompiledModel) -> AccuracyReport:
         if not self.samples:
             return self._accuracy_report(())
         seen: dict[bytes, TargetVerdict] = {}  # targets may share code
         accuracy_report = self._accuracy_report([self._run(name, code, compiled, seen) for name, code in compiled.code.items()])
         if _failed(accuracy_report) and not self.strict and self.reference is not None:
-            sensitive = tuple(with_sensitivities(each, self.reference, self.signature) for each in self.samples)
-            accuracy_report = replace(self, samples=sensitive)._accuracy_report(accuracy_report.targets)
+            accuracy_report = self.with_sensitivities()._accuracy_report(accuracy_report.targets)
         if _failed(accuracy_report):
             raise ToleranceError(self._complaint(accuracy_report))
         return accuracy_report
+
+    def with_sensitivities(self) -> AccuracyCheck:
+        """The same with what one rounding changes in each sample's outputs. Raises what the reference raises."""
+        reference = self.moved or self.reference
+        assert reference is not None
+        measured = [with_sensitivities(each, reference, self.signature) for each in self.samples]
+        if self.rounds:
+            measured = [replace(each, sensitivities=tuple(map(_bounded, each.sensitivities))) for each in measured]
+        return replace(self, samples=tuple(measured))
 
     def _accuracy_report(self, targets: Sequence[TargetVerdict]) -> AccuracyReport:
         """Build the accuracy report with a verdict for each target that ran."""
@@ -151,10 +185,11 @@ class AccuracyCheck:
 
 def joined(reports: Sequence[AccuracyReport]) -> AccuracyReport:
     """Merge the accuracy reports of several entries: all cases, the findings of each target, and the largest budget."""
+    quantized = [each.quantized for each in reports if each.quantized is not None]
     first, *others = reports
     for other in others:
         first = _joined(first, other)
-    return first
+    return replace(first, quantized=joined(quantized) if quantized else None)
 
 
 def _joined(first: AccuracyReport, second: AccuracyReport) -> AccuracyReport:
@@ -206,7 +241,28 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     versions = {"numpy": np.__version__, **producer()}
     strict = options.budget is not None or options.min_cosine is not None
     engine = engine_of(imported.reference)
-    return AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
+    made = AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
+    return replace(made, quantized=_against_quantized(made, imported, options)) if is_quantized(imported, options) and samples else made
+
+
+def _against_quantized(check: AccuracyCheck, imported: ImportedModel, options: CompileOptions) -> AccuracyCheck:
+    """The check against the quantized reference, on the smallest sample: plain loops are slow. It holds the reason where that fails."""
+    sample = smallest(check.samples)
+    budget = tolerance_of_floats(imported, check.signature, options)
+    made = replace(check, engine=ENGINE, budget=budget, samples=(), versions={}, strict=False)
+    try:
+        reference = QuantizedReference.of(imported, options)
+        outputs = tuple(reference(list(sample.inputs)))
+    except UserError as error:
+        return replace(made, reference=None, note=str(error))
+    golden = (replace(sample, outputs=outputs),)
+    return replace(made, reference=reference, moved=reference.moved, rounds=has_quantized_activations(options), samples=golden)
+
+
+def _bounded(sensitivity: float) -> float:
+    """Bound the sensitivity of a model that rounds to integers: by the step of one of them, and, since what has grown through all layers
+    grows no more, such that twice itself is allowed rather than more than QUANTIZED_TOLERANCE."""
+    return min(max(sensitivity, STEP / ROUNDINGS), max(2 * sensitivity, QUANTIZED_TOLERANCE) / ROUNDINGS)
 
 
 def _require_room(module: ir.Module) -> None:

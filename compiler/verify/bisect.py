@@ -3,6 +3,9 @@
 The module is interpreted after each pass (compiler/execution/interpreter.py) on recorded inputs. The first stage whose outputs are over
 budget names the pass; the op is found by comparing the values before and after that pass (verify/fault_localization.py). If every stage
 is correct, the compiled code runs in a checked run (verify/checked_run.py).
+
+Of a quantized model, the stages that quantization comes after are compared with the source's reference, within the budget of floats, and
+those behind it, like the code, with the quantized reference (verify/quantized.py): rounding is no miscompile.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from llmos.compiler.analysis.loops import is_loop
+from llmos.compiler.backends.common import float_passes, quantized_passes
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.execution.interpreter import OpCache
 from llmos.compiler.execution.native import CompiledCode, aligned_copy
@@ -21,12 +25,12 @@ from llmos.compiler.ir.attributes import FOLD, PackedLayout
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, callee_of, functions_of, name_of
 from llmos.compiler.ir.weights import BoundWeight, Weight
-from llmos.compiler.verify.accuracy import AccuracyCheck, as_stored, gather
+from llmos.compiler.verify.accuracy import QUANTIZED_TOLERANCE, AccuracyCheck, as_stored, gather, smallest
 from llmos.compiler.verify.checked_run import CheckedRun, Observed
 from llmos.compiler.verify.fault_localization import Comparison, Side
 from llmos.compiler.verify.samples import GoldenSample
-from llmos.compiler.verify.snapshots import Passed, Runner, Stage, snapshots_of
-from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
+from llmos.compiler.verify.snapshots import Passed, Runner, snapshots_of
+from llmos.runtime.artifact.deviation import Deviation, Tolerance, is_exact, measure
 from llmos.runtime.errors import UserError
 
 CLEAN, FRONT_END, PASS, WEIGHTS, KERNEL, MEMORY, OUTPUTS = "clean", "front end", "pass", "weights", "kernel", "memory plan", "outputs"
@@ -40,7 +44,8 @@ class Verdict:
 
     kind: CLEAN, or where the error enters: FRONT_END, PASS (its name in `stage`), WEIGHTS (constants folded or packed at compile time),
     KERNEL, MEMORY or OUTPUTS (no dispatch is wrong). dispatch: the dispatch or op. source: its source positions in the model.
-    error: the largest relative error of an output there. history: that error at each inspected stage.
+    error: the largest relative error of an output there. history: that error at each inspected stage. quantization: what quantization
+    costs, the largest error of an output of the quantized reference against the source's; None where nothing is quantized.
     """
 
     kind: str
@@ -51,14 +56,17 @@ class Verdict:
     error: float = 0.0
     detail: str = ""
     history: Mapping[str, float] = field(default_factory=dict)
+    quantization: float | None = None
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     def line(self) -> str:
         """Format as one sentence."""
+        costs = "" if self.quantization is None else f"; quantization itself costs {self.quantization:.2g}"
         if self.kind == CLEAN:
-            return f"no stage is over budget: the largest error is {self.error:.2g}"
+            beside = " beside the quantized reference" if costs else ""
+            return f"no stage is over budget: the largest error{beside} is {self.error:.2g}{costs}"
         where = " in ".join(filter(None, (self.dispatch, self.stage)))
         named = f" ({self.label})" if self.label and self.label != self.dispatch else ""
         source = f", from {'; '.join(self.source[:4])}" if self.source else ""
@@ -77,10 +85,35 @@ def bisect(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     if not check.samples:
         raise UserError(f"nothing to compare with: {check.note}")
     passed = snapshots_of(imported, options)
-    sample = min(check.samples, key=lambda each: (min(each.sizes.values(), default=0) < 2, sum(a.size for a in each.inputs)))
+    sample = smallest(check.samples)
     with imported.module.context:
         runner = Runner(sample.inputs, imported.weights, imported.module.context, cache or OpCache())
-        return _Bisection(check, sample, passed, runner, say).verdict()
+        return _Bisection(check, sample, passed, runner, say, _quantized_of(check, say)).verdict()
+
+
+def _quantized_of(check: AccuracyCheck, say: Callable[[str], None]) -> AccuracyCheck | None:
+    """The check against the quantized reference, with what one rounding changes in it; None where there is none to compare with."""
+    if check.quantized is None or check.quantized.samples:
+        return check.quantized and check.quantized.with_sensitivities()
+    say(f"no quantized reference: {check.quantized.note}")
+    return None
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Stages that are compared with one reference. first, last: their numbers. budgets: of each output; values: of what it is made of."""
+
+    first: int
+    last: int
+    outputs: Sequence[np.ndarray]
+    budgets: Sequence[Tolerance]
+
+    @property
+    def values(self) -> float:
+        return max(each.max_error for each in self.budgets) * _TIGHTER
+
+    def is_within(self, found: Sequence[Deviation]) -> bool:
+        return all(each.within(budget) for each, budget in zip(found, self.budgets, strict=True))
 
 
 @dataclass
@@ -90,48 +123,69 @@ class _Bisection:
     passed: Passed
     runner: Runner
     say: Callable[[str], None]
+    quantized: AccuracyCheck | None
     history: dict[str, float] = field(default_factory=dict)
 
     def verdict(self) -> Verdict:
-        stages = self.passed.stages
-        found = self._in_stages(stages) if self._is_wrong(len(stages) - 1) else self._in_code()
-        return replace(found, history=self.history)
+        *_, last = sections = self._sections()
+        wrong = next((each for each in sections if self._is_wrong(each.last, each)), None)
+        found = self._in_stages(wrong) if wrong is not None else self._in_code(last)
+        return replace(found, history=self.history, quantization=self._quantization())
 
-    @property
-    def _budget(self) -> Tolerance:
-        return self.check.budget
+    def _sections(self) -> list[_Section]:
+        stages, options, quantized = self.passed.stages, self.passed.options, self.quantized
+        budgets = [self.check.budget] * len(self.sample.outputs)
+        if quantized is None:
+            return [_Section(0, len(stages) - 1, self.sample.outputs, budgets)]
+        floats, integers = len(float_passes(options)), len(quantized_passes(options))
+        before = max(number for number, stage in enumerate(stages) if stage.index < floats)
+        behind = max(number for number, stage in enumerate(stages) if stage.index < integers)
+        if options.quant:
+            budgets = [quantized.budget] * len(budgets)  # floats up to here: what the user allows is for quantization
+        golden = quantized.samples[0]
+        loosened = [quantized.budget.loosened(each) for each in golden.sensitivities]
+        return [_Section(0, before, self.sample.outputs, budgets), _Section(behind, len(stages) - 1, golden.outputs, loosened)]
+
+    def _quantization(self) -> float | None:
+        if self.quantized is None or not self.passed.options.quant:
+            return None
+        found = self._deviations(self.quantized.samples[0].outputs, self.sample.outputs)
+        return max((each.max_error for each in found), default=0.0)
 
     # -- passes
-    def _is_wrong(self, number: int) -> bool:
+    def _is_wrong(self, number: int, section: _Section) -> bool:
         """Whether the outputs of a stage exceed the budget."""
         stage = self.passed.stages[number]
         self.say(f"interpreting the module after {stage.name}")
-        found = self._deviations(self.runner.trace(self.runner.module(stage.text)).outputs)
+        found = self._deviations(self.runner.trace(self.runner.module(stage.text)).outputs, section.outputs)
         self.history[f"{number:02} {stage.name}"] = max((each.max_error for each in found), default=0.0)
-        return any(not each.within(self._budget) for each in found)
+        return not section.is_within(found)
 
-    def _deviations(self, outputs: Sequence[np.ndarray]) -> list[Deviation]:
-        parts = zip(self.check.signature.outputs, outputs, self.sample.outputs, strict=True)
+    def _deviations(self, outputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> list[Deviation]:
+        parts = zip(self.check.signature.outputs, outputs, wanted, strict=True)
         return [measure(got, as_stored(want, spec.dtype), spec.dtype) for spec, got, want in parts]
 
-    def _in_stages(self, stages: Sequence[Stage]) -> Verdict:
-        """Find the first wrong stage by bisection, given that the last one is wrong."""
-        if self._is_wrong(0):
-            return Verdict(
-                FRONT_END, "import", error=self.history["00 import"], detail="the imported module is not what the reference computes"
-            )
-        right, wrong = 0, len(stages) - 1
+    def _in_stages(self, section: _Section) -> Verdict:
+        """Find the first wrong stage by bisection, given that the last one of a section is wrong."""
+        stages = self.passed.stages
+        if self._is_wrong(section.first, section):
+            name = stages[section.first].name
+            error = self.history[f"{section.first:02} {name}"]
+            if section.first == 0:
+                return Verdict(FRONT_END, "import", error=error, detail="the imported module is not what the reference computes")
+            return Verdict(PASS, name, error=error, detail="the quantized module is not what the same passes gave before")
+        right, wrong = section.first, section.last
         while wrong - right > 1:
             middle = (right + wrong) // 2
-            right, wrong = (right, middle) if self._is_wrong(middle) else (middle, wrong)
+            right, wrong = (right, middle) if self._is_wrong(middle, section) else (middle, wrong)
         step = stages[wrong].made_by
         assert step is not None
         self.say(f"comparing the values before and after {step.name}")
         before, after = self.runner.repeated(stages[right], step, self.passed.backend.context(self.passed.options))
         first, second = (Side(functions_of(module), self.runner.trace(module)) for module in (before, after))
-        deviations = self._deviations(second.trace.outputs)
+        deviations = self._deviations(second.trace.outputs, section.outputs)
         worst = max(range(len(deviations)), key=lambda i: deviations[i].max_error)
-        op = Comparison(first, second, self._budget.max_error * _TIGHTER).fault(worst)
+        op = Comparison(first, second, section.values).fault(worst)
         name, label, source = self._described(after, op, stages[wrong].text)
         return Verdict(PASS, step.name, name, label, source, deviations[worst].max_error)
 
@@ -147,12 +201,12 @@ class _Bisection:
         return describe(ops[position], functions) if position < len(ops) and ops[position].name == op.name else (op.name, "", ())
 
     # -- compiled code
-    def _in_code(self) -> Verdict:
+    def _in_code(self, section: _Section) -> Verdict:
         stages, model = self.passed.stages, self.passed.compiled
         module = self.runner.module(stages[-1].text)
         trace = self.runner.trace(module)
         functions = functions_of(module)
-        wrong_fold = self._wrong_fold(functions)
+        wrong_fold = self._wrong_fold(functions, section.values)
         if wrong_fold:
             return wrong_fold
         backend = self.passed.backend
@@ -165,13 +219,13 @@ class _Bisection:
         checked_run = CheckedRun(main, trace, [kernel.name for kernel in model.kernels])
         weights = [aligned_copy(weight.load()) for weight in model.weights.values()]
         outputs = checked_run.run(CompiledCode(data), model, weights, self.sample.inputs, self.sample.sizes)
-        found = self._deviations(outputs)
+        found = self._deviations(outputs, section.outputs)
         error = max((each.max_error for each in found), default=0.0)
         self.history[f"code {target}"] = error
         places = {name: describe(op, functions) for op, name in units.items()}
-        blamed = faulty_pass(checked_run.observed, self._budget)
+        blamed = self._faulty(checked_run.observed)
         if blamed is None:
-            wrong = any(not each.within(self._budget) for each in found)
+            wrong = not section.is_within(found)
             return Verdict(OUTPUTS if wrong else CLEAN, "codegen" if wrong else "", error=error)
         kind, observed, detail = blamed
         name, label, source = places[observed.name]
@@ -182,7 +236,12 @@ class _Bisection:
         stage = {KERNEL: f"codegen for {target}", WEIGHTS: "packing", MEMORY: "plan-memory"}[kind]
         return Verdict(kind, stage, name, label, source, error, detail)
 
-    def _wrong_fold(self, functions: Mapping[str, ir.Operation]) -> Verdict | None:
+    def _faulty(self, observed: Sequence[Observed]) -> tuple[str, Observed, str] | None:
+        if self.quantized is None:
+            return faulty_pass(observed, self.check.budget, self.check.budget)
+        return faulty_pass(observed, Tolerance(QUANTIZED_TOLERANCE), self.quantized.budget)
+
+    def _wrong_fold(self, functions: Mapping[str, ir.Operation], tolerance: float) -> Verdict | None:
         """Find a weight that compile-time evaluation computed wrongly."""
         texts = [stage.text for stage in self.passed.stages if FOLD in stage.text]
         if not texts:
@@ -191,7 +250,7 @@ class _Bisection:
         for name, array in expected.items():
             got = self.passed.planned.weights[name]
             error = measure(got.load(), array, got.dtype).max_error
-            if error > self._budget.max_error * _TIGHTER:
+            if error > (max(tolerance, QUANTIZED_TOLERANCE * _TIGHTER) if is_exact(got.dtype) else tolerance):
                 return Verdict(WEIGHTS, "fold-weight-computation", name, error=error, detail="computed at compile time by our kernels")
         return None
 
@@ -218,13 +277,13 @@ def _holds(panels: np.ndarray, weight: Weight, layout: PackedLayout) -> bool:
     return bool(np.array_equal(columns, matrix, equal_nan=True))
 
 
-def faulty_pass(observed: Sequence[Observed], budget: Tolerance) -> tuple[str, Observed, str] | None:
+def faulty_pass(observed: Sequence[Observed], integers: Tolerance, floats: Tolerance) -> tuple[str, Observed, str] | None:
     """Find the first dispatch that is wrong by itself or reads an overwritten operand: (kind, dispatch, description)."""
     for each in observed:
         if each.overwritten:
             detail = f"{each.overwritten_by} overwrote the result of {each.overwritten} before {each.name} read it"
             return MEMORY, each, detail
-        if each.alone is not None and each.alone.max_error > budget.max_error:
+        if each.alone is not None and each.alone.max_error > (floats if each.alone.differing is None else integers).max_error:
             return KERNEL, each, f"off by {each.alone.max_error:.2g} on right operands"
     return None
 

@@ -23,6 +23,8 @@ from llmos.compiler.verify.accuracy import empty_outputs, given_arrays
 from llmos.runtime.artifact.deviation import Deviation, measure
 from llmos.runtime.errors import ToleranceError
 
+ROUNDED_NUMBERS = 2e-3  # what an error of integers counts beside one of floats: a step of 8-bit numbers is 1/255
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -170,5 +172,11 @@ class CheckedRun:
 
 
 def _worst(got: Sequence[np.ndarray], want: Sequence[np.ndarray], dtypes: Sequence[str]) -> Deviation:
-    found = [measure(a, b, dtype) for a, b, dtype in zip(got, want, dtypes, strict=True)]
-    return max(found, key=lambda each: each.max_error)
+    """The largest of several results; integers, which may have been rounded the other way, where no float is off more than one rounds."""
+    found = [measure(_unwrapped(a, b), b, dtype) for a, b, dtype in zip(got, want, dtypes, strict=True)]
+    return max(found, key=lambda each: each.max_error * (1.0 if each.differing is None else ROUNDED_NUMBERS))
+
+
+def _unwrapped(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Bytes, whose sign isn't known, as the numbers nearest to the wanted ones: 128 beside 127 is no -128."""
+    return want.astype(np.int16) + (got - want) if got.dtype == want.dtype == np.int8 else got

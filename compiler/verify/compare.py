@@ -17,7 +17,7 @@ from llmos.compiler.verify.bisect import describe, units_of
 from llmos.compiler.verify.checked_run import CheckedRun, Observed
 from llmos.compiler.verify.samples import GoldenSample
 from llmos.compiler.verify.snapshots import Runner, snapshots_of
-from llmos.runtime.artifact.manifest import Manifest
+from llmos.runtime.artifact.manifest import QUANT, Manifest
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import cpu
 from llmos.runtime.errors import UserError
@@ -27,7 +27,8 @@ from llmos.runtime.errors import UserError
 class DispatchRow:
     """One dispatch: the artifact's beside the interpreter's; errors relative to the result's scale.
 
-    alone: on the interpreter's values; None for loops. accumulated: on the results of the artifact's own dispatches.
+    alone: on the interpreter's values; None for loops. accumulated: on the results of the artifact's own dispatches. is_exact: whether
+    `alone` is of integers.
     """
 
     number: int
@@ -35,6 +36,7 @@ class DispatchRow:
     label: str
     source: tuple[str, ...]
     alone: float | None
+    is_exact: bool
     accumulated: float | None
     non_finite: bool
     overwritten: str
@@ -53,24 +55,27 @@ class Compared:
 
 
 def options_of(artifact: Artifact, target: str = "") -> CompileOptions:
-    """Return the options that an artifact was compiled with, as far as its passes record them."""
+    """Return the options that an artifact was compiled with, as far as its metadata and passes record them."""
     names = {str(step).split("{")[0] for step in artifact.manifest.passes}
     return CompileOptions(
         precision=precision_of(artifact.manifest.passes),
-        quant=quant_of(artifact.manifest.passes),
+        quant=artifact.manifest.metadata.get(QUANT) or quant_of(artifact.manifest.passes),
         target=target or "native",
         winograd="winograd" in names,
         repro=None,
     )
 
 
-def compare(artifact: Artifact, imported: ImportedModel, sample: GoldenSample) -> Compared:
-    """Compare an artifact's code with the interpreter on one set of inputs. `imported` is its source after the front end.
+def compare(artifact: Artifact, imported: ImportedModel, sample: GoldenSample, options: CompileOptions) -> Compared:
+    """Compare an artifact's code with the interpreter on one set of inputs.
+
+    imported: its source after the front end and `fit`. options: those of `options_of`, as `fit` leaves them. Of a quantized model the
+    interpreter has the quantized form, so that what dispatches are off by is no rounding.
 
     Raises UserError if this compiler didn't make the artifact from that source.
     """
     manifest = artifact.manifest
-    passed = snapshots_of(imported, options_of(artifact))
+    passed = snapshots_of(imported, options)
     with imported.module.context:
         runner = Runner(sample.inputs, imported.weights, imported.module.context, OpCache())
         module = runner.module(passed.stages[-1].text)
@@ -99,4 +104,5 @@ def _row(number: int, seen: Observed, described: tuple[str, str, tuple[str, ...]
     _, label, source = described
     overwritten = f"{seen.overwritten} by {seen.overwritten_by}" if seen.overwritten else ""
     alone, accumulated = (each.max_error if each else None for each in (seen.alone, seen.accumulated))
-    return DispatchRow(number, seen.name, label, source, alone, accumulated, seen.non_finite, overwritten)
+    is_exact = seen.alone is not None and seen.alone.differing is not None
+    return DispatchRow(number, seen.name, label, source, alone, is_exact, accumulated, seen.non_finite, overwritten)

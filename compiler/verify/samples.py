@@ -138,7 +138,7 @@ def _run(
 
 def with_sensitivities(sample: GoldenSample, reference: Reference, signature: Signature) -> GoldenSample:
     """Rerun the reference with each float32 input moved by one rounding, which measures changes that the compiler doesn't cause."""
-    moved = [_moved(array, number) for number, array in enumerate(sample.inputs)]
+    moved = [moved_by_one_rounding(array, number) for number, array in enumerate(sample.inputs)]
     pairs = zip(signature.outputs, reference(moved), sample.outputs, strict=True)
     return replace(sample, sensitivities=tuple(_finite_error(np.asarray(got), want, spec.dtype) for spec, got, want in pairs))
 
@@ -152,9 +152,10 @@ def _finite_error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
     return measure(np.where(finite, got, want), want, dtype).max_error
 
 
-def _moved(array: np.ndarray, seed: int) -> np.ndarray:
+def moved_by_one_rounding(array: np.ndarray, seed: int) -> np.ndarray:
+    """Return float32 or complex64 numbers with each element moved to the next number, up or down by chance; others as they are."""
     if array.dtype == np.complex64:
-        return _moved(array.reshape(-1).view(np.float32), seed).view(np.complex64).reshape(array.shape)
+        return moved_by_one_rounding(array.reshape(-1).view(np.float32), seed).view(np.complex64).reshape(array.shape)
     if array.dtype != np.float32:
         return array.copy()
     up = np.random.PCG64(seed).random_raw(array.size).reshape(array.shape) % 2 == 1

@@ -22,10 +22,11 @@ from llmos.passes import Pass, PassContext, PassRun, PipelineOptions, run_pipeli
 
 @dataclass(frozen=True)
 class Stage:
-    """A module as text (with its ops' source locations), and the pass that produced it; None for the import."""
+    """A module as text (with its ops' source locations), and the pass that produced it, with its place among all; None for the import."""
 
     text: str
     made_by: Pass | None
+    index: int = -1
 
     @property
     def name(self) -> str:
@@ -41,7 +42,7 @@ class _Snapshots(CompileObserver):
     def pass_finished(self, run: PassRun, module: ir.Module) -> None:
         text = _text(module)
         if text != self.stages[-1].text:
-            self.stages.append(Stage(text, run.step))
+            self.stages.append(Stage(text, run.step, run.index))
 
 
 def _text(module: ir.Module) -> str:

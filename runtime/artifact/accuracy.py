@@ -136,6 +136,8 @@ class AccuracyReport:
     """The content of the report, without times; `parse` inverts `to_json`.
 
     reference: the implementation that computed the outputs, such as "torch eager". note: the reason if there are no cases.
+    quantized: of a quantized model, the report against the quantized reference: what code generation costs, where this one has what
+    quantization costs as well.
     """
 
     reference: str
@@ -144,18 +146,22 @@ class AccuracyReport:
     targets: tuple[TargetVerdict, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    quantized: AccuracyReport | None = None
 
     def to_json(self) -> bytes:
-        fields = {
-            "format": ACCURACY_FORMAT,
+        fields = {"format": ACCURACY_FORMAT, **self._to_json()}
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    def _to_json(self) -> dict[str, Any]:
+        return {
             "reference": self.reference,
             "budget": self.budget.to_json(),
             "note": self.note,
             "versions": dict(self.versions),
             "targets": [each.to_json() for each in self.targets],
             "cases": [each.to_json() for each in self.cases],
+            **({"quantized": self.quantized._to_json()} if self.quantized is not None else {}),
         }
-        return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> AccuracyReport:
@@ -163,6 +169,10 @@ class AccuracyReport:
         fields = Fields("accuracy_report", parse_json(data, "accuracy_report"))
         if fields.integer("format") > ACCURACY_FORMAT:
             raise fail(f"its accuracy report has format {fields.integer('format')}: install a newer llmos")
+        return cls._parse(fields)
+
+    @classmethod
+    def _parse(cls, fields: Fields) -> AccuracyReport:
         return cls(
             reference=fields.string("reference"),
             budget=Tolerance.parse(fields.record("budget")),
@@ -170,6 +180,7 @@ class AccuracyReport:
             targets=tuple(TargetVerdict.parse(each) for each in fields.records("targets")),
             versions={name: str(version) for name, version in fields.mapping("versions").items()},
             note=fields.string("note"),
+            quantized=cls._parse(fields.record("quantized")) if "quantized" in fields.value else None,
         )
 
     def allowed(self, finding: Finding) -> Tolerance:
@@ -190,6 +201,13 @@ class AccuracyReport:
 
     def summary(self) -> str:
         """Summarize in one line."""
+        if self.quantized is None:
+            return self._summary()
+        worst = self.quantized.worst()
+        figure = f"max error {worst.deviation.max_error:.2g}" if worst is not None else f"no numbers ({self.quantized.note})"
+        return f"{self._summary()}; {figure} against {self.quantized.reference}"
+
+    def _summary(self) -> str:
         worst = self.worst()
         if worst is None:
             return f"no numbers ({self.note or 'no target could run here'})"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmos.runtime.artifact.manifest import QUANT
 from llmos.runtime.cli.tables import plural, table
 from llmos.runtime.errors import ArtifactError
 
@@ -39,9 +40,26 @@ def command(artifact: Path, target: str | None, budget: str | None, poison: bool
     if not accuracy_report.cases:
         raise ArtifactError(f"{artifact}: its accuracy report holds no case ({accuracy_report.note}): compile it again with example inputs")
     asked = None if budget is None else accuracy_report.budget.asked(budget)
-    checked = [Checked(each, asked or accuracy_report.allowed(each)) for each in findings_of(program, accuracy_report.cases)]
-    click.echo((_json if as_json else _render)(accuracy_report, program.target, checked))
-    return 0 if all(each.passed for each in checked) else 1
+    own, quantized = _Part(accuracy_report, _checked(program, accuracy_report, asked)), None
+    if accuracy_report.quantized is not None:
+        quantized = _Part(accuracy_report.quantized, _checked(program, accuracy_report.quantized))
+    if as_json:
+        click.echo(_json(program.target, own, quantized))
+    else:
+        click.echo(_render(program.target, own, quantized, is_asked=QUANT in program.manifest.metadata))
+    return 0 if all(each.passed for each in [*own.checked, *(quantized.checked if quantized else [])]) else 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A report, and what its cases show on this machine: against the source's reference, or the quantized one."""
+
+    report: AccuracyReport
+    checked: Sequence[Checked]
+
+
+def _checked(program: Program, report: AccuracyReport, asked: Tolerance | None = None) -> list[Checked]:
+    return [Checked(each, asked or report.allowed(each)) for each in findings_of(program, report.cases)]
 
 
 @dataclass(frozen=True)
@@ -68,11 +86,22 @@ def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
             yield Finding(number, output.name, output.deviation(array))
 
 
-def _render(accuracy_report: AccuracyReport, target: str, checked: Sequence[Checked]) -> str:
-    rows = [(_sizes(accuracy_report.cases[each.finding.case]), each.finding.output, *_figures(each)) for each in checked]
+def _render(target: str, own: _Part, quantized: _Part | None, is_asked: bool) -> str:
+    """Format both parts. is_asked: whether the compile has quantized the model, which its source's reference then isn't."""
+    costs = "what quantization costs, " if is_asked and quantized is not None else ""
+    lines = [f"{target} against {own.report.reference}: {costs}errors relative to an output's scale", _table(own)]
+    if quantized is not None:
+        lines += ["", f"{target} against {quantized.report.reference}: what code generation costs"]
+        lines.append(_table(quantized) if quantized.checked else f"no numbers ({quantized.report.note})")
+    return "\n".join(lines)
+
+
+def _table(part: _Part) -> str:
+    checked = part.checked
+    rows = [(_sizes(part.report.cases[each.finding.case]), each.finding.output, *_figures(each)) for each in checked]
     failed, count = sum(1 for each in checked if not each.passed), plural(len(checked), "output")
     verdict = f"{failed} of {count} over budget" if failed else f"{count} within budget"
-    return f"{target} against {accuracy_report.reference}; errors relative to an output's scale\n{table(rows, header=_HEADER)}\n{verdict}"
+    return f"{table(rows, header=_HEADER)}\n{verdict}"
 
 
 def _sizes(case: Case) -> str:
@@ -96,14 +125,21 @@ def _figures(checked: Checked) -> tuple[str, ...]:
     )
 
 
-def _json(accuracy_report: AccuracyReport, target: str, checked: Sequence[Checked]) -> str:
+def _json(target: str, own: _Part, quantized: _Part | None) -> str:
+    found: dict[str, Any] = {"target": target, **_fields(own)}
+    if quantized is not None:
+        found["quantized"] = _fields(quantized)
+    return json.dumps(found, indent=1)
+
+
+def _fields(part: _Part) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             **each.finding.to_json(),
-            "sizes": dict(accuracy_report.cases[each.finding.case].sizes),
+            "sizes": dict(part.report.cases[each.finding.case].sizes),
             "budget": each.budget.to_json(),
             "passed": each.passed,
         }
-        for each in checked
+        for each in part.checked
     ]
-    return json.dumps({"target": target, "reference": accuracy_report.reference, "findings": rows}, indent=1)
+    return {"reference": part.report.reference, "findings": rows}
