@@ -83,7 +83,8 @@ def _require_data(scheme: Scheme, options: CompileOptions) -> None:
     if scheme.numbers == STATIC and options.calibrate is None:
         raise UserError(f"--quant {scheme} takes the ranges of activations from data: give some with --calibrate FILE")
     if options.calibrate is not None and not (scheme.rounding or scheme.numbers in (AUTO, STATIC, *SMOOTHED)):
-        better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in ROUNDINGS)}" if scheme.numbers in ROUNDED else ""
+        is_rounded = scheme.group and scheme.numbers in ROUNDED
+        better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in ROUNDINGS)}" if is_rounded else ""
         raise UserError(f"--quant {scheme} rounds to nearest and takes no --calibrate{better}")
 
 

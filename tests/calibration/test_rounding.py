@@ -129,6 +129,7 @@ def test_hessians_that_do_not_fit_take_further_runs(monkeypatch: pytest.MonkeyPa
         ("w4a16:g32:gptq", [], "calibrate is empty"),
         ("w4a16:g32:gptq", [(torch.full((4, WIDTH), 3e38),)], "calibration inputs make NaN or infinite values in front of"),
         ("w4a16:g32", [(torch.zeros(4, WIDTH),)], "takes no --calibrate; with data there are w4a16:g32:gptq and w4a16:g32:awq"),
+        ("w4a8", [(torch.zeros(4, WIDTH),)], "--quant w4a8 rounds to nearest and takes no --calibrate"),
         ("w8a16", [(torch.zeros(4, WIDTH),)], "--quant w8a16 rounds to nearest and takes no --calibrate"),
     ],
 )
