@@ -34,10 +34,10 @@ class StaticProduct:
 
     @property
     def summed_axes(self) -> tuple[int, ...]:
-        """Return the axes of the weight along which products are summed."""
+        """Return the axes of the weight along which products are summed, those that no loop dim indexes (a kernel's one tap) included."""
         generic = Generic(self.op)
         exprs = generic.maps[self.weight].results
-        return tuple(axis for axis, expr in enumerate(exprs) if dims_of_expr(expr) & set(generic.reduction_dims))
+        return tuple(axis for axis, expr in enumerate(exprs) if dims_of_expr(expr) <= set(generic.reduction_dims))
 
 
 def static_products(entry: EntryFunc) -> list[StaticProduct]:

@@ -49,6 +49,15 @@ def test_a_block_is_near_its_floats() -> None:
     assert 0 < np.abs(got - want).max() < 0.02 * np.abs(want).max()
 
 
+def test_a_convolution_of_one_tap_runs_in_integers() -> None:
+    def function(w1: torch.Tensor, w2: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        conv = torch.nn.functional.conv2d
+        return conv(conv(x, w1, padding=1).relu(), w2)
+
+    module = prepared(function, (W1, torch.randn(16, 8, 1, 1)), X)
+    assert kernel_forms(quantized(module, [-1.0, 3.0, 0.0, 4.0])) == 2
+
+
 def test_everything_reads_the_quantized_activation() -> None:
     """The pool and the addition read bytes: what makes the activation has the one result."""
     module = quantized(prepared(block, (W1, W2, W3), X), [-1.0, 3.0, 0.0, 4.0, 0.0, 1.5])
