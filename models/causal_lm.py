@@ -12,11 +12,13 @@ import torch
 from torch.export import Dim
 
 from llmos.compiler.analysis.paged_attention import BLOCK_SIZE
+from llmos.compiler.frontend.exporting import export
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
 from llmos.models.directory import ModelDirectory, read_object
 from llmos.models.float_weights import run_in_float32, traced_as_float32
 from llmos.models.loading import load_transformer
+from llmos.models.repeated_layers import NotRepeatedError, find_layers, with_copies
 from llmos.models.step import CacheSpec, Step, adapted, cache_specs
 from llmos.runtime.errors import InputError
 
@@ -83,7 +85,7 @@ def import_model(
         step = Step(model).eval()
         examples = tuple(_example(seed, lengths, model.config, caches, options) for seed, lengths in enumerate(_EXAMPLES))
         imported = import_torch(
-            step,
+            _program(step, caches, examples[0], options),
             _torch_arguments(examples[0]),
             _dynamic_shapes(options, caches),
             input_names=(*INPUTS, *(each.name for each in caches)),
@@ -95,6 +97,22 @@ def import_model(
             reference=_StepReference(model, step, max_length),
         )
     return replace(imported, examples=examples)
+
+
+def _program(step: Step, caches: Sequence[CacheSpec], example: Sequence[np.ndarray], options: CausalLMOptions) -> Any:
+    """What is imported: the step, or a program of which only the layers that differ were traced."""
+    layers = find_layers(step, len(caches))
+    templates = layers.templates() if layers is not None else []
+    traced = max(templates, default=0) + 1
+    if layers is None or traced == len(caches):
+        return step
+    with layers.cut(traced):
+        arguments = _torch_arguments(example[: len(INPUTS) + traced])
+        program = export(step, arguments, _dynamic_shapes(options, caches[:traced]))
+    try:
+        return with_copies(program, layers, templates, traced, len(INPUTS))
+    except NotRepeatedError:
+        return step
 
 
 @dataclass(frozen=True)

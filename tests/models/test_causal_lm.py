@@ -16,9 +16,11 @@ import transformers as tf
 import llmos
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
+from llmos.models import causal_lm
 from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, import_model
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 from llmos.runtime.program import Program
+from tests.reference import run
 
 SIZES: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -125,6 +127,23 @@ def test_logits_are_transformers_own(family: str, tmp_path: Path) -> None:
     alone = Cached(cached.program)
     chunks = [alone.step((2, low, prompts[3][low:high])) for low, high in ((0, 1), (1, 33), (33, 250), (250, 300))]
     assert np.array_equal(np.concatenate(chunks), together[bounds[3] :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_layers_that_are_not_traced_are_like_those_that_are(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five layers, of one kind or of two in turns: the module is the one of a model that is traced whole, but for the order of weights."""
+    config = FAMILIES[family]()
+    config = type(config)(**{**config.to_dict(), "num_hidden_layers": 5, "layer_types": None})
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    copied = import_model(model, CausalLMOptions("fp32"), name="model")
+    monkeypatch.setattr(causal_lm, "find_layers", lambda *_: None)
+    whole = import_model(model, CausalLMOptions("fp32"), name="model")
+    assert {name: weight.shape for name, weight in copied.weights.items()} == {name: weight.shape for name, weight in whole.weights.items()}
+    assert all(np.array_equal(copied.weights[name].load(), weight.load()) for name, weight in whole.weights.items())
+    outputs = [run(each, copied.examples[2]) for each in (copied, whole)]
+    assert all(np.array_equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
 @pytest.mark.slow
