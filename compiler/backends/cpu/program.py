@@ -151,8 +151,11 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
 
 
 def identity(dispatch: Dispatch) -> str:
-    """Return a dispatch's text without its name: equal for dispatches that one kernel serves."""
-    return str(dispatch.func).replace(f"@{dispatch.name}(", "@_(", 1)
+    """Return a dispatch's text without its name: equal for dispatches that one kernel serves.
+
+    In the scope of the function: to print it as a part of its module, MLIR would number all of that each time.
+    """
+    return str(dispatch.func.get_asm(use_local_scope=True)).replace(f"@{dispatch.name}(", "@_(", 1)
 
 
 def _cost_ns(dispatch: Dispatch) -> Expr:
