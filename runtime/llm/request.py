@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmos.runtime.engine.generate import Event, FinishEvent, GenerationRequest, PromptEvent, TokenEvent
+from llmos.runtime.engine.generate import Event, FinishEvent, GenerationRequest, PromptEvent, SamplingParams, TokenEvent
 from llmos.runtime.text.detokenizer import TextStream
 from llmos.runtime.text.stop import StopStrings
 
@@ -72,6 +72,17 @@ class TextRequest:
         """Return the number of tokens of the prompt."""
         return len(self._request.prompt)
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Return the tokens of the prompt."""
+        ids: list[int] = self._request.prompt.tolist()
+        return ids
+
+    @property
+    def params(self) -> SamplingParams:
+        """Return what it was submitted with."""
+        return self._request.params
+
     def __iter__(self) -> Iterator[TextEvent]:
         """Yield the events as they come; ends behind the last TextEnd."""
         for event in self._request:
@@ -115,7 +126,7 @@ class TextRequest:
             return sequence.finish(event)
         found = sequence.push(event)
         if sequence.stopped:
-            self._request.cancel(event.index)
+            self._request.stop(event.index)
         return found
 
 

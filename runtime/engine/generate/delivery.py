@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as List
 
+from llmos.runtime.engine.errors import DeadlineError
 from llmos.runtime.engine.generate.observer import GenerationReport
 from llmos.runtime.engine.generate.request import FinishEvent, GenerationRequest, PromptEvent, TokenEvent
 from llmos.runtime.engine.generate.sampler import SampledRow
@@ -29,8 +30,12 @@ class Delivery:
         self._asleep, self._reports = [], []
         return taken
 
-    def deliver(self, plan: StepPlan, outcomes: List[Outcome], now_s: float) -> None:
-        """Deliver what a step gave for sequences that were not canceled meanwhile."""
+    def deliver(self, plan: StepPlan, outcomes: List[Outcome], begin_s: float, now_s: float) -> list[float]:
+        """Deliver what a step gave for sequences that were not canceled meanwhile. begin_s: when it began.
+
+        Return the times between tokens in seconds, as StepReport has them.
+        """
+        inter_token_s: list[float] = []
         for sequence in plan.expired:
             self.finish(sequence, ABORT, sequence.error, now_s)
         for (sequence, *_), (sampled, prompt, _) in zip(plan.chunks, outcomes, strict=True):
@@ -38,12 +43,18 @@ class Delivery:
             if index not in request.open_indices:
                 continue
             request.prompt_rows += prompt
+            if request.first_step_s is None:
+                request.first_step_s = begin_s
             if sampled is not None:
+                if request.num_delivered[index]:
+                    inter_token_s.append(now_s - request.last_token_s[index])
+                request.last_token_s[index] = now_s
                 self._put(sequence, sampled, now_s)
             if sequence.finish_reason is not None:
                 self.finish(sequence, sequence.finish_reason, sequence.error, now_s)
             elif request.listener is not None:
                 self._asleep.append(request)
+        return inter_token_s
 
     def finish(self, sequence: Sequence, reason: str, error: Exception | None, now_s: float) -> None:
         """Deliver the end of a sequence, once, and that of its request if it was the last one."""
@@ -72,10 +83,11 @@ class Delivery:
         sequences = self.requests.pop(request)
         self.e2e_s = now_s - request.arrival_s
         return GenerationReport(
-            reason="timeout" if reason == ABORT and error is not None else reason,
+            reason="timeout" if isinstance(error, DeadlineError) else reason,
             e2e_s=self.e2e_s,
             ttft_s=None if request.first_token_s is None else request.first_token_s - request.arrival_s,
             num_prompt_tokens=len(request.prompt),
-            num_cached_tokens=sum(sequence.num_cached or 0 for sequence in sequences),
+            num_cached_tokens=sequences[0].num_cached or 0,
             num_generated_tokens=sum(sequence.num_generated for sequence in sequences),
+            queue_s=None if request.first_step_s is None else request.first_step_s - request.arrival_s,
         )

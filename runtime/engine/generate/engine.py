@@ -107,6 +107,23 @@ class GenerationEngine:
         with self._changed:
             return len(self._delivery.requests)
 
+    @property
+    def num_running(self) -> int:
+        """Return how many sequences hold blocks, as of the last step."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Return how many sequences wait to run, or to run again."""
+        with self._changed:
+            num_arrived = sum(map(len, self._arrived))
+        return self._scheduler.num_waiting + num_arrived
+
+    @property
+    def cache_usage(self) -> float:
+        """Return the share of the cache's blocks that sequences hold, 0 to 1; cached prefixes that nobody uses do not count."""
+        return 1 - self._scheduler.pool.num_free / self.num_blocks
+
     def stop_accepting(self) -> None:
         """Make submit raise ClosedError from now on; queued requests still run."""
         with self._changed:
@@ -118,13 +135,19 @@ class GenerationEngine:
         with self._changed:
             return self._changed.wait_for(self._is_idle, timeout_s)
 
-    def close(self) -> None:
-        """End all requests with ClosedError and stop the worker; waits up to 5 s for a running step."""
+    def abort(self) -> None:
+        """Stop accepting and end all requests with ClosedError; a running step continues, and its results are dropped."""
         self.stop_accepting()
         with self._changed:
             self._finish_all(ABORT, ClosedError("the server is shutting down: send the request to another one"))
-            self._stopping = True
         self._announce()
+
+    def close(self) -> None:
+        """Abort and stop the worker; waits up to 5 s for a running step."""
+        self.abort()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if threading.current_thread() is not self._worker:
             self._worker.join(5)
 
@@ -167,15 +190,15 @@ class GenerationEngine:
 
     # Without the lock.
 
-    def _cancel(self, request: GenerationRequest, index: int | None) -> bool:
-        """See GenerationRequest.cancel."""
+    def _cancel(self, request: GenerationRequest, index: int | None, reason: str) -> bool:
+        """See GenerationRequest.cancel and stop."""
         with self._changed:
             sequences = [
                 sequence
                 for sequence in self._delivery.requests.get(request, ())
                 if sequence.owner[1] in request.open_indices and index in (None, sequence.owner[1])
             ]
-            self._finish(sequences, ABORT, None)
+            self._finish(sequences, reason, None)
         self._announce()
         return bool(sequences)
 
@@ -236,10 +259,10 @@ class GenerationEngine:
         run_s = self._clock() - begin
         self._scheduler.commit(plan, outcomes)
         with self._changed:
-            self._delivery.deliver(plan, outcomes, self._clock())
+            inter_token_s = self._delivery.deliver(plan, outcomes, start, self._clock())
         self._announce()
         self._pace.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, run_s)
-        self._observer.on_step(self._step_report(plan, run_s, self._clock() - start))
+        self._observer.on_step(self._step_report(plan, run_s, self._clock() - start, inter_token_s))
 
     def _run(self, plan: StepPlan) -> List[Outcome]:
         if not plan.chunks:
@@ -249,7 +272,7 @@ class GenerationEngine:
         except Exception as error:
             return [Outcome(error=error)] if len(plan.chunks) == 1 else self._runner.run_each(plan)
 
-    def _step_report(self, plan: StepPlan, run_s: float, step_s: float) -> StepReport:
+    def _step_report(self, plan: StepPlan, run_s: float, step_s: float, inter_token_s: List[float]) -> StepReport:
         scheduler = self._scheduler
         return StepReport(
             plan.num_tokens,
@@ -261,6 +284,7 @@ class GenerationEngine:
             self.num_blocks,
             run_s,
             step_s,
+            tuple(inter_token_s),
         )
 
     def _reset(self, error: Exception) -> None:

@@ -8,7 +8,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step. num_preempted: sequences that lost their blocks. run_s: of model and sampler; step_s: of planning and delivery too."""
+    """One step. num_preempted: sequences that lost their blocks. run_s: of model and sampler; step_s: of planning and delivery too.
+
+    inter_token_s: for each token delivered that was not the first of its sequence, the time since the one before.
+    """
 
     num_tokens: int
     num_decodes: int
@@ -19,11 +22,16 @@ class StepReport:
     num_blocks: int
     run_s: float
     step_s: float
+    inter_token_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """One ended request. reason: stop, length, abort, timeout or error. ttft_s: time to first token, None if there was none."""
+    """One ended request. reason: stop, length, abort, timeout or error.
+
+    queue_s: until its first step, None if it had none. ttft_s: time to first token, None if there was none. num_cached_tokens: of the
+    prompt, that needed no computing. num_generated_tokens: of all its sequences.
+    """
 
     reason: str
     e2e_s: float
@@ -31,6 +39,7 @@ class GenerationReport:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_generated_tokens: int
+    queue_s: float | None = None
 
 
 class GenerationObserver(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmos.runtime.engine.generate.params import SamplingParams
 from llmos.runtime.engine.generate.sampler import SampledRow
+from llmos.runtime.engine.generate.sequence import ABORT, STOP
 from llmos.runtime.engine.model import Array
 
 
@@ -68,7 +69,7 @@ class GeneratedSequence:
 class GenerationRequest:
     """A submitted generation. One consumer reads its events, in a thread or on an event loop; each is delivered once.
 
-    first_token_s and open_indices belong to the engine, under its lock.
+    first_step_s, first_token_s, last_token_s and open_indices belong to the engine, under its lock.
     """
 
     def __init__(
@@ -77,13 +78,15 @@ class GenerationRequest:
         params: SamplingParams,
         arrival_s: float,
         deadline_s: float,
-        cancel: Callable[[GenerationRequest, int | None], bool],
+        cancel: Callable[[GenerationRequest, int | None, str], bool],
     ) -> None:
         self.prompt = prompt
         self.params = params
         self.arrival_s = arrival_s
         self.deadline_s = deadline_s
+        self.first_step_s: float | None = None
         self.first_token_s: float | None = None
+        self.last_token_s = [0.0] * params.n
         self.open_indices = set(range(params.n))
         self.num_delivered = [0] * params.n  # tokens, without a stop token
         self.prompt_rows: list[SampledRow] = []
@@ -122,7 +125,11 @@ class GenerationRequest:
 
     def cancel(self, index: int | None = None) -> bool:
         """End one sequence, or all, with the reason "abort"; within a step it takes no more computing. Return False if it had ended."""
-        return self._cancel(self, index)
+        return self._cancel(self, index, ABORT)
+
+    def stop(self, index: int) -> bool:
+        """As `cancel`, with the reason "stop": for who reads the tokens, its text is complete."""
+        return self._cancel(self, index, STOP)
 
     def next_event(self, timeout_s: float | None = None) -> Event:
         """Wait for the next event. Raises TimeoutError."""

@@ -330,13 +330,24 @@ def test_an_observer_sees_steps_and_requests() -> None:
     engine.submit(ids(9), GREEDY).result()
     request = engine.submit(ids(9), replace(GREEDY, n=2))
     request.result()
+    stopped = engine.submit(ids(9), replace(GREEDY, max_tokens=200))
+    assert stopped.stop(0)
+    finish = stopped.result()[0].finish
+    assert finish is not None and finish.finish_reason == "stop"
     assert engine.drain(60)
     engine.close()
-    assert [(end.reason, end.num_prompt_tokens, end.num_generated_tokens) for end in observer.ended] == [
+    assert [(end.reason, end.num_prompt_tokens, end.num_generated_tokens) for end in observer.ended[:2]] == [
         ("length", 9, 8),
         ("length", 9, 16),
     ]
-    assert observer.ended[1].num_cached_tokens == 16
-    assert all(end.ttft_s is not None and end.ttft_s <= end.e2e_s for end in observer.ended)
+    assert [end.reason for end in observer.ended] == ["length", "length", "stop"]
+    assert observer.ended[1].num_cached_tokens == 8
+    for end in observer.ended[:2]:
+        assert end.queue_s is not None
+        assert end.ttft_s is not None
+        assert 0 <= end.queue_s <= end.ttft_s <= end.e2e_s
+    between = [seconds for step in observer.steps for seconds in step.inter_token_s]
+    assert len(between) >= 7 + 2 * 7
+    assert all(seconds >= 0 for seconds in between)
     assert observer.steps[0].num_tokens == 9
     assert all(0 <= step.run_s <= step.step_s for step in observer.steps)
