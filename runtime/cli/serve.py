@@ -21,6 +21,12 @@ _STARTED_S = time.monotonic()
 @click.option("--max-queue", default=256, show_default=True, type=click.IntRange(1), help="Requests of a model before clients get 429.")
 @click.option("--max-delay-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="How long a batch waits to grow.")
 @click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one request.")
+@click.option(
+    "--generation-timeout-s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one text generation."
+)
+@click.option("--cache-mib", type=click.IntRange(1), help="Cache of each language model; default as requests need, to half of memory.")
+@click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences of text generated at a time.")
+@click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
 @click.option("--api-key", multiple=True, help="Key that clients must send; several may be given. [env: LLMOS_API_KEYS, comma-separated]")
@@ -35,17 +41,22 @@ def command(
     max_queue: int,
     max_delay_ms: float,
     timeout_s: float,
+    generation_timeout_s: float,
+    cache_mib: int | None,
+    max_running: int,
+    max_step_tokens: int,
     grace_s: float,
     max_body_mib: int,
     api_key: tuple[str, ...],
     entry: str,
     access_log: bool,
 ) -> int:
-    """Serve artifacts over HTTP: the Open Inference Protocol v2 and OpenAI embeddings.
+    """Serve artifacts over HTTP: the Open Inference Protocol v2, and OpenAI's embeddings, completions and chat completions.
 
     ARTIFACT is a path, or name=path to serve it under another name.
     """
-    from llmos.runtime.engine import Limits, load_model
+    from llmos.runtime.engine import Limits, generate
+    from llmos.runtime.server.core.language import load_served
     from llmos.runtime.server.core.settings import MIB, ServerSettings
     from llmos.runtime.server.serve import serve
 
@@ -53,12 +64,17 @@ def command(
         limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),
         max_queue=max_queue,
         timeout_s=timeout_s,
+        generation_timeout_s=generation_timeout_s,
+        generation=generate.GenerationOptions(
+            generate.Limits(max_step_tokens, max_running, max_rows=2 * max_running),
+            cache_bytes=None if cache_mib is None else cache_mib * MIB,
+        ),
         max_body_bytes=max_body_mib * MIB,
         grace_s=grace_s,
         api_keys=frozenset(api_key or _keys_of_environment()),
         access_log=access_log,
     )
-    models = [load_model(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
+    models = [load_served(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
     return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
 
 

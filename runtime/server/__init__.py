@@ -1,1 +1,1 @@
-"""HTTP serving: the Open Inference Protocol v2 and OpenAI embeddings over the batching engine. Import submodules directly."""
+"""HTTP serving: the Open Inference Protocol v2 and OpenAI's routes over the engines. Import submodules directly."""

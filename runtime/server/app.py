@@ -13,26 +13,29 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from llmos.runtime.artifact.manifest import TensorSpec
-from llmos.runtime.engine import Model
+from llmos.runtime.server.core.endpoint import Endpoint
 from llmos.runtime.server.core.errors import HttpError, error_reply
 from llmos.runtime.server.core.gateway import Gateway
 from llmos.runtime.server.core.http import Reply
+from llmos.runtime.server.core.language import LanguageModel, ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
-from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
+from llmos.runtime.server.core.state import VERSION, AnyModel, Served, ServerState
+from llmos.runtime.server.generation_routes import GenerationRoutes
 from llmos.runtime.server.inference.tensors import DATATYPES, require_datatypes
-from llmos.runtime.server.routes import Endpoint, HotRoutes
+from llmos.runtime.server.routes import HotRoutes
 
 _MODEL = "/v2/models/{model}"
 _MODEL_VERSION = "/v2/models/{model}/versions/{version}"
 
 
-def create_app(models: Sequence[Model], settings: ServerSettings | None = None) -> FastAPI:
+def create_app(models: Sequence[AnyModel], settings: ServerSettings | None = None) -> FastAPI:
     """Create an app that serves models. Its `state.server` is the ServerState; the end of its lifespan closes the engines.
 
     Raises UserError for no models, equal names, a name that isn't valid in a URL, or a dtype that the protocol lacks.
     """
     for model in models:
-        require_datatypes(model)
+        if not isinstance(model, LanguageModel):
+            require_datatypes(model)
     state = ServerState(models, settings or ServerSettings())
 
     @asynccontextmanager
@@ -42,7 +45,7 @@ def create_app(models: Sequence[Model], settings: ServerSettings | None = None) 
 
     app = FastAPI(title="llmos", version=version("llmos"), lifespan=lifespan)
     app.state.server = state
-    _add_hot_routes(app, HotRoutes(state))
+    _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
     _add_health(app, state)
     _add_metadata(app, state)
     _add_openai_models(app, state)
@@ -51,12 +54,14 @@ def create_app(models: Sequence[Model], settings: ServerSettings | None = None) 
     return app
 
 
-def _add_hot_routes(app: FastAPI, routes: HotRoutes) -> None:
+def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoutes) -> None:
     """Add the hot routes first in the router, so that they match first, as plain ASGI apps, which avoids FastAPI's overhead."""
     infer, embeddings = Endpoint(routes.infer), Endpoint(routes.embeddings)
     app.router.routes[:0] = [
         Route(f"{_MODEL}/infer", infer, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/completions", Endpoint(generation.completions), methods=["POST"]),
+        Route("/v1/chat/completions", Endpoint(generation.chat), methods=["POST"]),
         Route(f"{_MODEL_VERSION}/infer", infer, methods=["POST"]),
     ]
 
@@ -94,7 +99,9 @@ def _add_metadata(app: FastAPI, state: ServerState) -> None:
         app.get(f"{path}/ready", tags=["open inference protocol"])(ready)
 
 
-def _metadata(served: ServedModel) -> dict[str, Any]:
+def _metadata(served: Served) -> dict[str, Any]:
+    if isinstance(served, ServedLanguageModel):  # takes no tensors
+        return {"name": served.name, "versions": [VERSION], "platform": "llmos", "inputs": [], "outputs": []}
     signature = served.model.signature
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from llmos.runtime.engine import Model
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.app import create_app
 from llmos.runtime.server.core.gateway import ACCESS_LOG
 from llmos.runtime.server.core.settings import ServerSettings
-from llmos.runtime.server.core.state import ServerState
+from llmos.runtime.server.core.state import AnyModel, ServerState
 
 _LOG = logging.getLogger("llmos.server")
 _CLOSE_S = 5  # for connections to close after the drain
@@ -73,7 +72,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(models: Sequence[Model], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
+def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
     """Serve until a signal; return the exit code. port 0: any free one. started_s: time.monotonic() at process start, for the log.
 
     Raises UserError if the address can't be used.

@@ -10,6 +10,7 @@ import numpy as np
 from llmos.runtime.engine.model import SENTENCE_EMBEDDING, Array, Model, storage_dtype
 from llmos.runtime.errors import ArtifactError, InputError, UserError
 from llmos.runtime.text.detokenizer import TextStream
+from llmos.runtime.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,6 +94,7 @@ class PromptTokenizer:
             raise ArtifactError(
                 f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
             )
+        self.token_bytes = TokenBytes(self._tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a prompt. add_special_tokens: as the tokenizer does, such as at the beginning; a chat template does it itself.
@@ -111,6 +113,11 @@ class PromptTokenizer:
     def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TextStream:
         """Return the stream of text behind a prompt."""
         return TextStream(self._tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        text: str = self._tokenizer.decode(list(ids))
+        return text
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, such as "</s>"; None if there is none."""

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("serve_models.py")
+LANGUAGE_SCRIPT = Path(__file__).with_name("serve_language.py")
 _ADDRESS = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
 
 
@@ -33,11 +34,15 @@ class Answer:
 
 @dataclass
 class Server:
-    """log: what it wrote so far to stdout and stderr, line by line. gate: the file that lets held calls of `affine` go on."""
+    """log: what it wrote so far to stdout and stderr, line by line. gate: the file that lets held calls go on.
+
+    key: the API key of requests that give none themselves.
+    """
 
     process: subprocess.Popen[str]
     gate: Path | None = None
     port: int = 0
+    key: str = ""
     log: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +53,8 @@ class Server:
         self, method: str, path: str, body: bytes | object = b"", headers: dict[str, str] | None = None, timeout_s: float = 60
     ) -> Answer:
         """One request on a connection of its own; a body that is not bytes goes as JSON."""
+        if self.key:
+            headers = {"Authorization": f"Bearer {self.key}", **(headers or {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers or {})
@@ -69,7 +76,7 @@ class Server:
         return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(line_start))
 
     def release(self) -> None:
-        """Let all calls of a held `affine` go on, now and later."""
+        """Let all held calls go on, now and later."""
         assert self.gate is not None, "nothing is held: start the server with hold=True"
         self.gate.touch()
 
@@ -107,12 +114,17 @@ def running(command: list[str], gate: Path | None = None, **popen: Any) -> Itera
 
 
 @contextmanager
-def numpy_server(hold: bool = False, **options: Any) -> Iterator[Server]:
+def numpy_server(hold: bool = False, script: Path = SCRIPT, **options: Any) -> Iterator[Server]:
     """A server of the numpy models, with these settings. hold: calls of `affine` run until `Server.release()`, not for a time."""
     with tempfile.TemporaryDirectory(prefix="llmos-gate-") as folder:
         gate = Path(folder) / "open" if hold else None
-        with running([sys.executable, str(SCRIPT), json.dumps({**options, "gate": gate and str(gate)})], gate) as server:
+        with running([sys.executable, str(script), json.dumps({**options, "gate": gate and str(gate)})], gate) as server:
             yield server
+
+
+def language_server(**options: Any) -> AbstractContextManager[Server]:
+    """A server of a language model, `null`, and an encoder, with these settings."""
+    return numpy_server(script=LANGUAGE_SCRIPT, **options)
 
 
 def _read(server: Server) -> None:

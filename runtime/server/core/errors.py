@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from llmos.runtime.engine import CancelledError, ClosedError, DeadlineError, QueueFullError
 from llmos.runtime.errors import LlmosError, UserError
@@ -57,6 +58,10 @@ def error_reply(error: HttpError, path: str) -> Reply:
     """Write OpenAI's error object under /v1, and {"error": "..."} elsewhere."""
     if not path.startswith("/v1/"):
         return Reply.json({"error": str(error)}, error.status, error.headers)
+    return Reply.json(error_object(error), error.status, error.headers)
+
+
+def error_object(error: HttpError) -> dict[str, Any]:
+    """Return OpenAI's error object."""
     kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    body = {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
-    return Reply.json(body, error.status, error.headers)
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}

@@ -44,7 +44,8 @@ class Gateway:
 
         self._state.num_active += 1
         try:
-            if self._keys and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+            info.principal = self._principal(headers)
+            if self._keys and scope["path"] not in OPEN_PATHS and not info.principal:
                 await _unauthorized(scope["path"]).send(send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
@@ -57,11 +58,11 @@ class Gateway:
             if self._log is not None:
                 self._log.info(_line(scope, info))
 
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        """Compare with every key in constant time."""
+    def _principal(self, headers: dict[bytes, bytes]) -> str:
+        """Return the digest of the request's key, "" if it has no valid one. Compares with every key in constant time."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
-        return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+        return given.hex() if sum(hmac.compare_digest(given, key) for key in self._keys) else ""
 
 
 def _digest(key: bytes) -> bytes:

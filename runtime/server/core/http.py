@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,14 @@ INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
 
 @dataclass
 class RequestInfo:
-    """A request's fields in the access log; handlers set model and num_items."""
+    """A request's fields in the access log; handlers set model and num_items.
+
+    start_s: of time.perf_counter. principal: who asks, a digest of the API key, "" where the server has no keys; not logged.
+    """
 
     request_id: str
     start_s: float
+    principal: str = ""
     model: str | None = None
     num_items: int | None = None
     status: int = 0
@@ -46,6 +50,25 @@ class Reply:
         headers = [(b"content-type", self.content_type), length, *self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+@dataclass(frozen=True)
+class EventStream:
+    """A response of server-sent events. events: the data of each, as they come. close: called at the end, also if the connection fails."""
+
+    events: AsyncGenerator[bytes, None]
+    close: Callable[[], None]
+
+    async def send(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for data in self.events:
+                await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await self.events.aclose()
+            self.close()
 
 
 @dataclass(frozen=True)
@@ -73,4 +96,4 @@ class Exchange:
         return None
 
 
-Handler = Callable[[Exchange], Awaitable[Reply]]
+Handler = Callable[[Exchange], Awaitable[Reply | EventStream]]

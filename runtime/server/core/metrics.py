@@ -6,12 +6,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 
 from llmos.runtime.engine import Engine
+from llmos.runtime.engine.generate import GenerationEngine, GenerationReport, StepReport
 from llmos.runtime.engine.observer import BatchReport, RequestReport
 
 _TIME_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _MODEL = ["model_name"]
 REASONS = ("stop", "abort", "timeout", "error")
+GENERATION_REASONS = (*REASONS, "length")
 
 
 class Metrics:
@@ -24,11 +26,23 @@ class Metrics:
         self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
         self.success = Counter("llmos_request_success", "Ended requests by reason.", [*_MODEL, "finished_reason"], registry=registry)
         self.rejected = Counter("llmos_request_rejected", "Requests refused with a full queue.", _MODEL, registry=registry)
-        self.prompt_tokens = Counter("llmos_prompt_tokens", "Tokens of embedded texts.", _MODEL, registry=registry)
+        self.prompt_tokens = self._count("llmos_prompt_tokens", "Tokens of embedded texts, and of prompts.")
+        self.generation_tokens = self._count("llmos_generation_tokens", "Generated tokens.")
+        self.cache_queries = self._count("llmos_prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache.")
+        self.cache_hits = self._count("llmos_prefix_cache_hits", "Tokens of prompts that were found in the prefix cache.")
+        self.preemptions = self._count("llmos_num_preemptions", "Sequences that lost their cache blocks and were computed again.")
+        self.cache_usage = Gauge("llmos_kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1.", _MODEL, registry=registry)
+        self.ttft = self._times("llmos_time_to_first_token_seconds", "From submission to the first token of a request.")
+        self.inter_token = self._times("llmos_inter_token_latency_seconds", "From one token of a sequence to the next.")
+        self.prefill = self._times("llmos_request_prefill_time_seconds", "From the first step of a request to its first token.")
+        self.decode = self._times("llmos_request_decode_time_seconds", "From the first token of a request to its end.")
         self.e2e = self._times("llmos_e2e_request_latency_seconds", "From submission to the end of a request.")
         self.queue = self._times("llmos_request_queue_time_seconds", "From submission to the first batch of a request.")
         self.run = self._times("llmos_batch_run_time_seconds", "Run time of one batch.")
         self.batch_size = Histogram("llmos_batch_size", "Rows of one batch.", _MODEL, registry=registry, buckets=_SIZE_BUCKETS)
+
+    def _count(self, name: str, text: str) -> Counter:
+        return Counter(name, text, _MODEL, registry=self.registry)
 
     def _times(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, _MODEL, registry=self.registry, buckets=_TIME_BUCKETS_S)
@@ -37,6 +51,13 @@ class Metrics:
         """Read an engine's counts on each scrape."""
         self.running.labels(engine.model.name).set_function(lambda: float(engine.num_running))
         self.waiting.labels(engine.model.name).set_function(lambda: float(engine.num_waiting))
+
+    def watch_generation(self, engine: GenerationEngine) -> None:
+        """Read a language model's counts on each scrape."""
+        name = engine.model.name
+        self.running.labels(name).set_function(lambda: float(engine.num_running))
+        self.waiting.labels(name).set_function(lambda: float(engine.num_waiting))
+        self.cache_usage.labels(name).set_function(lambda: engine.cache_usage)
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus text format."""
@@ -64,3 +85,46 @@ class ModelMetrics:
         self._e2e.observe(report.e2e_s)
         if report.queue_s is not None:
             self._queue.observe(report.queue_s)
+
+
+class GenerationMetrics:
+    """A generation engine's observer: the metrics of one language model, with labels resolved once."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self._ended = {reason: metrics.success.labels(model_name, reason) for reason in GENERATION_REASONS}
+        self._e2e = metrics.e2e.labels(model_name)
+        self._queue = metrics.queue.labels(model_name)
+        self._ttft = metrics.ttft.labels(model_name)
+        self._inter_token = metrics.inter_token.labels(model_name)
+        self._prefill = metrics.prefill.labels(model_name)
+        self._decode = metrics.decode.labels(model_name)
+        self._step = metrics.run.labels(model_name)
+        self._step_tokens = metrics.batch_size.labels(model_name)
+        self._preemptions = metrics.preemptions.labels(model_name)
+        self._prompt_tokens = metrics.prompt_tokens.labels(model_name)
+        self._generation_tokens = metrics.generation_tokens.labels(model_name)
+        self._cache_queries = metrics.cache_queries.labels(model_name)
+        self._cache_hits = metrics.cache_hits.labels(model_name)
+        self.rejected = metrics.rejected.labels(model_name)
+
+    def on_step(self, report: StepReport) -> None:
+        self._step.observe(report.run_s)
+        self._step_tokens.observe(report.num_tokens)
+        self._preemptions.inc(report.num_preempted)
+        for seconds in report.inter_token_s:
+            self._inter_token.observe(seconds)
+
+    def on_generation(self, report: GenerationReport) -> None:
+        self._ended[report.reason].inc()
+        self._e2e.observe(report.e2e_s)
+        self._generation_tokens.inc(report.num_generated_tokens)
+        if report.queue_s is None:  # it ended before it ran
+            return
+        self._queue.observe(report.queue_s)
+        self._prompt_tokens.inc(report.num_prompt_tokens)
+        self._cache_queries.inc(report.num_prompt_tokens)
+        self._cache_hits.inc(report.num_cached_tokens)
+        if report.ttft_s is not None:
+            self._ttft.observe(report.ttft_s)
+            self._prefill.observe(report.ttft_s - report.queue_s)
+            self._decode.observe(report.e2e_s - report.ttft_s)

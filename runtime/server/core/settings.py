@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmos.runtime.engine import Limits
+from llmos.runtime.engine.generate import GenerationOptions
 from llmos.runtime.errors import UserError
 
 MIB = 1 << 20
@@ -13,13 +14,16 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class ServerSettings:
     """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
-    upload included; a client may only shorten it. grace_s: seconds that a shutdown waits for running requests. api_keys: if not empty,
-    every route but health requires one.
+    upload included; a client may only shorten it. generation_timeout_s: the same for text generation. generation: limits and cache of each
+    language model; its max_queue and timeout_s are replaced by those here. grace_s: seconds that a shutdown waits for running requests.
+    api_keys: if not empty, every route but health requires one.
     """
 
     limits: Limits = field(default_factory=Limits)
     max_queue: int = 256
     timeout_s: float = 60.0
+    generation_timeout_s: float = 600.0
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
     max_body_bytes: int = 64 * MIB
     grace_s: float = 30.0
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
@@ -28,7 +32,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.max_queue < 1 or self.max_body_bytes < 1:
             raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
-        if not (self.timeout_s > 0 and self.grace_s >= 0):
-            raise UserError("server settings: timeout_s must be above 0 and grace_s can't be negative")
+        if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and self.grace_s >= 0):
+            raise UserError("server settings: timeout_s and generation_timeout_s must be above 0 and grace_s can't be negative")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise UserError("server settings: an API key must be printable ASCII and can't be empty")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmos.runtime.engine import Engine, EngineOptions, Model
 from llmos.runtime.errors import UserError
+from llmos.runtime.llm.engine import TextEngine
 from llmos.runtime.server.core.errors import HttpError
-from llmos.runtime.server.core.metrics import Metrics, ModelMetrics
+from llmos.runtime.server.core.language import LanguageModel, ServedLanguageModel
+from llmos.runtime.server.core.metrics import GenerationMetrics, Metrics, ModelMetrics
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.text.tokenizer import TextEncoder, is_sentence_encoder
 
@@ -32,10 +34,14 @@ class ServedModel:
         return self.model.name
 
 
+AnyModel = Model | LanguageModel
+Served = ServedModel | ServedLanguageModel
+
+
 class ServerState:
     """The models by name, the metrics, and the server's lifecycle. num_active: HTTP requests in progress, counted by the gateway."""
 
-    def __init__(self, models: Sequence[Model], settings: ServerSettings) -> None:
+    def __init__(self, models: Sequence[AnyModel], settings: ServerSettings) -> None:
         if not models:
             raise UserError("there is no model to serve: name at least one artifact")
         for model in models:
@@ -48,8 +54,20 @@ class ServerState:
         self.metrics = Metrics()
         self.num_active = 0
         self.draining = False
-        texts = [TextEncoder(model) if is_sentence_encoder(model) else None for model in models]
-        self.models = {model.name: self._serve(model, text) for model, text in zip(models, texts, strict=True)}
+        others = [model for model in models if not isinstance(model, LanguageModel)]
+        encoders = {model.name: TextEncoder(model) for model in others if is_sentence_encoder(model)}
+        self.models: dict[str, Served] = {
+            model.name: self._serve_language(model) if isinstance(model, LanguageModel) else self._serve(model, encoders.get(model.name))
+            for model in models
+        }
+
+    def _serve_language(self, model: LanguageModel) -> ServedLanguageModel:
+        observer = GenerationMetrics(self.metrics, model.name)
+        settings = self.settings
+        options = replace(settings.generation, max_queue=settings.max_queue, timeout_s=settings.generation_timeout_s)
+        text = TextEngine(model.step, model.asset, options, observer=observer)
+        self.metrics.watch_generation(text.engine)
+        return ServedLanguageModel(text, observer)
 
     def _serve(self, model: Model, text: TextEncoder | None) -> ServedModel:
         observer = ModelMetrics(self.metrics, model.name)
@@ -58,7 +76,23 @@ class ServerState:
         self.metrics.watch(engine)
         return ServedModel(model, engine, observer, text)
 
-    def find(self, name: str, version: str | None = None) -> ServedModel:
+    def find_tensor_model(self, name: str, version: str | None = None) -> ServedModel:
+        """Return a served model of tensors. Raises HttpError 404, or 400 for a language model."""
+        found = self.find(name, version)
+        if isinstance(found, ServedLanguageModel):
+            message = f"'{name}' is a language model: call it at /v1/completions or /v1/chat/completions"
+            raise HttpError(400, message, param="model")
+        return found
+
+    def find_language_model(self, name: str) -> ServedLanguageModel:
+        """Return a served language model. Raises HttpError 404, or 400 for another model."""
+        found = self.find(name)
+        if not isinstance(found, ServedLanguageModel):
+            route = "/v1/embeddings" if found.text is not None else f"/v2/models/{name}/infer"
+            raise HttpError(400, f"'{name}' is no language model: call it at {route}", param="model")
+        return found
+
+    def find(self, name: str, version: str | None = None) -> Served:
         """Return a served model. Raises HttpError 404."""
         found = self.models.get(name)
         if found is None:
@@ -98,6 +132,6 @@ class ServerState:
             served.engine.close()
 
 
-def _check(model: Model) -> None:
+def _check(model: AnyModel) -> None:
     if not _NAME.fullmatch(model.name):
         raise UserError(f"'{model.name}' can't be a model's name in a URL: give another with name=path (letters, digits, '.', '_', '-')")

@@ -1,0 +1,59 @@
+"""Language models of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos.runtime.engine.generate import GenerationEngine, ProgramStepModel, StepModel
+from llmos.runtime.engine.generate.spec import TEXT_GENERATION
+from llmos.runtime.engine.model import Model, ProgramModel
+from llmos.runtime.llm.engine import TextEngine
+from llmos.runtime.server.core.metrics import GenerationMetrics
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model to serve. asset: gives a file of its artifact by name, None where it lacks it."""
+
+    step: StepModel
+    asset: Callable[[str], bytes | None]
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+
+@dataclass(frozen=True)
+class ServedLanguageModel:
+    """A language model with its engine."""
+
+    text: TextEngine
+    metrics: GenerationMetrics
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def engine(self) -> GenerationEngine:
+        return self.text.engine
+
+
+def load_served(path: Path, name: str | None = None, entry: str = "") -> Model | LanguageModel:
+    """Load an artifact to serve: a language model, or an entry of any other.
+
+    Raises ArtifactError, or InputError for an unknown entry.
+    """
+    from llmos.runtime.program import load
+
+    program = load(path)
+    if program.manifest.metadata.get("task") != TEXT_GENERATION:
+        return ProgramModel(program, name=name, entry=entry)
+    assets = program.manifest.assets
+
+    def asset(file: str) -> bytes | None:
+        return program.artifact.asset(file) if f"assets/{file}" in assets else None
+
+    return LanguageModel(ProgramStepModel(program, name), asset)

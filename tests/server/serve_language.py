@@ -1,0 +1,40 @@
+"""A server process for tests: a language model that computes a hash, beside an encoder; options as one JSON argument."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "llm"))
+
+from conftest import CONFIG, TEMPLATE, _tokenizer  # tests/llm
+from language_model import FAILS_AT, PacedModel  # beside this file
+from numpy_models import Encoder
+
+from llmos.runtime.engine.generate import GenerationOptions, Limits
+from llmos.runtime.engine.generate.null import null_spec
+from llmos.runtime.server.core.language import LanguageModel
+from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.serve import serve
+
+STARTED_S = time.monotonic()
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    tokenizer = _tokenizer()
+    model = PacedModel(null_spec(vocab_size=tokenizer.get_vocab_size(), max_length=512), fails_at=FAILS_AT)
+    assets = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": CONFIG, "chat_template.jinja": TEMPLATE}
+    words = Path(__file__).with_name("tokenizer.json").read_bytes()
+    options["api_keys"] = frozenset(options.pop("api_keys", []))
+    options.pop("gate")
+    options["generation"] = GenerationOptions(Limits(64, 8, 32), cache_blocks=1024)
+    models = [LanguageModel(model, assets.get), Encoder(name="encoder", assets={"tokenizer.json": words})]
+    return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
