@@ -138,6 +138,13 @@ def set_argument_attributes(func: ir.Operation, attributes: Iterable[Mapping[str
     func.attributes["arg_attrs"] = ir.ArrayAttr.get([ir.DictAttr.get(dict(each)) for each in attributes])
 
 
+def append_argument_attributes(func: ir.Operation, attributes: Mapping[str, ir.Attribute]) -> None:
+    """Add what `arg_attrs` has of the last argument, which is new; those of the others aren't read, since there may be a thousand."""
+    others = [ir.DictAttr.get({})] * (len(func.regions[0].blocks[0].arguments) - 1)
+    before = list(ir.ArrayAttr(func.attributes["arg_attrs"])) if "arg_attrs" in func.attributes else others
+    func.attributes["arg_attrs"] = ir.ArrayAttr.get([*before, ir.DictAttr.get(dict(attributes))])
+
+
 def type_of(func: ir.Operation) -> ir.FunctionType:
     """Return the type of a function."""
     return ir.FunctionType(ir.TypeAttr(func.attributes["function_type"]).value)

@@ -23,6 +23,7 @@ from llmos.compiler.ir.attributes import (
     WEIGHT,
     WINOGRAD,
     PackedLayout,
+    append_argument_attributes,
     argument_attributes,
     callers_shape,
     integer_of,
@@ -248,10 +249,9 @@ class Func:
 
     def add_argument(self, kind: ir.Type, attributes: Mapping[str, ir.Attribute]) -> ir.Value:
         """Append an argument of type `kind` and return its value; the function's type follows, calls of it don't."""
-        before = argument_attributes(self.op)
         added = self.block.add_argument(kind, ir.Location.unknown())
         self.update_type()
-        set_argument_attributes(self.op, [*before, attributes])
+        append_argument_attributes(self.op, attributes)
         return added
 
     def drop_arguments(self, positions: Iterable[int]) -> None:
