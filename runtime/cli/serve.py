@@ -60,6 +60,8 @@ def command(
     from llmos.runtime.server.core.settings import MIB, ServerSettings
     from llmos.runtime.server.serve import serve
 
+    if max_step_tokens <= max_running:
+        raise UserError(f"--max-step-tokens must be more than --max-running ({max_running}), so that prompts advance")
     settings = ServerSettings(
         limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),
         max_queue=max_queue,

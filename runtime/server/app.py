@@ -118,16 +118,17 @@ def _metadata(served: Served) -> dict[str, Any]:
 
 
 def _add_openai_models(app: FastAPI, state: ServerState) -> None:
-    def card(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": 0, "owned_by": "llmos"}
+    def card(served: Served) -> dict[str, Any]:
+        length = {"max_model_len": served.text.spec.max_length} if isinstance(served, ServedLanguageModel) else {}  # vLLM's name
+        return {"id": served.name, "object": "model", "created": 0, "owned_by": "llmos", **length}
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(name) for name in state.models]}
+        return {"object": "list", "data": [card(served) for served in state.models.values()]}
 
     @app.get("/v1/models/{model}", tags=["openai"])
     async def model(model: str) -> dict[str, Any]:
-        return card(state.find(model).name)
+        return card(state.find(model))
 
 
 def _add_error_handlers(app: FastAPI) -> None:
