@@ -73,7 +73,10 @@ class TextEngine:
         """
         if not isinstance(prompt, str | Sequence | np.ndarray):
             raise InputError(f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}")
-        ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens, max_tokens=self.spec.max_length)
+        else:
+            ids = list(prompt)
         params = self.params({}) if params is None else params
         if self._end is not None and not params.ignore_eos:
             params = replace(params, stop_token_ids=(*params.stop_token_ids, self._end))

@@ -88,21 +88,26 @@ class PromptTokenizer:
         self._tokenizer = load_tokenizer(name, data)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        known = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        known = max(vocabulary.values(), default=-1) + 1
         # Models round the size of their tables up, by a few per cent.
         if not vocab_size <= 2 * known or known > vocab_size:
             raise ArtifactError(
                 f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
             )
         self.token_bytes = TokenBytes(self._tokenizer)
+        self._longest = max(map(len, vocabulary), default=1)  # characters of a token, or bytes, of which there are more
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Return the ids of a prompt. add_special_tokens: as the tokenizer does, such as at the beginning; a chat template does it itself.
 
-        Raises InputError for an empty prompt, or half of a surrogate pair.
+        max_tokens: a text that can't have so few tokens is refused before the time is spent to tokenize it; one that just has more is not.
+        Raises InputError for such a text, an empty one, or half of a surrogate pair.
         """
         if not text:
             raise InputError("the prompt is empty: give it one character or more")
+        if max_tokens is not None and len(text) > max_tokens * self._longest:
+            raise InputError(f"the prompt has {len(text)} characters, far more than the context of {max_tokens} tokens: shorten it")
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -175,6 +175,7 @@ def test_an_error_of_the_model_is_raised(make: Make, tokenizer: Any) -> None:
         ({"prompt": [10**6]}, "the prompt has token id 1000000, the model has ids 0 to 329"),
         ({"prompt": 5}, "the prompt must be a text or a list of token ids, not int"),
         ({"prompt": "\ud800"}, "the prompt holds half of a surrogate pair, which is no character"),
+        ({"prompt": "lazy " * 2000}, "the prompt has 10000 characters, far more than the context of 512 tokens"),
         ({"prompt": "hello " * 600}, "the prompt has 1800 tokens, the context is 512: shorten it, so that one or more can follow"),
     ],
 )

@@ -231,6 +231,8 @@ def test_what_is_wrong_on_both_routes(served: Server, fields: dict[str, Any], me
         ("completions", {"prompt": [9999]}, "token id 9999", "prompt"),
         ("completions", {"prompt": [10**30]}, "prompt", "prompt"),
         ("completions", {"prompt": [1] * 512}, "the context is 512", "prompt"),
+        ("completions", {"prompt": "a" * (4 << 20)}, "far more than the context", "prompt"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}, "far more than the context", "messages"),
         ("completions", {"prompt": "\ud800"}, "surrogate", "prompt"),
         ("completions", {"prompt": ["a"] * 65, "n": 2}, "at most 128", "prompt"),
         ("completions", {"prompt": "a", "logprobs": True}, "logprobs: must be", "logprobs"),
