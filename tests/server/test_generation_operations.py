@@ -36,9 +36,9 @@ def client_of(server: Server) -> Iterator[openai.OpenAI]:
 def test_a_client_that_goes_away_ends_its_generation(served: Server) -> None:
     aborted, generated = ended(served, "abort"), count(served, "generation_tokens_total")
     with client_of(served) as client, pytest.raises(openai.APITimeoutError):
-        client.completions.create(n=2, timeout=0.3, **LONG)
-    wait_for(lambda: ended(served, "abort") == aborted + 1, 2)
-    wait_for(lambda: served.metric(RUNNING) == 0, 2)
+        client.completions.create(n=2, timeout=0.6, **LONG)
+    wait_for(lambda: ended(served, "abort") == aborted + 1, 5)
+    wait_for(lambda: served.metric(RUNNING) == 0, 5)
     assert 0 < count(served, "generation_tokens_total") - generated < 200, "it was canceled long before its end"
 
 
@@ -47,10 +47,10 @@ def test_a_stream_that_is_left_ends_its_generation(served: Server) -> None:
     with client_of(served) as client:
         stream = client.completions.create(stream=True, **LONG)
         next(iter(stream))
-        assert served.metric(RUNNING) == 1
+        wait_for(lambda: served.metric(RUNNING) == 1, 5)
         stream.close()
-        wait_for(lambda: ended(served, "abort") == aborted + 1, 2)
-        wait_for(lambda: served.metric(RUNNING) == 0, 2)
+        wait_for(lambda: ended(served, "abort") == aborted + 1, 5)
+        wait_for(lambda: served.metric(RUNNING) == 0, 5)
 
 
 def test_deadlines(served: Server) -> None:
@@ -59,7 +59,7 @@ def test_deadlines(served: Server) -> None:
     assert (late.status, late.json()["error"]["type"]) == (504, "timeout_error")
     with client_of(served) as client, pytest.raises(openai.APIError, match="timed out"):
         list(client.completions.create(stream=True, extra_headers={"X-Request-Timeout": "0.3"}, **LONG))
-    assert ended(served, "timeout") == before + 2
+    wait_for(lambda: ended(served, "timeout") == before + 2, 5)
     assert served.request("POST", "/v1/completions", LONG, {"X-Request-Timeout": "never"}).status == 400
 
 
@@ -70,13 +70,15 @@ def test_metrics_count_tokens_and_times(served: Server) -> None:
     stops = ended(served, "stop")
     body = {"model": "null", "prompt": list(range(100, 140)), "max_tokens": 5, "temperature": 0}
     answers = [served.request("POST", "/v1/completions", body).json() for _ in range(2)]
-    added = {name: count(served, name) - before[name] for name in names}
-    assert list(added.values()) == [80, 10, 80, answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"], 2, 8, 2]
+    num_cached = answers[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert num_cached == 36
+    # A client has its answer a moment before the metrics have the step.
+    wait_for(lambda: [count(served, name) - before[name] for name in names] == [80, 10, 80, num_cached, 2, 8, 2], 5)
     text = served.request("POST", "/v1/completions", {**LONG, "max_tokens": 2}).json()["choices"][0]["text"]
     stopped = served.request("POST", "/v1/completions", {**LONG, "stop": text}).json()
     assert (stopped["choices"][0]["text"], stopped["choices"][0]["finish_reason"]) == ("", "stop")
-    assert ended(served, "stop") == stops + 1
-    assert count(served, "kv_cache_usage_perc") == 0
+    wait_for(lambda: ended(served, "stop") == stops + 1, 5)
+    wait_for(lambda: count(served, "kv_cache_usage_perc") == 0, 5)
 
 
 def test_prompts_and_texts_are_not_logged(served: Server) -> None:
@@ -98,16 +100,16 @@ def test_prompts_and_texts_are_not_logged(served: Server) -> None:
 def test_a_full_queue_gives_429(served: Server) -> None:
     rejected = count(served, "request_rejected_total")
     with ThreadPoolExecutor(1) as pool, client_of(served) as client:
-        full = pool.submit(client.completions.create, **{**LONG, "prompt": ["a"] * 24, "timeout": 1})
+        full = pool.submit(client.completions.create, **{**LONG, "prompt": ["a"] * 24, "timeout": 1.5})
         wait_for(lambda: served.metric(RUNNING) + served.metric(WAITING) == 24)
         refused = served.request("POST", "/v1/completions", LONG)
         assert (refused.status, refused.json()["error"]["type"]) == (429, "rate_limit_error")
         assert int(refused.headers["retry-after"]) >= 1
         with pytest.raises(openai.APITimeoutError):
             full.result()
-    wait_for(lambda: served.metric(RUNNING) + served.metric(WAITING) == 0, 2)
+    wait_for(lambda: served.metric(RUNNING) + served.metric(WAITING) == 0, 5)
     assert served.request("POST", "/v1/completions", {**LONG, "prompt": ["a"] * 25}).status == 429
-    wait_for(lambda: served.metric(RUNNING) + served.metric(WAITING) == 0, 2)
+    wait_for(lambda: served.metric(RUNNING) + served.metric(WAITING) == 0, 5)
     assert count(served, "request_rejected_total") == rejected + 2
 
 
