@@ -36,14 +36,14 @@ class GenerationRoutes:
 
     async def completions(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/completions"""
-        document, served = await self._begin(exchange)
-        call = parse_completion(document, served.text)
+        document, served, size = await self._begin(exchange)
+        call = await maybe_in_thread(size, INLINE_BYTES, partial(parse_completion, document, served.text))
         who = self._who(exchange)
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
                 submit = partial(served.text.submit, prompt, call.params, **who)
-                requests.append(await maybe_in_thread(len(prompt), INLINE_CHARS, partial(_submit, submit, "prompt", served)))
+                requests.append(await maybe_in_thread(size, INLINE_CHARS, partial(_submit, submit, "prompt", served)))
         except Exception:
             for request in requests:
                 request.cancel()
@@ -52,19 +52,20 @@ class GenerationRoutes:
 
     async def chat(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/chat/completions"""
-        document, served = await self._begin(exchange)
-        call = parse_chat(document, served.text)
+        document, served, size = await self._begin(exchange)
+        call = await maybe_in_thread(size, INLINE_BYTES, partial(parse_chat, document, served.text))
         submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **self._who(exchange))
         # The template runs in a process of its own, which is waited for.
         request = await asyncio.to_thread(_submit, submit, "messages", served)
         return await _answer(exchange, [request], ChatForm(call, served.text), call.stream)
 
-    async def _begin(self, exchange: Exchange) -> tuple[dict[str, Any], ServedLanguageModel]:
+    async def _begin(self, exchange: Exchange) -> tuple[dict[str, Any], ServedLanguageModel, int]:
+        """Return the request, the model that it names, and the size of the body in bytes."""
         body = await read_body(exchange, self._settings.max_body_bytes, self._settings.timeout_s)
         document = await maybe_in_thread(len(body), INLINE_BYTES, partial(parse_object, body))
         served = self._state.find_language_model(model_name(document))
         exchange.info.model = served.name
-        return document, served
+        return document, served, len(body)
 
     def _who(self, exchange: Exchange) -> dict[str, Any]:
         """Return whose prefixes a request shares, and the time that is left for it."""

@@ -55,18 +55,22 @@ def parse_completion(document: Mapping[str, Any], text: TextEngine) -> Completio
     params = sampling_params(fields, text, own)
     if fields.get("best_of", params.n) != params.n:
         raise invalid("'best_of' must be the same as 'n'", "best_of")
-    prompts = _prompts(fields.get("prompt"))
-    if len(prompts) * params.n > MAX_CHOICES:
-        raise invalid(f"{len(prompts)} prompts of {params.n} choices are asked for, at most {MAX_CHOICES} choices are allowed", "prompt")
+    prompts = _prompts(fields.get("prompt"), params.n, text.spec.max_length)
     return CompletionCall(prompts, params, stream_options(fields), echo)
 
 
-def _prompts(value: object) -> list[Prompt]:
+def _prompts(value: object, n: int, max_length: int) -> list[Prompt]:
+    """Return the prompts. How many there are, and how long, is looked at before what they hold, which could take a while."""
     items: Any = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise invalid(f"'prompt' must be {_FORMS}, and can't be empty", "prompt")
     if type(items[0]) is int:
         items = [items]
+    if len(items) * n > MAX_CHOICES:
+        raise invalid(f"{len(items)} prompts of {n} choices are asked for, at most {MAX_CHOICES} choices are allowed", "prompt")
+    longest = max((len(item) for item in items if isinstance(item, list)), default=0)
+    if longest >= max_length:
+        raise invalid(f"the prompt has {longest} tokens, the context is {max_length}: shorten it, so that one or more can follow", "prompt")
     texts = all(isinstance(item, str) for item in items)
     if not texts and not all(isinstance(item, list) and all(type(token) is int for token in item) for item in items):
         raise invalid(f"'prompt' must be {_FORMS}", "prompt")
