@@ -14,9 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +114,14 @@ def serve(path: Path, threads: int) -> None:
         params = SamplingParams(temperature=0, max_tokens=request["generated"], ignore_eos=True)
         start = time.perf_counter()
         submitted = [engine.submit(prompt, params) for prompt in prompts]
-        times = [[time.perf_counter() - start for event in each if hasattr(event, "token")] for each in submitted]
+        with ThreadPoolExecutor(len(submitted)) as pool:  # a reader for each, which sees its tokens when they come
+            times = list(pool.map(partial(token_times, start), submitted))
         print(json.dumps({"first_s": max(each[0] for each in times), "last_s": max(each[-1] for each in times)}), flush=True)
+
+
+def token_times(start: float, request: Iterable[Any]) -> list[float]:
+    """Seconds from `start` to each token of a request."""
+    return [time.perf_counter() - start for event in request if hasattr(event, "token")]
 
 
 def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, float]:
