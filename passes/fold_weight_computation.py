@@ -13,6 +13,7 @@ from llmos.compiler.analysis.quantization import quantization_of
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.ir.attributes import DEQUANTIZE, FOLD, INPUT, KIND, SHAPE, WEIGHT, items, tensor_attributes, write_shape
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.cloning import clone_ops
 from llmos.compiler.ir.functions import Argument, Arguments, EntryFunc, create_private, public_functions
 from llmos.compiler.ir.ops import REMATERIALIZABLE
 from llmos.passes._context import CostModel, PassContext
@@ -150,10 +151,7 @@ def _outline(module: ir.Module, ops: list[ir.Operation], inputs: list[Argument],
     block = made.regions[0].blocks[0]
     mapping = dict(zip([each.value for each in inputs], block.arguments, strict=True))
     with ir.InsertionPoint(block):
-        for op in ops:
-            copy = op.clone()
-            _remap(copy, mapping)
-            mapping.update(zip(op.results, copy.results, strict=True))
+        clone_ops(ops, mapping)
         ir.Operation.create("func.return", operands=[mapping[r] for r in results])
 
 
@@ -164,16 +162,6 @@ def _names(count: int, arguments: Arguments) -> list[str]:
     while any(name.startswith(f"{word}.") for name in taken):
         word += "_"
     return [f"{word}.{number}" for number in range(count)]
-
-
-def _remap(op: ir.Operation, mapping: dict[ir.Value, ir.Value]) -> None:
-    for i, operand in enumerate(op.operands):
-        if operand in mapping:
-            op.operands[i] = mapping[operand]
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                _remap(inner.operation, mapping)
 
 
 def _replace(func: ir.Operation, results: list[ir.Value], names: list[str]) -> None:

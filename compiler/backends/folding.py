@@ -21,6 +21,7 @@ from llmos.compiler.backends.registry import get_backend
 from llmos.compiler.execution.native import call_entry
 from llmos.compiler.ir.attributes import FOLD, INPUT, tensor_attributes
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.cloning import clone_ops
 from llmos.compiler.ir.functions import EntryFunc, Func, create_private, make_public
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import PipelineOptions, run_pipeline
@@ -120,22 +121,9 @@ def _part(func: Func, numbers: Sequence[int], cones: Sequence[Sequence[ir.Operat
     make_public(main)
     mapping = dict(zip([each.value for each in arguments], main.regions[0].blocks[0].arguments, strict=True))
     with ir.InsertionPoint(main.regions[0].blocks[0]):
-        for op in ops:
-            copy = op.clone()
-            _remap(copy, mapping)
-            mapping.update(zip(op.results, copy.results, strict=True))
+        clone_ops(ops, mapping)
         ir.Operation.create("func.return", operands=[mapping[each] for each in results])
     return _Part(module, [each.name for each in arguments], [names[number][0] for number in numbers], is_large)
-
-
-def _remap(op: ir.Operation, mapping: Mapping[ir.Value, ir.Value]) -> None:
-    for i, operand in enumerate(op.operands):
-        if operand in mapping:
-            op.operands[i] = mapping[operand]
-    for region in op.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                _remap(inner.operation, mapping)
 
 
 # -- running them
