@@ -19,7 +19,7 @@ from llmos.models.directory import ModelDirectory, read_object
 from llmos.models.float_weights import run_in_float32, traced_as_float32
 from llmos.models.loading import load_transformer
 from llmos.models.repeated_layers import NotRepeatedError, find_layers, with_copies
-from llmos.models.step import CacheSpec, Step, adapted, cache_specs
+from llmos.models.step import CacheSpec, Step, adapted, cache_specs, uses_interface
 from llmos.runtime.errors import InputError
 
 TASK = "text-generation"
@@ -78,11 +78,11 @@ def import_model(
 
     Weights of half types are read one by one, as float32.
     """
-    max_length = _max_length(model.config, options)
-    with adapted(model, max_length):
-        caches = cache_specs(model)
-    with adapted(model, max_length), traced_as_float32(model) as weights:
-        step = Step(model).eval()
+    max_length, interface = _max_length(model.config, options), uses_interface(model)
+    with adapted(model, max_length, interface):
+        caches = cache_specs(model, interface)
+    with adapted(model, max_length, interface), traced_as_float32(model) as weights:
+        step = Step(model, interface).eval()
         examples = tuple(_example(seed, lengths, model.config, caches, options) for seed, lengths in enumerate(_EXAMPLES))
         imported = import_torch(
             _program(step, caches, examples[0], options),
@@ -125,7 +125,7 @@ class _StepReference:
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         arguments = _torch_arguments(inputs)
-        with adapted(self.model, self.max_length), run_in_float32(self.model), torch.no_grad():
+        with adapted(self.model, self.max_length, self.step.interface), run_in_float32(self.model), torch.no_grad():
             logits = self.step(*arguments)
         return [logits.numpy(), *(_numpy(each) for each in arguments[-1])]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +49,19 @@ class StepState:
     caches: list[torch.Tensor]
 
 
-class Step(nn.Module):
-    """(tokens, positions, slots, token_requests, block_tables, logit_rows, caches) to logits [rows, vocabulary]; caches change in place."""
+_STATE: ContextVar[StepState] = ContextVar("state")  # of the step that runs: not every family hands arguments down to its attention
 
-    def __init__(self, model: Any) -> None:
+
+class Step(nn.Module):
+    """(tokens, positions, slots, token_requests, block_tables, logit_rows, caches) to logits [rows, vocabulary]; caches change in place.
+
+    interface: what `uses_interface` says of the model.
+    """
+
+    def __init__(self, model: Any, interface: bool) -> None:
         super().__init__()
         self.model = model
+        self.interface = interface
 
     def forward(
         self,
@@ -67,11 +75,12 @@ class Step(nn.Module):
     ) -> torch.Tensor:
         """Run one step; shapes and meaning of the arguments are those of models/causal_lm.py."""
         state = StepState(slots, positions, token_requests, block_tables, list(caches))
-        known = {"llmos_state": state} if takes_interface(self.model) else {}
-        with nullcontext() if known else _InSdpa(lambda layer, q, k, v: _attend(layer, q, k, v, None, llmos_state=state)):
-            output = self.model(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=logit_rows.long(), **known
-            )
+        token = _STATE.set(state)
+        try:
+            with nullcontext() if self.interface else _InSdpa(lambda layer, q, k, v: _attend(layer, q, k, v, None)):
+                output = self.model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=logit_rows.long())
+        finally:
+            _STATE.reset(token)
         for cache, new in zip(caches, state.caches, strict=True):
             cache.copy_(new)
         logits: torch.Tensor = output.logits[0]
@@ -101,25 +110,55 @@ class _InSdpa(TorchFunctionMode):
         return made.transpose(1, 2)
 
 
-def takes_interface(model: Any) -> bool:
-    """Whether a model's attention goes through transformers' AttentionInterface; else it calls scaled_dot_product_attention."""
-    return bool(getattr(model, "_supports_attention_backend", False))
+def uses_interface(model: Any) -> bool:
+    """Whether a model's attention goes through transformers' AttentionInterface, seen at a run of one token; else it calls
+    scaled_dot_product_attention itself.
+    """
+    calls: list[Any] = []
+
+    def look(module: Any, query: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, None]:
+        calls.append(module)
+        return query.transpose(1, 2), None
+
+    before = model.config._attn_implementation
+    _register(look, _no_mask)
+    model.set_attn_implementation(_NAME)
+    try:
+        _run_one_token(model)
+    finally:
+        model.set_attn_implementation(before)
+        _register(_attend, _no_mask)
+    return bool(calls)
+
+
+def _register(attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_NAME, attention)
+    AttentionMaskInterface.register(_NAME, mask)
+
+
+def _run_one_token(model: Any) -> None:
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    with torch.no_grad():
+        model(input_ids=one, position_ids=one, use_cache=False)
 
 
 @contextmanager
-def adapted(model: Any, max_length: int) -> Iterator[None]:
-    """Inside, a model runs as a step: attention reads `llmos_state`, experts are computed densely, rotary frequencies are fixed."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+def adapted(model: Any, max_length: int, interface: bool) -> Iterator[None]:
+    """Inside, a model runs as a step: attention is that over a paged cache, experts are computed densely, rotary frequencies are fixed.
+
+    interface: as of Step. Raises UnsupportedError for a model whose scores have other terms than attention's own.
+    """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, _no_mask)
+    _register(_attend, _no_mask)
     ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
     before = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
     if getattr(model.config, "alibi", False):
         raise UnsupportedError(f"{type(model).__name__}: ALiBi isn't supported")
     kinds = _fix_frequencies(model, max_length)
-    model.set_attn_implementation(_NAME if takes_interface(model) else "sdpa")
+    model.set_attn_implementation(_NAME if interface else "sdpa")
     model.config._experts_implementation = _NAME
     try:
         yield
@@ -130,10 +169,12 @@ def adapted(model: Any, max_length: int) -> Iterator[None]:
             module.rope_type = kind
 
 
-def cache_specs(model: Any) -> list[CacheSpec]:
-    """The cache of each layer, seen at a run of one token. Raises UnsupportedError for attention that can't be replaced."""
-    from transformers import AttentionInterface
+def cache_specs(model: Any, interface: bool) -> list[CacheSpec]:
+    """The cache of each layer of an adapted model, seen at a run of one token.
 
+    Raises UnsupportedError for attention that can't be replaced.
+    """
+    masks: list[Any] = []
     found: dict[int, CacheSpec] = {}
 
     def look(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **options: Any) -> tuple[Any, None]:
@@ -143,13 +184,15 @@ def cache_specs(model: Any) -> list[CacheSpec]:
         found[module.layer_idx] = CacheSpec(f"cache.{module.layer_idx}", key.shape[1], key.shape[-1], window)
         return query.transpose(1, 2), None
 
-    AttentionInterface.register(_NAME, look)
-    one = torch.zeros(1, 1, dtype=torch.int64)
+    _register(look, lambda *_, mask_function=None, **__: masks.append(mask_function))
     try:
-        with torch.no_grad(), nullcontext() if takes_interface(model) else _InSdpa(look):
-            model(input_ids=one, position_ids=one, use_cache=False)
+        with nullcontext() if interface else _InSdpa(look):
+            _run_one_token(model)
     finally:
-        AttentionInterface.register(_NAME, _attend)
+        _register(_attend, _no_mask)
+    windows = {None, *(each.window for each in found.values())}
+    if not all(any(_is_causal(mask, window) for window in windows) for mask in masks if mask is not None):
+        raise UnsupportedError(f"{type(model).__name__}: a mask that is neither causal nor a window isn't supported")
     if not found or sorted(found) != list(range(len(found))):
         raise UnsupportedError(f"{type(model).__name__}: its attention is neither transformers' AttentionInterface nor torch's function")
     return [found[layer] for layer in range(len(found))]
@@ -159,8 +202,10 @@ def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float | None = None, **options: Any
 ) -> tuple[torch.Tensor, None]:
     """As transformers' attention interface: query [1, heads, tokens, head_dim]; key and value have the key-value heads alone."""
-    state: StepState = options["llmos_state"]
+    state = _STATE.get()
     query, key, value = (each.transpose(1, 2)[0] for each in (query, key, value))
+    if key.shape[1] != state.caches[module.layer_idx].shape[1]:
+        raise UnsupportedError(f"layer {module.layer_idx} has {key.shape[1]} heads of keys here, and other ones for a single token")
     cache = torch.ops.llmos.write_kv_cache(state.caches[module.layer_idx], key, value, state.slots)
     state.caches[module.layer_idx] = cache
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
@@ -175,6 +220,14 @@ def _window(module: Any, options: Mapping[str, Any]) -> int | None:
     given = options.get("sliding_window")
     window = given if given is not None else getattr(module, "sliding_window", None)
     return None if window is None else int(window)
+
+
+def _is_causal(mask: Callable[..., Any], window: int | None) -> bool:
+    """Whether a mask function of transformers lets positions attend to those before, `window` of them or all."""
+    near = sorted({max(0, (1 << power) + shift) for power in range(18) for shift in (-1, 0, 1)})
+    query, key = torch.tensor(near)[:, None], torch.tensor(near)[None, :]
+    wanted = (key <= query) & (query - key < (window or 1 << 30))
+    return bool((torch.as_tensor(mask(torch.tensor(0), torch.tensor(0), query, key)) == wanted).all())
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

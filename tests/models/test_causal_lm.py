@@ -180,3 +180,13 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     config = tf.FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=100, alibi=True)
     with pytest.raises(UnsupportedError, match="ALiBi"):
         import_model(tf.AutoModelForCausalLM.from_config(config).eval(), name="alibi")
+
+
+@pytest.mark.parametrize("settings", [{"attention_chunk_size": 64}, {"attention_chunk_size": 8192}], ids=["64", "8192"])
+def test_a_mask_of_another_kind_is_refused(settings: dict[str, int]) -> None:
+    """Chunks of attention look like causal masks on short prompts: no recorded input would show the difference."""
+    config = tf.Llama4TextConfig(
+        **SIZES, head_dim=8, num_local_experts=2, intermediate_size_mlp=48, layer_types=["chunked_attention", "full_attention"], **settings
+    )
+    with pytest.raises(UnsupportedError, match="mask"):
+        import_model(tf.AutoModelForCausalLM.from_config(config).eval(), name="chunks")
