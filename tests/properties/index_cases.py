@@ -303,9 +303,30 @@ def _classes(d: Draw) -> Case:
     return d.case("multilabel_margin_loss", F.multilabel_margin_loss, Given((3, 4)), Given((3, 4), torch.int64, loose=True))
 
 
+def _paged(d: Draw) -> Case:
+    """Slots of a cache of 5 blocks; positions of a table of 3 blocks, whose numbers are inside, and rows of it."""
+    import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
+    from llmos.compiler.analysis.paged_attention import BlockLayout
+
+    head_dim = d.rng.choice((1, 8, 20))
+    cache, heads = (5, 2, BlockLayout(head_dim).num_elements), ("n", 2, head_dim)
+    if d.rng.random() < 0.5:
+        write, slots = torch.ops.llmos.write_kv_cache, d.index(("n",), lambda _: 80, dtypes=(torch.int32,))
+        return d.case("write_kv_cache", write, Given(cache), Given(heads), Given(heads), slots)
+
+    def attend(q: torch.Tensor, cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = torch.ops.llmos.paged_attention(q, cache, blocks.abs() % 5, positions, requests, None, 1.0, 0, 0.0)
+        return made
+
+    blocks, positions = Given(("m", 3), torch.int32), d.index(("n",), lambda _: 48, dtypes=(torch.int32,))
+    requests = d.index(("n",), size_of("m"), dtypes=(torch.int32,))
+    return d.case("paged_attention", attend, Given(("n", 4, head_dim)), Given(cache), blocks, positions, requests)
+
+
 FAMILIES: tuple[Callable[[Draw], Case], ...] = (
     _index_select, _gather, _take_along, _take, _index, _index_put, _index_put, _scatter, _scatter, _scatter_rows, _scatter_reduce, _slices,
     _slices, _put, _embedding, _unpool, _losses, _bag, _pivots, _searches, _runs, _coordinates, _masked, _classes,
+    _paged,
 )  # fmt: skip
 
 
