@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,11 +42,17 @@ class Layers:
         first: dict[Any, int] = {}
         found = []
         for number, layer in enumerate(self.all):
-            kind = _kind(layer)
+            kind = _kind(layer), self._settings_of(number)
             found.append(first.get(kind, number))
             if number > 0:  # what the first layer reads is no layer's result
                 first.setdefault(kind, number)
         return found
+
+    def _settings_of(self, number: int) -> tuple[tuple[str, str], ...]:
+        """What the configuration says of each layer in a list, by which the modules around the layers may choose."""
+        settings = vars(getattr(self.parent, "config", self)).items()
+        listed = {key: value for key, value in settings if isinstance(value, list) and len(value) == len(self.all)}
+        return tuple((key, repr(value[number])) for key, value in sorted(listed.items()))
 
     @contextmanager
     def cut(self, count: int) -> Iterator[None]:
@@ -104,12 +110,9 @@ class _Graph:
     path: str
     traced: int
     first_cache: int
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
-        self.module = fx.GraphModule(self.program.graph_module, fx.Graph())
         self.graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
         self.graph.output(self.graph.graph_copy(self.program.graph, mapping))
@@ -133,7 +136,8 @@ class _Graph:
                 self.nodes[number].append(node)
                 self.layer_of[node] = number
         self.results = [self._result(number) for number in range(self.traced)]
-        self.state, self.constants = dict(self.program.state_dict), dict(self.program.constants)
+        self.state: dict[str, torch.Tensor] = dict(self.program.state_dict)
+        self.constants: dict[str, Any] = dict(self.program.constants)
 
     def _number(self, node: fx.Node) -> int | None:
         """The layer whose module a node was traced in."""

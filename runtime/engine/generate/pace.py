@@ -24,7 +24,7 @@ class Pace:
         self._was_slow = False
 
     def observe(self, num_decodes: int, num_prefill_tokens: int, run_s: float) -> None:
-        """Take the duration of a step. One with more tokens of prompts than `num_tokens` teaches nothing."""
+        """Take the duration of a step. One with more tokens of prompts than `num_tokens` is left out."""
         if not num_decodes or num_prefill_tokens > self.num_tokens:
             return
         if not num_prefill_tokens:

@@ -197,9 +197,8 @@ class _Run:
     def emit(self) -> None:
         """Read the queries, go over the blocks of the cache, write the rows."""
         b, frame = self.b, self.tile.frame
-        num_rows, whole_rows = self.num_rows, self.whole_rows
         low, high = self._load()
-        self._start(num_rows, whole_rows)
+        self._start()
         size = b.index(BLOCK_SIZE)
         last = self.tile.checked(b.div(high, size), self.tile.plan.size("block_tables", 1))
         with b.loop(b.div(low, size), b.add(last, b.index(1)), b.index(1)) as loop, frame.emitter.scope():
@@ -252,10 +251,11 @@ class _Run:
         low, high = tokens.results
         return low, high
 
-    def _start(self, num_rows: Value, whole_rows: Value) -> None:
+    def _start(self) -> None:
+        """Clear the running maxima and sums, and the output."""
         b, padded = self.b, self.parameters.layout.padded
         zero = b.splat_constant(b.f32, 0.0)
-        with b.loop(b.index(0), whole_rows, b.index(LANES)) as loop:
+        with b.loop(b.index(0), self.whole_rows, b.index(LANES)) as loop:
             b.store(b.splat_constant(b.f32, LOWEST), self.at("highest", loop.iv), 64)
             b.store(b.splat_constant(b.f32, LOWEST), self.at("block_highest", loop.iv), 64)  # of rows that there are not
 
@@ -360,7 +360,7 @@ class _Block:
         bits = b.op("arith.extui", [b.load(address, b.vec(self.kind), 2)], b.vec(b.i32))
         return b.op("arith.bitcast", [b.binary("arith.shli", bits, b.splat_constant(b.i32, 16))], b.vec(b.f32))
 
-    def _multiply(self, shape: TileShape, sums: Sequence[Value], scalars: Sequence[Value], vector: Value) -> list[Value]:
+    def _multiply(self, sums: Sequence[Value], scalars: Sequence[Value], vector: Value) -> list[Value]:
         return [self.b.fma(self.b.splat(scalar), vector, total) for scalar, total in zip(scalars, sums, strict=True)]
 
     def _scores(self, row: Value, shape: TileShape) -> None:
@@ -370,7 +370,7 @@ class _Block:
         queries = [run.at("query", each, p.layout.padded) for each in rows]
         with b.loop(b.index(0), b.index(p.head_dim), b.index(1), [b.splat_constant(b.f32, 0.0)] * shape.rows) as loop:
             scalars = [b.load(b.address(query, loop.iv, b.f32), b.f32, 4) for query in queries]
-            loop.yield_(self._multiply(shape, loop.args, scalars, self._read(b.mul(loop.iv, b.index(BLOCK_SIZE)))))
+            loop.yield_(self._multiply(loop.args, scalars, self._read(b.mul(loop.iv, b.index(BLOCK_SIZE)))))
         for each, score in zip(rows, loop.results, strict=True):
             masked = self._masked(each, self._capped(score))
             highest = b.op("vector.reduction", [masked], b.f32, kind=ir.Attribute.parse("#vector.kind<maxnumf>"))
@@ -426,6 +426,6 @@ class _Block:
             with b.loop(b.index(0), self.count, b.index(1), start) as loop:
                 scalars = [b.load(b.address(weight, loop.iv, b.f32), b.f32, 4) for weight in weights]
                 value = self._read(b.add(first, b.mul(loop.iv, b.index(layout.padded))))
-                loop.yield_(self._multiply(shape, loop.args, scalars, value))
+                loop.yield_(self._multiply(loop.args, scalars, value))
             for output, made in zip(outputs, loop.results, strict=True):
                 b.store(made, output, 64)
