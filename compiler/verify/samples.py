@@ -19,7 +19,7 @@ from llmos.runtime.errors import UserError
 
 NUM_SIZES = 2  # sizes at which a model with dynamic dims runs, besides its example's
 STORED_BYTES = 1 << 16  # inputs of a case up to this size are stored as bytes
-EXAMPLE_BYTES = 1 << 18  # larger examples only determine the distribution of values
+EXAMPLE_BYTES = 1 << 18  # larger examples, without inputs of one value, only determine the distribution of values
 SAMPLED = 1 << 18  # elements of a larger example that are inspected
 _SMALL_SIZES = ((2, 5, 3, 7), (3, 7, 2, 11))
 _NO_SIZE: dict[str, int] = {}
@@ -99,13 +99,33 @@ def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signa
     Raises UserError, with the reference's message, if all runs fail.
     """
     examples = [example for example in examples if _fits(example, signature)]
-    kept = [example for example in examples if sum(array.nbytes for array in example) <= EXAMPLE_BYTES]
-    found = [_run(reference, signature.sizes_of(example), example, (None,) * len(example)) for example in kept]
+    found = [_run(reference, signature.sizes_of(example), example, recipes) for example, recipes in _small(examples, signature)]
     random_inputs = [_random_input(spec, [example[i] for example in examples]) for i, spec in enumerate(signature.inputs)]
     traced = signature.sizes_of(examples[0]) if examples else _NO_SIZE
     others = {tuple(each.sizes.items()) for each in found if each.sizes != traced}
     missing = NUM_SIZES - len(others) if signature.table.symbols else 1 - len(found)
     return found + [_record_made_up(reference, signature, random_inputs, traced, number) for number in range(missing)]
+
+
+def _small(
+    examples: Sequence[Sequence[np.ndarray]], signature: Signature
+) -> Iterator[tuple[Sequence[np.ndarray], tuple[RandomInput | None, ...]]]:
+    """The examples that a report can hold, with recipes of the inputs that are one value, such as the caches of a language model.
+
+    A model whose inputs depend on one another (a slot that no two tokens may write) runs as it should on its own examples alone.
+    """
+    for example in examples:
+        recipes = tuple(_one_value(array, spec.dtype) for spec, array in zip(signature.inputs, example, strict=True))
+        if sum(array.nbytes for array, recipe in zip(example, recipes, strict=True) if recipe is None) <= EXAMPLE_BYTES:
+            yield example, recipes
+
+
+def _one_value(array: np.ndarray, dtype: str) -> RandomInput | None:
+    """The recipe of an array whose elements are all equal; None for others."""
+    if not array.size or array.dtype.kind == "c" or (array != array.flat[0]).any():
+        return None
+    value = float(numbers(array.reshape(-1)[:1], dtype)[0])
+    return RandomInput("integers" if is_exact(dtype) else "normal", 0, value, value, value, 0.0) if abs(value) < 2.0**53 else None
 
 
 def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], sizes: Mapping[str, int]) -> list[np.ndarray]:

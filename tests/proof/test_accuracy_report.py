@@ -141,6 +141,27 @@ def test_large_inputs_are_kept_as_recipes(tmp_path: Path) -> None:
     assert run(["verify", str(tmp_path / "pool.llmos")]) == 0
 
 
+class WritesRows(torch.nn.Module):
+    """Rows to slots of a cache: what lies in a slot that two rows write is not defined."""
+
+    def forward(self, cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return cache.index_copy(0, slots, rows).sum(0, keepdim=True) + rows
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_examples_with_a_large_input_of_one_value_are_recorded(value: float) -> None:
+    """As a language model's: made-up slots would meet one another, and only the examples' own don't."""
+    numbers = torch.export.Dim("rows", max=1024)
+    examples = [(torch.full((1024, 128), value), torch.randperm(1024)[:size], torch.randn(size, 128)) for size in (300, 40, 90)]
+    imported = import_torch(WritesRows(), examples[0], [None, {0: numbers}, {0: numbers}], name="writes")
+    imported = replace(imported, examples=tuple(tuple(each.numpy() for each in example) for example in examples))
+    cases = parsed(compile_model(imported, options=options())).cases
+    assert [case.inputs[1].shape for case in cases] == [(300,), (40,), (90,)]
+    for case, example in zip(cases, imported.examples, strict=True):
+        assert all(np.array_equal(each.load(), wanted) for each, wanted in zip(case.inputs, example, strict=True))
+        assert case.inputs[0].random_input is not None and case.inputs[1].random_input is None
+
+
 def test_mlir_text_is_its_own_reference(tmp_path: Path) -> None:
     text = """
     func.func @main(%x: tensor<?x8xf32>, %y: tensor<?x8xf32>) -> tensor<?x8xf32> {
