@@ -99,7 +99,7 @@ def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signa
     Raises UserError, with the reference's message, if all runs fail.
     """
     examples = [example for example in examples if _fits(example, signature)]
-    found = [_run(reference, signature.sizes_of(example), example, recipes) for example, recipes in _small(examples, signature)]
+    found = [_run(reference, signature.sizes_of(example), example, made_by) for example, made_by in _small(examples, signature)]
     random_inputs = [_random_input(spec, [example[i] for example in examples]) for i, spec in enumerate(signature.inputs)]
     traced = signature.sizes_of(examples[0]) if examples else _NO_SIZE
     others = {tuple(each.sizes.items()) for each in found if each.sizes != traced}
@@ -110,18 +110,18 @@ def record(reference: Reference, examples: Sequence[Sequence[np.ndarray]], signa
 def _small(
     examples: Sequence[Sequence[np.ndarray]], signature: Signature
 ) -> Iterator[tuple[Sequence[np.ndarray], tuple[RandomInput | None, ...]]]:
-    """The examples that a report can hold, with recipes of the inputs that are one value, such as the caches of a language model.
+    """The examples that a report can hold, with what makes the inputs that are one value, such as the caches of a language model.
 
     A model whose inputs depend on one another (a slot that no two tokens may write) runs as it should on its own examples alone.
     """
     for example in examples:
-        recipes = tuple(_one_value(array, spec.dtype) for spec, array in zip(signature.inputs, example, strict=True))
-        if sum(array.nbytes for array, recipe in zip(example, recipes, strict=True) if recipe is None) <= EXAMPLE_BYTES:
-            yield example, recipes
+        made_by = tuple(_one_value(array, spec.dtype) for spec, array in zip(signature.inputs, example, strict=True))
+        if sum(array.nbytes for array, each in zip(example, made_by, strict=True) if each is None) <= EXAMPLE_BYTES:
+            yield example, made_by
 
 
 def _one_value(array: np.ndarray, dtype: str) -> RandomInput | None:
-    """The recipe of an array whose elements are all equal; None for others."""
+    """What makes an array whose elements are all equal; None for others."""
     if not array.size or array.dtype.kind == "c" or (array != array.flat[0]).any():
         return None
     value = float(numbers(array.reshape(-1)[:1], dtype)[0])
