@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check llm-bench bench clean
+.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check serve-check llm-bench bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -61,6 +61,10 @@ proof: venv
 # Language models: every family, the engine's properties, text (docs/llm.md).
 llm-check: venv
 	$(RUN) -m pytest -n $(JOBS) tests/codegen/test_paged_attention.py tests/models/test_causal_lm.py tests/engine/generate tests/runtime/test_sampling.py tests/llm tests/text tests/e2e/test_generation.py tests/e2e/test_generation_paths.py
+
+# The server: protocols with real clients, attacks, faults and operation, the heavy ones too (docs/serving.md).
+serve-check: venv
+	$(RUN) -m pytest tests/server tests/engine/test_engine.py tests/engine/test_policy.py
 
 # Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
 llm-bench: venv

@@ -29,6 +29,17 @@ _STARTED_S = time.monotonic()
 @click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
+@click.option("--max-connections", default=1024, show_default=True, type=click.IntRange(1), help="Connections; more get 503.")
+@click.option(
+    "--header-timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For the head of a request."
+)
+@click.option(
+    "--write-timeout-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For 4 KiB of an answer to be read."
+)
+@click.option(
+    "--keep-alive-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For an idle connection to stay open."
+)
+@click.option("--root-path", default="", help="Path under which a proxy has the server, such as /models.")
 @click.option("--api-key", multiple=True, help="Key that clients must send; several may be given. [env: LLMOS_API_KEYS, comma-separated]")
 @click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
@@ -47,6 +58,11 @@ def command(
     max_step_tokens: int,
     grace_s: float,
     max_body_mib: int,
+    max_connections: int,
+    header_timeout_s: float,
+    write_timeout_s: float,
+    keep_alive_s: float,
+    root_path: str,
     api_key: tuple[str, ...],
     entry: str,
     access_log: bool,
@@ -57,7 +73,7 @@ def command(
     """
     from llmos.runtime.engine import Limits, generate
     from llmos.runtime.server.core.language import load_served
-    from llmos.runtime.server.core.settings import MIB, ServerSettings
+    from llmos.runtime.server.core.settings import MIB, ConnectionLimits, ServerSettings
     from llmos.runtime.server.serve import serve
 
     if max_step_tokens <= max_running:
@@ -75,6 +91,10 @@ def command(
         grace_s=grace_s,
         api_keys=frozenset(api_key or _keys_of_environment()),
         access_log=access_log,
+        connections=ConnectionLimits(
+            max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s
+        ),
+        root_path=root_path,
     )
     models = [load_served(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
     return serve(models, settings, host=host, port=port, started_s=_STARTED_S)

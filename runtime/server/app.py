@@ -16,7 +16,7 @@ from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.server.core.endpoint import Endpoint
 from llmos.runtime.server.core.errors import HttpError, error_reply
 from llmos.runtime.server.core.gateway import Gateway
-from llmos.runtime.server.core.http import Reply
+from llmos.runtime.server.core.http import Reply, route_path
 from llmos.runtime.server.core.language import LanguageModel, ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.state import VERSION, AnyModel, Served, ServerState
@@ -56,14 +56,14 @@ def create_app(models: Sequence[AnyModel], settings: ServerSettings | None = Non
 
 def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoutes) -> None:
     """Add the hot routes first in the router, so that they match first, as plain ASGI apps, which avoids FastAPI's overhead."""
-    infer, embeddings = Endpoint(routes.infer), Endpoint(routes.embeddings)
-    app.router.routes[:0] = [
-        Route(f"{_MODEL}/infer", infer, methods=["POST"]),
-        Route("/v1/embeddings", embeddings, methods=["POST"]),
-        Route("/v1/completions", Endpoint(generation.completions), methods=["POST"]),
-        Route("/v1/chat/completions", Endpoint(generation.chat), methods=["POST"]),
-        Route(f"{_MODEL_VERSION}/infer", infer, methods=["POST"]),
-    ]
+    hot = {
+        f"{_MODEL}/infer": routes.infer,
+        "/v1/embeddings": routes.embeddings,
+        "/v1/completions": generation.completions,
+        "/v1/chat/completions": generation.chat,
+        f"{_MODEL_VERSION}/infer": routes.infer,
+    }
+    app.router.routes[:0] = [Route(path, Endpoint(path, handler), methods=["POST"]) for path, handler in hot.items()]
 
 
 def _add_health(app: FastAPI, state: ServerState) -> None:
@@ -134,13 +134,14 @@ def _add_openai_models(app: FastAPI, state: ServerState) -> None:
 def _add_error_handlers(app: FastAPI) -> None:
     def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, HttpError)
-        return _response(error_reply(error, request.url.path))
+        return _response(error_reply(error, route_path(request.scope)))
 
     def from_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-        message = f"there is no {request.method} {request.url.path}" if error.status_code in (404, 405) else error.detail
-        return _response(error_reply(HttpError(error.status_code, message, headers=headers), request.url.path))
+        path = route_path(request.scope)
+        message = f"there is no {request.method} {path}" if error.status_code in (404, 405) else error.detail
+        return _response(error_reply(HttpError(error.status_code, message, headers=headers), path))
 
     app.add_exception_handler(HttpError, known)
     app.add_exception_handler(HTTPException, from_framework)

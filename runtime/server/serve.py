@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import uvicorn
 
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.app import create_app
+from llmos.runtime.server.core.connection import Connection, ConnectionTable
 from llmos.runtime.server.core.gateway import ACCESS_LOG
-from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.core.state import AnyModel, ServerState
 
 _LOG = logging.getLogger("llmos.server")
 _CLOSE_S = 5  # for connections to close after the drain
+_SWEEP_TICKS = 3  # of uvicorn's, 0.1 s each
+_OTHER_DESCRIPTORS = 40  # than those of connections: artifacts, pipes of child processes, logs, the event loop's own
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # The model's thread needs the GIL when it returns from C; with the default of 5 ms the event loop could delay it that long.
 _SWITCH_INTERVAL_S = 0.0005
@@ -30,9 +36,10 @@ _SWITCH_INTERVAL_S = 0.0005
 class DrainingServer(uvicorn.Server):
     """uvicorn that drains on the first signal and quits on the second. exit_code: 0 after a complete drain, else 1."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, table: ConnectionTable, on_started: Callable[[], None]) -> None:
         super().__init__(config)
         self._state = state
+        self._table = table
         self._on_started = on_started
         self._drain: asyncio.Task[None] | None = None
         self.exit_code = 0
@@ -40,6 +47,12 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second, and look for connections that have taken too long."""
+        if counter % _SWEEP_TICKS == 0:
+            self._table.sweep()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -81,21 +94,38 @@ def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, po
     _configure_logging()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(models, settings)
+    state: ServerState = app.state.server
+    table = ConnectionTable(_within_descriptors(settings.connections), lambda status: state.metrics.http.labels("none", str(status)).inc())
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=partial(Connection, table=table),  # type: ignore[arg-type]
+        timeout_keep_alive=settings.connections.keep_alive_s,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=_CLOSE_S,
     )
-    server = DrainingServer(config, app.state.server, lambda: _announce(listener, [model.name for model in models], started_s))
+    server = DrainingServer(config, state, table, lambda: _announce(listener, [model.name for model in models], started_s))
     server.run(sockets=[listener])
     if server.exit_code:
         os._exit(server.exit_code)  # a running model call can't be interrupted and must not keep the process alive
     return server.exit_code
+
+
+def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
+    """Return the limits with no more connections than the process may open, of which it takes as many as it is allowed to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.max_connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        most = max(1, soft - _OTHER_DESCRIPTORS)
+        if most < limits.max_connections:
+            _LOG.warning("at most %d connections are served, since the process may open %d files (ulimit -n)", most, soft)
+            return replace(limits, max_connections=most)
+    return limits
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from numpy_models import Affine, Echo, Encoder, FileGate, NotFinite
 
-from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.serve import serve
 
 STARTED_S = time.monotonic()
@@ -28,6 +28,7 @@ def main() -> int:
         Echo(name="echo"),
         NotFinite(name="not-finite"),
     ]
+    options["connections"] = ConnectionLimits(**options.pop("connections", {}))
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.core.http import EventStream, Exchange, Handler, Receive, Reply, Scope, Send
+from llmos.runtime.server.core.http import EventStream, Exchange, Handler, Receive, Reply, Scope, Send, route_path
 
 _LOG = logging.getLogger("llmos.server")
 _Result = TypeVar("_Result")
@@ -21,9 +21,10 @@ _TIMEOUT_HEADER = b"x-request-timeout"
 
 
 class Endpoint:
-    """A POST handler as an ASGI app, which converts exceptions to the protocol's errors."""
+    """A POST handler as an ASGI app, which converts exceptions to the protocol's errors. path: of its route, in metrics."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, path: str, handler: Handler) -> None:
+        self.path = path
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,7 +36,7 @@ class Endpoint:
             known = as_http_error(error)
             if known.status == 500:
                 _LOG.exception("request %s failed", exchange.info.request_id)
-            reply = error_reply(known, scope["path"])
+            reply = error_reply(known, route_path(scope))
         await reply.send(send)
 
 

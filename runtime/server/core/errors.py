@@ -10,6 +10,7 @@ from llmos.runtime.errors import LlmosError, UserError
 from llmos.runtime.server.core.http import RawHeaders, Reply
 
 CLOSE: RawHeaders = [(b"connection", b"close")]
+RETRY_SOON: RawHeaders = [(b"retry-after", b"1")]
 
 _OPENAI_TYPES = {
     401: "authentication_error",

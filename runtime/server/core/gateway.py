@@ -11,7 +11,7 @@ import time
 import uuid
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.core.http import INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send
+from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send, route_path
 from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
@@ -34,7 +34,12 @@ class Gateway:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        info = scope[INFO] = RequestInfo(_request_id(headers), time.perf_counter())
+        scope = {**scope, "root_path": self._state.settings.root_path}
+        method = scope["method"]
+        if method == "HEAD":  # as GET; uvicorn, which keeps the method, sends no body
+            scope["method"] = "GET"
+        path = route_path(scope)
+        info = scope[INFO] = RequestInfo(_request_id(headers), scope.get(FIRST_BYTE_S) or time.perf_counter())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -45,18 +50,19 @@ class Gateway:
         self._state.num_active += 1
         try:
             info.principal = self._principal(headers)
-            if self._keys and scope["path"] not in OPEN_PATHS and not info.principal:
-                await _unauthorized(scope["path"]).send(send_with_id)
+            if self._keys and path not in OPEN_PATHS and not info.principal:
+                await _unauthorized(path).send(send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
             self._errors.exception("request %s failed", info.request_id)
             if not info.status:
-                await error_reply(as_http_error(error), scope["path"]).send(send_with_id)
+                await error_reply(as_http_error(error), path).send(send_with_id)
         finally:
             self._state.num_active -= 1
+            self._state.metrics.http.labels(_route(scope), str(info.status or 499)).inc()
             if self._log is not None:
-                self._log.info(_line(scope, info))
+                self._log.info(_line(method, scope, info))
 
     def _principal(self, headers: dict[bytes, bytes]) -> str:
         """Return the digest of the request's key, "" if it has no valid one. Compares with every key in constant time."""
@@ -79,13 +85,18 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _line(scope: Scope, info: RequestInfo) -> str:
+def _route(scope: Scope) -> str:
+    """Return the path of the route that a request took, with its parameters unfilled."""
+    return getattr(scope.get("route") or scope.get("endpoint"), "path", "other")
+
+
+def _line(method: str, scope: Scope, info: RequestInfo) -> str:
     client = scope.get("client")
     fields = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "request_id": info.request_id,
         "client": client[0] if client else None,
-        "method": scope["method"],
+        "method": method,
         "path": scope["path"],
         "status": info.status,
         "duration_ms": round((time.perf_counter() - info.start_s) * 1e3, 3),

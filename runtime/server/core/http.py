@@ -14,14 +14,22 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
+FIRST_BYTE_S = "llmos.first_byte_s"  # the scope's key of the time of time.perf_counter at which the request began to arrive
 INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
+
+
+def route_path(scope: Scope) -> str:
+    """Return a request's path below the root path, which a proxy may have taken off already."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 @dataclass
 class RequestInfo:
     """A request's fields in the access log; handlers set model and num_items.
 
-    start_s: of time.perf_counter. principal: who asks, a digest of the API key, "" where the server has no keys; not logged.
+    start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
+    logged.
     """
 
     request_id: str

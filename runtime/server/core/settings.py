@@ -12,11 +12,32 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class ConnectionLimits:
+    """max_connections: more get 503, after those that wait for a request were closed. max_head_bytes: of URL and headers. header_timeout_s:
+    for a head, and for the rest of a body that is no longer read. write_timeout_s: for 4 KiB of an answer to be read. keep_alive_s: that a
+    connection stays open without a request.
+    """
+
+    max_connections: int = 1024
+    max_head_bytes: int = 64 << 10
+    header_timeout_s: float = 10.0
+    write_timeout_s: float = 30.0
+    keep_alive_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_connections < 1 or self.max_head_bytes < 1024:
+            raise UserError("connection limits: max_connections must be 1 or more, and max_head_bytes 1024 or more")
+        if not min(self.header_timeout_s, self.write_timeout_s, self.keep_alive_s) > 0:
+            raise UserError("connection limits: times must be above 0")
+
+
+@dataclass(frozen=True)
 class ServerSettings:
     """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
     upload included; a client may only shorten it. generation_timeout_s: the same for text generation. generation: limits and cache of each
     language model; its max_queue and timeout_s are replaced by those here. grace_s: seconds that a shutdown waits for running requests.
-    api_keys: if not empty, every route but health requires one.
+    api_keys: if not empty, every route but health requires one. root_path: under which a proxy has the server, such as "/models"; requests
+    may begin with it or not.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -28,11 +49,15 @@ class ServerSettings:
     grace_s: float = 30.0
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
     access_log: bool = True
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    root_path: str = ""
 
     def __post_init__(self) -> None:
         if self.max_queue < 1 or self.max_body_bytes < 1:
             raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
         if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and self.grace_s >= 0):
             raise UserError("server settings: timeout_s and generation_timeout_s must be above 0 and grace_s can't be negative")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise UserError("server settings: root_path must begin with '/' and not end with it")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise UserError("server settings: an API key must be printable ASCII and can't be empty")
