@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -51,11 +51,14 @@ class Children:
         os.register_at_fork(after_in_child=self._idle.clear)
         atexit.register(self.close)
 
-    def ask(self, request: bytes, limit_s: int = LIMIT_S) -> Answer:
-        """The module's answer. The limit is one of processor time, so that a busy machine doesn't make a difference."""
+    def ask(self, request: bytes | Sequence[bytes], limit_s: int = LIMIT_S) -> Answer:
+        """The module's answer to a request, whole or in pieces.
+
+        The limit is one of processor time, so that a busy machine doesn't make a difference.
+        """
         while True:
             child = self._take()
-            answer = child.ask(request, limit_s)
+            answer = child.ask([request] if isinstance(request, bytes) else request, limit_s)
             if answer is None:
                 continue
             if child.serves_on:
@@ -88,14 +91,16 @@ class _Child:
     def serves_on(self) -> bool:
         return self._process.poll() is None and self._num_requests < MAX_REQUESTS
 
-    def ask(self, request: bytes, limit_s: int) -> Answer | None:
+    def ask(self, request: Sequence[bytes], limit_s: int) -> Answer | None:
         """The answer; None from a process that had ended before the request, having been idle."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._num_requests += 1
         said_before = os.fstat(self._errors.fileno()).st_size
         try:
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write(_REQUEST.pack(len(request), limit_s) + request)
+                self._process.stdin.write(_REQUEST.pack(sum(map(len, request)), limit_s))
+                for piece in request:
+                    self._process.stdin.write(piece)
                 self._process.stdin.flush()
             head = self._process.stdout.read(_ANSWER.size)
             if len(head) == _ANSWER.size:

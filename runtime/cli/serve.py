@@ -29,6 +29,9 @@ _STARTED_S = time.monotonic()
 @click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
+@click.option(
+    "--max-inflight-mib", default=256, show_default=True, type=click.IntRange(1), help="Bodies of all requests together; more get 503."
+)
 @click.option("--max-connections", default=1024, show_default=True, type=click.IntRange(1), help="Connections; more get 503.")
 @click.option(
     "--header-timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For the head of a request."
@@ -58,6 +61,7 @@ def command(
     max_step_tokens: int,
     grace_s: float,
     max_body_mib: int,
+    max_inflight_mib: int,
     max_connections: int,
     header_timeout_s: float,
     write_timeout_s: float,
@@ -88,6 +92,7 @@ def command(
             cache_bytes=None if cache_mib is None else cache_mib * MIB,
         ),
         max_body_bytes=max_body_mib * MIB,
+        max_inflight_bytes=max(max_inflight_mib, max_body_mib) * MIB,
         grace_s=grace_s,
         api_keys=frozenset(api_key or _keys_of_environment()),
         access_log=access_log,

@@ -25,7 +25,7 @@ class TextEngine:
     """Generates text for many requests at once. Safe to use from any thread.
 
     asset: gives a file of the artifact by its name, None where it lacks it. Raises UserError without a tokenizer, and ArtifactError if a
-    file is malformed, or the tokenizer is that of another model.
+    file is malformed, or the tokenizer is that of another model. limits: max_tokens and max_chars of a prompt.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class TextEngine:
             self.template = ChatTemplate.of(asset(TEMPLATE), asset(CONFIG))
         except ArtifactError as error:
             raise ArtifactError(f"'{model.name}': {error}") from error
+        self.limits = {"max_tokens": model.spec.max_length, "max_chars": model.spec.max_length * self.tokenizer.longest}
         self._end = self._chat_end_token()
         self.engine = GenerationEngine(model, options, observer=observer)
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from llmos.runtime.engine import DeadlineError, QueueFullError
+from llmos.runtime.engine import QueueFullError
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.request import TextRequest
-from llmos.runtime.server.core.body import read_body
-from llmos.runtime.server.core.endpoint import INLINE_BYTES, INLINE_CHARS, maybe_in_thread, request_timeout
+from llmos.runtime.server.core.content import read_document
+from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.http import EventStream, Exchange, Reply
 from llmos.runtime.server.core.language import ServedLanguageModel
 from llmos.runtime.server.core.state import ServerState
-from llmos.runtime.server.inference.infer import parse_object
 from llmos.runtime.server.openai.chat import ChatForm, parse_chat
 from llmos.runtime.server.openai.completions import CompletionForm, parse_completion
 from llmos.runtime.server.openai.embeddings import model_name
@@ -33,17 +30,22 @@ class GenerationRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
+        self._models = {served.name: served.text.limits for served in state.models.values() if isinstance(served, ServedLanguageModel)}
 
     async def completions(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/completions"""
-        document, served, size = await self._begin(exchange)
-        call = await maybe_in_thread(size, INLINE_BYTES, partial(parse_completion, document, served.text))
-        who = self._who(exchange)
+        deadline_s = deadline(exchange, self._settings.generation_timeout_s)
+        document, served, size = await self._begin(exchange, "completions", deadline_s)
+        parse = partial(parse_completion, document, served.text)
+        call = parse() if size is None else await self._state.lanes.run(parse, deadline_s, large=True)
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
-                submit = partial(served.text.submit, prompt, call.params, **who)
-                requests.append(await maybe_in_thread(size, INLINE_CHARS, partial(_submit, submit, "prompt", served)))
+                submit = partial(
+                    _submit, partial(served.text.submit, prompt, call.params, **self._who(exchange, deadline_s)), "prompt", served
+                )
+                inline = len(prompt) <= INLINE_CHARS
+                requests.append(submit() if inline else await self._state.lanes.run(submit, deadline_s, large=size is not None))
         except Exception:
             for request in requests:
                 request.cancel()
@@ -52,28 +54,25 @@ class GenerationRoutes:
 
     async def chat(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/chat/completions"""
-        document, served, size = await self._begin(exchange)
-        call = await maybe_in_thread(size, INLINE_BYTES, partial(parse_chat, document, served.text))
-        submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **self._who(exchange))
+        deadline_s = deadline(exchange, self._settings.generation_timeout_s)
+        document, served, size = await self._begin(exchange, "chat", deadline_s)
+        call = parse_chat(document, served.text)
+        who = self._who(exchange, deadline_s)
+        submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **who)
         # The template runs in a process of its own, which is waited for.
-        request = await asyncio.to_thread(_submit, submit, "messages", served)
+        request = await self._state.lanes.run(partial(_submit, submit, "messages", served), deadline_s, large=size is not None)
         return await _answer(exchange, [request], ChatForm(call, served.text), call.stream)
 
-    async def _begin(self, exchange: Exchange) -> tuple[dict[str, Any], ServedLanguageModel, int]:
-        """Return the request, the model that it names, and the size of the body in bytes."""
-        body = await read_body(exchange, self._settings.max_body_bytes, self._settings.timeout_s)
-        document = await maybe_in_thread(len(body), INLINE_BYTES, partial(parse_object, body))
+    async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
+        """Return the request, the model that it names, and the size of the request if it is large."""
+        document, size = await read_document(exchange, self._state, kind, self._models, deadline_s)
         served = self._state.find_language_model(model_name(document))
         exchange.info.model = served.name
-        return document, served, len(body)
+        return document, served, size
 
-    def _who(self, exchange: Exchange) -> dict[str, Any]:
+    def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
         """Return whose prefixes a request shares, and the time that is left for it."""
-        spent_s = time.perf_counter() - exchange.info.start_s
-        timeout_s = request_timeout(exchange, self._settings.generation_timeout_s) - spent_s
-        if timeout_s <= 0:
-            raise DeadlineError("the request timed out")
-        return {"principal": exchange.info.principal, "timeout_s": timeout_s}
+        return {"principal": exchange.info.principal, "timeout_s": exchange.left_s(deadline_s)}
 
 
 def _submit(submit: _Submit, param: str, served: ServedLanguageModel) -> TextRequest:

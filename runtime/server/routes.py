@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from llmos.runtime.engine import QueueFullError
 from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
-from llmos.runtime.server.core.body import read_body
+from llmos.runtime.server.core.body import hold, read_body
+from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.dispatch import run_on_engine
-from llmos.runtime.server.core.endpoint import INLINE_BYTES, INLINE_CHARS, maybe_in_thread, request_timeout
+from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
+from llmos.runtime.server.core.json import PIECE_VALUES
 from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
-from llmos.runtime.server.inference.infer import HEADER_LENGTH, infer_reply, parse_infer, parse_object
+from llmos.runtime.server.inference.infer import HEADER_LENGTH, InferRequest, infer_reply, parse_infer
 from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_reply, model_name, parse_embedding
+from llmos.runtime.text.tokenizer import TextEncoder
+
+_PIECE_CHARS = 64 << 10  # that are tokenized at once
+_INLINE_INPUTS = 64  # of a call; more are made arrays in a thread
 
 
 class HotRoutes:
@@ -25,51 +30,104 @@ class HotRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
+        self._encoders = {
+            served.name: served.text.limits
+            for served in state.models.values()
+            if isinstance(served, ServedModel) and served.text is not None
+        }
 
     async def infer(self, exchange: Exchange) -> Reply:
         """POST /v2/models/{model}[/versions/{version}]/infer"""
         served = self._state.find_tensor_model(exchange.params["model"], exchange.params.get("version"))
         exchange.info.model = served.name
+        deadline_s = deadline(exchange, self._settings.timeout_s)
+        request = await self._parse_infer(exchange, served, deadline_s)
+        if request.timeout_s is not None:
+            deadline_s = min(deadline_s, exchange.info.start_s + request.timeout_s)
+        (arrays,) = await self._run(served, [request.inputs], deadline_s, exchange)
+        num_values = sum(arrays[index].size for index, _ in request.outputs)
+        write = partial(infer_reply, request, served.name, VERSION, served.model.signature, arrays)
+        return write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
+
+    async def _parse_infer(self, exchange: Exchange, served: ServedModel, deadline_s: float) -> InferRequest:
+        body = await read_body(exchange, self._state, deadline_s)
+        header_length = exchange.header(HEADER_LENGTH)
         signature = served.model.signature
-        body = await self._body(exchange)
-        request = await maybe_in_thread(len(body), INLINE_BYTES, lambda: parse_infer(body, exchange.header(HEADER_LENGTH), signature))
-        timeout_s = min(request_timeout(exchange, self._settings.timeout_s), request.timeout_s or math.inf)
-        (arrays,) = await self._run(served, [request.inputs], timeout_s, exchange)
-        num_values = sum(arrays[index].size for index, binary in request.outputs if not binary)
-        return await maybe_in_thread(num_values * 8, INLINE_BYTES, lambda: infer_reply(request, served.name, VERSION, signature, arrays))
+        small = body.small()
+        if small is not None:
+            return parse_infer(small, header_length, signature)
+        lanes = self._state.lanes
+        if not body.encoding and header_length is not None and _is_small(header_length):
+            return await lanes.run(lambda: parse_infer(body.joined(), header_length, signature), deadline_s, large=True)
+        task = {"kind": "infer", "header_length": header_length, "encoding": body.encoding, "max_bytes": self._settings.max_body_bytes}
+        num_json, reduced = await lanes.reduce(task, body.pieces, deadline_s)
+        hold(exchange, self._state, len(reduced))
+        return await lanes.run(lambda: parse_infer(reduced, str(num_json), signature), deadline_s, large=True)
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """POST /v1/embeddings"""
-        body = await self._body(exchange)
-        document = await maybe_in_thread(len(body), INLINE_BYTES, partial(parse_object, body))
+        deadline_s = deadline(exchange, self._settings.timeout_s)
+        document, size = await read_document(exchange, self._state, "embeddings", self._encoders, deadline_s)
         served = self._state.find_tensor_model(model_name(document))
         exchange.info.model = served.name
         encoder = served.text
         if encoder is None:
             raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")
-        request = parse_embedding(document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))
-        tokens = await self._tokens(request, served)
+        parse = partial(parse_embedding, document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))
+        lanes = self._state.lanes
+        request = parse() if size is None else await lanes.run(parse, deadline_s, large=True)
+        tokens = await self._tokens(request, encoder, deadline_s)
         num_tokens = sum(map(len, tokens))
-        inputs = [encoder.inputs(ids) for ids in tokens]
-        results = await self._run(served, inputs, request_timeout(exchange, self._settings.timeout_s), exchange)
+        make = partial(_inputs, encoder, tokens)
+        inputs = make() if len(tokens) <= _INLINE_INPUTS else await lanes.run(make, deadline_s, large=True)
+        results = await self._run(served, inputs, deadline_s, exchange)
         served.metrics.prompt_tokens.inc(num_tokens)
         rows = [outputs[0] for outputs in results]
-        num_values = len(rows) * encoder.width
-        return await maybe_in_thread(num_values * 8, INLINE_BYTES, lambda: embedding_reply(request, served.name, rows, num_tokens))
+        write = partial(embedding_reply, request, served.name, rows, num_tokens)
+        return write() if len(rows) * encoder.width <= PIECE_VALUES else await lanes.run(write, deadline_s, large=True)
 
-    async def _tokens(self, request: EmbeddingRequest, served: ServedModel) -> list[list[int]]:
+    async def _tokens(self, request: EmbeddingRequest, encoder: TextEncoder, deadline_s: float) -> list[list[int]]:
+        """Return the tokens of a request; many texts are tokenized some at a time, so that other requests come in between."""
         if request.tokens is not None:
             return request.tokens
-        assert served.text is not None
-        return await maybe_in_thread(request.num_chars, INLINE_CHARS, partial(served.text.encode, request.texts or []))
+        texts = request.texts or []
+        if request.num_chars <= INLINE_CHARS:
+            return encoder.encode(texts)
+        tokens: list[list[int]] = []
+        large = request.num_chars > _PIECE_CHARS
+        for piece in _pieces(texts):
+            tokens += await self._state.lanes.run(partial(encoder.encode, piece), deadline_s, large=large)
+        return tokens
 
-    async def _body(self, exchange: Exchange) -> bytes:
-        return await read_body(exchange, self._settings.max_body_bytes, self._settings.timeout_s)
-
-    async def _run(self, served: ServedModel, inputs: Sequence[Mapping[str, Array]], timeout_s: float, exchange: Exchange) -> list[Outputs]:
+    async def _run(
+        self, served: ServedModel, inputs: Sequence[Mapping[str, Array]], deadline_s: float, exchange: Exchange
+    ) -> list[Outputs]:
         exchange.info.num_items = len(inputs)
+        submit = partial(served.engine.submit, inputs, timeout_s=exchange.left_s(deadline_s))
         try:
-            return await run_on_engine(served.engine, inputs, timeout_s, exchange.receive)
+            request = submit() if len(inputs) <= _INLINE_INPUTS else await self._state.lanes.run(submit, deadline_s, large=True)
+            return await run_on_engine(served.engine, request, exchange.left_s(deadline_s), exchange.receive)
         except QueueFullError:
             served.metrics.rejected.inc()
             raise
+
+
+def _is_small(header_length: str) -> bool:
+    return header_length.isdecimal() and len(header_length) <= 5 and int(header_length) <= 64 << 10
+
+
+def _pieces(texts: Sequence[str]) -> list[list[str]]:
+    """Return texts in lists of up to _PIECE_CHARS characters, or of one."""
+    pieces: list[list[str]] = [[]]
+    room = _PIECE_CHARS
+    for text in texts:
+        if len(text) > room and pieces[-1]:
+            pieces.append([])
+            room = _PIECE_CHARS
+        pieces[-1].append(text)
+        room -= len(text)
+    return pieces
+
+
+def _inputs(encoder: TextEncoder, tokens: Sequence[Sequence[int]]) -> list[dict[str, Array]]:
+    return [encoder.inputs(ids) for ids in tokens]

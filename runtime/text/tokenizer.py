@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
+_CHARS_PER_TOKEN = 32  # of a text that is cut before it is tokenized: five times those of English
+_SHORT_CHARS = 4096  # more are tokenized as a batch of one, which leaves the interpreter to other threads
 
 
 class TextEncoder:
     """Tokenizes for one model; safe to use from several threads.
 
-    max_tokens: texts are truncated to it (the metadata's max_length, within the range of the compiled model).
-    width: size of an embedding.
+    max_tokens: texts are truncated to it (the metadata's max_length, within the range of the compiled model). limits: it, the
+    vocabulary_size, and max_chars, to which a text is cut before it is tokenized. width: size of an embedding.
     """
 
     def __init__(self, model: Model) -> None:
@@ -37,13 +39,16 @@ class TextEncoder:
         self._tokenizer = load_tokenizer(model.name, model.asset(TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
-        self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        max_chars = self.max_tokens * _CHARS_PER_TOKEN
+        self.limits = {"max_tokens": self.max_tokens, "vocabulary_size": vocabulary_size, "max_chars": max_chars}
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return at most max_tokens token ids for each text, special tokens included."""
-        if len(texts) == 1:
+        texts = [text[: self.limits["max_chars"]] for text in texts]
+        if len(texts) == 1 and len(texts[0]) <= _SHORT_CHARS:
             return [self._tokenizer.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
 
     def inputs(self, ids: Sequence[int]) -> dict[str, Array]:
         """Return the model's inputs for one text, each [1, tokens]."""
@@ -96,7 +101,7 @@ class PromptTokenizer:
                 f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
             )
         self.token_bytes = TokenBytes(self._tokenizer)
-        self._longest = max(map(len, vocabulary), default=1)  # characters of a token, or bytes, of which there are more
+        self.longest = max(map(len, vocabulary), default=1)  # characters of a token, or bytes, of which there are more
 
     def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Return the ids of a prompt. add_special_tokens: as the tokenizer does, such as at the beginning; a chat template does it itself.
@@ -106,13 +111,17 @@ class PromptTokenizer:
         """
         if not text:
             raise InputError("the prompt is empty: give it one character or more")
-        if max_tokens is not None and len(text) > max_tokens * self._longest:
+        if max_tokens is not None and len(text) > max_tokens * self.longest:
             raise InputError(f"the prompt has {len(text)} characters, far more than the context of {max_tokens} tokens: shorten it")
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InputError("the prompt holds half of a surrogate pair, which is no character") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) <= _SHORT_CHARS:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        ids: list[int] = encoding.ids
         return ids
 
     def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TextStream:

@@ -212,7 +212,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"model": "encoder"}, "no language model", "model"),
     ],
 )
-def test_what_is_wrong_on_both_routes(served: Server, fields: dict[str, Any], message: str, param: str) -> None:
+def test_what_is_wrong_on_both_routes(served: Server, fields: dict[str, Any], message: str, param: str | None) -> None:
     for route, prompt in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": USER})):
         answer = post(served, route, **{**prompt, **fields})
         assert answer.status == 400, answer
@@ -233,7 +233,7 @@ def test_what_is_wrong_on_both_routes(served: Server, fields: dict[str, Any], me
         ("completions", {"prompt": [1] * 512}, "the context is 512", "prompt"),
         ("completions", {"prompt": "a" * (4 << 20)}, "far more than the context", "prompt"),
         ("chat/completions", {"messages": [{"role": "user", "content": "a" * (4 << 20)}]}, "far more than the context", "messages"),
-        ("completions", {"prompt": "\ud800"}, "surrogate", "prompt"),
+        ("completions", {"prompt": "\ud800"}, "surrogate", None),
         ("completions", {"prompt": ["a"] * 65, "n": 2}, "at most 128", "prompt"),
         ("completions", {"prompt": "a", "logprobs": True}, "logprobs: must be", "logprobs"),
         ("completions", {"prompt": "a", "logprobs": 21}, "logprobs: must be", "logprobs"),

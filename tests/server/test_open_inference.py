@@ -86,8 +86,9 @@ def test_bfloat16_in_json_rounds_to_nearest_even(server: Server) -> None:
     values = [1.00390625, 3.3895313892515355e38]  # halfway between two bfloat16s; the largest finite one
     items[list(arrays).index("bfloat16")]["data"] = values
     answer = server.request("POST", "/v2/models/echo/infer", {"inputs": items, "outputs": [{"name": "out_bfloat16"}]})
-    expected = np.array(values, dtype=np.float32).astype(ml_dtypes.bfloat16).astype(float).tolist()
-    assert answer.json()["outputs"] == [{"name": "out_bfloat16", "datatype": "BF16", "shape": [1, 2], "data": expected}]
+    expected = np.array(values, dtype=np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    (output,) = answer.json()["outputs"]
+    np.testing.assert_array_equal(np.array(output["data"], np.float32), expected)
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
@@ -177,7 +178,7 @@ MALFORMED = [
     (raw({"inputs": []}), "input 'x' is missing"),
     (raw({"inputs": affine_body([1, 2, 3])["inputs"] * 2}), "'x' twice"),
     (raw(changed(name="z")), "unknown input 'z'"),
-    (raw(changed(name="\ud800")), "unknown input"),
+    (raw(changed(name="\ud800")), "not valid JSON"),
     (raw(changed(datatype="FP64")), "the model takes FP32"),
     (raw(changed(datatype=None)), "the model takes FP32"),
     (raw(changed(shape="x")), "'shape' must be"),
@@ -194,7 +195,8 @@ MALFORMED = [
     (raw(changed(data=["1", "2", "3"])), "no FP32"),
     (raw(changed(data=[True, 2, 3])), "no FP32"),
     (raw(changed(data=[{}, 2, 3])), "no FP32"),
-    (raw(changed(data=[10**400, 2, 3])), "out of range"),
+    (raw(changed(data=[10**400, 2, 3])), "not valid JSON"),
+    (raw(changed(data=[1e39, 2, 3])), "out of range"),
     (raw(changed(data="123")), "'data' must be an array"),
     (raw(changed(data=None)), "neither 'data' nor"),
     (raw(changed(parameters=[])), "'parameters' must be an object"),
@@ -217,7 +219,7 @@ MALFORMED = [
     (binary(12, b"\0" * 13), "belong to no input"),
     (binary(8, b"\0" * 8), "takes 12 bytes, got 8"),
     (binary(-4, b"\0" * 12), "not negative"),
-    (binary(1 << 70, b"\0" * 12), "12 are there"),
+    (binary(1 << 60, b"\0" * 12), "12 are there"),
     (binary("12", b"\0" * 12), "not negative"),
     (binary(12, b"\0" * 12, header="5"), "not valid JSON"),
 ]

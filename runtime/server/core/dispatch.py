@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 from llmos.runtime.engine import Engine, Request
-from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
 from llmos.runtime.server.core.http import Receive
 
@@ -16,10 +14,9 @@ from llmos.runtime.server.core.http import Receive
 _WATCH_AFTER_S = 0.02
 
 
-async def run_on_engine(engine: Engine, requests: Sequence[Mapping[str, Array]], timeout_s: float, receive: Receive) -> list[Outputs]:
-    """Submit and wait up to `timeout_s` seconds. Raises the error that ended the request; a client disconnect cancels it."""
+async def run_on_engine(engine: Engine, request: Request, timeout_s: float, receive: Receive) -> list[Outputs]:
+    """Wait up to `timeout_s` seconds for a request. Raises the error that ended it; a client disconnect cancels it."""
     loop = asyncio.get_running_loop()
-    request = engine.submit(requests, timeout_s=timeout_s)
     done: asyncio.Future[list[Outputs]] = loop.create_future()
     monitors: list[asyncio.Task[None]] = []
     timers = (

@@ -1,21 +1,16 @@
-"""What the hot routes share: conversion of errors, the client's timeout, and where work runs."""
+"""What the hot routes share: conversion of errors, and the client's timeout."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
 from llmos.runtime.server.core.http import EventStream, Exchange, Handler, Receive, Reply, Scope, Send, route_path
 
 _LOG = logging.getLogger("llmos.server")
-_Result = TypeVar("_Result")
 
-# Above these sizes, parsing or tokenizing would block the event loop for several ms, so it runs in a thread.
-INLINE_BYTES = 256 << 10
+# Above this size, tokenizing would block the event loop for several ms, so it runs in a thread.
 INLINE_CHARS = 4096
 _TIMEOUT_HEADER = b"x-request-timeout"
 
@@ -54,6 +49,6 @@ def request_timeout(exchange: Exchange, most_s: float) -> float:
     return min(asked_s, most_s)
 
 
-async def maybe_in_thread(size: int, limit: int, work: Callable[[], _Result]) -> _Result:
-    """Run small work inline and large work in a thread."""
-    return work() if size <= limit else await asyncio.to_thread(work)
+def deadline(exchange: Exchange, most_s: float) -> float:
+    """Return when a request must have its answer, on time.perf_counter: its timeout runs from its first byte. Raises HttpError 400."""
+    return exchange.info.start_s + request_timeout(exchange, most_s)

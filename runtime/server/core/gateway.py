@@ -60,6 +60,7 @@ class Gateway:
                 await error_reply(as_http_error(error), path).send(send_with_id)
         finally:
             self._state.num_active -= 1
+            self._state.held_bytes -= info.held_bytes
             self._state.metrics.http.labels(_route(scope), str(info.status or 499)).inc()
             if self._log is not None:
                 self._log.info(_line(method, scope, info))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
+
+from llmos.runtime.engine import DeadlineError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,6 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
+_JOINED_BYTES = 256 << 10
 FIRST_BYTE_S = "llmos.first_byte_s"  # the scope's key of the time of time.perf_counter at which the request began to arrive
 INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
 
@@ -29,12 +34,13 @@ class RequestInfo:
     """A request's fields in the access log; handlers set model and num_items.
 
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
-    logged.
+    logged. held_bytes: of its body, as far as they count.
     """
 
     request_id: str
     start_s: float
     principal: str = ""
+    held_bytes: int = 0
     model: str | None = None
     num_items: int | None = None
     status: int = 0
@@ -42,22 +48,32 @@ class RequestInfo:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole response."""
+    """A whole response. more: what follows the body, in pieces."""
 
     status: int
     body: bytes
     content_type: bytes = b"application/json"
     headers: RawHeaders = field(default_factory=list)
+    more: Sequence[bytes] = ()
 
     @classmethod
     def json(cls, value: object, status: int = 200, headers: RawHeaders | None = None) -> Reply:
-        return cls(status, json.dumps(value, separators=(",", ":")).encode(), headers=headers or [])
+        return cls(status, orjson.dumps(value), headers=headers or [])
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[bytes], content_type: bytes = b"application/json", headers: RawHeaders | None = None) -> Reply:
+        """Return a 200 with a body in pieces, joined where it is small."""
+        if sum(map(len, pieces)) <= _JOINED_BYTES:
+            pieces = [b"".join(pieces)]
+        return cls(200, pieces[0], content_type, headers or [], pieces[1:])
 
     async def send(self, send: Send) -> None:
-        length = (b"content-length", str(len(self.body)).encode())
+        length = (b"content-length", str(len(self.body) + sum(map(len, self.more))).encode())
         headers = [(b"content-type", self.content_type), length, *self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+        await send({"type": "http.response.body", "body": self.body, "more_body": bool(self.more)})
+        for index, piece in enumerate(self.more, 1):
+            await send({"type": "http.response.body", "body": piece, "more_body": index < len(self.more)})
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,13 @@ class Exchange:
     def info(self) -> RequestInfo:
         found: RequestInfo = self.scope[INFO]
         return found
+
+    def left_s(self, deadline_s: float) -> float:
+        """Return the time until a deadline of time.perf_counter. Raises DeadlineError if there is none."""
+        left_s = deadline_s - time.perf_counter()
+        if left_s <= 0:
+            raise DeadlineError("the request timed out")
+        return left_s
 
     def header(self, name: bytes) -> str | None:
         """Return the first header of a lower-case name."""

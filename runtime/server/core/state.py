@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from llmos.runtime.engine import Engine, EngineOptions, Model
@@ -14,6 +15,7 @@ from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.language import LanguageModel, ServedLanguageModel
 from llmos.runtime.server.core.metrics import GenerationMetrics, Metrics, ModelMetrics
 from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.work import Lanes
 from llmos.runtime.text.tokenizer import TextEncoder, is_sentence_encoder
 
 VERSION = "1"
@@ -38,8 +40,41 @@ AnyModel = Model | LanguageModel
 Served = ServedModel | ServedLanguageModel
 
 
+class Uploads:
+    """The time limits of bodies that are being received, which a shutdown shortens."""
+
+    def __init__(self) -> None:
+        self._limits: dict[asyncio.Timeout, float] = {}
+        self._ending = False
+
+    @contextmanager
+    def shortened(self, limit: asyncio.Timeout, after_s: float) -> Iterator[None]:
+        """Shorten a limit to `after_s` seconds from when a shutdown begins."""
+        self._limits[limit] = after_s
+        if self._ending:
+            self._shorten(limit, after_s)
+        try:
+            yield
+        finally:
+            del self._limits[limit]
+
+    def end(self) -> None:
+        self._ending = True
+        for limit, after_s in self._limits.items():
+            self._shorten(limit, after_s)
+
+    @staticmethod
+    def _shorten(limit: asyncio.Timeout, after_s: float) -> None:
+        end_s = asyncio.get_running_loop().time() + after_s
+        when_s = limit.when()
+        limit.reschedule(end_s if when_s is None else min(when_s, end_s))
+
+
 class ServerState:
-    """The models by name, the metrics, and the server's lifecycle. num_active: HTTP requests in progress, counted by the gateway."""
+    """The models by name, the metrics, and the server's lifecycle.
+
+    num_active: HTTP requests in progress, counted by the gateway. held_bytes: of their bodies.
+    """
 
     def __init__(self, models: Sequence[AnyModel], settings: ServerSettings) -> None:
         if not models:
@@ -53,7 +88,10 @@ class ServerState:
         self.settings = settings
         self.metrics = Metrics()
         self.num_active = 0
+        self.held_bytes = 0
         self.draining = False
+        self.uploads = Uploads()
+        self.lanes = Lanes()
         others = [model for model in models if not isinstance(model, LanguageModel)]
         encoders = {model.name: TextEncoder(model) for model in others if is_sentence_encoder(model)}
         self.models: dict[str, Served] = {
@@ -105,6 +143,7 @@ class ServerState:
     def begin_drain(self) -> None:
         """Become not ready: new requests are rejected, queued ones still run."""
         self.draining = True
+        self.uploads.end()
         for served in self.models.values():
             served.engine.stop_accepting()
 
@@ -128,6 +167,7 @@ class ServerState:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
+        self.lanes.close()
         for served in self.models.values():
             served.engine.close()
 

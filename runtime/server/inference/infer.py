@@ -6,14 +6,17 @@ https://github.com/kserve/open-inference-protocol and Triton's `extension_binary
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine.model import Array, Signature
 from llmos.runtime.server.core.errors import HttpError
-from llmos.runtime.server.core.http import RawHeaders, Reply
+from llmos.runtime.server.core.http import Reply
+from llmos.runtime.server.core.json import parse_object
 from llmos.runtime.server.inference.tensors import DATATYPES, check_shape, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH = b"inference-header-content-length"
@@ -46,6 +49,9 @@ class _Tail:
         self.offset += num_bytes
         return piece
 
+    def rest(self) -> memoryview:
+        return self.data[self.offset :]
+
 
 def parse_infer(body: bytes, header_length: str | None, signature: Signature) -> InferRequest:
     """Parse a request's body. Raises HttpError 400 with the reason."""
@@ -62,15 +68,35 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
     return InferRequest(inputs, _parse_outputs(document, parameters, signature), request_id, _timeout(parameters))
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises HttpError 400."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the request's body is not valid JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise HttpError(400, "the request's body must be a JSON object")
-    return document
+def binary_form(
+    content: bytes | memoryview, header_length: str | None, parse: Callable[[bytes | memoryview], dict[str, Any]]
+) -> tuple[int, bytes]:
+    """Return a body that means the same, with all tensors as binary data, and the size of its JSON. parse: of JSON.
+
+    What is wrong with anything but a tensor's elements is left to `parse_infer`. Raises HttpError 400.
+    """
+    size = len(content) if header_length is None else _header_size(header_length, len(content))
+    document = parse(content[:size])
+    tail = _Tail(memoryview(content)[size:])
+    pieces: list[bytes | memoryview] = []
+    if isinstance(document.get("inputs"), list):
+        document["inputs"] = [_binary_input(item, tail, pieces) if isinstance(item, dict) else item for item in document["inputs"]]
+    head = orjson.dumps(document)
+    return len(head), b"".join((head, *pieces, tail.rest()))
+
+
+def _binary_input(item: dict[str, Any], tail: _Tail, pieces: list[bytes | memoryview]) -> dict[str, Any]:
+    name, datatype, parameters = str(item.get("name"))[:200], item.get("datatype"), item.get("parameters") or {}
+    rest = {key: value for key, value in item.items() if key != "data"}
+    if not isinstance(parameters, dict):
+        return rest
+    if "binary_data_size" in parameters:
+        pieces.append(tail.take(name, parameters["binary_data_size"]))
+        return rest
+    if "data" not in item or not isinstance(datatype, str):
+        return rest
+    pieces.append(to_binary(from_json(name, datatype, check_shape(name, item.get("shape")), item["data"])))
+    return {**rest, "parameters": {**parameters, "binary_data_size": len(pieces[-1])}}
 
 
 def _header_size(value: str, num_bytes: int) -> int:
@@ -163,22 +189,24 @@ def _timeout(parameters: Mapping[str, Any]) -> float | None:
 
 def infer_reply(request: InferRequest, model_name: str, version: str, signature: Signature, arrays: list[Array]) -> Reply:
     """Write the response to a request. Raises HttpError 400 for a value without a JSON form."""
-    outputs: list[dict[str, Any]] = []
-    pieces: list[bytes] = []
+    outputs: list[bytes] = []
+    binary_pieces: list[bytes] = []
     for index, binary in request.outputs:
         spec, array = signature.outputs[index], arrays[index]
         output: dict[str, Any] = {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": list(array.shape)}
+        if outputs:
+            outputs.append(b",")
         if binary:
-            pieces.append(to_binary(array))
-            output["parameters"] = {"binary_data_size": len(pieces[-1])}
+            binary_pieces.append(to_binary(array))
+            output["parameters"] = {"binary_data_size": len(binary_pieces[-1])}
+            outputs.append(orjson.dumps(output))
         else:
-            output["data"] = to_json(spec, array)
-        outputs.append(output)
-    document: dict[str, Any] = {"model_name": model_name, "model_version": version, "outputs": outputs}
+            outputs += (orjson.dumps(output)[:-1] + b',"data":', *to_json(spec, array), b"}")
+    document: dict[str, Any] = {"model_name": model_name, "model_version": version}
     if request.id is not None:
         document["id"] = request.id
-    if not pieces:
-        return Reply.json(document)
-    header = json.dumps(document, separators=(",", ":")).encode()
-    headers: RawHeaders = [(HEADER_LENGTH, str(len(header)).encode())]
-    return Reply(200, b"".join((header, *pieces)), b"application/octet-stream", headers)
+    json_pieces = [orjson.dumps(document)[:-1] + b',"outputs":[', *outputs, b"]}"]
+    if not binary_pieces:
+        return Reply.of_pieces(json_pieces)
+    length = str(sum(map(len, json_pieces))).encode()
+    return Reply.of_pieces([*json_pieces, *binary_pieces], b"application/octet-stream", [(HEADER_LENGTH, length)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from llmos.runtime.engine.model import Array, Model
 from llmos.runtime.errors import UserError
 from llmos.runtime.native.abi import MAX_NDIM
 from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.json import array_pieces
 
 DATATYPES = {
     "bool": "BOOL",
@@ -68,7 +70,7 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
         raise HttpError(400, f"input '{name}': shape {list(shape)} of {datatype} takes {wanted} bytes, got {len(data)}")
-    if datatype == "BOOL" and len(data) and max(data) > 1:
+    if datatype == "BOOL" and len(data) and np.frombuffer(data, np.uint8).max() > 1:
         raise HttpError(400, f"input '{name}': a BOOL byte must be 0 or 1")
     return np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("=")).reshape(shape)
 
@@ -87,12 +89,21 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) ->
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             if datatype == "BF16":
-                return to_bfloat16(np.array(flat, np.float64).astype(np.float32)).reshape(shape)
+                bits = to_bfloat16(np.array(flat, np.float64).astype(np.float32)).reshape(shape)
+                return _in_range(bits, from_bfloat16(bits))
             if datatype == "BOOL" and not set(flat) <= {0, 1}:
                 raise OverflowError
-            return np.array(flat, dtype).reshape(shape)
+            array = np.array(flat, dtype).reshape(shape)
+            return _in_range(array, array)
     except OverflowError as error:
         raise HttpError(400, f"input '{name}': an element of 'data' is out of range for {datatype}") from error
+
+
+def _in_range(array: Array, values: Array) -> Array:
+    """Return an array whose values are finite, as JSON's numbers are. Raises OverflowError."""
+    if values.dtype.kind == "f" and bool(np.isinf(values).any()):
+        raise OverflowError
+    return array
 
 
 _ELEMENT_TYPES: dict[str, set[type]] = {name: {int, float} for name in ("FP16", "BF16", "FP32", "FP64")} | {"BOOL": {bool, int}}
@@ -110,15 +121,13 @@ def _flatten(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
     return data, tuple(shape)
 
 
-def to_json(spec: TensorSpec, array: Array) -> list[Any]:
-    """Return flat elements for JSON. NaN becomes null, which clients read as NaN. Raises HttpError 400 for an infinity."""
+def to_json(spec: TensorSpec, array: Array) -> Iterator[bytes]:
+    """Write the flat elements as JSON, in pieces. NaN becomes null, which clients read as NaN. Raises HttpError 400 for an infinity."""
     values = from_bfloat16(array) if spec.dtype == "bfloat16" else array
     flat = values.reshape(-1)
-    if flat.dtype.kind != "f" or bool(np.isfinite(flat).all()):
-        return list(flat.tolist())
-    if bool(np.isinf(flat).any()):
+    if flat.dtype.kind == "f" and bool(np.isinf(flat).any()):
         raise HttpError(400, f"output '{spec.name}' holds Infinity, which JSON has no form for: ask for binary data ('binary_data': true)")
-    return [None if math.isnan(value) else value for value in flat.tolist()]
+    return array_pieces(flat)
 
 
 def to_binary(array: Array) -> bytes:

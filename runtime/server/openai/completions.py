@@ -26,6 +26,7 @@ _UNSUPPORTED = {
     "suffix": "completions are of what follows a prompt: leave it out",
     "response_format": "structured output is not served: leave it out",
 }
+MAX_TOKENS = 1 << 20  # of all prompts of a call
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _FORMS = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
 
@@ -55,12 +56,17 @@ def parse_completion(document: Mapping[str, Any], text: TextEngine) -> Completio
     params = sampling_params(fields, text, own)
     if fields.get("best_of", params.n) != params.n:
         raise invalid("'best_of' must be the same as 'n'", "best_of")
-    prompts = _prompts(fields.get("prompt"), params.n, text.spec.max_length)
+    prompts = check_prompts(fields, text.limits)
     return CompletionCall(prompts, params, stream_options(fields), echo)
 
 
-def _prompts(value: object, n: int, max_length: int) -> list[Prompt]:
-    """Return the prompts. How many there are, and how long, is looked at before what they hold, which could take a while."""
+def check_prompts(fields: Mapping[str, Any], limits: Mapping[str, int]) -> list[Prompt]:
+    """Return the prompts. limits: see TextEngine. Raises HttpError 400.
+
+    How many there are, and how long, is looked at before what they hold, which could take a while.
+    """
+    value, n, max_length = fields.get("prompt"), fields.get("n"), limits["max_tokens"]
+    n = n if type(n) is int else 1
     items: Any = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise invalid(f"'prompt' must be {_FORMS}, and can't be empty", "prompt")
@@ -71,6 +77,11 @@ def _prompts(value: object, n: int, max_length: int) -> list[Prompt]:
     longest = max((len(item) for item in items if isinstance(item, list)), default=0)
     if longest >= max_length:
         raise invalid(f"the prompt has {longest} tokens, the context is {max_length}: shorten it, so that one or more can follow", "prompt")
+    if sum(len(item) for item in items if isinstance(item, list)) > MAX_TOKENS:
+        raise invalid(f"the prompts have more than {MAX_TOKENS} tokens together", "prompt")
+    chars = max((len(item) for item in items if isinstance(item, str)), default=0)
+    if chars > limits["max_chars"]:
+        raise invalid(f"the prompt has {chars} characters, far more than the context of {max_length} tokens: shorten it", "prompt")
     texts = all(isinstance(item, str) for item in items)
     if not texts and not all(isinstance(item, list) and all(type(token) is int for token in item) for item in items):
         raise invalid(f"'prompt' must be {_FORMS}", "prompt")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from llmos.runtime.engine.model import Array
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Reply
-from llmos.runtime.text.tokenizer import TextEncoder
+from llmos.runtime.server.core.json import PIECE_VALUES
+
+if TYPE_CHECKING:
+    from llmos.runtime.text.tokenizer import TextEncoder
 
 MAX_INPUTS = 2048
 _FORMS = "a string, an array of strings, an array of token ids, or an array of arrays of token ids"
@@ -51,12 +55,13 @@ def parse_embedding(document: Mapping[str, Any], encoder: TextEncoder, *, matryo
     if encoding not in ("float", "base64"):
         raise _invalid("'encoding_format' must be 'float' or 'base64'", "encoding_format")
     dimensions = _dimensions(document.get("dimensions"), encoder.width, matryoshka=matryoshka)
-    texts, tokens = _inputs(document.get("input"))
-    _check_tokens(tokens or [], encoder)
+    items: Any = check_inputs(document.get("input"), encoder.limits)
+    texts, tokens = (items, None) if isinstance(items[0], str) else (None, items)
     return EmbeddingRequest(texts, tokens, encoding == "base64", dimensions)
 
 
-def _inputs(value: object) -> tuple[list[str] | None, list[list[int]] | None]:
+def check_inputs(value: object, limits: Mapping[str, int]) -> list[str] | list[list[int]]:
+    """Return the texts, cut to what the model can take, or the tokens of a request. limits: see TextEncoder. Raises HttpError 400."""
     items: Any = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise _invalid(f"'input' must be {_FORMS}, and can't be empty", "input")
@@ -67,10 +72,16 @@ def _inputs(value: object) -> tuple[list[str] | None, list[list[int]] | None]:
     if not all(items):
         raise _invalid("'input' holds an empty string or array", "input")
     if all(isinstance(item, str) for item in items):
-        _check_unicode(items)
-        return items, None
+        texts = [item[: limits["max_chars"]] for item in items]
+        _check_unicode(texts)
+        return texts
+    longest = max((len(item) for item in items if isinstance(item, list)), default=0)
+    if longest > limits["max_tokens"]:
+        raise _invalid(f"an input has {longest} tokens, the model takes at most {limits['max_tokens']}", "input")
     if all(isinstance(item, list) and all(type(token) is int for token in item) for item in items):
-        return None, items
+        if any(min(ids) < 0 or max(ids) >= limits["vocabulary_size"] for ids in items):
+            raise _invalid(f"a token id is outside the vocabulary of {limits['vocabulary_size']}", "input")
+        return list(items)
     raise _invalid(f"'input' must be {_FORMS}", "input")
 
 
@@ -81,14 +92,6 @@ def _check_unicode(texts: Sequence[str]) -> None:
             text.encode()
     except UnicodeEncodeError:
         raise _invalid("'input' holds an incomplete surrogate pair", "input") from None
-
-
-def _check_tokens(tokens: Sequence[Sequence[int]], encoder: TextEncoder) -> None:
-    for ids in tokens:
-        if len(ids) > encoder.max_tokens:
-            raise _invalid(f"an input has {len(ids)} tokens, the model takes at most {encoder.max_tokens}", "input")
-        if min(ids) < 0 or max(ids) >= encoder.vocabulary_size:
-            raise _invalid(f"a token id is outside the vocabulary of {encoder.vocabulary_size}", "input")
 
 
 def _dimensions(value: object, width: int, *, matryoshka: bool) -> int | None:
@@ -107,15 +110,22 @@ def embedding_reply(request: EmbeddingRequest, model: str, rows: Sequence[Array]
     if request.dimensions is not None:
         vectors = vectors[:, : request.dimensions]
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12, dtype="<f4")
-    encoded = _encode(vectors, as_base64=request.base64)
-    data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(encoded)]
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    return Reply.json({"object": "list", "data": data, "model": model, "usage": usage})
+    return Reply.of_pieces(list(_reply_pieces(vectors, model, num_tokens, as_base64=request.base64)))
 
 
-def _encode(vectors: Array, *, as_base64: bool) -> list[Any]:
-    if as_base64:
-        return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors]
-    if not bool(np.isfinite(vectors).all()):
+def _reply_pieces(vectors: Array, model: str, num_tokens: int, *, as_base64: bool) -> Iterator[bytes]:
+    """Write the response, some embeddings at a time, so that none of it holds the interpreter for long."""
+    if not as_base64 and not bool(np.isfinite(vectors).all()):
         raise HttpError(500, "the model gave values that are not finite, which JSON has no form for", code="model_error")
-    return list(vectors.tolist())
+    yield b'{"object":"list","data":['
+    step = max(1, PIECE_VALUES // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        rows = vectors[start : start + step]
+        values: Iterable[Any] = (
+            (base64.b64encode(row.tobytes()).decode("ascii") for row in rows) if as_base64 else np.ascontiguousarray(rows)
+        )
+        data = [{"object": "embedding", "index": start + index, "embedding": value} for index, value in enumerate(values)]
+        piece = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        yield piece if start == 0 else b"," + piece
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    yield b"]," + orjson.dumps({"model": model, "usage": usage})[1:]
