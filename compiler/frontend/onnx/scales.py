@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, external_data_helper, numpy_helper
@@ -14,14 +14,21 @@ SCALES: Mapping[str, tuple[int, ...]] = {
     "QuantizeLinear": (1,),
     "DequantizeLinear": (1,),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul"), (1, 4, 6)),
+    **dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax"), (1, 3)),
+    "QLinearWhere": (2, 5, 7),
+    "QGemm": (1, 4, 7),
 }
+
+
+def _positions(node: NodeProto) -> Sequence[int]:
+    return range(0, len(node.input), 3) if node.op_type == "QLinearConcat" else SCALES.get(node.op_type, ())
 
 
 def check_scales(graph: GraphProto) -> None:
     """Check each scale that is stored in a graph, branches and bodies aside. Raises UserError that names the node and the scale."""
     stored = {each.name: each for each in graph.initializer if not external_data_helper.uses_external_data(each)}
     for node in graph.node:
-        for position in SCALES.get(node.op_type, ()):
+        for position in _positions(node):
             name = node.input[position] if position < len(node.input) else ""
             if name in stored:
                 _check(node, name, stored[name])

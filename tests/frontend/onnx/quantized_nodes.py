@@ -128,6 +128,7 @@ def fused_cases() -> Iterator[Case]:
         yield Case(f"conv-integer-{left}-{right}", "ConvInteger", ("n", 2, 5, 5), DTYPES[left], constants, {"pads": [1] * 4})
         yield _qlinear_conv(left, right, image, a, b)
     yield from (_qlinear_binary(op) for op in ("QLinearAdd", "QLinearMul"))
+    yield from _qoperator_cases()
     per_channel = {"scale": scales((3,)), "zero": zeros((3,), "int8")}
     yield Case("quantize-microsoft", "QuantizeLinear", ("n", 3), np.float32, per_channel, {"axis": 1}, domain="com.microsoft")
     yield Case("dequantize-microsoft", "DequantizeLinear", ("n", 3), np.int8, per_channel, {"axis": 1}, domain="com.microsoft")
@@ -151,6 +152,45 @@ def _qlinear_binary(op: str) -> Case:
     b = {"b": np.arange(6, dtype=np.uint8), "b_scale": np.float32(0.1).reshape(()), "b_zero": np.uint8(3).reshape(())}
     constants = {"a_scale": scales(()), "a": zeros((), "uint8"), **b, **_output("uint8")}
     return Case(op.lower(), op, ("n", 6), np.uint8, constants, {}, order, domain="com.microsoft")
+
+
+def _qoperator_cases() -> Iterator[Case]:
+    """Ops of com.microsoft that onnxruntime's quantizer writes with QuantFormat.QOperator."""
+    rng = np.random.default_rng(2)
+    order = ("x", "x_scale", "a", "y_scale", "y")
+    for kind in ("uint8", "int8"):
+        x = {"x_scale": scales(()), "a": zeros((), kind)}
+        y = {"y_scale": np.float32(0.045).reshape(()), "y": zeros((), kind)}
+        unit = {"y_scale": np.float32(1 / 256).reshape(()), "y": np.asarray(RANGES[kind][0], DTYPES[kind])}
+        pool = {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [0, 1, 1, 0]}
+        for name, op, dims, result, attributes in (
+            ("sigmoid", "QLinearSigmoid", ("n", 6), unit, {}),
+            ("leaky-relu", "QLinearLeakyRelu", ("n", 6), y, {"alpha": 0.1}),
+            ("softmax", "QLinearSoftmax", ("n", 6), unit, {"axis": -1, "opset": 13}),
+            ("softmax-of-rows", "QLinearSoftmax", ("n", 2, 3), unit, {"axis": 1, "opset": 12}),
+            ("average-pool", "QLinearAveragePool", ("n", 3, 5, 6), y, pool),
+            ("average-pool-counted", "QLinearAveragePool", ("n", 3, 5, 6), y, {**pool, "count_include_pad": 1}),
+            ("average-pool-last", "QLinearAveragePool", ("n", 5, 6, 3), y, {**pool, "channels_last": 1}),
+            ("global-average-pool", "QLinearGlobalAveragePool", ("n", 3, 5, 6), y, {}),
+            ("global-average-pool-last", "QLinearGlobalAveragePool", ("n", 5, 6, 3), y, {"channels_last": 1}),
+        ):
+            yield Case(f"qlinear-{name}-{kind}", op, dims, DTYPES[kind], {**x, **result}, attributes, order, domain="com.microsoft")
+        b = {"b": rng.integers(*RANGES[kind], (1, 2), endpoint=True).astype(DTYPES[kind]), "b_scale": scales(()), "b_zero": zeros((), kind)}
+        concat = ("y_scale", "y", "x", "x_scale", "a", "x", "b_scale", "b_zero")
+        yield Case(f"qlinear-concat-{kind}", "QLinearConcat", ("n", 2), DTYPES[kind], {**x, **b, **y}, {"axis": 1}, concat, "com.microsoft")
+        where = ("condition", "x", "x_scale", "a", "b", "b_scale", "b_zero", "y_scale", "y")
+        chosen = {"condition": np.array([[True, False]]), **x, **b, **y}
+        yield Case(f"qlinear-where-{kind}", "QLinearWhere", ("n", 2), DTYPES[kind], chosen, {}, where, "com.microsoft")
+    for right, columns, extra in (("int8", (4,), {"transB": 1}), ("uint8", (), {"alpha": 0.5}), ("int8", (), {})):
+        w = rng.integers(*RANGES[right], (4, 6) if "transB" in extra else (6, 4), endpoint=True).astype(DTYPES[right])
+        b = {"w": w, "b_scale": scales(columns), "b": zeros(columns, right), "c": rng.integers(-900, 900, 4).astype(np.int32)}
+        a = {"a_scale": scales(()), "a": zeros((), "uint8"), **b}
+        order = ("x", "a_scale", "a", "w", "b_scale", "b", "c")
+        made = {**a, **_output("uint8")}
+        name = f"qgemm-{right}-{'-'.join(map(str, (*columns, *extra)))}"
+        yield Case(name, "QGemm", ("n", 6), np.uint8, made, extra, (*order, "y_scale", "y"), "com.microsoft")
+        if columns:
+            yield Case(f"{name}-float", "QGemm", ("n", 6), np.uint8, a, extra, order, "com.microsoft")
 
 
 def _output(kind: str) -> dict[str, np.ndarray]:

@@ -130,14 +130,14 @@ def matmul_integer(
     a: torch.Tensor, b: torch.Tensor, a_zero: torch.Tensor | None = None, b_zero: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Lower MatMulInteger, in int32; zero points for the tensor, or for rows of a and columns of b."""
-    return torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1))
+    return torch.matmul(centered(a, a_zero, -2), centered(b, b_zero, -1))
 
 
-def _centered(x: torch.Tensor, zero: torch.Tensor | None, axis: int) -> torch.Tensor:
-    """Return x - zero in int32."""
+def centered(x: torch.Tensor, zero: torch.Tensor | None, axis: int, to: torch.dtype = torch.int32) -> torch.Tensor:
+    """Return x - zero in int32 or another type."""
     if zero is not None and zero.ndim > 1:
-        return x.to(torch.int32) - zero.to(torch.int32)
-    return dequantize(x, None, zero, axis, to=torch.int32)
+        return x.to(to) - zero.to(to)
+    return dequantize(x, None, zero, axis, to=to)
 
 
 @op("QLinearMatMul", since=10)
@@ -151,18 +151,19 @@ def qlinear_matmul(
     y_scale: torch.Tensor,
     y_zero: torch.Tensor,
 ) -> torch.Tensor | LowPrecisionTensor:
-    """Lower QLinearMatMul: the int32 product times a_scale * b_scale / y_scale in float32, requantized.
+    """Lower QLinearMatMul: the product times a_scale * b_scale / y_scale in float32, requantized.
 
-    Raises UnsupportedError for a scale per row of a or y.
+    It is accumulated in float32, as QLinearConv's, of which fuse-dequantize makes sums in int32 where b is a weight; products of two
+    activations have kernels in floats alone. Raises UnsupportedError for a scale per row of a or y.
     """
     if any(t.ndim > 1 or (t.ndim == 1 and t.shape[0] != 1) for t in (a_scale, y_scale, y_zero)):
         raise UnsupportedError("QLinearMatMul with a scale per row isn't supported.")
-    product = torch.matmul(_centered(a, a_zero, -2), _centered(b, b_zero, -1)).to(torch.float32)
+    product = torch.matmul(centered(a, a_zero, -2, torch.float32), centered(b, b_zero, -1, torch.float32))
     factor = a_scale.to(torch.float32).reshape(()) * b_scale.to(torch.float32) / y_scale.to(torch.float32).reshape(())
-    return _requantize(product, factor, y_zero, -1)
+    return requantize(product, factor, y_zero, -1)
 
 
-def _requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | LowPrecisionTensor:
+def requantize(value: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor, axis: int) -> torch.Tensor | LowPrecisionTensor:
     """Requantize an integer accumulator by `factor`, the product of the operands' scales over the result's scale."""
     return quantize(value, factor, zero.reshape(()), zero.dtype, axis=axis, is_multiplier=True)
 
@@ -190,7 +191,7 @@ def qlinear_conv(
     shape = window(tuple(x.shape[2:]), tuple(w.shape[2:]), strides, dilations, pads, auto_pad)
     centered, kernel = dequantize(x, None, x_zero.reshape(())), dequantize(w, None, w_zero, 0)
     total = convolve(centered, kernel, None if bias is None else bias.to(torch.float32), shape, group)
-    return _requantize(total, x_scale.reshape(()) * w_scale / y_scale.reshape(()), y_zero, 1)
+    return requantize(total, x_scale.reshape(()) * w_scale / y_scale.reshape(()), y_zero, 1)
 
 
 @op("ConvInteger")
