@@ -1,7 +1,7 @@
 """Products of few rows by weights of 4 or 8 bits, which memory limits: `python benchmarks/skinny.py`.
 
 Bytes are those of the weight as it lies in memory: numbers, scales and zero points. There are as many weights of a shape as exceed caches.
-The yardstick is the copy of benchmarks/bandwidth.py, measured in the same run. Outputs are checked against numpy.
+The limit is what the machine reads from memory, measured in the same run. Outputs are checked against numpy.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from bandwidth import copy_bandwidth, median_s
+from bandwidth import median_s
 
 import llmos
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.bench.peak import measure_limits
 from llmos.compiler.driver import compile as compile_model
 from llmos.models.quantized_checkpoints.linear import QuantizedLinear
 from llmos.models.quantized_checkpoints.weight import QuantizedWeight
@@ -74,11 +75,12 @@ def check(module: Products, x: np.ndarray, outputs: list[np.ndarray], tolerance:
 @click.option("--asymmetric/--symmetric", default=True, show_default=True)
 @click.option("--target", default="native", show_default=True)
 @click.option("--runs", default=20, show_default=True)
-@click.option("--threads", default=2, show_default=True, help="Of the copy; products take as many as the machine has.")
+@click.option("--threads", default=2, show_default=True, help="That read; products take as many as the machine has.")
 def main(schemes: tuple[str, ...], rows: tuple[int, ...], group: int, asymmetric: bool, target: str, runs: int, threads: int) -> None:
     """Print the time of a product, the share of the bandwidth at which it reads its weight, and its operations."""
-    bandwidth = copy_bandwidth(threads, runs)
-    click.echo(f"copy: {bandwidth / 1e9:.1f} GB/s\n| scheme | n x k | rows | us | GB/s | of copy | GOP/s |\n|---|---|---|---|---|---|---|")
+    bandwidth = measure_limits(threads).bytes_per_s
+    click.echo(f"{threads} threads read {bandwidth / 1e9:.1f} GB/s")
+    click.echo("| scheme | n x k | rows | us | GB/s | of limit | GOP/s |\n|---|---|---|---|---|---|---|")
     for scheme in schemes:
         is_grouped = scheme.startswith("w4")
         for n, k in SHAPES:

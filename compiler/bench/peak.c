@@ -1,10 +1,17 @@
-/* Peak of fp32 multiply-add on this machine: as many independent chains as hide the latency, on all threads at once; and of reads from
- * memory that no cache of a core holds. Prints GFLOP/s and GB/s. */
+/* Peaks of this machine, on all threads at once: fp32 multiply-adds and products of bytes summed in int32, each as as many independent
+ * chains as hide the latency; and reads from memory that no cache of a core holds. Prints GFLOP/s, int8 GOP/s (0: no such instruction is
+ * known here) and GB/s. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -49,6 +56,53 @@ static float chains(long rounds) {
     return total;
 }
 
+/* One step of a chain: each int32 of `sum` and four products of bytes. */
+#if defined(__AVX512VNNI__)
+typedef __m512i bytes;
+#define BYTES_FILL(x) _mm512_set1_epi8(x)
+#define BYTES_STEP(sum, a, b) _mm512_dpbusd_epi32(sum, a, b)
+#elif defined(__AVXVNNI__)
+typedef __m256i bytes;
+#define BYTES_FILL(x) _mm256_set1_epi8(x)
+#define BYTES_STEP(sum, a, b) _mm256_dpbusd_avx_epi32(sum, a, b)
+#elif defined(__AVX2__)
+typedef __m256i bytes;
+#define BYTES_FILL(x) _mm256_set1_epi8(x)
+#define BYTES_STEP(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
+#elif defined(__ARM_FEATURE_DOTPROD)
+typedef int8x16_t bytes;
+#define BYTES_FILL(x) vdupq_n_s8(x)
+#define BYTES_STEP(sum, a, b) vreinterpretq_s8_s32(vdotq_s32(vreinterpretq_s32_s8(sum), a, b))
+#endif
+
+#ifdef BYTES_STEP
+static float byte_chains(long rounds) {
+    bytes sum[CHAINS], a = BYTES_FILL(1), b = BYTES_FILL(2);
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) sum[i] = BYTES_FILL(0);
+    for (long round = 0; round < rounds; round++)
+        for (int step = 0; step < STEPS; step++) {
+#pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; i++) {
+                sum[i] = BYTES_STEP(sum[i], a, b);
+                __asm__ volatile("" : "+" REGISTER(sum[i])); /* no sum may be made at once of several steps */
+            }
+        }
+    bytes total = sum[0];
+#pragma GCC unroll 12
+    for (int i = 1; i < CHAINS; i++) total ^= sum[i];
+    int first;
+    memcpy(&first, &total, sizeof first);
+    return (float)first;
+}
+#define BYTE_OPS (2.0 * (double)sizeof(bytes) * CHAINS * STEPS)
+#else
+static float byte_chains(long rounds) {
+    return (float)rounds;
+}
+#define BYTE_OPS 0.0
+#endif
+
 static float read_all(const vector *data) {
     vector sum[4] = {0};
     for (long i = 0; i < READ_BYTES / VECTOR_BYTES; i += 4)
@@ -56,18 +110,29 @@ static float read_all(const vector *data) {
     return sum[0][0] + sum[1][0] + sum[2][0] + sum[3][0];
 }
 
+enum kind { FLOATS, BYTES, READS, NUM_KINDS };
+
 typedef struct {
     double start, end;
-    vector *data; /* to read; NULL to multiply */
+    enum kind kind;
+    vector *data; /* what READS reads */
     float result;
 } job;
 
+static float run(const job *mine, long rounds) {
+    switch (mine->kind) {
+    case FLOATS: return chains(rounds);
+    case BYTES: return byte_chains(rounds);
+    default: return read_all(mine->data);
+    }
+}
+
 static void *work(void *argument) {
     job *mine = argument;
-    mine->result = mine->data ? read_all(mine->data) : chains(1000);
+    mine->result = run(mine, 1000);
     pthread_barrier_wait(&barrier);
     mine->start = seconds();
-    mine->result += mine->data ? read_all(mine->data) : chains(ROUNDS);
+    mine->result += run(mine, ROUNDS);
     mine->end = seconds();
     return NULL;
 }
@@ -92,18 +157,20 @@ int main(int argc, char **argv) {
     if (num_threads < 1 || num_threads > 1024) return 2;
     static pthread_t threads[1024];
     static job jobs[1024];
-    double best[2] = {1e300, 1e300};
-    for (int repeat = 0; repeat < 20; repeat++) {
-        if (repeat == 10)
-            for (int i = 0; i < num_threads; i++) {
-                if (!(jobs[i].data = aligned_alloc(VECTOR_BYTES, READ_BYTES))) return 4;
-                memset(jobs[i].data, 1, READ_BYTES);
-            }
-        double taken = measure(num_threads, jobs, threads);
-        if (taken < best[repeat / 10]) best[repeat / 10] = taken;
+    double best[NUM_KINDS] = {1e300, 1e300, 1e300};
+    for (int i = 0; i < num_threads; i++) {
+        if (!(jobs[i].data = aligned_alloc(VECTOR_BYTES, READ_BYTES))) return 4;
+        memset(jobs[i].data, 1, READ_BYTES);
     }
-    double flops = 2.0 * LANES * CHAINS * STEPS * ROUNDS * num_threads / best[0];
-    double bytes = (double)READ_BYTES * num_threads / best[1];
-    printf("%.1f %.2f\n", flops * 1e-9, bytes * 1e-9);
+    for (int kind = 0; kind < NUM_KINDS; kind++)
+        for (int repeat = 0; repeat < 10; repeat++) {
+            for (int i = 0; i < num_threads; i++) jobs[i].kind = (enum kind)kind;
+            double taken = measure(num_threads, jobs, threads);
+            if (taken < best[kind]) best[kind] = taken;
+        }
+    double flops = 2.0 * LANES * CHAINS * STEPS * ROUNDS * num_threads / best[FLOATS];
+    double byte_ops = BYTE_OPS * ROUNDS * num_threads / best[BYTES];
+    double read = (double)READ_BYTES * num_threads / best[READS];
+    printf("%.1f %.1f %.2f\n", flops * 1e-9, byte_ops * 1e-9, read * 1e-9);
     return jobs[0].result == 12345.0f; /* the result is used */
 }

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: fp32 multiply-adds and reads from memory of a small C program built for it."""
+"""What this machine can do at most, measured: multiply-adds and reads from memory of a small C program built for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from llmos.runtime.errors import UserError
@@ -19,14 +19,26 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast")
 
 @dataclass(frozen=True)
 class Limits:
-    """fp32 FLOP/s, and bytes/s read from memory, of some cores together."""
+    """fp32 FLOP/s, bytes/s read from memory, and operations/s on products of bytes summed in int32, of some cores together.
+
+    int8_ops_per_s: 0 where the C program knows no instruction for them.
+    """
 
     flops_per_s: float
     bytes_per_s: float
+    int8_ops_per_s: float = 0.0
+
+    def ops_per_s(self, arithmetic: str) -> float:
+        """Operations/s of what a kernel computes in: "int8", or the peak of fp32."""
+        return self.int8_ops_per_s if arithmetic == "int8" and self.int8_ops_per_s else self.flops_per_s
+
+    def grows_beyond(self, other: Limits) -> bool:
+        """Whether any rate is higher than the other's by more than noise."""
+        return any(mine > theirs * (1 + NOISE) for mine, theirs in zip(astuple(self), astuple(other), strict=True))
 
     def best(self, other: Limits) -> Limits:
         """Return the higher rates of both: other work on the machine lowers what is measured and never raises it."""
-        return Limits(max(self.flops_per_s, other.flops_per_s), max(self.bytes_per_s, other.bytes_per_s))
+        return Limits(*map(max, astuple(self), astuple(other)))
 
 
 def settled(measure: Callable[[], Limits]) -> Limits:
@@ -34,8 +46,7 @@ def settled(measure: Callable[[], Limits]) -> Limits:
     best, num_settled = measure(), 0
     for _ in range(MOST - 1):
         found = measure()
-        grows = found.flops_per_s > best.flops_per_s * (1 + NOISE) or found.bytes_per_s > best.bytes_per_s * (1 + NOISE)
-        best, num_settled = best.best(found), 0 if grows else num_settled + 1
+        best, num_settled = best.best(found), 0 if found.grows_beyond(best) else num_settled + 1
         if num_settled == SETTLED:
             break
     return best
@@ -53,8 +64,8 @@ def measure_limits(num_threads: int) -> Limits:
 
 
 def _measure_once(program: Path, num_threads: int) -> Limits:
-    flops, num_bytes = (float(part) * 1e9 for part in _run([str(program), str(num_threads)]).split())
-    return Limits(flops, num_bytes)
+    flops, byte_ops, num_bytes = (float(part) * 1e9 for part in _run([str(program), str(num_threads)]).split())
+    return Limits(flops, num_bytes, byte_ops)
 
 
 def _run(command: list[str]) -> str:

@@ -81,7 +81,7 @@ def profile_call(
 def _cost(time: DispatchTime, kernel: KernelSpec | None, sizes: Mapping[str, int], limits: Limits) -> DispatchCost:
     details = kernel.details if kernel else {}
     flops, num_bytes = (evaluate(str(details.get(key, "0")), sizes) for key in ("flops", "bytes"))
-    limit = max(flops / limits.flops_per_s, num_bytes / limits.bytes_per_s)
+    limit = max(flops / limits.ops_per_s(str(details.get("arithmetic", ""))), num_bytes / limits.bytes_per_s)
     label = str(details.get("label", time.kind))
     return DispatchCost(time.name, time.kind, label, time.num_tiles, time.duration_s, flops, num_bytes, limit)
 

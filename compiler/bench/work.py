@@ -1,4 +1,4 @@
-"""Arithmetic of a model: the manifest's FLOP counts, which are expressions of its symbols."""
+"""Arithmetic of a model: the manifest's counts of operations, which are expressions of its symbols."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llmos.compiler.bench.peak import Limits
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.errors import ArtifactError
 
@@ -37,6 +38,16 @@ def total_flops(manifest: Manifest, symbols: Mapping[str, int]) -> float | None:
     """FLOPs of one call at these sizes, over all kernels; None where the artifact doesn't say."""
     counts = [kernel.details["flops"] for kernel in manifest.kernels if "flops" in kernel.details]
     return sum(float(evaluate(str(count), symbols)) for count in counts) if counts else None
+
+
+def arithmetic_s(manifest: Manifest, symbols: Mapping[str, int], limits: Limits) -> float | None:
+    """Seconds that the operations of one call take at the machine's peaks; None where the artifact doesn't say."""
+    counts = [
+        float(evaluate(str(kernel.details["flops"]), symbols)) / limits.ops_per_s(str(kernel.details.get("arithmetic", "")))
+        for kernel in manifest.kernels
+        if "flops" in kernel.details
+    ]
+    return sum(counts) if counts else None
 
 
 def evaluate(expression: str, symbols: Mapping[str, int]) -> float:

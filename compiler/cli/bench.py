@@ -18,7 +18,7 @@ from llmos.compiler.bench.measure import Engine, Measurement, measure
 from llmos.compiler.bench.peak import Limits, measure_limits
 from llmos.compiler.bench.peers import PEERS
 from llmos.compiler.bench.profile import CallProfile, profile_call, profile_lines
-from llmos.compiler.bench.work import total_flops
+from llmos.compiler.bench.work import arithmetic_s, total_flops
 from llmos.compiler.driver import compile_to_file
 from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.artifact.manifest import Manifest
@@ -60,14 +60,13 @@ def command(
         sizes = [parse_shape(text, manifest) for text in shapes or ("",)]
         inputs = [make_inputs(manifest.entries[0], size, parse_files(files)) for size in sizes]
         limits = measure_limits(num_threads) if peak or profile else None
-        top = limits.flops_per_s if limits else None
         with contextlib.ExitStack() as stack:
             engines = [stack.enter_context(Engine("llmos", artifact, num_threads, folder))]
             engines += [stack.enter_context(Engine(peer, origin, num_threads, folder)) for peer in peers if origin]
             records = [
                 record
                 for size, arrays in zip(sizes, inputs, strict=True)
-                for record in describe(measure(engines, arrays, runs, folder), manifest, size, top)
+                for record in describe(measure(engines, arrays, runs, folder), manifest, size, limits)
             ]
         profiles = (
             [profile_call(artifact, *pair, num_threads, runs, limits) for pair in zip(inputs, sizes, strict=True)]
@@ -95,11 +94,12 @@ def _artifact(model: Path, folder: Path) -> Path:
     return out
 
 
-def describe(measured: Sequence[Measurement], manifest: Manifest, size: Mapping[str, int], peak: float | None) -> list[dict[str, Any]]:
+def describe(measured: Sequence[Measurement], manifest: Manifest, size: Mapping[str, int], limits: Limits | None) -> list[dict[str, Any]]:
     """One record for each engine; ratios are to llmos, which comes first, errors to eager or else the first peer."""
     own = measured[0]
     reference = next((m for m in measured if m.peer == "eager"), measured[1] if len(measured) > 1 else None)
     flops = total_flops(manifest, size)
+    least_s = arithmetic_s(manifest, size, limits) if limits else None
     return [
         {
             "size": shape_text(size),
@@ -110,7 +110,7 @@ def describe(measured: Sequence[Measurement], manifest: Manifest, size: Mapping[
             "p99_s": m.percentile(99),
             "ratio": m.median / own.median,
             "flops_per_s": flops / m.median if flops else None,
-            "of_peak": flops / m.median / peak if flops and peak else None,
+            "of_peak": least_s / m.median if least_s else None,
             "max_error": m.error_against(reference.outputs) if reference and m is not reference else None,
             "reference": reference.peer if reference else None,
         }
@@ -122,7 +122,13 @@ def _show(
     records: Sequence[Mapping[str, Any]], limits: Limits | None, num_threads: int, profiles: Sequence[CallProfile], as_json: bool
 ) -> None:
     if as_json:
-        rates = {"peak_flops_per_s": limits.flops_per_s, "memory_bytes_per_s": limits.bytes_per_s} if limits else {"peak_flops_per_s": None}
+        rates: dict[str, float | None] = {"peak_flops_per_s": None}
+        if limits:
+            rates = {
+                "peak_flops_per_s": limits.flops_per_s,
+                "peak_int8_ops_per_s": limits.int8_ops_per_s or None,
+                "memory_bytes_per_s": limits.bytes_per_s,
+            }
         found = {"profiles": [profile.record() for profile in profiles]} if profiles else {}
         click.echo(json.dumps({"num_threads": num_threads, **rates, "measurements": records, **found}, indent=1))
         return
@@ -135,7 +141,8 @@ def _show(
             )
         )
     if limits:
-        rates_text = f"{limits.flops_per_s * 1e-9:.0f} GFLOP/s fp32, {limits.bytes_per_s * 1e-9:.0f} GB/s from memory"
+        int8 = f"{limits.int8_ops_per_s * 1e-9:.0f} GOP/s int8, " if limits.int8_ops_per_s else ""
+        rates_text = f"{limits.flops_per_s * 1e-9:.0f} GFLOP/s fp32, {int8}{limits.bytes_per_s * 1e-9:.0f} GB/s from memory"
         click.echo(f"this machine at most: {rates_text}, on {num_threads} threads")
     for profile in profiles:
         click.echo("\n" + "\n".join(profile_lines(profile)))

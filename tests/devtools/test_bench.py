@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from llmos.compiler.bench.inputs import make_inputs, parse_shape
 from llmos.compiler.bench.measure import Measurement
 from llmos.compiler.bench.peak import MOST, Limits, measure_limits, settled
 from llmos.compiler.bench.profile import profile_call, profile_lines
-from llmos.compiler.bench.work import evaluate, total_flops
+from llmos.compiler.bench.work import arithmetic_s, evaluate, total_flops
 from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.artifact.manifest import EntrySpec, KernelSpec, Manifest, Symbol, TensorSpec
 from llmos.runtime.cli.command import run
@@ -52,6 +53,14 @@ def test_sizes_are_arithmetic_of_the_symbols(expression: str, value: float) -> N
 def test_anything_else_is_refused_and_never_run(expression: str) -> None:
     with pytest.raises(ArtifactError, match="is no size"):
         evaluate(expression, {"batch": 3})
+
+
+def test_operations_on_bytes_have_a_peak_of_their_own() -> None:
+    kernels = (KernelSpec("k0", "contraction", {"flops": "1000*tokens", "arithmetic": "int8"}), KernelSpec("k1", "x", {"flops": "30"}))
+    manifest = replace(MANIFEST, kernels=kernels)
+    assert arithmetic_s(manifest, {"tokens": 5}, Limits(10.0, 1.0, 100.0)) == 53.0
+    assert arithmetic_s(manifest, {"tokens": 5}, Limits(10.0, 1.0)) == 503.0  # no peak of bytes is known
+    assert arithmetic_s(replace(MANIFEST, kernels=()), {}, Limits(1.0, 1.0)) is None
 
 
 def test_flops_are_summed_where_kernels_declare_them() -> None:
@@ -100,6 +109,7 @@ def test_the_peak_is_that_of_a_processor_of_this_century() -> None:
     limits = measure_limits(1)
     assert 1e9 < limits.flops_per_s < 1e13
     assert 1e8 < limits.bytes_per_s < 1e12
+    assert limits.int8_ops_per_s == 0 or limits.flops_per_s < limits.int8_ops_per_s < 1e14
 
 
 class Layers(torch.nn.Module):

@@ -137,6 +137,7 @@ def test_the_artifact_says_how_it_was_quantized(tmp_path: Path, capsys: pytest.C
     opened = Opened.open(path)
     assert opened.manifest.metadata["quant"] == "w8a8"
     assert {"int8", "int32"} <= {weight.dtype for weight in opened.manifest.weights}
+    assert [each.details.get("arithmetic") for each in opened.manifest.kernels if each.kind == "contraction"] == ["int8"] * 2
     report = accuracy_report_of(opened)
     assert report is not None and report.budget.cosine == 0.99 and "of at least 0.99" in report.summary()
     assert run(["inspect", str(path)]) == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from llmos.compiler.analysis.independence import Function
 from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
 from llmos.compiler.backends.cpu.program import LoopUnit, Program, Work, describe_loop, describe_work
 from llmos.compiler.backends.cpu.weights import bound_weights
 from llmos.compiler.backends.entry import computed_by_outputs, describe_entry, symbols_of
@@ -40,7 +42,9 @@ def _kernel_specs(program: Program) -> list[KernelSpec]:
             label = f"loop({', '.join(_label(dispatch) for dispatch in unit.dispatches)})"
             specs.append(_kernel_spec(program.table, unit.name, "loop", label, describe_loop(unit)))
         else:
-            specs.append(_kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit)))
+            spec = _kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit))
+            is_bytes = unit.kind == "contraction" and contraction_in(unit).is_bytes
+            specs.append(replace(spec, details={**spec.details, "arithmetic": "int8"}) if is_bytes else spec)
     return specs
 
 
