@@ -69,7 +69,7 @@ serve-check: venv
 # Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
 llm-bench: venv
 	$(RUN) benchmarks/generation.py
-	$(RUN) benchmarks/llm.py $(ARTIFACTS) $(if $(GGUF),--gguf $(GGUF)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
+	$(RUN) benchmarks/llm.py $(ARTIFACTS) $(if $(GGUF),--gguf $(GGUF))
 
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench

@@ -1,10 +1,10 @@
-"""Tokens per second of language models beside llama.cpp: `python benchmarks/llm.py A.llmos [B.llmos ...] --gguf M.gguf --llama-cpp DIR`.
+"""Tokens per second of language models beside llama.cpp: `python benchmarks/llm.py A.llmos [B.llmos ...] --gguf M.gguf`.
 
-    npm install --prefix DIR --ignore-scripts --omit=optional node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python==0.3.36    # 5 to 20 minutes
 
 Each engine loads its model in a process of its own and waits; then all run each point in turns, several times, and medians are printed.
-Prompts are random tokens. A prefill is the time to the first token, a decode the tokens after it, of all requests together. Weights are
-read once in each step of decodes: their bytes per second are given as a share of what a copy between large arrays moves in the same run.
+Prompts are random tokens. A prefill is the time to the first token, a decode the tokens after it, of all requests together. The limit of a
+prefill is its products at the machine's peak, that of a step of decodes the weights, read once, at the bandwidth of memory.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from bandwidth import copy_bandwidth
 
 import llmos
+from llmos.compiler.bench.peak import Limits, measure_limits
+from llmos.compiler.bench.work import arithmetic_s
 
-SCRIPT = Path(__file__).with_name("llama_cpp.mjs")
+LLAMA_CPP = Path(__file__).with_name("llama_cpp_server.py")
 QUICK_S = 4.0  # a point that takes longer runs fewer times
 
 
@@ -46,11 +47,15 @@ class Point:
             return f"prefill {self.prompt}"
         return f"decode behind {self.prompt}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
+    @property
+    def tokens(self) -> int:
+        """Of a request, those that the rate counts."""
+        return self.prompt if self.generated == 1 else self.generated - 1
+
     def per_second(self, times: Mapping[str, float]) -> float:
         """times: seconds from the start to the first token of the last request, and to the last token."""
-        if self.generated == 1:
-            return self.batch * self.prompt / times["first_s"]
-        return self.batch * (self.generated - 1) / (times["last_s"] - times["first_s"])
+        seconds = times["first_s"] if self.generated == 1 else times["last_s"] - times["first_s"]
+        return self.batch * self.tokens / seconds
 
 
 POINTS = (Point(256, 1), Point(1024, 1), Point(16, 65), Point(1000, 33), Point(16, 33, 8), Point(16, 17, 32))
@@ -59,8 +64,8 @@ POINTS = (Point(256, 1), Point(1024, 1), Point(16, 65), Point(1000, 33), Point(1
 class Engine:
     """A child process that answers one line with one line of JSON."""
 
-    def __init__(self, name: str, command: Sequence[str], num_bytes: int) -> None:
-        self.name, self.num_bytes = name, num_bytes
+    def __init__(self, name: str, command: Sequence[str], artifact: Path | None = None) -> None:
+        self.name, self.artifact = name, artifact
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, float]:
@@ -74,21 +79,31 @@ class Engine:
         found: dict[str, float] = json.loads(line)
         return found
 
+    def least_s(self, point: Point, limits: Limits) -> float | None:
+        """Seconds of a point at the machine's limits; None for a peer."""
+        if self.artifact is None:
+            return None
+        if point.generated > 1:
+            return (point.generated - 1) * weight_bytes(self.artifact) / limits.bytes_per_s
+        blocks = -(-point.prompt // 16)
+        sizes = {"tokens": point.prompt, "requests": 1, "rows": 1, "max_blocks": blocks, "blocks": blocks}
+        return arithmetic_s(llmos.Artifact.open(self.artifact).manifest, sizes, limits)
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
 
 
 @contextmanager
-def engines(artifacts: Sequence[Path], gguf: Path | None, llama_cpp: Path | None, threads: int, longest: int) -> Iterator[list[Engine]]:
+def engines(artifacts: Sequence[Path], gguf: Path | None, threads: int) -> Iterator[list[Engine]]:
     with ExitStack() as stack:
         found = []
         for path in artifacts:
             command = [sys.executable, __file__, "--serve", str(path), "--threads", str(threads)]
-            found.append(Engine(path.stem, command, weight_bytes(path)))
-        if gguf is not None and llama_cpp is not None:
-            command = ["node", str(SCRIPT), str(llama_cpp), str(gguf), str(threads), str(longest)]
-            found.append(Engine(f"llama.cpp {gguf.stem}", command, gguf.stat().st_size))
+            found.append(Engine(path.stem, command, path))
+        if gguf is not None:
+            command = [sys.executable, str(LLAMA_CPP), str(gguf), str(threads)]
+            found.append(Engine(f"llama.cpp {gguf.stem}", command))
         for engine in found:
             stack.callback(engine.close)
         yield found
@@ -139,8 +154,7 @@ def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, fl
 
 @click.command(help=__doc__)
 @click.argument("artifacts", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The same model for llama.cpp.")
-@click.option("--llama-cpp", type=click.Path(exists=True, path_type=Path), help="Folder with node_modules/node-llama-cpp.")
+@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The same model for llama.cpp, where it is installed.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="Of each point; three where one takes long.")
 @click.option("--longest", default=1024, show_default=True, help="Leave out points of longer prompts.")
@@ -149,7 +163,6 @@ def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, fl
 def main(
     artifacts: tuple[Path, ...],
     gguf: Path | None,
-    llama_cpp: Path | None,
     threads: int,
     rounds: int,
     longest: int,
@@ -159,21 +172,22 @@ def main(
     if served is not None:
         serve(served, threads)
         return
-    bandwidth = copy_bandwidth(threads, 20)
-    print(f"a copy moves {bandwidth / 1e9:.1f} GB/s on {threads} threads")
+    limits = measure_limits(threads)
+    print(f"{threads} threads read {limits.bytes_per_s / 1e9:.1f} GB/s and make {limits.int8_ops_per_s / 1e9:.0f} GOP/s of int8")
     results: dict[str, dict[str, float]] = {}
-    with engines(artifacts, gguf, llama_cpp, threads, longest) as found:
+    with engines(artifacts, gguf, threads) as found:
         for engine in found:
             engine.ask({"prompt": 16, "generated": 4, "batch": 1})  # loaded and warm
         for point in [each for each in POINTS if each.prompt <= longest]:
             results[point.name] = rates = measured(found, point, rounds)
             for engine in found:
                 rate = rates[engine.name]
-                share = f"{rate / point.batch * engine.num_bytes / bandwidth:6.0%} of the copy" if point.generated > 1 else ""
+                least_s = engine.least_s(point, limits)
+                share = f"{least_s * rate / (point.batch * point.tokens):6.0%} of the limit" if least_s else ""
                 ratio = f"{rate / rates[found[-1].name]:5.2f}x" if engine is not found[-1] else "      "
                 print(f"{point.name:28} {engine.name:32} {rate:9.1f} tokens/s {ratio} {share}", flush=True)
     if as_json is not None:
-        as_json.write_text(json.dumps({"bandwidth": bandwidth, "tokens_per_s": results}, indent=1))
+        as_json.write_text(json.dumps({"limits": asdict(limits), "tokens_per_s": results}, indent=1))
 
 
 if __name__ == "__main__":
