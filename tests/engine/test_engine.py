@@ -246,3 +246,55 @@ def test_no_row_limit_above_the_models_own_range() -> None:
     finally:
         model.signature.symbols["batch"] = (1, 1024)  # type: ignore[index]
     assert max(shape[0] for shape in model.batches) == 2
+
+
+def test_a_large_call_runs_in_parts_and_gives_what_it_gives_whole() -> None:
+    model = Affine()
+    with engine_of(model, limits=Limits(max_rows=8)) as engine:
+        found = engine.submit([numbers(50), numbers(3), numbers(8, 5.0)]).result(60)
+    assert max(rows for rows, _ in model.batches) <= 8
+    for outputs, inputs in zip(found, (numbers(50), numbers(3), numbers(8, 5.0)), strict=True):
+        for got, expected in zip(outputs, Affine().compute([inputs["x"]]), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+    model = Affine(delay_s=0.01)
+    with engine_of(model, limits=Limits(max_rows=1)) as engine:
+        engine.submit([numbers(4)]).result(60)  # now its pace is known
+        large = engine.submit([numbers(1) for _ in range(100)])
+        wait_for(lambda: large.pending_items < 90)
+        engine.submit([numbers(1)]).result(60)
+        assert large.pending_items > 0
+        assert len(large.result(60)) == 100
+
+
+def test_a_large_call_ends_at_its_deadline_between_parts() -> None:
+    model = Affine(delay_s=0.02)
+    with engine_of(model, limits=Limits(max_rows=1)) as engine:
+        with pytest.raises(DeadlineError):
+            engine.submit([numbers(200)], timeout_s=0.1).result(60)
+        wait_for(engine.is_idle)
+    assert len(model.batches) < 50
+
+
+def test_the_time_to_wait_is_that_of_the_work_that_waits() -> None:
+    model = Affine(delay_s=0.05)
+    with engine_of(model, limits=Limits(max_rows=1), max_queue=1) as engine:
+        engine.submit([numbers(4)]).result(60)
+        waiting = engine.submit([numbers(100)])
+        with pytest.raises(QueueFullError) as caught:
+            engine.submit([numbers(1)])
+        assert 2.5 < caught.value.retry_after_s < 50
+        engine.cancel(waiting)
+
+
+def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
+    model = Affine(delay_s=0.02)
+    with engine_of(model, limits=Limits(max_rows=1)) as engine:
+        engine.submit([numbers(4)]).result(60)
+        waiting = [engine.submit([numbers(1)]) for _ in range(40)]
+        with pytest.raises(QueueFullError, match="too busy to answer within"):
+            engine.submit([numbers(1)], timeout_s=0.1)
+        engine.submit([numbers(1)], timeout_s=60).result(60)
+        assert all(request.result(60) for request in waiting)

@@ -34,6 +34,7 @@ limits = st.builds(
     max_padding=st.floats(0, 2),
     max_delay_s=st.sampled_from([0.0, 0.5, 2.0]),
     window=st.integers(1, 40),
+    max_overtake_s=st.sampled_from([0.0, 0.5, 20.0]),
 )
 
 
@@ -92,6 +93,27 @@ def test_the_oldest_live_request_is_in_the_next_batch(queue: list[QueuedRequest]
         assert batch[0] == left[0]
         assert batch == sorted(batch)
         left = [number for number in left if number not in batch]
+
+
+@given(queues, limits)
+@settings(deadline=None)
+def test_nothing_is_overtaken_by_what_came_much_later(queue: list[QueuedRequest], rules: Limits) -> None:
+    batches, _, _ = run_all(queue, rules)
+    position = {number: index for index, batch in enumerate(batches) for number in batch}
+    for early in position:
+        for late in position:
+            if position[late] < position[early]:
+                assert queue[late].arrival_s <= queue[early].arrival_s + rules.max_overtake_s
+
+
+def test_a_small_request_waits_for_no_more_of_a_large_one_than_was_due_before_it() -> None:
+    parts = [QueuedRequest(number, 4, 8, "a", 0.0, work_ahead=32 * number) for number in range(100)]
+    small = QueuedRequest(100, 1, 1, "b", 10.0)
+    rules = Limits(max_rows=4)
+    pending = [*parts[9:], small]
+    assert next_batch(pending, rules, 10.0, s_per_work=1 / 32).batch == (9,), "due at 9 s"
+    assert next_batch([*parts[11:], small], rules, 10.0, s_per_work=1 / 32).batch == (100,), "the next part is due at 11 s"
+    assert next_batch(parts[11:], rules, 10.0, s_per_work=1 / 32).batch == (11,), "an idle engine does not wait"
 
 
 @given(queues, limits)

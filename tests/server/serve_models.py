@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from numpy_models import Affine, Echo, Encoder, FileGate, NotFinite
 
+from llmos.runtime.engine import Limits
 from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.serve import serve
 
@@ -22,13 +23,14 @@ def main() -> int:
     gate = options.pop("gate", None)
     tokenizer = Path(__file__).with_name("tokenizer.json").read_bytes()
     models = [
-        Encoder(name="encoder", assets={"tokenizer.json": tokenizer}),
+        Encoder(name="encoder", assets={"tokenizer.json": tokenizer}, delay_s=options.pop("delay_s", 0.0)),
         Encoder(name="nested", assets={"tokenizer.json": tokenizer}, metadata={"matryoshka": True, "max_length": 8}),
         Affine(name="affine", gate=FileGate(Path(gate)) if gate else None),
         Echo(name="echo"),
         NotFinite(name="not-finite"),
     ]
     options["connections"] = ConnectionLimits(**options.pop("connections", {}))
+    options["limits"] = Limits(**options.pop("limits", {}))
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
 

@@ -222,3 +222,15 @@ def test_prompts_far_beyond_the_context_hold_nobody_up() -> None:
             print(worst)
         assert [answer.status for answer in answers] == [400] * 3
         assert worst["health"] < 1
+
+
+def test_one_large_call_does_not_stand_before_a_small_one() -> None:
+    """2048 long inputs of one request take seconds; a word comes in between."""
+    with numpy_server(limits={"max_rows": 4}, delay_s=0.005) as server, ThreadPoolExecutor(1) as pool:
+        assert server.request("POST", EMBEDDINGS, {"model": "encoder", "input": [[5] * 60] * 16}).status == 200
+        large = pool.submit(server.request, "POST", EMBEDDINGS, {"model": "encoder", "input": [[5] * 60] * 2048})
+        wait_for(lambda: server.metric('llmos_num_requests_running{model_name="encoder"}') == 1)
+        for _ in range(3):
+            assert server.request("POST", EMBEDDINGS, {"model": "encoder", "input": "cat"}).status == 200
+        assert not large.done()
+        assert large.result().status == 200

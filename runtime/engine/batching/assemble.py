@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from llmos.runtime.engine.batching.policy import Limits
 from llmos.runtime.engine.model import Array, Batching, Signature
+
+
+def describe(arrays: Sequence[Array], batching: Batching) -> tuple[int, int, Hashable]:
+    """Return the rows, the length and the group of one call's arrays, as QueuedRequest has them."""
+    if batching.batch_symbol is None:
+        return 1, 1, None
+    if batching.length_symbol is not None:
+        return len(arrays[0]), arrays[0].shape[1], "padded"
+    return len(arrays[0]), 1, tuple(array.shape[1:] for array in arrays)
+
+
+def split_rows(arrays: list[Array], batching: Batching, limits: Limits) -> list[list[Array]]:
+    """Return a call in parts of as many rows as a batch may hold, views of its arrays; whole if its rows are not independent.
+
+    Between the parts of a large call other requests run, and its deadline is looked at.
+    """
+    rows, length, _ = describe(arrays, batching)
+    size = max(1, min(limits.max_rows, limits.max_padded_tokens // max(1, length)))
+    if batching.batch_symbol is None or rows <= size:
+        return [arrays]
+    return [[array[start : start + size] for array in arrays] for start in range(0, rows, size)]
 
 
 def join(signature: Signature, batching: Batching, requests: Sequence[Sequence[Array]]) -> list[Array]:

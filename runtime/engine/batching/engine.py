@@ -9,9 +9,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from llmos.runtime.engine.batching.assemble import join, split
+from llmos.runtime.engine.batching.assemble import describe, join, split, split_rows
 from llmos.runtime.engine.batching.policy import Decision, Limits, next_batch
 from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError
 from llmos.runtime.engine.model import Array, Batching, Model
@@ -19,6 +19,8 @@ from llmos.runtime.engine.observer import BatchReport, NullObserver, Observer, R
 from llmos.runtime.engine.request import Outputs, QueuedRequest, Request, RequestItem
 from llmos.runtime.engine.validate import check_inputs
 from llmos.runtime.errors import InputError
+
+_PACE_KEPT = 0.9  # of what earlier batches say, with each new one
 
 Clock = Callable[[], float]
 Ended = tuple[Request, BaseException | None]
@@ -31,6 +33,20 @@ class EngineOptions:
     limits: Limits = field(default_factory=Limits)
     max_queue: int = 256
     timeout_s: float = math.inf
+
+
+@dataclass
+class _Pace:
+    """How fast the model is, as lately seen: over all rather than by batch, since small batches take long for their size."""
+
+    _work: float = 0.0
+    _run_s: float = 0.0
+    s_per_work: float = 0.0
+
+    def add(self, work: int, run_s: float) -> None:
+        self._work = self._work * _PACE_KEPT + work
+        self._run_s = self._run_s * _PACE_KEPT + run_s
+        self.s_per_work = self._run_s / max(self._work, 1.0)
 
 
 class Engine:
@@ -52,7 +68,7 @@ class Engine:
         self._next_id = 0
         self._num_submitted = 0
         self._num_ended = 0
-        self._batch_s = 0.0  # duration of the latest batch, for Retry-After
+        self._pace = _Pace()
         self._accepting = True
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name=f"llmos-engine-{model.name}", daemon=True)
@@ -67,13 +83,18 @@ class Engine:
         """
         if not requests:
             raise InputError("the request holds no inputs")
-        arrays = [check_inputs(self.model.signature, request) for request in requests]
+        split = [split_rows(check_inputs(self.model.signature, request), self.batching, self._limits) for request in requests]
+        arrays = [part for parts in split for part in parts]
         now = self._clock()
-        request = Request(len(arrays), now, now + (self.options.timeout_s if timeout_s is None else timeout_s))
+        timeout_s = self.options.timeout_s if timeout_s is None else timeout_s
+        request = Request([len(parts) for parts in split], now, now + timeout_s)
         with self._changed:
-            self._admit()
+            self._admit(timeout_s)
+            work_ahead = 0
             for index, item in enumerate(arrays):
-                self._waiting[self._next_id] = RequestItem(request, index, item, self._describe(item, request))
+                queued = self._describe(item, request, work_ahead)
+                work_ahead += queued.work
+                self._waiting[self._next_id] = RequestItem(request, index, item, queued)
                 self._next_id += 1
             self._requests.add(request)
             self._num_submitted += 1
@@ -147,22 +168,29 @@ class Engine:
     def _is_idle(self) -> bool:
         return not self._waiting and not self._running
 
-    def _admit(self) -> None:
+    def _admit(self, timeout_s: float) -> None:
         if not self._accepting:
             raise ClosedError("the server is shutting down: send the request to another one")
-        if len(self._requests) < self.options.max_queue:
-            return
-        batches_ahead = math.ceil(len(self._waiting) / self._limits.max_rows)
-        retry_s = max(1.0, self._batch_s * batches_ahead)
-        raise QueueFullError(f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", retry_s)
+        wait_s = self._pace.s_per_work * sum(item.queued.work for item in (*self._waiting.values(), *self._running))
+        if len(self._requests) >= self.options.max_queue:
+            raise QueueFullError(
+                f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", max(1.0, wait_s)
+            )
+        # Turns come earlier than that where large requests wait, so that only what is hopeless is refused.
+        if wait_s > timeout_s and self._due_s() > timeout_s:
+            raise QueueFullError(
+                f"'{self.model.name}' is too busy to answer within {timeout_s:.3g} s: try again later", max(1.0, wait_s - timeout_s)
+            )
 
-    def _describe(self, arrays: Sequence[Array], request: Request) -> QueuedRequest:
-        if self.batching.batch_symbol is None:
-            return QueuedRequest(self._next_id, 1, 1, None, request.arrival_s, request.deadline_s)
-        rows = len(arrays[0])
-        if self.batching.length_symbol is not None:
-            return QueuedRequest(self._next_id, rows, arrays[0].shape[1], "padded", request.arrival_s, request.deadline_s)
-        return QueuedRequest(self._next_id, rows, 1, tuple(array.shape[1:] for array in arrays), request.arrival_s, request.deadline_s)
+    def _due_s(self) -> float:
+        """Return the time that what is due before a new request takes."""
+        now, pace = self._clock(), self._pace.s_per_work
+        due = [item.queued for item in self._waiting.values()]
+        return pace * sum(queued.work for queued in due if queued.arrival_s + queued.work_ahead * pace <= now)
+
+    def _describe(self, arrays: Sequence[Array], request: Request, work_ahead: int) -> QueuedRequest:
+        rows, length, group = describe(arrays, self.batching)
+        return QueuedRequest(self._next_id, rows, length, group, request.arrival_s, request.deadline_s, work_ahead)
 
     def _end(self, request: Request, reason: str) -> bool:
         """Remove a request from all bookkeeping, once. The caller completes its future after the lock is released."""
@@ -194,7 +222,7 @@ class Engine:
             if error is not None:
                 request.future.set_exception(error)
             else:
-                request.future.set_result([outputs for outputs in request.results if outputs is not None])
+                request.future.set_result(request.joined())
 
     # Worker thread.
 
@@ -220,7 +248,7 @@ class Engine:
                 return batch
 
     def _decide(self) -> Decision:
-        return next_batch([item.queued for item in self._waiting.values()], self._limits, self._clock())
+        return next_batch([item.queued for item in self._waiting.values()], self._limits, self._clock(), self._pace.s_per_work)
 
     def _start(self, decision: Decision) -> list[RequestItem]:
         now = self._clock()
@@ -259,7 +287,7 @@ class Engine:
         ended: list[Ended] = []
         with self._changed:
             self._running = []
-            self._batch_s = run_s
+            self._pace.add(sum(item.queued.rows for item in batch) * max(item.queued.length for item in batch), run_s)
             for item, outcome in zip(batch, outcomes, strict=True):
                 request = item.request
                 if isinstance(outcome, BaseException):
@@ -279,4 +307,4 @@ def _within_symbols(limits: Limits, model: Model, batching: Batching) -> Limits:
     if batching.batch_symbol is None:
         return limits
     _, most = model.signature.symbols.get(batching.batch_symbol, (1, limits.max_rows))
-    return Limits(min(limits.max_rows, most), limits.max_padded_tokens, limits.max_padding, limits.max_delay_s, limits.window)
+    return replace(limits, max_rows=min(limits.max_rows, most))

@@ -15,12 +15,12 @@ from llmos.runtime.engine.generate.step import Outcome, StepPlan
 class Delivery:
     """The requests that have not ended, with their sequences. Used under the engine's lock alone.
 
-    e2e_s: how long the request took that ended last.
+    run_s: how long the request ran that ended last.
     """
 
     def __init__(self) -> None:
         self.requests: dict[GenerationRequest, list[Sequence]] = {}
-        self.e2e_s = 0.0
+        self.run_s = 0.0
         self._asleep: list[GenerationRequest] = []
         self._reports: list[GenerationReport] = []
 
@@ -81,10 +81,11 @@ class Delivery:
 
     def _report(self, request: GenerationRequest, reason: str, error: Exception | None, now_s: float) -> GenerationReport:
         sequences = self.requests.pop(request)
-        self.e2e_s = now_s - request.arrival_s
+        if request.first_step_s is not None:
+            self.run_s = now_s - request.first_step_s
         return GenerationReport(
             reason="timeout" if isinstance(error, DeadlineError) else reason,
-            e2e_s=self.e2e_s,
+            e2e_s=now_s - request.arrival_s,
             ttft_s=None if request.first_token_s is None else request.first_token_s - request.arrival_s,
             num_prompt_tokens=len(request.prompt),
             num_cached_tokens=sequences[0].num_cached or 0,

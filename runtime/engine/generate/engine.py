@@ -175,7 +175,7 @@ class GenerationEngine:
             raise ClosedError("the server is shutting down: send the request to another one")
         if len(self._delivery.requests) >= self.options.max_queue:
             message = f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later"
-            raise QueueFullError(message, max(1.0, self._delivery.e2e_s / self.limits.max_requests))
+            raise QueueFullError(message, max(1.0, self._delivery.run_s * self.options.max_queue / self.limits.max_requests))
 
     def _finish_all(self, reason: str, error: Exception) -> None:
         sequences = [sequence for each in self._delivery.requests.values() for sequence in each]
