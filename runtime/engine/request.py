@@ -26,7 +26,7 @@ class QueuedRequest:
 
     length: size of the padded dimension, 1 without padding. group: only requests of equal groups may share a batch; a request of group
     None runs alone. Times are seconds on the caller's clock. work_ahead: work (rows times length) of the same client's request that
-    stands before this one, which makes its turn later.
+    stands before this one, which puts it later.
     """
 
     id: int

@@ -176,7 +176,7 @@ class Engine:
             raise QueueFullError(
                 f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", max(1.0, wait_s)
             )
-        # Turns come earlier than that where large requests wait, so that only what is hopeless is refused.
+        # It runs earlier than that where large requests wait, so that only what is hopeless is refused.
         if wait_s > timeout_s and self._due_s() > timeout_s:
             raise QueueFullError(
                 f"'{self.model.name}' is too busy to answer within {timeout_s:.3g} s: try again later", max(1.0, wait_s - timeout_s)

@@ -2,10 +2,10 @@
 
 The rule, in order:
 1. A request whose deadline has passed never runs.
-2. Turns are in order of arrival. A part of a large request has its turn as if it had arrived when the parts before it have run, so that a
+2. Requests are ordered by arrival. A part of a large request stands there as if it had arrived when the parts before it have run, so that a
    small request waits for as much of a large one as was due before it came, and no longer.
-3. The live request whose turn comes first is always in the next batch, which prevents starvation.
-4. Requests of the same group are added, nearest in length first (FIFO among equals), while the limits hold, if their turns come at most
+3. The first live request is always in the next batch, which prevents starvation.
+4. Requests of the same group are added, nearest in length first (FIFO among equals), while the limits hold, if they stand at most
    max_overtake_s later: nothing is overtaken by what came longer after it.
 5. The batch runs immediately, unless a delay is configured and the batch could still grow.
 """
@@ -29,7 +29,7 @@ class Limits:
         gave a quarter more requests per second than 0.5 (benchmarks/serving.py), with batches half as large.
     max_delay_s: how many seconds a batch that could still grow waits for more requests; 0 never waits.
     max_overtake_s: by how many seconds a later request may overtake. Under overload the choice by length would raise p99 without a bound.
-    window: how many requests are considered, those whose turns come first, which bounds the work of a decision.
+    window: how many requests are considered, the first ones, which bounds the work of a decision.
     """
 
     max_rows: int = 32
@@ -62,12 +62,12 @@ def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float, s
     if not live:
         return Decision(expired=expired)
 
-    def turn_s(request: QueuedRequest) -> float:
+    def order_s(request: QueuedRequest) -> float:
         return request.arrival_s + request.work_ahead * s_per_work
 
-    live = sorted(live, key=turn_s)[: limits.window]
-    latest_s = turn_s(live[0]) + limits.max_overtake_s
-    batch, can_grow = _fill([request for request in live if turn_s(request) <= latest_s], limits)
+    live = sorted(live, key=order_s)[: limits.window]
+    latest_s = order_s(live[0]) + limits.max_overtake_s
+    batch, can_grow = _fill([request for request in live if order_s(request) <= latest_s], limits)
     ids = tuple(request.id for request in batch)
     release_s = live[0].arrival_s + limits.max_delay_s
     if not can_grow or now_s >= release_s or any(request.deadline_s <= release_s for request in batch):
@@ -76,7 +76,7 @@ def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float, s
 
 
 def _fill(live: Sequence[QueuedRequest], limits: Limits) -> tuple[list[QueuedRequest], bool]:
-    """Return the batch of the first request, in order of turns, and whether a later arrival could still join it."""
+    """Return the batch of the first request, in their order, and whether a later arrival could still join it."""
     head = live[0]
     if head.group is None:
         return [head], False
