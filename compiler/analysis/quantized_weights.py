@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import has_windows, is_identity
-from llmos.compiler.analysis.quantization import Quantization, Role, quantization_of
+from llmos.compiler.analysis.quantization import FLOAT8, Quantization, Role, quantization_of
 from llmos.compiler.ir.bindings import ir
 
 LONGEST_RUN = 256  # products of one chain where a channel has one scale
 NIBBLE = 4  # bits of numbers that rows of int8 are multiplied by
 LONGEST_SUM = 1 << 15  # products of rows of int8 with numbers less any zero point of 8 bits: their sum fits in int32
 GROUP_STEP = 8  # a group has a multiple of so many numbers: those of 4 bits in a word
-BITS = {"int2": 4, "uint2": 4, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}  # of a number in memory
+BITS = {"int2": 4, "uint2": 4, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, FLOAT8: 8}  # of a number in memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NumberFormat:
 
     bits: of a number, 4 or 8. is_signed: two's complement. run: neighboring k that are summed before they are scaled. grouped: whether
     each run has a scale of its own, otherwise a channel has one. zero_point: the constant one; None where each scale has one.
-    zero_is_signed: how a stored zero point is read.
+    zero_is_signed: how a stored zero point is read. is_float: codes of float8 E4M3, none of them NaN, without zero points.
     """
 
     bits: int
@@ -37,6 +37,7 @@ class NumberFormat:
     grouped: bool
     zero_point: int | None = 0
     zero_is_signed: bool = False
+    is_float: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,19 @@ def quantized_weight_of(contraction: Contraction) -> QuantizedWeight | None:
     zero = marked.zero_point
     if isinstance(zero, ir.Value) and (not _is_i8(zero) or _parameter_axes(marked, "zero_point", n_axis, k_axis) != found):
         return None
-    depth = int(marked.input.type.shape[k_axis])
+    depth, is_code = int(marked.input.type.shape[k_axis]), marked.dtype == FLOAT8
+    if is_code and zero:
+        return None
     if contraction.has_byte_rows and (BITS[marked.dtype] != NIBBLE or (group or 0) > LONGEST_SUM):
         return None
     shape = NumberFormat(
         BITS[marked.dtype],
-        not marked.dtype.startswith("u"),
+        not marked.dtype.startswith("u") and not is_code,
         group or min(LONGEST_RUN, depth),
         group is not None,
         None if isinstance(zero, ir.Value) else zero or 0,
         isinstance(zero, ir.Value) and _is_signed(marked),
+        is_code,
     )
     return QuantizedWeight(marked.input, scale, zero if isinstance(zero, ir.Value) else None, n_axis, k_axis, parameter_axes, shape)
 

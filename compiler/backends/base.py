@@ -15,6 +15,7 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.target import Target as Target
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
+from llmos.compiler.quant.scheme import FP8
 from llmos.passes import Pass, PassContext, PassObserver
 from llmos.runtime.artifact.manifest import ComputedSymbol, EntrySpec, KernelSpec, Symbol
 from llmos.runtime.artifact.writer import CodeVariant
@@ -64,7 +65,7 @@ def quant_of(passes: Sequence[str]) -> str:
         return "w4a8" if "quantize-activations" in found else ""
     given = dict(each.split("=") for each in found["quantize-weights"].split())
     if given.get("bits") == "8":
-        return "w8a16"
+        return FP8 if given.get("float8") == "true" else "w8a16"
     numbers, rounding = "w4a8" if "quantize-activations" in found else "w4a16", f":{given['rounding']}" if "rounding" in given else ""
     return f"{numbers}:g{given.get('group', 128)}{rounding}"
 

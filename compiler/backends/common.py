@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.quant.scheme import AUTO, STATIC, Scheme, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, FP8, STATIC, Scheme, parse_scheme
 from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
@@ -90,6 +90,8 @@ def quantization(options: CompileOptions) -> list[Pass]:
         return [QuantizeTables()]
     if scheme == Scheme("w4a8"):
         return [KeepQuantizedWeights(), QuantizeActivations(required=True)]
+    if scheme.numbers == FP8:
+        return [QuantizeWeights(bits=8, float8=True), QuantizeTables(float8=True)]
     weights = QuantizeWeights(group=scheme.group, rounding=scheme.rounding) if scheme.group else QuantizeWeights(bits=8)
     activations: list[Pass] = [KeepQuantizedWeights(), QuantizeActivations()] if scheme.numbers == "w4a8" else []
     return [weights, *activations, QuantizeTables()]

@@ -1,14 +1,14 @@
 """Schemes of quantization: the text of `--quant`, such as "w8a8" or "w4a16:g128:gptq".
 
     scheme   = "auto" | numbers *(":" option)
-    numbers  = "w8a8" | "w8a8-static" | "w8a16" | "w4a8" | "w4a16"
+    numbers  = "w8a8" | "w8a8-static" | "w8a16" | "fp8" | "w4a8" | "w4a16"
     option   = "g" size | "gptq" | "awq" | "smooth"
 
 `w8a8` holds weights and activations in 8 bits; scales of activations follow from each row at run time, with `-static` from calibration.
-`a16` leaves activations as they are. `g128` gives each 128 weights along the sums a scale of their own; `w4a8` without a size is for
-models that store weights in 4 bits, which stay as they are, as what is in float does. `gptq` and `awq` say how weights
-are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by calibration (SmoothQuant). `auto` is
-`w8a8:smooth` with corrected products and a plan of those that stay in float.
+`a16` leaves activations as they are, and so does `fp8`, weights in 8 bits of floating point (E4M3). `g128` gives each 128 weights along the
+sums a scale of their own; `w4a8` without a size is for models that store weights in 4 bits, which stay as they are, as what is in float
+does. `gptq` and `awq` say how weights are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by
+calibration (SmoothQuant). `auto` is `w8a8:smooth` with corrected products and a plan of those that stay in float.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from llmos.runtime.errors import UserError
 
 AUTO = "auto"
 STATIC = "w8a8-static"
+FP8 = "fp8"
 GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
 KEPT = "w4a8"  # also of the weights alone that a model stores in 4 bits
 ROUNDED = GROUPED  # their weights may be rounded better than to nearest
-NUMBERS = ("w8a8", STATIC, "w8a16", *GROUPED)
+NUMBERS = ("w8a8", STATIC, "w8a16", FP8, *GROUPED)
 ROUNDINGS = ("gptq", "awq")
 SMOOTH = "smooth"
 SMOOTHED = ("w8a8",)  # their activations may be smoothed
@@ -42,6 +43,11 @@ class Scheme:
     group: int = 0
     rounding: str = ""
     is_smoothed: bool = False
+
+    @property
+    def has_quantized_activations(self) -> bool:
+        """Return whether activations are rounded to integers."""
+        return self.numbers != FP8 and not self.numbers.endswith("a16")
 
     def __str__(self) -> str:
         options = (f"g{self.group}" if self.group else "", self.rounding, SMOOTH if self.is_smoothed else "")

@@ -36,7 +36,7 @@ def is_quantized(imported: ImportedModel, options: CompileOptions) -> bool:
 
 def has_quantized_activations(options: CompileOptions) -> bool:
     """Whether activations may be rounded to integers: in every quantized file, and where the scheme of a compile says it."""
-    return not options.quant or not parse_scheme(options.quant).numbers.endswith("a16")
+    return not options.quant or parse_scheme(options.quant).has_quantized_activations
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from llmos.compiler.analysis.casts import EXTEND, convert
 from llmos.compiler.analysis.contraction import EXTENSIONS, Contraction, kernel_contraction_of
 from llmos.compiler.analysis.generic import Generic, is_fill, is_identity
-from llmos.compiler.analysis.quantization import Numbers, Quantization, Role, mark, quantization_of
+from llmos.compiler.analysis.quantization import FLOAT8, Numbers, Quantization, Role, mark, quantization_of
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
@@ -18,6 +18,7 @@ from llmos.passes._graph import erase_dead, owner_of
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes._weight_only import weight_only_values
+from llmos.passes.quant._float8 import decoded
 from llmos.passes.quant._generics import Read, axis_sizes, constant, elementwise
 
 ROLES: tuple[Role, ...] = ("input", "scale", "zero_point")  # in the order of a dequantization's operands here
@@ -110,7 +111,7 @@ def _dequantized(marked: Quantization) -> ir.Value:
         return (arith.sitofp if signs[number] else arith.uitofp)(f32, element)
 
     def body(number: ir.Value, scale: ir.Value, *zeros: ir.Value) -> ir.Value:
-        value = as_float(0, number)
+        value = decoded(number) if numbers.dtype == FLOAT8 else as_float(0, number)
         if zeros:
             value = arith.subf(value, as_float(2, zeros[0]))
         elif numbers.zero_point:

@@ -1,4 +1,4 @@
-"""quantize-tables: rows of large tables that are looked up, such as embeddings, are stored in int8."""
+"""quantize-tables: rows of large tables that are looked up, such as embeddings, are stored in int8 or float8."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmos.passes._context import PassContext
 from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
+from llmos.passes.quant._float8 import decoded, float8
 from llmos.passes.quant._rounding import Quantized, symmetric
 
 
@@ -28,7 +29,7 @@ class QuantizeTables(Pass):
     A table that a product reads too stays: it would be stored twice. Formulas are those of `_rounding.py`: a row of zeros has the scale 1,
     one with a NaN or an infinity the scale NaN.
 
-    min_rows, min_columns: of a table that is worth it.
+    min_rows, min_columns: of a table that is worth it. float8: whether numbers are floats, E4M3 (_float8.py), instead of int8.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -36,6 +37,7 @@ class QuantizeTables(Pass):
 
     min_rows: int = 256
     min_columns: int = 16
+    float8: bool = False
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         """Quantize every weight that is large enough and only looked up."""
@@ -43,9 +45,9 @@ class QuantizeTables(Pass):
             for weight in EntryFunc(func).arguments.weights:
                 lookups = _lookups(weight.value)
                 if lookups and self._is_large(weight.value):
-                    table = symmetric(weight.value, (1,), "int8")
+                    table = float8(weight.value, (1,)) if self.float8 else symmetric(weight.value, (1,), "int8")
                     for lookup in lookups:
-                        _dequantize(lookup, table)
+                        _dequantize(lookup, table, self.float8)
 
     def _is_large(self, weight: ir.Value) -> bool:
         kind = ir.RankedTensorType(weight.type)
@@ -60,12 +62,13 @@ def _lookups(weight: ir.Value) -> list[ir.Operation]:
     return users if all(user.name == "tensor.extract" for user in users) else []
 
 
-def _dequantize(lookup: ir.Operation, table: Quantized) -> None:
+def _dequantize(lookup: ir.Operation, table: Quantized, is_float8: bool) -> None:
     """Read a number and its row's scale in the place of an element."""
     row = list(lookup.operands)[1]
     with ir.InsertionPoint(lookup), lookup.location:
         number = _extract(table.numbers, list(lookup.operands)[1:])
-        made = arith.mulf(arith.sitofp(ir.F32Type.get(), number), _extract(table.scale, [row]))
+        value = decoded(number) if is_float8 else arith.sitofp(ir.F32Type.get(), number)
+        made = arith.mulf(value, _extract(table.scale, [row]))
     lookup.results[0].replace_all_uses_with(made)
     lookup.erase()
 

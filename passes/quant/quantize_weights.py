@@ -1,4 +1,4 @@
-"""quantize-weights: weights of products in 4 or 8 bits, activations in float (W4A16, W8A16)."""
+"""quantize-weights: weights of products in 4 or 8 bits, activations in float (W4A16, W8A16, fp8)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llmos.compiler.analysis.quantization import Numbers, Role, mark
+from llmos.compiler.analysis.quantization import FLOAT8, Numbers, Role, mark, range_of
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.functions import EntryFunc, public_functions
 from llmos.passes._context import PassContext
@@ -15,10 +15,11 @@ from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes.quant._candidates import MIN_N, Product, weight_products_of
 from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT, divided, drop_unused, fitted_of, multiplied
+from llmos.passes.quant._float8 import decoded, float8
 from llmos.passes.quant._generics import Read, after, axis_sizes, elementwise
 from llmos.passes.quant._nibbles import asymmetric_nibbles
 from llmos.passes.quant._products import summed_axes
-from llmos.passes.quant._rounding import Quantized, symmetric
+from llmos.passes.quant._rounding import LARGEST, Quantized, symmetric
 from llmos.runtime.errors import UserError
 
 
@@ -37,7 +38,7 @@ class QuantizeWeights(Pass):
         %y = linalg.generic {acc + x * d} ins(%x, %d)
 
     Groups of 4 bits have a zero point: their smallest and largest numbers rarely are opposites, and of 16 numbers none is left over; it
-    costs a byte a group. 8 bits have a scale a channel, max|w| / 127, and no zero point.
+    costs a byte a group. 8 bits have a scale a channel, max|w| / 127, or max|w| / 448 of floats (_float8.py), and no zero point.
 
     Weights of the module say what calibration has fitted (passes/quant/_fitted.py): where there is a `quant.numbers.<number>`, it takes the
     place of %q, and `quant.scale.<number>` and `quant.zero_point.<number>` those of %s and %z (GPTQ). By `quant.smooth.<number>` x is
@@ -47,7 +48,7 @@ class QuantizeWeights(Pass):
     What a model stores in as few bits stays as it is.
     A group of zeros has the scale 1, one with a NaN or an infinity NaN.
 
-    bits: of a weight, 4 or 8. group: of 4 bits, how many weights share a scale.
+    bits: of a weight, 4 or 8. float8: whether 8 bits are a float, E4M3. group: of 4 bits, how many weights share a scale.
     min_n: of a contraction that is quantized, columns; of 8 bits also k.
     rounding: "", "gptq" or "awq": what calibration has fitted. The pass takes what the module has; this says it in an artifact's record.
     """
@@ -59,14 +60,15 @@ class QuantizeWeights(Pass):
     group: int = 128
     min_n: int = MIN_N
     rounding: str = ""
+    float8: bool = False
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         """Quantize the weight of every contraction that is large enough.
 
         Raises ValueError for bits and groups that no kernel has, UserError for groups that divide no contraction's sums.
         """
-        if self.bits not in (4, 8) or self.group < 8 or self.group % 8:
-            raise ValueError(f"quantize-weights has 4 or 8 bits and groups of a multiple of 8, not {self.bits} and {self.group}")
+        if self.bits not in (4, 8) or self.group < 8 or self.group % 8 or (self.float8 and self.bits != 8):
+            raise ValueError(f"quantize-weights has 4 or 8 bits and groups of a multiple of 8, and floats of 8 bits, not {self}")
         for func in public_functions(module):
             entry = EntryFunc(func)
             fitted = _Fitted(*(fitted_of(entry, prefix) for prefix in (SMOOTH, NUMBERS, SCALE, ZERO_POINT)))
@@ -103,10 +105,11 @@ class QuantizeWeights(Pass):
         if vector is not None:
             weight = multiplied(weight, vector, k_axis)
         if self.bits == 8:
-            return _dequantize(symmetric(weight, (k_axis,), "int8"), [ir.AffineExpr.get_dim(1 - k_axis)])
+            made = float8(weight, (k_axis,)) if self.float8 else symmetric(weight, (k_axis,), "int8")
+            return _dequantize(made, [ir.AffineExpr.get_dim(1 - k_axis)], FLOAT8 if self.float8 else "int8")
         exprs = [ir.AffineExpr.get_dim(axis) for axis in range(2)]
         exprs[k_axis] = ir.AffineExpr.get_floor_div(exprs[k_axis], self.group)
-        return _dequantize(fitted or asymmetric_nibbles(weight, k_axis, self.group), exprs)
+        return _dequantize(fitted or asymmetric_nibbles(weight, k_axis, self.group), exprs, "uint4")
 
 
 @dataclass(frozen=True)
@@ -124,20 +127,18 @@ class _Fitted:
         return Quantized(self.numbers[number], self.scale[number], (0, 1), self.zero_point[number])
 
 
-def _dequantize(made: Quantized, exprs: Sequence[ir.AffineExpr]) -> ir.Value:
+def _dequantize(made: Quantized, exprs: Sequence[ir.AffineExpr], dtype: str) -> ir.Value:
     """(numbers - zero point) * scale, where scale and zero point are read at `exprs`."""
     f32, zero = ir.F32Type.get(), made.zero_point
     reads = [Read.whole(made.numbers), Read(made.scale, tuple(exprs)), *([Read(zero, tuple(exprs))] if zero is not None else [])]
 
     def body(number: ir.Value, scale: ir.Value, *zeros: ir.Value) -> ir.Value:
         convert = arith.uitofp if zeros else arith.sitofp
-        value = convert(f32, number)
+        value = decoded(number) if dtype == FLOAT8 else convert(f32, number)
         return arith.mulf(arith.subf(value, arith.uitofp(f32, zeros[0])) if zeros else value, scale)
 
     with after(made.numbers):
         result = elementwise(reads, axis_sizes(made.numbers), f32, body)
     roles: tuple[Role, ...] = ("input", "scale", "zero_point") if zero is not None else ("input", "scale")
-    mark(
-        result.owner.operation, "dequantize", Numbers("uint4", (0, 15), roles) if zero is not None else Numbers("int8", (-127, 127), roles)
-    )
+    mark(result.owner.operation, "dequantize", Numbers(dtype, (-LARGEST, LARGEST) if dtype == "int8" else range_of(dtype), roles))
     return result

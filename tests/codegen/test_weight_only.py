@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmos.compiler.analysis.quantization import FLOAT8
 from llmos.compiler.frontend.quantized import dequantize
 from llmos.runtime.program import Program
 
@@ -30,6 +31,10 @@ class Case:
 
     def numbers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         rng = torch.Generator().manual_seed(self.n * self.k)
+        if self.dtype == FLOAT8:
+            codes = torch.randint(0, 127, (self.n, self.k), dtype=torch.uint8, generator=rng)  # none is NaN
+            signs = torch.randint(0, 2, codes.shape, dtype=torch.uint8, generator=rng) << 7
+            return codes | signs, torch.rand((self.n,), generator=rng) * 0.1 + 0.01, None
         bits, signed = int(self.dtype[-1]), not self.dtype.startswith("u")
         low = -(1 << (bits - 1)) if signed else 0
         kind = torch.int8 if signed else torch.uint8
@@ -85,6 +90,8 @@ CASES = (
     Case(48, 300, "uint8", 0),
     Case(64, 512, "int8", 0, transposed=True),
     Case(20, 256, "uint8", 128),
+    Case(40, 515, FLOAT8, 0, has_zero=False),
+    Case(64, 70, FLOAT8, 0, has_zero=False, transposed=True),
     Case(17, 5, "int4", 0),
 )
 

@@ -87,7 +87,9 @@ def test_a_block_of_bert(precision: str, tmp_path: Path) -> None:
         assert cosine(program(x.numpy()), module(x)) >= 0.999
 
 
-@pytest.mark.parametrize(("scheme", "least", "bits"), [("w8a16", 0.9999, 8.6), ("w4a16:g32", 0.999, 5.4), ("w4a8:g64", 0.999, 4.8)])
+@pytest.mark.parametrize(
+    ("scheme", "least", "bits"), [("w8a16", 0.9999, 8.6), ("fp8", 0.9995, 8.6), ("w4a16:g32", 0.999, 5.4), ("w4a8:g64", 0.999, 4.8)]
+)
 def test_weights_in_few_bits(scheme: str, least: float, bits: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """bits: at most, stored for each element of a matrix, with scales and zero points."""
     torch.manual_seed(0)

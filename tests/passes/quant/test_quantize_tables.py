@@ -56,6 +56,13 @@ def test_rows_are_rounded_to_half_a_step(rows: int, columns: int) -> None:
     assert (np.abs(got - want.numpy()) <= 0.501 * want.abs().amax(-1, keepdim=True).numpy() / 127).all()
 
 
+def test_rows_of_floats_of_8_bits() -> None:
+    table, ids = torch.randn(300, 16) * 10 ** torch.randint(-3, 4, (300, 1)).float(), torch.randint(0, 300, (4, 3))
+    (got,) = run(module_of(lookup, ids, table, step=QuantizeTables(float8=True)), [ids], [table])
+    scale = table.abs().amax(-1, keepdim=True) / 448
+    np.testing.assert_array_equal(got, lookup((table / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale, ids))
+
+
 def test_a_row_that_is_not_finite_gives_nan() -> None:
     table, ids = torch.randn(4, 8), torch.arange(4).reshape(2, 2)
     table[1, 2], table[3, 0] = float("nan"), float("inf")

@@ -69,17 +69,34 @@ def test_bytes() -> None:
     np.testing.assert_allclose(run(module, [x], [w])[0], x @ bytes_(w).T, rtol=1e-4, atol=1e-4)
 
 
+def test_floats_of_8_bits() -> None:
+    """Codes are those of torch's float8_e4m3fn, numbers below its normal ones and halves between two included."""
+    w = torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
+    w[:3] *= torch.exp2(-torch.arange(256) / 16.0)
+    w[3] = 0
+    every = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+    w[4] = torch.cat((every, (every[1:] + every[:-1]) / 2, torch.tensor([448.0] * 3)))  # the scale 1, and each half
+    scale = w.abs().amax(-1, keepdim=True) / 448
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    x = torch.randn(3, 256)
+    module = module_of(x, w, QuantizeWeights(bits=8, float8=True))
+    assert [each.dtype for each in quantizations(module)] == ["float8_e4m3fn"] * 2
+    wanted = (w / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(torch.float32) * scale
+    for rows in torch.eye(256).split(64):
+        np.testing.assert_array_equal(run(module, [rows], [w])[0], rows @ wanted.T)
+
+
 def test_a_weight_whose_rows_are_k() -> None:
     x, w = torch.randn(3, 64), torch.randn(64, 40)
     module = apply(generics(lambda w, x: x @ w, x, weights=(w,)), QuantizeWeights(group=32))
     np.testing.assert_allclose(run(module, [x], [w])[0], x @ nibbles(w.T.contiguous(), 32).T, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_not_finite_gives_nan(bits: int) -> None:
+@pytest.mark.parametrize("step", [QuantizeWeights(), QuantizeWeights(bits=8), QuantizeWeights(bits=8, float8=True)])
+def test_what_is_not_finite_gives_nan(step: QuantizeWeights) -> None:
     x, w = torch.randn(2, 128), torch.randn(40, 128)
     w[0, 5], w[1, 6] = float("nan"), float("inf")
-    found = run(module_of(x, w, QuantizeWeights(bits=bits)), [x], [w])[0]
+    found = run(module_of(x, w, step), [x], [w])[0]
     assert np.isnan(found[:, :2]).all() and np.isfinite(found[:, 2:]).all()
 
 
@@ -120,7 +137,9 @@ def test_two_products_share_the_numbers() -> None:
     assert num_quantized(module) == 1
 
 
-@pytest.mark.parametrize("step", [QuantizeWeights(bits=3), QuantizeWeights(group=20), QuantizeWeights(group=0)])
+@pytest.mark.parametrize(
+    "step", [QuantizeWeights(bits=3), QuantizeWeights(float8=True), QuantizeWeights(group=20), QuantizeWeights(group=0)]
+)
 def test_what_no_kernel_has_is_refused(step: QuantizeWeights) -> None:
     with pytest.raises(PassError, match="4 or 8 bits and groups of a multiple of 8"):
         module_of(torch.randn(3, 128), torch.randn(64, 128), step)

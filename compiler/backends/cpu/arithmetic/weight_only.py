@@ -1,11 +1,12 @@
-"""Products of float32 rows by weights of 4 or 8 bits, by fma: the integers become floats in registers, and each run of k is scaled once.
+"""Products of float32 rows by weights of 4 or 8 bits, by fma: the numbers become floats in registers, and each run of k is scaled once.
 
     sum[g] = fma chain over k of run g, in order, from 0: x[k] * float(number[k] - zero_point[g])
     y      = fma chain over g, in order, from 0: sum[g] * scale[g]
 
 A run is a group of weights that share a scale, or 256 k where a channel has one scale (arithmetic/grouped.py has the panels). An integer
 becomes a float without a conversion: its bits, put under the exponent of 2^23 (or of less where it lies higher in the mantissa), are that
-power plus the integer; the power plus the zero point is then subtracted, exactly.
+power plus the integer; the power plus the zero point is then subtracted, exactly. A code of float8 (E4M3) is shifted to where sign,
+exponent and fraction of a float32 lie, and multiplied by 2^120, exactly (passes/quant/_float8.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ BLOCK_K = 256  # about how many k are written to scratch at once
 MANTISSA = 23  # bits of a float32's fraction
 EXPONENT = 0x4B000000  # of 2^23
 FEW_BLOCKS = 4  # of rows that multiply numbers in registers
+CODE_BITS = 0x87F00000 - (1 << 32)  # of a float8's sign and magnitude in a float32
+CODE_FACTOR = 2.0**120  # between their exponents
 TILE_ROWS = {16: 8, 8: 4, 4: 4}  # rows that share numbers in registers, by lanes of a vector
 
 
@@ -91,6 +94,8 @@ class WeightOnly(GroupArithmetic):
     # -- numbers as floats
     def _biases(self, b: Builder, lanes: int, panel: NumberPanel, run: Value, vector: int) -> list[Value]:
         """For each position in a mantissa the power of two there plus the zero point: what is subtracted from a number's float."""
+        if self.format.is_float:
+            return []
         powers = [float(1 << (MANTISSA - position)) for position in self.positions]
         if panel.zero_point is None:
             constant = self.flip + (self.format.zero_point or 0)
@@ -100,6 +105,8 @@ class WeightOnly(GroupArithmetic):
 
     def _numbers(self, b: Builder, words: Value, biases: Sequence[Value]) -> list[Value]:
         """The numbers of a vector of words less their zero points, a float vector for each k of a word."""
+        if self.format.is_float:
+            return [self._decoded(b, words, each) for each in range(self.k_per_word)]
         lanes, bits = words.type.shape[0], self.format.bits
         together = bits * len(self.positions)
         made = []
@@ -113,6 +120,16 @@ class WeightOnly(GroupArithmetic):
             value = b.op("arith.bitcast", [b.binary("arith.xori", masked, b.splat_constant(b.i32, one, lanes))], b.vec(b.f32, lanes))
             made.append(b.binary("arith.subf", value, biases[number]))
         return made
+
+    def _decoded(self, b: Builder, words: Value, number: int) -> Value:
+        """The floats of the codes in byte `number` of each word."""
+        lanes, bits = words.type.shape[0], self.format.bits
+        above = 32 - bits - number * bits
+        highest = b.binary("arith.shli", words, b.splat_constant(b.i32, above, lanes)) if above else words
+        placed = b.binary("arith.shrsi", highest, b.splat_constant(b.i32, 4, lanes))
+        masked = b.binary("arith.andi", placed, b.splat_constant(b.i32, CODE_BITS, lanes))
+        value = b.op("arith.bitcast", [masked], b.vec(b.f32, lanes))
+        return b.binary("arith.mulf", value, b.splat_constant(b.f32, CODE_FACTOR, lanes))
 
     # -- many rows: a block of k as floats in scratch
     def unpacker(self, b: Builder, shape: TileShape, panel: NumberPanel, run: Value) -> Callable[[int, Value], list[Value]]:
