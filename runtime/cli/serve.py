@@ -28,6 +28,13 @@ _STARTED_S = time.monotonic()
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences of text generated at a time.")
 @click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
+@click.option(
+    "--drain-delay-s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How long it serves on before that, not ready any more.",
+)
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
 @click.option(
     "--max-inflight-mib", default=256, show_default=True, type=click.IntRange(1), help="Bodies of all requests together; more get 503."
@@ -43,7 +50,13 @@ _STARTED_S = time.monotonic()
     "--keep-alive-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For an idle connection to stay open."
 )
 @click.option("--root-path", default="", help="Path under which a proxy has the server, such as /models.")
-@click.option("--api-key", multiple=True, help="Key that clients must send; several may be given. [env: LLMOS_API_KEYS, comma-separated]")
+@click.option(
+    "--api-keys-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of keys that clients must send, one a line. [env: LLMOS_API_KEYS, the keys, comma-separated]",
+)
+@click.option("--tls-cert", default="", help="Certificate in PEM, to serve over TLS.")
+@click.option("--tls-key", default="", help="Its key, if it is in another file.")
 @click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
 def command(
@@ -60,6 +73,7 @@ def command(
     max_running: int,
     max_step_tokens: int,
     grace_s: float,
+    drain_delay_s: float,
     max_body_mib: int,
     max_inflight_mib: int,
     max_connections: int,
@@ -67,7 +81,9 @@ def command(
     write_timeout_s: float,
     keep_alive_s: float,
     root_path: str,
-    api_key: tuple[str, ...],
+    api_keys_file: Path | None,
+    tls_cert: str,
+    tls_key: str,
     entry: str,
     access_log: bool,
 ) -> int:
@@ -94,21 +110,42 @@ def command(
         max_body_bytes=max_body_mib * MIB,
         max_inflight_bytes=max(max_inflight_mib, max_body_mib) * MIB,
         grace_s=grace_s,
-        api_keys=frozenset(api_key or _keys_of_environment()),
+        drain_delay_s=drain_delay_s,
+        api_keys=_keys_of_file(api_keys_file) if api_keys_file is not None else _keys_of_environment(),
         access_log=access_log,
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s
         ),
         root_path=root_path,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     models = [load_served(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
     return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
 
 
-def _keys_of_environment() -> list[str]:
+def _keys_of_file(path: Path) -> frozenset[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read keys from {path} ({getattr(error, 'strerror', None) or error})") from error
+    keys = frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UserError(f"{path} holds no key: leave --api-keys-file out to serve everyone")
+    return keys
+
+
+def _keys_of_environment() -> frozenset[str]:
+    """Return the keys of LLMOS_API_KEYS, none where it is not set. One that is empty is a mistake, not a server for everyone."""
     import os
 
-    return [key.strip() for key in os.environ.get("LLMOS_API_KEYS", "").split(",") if key.strip()]
+    value = os.environ.get("LLMOS_API_KEYS")
+    if value is None:
+        return frozenset()
+    keys = frozenset(key.strip() for key in value.split(",") if key.strip())
+    if not keys:
+        raise UserError("LLMOS_API_KEYS is set and holds no key: unset it to serve everyone")
+    return keys
 
 
 def _parse_artifact(text: str) -> tuple[str | None, Path]:

@@ -73,8 +73,8 @@ def _add_health(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/v2/health/ready", tags=["health"])
     async def ready(response: Response) -> dict[str, bool]:
-        response.status_code = 503 if state.draining else 200
-        return {"ready": not state.draining}
+        response.status_code = 200 if state.ready else 503
+        return {"ready": state.ready}
 
     @app.get("/metrics", tags=["metrics"])
     async def metrics() -> Response:
@@ -91,8 +91,8 @@ def _add_metadata(app: FastAPI, state: ServerState) -> None:
 
     async def ready(response: Response, model: str, version: str | None = None) -> dict[str, Any]:
         name = state.find(model, version).name
-        response.status_code = 503 if state.draining else 200
-        return {"name": name, "ready": not state.draining}
+        response.status_code = 200 if state.ready else 503
+        return {"name": name, "ready": state.ready}
 
     for path in (_MODEL, _MODEL_VERSION):
         app.get(path, tags=["open inference protocol"])(metadata)

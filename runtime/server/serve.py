@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import logging
 import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import uvicorn
 
@@ -21,11 +25,13 @@ from llmos.runtime.errors import UserError
 from llmos.runtime.server.app import create_app
 from llmos.runtime.server.core.connection import Connection, ConnectionTable
 from llmos.runtime.server.core.gateway import ACCESS_LOG
+from llmos.runtime.server.core.logs import PipeHandler
 from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.core.state import AnyModel, ServerState
 
 _LOG = logging.getLogger("llmos.server")
-_CLOSE_S = 5  # for connections to close after the drain
+_ABORT_S = 1.0  # that clients have to read the errors of an end without grace
+_FLUSH_S = 0.5  # that the last log lines have to be taken
 _SWEEP_TICKS = 3  # of uvicorn's, 0.1 s each
 _OTHER_DESCRIPTORS = 40  # than those of connections: artifacts, pipes of child processes, logs, the event loop's own
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -42,6 +48,7 @@ class DrainingServer(uvicorn.Server):
         self._table = table
         self._on_started = on_started
         self._drain: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self.exit_code = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -68,21 +75,47 @@ class DrainingServer(uvicorn.Server):
     def _on_signal(self) -> None:
         if self._drain is None:
             self._drain = asyncio.get_running_loop().create_task(self._shut_down())
-            return
-        self.exit_code = 1
-        self.force_exit = self.should_exit = True
+        else:
+            self._hurry.set()
 
     async def _shut_down(self) -> None:
-        """Drain with the socket open, so that probes see `ready` return 503 and new requests get a clear error."""
-        grace_s = self._state.settings.grace_s
-        _LOG.info("draining: waiting up to %g s for running requests", grace_s)
+        """Drain with the socket open, so that probes see `ready` return 503 and new requests get a clear error.
+
+        An answer that is still being read is waited for like one that is still computed. A second signal ends the grace.
+        """
+        settings = self._state.settings
+        self._state.ready = False
+        if settings.drain_delay_s:
+            _LOG.info("not ready: serving on for %g s", settings.drain_delay_s)
+            await self._hurried(settings.drain_delay_s)
+        _LOG.info("draining: waiting up to %g s for running requests", settings.grace_s)
         self._state.begin_drain()
-        if not await self._state.drained(grace_s):
+        if not await self._drained(settings.grace_s):
             self.exit_code = 1
-            _LOG.warning("the grace period of %g s is over: giving up on running requests", grace_s)
-            await self._state.abort()
+            _LOG.warning("giving up on running requests, after a second signal or the grace period of %g s", settings.grace_s)
+            self._state.abort()
+            self._hurry.clear()
+            await self._drained(_ABORT_S)
             self.force_exit = True
         self.should_exit = True
+
+    async def _hurried(self, timeout_s: float) -> bool:
+        """Wait for a second signal. Return False on timeout."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._hurry.wait()
+        except TimeoutError:
+            return False
+
+    async def _drained(self, timeout_s: float) -> bool:
+        """Wait until all requests have been answered, and the answers read. Return False on timeout, or at a second signal."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + timeout_s
+        while not (self._state.is_idle() and self._table.num_unsent_bytes == 0):
+            if loop.time() >= end_s or self._hurry.is_set():
+                return False
+            await asyncio.sleep(0.01)
+        return True
 
 
 def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
@@ -90,11 +123,15 @@ def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, po
 
     Raises UserError if the address can't be used.
     """
+    ssl_files = _tls_options(settings)
     listener = _listen(host, port)
-    _configure_logging()
+    handlers = _configure_logging()
+    _warn_if_open(host, settings)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(models, settings)
     state: ServerState = app.state.server
+    for handler in handlers:
+        handler.on_drop = state.metrics.dropped_lines.inc
     table = ConnectionTable(_within_descriptors(settings.connections), lambda status: state.metrics.http.labels("none", str(status)).inc())
     config = uvicorn.Config(
         app,
@@ -105,10 +142,14 @@ def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, po
         lifespan="on",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=_CLOSE_S,
+        **ssl_files,
+        timeout_graceful_shutdown=1,  # all that matters was waited for before
     )
-    server = DrainingServer(config, state, table, lambda: _announce(listener, [model.name for model in models], started_s))
+    scheme, names = "https" if ssl_files else "http", [model.name for model in models]
+    server = DrainingServer(config, state, table, lambda: _announce(listener, scheme, names, started_s))
     server.run(sockets=[listener])
+    for handler in handlers:
+        handler.finish(_FLUSH_S)
     if server.exit_code:
         os._exit(server.exit_code)  # a running model call can't be interrupted and must not keep the process alive
     return server.exit_code
@@ -128,6 +169,21 @@ def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
     return limits
 
 
+def _tls_options(settings: ServerSettings) -> dict[str, Any]:
+    """Return uvicorn's options for TLS, none without a certificate. Raises UserError for one that can't be used."""
+    if not settings.tls_cert:
+        return {}
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key or None, _no_password)
+    except (OSError, UserError) as error:  # an SSLError is one
+        raise UserError(f"can't use the certificate {settings.tls_cert} ({getattr(error, 'strerror', None) or error})") from error
+    return {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key or None}
+
+
+def _no_password() -> str:
+    raise UserError("its key needs a password")
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Open a listening socket; clients that connect before the app is up wait."""
     try:
@@ -141,17 +197,27 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _configure_logging() -> None:
+def _configure_logging() -> list[PipeHandler]:
     """Log access lines as JSON to stdout, everything else to stderr."""
+    lines, messages = PipeHandler(sys.stdout.fileno()), PipeHandler(sys.stderr.fileno())
     access = logging.getLogger(ACCESS_LOG)
-    access.addHandler(logging.StreamHandler(sys.stdout))
+    access.addHandler(lines)
     access.setLevel(logging.INFO)
     access.propagate = False
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=[messages])
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    return [lines, messages]
 
 
-def _announce(listener: socket.socket, names: Sequence[str], started_s: float | None) -> None:
+def _warn_if_open(host: str, settings: ServerSettings) -> None:
+    with contextlib.suppress(ValueError):  # a name
+        if settings.api_keys or ipaddress.ip_address(host).is_loopback:
+            return
+    if not settings.api_keys and host != "localhost":
+        _LOG.warning("anyone who reaches %s may use this server: set keys with --api-keys-file or LLMOS_API_KEYS", host)
+
+
+def _announce(listener: socket.socket, scheme: str, names: Sequence[str], started_s: float | None) -> None:
     host, port = listener.getsockname()[:2]
     took = "" if started_s is None else f" after {time.monotonic() - started_s:.2f} s"
-    _LOG.info("serving %s on http://%s:%d%s", ", ".join(names), f"[{host}]" if ":" in host else host, port, took)
+    _LOG.info("serving %s on %s://%s:%d%s", ", ".join(names), scheme, f"[{host}]" if ":" in host else host, port, took)

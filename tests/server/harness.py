@@ -19,7 +19,7 @@ from typing import Any
 
 SCRIPT = Path(__file__).with_name("serve_models.py")
 LANGUAGE_SCRIPT = Path(__file__).with_name("serve_language.py")
-_ADDRESS = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
+_ADDRESS = re.compile(r"serving .* on https?://127\.0\.0\.1:(\d+)")
 
 
 @dataclass

@@ -22,8 +22,9 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     gate = options.pop("gate", None)
     tokenizer = Path(__file__).with_name("tokenizer.json").read_bytes()
+    width, delay_s = options.pop("width", 16), options.pop("delay_s", 0.0)
     models = [
-        Encoder(name="encoder", assets={"tokenizer.json": tokenizer}, delay_s=options.pop("delay_s", 0.0)),
+        Encoder(width, name="encoder", assets={"tokenizer.json": tokenizer}, delay_s=delay_s),
         Encoder(name="nested", assets={"tokenizer.json": tokenizer}, metadata={"matryoshka": True, "max_length": 8}),
         Affine(name="affine", gate=FileGate(Path(gate)) if gate else None),
         Echo(name="echo"),

@@ -119,3 +119,84 @@ def test_keys_from_the_environment(folder: Path) -> None:
     with running([*COMMAND, str(folder / "affine.llmos")], env={**os.environ, "LLMOS_API_KEYS": "one, two"}) as server:
         assert server.affine([1, 2, 3]).status == 401
         assert server.affine([1, 2, 3], {"Authorization": "Bearer two"}).status == 200
+
+
+@pytest.mark.parametrize("value", ["", ",", " , "])
+def test_an_empty_list_of_keys_is_no_open_server(folder: Path, value: str) -> None:
+    command = [*COMMAND, str(folder / "affine.llmos")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "LLMOS_API_KEYS": value})
+    assert (done.returncode, done.stderr) == (2, "error: LLMOS_API_KEYS is set and holds no key: unset it to serve everyone\n")
+
+
+def test_keys_from_a_file(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# of the team\nfirst\n\n  second\n")
+    with running([*COMMAND, str(folder / "affine.llmos"), "--api-keys-file", str(keys)]) as server:
+        assert server.affine([1, 2, 3]).status == 401
+        assert server.affine([1, 2, 3], {"Authorization": "Bearer second"}).status == 200
+        assert server.affine([1, 2, 3], {"Authorization": "Bearer # of the team"}).status == 401
+    keys.write_text("\n# none\n")
+    for path in (keys, tmp_path / "missing"):
+        command = [*COMMAND, str(folder / "affine.llmos"), "--api-keys-file", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_server_for_everyone_says_so(folder: Path) -> None:
+    for host, warns in (("0.0.0.0", True), ("127.0.0.1", False)):
+        process = subprocess.Popen(
+            [*COMMAND, str(folder / "affine.llmos"), "--host", host], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "serving" in line:
+                break
+        process.kill()
+        process.wait()
+        assert any("anyone who reaches" in line for line in lines) == warns
+
+
+def test_tls(folder: Path, tmp_path: Path) -> None:
+    import ssl
+    import urllib.request
+
+    certificate, key = _certificate(tmp_path)
+    command = [*COMMAND, str(folder / "affine.llmos"), "--tls-cert", str(certificate), "--tls-key", str(key)]
+    with running(command) as server:
+        context = ssl.create_default_context(cafile=str(certificate))
+        with urllib.request.urlopen(f"https://localhost:{server.port}/v2/health/live", context=context, timeout=60) as answer:
+            assert answer.status == 200
+    for wrong in (folder / "affine.llmos", tmp_path / "missing"):
+        command = [*COMMAND, str(folder / "affine.llmos"), "--tls-cert", str(wrong)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of localhost that signs itself, and its key."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, key_file = folder / "cert.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return certificate, key_file

@@ -248,3 +248,27 @@ def read_status(connection: socket.socket) -> int | None:
         except ConnectionError:
             return None
     return int(line.split()[1]) if line else None
+
+
+def test_a_full_log_pipe_stops_nothing() -> None:
+    """Nobody reads stdout: some 400 lines fill the pipe."""
+    import subprocess
+    import sys
+
+    from .harness import SCRIPT
+
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), json.dumps({"gate": None})], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        server = Server(process)
+        server.port = int(next(line for line in process.stderr if "serving" in line).split("127.0.0.1:")[1].split()[0])
+        path = "/" + "a" * 30_000
+        for _ in range(40):
+            assert server.get(path).status == 404
+        assert server.affine([1, 2, 3]).status == 200
+        assert server.stop() == 0
+    finally:
+        process.kill()
+        process.wait()

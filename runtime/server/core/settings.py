@@ -36,8 +36,10 @@ class ServerSettings:
     """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
     upload included; a client may only shorten it. generation_timeout_s: the same for text generation. generation: limits and cache of each
     language model; its max_queue and timeout_s are replaced by those here. max_inflight_bytes: of the bodies of all requests, as far as
-    each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. api_keys: if not empty, every route but health
+    each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the
+    server is not ready and still serves before that, for balancers to see it. api_keys: if not empty, every route but health
     requires one. root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not.
+    tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -48,18 +50,23 @@ class ServerSettings:
     max_body_bytes: int = 64 * MIB
     max_inflight_bytes: int = 256 * MIB
     grace_s: float = 30.0
+    drain_delay_s: float = 0.0
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
 
     def __post_init__(self) -> None:
         if self.max_queue < 1 or self.max_body_bytes < 1:
             raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
         if self.max_inflight_bytes < self.max_body_bytes:
             raise UserError("server settings: max_inflight_bytes must not be less than max_body_bytes")
-        if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and self.grace_s >= 0):
-            raise UserError("server settings: timeout_s and generation_timeout_s must be above 0 and grace_s can't be negative")
+        if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and min(self.grace_s, self.drain_delay_s) >= 0):
+            raise UserError("server settings: timeout_s and generation_timeout_s must be above 0, and no time negative")
+        if self.tls_key and not self.tls_cert:
+            raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise UserError("server settings: root_path must begin with '/' and not end with it")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):

@@ -73,7 +73,8 @@ class Uploads:
 class ServerState:
     """The models by name, the metrics, and the server's lifecycle.
 
-    num_active: HTTP requests in progress, counted by the gateway. held_bytes: of their bodies.
+    num_active: HTTP requests in progress, counted by the gateway. held_bytes: of their bodies. ready: whether balancers shall send more.
+    draining: whether new requests are refused.
     """
 
     def __init__(self, models: Sequence[AnyModel], settings: ServerSettings) -> None:
@@ -89,6 +90,7 @@ class ServerState:
         self.metrics = Metrics()
         self.num_active = 0
         self.held_bytes = 0
+        self.ready = True
         self.draining = False
         self.uploads = Uploads()
         self.lanes = Lanes()
@@ -141,30 +143,21 @@ class ServerState:
         return found
 
     def begin_drain(self) -> None:
-        """Become not ready: new requests are rejected, queued ones still run."""
+        """Take no more requests: new ones are rejected, queued ones still run."""
+        self.ready = False
         self.draining = True
         self.uploads.end()
         for served in self.models.values():
             served.engine.stop_accepting()
 
-    async def drained(self, timeout_s: float) -> bool:
-        """Wait until all requests have been answered. Return False on timeout."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + timeout_s
-        while self.num_active or not all(served.engine.is_idle() for served in self.models.values()):
-            if loop.time() >= end_s:
-                return False
-            await asyncio.sleep(0.01)
-        return True
+    def is_idle(self) -> bool:
+        """Return whether all requests have been answered."""
+        return not self.num_active and all(served.engine.is_idle() for served in self.models.values())
 
-    async def abort(self) -> None:
-        """End the remaining requests with a 503 and send the replies; a running model call can't be interrupted."""
+    def abort(self) -> None:
+        """End the remaining requests with a 503; a running model call can't be interrupted."""
         for served in self.models.values():
             served.engine.abort()
-        for _ in range(100):
-            if not self.num_active:
-                return
-            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         self.lanes.close()
