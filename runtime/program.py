@@ -28,14 +28,21 @@ from llmos.runtime.native.binding import ProfileBuffer, ProfileRecord
 Outputs = np.ndarray | tuple[np.ndarray, ...]
 
 
-def load(path: str | os.PathLike[str], *, target: str | None = None, poison_arena: bool = False, device: Device | None = None) -> Program:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    poison_arena: bool = False,
+    device: Device | None = None,
+    sealed: bool = False,
+) -> Program:
     """Open an artifact, check it and its signature, and load the code for this machine.
 
     `target` asks for one code variant by name instead of the best; `poison_arena` (for tests) fills temporaries with NaN before each call.
-    `device` is what loads and runs it, the CPU where there is none given.
+    `device` is what loads and runs it, the CPU where there is none given. `sealed`: run a copy in memory, so that the file may change.
     Raises ArtifactError when the file is not whole, not trusted, or not for this machine.
     """
-    artifact = Artifact.open(path)
+    artifact = Artifact.open(path, sealed=sealed)
     artifact.require_trust()
     try:
         module = (device or CpuDevice()).load(artifact, target)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +34,12 @@ class Artifact:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Artifact:
-        """Map and check a file. Raises ArtifactError, in one line, for anything that the writer doesn't produce."""
-        handle = core().open_artifact(path)
+    def open(cls, path: str | os.PathLike[str], *, sealed: bool = False) -> Artifact:
+        """Map and check a file. Raises ArtifactError, in one line, for anything that the writer doesn't produce.
+
+        sealed: map a copy in memory that nothing can change, rather than the file: what happens to a mapped file happens to who maps it.
+        """
+        handle = _open_copy(path) if sealed and hasattr(os, "memfd_create") else core().open_artifact(path)
         manifest_bytes = bytes(core().manifest(handle))
         try:
             return cls(Path(path), handle, manifest_bytes, Manifest.parse(manifest_bytes))
@@ -102,3 +107,26 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"can't copy {self.path}: {error.strerror or error}") from error
         return target
+
+
+def _open_copy(path: str | os.PathLike[str]) -> Handle:
+    """Open a copy of a file, in memory and sealed."""
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return core().open_artifact(path)  # which says what is wrong
+    try:
+        if not stat.S_ISREG(os.fstat(source).st_mode):
+            return core().open_artifact(path)
+        copy = os.memfd_create("llmos", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            while os.sendfile(copy, source, None, 1 << 30):
+                pass
+            fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+            return core().open_artifact(f"/proc/self/fd/{copy}", named=path)
+        finally:
+            os.close(copy)
+    except OSError as error:
+        raise ArtifactError(f"{path}: can't copy it to memory ({error.strerror or error})") from error
+    finally:
+        os.close(source)

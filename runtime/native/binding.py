@@ -90,10 +90,15 @@ class Core:
         if code:
             raise self.error(code)
 
-    def open_artifact(self, path: str | os.PathLike[str]) -> Handle:
-        """Open an artifact. Raises ArtifactError unless it is complete and unmodified."""
+    def open_artifact(self, path: str | os.PathLike[str], *, named: str | os.PathLike[str] | None = None) -> Handle:
+        """Open an artifact. named: what errors call it. Raises ArtifactError unless it is complete and unmodified."""
         pointer = c_void_p()
-        self.check(self._artifact_open(os.fsencode(path), ctypes.byref(pointer)))
+        try:
+            self.check(self._artifact_open(os.fsencode(path), ctypes.byref(pointer)))
+        except ArtifactError as error:
+            if named is None:
+                raise
+            raise ArtifactError(str(error).replace(str(path), str(named), 1)) from None
         return Handle(pointer.value, self._artifact_close)
 
     def verify_artifact(self, artifact: Handle) -> None:

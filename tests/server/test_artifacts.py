@@ -121,6 +121,35 @@ def test_keys_from_the_environment(folder: Path) -> None:
         assert server.affine([1, 2, 3], {"Authorization": "Bearer two"}).status == 200
 
 
+def test_what_happens_to_the_file_does_not_happen_to_the_server(folder: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.llmos" for name in ("cut", "overwritten", "removed")]
+    for path in paths:
+        path.write_bytes((folder / "counts.llmos").read_bytes())
+    with running([*COMMAND, *(f"{path.stem}={path}" for path in paths)]) as server:
+        before = [server.request("POST", "/v1/embeddings", {"model": path.stem, "input": "the cat sat"}).json()["data"] for path in paths]
+        os.truncate(paths[0], 0)
+        with paths[1].open("r+b") as file:
+            file.write(bytes(paths[1].stat().st_size))
+        paths[2].unlink()
+        after = [server.request("POST", "/v1/embeddings", {"model": path.stem, "input": "the cat sat"}).json()["data"] for path in paths]
+    assert before == after
+    assert before[0] == before[1] == before[2]
+
+
+def test_a_damaged_artifact_is_called_by_its_name(folder: Path, tmp_path: Path) -> None:
+    data = bytearray((folder / "counts.llmos").read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = tmp_path / "damaged.llmos"
+    damaged.write_bytes(data)
+    os.mkfifo(tmp_path / "pipe.llmos")
+    (tmp_path / "empty.llmos").touch()
+    for path in (damaged, tmp_path / "pipe.llmos", tmp_path / "empty.llmos", tmp_path):
+        done = subprocess.run([*COMMAND, str(path)], capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert str(path) in done.stderr
+        assert "/proc" not in done.stderr
+
+
 @pytest.mark.parametrize("value", ["", ",", " , "])
 def test_an_empty_list_of_keys_is_no_open_server(folder: Path, value: str) -> None:
     command = [*COMMAND, str(folder / "affine.llmos")]

@@ -42,13 +42,13 @@ class ServedLanguageModel:
 
 
 def load_served(path: Path, name: str | None = None, entry: str = "") -> Model | LanguageModel:
-    """Load an artifact to serve: a language model, or an entry of any other.
+    """Load an artifact to serve: a language model, or an entry of any other; a copy, which nothing that is done to the file can change.
 
     Raises ArtifactError, or InputError for an unknown entry.
     """
     from llmos.runtime.program import load
 
-    program = load(path)
+    program = load(path, sealed=True)
     if program.manifest.metadata.get("task") != TEXT_GENERATION:
         return ProgramModel(program, name=name, entry=entry)
     assets = program.manifest.assets
