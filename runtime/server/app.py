@@ -22,6 +22,7 @@ from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.state import VERSION, AnyModel, Served, ServerState
 from llmos.runtime.server.generation_routes import GenerationRoutes
 from llmos.runtime.server.inference.tensors import DATATYPES, require_datatypes
+from llmos.runtime.server.openapi import document, page
 from llmos.runtime.server.routes import HotRoutes
 
 _MODEL = "/v2/models/{model}"
@@ -43,12 +44,13 @@ def create_app(models: Sequence[AnyModel], settings: ServerSettings | None = Non
         yield
         state.close()
 
-    app = FastAPI(title="llmos", version=version("llmos"), lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.server = state
     _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
     _add_health(app, state)
     _add_metadata(app, state)
     _add_openai_models(app, state)
+    _add_documentation(app, state)
     _add_error_handlers(app)
     app.add_middleware(Gateway, state=state)
     return app
@@ -67,36 +69,44 @@ def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoute
 
 
 def _add_health(app: FastAPI, state: ServerState) -> None:
-    @app.get("/v2/health/live", tags=["health"])
+    @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", tags=["health"])
+    @app.get("/v2/health/ready")
     async def ready(response: Response) -> dict[str, bool]:
         response.status_code = 200 if state.ready else 503
         return {"ready": state.ready}
 
-    @app.get("/metrics", tags=["metrics"])
+    @app.get("/metrics")
     async def metrics() -> Response:
         return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_metadata(app: FastAPI, state: ServerState) -> None:
-    @app.get("/v2", tags=["open inference protocol"])
+    @app.get("/v2")
     async def server() -> dict[str, Any]:
         return {"name": "llmos", "version": version("llmos"), "extensions": ["binary_tensor_data"]}
 
-    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+    @app.get(_MODEL)
+    async def metadata(model: str) -> dict[str, Any]:
+        return _metadata(state.find(model))
+
+    @app.get(_MODEL_VERSION)
+    async def version_metadata(model: str, version: str) -> dict[str, Any]:
         return _metadata(state.find(model, version))
 
-    async def ready(response: Response, model: str, version: str | None = None) -> dict[str, Any]:
-        name = state.find(model, version).name
-        response.status_code = 200 if state.ready else 503
-        return {"name": name, "ready": state.ready}
+    @app.get(f"{_MODEL}/ready")
+    async def ready(response: Response, model: str) -> dict[str, Any]:
+        return _ready(response, state.find(model))
 
-    for path in (_MODEL, _MODEL_VERSION):
-        app.get(path, tags=["open inference protocol"])(metadata)
-        app.get(f"{path}/ready", tags=["open inference protocol"])(ready)
+    @app.get(f"{_MODEL_VERSION}/ready")
+    async def version_ready(response: Response, model: str, version: str) -> dict[str, Any]:
+        return _ready(response, state.find(model, version))
+
+    def _ready(response: Response, served: Served) -> dict[str, Any]:
+        response.status_code = 200 if state.ready else 503
+        return {"name": served.name, "ready": state.ready}
 
 
 def _metadata(served: Served) -> dict[str, Any]:
@@ -122,13 +132,25 @@ def _add_openai_models(app: FastAPI, state: ServerState) -> None:
         length = {"max_model_len": served.text.spec.max_length} if isinstance(served, ServedLanguageModel) else {}  # vLLM's name
         return {"id": served.name, "object": "model", "created": 0, "owned_by": "llmos", **length}
 
-    @app.get("/v1/models", tags=["openai"])
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card(served) for served in state.models.values()]}
 
-    @app.get("/v1/models/{model}", tags=["openai"])
+    @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
         return card(state.find(model))
+
+
+def _add_documentation(app: FastAPI, state: ServerState) -> None:
+    found = document(keys=bool(state.settings.api_keys), root_path=state.settings.root_path)
+
+    @app.get("/openapi.json")
+    async def openapi() -> dict[str, Any]:
+        return found
+
+    @app.get("/docs")
+    async def docs() -> Response:
+        return Response(page(found), media_type="text/html")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
