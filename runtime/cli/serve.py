@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llmos.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from llmos.runtime.server.core.quotas import Quota
 
 _STARTED_S = time.monotonic()
 
@@ -53,7 +57,7 @@ _STARTED_S = time.monotonic()
 @click.option(
     "--api-keys-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of keys that clients must send, one a line. [env: LLMOS_API_KEYS, the keys, comma-separated]",
+    help="File of keys that clients must send, one a line, with their quotas. [env: LLMOS_API_KEYS, the keys, comma-separated]",
 )
 @click.option("--tls-cert", default="", help="Certificate in PEM, to serve over TLS.")
 @click.option("--tls-key", default="", help="Its key, if it is in another file.")
@@ -93,11 +97,13 @@ def command(
     """
     from llmos.runtime.engine import Limits, generate
     from llmos.runtime.server.core.language import load_served
+    from llmos.runtime.server.core.quotas import Quota
     from llmos.runtime.server.core.settings import MIB, ConnectionLimits, ServerSettings
     from llmos.runtime.server.serve import serve
 
     if max_step_tokens <= max_running:
         raise UserError(f"--max-step-tokens must be more than --max-running ({max_running}), so that prompts advance")
+    quotas = _quotas_of_file(api_keys_file) if api_keys_file is not None else dict.fromkeys(_keys_of_environment(), Quota())
     settings = ServerSettings(
         limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),
         max_queue=max_queue,
@@ -111,7 +117,8 @@ def command(
         max_inflight_bytes=max(max_inflight_mib, max_body_mib) * MIB,
         grace_s=grace_s,
         drain_delay_s=drain_delay_s,
-        api_keys=_keys_of_file(api_keys_file) if api_keys_file is not None else _keys_of_environment(),
+        api_keys=frozenset(quotas),
+        quotas=quotas,
         access_log=access_log,
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s
@@ -124,15 +131,30 @@ def command(
     return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
 
 
-def _keys_of_file(path: Path) -> frozenset[str]:
+def _quotas_of_file(path: Path) -> dict[str, Quota]:
+    """Return the keys of a file with their quotas: a key in each line, and behind it what it may use, such as `weight=2`."""
+    from llmos.runtime.server.core.quotas import Quota
+
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read keys from {path} ({getattr(error, 'strerror', None) or error})") from error
-    keys = frozenset(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
+    quotas = {}
+    for number, line in enumerate(lines, 1):
+        key, *given = line.split() or ["#"]
+        if key.startswith("#"):
+            continue
+        try:
+            quotas[key] = Quota(**{name: float(value) for name, _, value in (each.partition("=") for each in given)})
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{path}, line {number}: behind a key stand weight=, requests_per_min= or tokens_per_min= with numbers"
+            ) from None
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    if not quotas:
         raise UserError(f"{path} holds no key: leave --api-keys-file out to serve everyone")
-    return keys
+    return quotas
 
 
 def _keys_of_environment() -> frozenset[str]:

@@ -26,7 +26,7 @@ class QueuedRequest:
 
     length: size of the padded dimension, 1 without padding. group: only requests of equal groups may share a batch; a request of group
     None runs alone. Times are seconds on the caller's clock. work_ahead: work (rows times length) of the same client's request that
-    stands before this one, which puts it later.
+    stands before this one, which puts it later. principal: whose it is.
     """
 
     id: int
@@ -36,6 +36,7 @@ class QueuedRequest:
     arrival_s: float
     deadline_s: float = math.inf
     work_ahead: int = 0
+    principal: str = ""
 
     @property
     def work(self) -> int:
@@ -48,7 +49,8 @@ class Request:
 
     num_items: of each input, whose rows are split among them. future: resolves to the outputs of each input, in order; only the engine
     completes it. results: of each item. pending_items, started_s and reason belong to the engine, under its lock: items without a result,
-    the start time of the first item, and how the request ended (None while it is active).
+    the start time of the first item, and how the request ended (None while it is active). work: of all items. weight: of the share of its
+    principal.
     """
 
     num_items: Sequence[int]
@@ -59,6 +61,8 @@ class Request:
     pending_items: int = 0
     started_s: float | None = None
     reason: str | None = None
+    work: int = 0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         self.pending_items = sum(self.num_items)

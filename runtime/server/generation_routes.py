@@ -90,7 +90,7 @@ async def _answer(exchange: Exchange, requests: Sequence[TextRequest], form: For
     info = exchange.info
     info.num_items = len(requests)
     generation = Generation(requests, exchange.receive)
-    answer = Answer(generation, form, str(info.model), info.request_id)
+    answer = Answer(generation, form, info)
     streams = False
     try:
         if not options.stream:

@@ -103,9 +103,11 @@ class HotRoutes:
         self, served: ServedModel, inputs: Sequence[Mapping[str, Array]], deadline_s: float, exchange: Exchange
     ) -> list[Outputs]:
         exchange.info.num_items = len(inputs)
-        submit = partial(served.engine.submit, inputs, timeout_s=exchange.left_s(deadline_s))
+        info = exchange.info
+        submit = partial(served.engine.submit, inputs, timeout_s=exchange.left_s(deadline_s), principal=info.principal, weight=info.weight)
         try:
             request = submit() if len(inputs) <= _INLINE_INPUTS else await self._state.lanes.run(submit, deadline_s, large=True)
+            info.num_tokens += request.work
             return await run_on_engine(served.engine, request, exchange.left_s(deadline_s), exchange.receive)
         except QueueFullError:
             served.metrics.rejected.inc()

@@ -298,3 +298,24 @@ def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
             engine.submit([numbers(1)], timeout_s=0.1)
         engine.submit([numbers(1)], timeout_s=60).result(60)
         assert all(request.result(60) for request in waiting)
+
+
+def test_keys_get_their_shares_of_a_busy_model() -> None:
+    model = Affine(gate=threading.Event())
+    with engine_of(model, limits=Limits(max_rows=1)) as engine:
+        held = engine.submit([numbers(1)])
+        order: list[str] = []
+
+        def submit(who: str, weight: float) -> list[Any]:
+            requests = [engine.submit([numbers(1)], principal=who, weight=weight) for _ in range(30)]
+            for request in requests:
+                request.future.add_done_callback(lambda _: order.append(who))
+            return requests
+
+        requests = [*submit("first", 1), *submit("double", 2)]
+        assert model.gate is not None
+        model.gate.set()
+        for request in (held, *requests):
+            request.result(60)
+        wait_for(lambda: len(order) == 60)
+    assert 18 <= order[:30].count("double") <= 22, order

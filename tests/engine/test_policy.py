@@ -116,6 +116,15 @@ def test_a_small_request_waits_for_no_more_of_a_large_one_than_was_due_before_it
     assert next_batch(parts[11:], rules, 10.0, s_per_work=1 / 32).batch == (11,), "an idle engine does not wait"
 
 
+def test_principals_share_a_busy_model_by_what_they_had() -> None:
+    queue = [QueuedRequest(number, 1, 8, "a", 0.0, principal="many" if number < 50 else "few") for number in range(52)]
+    rules = Limits(max_rows=1)
+    assert next_batch(queue, rules, 1.0, shares={"many": 8.0, "few": 0.0}).batch == (50,)
+    assert next_batch(queue, rules, 1.0, shares={"many": 8.0, "few": 16.0}).batch == (0,)
+    assert next_batch(queue, rules, 1.0).batch == (0,), "equal ones go by their order"
+    assert set(next_batch(queue, Limits(max_rows=60), 1.0, shares={"many": 8.0}).batch) == set(range(52)), "others fill the batch"
+
+
 @given(queues, limits)
 @settings(deadline=None)
 def test_nothing_runs_after_its_deadline(queue: list[QueuedRequest], rules: Limits) -> None:

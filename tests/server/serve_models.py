@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from numpy_models import Affine, Echo, Encoder, FileGate, NotFinite
 
 from llmos.runtime.engine import Limits
+from llmos.runtime.server.core.quotas import Quota
 from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.serve import serve
 
@@ -31,6 +32,7 @@ def main() -> int:
         NotFinite(name="not-finite"),
     ]
     options["connections"] = ConnectionLimits(**options.pop("connections", {}))
+    options["quotas"] = {key: Quota(**quota) for key, quota in options.pop("quotas", {}).items()}
     options["limits"] = Limits(**options.pop("limits", {}))
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)

@@ -159,16 +159,16 @@ def test_an_empty_list_of_keys_is_no_open_server(folder: Path, value: str) -> No
 
 def test_keys_from_a_file(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("# of the team\nfirst\n\n  second\n")
+    keys.write_text("# of the team\nfirst\n\n  second weight=2 requests_per_min=600 tokens_per_min=1e5\n")
     with running([*COMMAND, str(folder / "affine.llmos"), "--api-keys-file", str(keys)]) as server:
         assert server.affine([1, 2, 3]).status == 401
         assert server.affine([1, 2, 3], {"Authorization": "Bearer second"}).status == 200
         assert server.affine([1, 2, 3], {"Authorization": "Bearer # of the team"}).status == 401
-    keys.write_text("\n# none\n")
-    for path in (keys, tmp_path / "missing"):
-        command = [*COMMAND, str(folder / "affine.llmos"), "--api-keys-file", str(path)]
+    for text in ("\n# none\n", "key weight=0", "key limit=3", "key weight", "key weight=much"):
+        keys.write_text(text)
+        command = [*COMMAND, str(folder / "affine.llmos"), "--api-keys-file", str(keys)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
 
 
 def test_a_server_for_everyone_says_so(folder: Path) -> None:

@@ -112,6 +112,27 @@ def test_api_keys() -> None:
         assert not any("first-key" in line for line in server.log)
 
 
+def test_keys_have_quotas() -> None:
+    quotas = {"requests": {"requests_per_min": 3}, "tokens": {"tokens_per_min": 100}, "free": {}}
+    with numpy_server(api_keys=list(quotas), quotas=quotas) as server:
+
+        def statuses(key: str, num: int, path: str = "/v1/embeddings") -> list[int]:
+            body = {"model": "encoder", "input": [[5] * 40]}
+            answers = [server.request("POST", path, body, {"X-Api-Key": key}) for _ in range(num)]
+            limited.extend(answer for answer in answers if answer.status == 429)
+            return [answer.status for answer in answers]
+
+        limited: list[Answer] = []
+        assert statuses("requests", 4) == [200, 200, 200, 429]
+        assert 15 <= int(limited[-1].headers["retry-after"]) <= 20
+        assert statuses("tokens", 5)[:4] == [200, 200, 200, 429], "the third overdraws it"
+        assert 10 <= int(limited[-1].headers["retry-after"]) <= 14
+        assert limited[-1].json()["error"]["code"] == "rate_limit_exceeded"
+        assert statuses("free", 10) == [200] * 10
+        assert statuses("wrong", 1) == [401]
+        assert server.request("GET", "/v1/models", b"", {"X-Api-Key": "requests"}).status == 200, "only calls of models count"
+
+
 def test_body_size_limit() -> None:
     with numpy_server(max_body_bytes=1000) as server:
         for body in (b" " * 1001, b" " * 300_000):

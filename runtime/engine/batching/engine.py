@@ -69,6 +69,7 @@ class Engine:
         self._num_submitted = 0
         self._num_ended = 0
         self._pace = _Pace()
+        self._shares: dict[str, float] = {}  # what each principal had of late, by its weight
         self._accepting = True
         self._stopping = False
         self._worker = threading.Thread(target=self._work, name=f"llmos-engine-{model.name}", daemon=True)
@@ -76,8 +77,10 @@ class Engine:
 
     # Public interface.
 
-    def submit(self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None) -> Request:
-        """Queue one client's request of one or more calls.
+    def submit(
+        self, requests: Sequence[Mapping[str, Array]], *, timeout_s: float | None = None, principal: str = "", weight: float = 1.0
+    ) -> Request:
+        """Queue one client's request of one or more calls. principal: whose it is; each has a share by its weight of a busy engine.
 
         Raises InputError (an array doesn't fit the model), QueueFullError or ClosedError; never blocks on the model.
         """
@@ -87,13 +90,13 @@ class Engine:
         arrays = [part for parts in split for part in parts]
         now = self._clock()
         timeout_s = self.options.timeout_s if timeout_s is None else timeout_s
-        request = Request([len(parts) for parts in split], now, now + timeout_s)
+        request = Request([len(parts) for parts in split], now, now + timeout_s, weight=weight)
         with self._changed:
             self._admit(timeout_s)
-            work_ahead = 0
+            self._join_shares(principal)
             for index, item in enumerate(arrays):
-                queued = self._describe(item, request, work_ahead)
-                work_ahead += queued.work
+                queued = self._describe(item, request, principal)
+                request.work += queued.work
                 self._waiting[self._next_id] = RequestItem(request, index, item, queued)
                 self._next_id += 1
             self._requests.add(request)
@@ -188,9 +191,17 @@ class Engine:
         due = [item.queued for item in self._waiting.values()]
         return pace * sum(queued.work for queued in due if queued.arrival_s + queued.work_ahead * pace <= now)
 
-    def _describe(self, arrays: Sequence[Array], request: Request, work_ahead: int) -> QueuedRequest:
+    def _describe(self, arrays: Sequence[Array], request: Request, principal: str) -> QueuedRequest:
         rows, length, group = describe(arrays, self.batching)
-        return QueuedRequest(self._next_id, rows, length, group, request.arrival_s, request.deadline_s, work_ahead)
+        return QueuedRequest(self._next_id, rows, length, group, request.arrival_s, request.deadline_s, request.work, principal)
+
+    def _join_shares(self, principal: str) -> None:
+        """Let a principal that had nothing to run begin where the others are: what it left unused is not saved for it."""
+        if not self._waiting:
+            self._shares.clear()
+        if not any(item.queued.principal == principal for item in self._waiting.values()):
+            level = min((self._shares.get(item.queued.principal, 0.0) for item in self._waiting.values()), default=0.0)
+            self._shares[principal] = max(self._shares.get(principal, 0.0), level)
 
     def _end(self, request: Request, reason: str) -> bool:
         """Remove a request from all bookkeeping, once. The caller completes its future after the lock is released."""
@@ -248,7 +259,9 @@ class Engine:
                 return batch
 
     def _decide(self) -> Decision:
-        return next_batch([item.queued for item in self._waiting.values()], self._limits, self._clock(), self._pace.s_per_work)
+        return next_batch(
+            [item.queued for item in self._waiting.values()], self._limits, self._clock(), self._pace.s_per_work, self._shares
+        )
 
     def _start(self, decision: Decision) -> list[RequestItem]:
         now = self._clock()
@@ -256,6 +269,8 @@ class Engine:
         for item in batch:
             if item.request.started_s is None:
                 item.request.started_s = now
+            principal = item.queued.principal
+            self._shares[principal] = self._shares.get(principal, 0.0) + item.queued.work / item.request.weight
         self._running = batch
         return batch
 

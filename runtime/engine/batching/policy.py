@@ -4,15 +4,15 @@ The rule, in order:
 1. A request whose deadline has passed never runs.
 2. Requests are ordered by arrival. A part of a large request stands there as if it had arrived when the parts before it have run, so that a
    small request waits for as much of a large one as was due before it came, and no longer.
-3. The first live request is always in the next batch, which prevents starvation.
+3. The first live request of the principal that had the least is always in the next batch: no principal and no request starves.
 4. Requests of the same group are added, nearest in length first (FIFO among equals), while the limits hold, if they stand at most
-   max_overtake_s later: nothing is overtaken by what came longer after it.
+   max_overtake_s behind the first of their principal: none is overtaken by what the same principal sent longer after it.
 5. The batch runs immediately, unless a delay is configured and the batch could still grow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llmos.runtime.engine.request import QueuedRequest
@@ -55,8 +55,13 @@ class Decision:
     wake_s: float | None = None
 
 
-def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float, s_per_work: float = 0.0) -> Decision:
-    """Select the next batch from `pending`, which is ordered oldest first. s_per_work: seconds that a unit of work takes."""
+def next_batch(
+    pending: Sequence[QueuedRequest], limits: Limits, now_s: float, s_per_work: float = 0.0, shares: Mapping[str, float] | None = None
+) -> Decision:
+    """Select the next batch from `pending`, which is ordered oldest first.
+
+    s_per_work: seconds that a unit of work takes. shares: what each principal had of late, by its weight.
+    """
     expired = tuple(request.id for request in pending if request.deadline_s <= now_s)
     live = [request for request in pending if request.deadline_s > now_s]
     if not live:
@@ -65,9 +70,15 @@ def next_batch(pending: Sequence[QueuedRequest], limits: Limits, now_s: float, s
     def order_s(request: QueuedRequest) -> float:
         return request.arrival_s + request.work_ahead * s_per_work
 
-    live = sorted(live, key=order_s)[: limits.window]
-    latest_s = order_s(live[0]) + limits.max_overtake_s
-    batch, can_grow = _fill([request for request in live if order_s(request) <= latest_s], limits)
+    live = sorted(live, key=order_s)
+    first: dict[str, QueuedRequest] = {}
+    for request in live:
+        first.setdefault(request.principal, request)
+    had = shares or {}
+    head = min(first.values(), key=lambda request: had.get(request.principal, 0.0))
+    near = [each for each in live if order_s(each) <= order_s(first[each.principal]) + limits.max_overtake_s and each is not head]
+    live = [head, *near[: limits.window - 1]]
+    batch, can_grow = _fill(live, limits)
     ids = tuple(request.id for request in batch)
     release_s = live[0].arrival_s + limits.max_delay_s
     if not can_grow or now_s >= release_s or any(request.deadline_s <= release_s for request in batch):

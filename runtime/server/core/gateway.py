@@ -6,12 +6,14 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import time
 import uuid
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
 from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send, route_path
+from llmos.runtime.server.core.quotas import RateLimiter
 from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
@@ -27,6 +29,9 @@ class Gateway:
         self._state = state
         self._log = logging.getLogger(ACCESS_LOG) if state.settings.access_log else None
         self._errors = logging.getLogger("llmos.server")
+        quotas = {_digest(key.encode()).hex(): quota for key, quota in state.settings.quotas.items()}
+        self._weights = {who: quota.weight for who, quota in quotas.items()}
+        self._limiter = RateLimiter(quotas, time.perf_counter())
         self._keys = [_digest(key.encode()) for key in state.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,7 +57,10 @@ class Gateway:
             info.principal = self._principal(headers)
             if self._keys and path not in OPEN_PATHS and not info.principal:
                 await _unauthorized(path).send(send_with_id)
+            elif method == "POST" and (wait_s := self._limiter.admit(info.principal, time.perf_counter())):
+                await _limited(path, wait_s).send(send_with_id)
             else:
+                info.weight = self._weights.get(info.principal, 1.0)
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
             self._errors.exception("request %s failed", info.request_id)
@@ -61,6 +69,7 @@ class Gateway:
         finally:
             self._state.num_active -= 1
             self._state.held_bytes -= info.held_bytes
+            self._limiter.charge(info.principal, info.num_tokens)
             self._state.metrics.http.labels(_route(scope), str(info.status or 499)).inc()
             if self._log is not None:
                 self._log.info(_line(method, scope, info))
@@ -79,6 +88,12 @@ def _digest(key: bytes) -> bytes:
 def _unauthorized(path: str) -> Reply:
     message = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
     return error_reply(HttpError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")]), path)
+
+
+def _limited(path: str, wait_s: float) -> Reply:
+    message = f"this key has used up its requests or tokens of a minute: try again in {wait_s:.3g} s"
+    retry = str(math.ceil(wait_s)).encode()
+    return error_reply(HttpError(429, message, code="rate_limit_exceeded", headers=[(b"retry-after", retry)]), path)
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -34,13 +34,16 @@ class RequestInfo:
     """A request's fields in the access log; handlers set model and num_items.
 
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
-    logged. held_bytes: of its body, as far as they count.
+    logged. weight: of its share. held_bytes: of its body, as far as they count. num_tokens: that its
+    quota is charged with.
     """
 
     request_id: str
     start_s: float
     principal: str = ""
+    weight: float = 1.0
     held_bytes: int = 0
+    num_tokens: int = 0
     model: str | None = None
     num_items: int | None = None
     status: int = 0

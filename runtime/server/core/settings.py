@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llmos.runtime.engine import Limits
 from llmos.runtime.engine.generate import GenerationOptions
 from llmos.runtime.errors import UserError
+from llmos.runtime.server.core.quotas import Quota
 
 MIB = 1 << 20
 
@@ -39,7 +41,7 @@ class ServerSettings:
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the
     server is not ready and still serves before that, for balancers to see it. api_keys: if not empty, every route but health
     requires one. root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not.
-    tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    quotas: of keys, by key. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -52,6 +54,7 @@ class ServerSettings:
     grace_s: float = 30.0
     drain_delay_s: float = 0.0
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
+    quotas: Mapping[str, Quota] = field(default_factory=dict, repr=False)
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""

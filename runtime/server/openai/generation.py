@@ -14,7 +14,7 @@ from llmos.runtime.engine import CancelledError
 from llmos.runtime.engine.generate import PromptEvent
 from llmos.runtime.llm.request import TextDelta, TextEnd, TextEvent, TextRequest
 from llmos.runtime.server.core.errors import as_http_error, error_object
-from llmos.runtime.server.core.http import EventStream, Receive, Reply
+from llmos.runtime.server.core.http import EventStream, Receive, Reply, RequestInfo
 from llmos.runtime.server.openai.form import Form
 from llmos.runtime.server.openai.logprobs import Sampled
 
@@ -121,13 +121,15 @@ class Usage:
 
 
 class Answer:
-    """Writes the answer of a generation in the form of a route. id: of the HTTP request. model: its name."""
+    """Writes the answer of a generation in the form of a route. info: of the HTTP request, which counts the tokens."""
 
-    def __init__(self, generation: Generation, form: Form, model: str, id: str) -> None:
+    def __init__(self, generation: Generation, form: Form, info: RequestInfo) -> None:
         self._generation = generation
         self._form = form
-        self._head = {"id": f"{form.id_prefix}-{id}", "created": int(time.time()), "model": model}
+        self._info = info
+        self._head = {"id": f"{form.id_prefix}-{info.request_id}", "created": int(time.time()), "model": str(info.model)}
         self._usage = Usage(sum(request.num_prompt_tokens for request in generation.requests))
+        info.num_tokens += self._usage.num_prompt
         self._prompts: dict[int, tuple[str, list[Sampled]]] = {}
         self._prompt_events: dict[int, PromptEvent] = {}
 
@@ -144,6 +146,7 @@ class Answer:
                 choices[number] = _Choice([text], list(tokens))
             choice = choices[number]
             if isinstance(event, TextDelta):
+                self._info.num_tokens += len(event.tokens)
                 choice.texts.append(event.text)
                 choice.tokens += event.tokens
             else:
@@ -190,7 +193,9 @@ class Answer:
             if isinstance(event, TextEnd):
                 self._usage.add(index, event)
                 yield self._chunk([self._form.chunk(number, "", (), event.finish_reason)], usage)
-            elif event.text or self._generation.requests[0].params.logprobs is not None:
+                continue
+            self._info.num_tokens += len(event.tokens)
+            if event.text or self._generation.requests[0].params.logprobs is not None:
                 yield self._chunk([self._form.chunk(number, event.text, event.tokens, None)], usage)
         if include_usage:
             yield self._chunk([], {"usage": self._usage.as_json()})
