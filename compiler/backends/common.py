@@ -8,6 +8,7 @@ from llmos.passes import Pass, Upstream
 from llmos.passes.channels_last import ChannelsLast
 from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.hoist_extensions import HoistExtensions
+from llmos.passes.quant.equalize_channels import EqualizeChannels
 from llmos.passes.quant.fuse_dequantize import FuseDequantize
 from llmos.passes.quant.hoist_quantize import HoistQuantize
 from llmos.passes.quant.keep_quantized_weights import KeepQuantizedWeights
@@ -28,22 +29,23 @@ def common_passes(options: CompileOptions) -> list[Pass]:
 
 def quantized_passes(options: CompileOptions) -> list[Pass]:
     """To a model with all that is quantized in it."""
-    return [*before_integers(), *static_quantization(options), *integers(), *quantization(options)]
+    return [*before_integers(options), *static_quantization(options), *integers(), *quantization(options)]
 
 
 def float_passes(options: CompileOptions) -> list[Pass]:
     """Those of `quantized_passes` that come before what options.quant asks for."""
-    return before_integers() if static_quantization(options) else before_quantization()
+    return before_integers(options) if static_quantization(options) else before_quantization(options)
 
 
-def before_quantization() -> list[Pass]:
+def before_quantization(options: CompileOptions) -> list[Pass]:
     """To what quantize-contractions takes: products of integers, where the model has them, and of floats."""
-    return [*before_integers(), *integers()]
+    return [*before_integers(options), *integers()]
 
 
-def before_integers() -> list[Pass]:
+def before_integers(options: CompileOptions) -> list[Pass]:
     """To what quantize-static takes, and the passes of models that are quantized."""
-    return [*generalization(), *layout()]
+    is_equalized = bool(options.quant) and parse_scheme(options.quant).is_equalized
+    return [*generalization(), *layout(), *([EqualizeChannels(), Upstream("cse")] if is_equalized else [])]
 
 
 def static_quantization(options: CompileOptions) -> list[Pass]:

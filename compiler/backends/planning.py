@@ -52,12 +52,12 @@ def plan_dispatches(formed: ImportedModel, options: CompileOptions, backend: Bac
 
 def before_quantizing(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as quantize-contractions takes it: a first part of `run_passes`."""
-    return _transformed(imported, before_quantization(), options, backend)
+    return _transformed(imported, before_quantization(options), options, backend)
 
 
 def before_integers(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:
     """A copy of the model as quantize-static takes it: a first part of `run_passes`."""
-    return _transformed(imported, common.before_integers(), options, backend)
+    return _transformed(imported, common.before_integers(options), options, backend)
 
 
 def behind_quantizing(imported: ImportedModel, options: CompileOptions, backend: Backend) -> ImportedModel:

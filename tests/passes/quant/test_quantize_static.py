@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from llmos.compiler.backends.common import before_integers, integers
+from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.ir.attributes import ACTIVATION_RANGES
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
@@ -23,7 +24,7 @@ W3 = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(3)) * 0.1
 
 
 def prepared(function: Any, weights: tuple[torch.Tensor, ...], *inputs: torch.Tensor) -> ir.Module:
-    return apply(generics(function, *inputs, weights=weights, dynamic=False), *before_integers())
+    return apply(generics(function, *inputs, weights=weights, dynamic=False), *before_integers(CompileOptions()))
 
 
 def quantized(module: ir.Module, ranges: list[float]) -> ir.Module:
