@@ -20,11 +20,12 @@ from llmos.models.float_weights import run_in_float32, traced_as_float32
 from llmos.models.loading import load_transformer
 from llmos.models.repeated_layers import NotRepeatedError, find_layers, with_copies
 from llmos.models.step import CacheSpec, Step, adapted, cache_specs, uses_interface
+from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.errors import InputError
 
 TASK = "text-generation"
 INPUTS = ("tokens", "positions", "slots", "token_requests", "block_tables", "logit_rows")
-KV_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+KV_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
 _EXAMPLES = ((18, 23), (1, 40), (3, 2))  # prompt lengths of two requests in each recorded step; traced at the first
 
@@ -41,7 +42,7 @@ class CausalLMOptions:
 
     def __post_init__(self) -> None:
         if self.kv not in KV_DTYPES:
-            raise InputError(f"keys and values can't be cached as {self.kv!r}: use {' or '.join(KV_DTYPES)}")
+            raise InputError(f"keys and values can't be cached as {self.kv!r}: use {', '.join(KV_DTYPES)}")
 
     @property
     def kv_dtype(self) -> str:
@@ -80,7 +81,7 @@ def import_model(
     """
     max_length, interface = _max_length(model.config, options), uses_interface(model)
     with adapted(model, max_length, interface):
-        caches = cache_specs(model, interface)
+        caches = cache_specs(model, interface, options.kv == "int8")
     with adapted(model, max_length, interface), traced_as_float32(model) as weights:
         step = Step(model, interface).eval()
         examples = tuple(_example(seed, lengths, model.config, caches, options) for seed, lengths in enumerate(_EXAMPLES))
@@ -196,7 +197,7 @@ def _example(
     slots = tables[requests, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     tokens = rng.integers(0, config.vocab_size, len(positions))
     numbers = (tokens, positions, slots, requests, tables, np.arange(lengths[0] - 1, len(positions)))
-    storage = np.float32 if options.kv == "fp32" else np.uint16
+    storage = np.dtype(DTYPES[options.kv_dtype].storage)
     num_blocks = int(tables.max()) + 1
     return (*(each.astype(np.int32) for each in numbers), *(np.zeros((num_blocks, *each.shape), storage) for each in caches))
 

@@ -25,17 +25,20 @@ _NAME = "llmos"  # of our implementations in transformers' interfaces
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The cache of one layer: key-value heads, elements of a head, and how many positions a token attends to at most (None: all)."""
+    """The cache of one layer: key-value heads, elements of a head, how many positions a token attends to at most (None: all), and whether
+    it is one of int8, with scales.
+    """
 
     name: str
     num_kv_heads: int
     head_dim: int
     window: int | None
+    has_scales: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """Return the dims behind the number of blocks."""
-        return self.num_kv_heads, BlockLayout(self.head_dim).num_elements
+        return self.num_kv_heads, BlockLayout(self.head_dim, self.has_scales).num_elements
 
 
 @dataclass
@@ -169,8 +172,8 @@ def adapted(model: Any, max_length: int, interface: bool) -> Iterator[None]:
             module.rope_type = kind
 
 
-def cache_specs(model: Any, interface: bool) -> list[CacheSpec]:
-    """The cache of each layer of an adapted model, seen at a run of one token.
+def cache_specs(model: Any, interface: bool, has_scales: bool) -> list[CacheSpec]:
+    """The cache of each layer of an adapted model, seen at a run of one token. has_scales: whether they are to be int8.
 
     Raises UnsupportedError for attention that can't be replaced.
     """
@@ -181,7 +184,7 @@ def cache_specs(model: Any, interface: bool) -> list[CacheSpec]:
         if value.shape[-1] != key.shape[-1]:
             raise UnsupportedError(f"{type(model).__name__}: attention whose values have another width than its keys isn't supported")
         window = _window(module, options)
-        found[module.layer_idx] = CacheSpec(f"cache.{module.layer_idx}", key.shape[1], key.shape[-1], window)
+        found[module.layer_idx] = CacheSpec(f"cache.{module.layer_idx}", key.shape[1], key.shape[-1], window, has_scales)
         return query.transpose(1, 2), None
 
     _register(look, lambda *_, mask_function=None, **__: masks.append(mask_function))

@@ -5,6 +5,13 @@ the cache holds the keys and values of BLOCK_SIZE positions for one key-value he
 
     keys   [head_dim][BLOCK_SIZE]               then
     values [BLOCK_SIZE][head_dim, padded to a multiple of LANES]
+
+A block of int8 holds each position's key and value as integers of [-127, 127] with a scale each, and behind them
+
+    scales [2][BLOCK_SIZE], bfloat16: those of the keys, then those of the values.
+
+A scale is the largest magnitude of the head's elements times SCALE_OF_LARGEST, rounded to bfloat16; the integers are the elements divided
+by it, rounded to even.
 """
 
 from __future__ import annotations
@@ -16,14 +23,17 @@ from llmos.compiler.ir.bindings import ir
 
 BLOCK_SIZE = 16  # positions of a block
 LANES = 16  # a row of values fills whole vectors of so many elements
+SCALE_BYTES = 2
+SCALE_OF_LARGEST = (1 + 2**-8) / 127  # however it is rounded to bfloat16, no element is more than 127 scales
 OPERANDS = ("query", "positions", "token_requests", "cache", "block_tables", "sinks")  # of the op, in order; it may have no sinks
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Offsets, in elements, inside the block of one key-value head."""
+    """Offsets, in elements, inside the block of one key-value head. has_scales: whether it is one of int8."""
 
     head_dim: int
+    has_scales: bool = False
 
     @property
     def padded(self) -> int:
@@ -36,9 +46,14 @@ class BlockLayout:
         return self.head_dim * BLOCK_SIZE
 
     @property
+    def scales(self) -> int:
+        """Return where the scales begin, if there are any."""
+        return self.values + BLOCK_SIZE * self.padded
+
+    @property
     def num_elements(self) -> int:
         """Return the elements of a block."""
-        return self.values + BLOCK_SIZE * self.padded
+        return self.scales + (2 * BLOCK_SIZE * SCALE_BYTES if self.has_scales else 0)
 
 
 @dataclass(frozen=True)
@@ -55,11 +70,12 @@ class PagedAttention:
     scale: float
     window: int = 0
     softcap: float = 0.0
+    has_scales: bool = False
 
     @property
     def layout(self) -> BlockLayout:
         """Return the layout of a block of its cache."""
-        return BlockLayout(self.head_dim)
+        return BlockLayout(self.head_dim, self.has_scales)
 
     def attribute(self) -> ir.DictAttr:
         """Return the dictionary that `of` reads."""
@@ -73,7 +89,13 @@ class PagedAttention:
         named = ir.DictAttr(op.attributes[PAGED_ATTENTION])
         head_dim, group, window = (int(ir.IntegerAttr(named[name]).value) for name in ("head_dim", "group", "window"))
         scale, softcap = (float(ir.FloatAttr(named[name]).value) for name in ("scale", "softcap"))
-        return PagedAttention(head_dim, group, scale, window, softcap)
+        cache = ir.RankedTensorType(op.operands[OPERANDS.index("cache")].type)
+        return PagedAttention(head_dim, group, scale, window, softcap, has_scales(cache.element_type))
+
+
+def has_scales(kind: ir.Type) -> bool:
+    """Whether blocks of a cache of that element type hold scales."""
+    return isinstance(kind, ir.IntegerType)
 
 
 def is_paged_attention(op: ir.Operation) -> bool:

@@ -14,7 +14,7 @@ from llmos.compiler.quant.scheme import parse_scheme
 from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
-KV_TYPES = ("bf16", "fp32")  # of cached keys and values
+KV_TYPES = ("bf16", "fp32", "int8")  # of cached keys and values
 MULTIPLIED: Mapping[str, tuple[str, ...]] = {"fp32": (), "bf16": ("bf16",)}  # what contractions of a precision multiply beside float32
 MULTIPLICATIONS = ((), ("bf16",), ("int8",), ("bf16", "int8"))  # all that a target's code may depend on (Target.code_target)
 
@@ -32,7 +32,7 @@ class CompileOptions:
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
-    kv: what a causal language model caches keys and values as: "bf16", "fp32", or "" for bf16; "" for any other model.
+    kv: what a causal language model caches keys and values as: "bf16", "fp32", "int8", or "" for bf16; "" for any other model.
     random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
     from_stage, stop_after: extensions of stages, those of the backend among them, which the driver checks; "" for the whole way.

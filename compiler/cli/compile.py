@@ -43,7 +43,7 @@ from llmos.runtime.errors import UserError
     "them to, or a range: batch=1:64,height=480.",
 )
 @click.option(
-    "--kv", default="", metavar="TYPE", help=f"What a language model caches keys and values as: {' or '.join(KV_TYPES)}; default bf16."
+    "--kv", default="", metavar="TYPE", help=f"What a language model caches keys and values as: {', '.join(KV_TYPES)}; default bf16."
 )
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="An input of an ONNX model that becomes a constant; repeatable.")
 @click.option(

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import torch
 
-from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, BlockLayout
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, SCALE_BYTES, SCALE_OF_LARGEST, BlockLayout
 
 
 @torch.library.custom_op("llmos::write_kv_cache", mutates_args=())
 def write_kv_cache(cache: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """Return the cache with key and value [tokens, key-value heads, head_dim] written at slots [tokens].
 
-    A slot is block * BLOCK_SIZE + offset. A cache of bfloat16 takes them rounded.
+    A slot is block * BLOCK_SIZE + offset. A cache of bfloat16 takes them rounded, one of int8 as integers and scales.
     """
-    layout, num_heads = BlockLayout(key.shape[-1]), key.shape[1]
+    layout, num_heads = BlockLayout(key.shape[-1], cache.dtype == torch.int8), key.shape[1]
     block, offset = (each.long()[:, None, None] for each in (slots // BLOCK_SIZE, slots % BLOCK_SIZE))
     heads, dims = torch.arange(num_heads)[None, :, None], torch.arange(layout.head_dim)[None, None, :]
     written = cache.clone()
+    if layout.has_scales:
+        (key, key_scales), (value, value_scales) = _quantized(key), _quantized(value)
+        scales = torch.stack([key_scales, value_scales], -1)
+        kinds, numbers = torch.arange(2)[None, None, :, None], torch.arange(SCALE_BYTES)[None, None, None, :]
+        place = layout.scales + (kinds * BLOCK_SIZE + offset[..., None]) * SCALE_BYTES + numbers
+        written[block[..., None], heads[..., None], place] = scales[..., None].view(torch.int8)
     written[block, heads, dims * BLOCK_SIZE + offset] = key.to(cache.dtype)
     written[block, heads, layout.values + offset * layout.padded + dims] = value.to(cache.dtype)
     return written
+
+
+def _quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers, as floats, of x [tokens, heads, head_dim], and their scales [tokens, heads], bfloat16."""
+    scales = (x.float().abs().amax(-1) * SCALE_OF_LARGEST).bfloat16()
+    divisors = torch.where(scales == 0, 1.0, scales.float())[..., None]
+    return (x.float() / divisors).round().nan_to_num(-127.0).clamp(-127.0, 127.0), scales
 
 
 @torch.library.custom_op("llmos::paged_attention", mutates_args=())
@@ -77,12 +90,15 @@ def _attend(
 
 def _read(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [positions, key-value heads, head_dim], in float32."""
-    layout = BlockLayout(head_dim)
+    layout = BlockLayout(head_dim, cache.dtype == torch.int8)
     dims, heads = torch.arange(head_dim)[None, None, :], torch.arange(cache.shape[1])[None, :, None]
     block, offset = blocks[:, None, None], offsets[:, None, None]
     keys = cache[block, heads, dims * BLOCK_SIZE + offset]
     values = cache[block, heads, layout.values + offset * layout.padded + dims]
-    return keys.float(), values.float()
+    if not layout.has_scales:
+        return keys.float(), values.float()
+    scales = cache[..., layout.scales :].contiguous().view(torch.bfloat16).unflatten(-1, (2, BLOCK_SIZE)).float()
+    return keys.float() * scales[block, heads, 0, offset], values.float() * scales[block, heads, 1, offset]
 
 
 @write_kv_cache.register_fake

@@ -15,6 +15,7 @@ from llmos.compiler.execution.interpreter import reference_of
 from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel, Reference
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.limits import largest_value, machine_bytes
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support.versions import producer
@@ -47,7 +48,9 @@ def tolerance_of_floats(imported: ImportedModel, signature: Signature, options: 
     """Return the default for the model's arithmetic on floats: what code may be off by a reference that rounds to the same numbers."""
     dtypes = {weight.dtype for weight in imported.weights.values()}
     ends = {spec.dtype for spec in signature.inputs} | {spec.dtype for spec in signature.outputs}
-    inexact = options.precision == "bf16" or bool({"float16", "bfloat16"} & (dtypes | ends))
+    states = {each.dtype for each in EntryFunc.of(imported.module).results if each.updates}
+    rounded = bool({"float16", "bfloat16"} & (dtypes | ends)) or "int8" in states  # a cache of quantized keys and values
+    inexact = options.precision == "bf16" or rounded
     return Tolerance(HALF_TOLERANCE, HALF_DIFFERING) if inexact else Tolerance(FLOAT32_TOLERANCE)
 
 

@@ -11,6 +11,7 @@ import torch
 
 import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
 from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, BlockLayout
+from llmos.compiler.bench.work import evaluate
 from llmos.runtime.errors import InputError
 from llmos.runtime.program import Program
 
@@ -33,7 +34,11 @@ class Case:
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
-        return NUM_BLOCKS, self.kv_heads, BlockLayout(self.head_dim).num_elements
+        return NUM_BLOCKS, self.kv_heads, self.layout.num_elements
+
+    @property
+    def layout(self) -> BlockLayout:
+        return BlockLayout(self.head_dim, self.dtype == torch.int8)
 
 
 CASES = (
@@ -42,6 +47,8 @@ CASES = (
     Case(20, 1, 3, softcap=5.0, dtype=torch.bfloat16),
     Case(80, 1, 17, window=33, softcap=30.0, sinks=True),
     Case(128, 1, 2, dtype=torch.bfloat16),
+    Case(64, 2, 3, dtype=torch.int8),
+    Case(20, 2, 1, window=9, softcap=5.0, dtype=torch.int8),
 )
 
 
@@ -101,7 +108,16 @@ def operands_of(cases: Sequence[Case], count: int, seed: int = 1) -> list[list[t
 
 def caches_of(cases: Sequence[Case], seed: int = 2) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(case.cache_shape, generator=generator).to(case.dtype) for case in cases]
+    return [cache_of(case, generator) for case in cases]
+
+
+def cache_of(case: Case, generator: torch.Generator) -> torch.Tensor:
+    made = torch.randn(case.cache_shape, generator=generator)
+    if not case.layout.has_scales:
+        return made.to(case.dtype)
+    cache, scales = (made * 40).to(torch.int8), (made[..., :32] / 40).abs().bfloat16()
+    cache[..., case.layout.scales :] = scales.view(torch.int8)
+    return cache
 
 
 def compiled(cases: Sequence[Case], target: str) -> Program:
@@ -144,6 +160,17 @@ def test_results_and_caches_are_eager_torchs(program: Program, spans: tuple[tupl
         assert np.array_equal(array, to_array(cache))
 
 
+def test_the_work_is_both_products_and_the_blocks_that_are_listed(program: Program) -> None:
+    found = [each.details for each in program.manifest.kernels if each.kind == "paged_attention"]
+    for case, details in zip(CASES, found, strict=True):
+        symbols = {"tokens": 3, "requests": 2, "blocks": NUM_BLOCKS, "width": TABLE}
+        heads = case.kv_heads * case.group
+        others = 2 * 3 * heads * case.head_dim * 4 + 2 * TABLE * 4 + 2 * 3 * 4 + (heads * 4 if case.sinks else 0)
+        cached = 2 * TABLE * case.kv_heads * case.layout.num_elements * case.dtype.itemsize
+        assert evaluate(str(details["flops"]), symbols) == 4 * 3 * heads * case.head_dim * TABLE * BLOCK_SIZE
+        assert evaluate(str(details["bytes"]), symbols) == cached + others
+
+
 def rows(operands: list[list[torch.Tensor]], keep: slice) -> list[list[torch.Tensor]]:
     return [[each[keep] for each in group] for group in operands]
 
@@ -169,7 +196,8 @@ def test_positions_that_nobody_wrote_are_not_read(program: Program) -> None:
     tokens = Tokens(((0, 21),))
     operands = operands_of(CASES, tokens.count)
     clean, _ = called(program, tokens.indices(), operands, [torch.zeros_like(each) for each in caches_of(CASES)])
-    dirty, _ = called(program, tokens.indices(), operands, [torch.full_like(each, torch.nan) for each in caches_of(CASES)])
+    nans = [torch.full_like(each, torch.nan if each.is_floating_point() else -1) for each in caches_of(CASES)]
+    dirty, _ = called(program, tokens.indices(), operands, nans)
     for a, b in zip(clean, dirty, strict=True):
         assert np.array_equal(a, b)
 

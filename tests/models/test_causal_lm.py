@@ -18,6 +18,16 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.models import causal_lm
 from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, import_model
+from llmos.runtime.engine.generate import (
+    GenerationEngine,
+    GenerationOptions,
+    GenerationReport,
+    Limits,
+    NullGenerationObserver,
+    ProgramStepModel,
+    SamplingParams,
+    StepReport,
+)
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 from llmos.runtime.program import Program
 from tests.reference import run
@@ -91,8 +101,8 @@ class Cached:
     def __post_init__(self) -> None:
         self.tables = (1 + np.arange(32 * self.num_requests, dtype=np.int32)).reshape(self.num_requests, 32)
         specs = [spec for spec in self.program.default.inputs if spec.name.startswith("cache.")]
-        dtypes = {"float32": np.float32, "bfloat16": np.uint16}
-        self.caches = [np.full((32 * self.num_requests + 1, *spec.shape[1:]), 0x7FC0, dtypes[spec.dtype]) for spec in specs]
+        kinds = {"float32": (np.float32, np.nan), "bfloat16": (np.uint16, 0x7FC0), "int8": (np.int8, -1)}
+        self.caches = [np.full((32 * self.num_requests + 1, *spec.shape[1:]), kinds[spec.dtype][1], kinds[spec.dtype][0]) for spec in specs]
 
     def step(self, *parts: tuple[int, int, Sequence[int]]) -> np.ndarray:
         """Logits of all tokens of some (request, first position, tokens)."""
@@ -127,6 +137,58 @@ def test_logits_are_transformers_own(family: str, tmp_path: Path) -> None:
     alone = Cached(cached.program)
     chunks = [alone.step((2, low, prompts[3][low:high])) for low, high in ((0, 1), (1, 33), (33, 250), (250, 300))]
     assert np.array_equal(np.concatenate(chunks), together[bounds[3] :])
+
+
+@dataclass
+class Seen(NullGenerationObserver):
+    """What an engine did besides computing: sequences that lost their blocks, tokens whose keys and values were there already."""
+
+    num_preempted: int = 0
+    num_cached: int = 0
+
+    def on_step(self, report: StepReport) -> None:
+        self.num_preempted += report.num_preempted
+
+    def on_generation(self, report: GenerationReport) -> None:
+        self.num_cached += report.num_cached_tokens
+
+
+def generated(program: Program, prompts: Sequence[Sequence[int]], blocks: int, tokens_of_step: int, seen: Seen) -> list[Any]:
+    """Tokens and log probabilities of each prompt, all at once."""
+    options = GenerationOptions(Limits(tokens_of_step, 8, 16), cache_blocks=blocks)
+    engine = GenerationEngine(ProgramStepModel(program), options, observer=seen)
+    try:
+        requests = [engine.submit(prompt, SamplingParams(max_tokens=100, temperature=0, logprobs=1)) for prompt in prompts]
+        found = [[(event.token, event.logprob) for event in request.result()[0].tokens] for request in requests]
+        assert engine.drain(60)
+        engine.check_integrity()
+    finally:
+        engine.close()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_a_cache_of_int8_gives_about_the_logits_and_the_same_tokens_in_any_company(family: str, tmp_path: Path) -> None:
+    model = model_of(family)
+    program = compiled(model, tmp_path, "int8")
+    spec = ProgramStepModel(program).spec
+    facts = program.manifest.metadata["generation"]
+    heads, padded = facts["num_kv_heads"], -(-facts["head_dim"] // 16) * 16
+    assert spec.kv_dtype == "int8" and spec.block_bytes == 2 * heads * 16 * (facts["head_dim"] + padded + 2 * 2)  # of 2 layers
+    prompts = [np.random.default_rng(seed).integers(3, 100, 60).tolist() for seed in range(5)]
+    prompts += [prompts[0][:40] + prompts[1][:20]]
+    seen = Seen()
+    alone = [generated(program, [prompt], 40, 512, Seen())[0] for prompt in prompts]
+    assert generated(program, prompts, 64, 512, seen) == alone
+    assert generated(program, prompts, 12, 37, seen) == alone  # in chunks
+    assert seen.num_preempted and seen.num_cached
+    own = own_logits(model, prompts[0])
+    assert cosine(Cached(program).step((1, 0, prompts[0])), own) > 0.999
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 @pytest.mark.slow
@@ -171,7 +233,7 @@ def test_stories260k_tells_its_story(tmp_path: Path) -> None:
 
 
 def test_bad_input_gets_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fp32 or bf16"):
+    with pytest.raises(InputError, match="fp32, bf16, int8"):
         CausalLMOptions("int4")
     with pytest.raises(UserError, match="config"):
         import_causal_lm(tmp_path)

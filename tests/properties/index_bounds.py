@@ -83,7 +83,7 @@ def _numbers(given: Given, shape: tuple[int, ...], rng: np.random.Generator) -> 
         return rng.random(shape) < 0.5
     if given.dtype.is_floating_point:
         return rng.choice([-1.0, 0.5, 1.0, 2.0], shape)
-    return rng.integers(0 if given.dtype == torch.uint8 else -2, 4, shape)
+    return rng.integers(0 if given.counts or given.dtype == torch.uint8 else -2, 4, shape)
 
 
 def _array(given: Given, sizes: Sizes, rng: np.random.Generator) -> np.ndarray:

@@ -26,13 +26,14 @@ OUTSIDE = (-(2**63), -(10**11), -(2**32) - 1, -(2**31), 2**31 - 1, 2**32, 2**32 
 
 @dataclass(frozen=True)
 class Given:
-    """One input. `low` and `high`: an index from low to high - 1; without them, plain numbers."""
+    """One input. `low` and `high`: an index from low to high - 1; without them, plain numbers. loose: any. counts: none below 0."""
 
     shape: tuple[Dim, ...]
     dtype: torch.dtype = torch.float32
     low: Limit | None = None
     high: Limit | None = None
     loose: bool = False
+    counts: bool = False
 
     @property
     def is_index(self) -> bool:
@@ -308,11 +309,12 @@ def _paged(d: Draw) -> Case:
     import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
     from llmos.compiler.analysis.paged_attention import BlockLayout
 
-    head_dim = d.rng.choice((1, 8, 20))
-    cache, heads = (5, 2, BlockLayout(head_dim).num_elements), ("n", 2, head_dim)
+    head_dim, kind = d.rng.choice((1, 8, 20)), d.rng.choice((torch.float32, torch.int8))
+    heads = ("n", 2, head_dim)
+    cache = Given((5, 2, BlockLayout(head_dim, kind == torch.int8).num_elements), kind, counts=True)  # as scales, bytes of -1 are NaN
     if d.rng.random() < 0.5:
         write, slots = torch.ops.llmos.write_kv_cache, d.index(("n",), lambda _: 80, dtypes=(torch.int32,))
-        return d.case("write_kv_cache", write, Given(cache), Given(heads), Given(heads), slots)
+        return d.case("write_kv_cache", write, cache, Given(heads), Given(heads), slots)
 
     def attend(q: torch.Tensor, cache: torch.Tensor, blocks: torch.Tensor, positions: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = torch.ops.llmos.paged_attention(q, cache, blocks.abs() % 5, positions, requests, None, 1.0, 0, 0.0)
@@ -320,7 +322,7 @@ def _paged(d: Draw) -> Case:
 
     blocks, positions = Given(("m", 3), torch.int32), d.index(("n",), lambda _: 48, dtypes=(torch.int32,))
     requests = d.index(("n",), size_of("m"), dtypes=(torch.int32,))
-    return d.case("paged_attention", attend, Given(("n", 4, head_dim)), Given(cache), blocks, positions, requests)
+    return d.case("paged_attention", attend, Given(("n", 4, head_dim)), cache, blocks, positions, requests)
 
 
 FAMILIES: tuple[Callable[[Draw], Case], ...] = (

@@ -10,6 +10,7 @@ import sympy
 from llmos.compiler.analysis.casts import extended
 from llmos.compiler.analysis.generic import Generic, is_fill
 from llmos.compiler.analysis.loops import Loop, is_loop
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, OPERANDS, is_paged_attention
 from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
 from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.host import emit_host
@@ -174,9 +175,12 @@ def describe_loop(unit: LoopUnit) -> Work:
 def describe_work(dispatch: Dispatch) -> Work:
     """Arithmetic and traffic of one dispatch: each operand and result once; of a table that is gathered from, what is read.
 
-    In place, what is given is read and written, and the tensor that it is written into is not counted.
+    In place, what is given is read and written, and the tensor that it is written into is not counted. Attention over a paged cache is
+    counted as if every request filled its row of the block tables.
     """
     shapes = dispatch.shapes
+    if dispatch.kind == "paged_attention":
+        return _paged_attention_work(dispatch)
     in_place = DispatchFunc(dispatch.func).in_place
     if in_place is not None:
         given = [product(shapes.shape(value)) * _width(value) for i, value in enumerate(dispatch.tensors) if i != in_place]
@@ -190,6 +194,18 @@ def describe_work(dispatch: Dispatch) -> Work:
         flops, more_bytes = winograd_work(dispatch)
         return Work(flops, sympy.expand(num_bytes + more_bytes))
     return Work(sympy.expand(_flops(dispatch)), sympy.expand(num_bytes))
+
+
+def _paged_attention_work(dispatch: Dispatch) -> Work:
+    """Both products of all tokens over the positions of a row of the block tables; of the cache, the blocks that these list."""
+    op = next(op for op in dispatch.ops if is_paged_attention(op))
+    operands = dict(zip(OPERANDS, Generic(op).inputs, strict=False))
+    shape = {name: dispatch.shapes.shape(value) for name, value in operands.items()}
+    flops = 4 * product(shape["query"]) * shape["block_tables"][1] * BLOCK_SIZE
+    num_bytes = product(shape["block_tables"]) * product(shape["cache"][1:]) * _width(operands["cache"])
+    others = [value for value in (*dispatch.tensors, *dispatch.results) if value != operands["cache"]]
+    num_bytes += sum((product(dispatch.shapes.shape(value)) * _width(value) for value in others), sympy.S.Zero)
+    return Work(sympy.expand(flops), sympy.expand(num_bytes))
 
 
 def _elements_read(dispatch: Dispatch, tensor: ir.Value) -> Expr:

@@ -1,4 +1,4 @@
-"""`llmos::write_kv_cache` as two scatters, `llmos::paged_attention` as one generic whose region is a streaming softmax."""
+"""`llmos::write_kv_cache` as scatters, `llmos::paged_attention` as one generic whose region is a streaming softmax."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, BlockLayout, PagedAttention
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, SCALE_BYTES, SCALE_OF_LARGEST, BlockLayout, PagedAttention
 from llmos.compiler.frontend import scalars as s
 from llmos.compiler.frontend.builder import Builder, Meta, Tensor, affine_dim
 from llmos.compiler.frontend.ops.scatters import read, scattered
@@ -19,7 +19,7 @@ def write_kv_cache(b: Builder, result: Meta, cache: Tensor, key: Tensor, value: 
     """Write key and value [tokens, heads, head_dim] into a paged cache; a slot outside of it is an error of the call."""
     head_dim = key.shape[-1]
     assert isinstance(head_dim, int)
-    layout = BlockLayout(head_dim)
+    layout = BlockLayout(head_dim, cache.dtype == torch.int8)
 
     def writer(source: Tensor, element: Callable[[ir.Value, ir.Value], ir.Value]) -> Callable[..., tuple[list[ir.Value], Scalar]]:
         def update(at: list[ir.Value]) -> tuple[list[ir.Value], Scalar]:
@@ -39,8 +39,50 @@ def write_kv_cache(b: Builder, result: Meta, cache: Tensor, key: Tensor, value: 
         start = arith.addi(arith.muli(offset, b.index(layout.padded)), b.index(layout.values))
         return arith.addi(start, dim)
 
-    written = scattered(b, cache, key.shape, writer(key, key_element))
+    written = cache
+    if layout.has_scales:
+        scales = [_scales(b, each) for each in (key, value)]
+        key, value = (_quantized(b, each, scale) for each, scale in zip((key, value), scales, strict=True))
+        written = _with_scales(b, written, slots, scales, layout)
+    written = scattered(b, written, key.shape, writer(key, key_element))
     return scattered(b, written, value.shape, writer(value, value_element))
+
+
+def _scales(b: Builder, x: Tensor) -> Tensor:
+    """Scales [tokens, heads], bfloat16, of x [tokens, heads, head_dim]."""
+    magnitudes = b.elementwise(s.absolute, [b.cast(x, torch.float32)], torch.float32)
+    largest = b.reduce(magnitudes, [2], 0.0, lambda v, total: total.max(v), torch.float32, keepdim=False)
+    return b.elementwise(lambda v: (v * SCALE_OF_LARGEST).to(torch.bfloat16), [largest], torch.bfloat16)
+
+
+def _quantized(b: Builder, x: Tensor, scales: Tensor) -> Tensor:
+    """x in scales, as int8; what is NaN has a scale of NaN."""
+
+    def body(v: Scalar, scale: Scalar) -> Scalar:
+        scale = scale.to(torch.float32)
+        number = s.round_even(v / s.select(scale.equals(0.0), 1.0, scale))
+        number = s.select(number >= -127.0, number, -127.0)
+        return s.truncate(s.select(number <= 127.0, number, 127.0)).to(torch.int8)
+
+    return b.elementwise(body, [b.cast(x, torch.float32), b.unsqueeze(scales, 2)], torch.int8, x.shape)
+
+
+def _with_scales(b: Builder, cache: Tensor, slots: Tensor, scales: Sequence[Tensor], layout: BlockLayout) -> Tensor:
+    """Write the bytes of the scales of keys and values."""
+
+    def update(at: list[ir.Value]) -> tuple[list[ir.Value], Scalar]:
+        token, head, number = at
+        slot, size, two = to_index(read(b, slots, [token])), b.index(BLOCK_SIZE), b.index(SCALE_BYTES)
+        of_values = arith.divui(number, two)
+        row = arith.addi(arith.muli(of_values, size), arith.remui(slot, size))
+        element = arith.addi(arith.addi(b.index(layout.scales), arith.muli(row, two)), arith.remui(number, two))
+        key, value = (s.bitcast(read(b, each, [token, head]), torch.int16).to(torch.int32) for each in scales)
+        is_value = s.from_index(of_values, torch.int64).equals(1)
+        byte = s.from_index(arith.remui(number, two), torch.int32)
+        bits = s.select(is_value, value, key) >> byte * 8
+        return [arith.divui(slot, size), head, element], bits.to(torch.int8)
+
+    return scattered(b, cache, (*scales[0].shape, 2 * SCALE_BYTES), update)
 
 
 def paged_attention(
@@ -60,7 +102,7 @@ def paged_attention(
     _, num_heads, head_dim = query.shape
     kv_heads = cache.shape[1]
     assert isinstance(num_heads, int) and isinstance(head_dim, int) and isinstance(kv_heads, int)
-    parameters = PagedAttention(head_dim, num_heads // kv_heads, scale, window, softcap)
+    parameters = PagedAttention(head_dim, num_heads // kv_heads, scale, window, softcap, cache.dtype == torch.int8)
     zero = ir.AffineExpr.get_constant(0)
     loops = [affine_dim(i) for i in range(3)]
     query, cache, block_tables = (b.dense(each) for each in (query, cache, block_tables))
@@ -137,12 +179,26 @@ class _Reference:
             key = self._read(block, arith.addi(arith.muli(dim, self._number(BLOCK_SIZE)), offset))
             scf.YieldOp([(Scalar(loop.inner_iter_args[0], f32) + query * key).value])
         score = Scalar(loop.results[0], f32) * p.scale
+        if p.has_scales:
+            score = score * self._scale(0, block, offset)
         return s.tanh(score * (1 / p.softcap)) * p.softcap if p.softcap else score
 
     def _value(self, block: ir.Value, offset: ir.Value) -> Scalar:
         layout = self.parameters.layout
         start = arith.addi(arith.muli(offset, self._number(layout.padded)), self._number(layout.values))
-        return self._read(block, arith.addi(start, self.dim))
+        value = self._read(block, arith.addi(start, self.dim))
+        return value * self._scale(1, block, offset) if layout.has_scales else value
+
+    def _scale(self, kind: int, block: ir.Value, offset: ir.Value) -> Scalar:
+        """The scale of a position's key (0) or value (1): two bytes, the upper half of a float32."""
+        first = self._number(self.parameters.layout.scales + kind * BLOCK_SIZE * SCALE_BYTES)
+        first = arith.addi(first, arith.muli(offset, self._number(SCALE_BYTES)))
+        low, high = (self._byte(block, arith.addi(first, self._number(each))) for each in range(SCALE_BYTES))
+        return s.bitcast(((high << 8) | (low & 255)) << 16, torch.float32)
+
+    def _byte(self, block: ir.Value, element: ir.Value) -> Scalar:
+        head = arith.divui(self.head, self._number(self.parameters.group))
+        return Scalar(tensor.ExtractOp(self.cache.value, [block, head, element]).result, self.cache.dtype).to(torch.int32)
 
 
 def table() -> dict[str, Callable[..., Tensor]]:

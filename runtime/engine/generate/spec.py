@@ -13,7 +13,7 @@ from llmos.runtime.errors import ArtifactError
 
 TEXT_GENERATION = "text-generation"  # metadata["task"] of an artifact that generates
 GENERATION = "generation"  # metadata key: the fields of GenerationSpec
-CACHE_DTYPES = ("float32", "bfloat16")
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_the_fields_are_read() -> None:
     spec = GenerationSpec.of(metadata(), BLOCKS)
     assert spec.caches == (CacheSpec("cache.0", (4, 384)), CacheSpec("cache.1", (2, 512), 100))
     assert spec.block_bytes == (4 * 384 + 2 * 512) * 2
+    assert GenerationSpec.of(metadata(kv_dtype="int8"), BLOCKS).block_bytes == 4 * 384 + 2 * 512
     assert (spec.eos_token_ids, spec.bos_token_id, spec.defaults) == ((2, 7), 1, {"temperature": 0.6})
 
 
@@ -47,7 +48,7 @@ def test_blocks_are_behind_the_window_of_every_layer(windows: list[int | None], 
         ({"caches": [{"name": "cache.7"}]}, "the entry has no input 'cache.7'"),
         ({"caches": []}, "metadata.generation.caches: must be a list of caches"),
         ({"caches": [{"name": "cache.0", "window": 0}]}, "windows are null or 1 or more"),
-        ({"kv_dtype": "float16"}, "kv_dtype: must be one of float32, bfloat16, not 'float16'"),
+        ({"kv_dtype": "float16"}, "kv_dtype: must be one of float32, bfloat16, int8, not 'float16'"),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from functools import cached_property
 import sympy
 
 from llmos.compiler.analysis.generic import Generic
-from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, LANES, OPERANDS, PagedAttention, is_paged_attention
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, LANES, OPERANDS, SCALE_BYTES, PagedAttention, is_paged_attention
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape, for_row_blocks
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
@@ -357,8 +357,28 @@ class _Block:
         address = b.address(self.keys, offset, self.kind)
         if self.kind == b.f32:
             return b.load(address, b.vec(b.f32), 4)
-        bits = b.op("arith.extui", [b.load(address, b.vec(self.kind), 2)], b.vec(b.i32))
+        if self.run.parameters.has_scales:
+            wide = b.op("arith.extsi", [b.load(address, b.vec(self.kind), 1)], b.vec(b.i32))
+            return b.op("arith.sitofp", [wide], b.vec(b.f32))
+        return self._bfloat16(address)
+
+    def _bfloat16(self, address: Value) -> Value:
+        """LANES numbers of bfloat16 as float32."""
+        b = self.b
+        half = ir.IntegerType.get_signless(16)
+        bits = b.op("arith.extui", [b.load(address, b.vec(half), 2)], b.vec(b.i32))
         return b.op("arith.bitcast", [b.binary("arith.shli", bits, b.splat_constant(b.i32, 16))], b.vec(b.f32))
+
+    def _scaled(self, kind: int, vector: Value) -> Value:
+        """A vector over the block's positions times the scales of their keys (0) or values (1), where there are any.
+
+        So the products run on the integers, and neither keys nor values are multiplied.
+        """
+        b, layout = self.b, self.run.parameters.layout
+        if not layout.has_scales:
+            return vector
+        address = b.address(self.keys, b.index(layout.scales + kind * BLOCK_SIZE * SCALE_BYTES), self.kind)
+        return b.binary("arith.mulf", vector, self._bfloat16(address))
 
     def _multiply(self, sums: Sequence[Value], scalars: Sequence[Value], vector: Value) -> list[Value]:
         return [self.b.fma(self.b.splat(scalar), vector, total) for scalar, total in zip(scalars, sums, strict=True)]
@@ -372,7 +392,7 @@ class _Block:
             scalars = [b.load(b.address(query, loop.iv, b.f32), b.f32, 4) for query in queries]
             loop.yield_(self._multiply(loop.args, scalars, self._read(b.mul(loop.iv, b.index(BLOCK_SIZE)))))
         for each, score in zip(rows, loop.results, strict=True):
-            masked = self._masked(each, self._capped(score))
+            masked = self._masked(each, self._capped(self._scaled(0, score)))
             highest = b.op("vector.reduction", [masked], b.f32, kind=ir.Attribute.parse("#vector.kind<maxnumf>"))
             b.store(masked, run.at("weights", each, LANES), 64)
             b.store(highest, run.at("block_highest", each), 4)
@@ -405,13 +425,13 @@ class _Block:
             b.store(new, run.at("highest", loop.iv), 64)
 
     def _weigh(self, row: Value) -> None:
-        """exp(score - maximum) in place of the scores, and the sums of it."""
+        """exp(score - maximum), times the values' scales, in place of the scores, and the sums of exp(score - maximum)."""
         b, run = self.b, self.run
         highest, kept = (b.splat(b.load(run.at(name, row), b.f32, 4)) for name in ("highest", "kept"))
         weights, sums = run.at("weights", row, LANES), run.at("sums", row, LANES)
         weight = b.op("math.exp", [b.binary("arith.subf", run.vector(weights), highest)], b.vec(b.f32))
-        b.store(weight, weights, 64)
         b.store(b.binary("arith.addf", b.binary("arith.mulf", run.vector(sums), kept), weight), sums, 64)
+        b.store(self._scaled(1, weight), weights, 64)
 
     def _add_values(self, row: Value, shape: TileShape) -> None:
         """Weighted values onto the rescaled output of some rows."""
