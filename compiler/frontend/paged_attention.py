@@ -57,35 +57,39 @@ def paged_attention(
     the last so many positions count, the token's own among them; 0 for all. softcap: scores are softcap * tanh(score / softcap); 0 for
     none. sinks [heads]: a score of each head that takes part in the softmax, and has no value.
     """
-    rows = [
-        _attend(query[t], cache, block_tables[int(token_requests[t])], int(positions[t]), sinks, scale, window, softcap)
-        for t in range(query.shape[0])
-    ]
-    return torch.stack(rows) if rows else torch.empty_like(query)
+    made, first = torch.empty_like(query, memory_format=torch.contiguous_format), 0
+    for request, count in zip(*torch.unique_consecutive(token_requests, return_counts=True), strict=True):
+        own = slice(first, first + int(count))
+        made[own] = _attend(query[own], cache, block_tables[int(request)], positions[own].long(), sinks, scale, window, softcap)
+        first = own.stop
+    return made
 
 
 def _attend(
     query: torch.Tensor,
     cache: torch.Tensor,
     table: torch.Tensor,
-    position: int,
+    positions: torch.Tensor,
     sinks: torch.Tensor | None,
     scale: float,
     window: int,
     softcap: float,
 ) -> torch.Tensor:
-    """One token: query [heads, head_dim]."""
-    first = max(0, position - window + 1) if window else 0
-    at = torch.arange(first, position + 1)
+    """Tokens of one request: query [tokens, heads, head_dim], positions [tokens]."""
+    lowest, highest = int(positions.min()), int(positions.max())
+    at = torch.arange(max(0, lowest - window + 1) if window else 0, highest + 1)
     keys, values = _read(cache, table[at // BLOCK_SIZE].long(), at % BLOCK_SIZE, query.shape[-1])
-    grouped = query.reshape(cache.shape[1], -1, query.shape[-1])
-    scores = torch.einsum("hgd,phd->hgp", grouped, keys) * scale
+    grouped = query.reshape(len(query), cache.shape[1], -1, query.shape[-1])
+    scores = torch.einsum("thgd,phd->thgp", grouped, keys) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
+    ahead = at[None, :] - positions[:, None]
+    attends = (ahead <= 0) & (ahead > -window) if window else ahead <= 0
+    scores = torch.where(attends[:, None, None, :], scores, -torch.inf)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float().reshape(*grouped.shape[:2], 1)], -1)
+        scores = torch.cat([scores, sinks.float().reshape(1, *grouped.shape[1:3], 1).expand(len(query), -1, -1, -1)], -1)
     weights = scores.softmax(-1)[..., : len(at)]
-    return torch.einsum("hgp,phd->hgd", weights, values).reshape(query.shape)
+    return torch.einsum("thgp,phd->thgd", weights, values).reshape(query.shape)
 
 
 def _read(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +101,7 @@ def _read(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor, head
     values = cache[block, heads, layout.values + offset * layout.padded + dims]
     if not layout.has_scales:
         return keys.float(), values.float()
-    scales = cache[..., layout.scales :].contiguous().view(torch.bfloat16).unflatten(-1, (2, BLOCK_SIZE)).float()
+    scales = cache[..., layout.scales :].contiguous().view(torch.bfloat16).float().reshape(*cache.shape[:2], 2, BLOCK_SIZE)
     return keys.float() * scales[block, heads, 0, offset], values.float() * scales[block, heads, 1, offset]
 
 
