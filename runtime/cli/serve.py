@@ -59,6 +59,12 @@ _STARTED_S = time.monotonic()
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of keys that clients must send, one a line, with their quotas. [env: LLMOS_API_KEYS, the keys, comma-separated]",
 )
+@click.option(
+    "--response-cache-mib", default=0, show_default=True, type=click.IntRange(0), help="Kept answers of models of tensors; 0 keeps none."
+)
+@click.option(
+    "--response-cache-ttl-s", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="How long they are kept."
+)
 @click.option("--tls-cert", default="", help="Certificate in PEM, to serve over TLS.")
 @click.option("--tls-key", default="", help="Its key, if it is in another file.")
 @click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
@@ -86,6 +92,8 @@ def command(
     keep_alive_s: float,
     root_path: str,
     api_keys_file: Path | None,
+    response_cache_mib: int,
+    response_cache_ttl_s: float,
     tls_cert: str,
     tls_key: str,
     entry: str,
@@ -119,6 +127,8 @@ def command(
         drain_delay_s=drain_delay_s,
         api_keys=frozenset(quotas),
         quotas=quotas,
+        response_cache_bytes=response_cache_mib * MIB,
+        response_cache_ttl_s=response_cache_ttl_s,
         access_log=access_log,
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+
+import orjson
 
 from llmos.runtime.engine import QueueFullError
 from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
-from llmos.runtime.server.core.body import hold, read_body
+from llmos.runtime.server.core.body import Body, hold, read_body
 from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.dispatch import run_on_engine
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
 from llmos.runtime.server.core.json import PIECE_VALUES
+from llmos.runtime.server.core.response_cache import ResponseCache
 from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
 from llmos.runtime.server.inference.infer import HEADER_LENGTH, InferRequest, infer_reply, parse_infer
 from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_reply, model_name, parse_embedding
@@ -30,6 +34,7 @@ class HotRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
+        self._cache = ResponseCache(self._settings.response_cache_bytes, self._settings.response_cache_ttl_s)
         self._encoders = {
             served.name: served.text.limits
             for served in state.models.values()
@@ -41,19 +46,45 @@ class HotRoutes:
         served = self._state.find_tensor_model(exchange.params["model"], exchange.params.get("version"))
         exchange.info.model = served.name
         deadline_s = deadline(exchange, self._settings.timeout_s)
-        request = await self._parse_infer(exchange, served, deadline_s)
+        body = await read_body(exchange, self._state, deadline_s)
+        small = body.small()
+        key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")
+        if (kept := self._kept(key, served)) is not None:
+            return kept
+        request = await self._parse_infer(exchange, served, body, small, deadline_s)
         if request.timeout_s is not None:
             deadline_s = min(deadline_s, exchange.info.start_s + request.timeout_s)
         (arrays,) = await self._run(served, [request.inputs], deadline_s, exchange)
         num_values = sum(arrays[index].size for index, _ in request.outputs)
         write = partial(infer_reply, request, served.name, VERSION, served.model.signature, arrays)
-        return write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
+        reply = write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
+        return self._keep(key, reply)
 
-    async def _parse_infer(self, exchange: Exchange, served: ServedModel, deadline_s: float) -> InferRequest:
-        body = await read_body(exchange, self._state, deadline_s)
+    def _key(self, exchange: Exchange, served: ServedModel, content: bytes, form: str) -> bytes | None:
+        """Return the key of a request in the cache of responses; None if there is no cache."""
+        if not self._cache.max_bytes:
+            return None
+        return ResponseCache.key(exchange.info.principal, served.name, form, content)
+
+    def _kept(self, key: bytes | None, served: ServedModel) -> Reply | None:
+        if key is None:
+            return None
+        kept = self._cache.get(key, time.monotonic())
+        served.metrics.response_cache_queries.inc()
+        if kept is not None:
+            served.metrics.response_cache_hits.inc()
+        return kept
+
+    def _keep(self, key: bytes | None, reply: Reply) -> Reply:
+        if key is not None:
+            self._cache.put(key, reply, time.monotonic())
+        return reply
+
+    async def _parse_infer(
+        self, exchange: Exchange, served: ServedModel, body: Body, small: bytes | None, deadline_s: float
+    ) -> InferRequest:
         header_length = exchange.header(HEADER_LENGTH)
         signature = served.model.signature
-        small = body.small()
         if small is not None:
             return parse_infer(small, header_length, signature)
         lanes = self._state.lanes
@@ -73,6 +104,9 @@ class HotRoutes:
         encoder = served.text
         if encoder is None:
             raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")
+        key = None if size is not None else self._key(exchange, served, orjson.dumps(document, option=orjson.OPT_SORT_KEYS), "embeddings")
+        if (kept := self._kept(key, served)) is not None:
+            return kept
         parse = partial(parse_embedding, document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))
         lanes = self._state.lanes
         request = parse() if size is None else await lanes.run(parse, deadline_s, large=True)
@@ -84,7 +118,8 @@ class HotRoutes:
         served.metrics.prompt_tokens.inc(num_tokens)
         rows = [outputs[0] for outputs in results]
         write = partial(embedding_reply, request, served.name, rows, num_tokens)
-        return write() if len(rows) * encoder.width <= PIECE_VALUES else await lanes.run(write, deadline_s, large=True)
+        reply = write() if len(rows) * encoder.width <= PIECE_VALUES else await lanes.run(write, deadline_s, large=True)
+        return self._keep(key, reply)
 
     async def _tokens(self, request: EmbeddingRequest, encoder: TextEncoder, deadline_s: float) -> list[list[int]]:
         """Return the tokens of a request; many texts are tokenized some at a time, so that other requests come in between."""

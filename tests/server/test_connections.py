@@ -170,3 +170,20 @@ def test_a_root_path_may_be_there_or_not() -> None:
             assert server.get(f"{prefix}/v2/health/live").status == 200
             assert server.get(f"{prefix}/v1/models").json()["error"]["code"] == "invalid_api_key"
             assert server.request("POST", prefix + INFER, BODY, {"X-Api-Key": "key"}).status == 200
+
+
+def test_few_descriptors_shut_nobody_out() -> None:
+    """As under `ulimit -n 64`, with 100 half-open connections and an upload that needs a process."""
+    import sys
+
+    from .harness import SCRIPT, running
+
+    command = ["bash", "-c", 'ulimit -n 64; exec "$@"', "serve", sys.executable, str(SCRIPT), json.dumps({"gate": None})]
+    with running(command) as server:
+        held = [connect(server, b"GET /v2 HTTP/1.1\r\nHos") for _ in range(100)]
+        try:
+            assert server.get("/v2/health/live").status == 200
+            assert server.request("POST", INFER, BODY + b" " * 100_000).status == 200
+        finally:
+            for connection in held:
+                connection.close()

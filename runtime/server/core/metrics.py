@@ -32,6 +32,8 @@ class Metrics:
         self.generation_tokens = self._count("llmos_generation_tokens", "Generated tokens.")
         self.cache_queries = self._count("llmos_prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache.")
         self.cache_hits = self._count("llmos_prefix_cache_hits", "Tokens of prompts that were found in the prefix cache.")
+        self.response_cache_queries = self._count("llmos_response_cache_queries", "Requests that were looked up in the response cache.")
+        self.response_cache_hits = self._count("llmos_response_cache_hits", "Requests that were answered from the response cache.")
         self.preemptions = self._count("llmos_num_preemptions", "Sequences that lost their cache blocks and were computed again.")
         self.cache_usage = Gauge("llmos_kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1.", _MODEL, registry=registry)
         self.ttft = self._times("llmos_time_to_first_token_seconds", "From submission to the first token of a request.")
@@ -76,6 +78,8 @@ class ModelMetrics:
         self._run = metrics.run.labels(model_name)
         self._batch_size = metrics.batch_size.labels(model_name)
         self.rejected = metrics.rejected.labels(model_name)
+        self.response_cache_queries = metrics.response_cache_queries.labels(model_name)
+        self.response_cache_hits = metrics.response_cache_hits.labels(model_name)
         self.prompt_tokens = metrics.prompt_tokens.labels(model_name)
 
     def on_batch(self, report: BatchReport) -> None:

@@ -38,10 +38,10 @@ class ServerSettings:
     """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
     upload included; a client may only shorten it. generation_timeout_s: the same for text generation. generation: limits and cache of each
     language model; its max_queue and timeout_s are replaced by those here. max_inflight_bytes: of the bodies of all requests, as far as
-    each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the
-    server is not ready and still serves before that, for balancers to see it. api_keys: if not empty, every route but health
-    requires one. root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not.
-    quotas: of keys, by key. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
+    still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
+    root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
+    answers, 0 to keep none; response_cache_ttl_s: how long. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -55,6 +55,8 @@ class ServerSettings:
     drain_delay_s: float = 0.0
     api_keys: frozenset[str] = field(default=frozenset(), repr=False)
     quotas: Mapping[str, Quota] = field(default_factory=dict, repr=False)
+    response_cache_bytes: int = 0
+    response_cache_ttl_s: float = 300.0
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""
@@ -68,6 +70,8 @@ class ServerSettings:
             raise UserError("server settings: max_inflight_bytes must not be less than max_body_bytes")
         if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and min(self.grace_s, self.drain_delay_s) >= 0):
             raise UserError("server settings: timeout_s and generation_timeout_s must be above 0, and no time negative")
+        if self.response_cache_bytes < 0 or not self.response_cache_ttl_s > 0:
+            raise UserError("server settings: response_cache_bytes can't be negative, and response_cache_ttl_s must be above 0")
         if self.tls_key and not self.tls_cert:
             raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
