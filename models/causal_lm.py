@@ -192,14 +192,25 @@ def _example(
     """A first step of two prompts into scattered blocks of a cache of zeros, all logits of the last one and the last of the first."""
     rng = np.random.default_rng(seed)
     tables = _block_tables(lengths, rng)
+    tokens = rng.integers(0, config.vocab_size, sum(lengths))
+    storage = np.dtype(DTYPES[options.kv_dtype].storage)
+    return first_step(tokens, lengths, tables, lengths[0] - 1, [(each.shape, storage) for each in caches])
+
+
+def first_step(
+    tokens: np.ndarray, lengths: Sequence[int], tables: np.ndarray, first_row: int, caches: Sequence[tuple[Sequence[int], Any]]
+) -> tuple[np.ndarray, ...]:
+    """The inputs of a step over whole prompts, in caches of zeros.
+
+    tokens: of all prompts, one after the other; lengths: of each; tables: their blocks [requests, most blocks]. first_row: the first token
+    whose logits are wanted; all behind it are. caches: shape of a block and dtype of each.
+    """
     positions = np.concatenate([np.arange(length) for length in lengths])
     requests = np.repeat(np.arange(len(lengths)), lengths)
     slots = tables[requests, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
-    tokens = rng.integers(0, config.vocab_size, len(positions))
-    numbers = (tokens, positions, slots, requests, tables, np.arange(lengths[0] - 1, len(positions)))
-    storage = np.dtype(DTYPES[options.kv_dtype].storage)
+    numbers = (tokens, positions, slots, requests, tables, np.arange(first_row, len(positions)))
     num_blocks = int(tables.max()) + 1
-    return (*(each.astype(np.int32) for each in numbers), *(np.zeros((num_blocks, *each.shape), storage) for each in caches))
+    return (*(each.astype(np.int32) for each in numbers), *(np.zeros((num_blocks, *shape), dtype) for shape, dtype in caches))
 
 
 def _block_tables(lengths: Sequence[int], rng: np.random.Generator) -> np.ndarray:

@@ -45,6 +45,7 @@ class CompileOptions:
     budget: the largest error of an output, relative to its scale, that a compile lets pass; None: what the precision needs.
     min_cosine: the smallest cosine of an output with the reference's that a compile lets pass, where that is judged instead of its error;
         None: 0.99 for quantized models without a budget, and no such bound for others.
+    max_kl, min_top1: likewise of an output of logits, the largest divergence of a row and the smallest part of rows with the same best one.
     tune: seconds of a measured search for shapes of tiles, on this machine; None: the analytic model's.
     tilings: what a measured search chose for some dispatches (compiler/ir/tiling.py); others are left to the analytic model.
     """
@@ -71,8 +72,16 @@ class CompileOptions:
     winograd: bool = True
     budget: float | None = None
     min_cosine: float | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
     tune: float | None = None
     tilings: Tilings = NO_TILINGS
+
+    @property
+    def figure(self) -> tuple[str, float] | None:
+        """Return what a budget bounds instead of the largest error, by its name in `Tolerance`."""
+        given = {"cosine": self.min_cosine, "kl": self.max_kl, "top1": self.min_top1}
+        return next(((name, bound) for name, bound in given.items() if bound is not None), None)
 
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
@@ -97,6 +106,12 @@ class CompileOptions:
             raise UserError(f"--budget {self.budget}: give the largest relative error to allow, such as 1e-4")
         if self.min_cosine is not None and not (-1 <= self.min_cosine <= 1):
             raise UserError(f"--budget cosine>={self.min_cosine}: give a cosine of at most 1, such as 0.999")
+        if self.max_kl is not None and not (0 <= self.max_kl < math.inf):
+            raise UserError(f"--budget kl<={self.max_kl}: give a divergence in nats, such as 0.01")
+        if self.min_top1 is not None and not (0 <= self.min_top1 <= 1):
+            raise UserError(f"--budget top1>={self.min_top1}: give a part of rows of at most 1, such as 0.98")
+        if sum(each is not None for each in (self.min_cosine, self.max_kl, self.min_top1)) > 1:
+            raise UserError("a budget bounds one figure: a cosine, a divergence or a part of rows")
         if self.tune is not None and not (0 < self.tune < math.inf):
             raise UserError(f"--tune {self.tune}: give the seconds that the search may take, such as 30")
         if self.jobs < 0:

@@ -11,7 +11,7 @@ import numpy as np
 from llmos.compiler.calibration.native import NativeProgram
 from llmos.compiler.calibration.sensitivity import Excess, Judge, SwitchedProgram
 from llmos.compiler.calibration.statistics import Step
-from llmos.runtime.artifact.deviation import Tolerance
+from llmos.runtime.artifact.deviation import MAX_ERROR, Tolerance
 from llmos.runtime.errors import UserError
 
 MARGIN = 0.5  # of the budget: among many more inputs the worst is about twice as bad (MiniLM: 64 and 200 sentences)
@@ -58,7 +58,7 @@ def _enough(switched: SwitchedProgram, judge: Judge, order: Sequence[int]) -> li
 
 def budget_text(budget: Tolerance) -> str:
     """As `--budget` takes it."""
-    return budget.shown() if budget.cosine is not None else f"an error of {budget.max_error:g}"
+    return budget.shown() if budget.figure != MAX_ERROR else f"an error of {budget.max_error:g}"
 
 
 def speedup(plain: NativeProgram, quantized: NativeProgram, calls: Sequence[Sequence[np.ndarray]]) -> float:

@@ -36,7 +36,7 @@ def calibration_inputs(imported: ImportedModel, options: CompileOptions) -> list
     if not values:
         raise UserError(f"{source} is empty: give at least one text or one set of inputs")
     if all(isinstance(each, str) for each in values):
-        values = encoded(values, imported, [spec.name for spec in signature.inputs], source)
+        values = encoded(values, imported, signature.inputs, source)
     return [_Fitting(signature, source, f" of call {number}" if len(values) > 1 else "").of(each) for number, each in enumerate(values)]
 
 

@@ -24,13 +24,14 @@ from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.quant.scheme import AUTO, ROUNDED, ROUNDINGS, SMOOTHED, STATIC, Scheme, parse_scheme
 from llmos.compiler.support.progress import Progress
-from llmos.compiler.verify.accuracy import tolerance_for
+from llmos.compiler.verify.accuracy import tolerance_for, unit_of
 from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
 from llmos.passes.quant._candidates import Product, products_of, weight_products_of
 from llmos.passes.quant._fitted import CORRECT, SMOOTH, fitted_of
 from llmos.runtime.artifact.manifest import QUANT_PLAN
 from llmos.runtime.errors import UnsupportedError, UserError
 
+_FIGURES = {"max_error": "largest error", "cosine": "1 - cosine", "kl": "largest divergence", "top1": "1 - equal best ones"}
 NUM_EXAMPLES = 4  # calibration calls that the accuracy report is made on
 
 
@@ -122,12 +123,12 @@ class _Advice:
         quantized = NativeProgram.of(prepared, quantization(replace(self.options, keep=decision.keep)), self.options)
         ratio = speedup(plain, quantized, self.calls)
         require_faster(ratio, len(decision.keep), len(work), budget)
-        unit = budget.max_error if budget.cosine is None else max(1 - budget.cosine, 1e-9)
+        unit = unit_of(budget)
         choices = tuple(
             Choice(label, number in decision.keep, is_smoothed, decision.alone[number].worst * unit)
             for number, (label, is_smoothed) in enumerate(labels)
         )
-        figure = "largest error" if budget.cosine is None else "1 - cosine"
+        figure = _FIGURES[budget.figure]
         return Plan(choices, budget_text(budget), figure, judge.excess(quantized).worst * unit, ratio, len(self.calls))
 
 

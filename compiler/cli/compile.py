@@ -67,7 +67,7 @@ from llmos.runtime.errors import UserError
 @click.option(
     "--budget",
     metavar="ERROR",
-    help="Largest error of an output, relative to its scale, to let pass; or cosine>=NUMBER, such as cosine>=0.999.",
+    help="Largest error of an output, relative to its scale, to let pass; or cosine>=0.999; of logits also kl<=0.01 or top1>=0.98.",
 )
 @click.option(
     "--tune",

@@ -9,13 +9,15 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.runtime.artifact.deviation import parse_budget
 from llmos.runtime.errors import UserError
 
+_OPTIONS = {"max_error": "budget", "cosine": "min_cosine", "kl": "max_kl", "top1": "min_top1"}  # of a compile, by what a budget bounds
+
 
 def parsed_options(dynamic: str, bind: Sequence[str], budget: str | None = None, **chosen: Any) -> CompileOptions:
     """Return the options that the texts say, and `chosen`, fields of CompileOptions as they are. Raises UserError."""
     names, sizes = parse_dynamic(dynamic)
-    max_error, min_cosine = (None, None) if budget is None else parse_budget(budget)
+    bounds: dict[str, Any] = {} if budget is None else {_OPTIONS[name]: bound for name, bound in parse_budget(budget).items()}
     constants = dict(map(binding, bind))
-    return CompileOptions(dynamic=names, sizes=sizes, bind=constants, budget=max_error, min_cosine=min_cosine, **chosen)
+    return CompileOptions(dynamic=names, sizes=sizes, bind=constants, **bounds, **chosen)
 
 
 def parse_dynamic(text: str) -> tuple[tuple[str, ...], dict[str, tuple[int, int] | int]]:

@@ -22,7 +22,7 @@ from llmos.compiler.support.versions import producer
 from llmos.compiler.verify.quantized import ENGINE, STEP, QuantizedReference, has_quantized_activations, is_quantized
 from llmos.compiler.verify.samples import GoldenSample, Signature, record, with_sensitivities
 from llmos.runtime.artifact.accuracy import FAILED, NOT_RUN, PASSED, AccuracyReport, Case, Finding, RecordedOutput, TargetVerdict
-from llmos.runtime.artifact.deviation import ROUNDINGS, Deviation, Tolerance, measure
+from llmos.runtime.artifact.deviation import FIGURES, MAX_ERROR, ROUNDINGS, Deviation, Tolerance, measure
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec
 from llmos.runtime.errors import ToleranceError, UserError
@@ -30,6 +30,8 @@ from llmos.runtime.errors import ToleranceError, UserError
 # Largest error of an output relative to its scale. Half floats round at 1e-3, quantized values by 1/255 of their range.
 FLOAT32_TOLERANCE, HALF_TOLERANCE, QUANTIZED_TOLERANCE = 1e-4, 2e-2, 5e-2
 QUANTIZED_COSINE = 0.99  # smallest cosine of an output of a model that the compile quantizes
+OF_LOGITS = ("kl", "top1")
+_NAMES = {"cosine": "cosine", "kl": "divergence", "top1": "part of equal best elements"}
 _ADVICE = "give the model with example inputs that it takes, or compile it where it runs"
 HALF_DIFFERING = 0.25  # integers computed from rounded numbers, such as an argmax, may change
 
@@ -40,8 +42,13 @@ def tolerance_for(imported: ImportedModel, signature: Signature, options: Compil
     default = QUANTIZED_TOLERANCE if is_quantized(imported, options) else floats.max_error
     asked = default if options.budget is None else options.budget
     tolerance = Tolerance(asked) if default == FLOAT32_TOLERANCE else Tolerance(asked, HALF_DIFFERING)
-    by_default = QUANTIZED_COSINE if options.quant and options.budget is None else None
-    return replace(tolerance, cosine=by_default if options.min_cosine is None else options.min_cosine)
+    if options.figure is None:
+        return replace(tolerance, cosine=QUANTIZED_COSINE if options.quant and options.budget is None else None)
+    figure, bound = options.figure
+    if figure in OF_LOGITS and not any(is_logits(spec.name) for spec in signature.outputs):
+        names = ", ".join(spec.name for spec in signature.outputs)
+        raise UserError(f"--budget {figure}: the model has no output of logits by its name, only {names}; give an error or a cosine")
+    return replace(tolerance, **{figure: bound})
 
 
 def tolerance_of_floats(imported: ImportedModel, signature: Signature, options: CompileOptions) -> Tolerance:
@@ -171,13 +178,15 @@ class AccuracyCheck:
             key=lambda pair: excess(pair[1].deviation, accuracy_report.allowed(pair[1])),
         )
         found, allowed = worst.deviation, accuracy_report.allowed(worst)
+        figure = allowed.figure
+        side = "under" if FIGURES.get(figure) == ">=" else "over"
         amount = (
             f"differs in {found.differing:.2%} of its elements, over the budget of {allowed.differing:.2%},"
             if found.differing is not None
             else f"is NaN or infinite in {found.unmatched} of its elements where the reference is not, or the other way round,"
             if found.unmatched
-            else f"has a cosine of {found.cosine:.6f}, under the budget of {allowed.cosine:g},"
-            if allowed.cosine is not None
+            else f"has a {_NAMES[figure]} of {getattr(found, figure):.6f}, {side} the budget of {getattr(allowed, figure):g},"
+            if figure != MAX_ERROR and getattr(found, figure) is not None
             else f"is off by {found.max_error:.2g} of its scale, over the budget of {allowed.max_error:.2g},"
         )
         return (
@@ -221,10 +230,20 @@ def _failed(accuracy_report: AccuracyReport) -> bool:
 
 def excess(found: Deviation, allowed: Tolerance) -> float:
     """Return the ratio of a deviation to its budget: above 1 it is over."""
-    if found.differing is None and allowed.cosine is not None:
-        return math.inf if found.unmatched else (1.0 - found.cosine) / max(1.0 - allowed.cosine, 1e-9)
+    figure = allowed.figure
+    value = getattr(found, figure)
+    if found.differing is None and figure != MAX_ERROR and value is not None:
+        if found.unmatched:
+            return math.inf
+        return float(1.0 - value if FIGURES[figure] == ">=" else value) / unit_of(allowed)
     part, whole = (found.max_error, allowed.max_error) if found.differing is None else (found.differing, allowed.differing)
     return part / whole if whole else part and math.inf
+
+
+def unit_of(allowed: Tolerance) -> float:
+    """Return what an excess of 1 is: an error, a divergence, or 1 less a cosine or a part of rows."""
+    bound: float = getattr(allowed, allowed.figure)
+    return bound if allowed.figure == MAX_ERROR else max(1.0 - bound if FIGURES[allowed.figure] == ">=" else bound, 1e-9)
 
 
 def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str], None]) -> AccuracyCheck:
@@ -242,7 +261,7 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
         say(f"the artifact's accuracy report is empty: {note}; {_ADVICE}")
     budget = tolerance_for(imported, signature, options)
     versions = {"numpy": np.__version__, **producer()}
-    strict = options.budget is not None or options.min_cosine is not None
+    strict = options.budget is not None or options.figure is not None
     engine = engine_of(imported.reference)
     made = AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
     return replace(made, quantized=_against_quantized(made, imported, options)) if is_quantized(imported, options) and samples else made

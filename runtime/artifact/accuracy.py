@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure, scale_of
+from llmos.runtime.artifact.deviation import FIGURES, MAX_ERROR, Deviation, Tolerance, measure, scale_of
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
 from llmos.runtime.artifact.recorded import RecordedArray, sample_rows
 from llmos.runtime.errors import ArtifactError
@@ -194,10 +194,14 @@ class AccuracyReport:
 
     def _figure(self, worst: Finding) -> str:
         """Format the worst figure that is judged, and its bound."""
-        if self.budget.cosine is None:
-            return f"max error {worst.deviation.max_error:.2g} of {self.budget.max_error:.2g}"
-        cosine = min(finding.deviation.cosine for target in self.targets for finding in target.findings)
-        return f"cosine {cosine:.5f} of at least {self.budget.cosine:g}, max error {worst.deviation.max_error:.2g}"
+        figure, error = self.budget.figure, f"max error {worst.deviation.max_error:.2g}"
+        each = [getattr(finding.deviation, figure) for target in self.targets for finding in target.findings]
+        found, bound = [number for number in each if number is not None], getattr(self.budget, figure)
+        if figure == MAX_ERROR or not found:
+            return f"{error} of {self.budget.max_error:.2g}"
+        if FIGURES[figure] == ">=":
+            return f"{figure} {min(found):.5f} of at least {bound:g}, {error}"
+        return f"{figure} {max(found):.2g} of at most {bound:g}, {error}"
 
     def summary(self) -> str:
         """Summarize in one line."""

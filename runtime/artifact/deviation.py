@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,10 @@ from llmos.runtime.errors import UserError
 
 SMALLEST_SCALE = 1e-3  # lower bound of an output's scale, so that rounding in sums that cancel is no error
 
+MAX_ERROR = "max_error"
+FIGURES = {"cosine": ">=", "kl": "<=", "top1": ">="}  # that may be judged instead of the largest error, and how they are bounded
+_BOUNDS = {MAX_ERROR: (0.0, sys.float_info.max), "cosine": (-1.0, 1.0), "kl": (0.0, sys.float_info.max), "top1": (0.0, 1.0)}
+
 _BLOCK = 1 << 15  # elements compared at a time
 
 ROUNDINGS = 8  # allowed error as a multiple of an output's sensitivity to one rounding of the inputs
@@ -25,12 +30,15 @@ ROUNDINGS = 8  # allowed error as a multiple of an output's sensitivity to one r
 class Tolerance:
     """The tolerance: `max_error` relative to an output's scale; `differing`, the fraction of unequal integers and bools.
 
-    cosine: the smallest cosine of an output with the reference's, where that is judged instead of `max_error`.
+    Where one of these is given, it is judged instead of `max_error`. cosine: the smallest of an output with the reference's. Of logits:
+    kl, the largest Kullback-Leibler divergence of a row, in nats, and top1, the smallest fraction of rows with the same largest element.
     """
 
     max_error: float
     differing: float = 0.01
     cosine: float | None = None
+    kl: float | None = None
+    top1: float | None = None
 
     def loosened(self, sensitivity: float) -> Tolerance:
         """Raise the tolerance of an output that changes by `sensitivity` when its inputs are rounded once: code rounds at every step."""
@@ -38,34 +46,46 @@ class Tolerance:
 
     def asked(self, text: str) -> Tolerance:
         """Return the tolerance with what a user asks for instead, as `parse_budget` reads it."""
-        max_error, cosine = parse_budget(text)
-        return replace(self, max_error=self.max_error if max_error is None else max_error, cosine=cosine)
+        asked: dict[str, Any] = {**dict.fromkeys(FIGURES), **parse_budget(text)}
+        return replace(self, **asked)
+
+    @property
+    def figure(self) -> str:
+        """Return the name of what is judged: "max_error", "cosine", "kl" or "top1"."""
+        return next((name for name in FIGURES if getattr(self, name) is not None), MAX_ERROR)
 
     def shown(self) -> str:
         """Format the bound of outputs of floats."""
-        return f"{self.max_error:.2e}" if self.cosine is None else f"cosine>={self.cosine:g}"
+        figure = self.figure
+        return f"{self.max_error:.2e}" if figure == MAX_ERROR else f"{figure}{FIGURES[figure]}{getattr(self, figure):g}"
 
     def to_json(self) -> dict[str, float]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def parse(cls, fields: Fields) -> Tolerance:
-        cosine = fields.number("cosine") if "cosine" in fields.value else None
-        return cls(fields.number("max_error"), fields.number("differing"), cosine)
+        figures = {name: fields.number(name) for name in FIGURES if name in fields.value}
+        return cls(fields.number("max_error"), fields.number("differing"), **figures)
 
 
-def parse_budget(text: str) -> tuple[float | None, float | None]:
-    """Parse what `--budget` takes, `1e-3` or `cosine>=0.999`, as (largest error, smallest cosine). Raises UserError."""
-    figure, separator, number = text.partition(">=")
+def parse_budget(text: str) -> dict[str, float]:
+    """Parse what `--budget` takes as the bound of one figure by its name: `1e-3`, `cosine>=0.999`, `kl<=0.01` or `top1>=0.98`.
+
+    Raises UserError.
+    """
+    found = re.fullmatch(r"\s*(?:(\w+)\s*(>=|<=))?\s*(\S+)\s*", text)
+    figure, sign, number = found.groups() if found else (None, None, "")
+    name = figure or MAX_ERROR
     try:
-        value = float(number if separator else text)
+        value = float(number)
     except ValueError:
         value = math.nan
-    if separator and figure.strip() == "cosine" and -1 <= value <= 1:
-        return None, value
-    if not separator and 0 <= value < math.inf:
-        return value, None
-    raise UserError(f"--budget {text}: give the largest relative error to allow, such as 1e-4, or a cosine, such as cosine>=0.999")
+    if name in _BOUNDS and FIGURES.get(name) == sign and _BOUNDS[name][0] <= value <= _BOUNDS[name][1]:
+        return {name: value}
+    raise UserError(
+        f"--budget {text}: give the largest relative error to allow, such as 1e-4, a cosine, such as cosine>=0.999, or, of logits, "
+        "a divergence, such as kl<=0.01, or a part of equal best ones, such as top1>=0.98"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,9 +108,11 @@ class Deviation:
     def within(self, budget: Tolerance) -> bool:
         if self.differing is not None:
             return self.differing <= budget.differing
-        if budget.cosine is not None:
-            return not self.unmatched and self.cosine >= budget.cosine
-        return self.max_error <= budget.max_error
+        figure = budget.figure if getattr(self, budget.figure) is not None else MAX_ERROR
+        found, bound = getattr(self, figure), getattr(budget, figure)
+        if figure == MAX_ERROR:
+            return bool(found <= bound)
+        return not self.unmatched and bool(found >= bound if FIGURES[figure] == ">=" else found <= bound)
 
     def to_json(self) -> dict[str, Any]:
         """Return figures of three digits, without those that don't apply; JSON has no infinity, which `unmatched` implies."""

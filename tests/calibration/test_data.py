@@ -16,8 +16,11 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.calibration.data import as_calibration, calibration_inputs
+from llmos.compiler.calibration.text import encoded
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.verify.samples import InputSpec
+from llmos.models.causal_lm import INPUTS
 from llmos.runtime.errors import UserError
 
 
@@ -63,6 +66,21 @@ def read(model: ImportedModel, given: Any) -> list[tuple[np.ndarray, ...]]:
 
 def shapes(calls: Sequence[Sequence[np.ndarray]]) -> list[list[tuple[int, ...]]]:
     return [[array.shape for array in call] for call in calls]
+
+
+def test_texts_are_steps_of_a_language_model(encoder: ImportedModel) -> None:
+    """Each a prompt of its own in caches of zeros, its tokens cut to the longest, with the logits of all of them."""
+    inputs = [InputSpec(name, "int32", ("n",)) for name in INPUTS]
+    inputs += [InputSpec("cache.0", "float32", ("blocks", 2, 64)), InputSpec("cache.1", "bfloat16", ("blocks", 1, 32))]
+    model = replace(encoder, metadata={"generation": {"max_length": 20}})
+    short, long = encoded(["a c b", "a " * 30], model, inputs, "calibrate")
+    assert list(short) == [spec.name for spec in inputs]
+    assert short["tokens"].tolist() == [1, 3, 2] and short["positions"].tolist() == short["slots"].tolist() == [0, 1, 2]
+    assert short["logit_rows"].tolist() == [0, 1, 2] and short["token_requests"].tolist() == [0, 0, 0]
+    assert len(long["tokens"]) == 20 and long["block_tables"].tolist() == [[0, 1]] and long["slots"][-1] == 19
+    assert long["cache.0"].shape == (2, 2, 64) and long["cache.1"].dtype == np.uint16 and not long["cache.1"].any()
+    with pytest.raises(UserError, match="calibrate has a text of no token"):
+        encoded(["  "], model, inputs, "calibrate")
 
 
 def test_texts_are_encoded_alone_and_cut(encoder: ImportedModel, tmp_path: Path) -> None:

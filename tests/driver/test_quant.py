@@ -22,9 +22,12 @@ from llmos.compiler.backends.planning import passes_of
 from llmos.compiler.driver import Artifact
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.verify.accuracy import excess, tolerance_for
+from llmos.compiler.verify.samples import Signature
 from llmos.passes import run_pipeline
 from llmos.runtime.artifact.accuracy import accuracy_report_of
-from llmos.runtime.artifact.deviation import Tolerance, parse_budget
+from llmos.runtime.artifact.deviation import Tolerance, measure, parse_budget
+from llmos.runtime.artifact.fields import Fields
 from llmos.runtime.artifact.reader import Artifact as Opened
 from llmos.runtime.cli.command import run
 from llmos.runtime.errors import ToleranceError, UserError
@@ -165,12 +168,29 @@ def test_nothing_is_quantized_unasked() -> None:
 
 
 def test_budgets() -> None:
-    assert parse_budget("1e-3") == (1e-3, None) and parse_budget("cosine>=0.999") == (None, 0.999)
+    assert parse_budget("1e-3") == {"max_error": 1e-3} and parse_budget("cosine>=0.999") == {"cosine": 0.999}
+    assert parse_budget("kl<=0.01") == {"kl": 0.01} and parse_budget("top1 >= 0.98") == {"top1": 0.98}
+    assert Tolerance(1e-4, cosine=0.5).asked("kl<=0.5") == Tolerance(1e-4, kl=0.5)
     assert Tolerance(1e-4).asked("cosine >= 0.5") == Tolerance(1e-4, cosine=0.5)
     assert Tolerance(1e-4, cosine=0.5).asked("0.1") == Tolerance(0.1)
-    for text in ("", "nan", "inf", "-1", "cosine", "cosine>=", "cosine>=1.5", "cosine>=nan", "error>=0.1"):
+    cosines = ("cosine", "cosine>=", "cosine>=1.5", "cosine>=nan")
+    for text in ("", "nan", "inf", "-1", *cosines, "error>=0.1", "kl>=0.1", "kl<=inf", "top1>=2", "max_error<=1"):
         with pytest.raises(UserError, match="--budget"):
             parse_budget(text)
+
+
+def test_budgets_of_logits() -> None:
+    rows = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]]))
+    found = measure(rows[:, [0, 2, 1]], rows, "float32", logits=True)  # the best of the second row is another
+    assert not found.within(Tolerance(1.0, kl=0.1)) and found.within(Tolerance(0.0, kl=0.7 * np.log(7)))
+    assert not found.within(Tolerance(1.0, top1=0.6)) and found.within(Tolerance(0.0, top1=0.5))
+    assert excess(found, Tolerance(0.0, top1=0.75)) == 2.0 and excess(found, Tolerance(0.0, kl=2 * found.kl)) == 0.5
+    assert Tolerance.parse(Fields("t", Tolerance(0.1, kl=0.5).to_json())) == Tolerance(0.1, kl=0.5)
+    imported = import_torch(mlp(), (torch.randn(4, 96),), None, name="m")
+    with pytest.raises(UserError, match="--budget kl: the model has no output of logits by its name, only"):
+        tolerance_for(imported, Signature.of(imported.module), CompileOptions(quant="w8a8", max_kl=0.1))
+    with pytest.raises(UserError, match="a budget bounds one figure"):
+        CompileOptions(max_kl=0.1, min_cosine=0.9)
 
 
 def test_an_onnx_model_in_groups_keeps_its_4_bits(tmp_path: Path) -> None:
