@@ -33,6 +33,7 @@ class CompileOptions:
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
     kv: what a causal language model caches keys and values as: "bf16", "fp32", "int8", or "" for bf16; "" for any other model.
+    perplexity: text file whose perplexity the accuracy report of a language model is to hold.
     random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
     from_stage, stop_after: extensions of stages, those of the backend among them, which the driver checks; "" for the whole way.
@@ -60,6 +61,7 @@ class CompileOptions:
     sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
     bind: Mapping[str, float | int] = field(default_factory=dict)
     kv: str = ""
+    perplexity: Path | None = None
     random: str = ""
     name: str = ""
     from_stage: str = ""
@@ -87,6 +89,9 @@ class CompileOptions:
         one_of("precision", self.precision, PRECISIONS)
         if self.kv:
             one_of("kv", self.kv, KV_TYPES)
+        if self.perplexity is not None and not (self.accuracy_report and self.perplexity.is_file()):
+            wrong = "no such file" if self.accuracy_report else "it is part of the accuracy report"
+            raise UserError(f"--perplexity {self.perplexity}: {wrong}")
         if self.quant:
             parse_scheme(self.quant)
         elif self.calibrate is not None:

@@ -45,6 +45,12 @@ from llmos.runtime.errors import UserError
 @click.option(
     "--kv", default="", metavar="TYPE", help=f"What a language model caches keys and values as: {', '.join(KV_TYPES)}; default bf16."
 )
+@click.option(
+    "--perplexity",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text whose perplexity, of the model and of the compiled code, a language model's accuracy report is to hold.",
+)
 @click.option("--bind", multiple=True, metavar="NAME=NUMBER", help="An input of an ONNX model that becomes a constant; repeatable.")
 @click.option(
     "--random", default="", metavar="NAME", help="An input to add, the seed of the model's random numbers; without it they are refused."
@@ -86,6 +92,7 @@ def command(
     calibrate: Path | None,
     dynamic: str,
     kv: str,
+    perplexity: Path | None,
     bind: tuple[str, ...],
     random: str,
     name: str,
@@ -112,6 +119,7 @@ def command(
         backend=backend,
         target=target,
         kv=kv,
+        perplexity=perplexity,
         random=random,
         name=name,
         from_stage=from_stage,

@@ -19,6 +19,7 @@ from llmos.compiler.ir.functions import EntryFunc
 from llmos.compiler.ir.limits import largest_value, machine_bytes
 from llmos.compiler.ir.weights import Weight
 from llmos.compiler.support.versions import producer
+from llmos.compiler.verify.perplexity import PerplexityCheck
 from llmos.compiler.verify.quantized import ENGINE, STEP, QuantizedReference, has_quantized_activations, is_quantized
 from llmos.compiler.verify.samples import GoldenSample, Signature, record, with_sensitivities
 from llmos.runtime.artifact.accuracy import FAILED, NOT_RUN, PASSED, AccuracyReport, Case, Finding, RecordedOutput, TargetVerdict
@@ -84,6 +85,7 @@ class AccuracyCheck:
     moved: the reference after it is changed by one rounding in another place than the inputs, for its sensitivity. rounds: whether values
     in it are rounded to integers of 8 bits, which then may be others.
     quantized: of a quantized model, the check against the quantized reference, on one of the samples (verify/quantized.py).
+    perplexity: of a language model, where text was given.
     """
 
     reference: Reference | None
@@ -99,6 +101,7 @@ class AccuracyCheck:
     moved: Reference | None = None
     rounds: bool = False
     quantized: AccuracyCheck | None = None
+    perplexity: PerplexityCheck | None = None
 
     def of_entry(self, entry: str) -> AccuracyCheck:
         """The same of an entry of that name."""
@@ -111,7 +114,10 @@ class AccuracyCheck:
         (`with_loaded_weights`).
         """
         quantized = self.quantized.accuracy_report(compiled) if self.quantized is not None else None
-        return replace(self._own_report(compiled), quantized=quantized)
+        own = self._own_report(compiled)
+        ran = {name: code for name, code in compiled.code.items() if self.backend.parse_target(name).runs_here()}
+        perplexity = self.perplexity.measured(compiled, ran, run_entry) if self.perplexity is not None else None
+        return replace(own, quantized=quantized, perplexity=perplexity)
 
     def _own_report(self, compiled: CompiledModel) -> AccuracyReport:
         if not self.samples:
@@ -263,7 +269,8 @@ def gather(imported: ImportedModel, options: CompileOptions, say: Callable[[str]
     versions = {"numpy": np.__version__, **producer()}
     strict = options.budget is not None or options.figure is not None
     engine = engine_of(imported.reference)
-    made = AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict)
+    perplexity = PerplexityCheck.of(imported, options.perplexity) if options.perplexity is not None else None
+    made = AccuracyCheck(reference, engine, signature, budget, samples, versions, backend_of(options), note, strict, perplexity=perplexity)
     return replace(made, quantized=_against_quantized(made, imported, options)) if is_quantized(imported, options) and samples else made
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from llmos.runtime.artifact.deviation import FIGURES, MAX_ERROR, Deviation, Tolerance, measure, scale_of
 from llmos.runtime.artifact.fields import Fields, fail, parse_json
+from llmos.runtime.artifact.perplexity import Perplexity
 from llmos.runtime.artifact.recorded import RecordedArray, sample_rows
 from llmos.runtime.errors import ArtifactError
 
@@ -137,7 +138,7 @@ class AccuracyReport:
 
     reference: the implementation that computed the outputs, such as "torch eager". note: the reason if there are no cases.
     quantized: of a quantized model, the report against the quantized reference: what code generation costs, where this one has what
-    quantization costs as well.
+    quantization costs as well. perplexity: of a language model that was compiled with a text.
     """
 
     reference: str
@@ -147,6 +148,7 @@ class AccuracyReport:
     versions: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     quantized: AccuracyReport | None = None
+    perplexity: Perplexity | None = None
 
     def to_json(self) -> bytes:
         fields = {"format": ACCURACY_FORMAT, **self._to_json()}
@@ -161,6 +163,7 @@ class AccuracyReport:
             "targets": [each.to_json() for each in self.targets],
             "cases": [each.to_json() for each in self.cases],
             **({"quantized": self.quantized._to_json()} if self.quantized is not None else {}),
+            **({"perplexity": self.perplexity.to_json()} if self.perplexity is not None else {}),
         }
 
     @classmethod
@@ -181,6 +184,7 @@ class AccuracyReport:
             versions={name: str(version) for name, version in fields.mapping("versions").items()},
             note=fields.string("note"),
             quantized=cls._parse(fields.record("quantized")) if "quantized" in fields.value else None,
+            perplexity=Perplexity.parse(fields.record("perplexity")) if "perplexity" in fields.value else None,
         )
 
     def allowed(self, finding: Finding) -> Tolerance:
@@ -205,6 +209,10 @@ class AccuracyReport:
 
     def summary(self) -> str:
         """Summarize in one line."""
+        text = f"; {self.perplexity.summary()}" if self.perplexity is not None else ""
+        return f"{self._figures()}{text}"
+
+    def _figures(self) -> str:
         if self.quantized is None:
             return self._summary()
         worst = self.quantized.worst()

@@ -17,6 +17,7 @@ from llmos.runtime.errors import ArtifactError
 if TYPE_CHECKING:
     from llmos.runtime.artifact.accuracy import AccuracyReport, Case, Finding
     from llmos.runtime.artifact.deviation import Tolerance
+    from llmos.runtime.artifact.perplexity import Perplexity
     from llmos.runtime.program import Program
 
 _HEADER = ("case", "output", "max error", "mean", "cosine", "differing", "KL", "top-1", "budget", "")
@@ -43,11 +44,27 @@ def command(artifact: Path, target: str | None, budget: str | None, poison: bool
     own, quantized = _Part(accuracy_report, _checked(program, accuracy_report, asked)), None
     if accuracy_report.quantized is not None:
         quantized = _Part(accuracy_report.quantized, _checked(program, accuracy_report.quantized))
+    text = _text(program, accuracy_report.perplexity) if accuracy_report.perplexity is not None else None
     if as_json:
-        click.echo(_json(program.target, own, quantized))
+        click.echo(_json(program.target, own, quantized, text))
     else:
-        click.echo(_render(program.target, own, quantized, is_asked=QUANT in program.manifest.metadata))
+        click.echo(_render(program.target, own, quantized, text, is_asked=QUANT in program.manifest.metadata))
     return 0 if all(each.passed for each in [*own.checked, *(quantized.checked if quantized else [])]) else 1
+
+
+def _text(program: Program, perplexity: Perplexity) -> Perplexity:
+    """The perplexity that the program has on the report's text."""
+    import numpy as np
+
+    from llmos.runtime.artifact.perplexity import Perplexity, StepShape
+
+    generation, entry = program.manifest.metadata.get("generation"), program.default
+    if not isinstance(generation, dict):
+        raise ArtifactError(f"{program.manifest.name}: its accuracy report has a perplexity, and it is no language model")
+    caches = [(tuple(int(dim) for dim in spec.shape[1:]), spec.dtype) for spec in entry.inputs if spec.updated]
+    shape = StepShape.of(generation, caches)
+    found = shape.perplexity(lambda inputs: np.asarray(entry(*inputs)), perplexity.tokens.load())
+    return Perplexity(perplexity.tokens, perplexity.reference, {program.target: found})
 
 
 @dataclass(frozen=True)
@@ -86,13 +103,15 @@ def findings_of(program: Program, cases: Sequence[Case]) -> Iterator[Finding]:
             yield Finding(number, output.name, output.deviation(array))
 
 
-def _render(target: str, own: _Part, quantized: _Part | None, is_asked: bool) -> str:
-    """Format both parts. is_asked: whether the compile has quantized the model, which its source's reference then isn't."""
+def _render(target: str, own: _Part, quantized: _Part | None, text: Perplexity | None, is_asked: bool) -> str:
+    """Format all parts. is_asked: whether the compile has quantized the model, which its source's reference then isn't."""
     costs = "what quantization costs, " if is_asked and quantized is not None else ""
     lines = [f"{target} against {own.report.reference}: {costs}errors relative to an output's scale", _table(own)]
     if quantized is not None:
         lines += ["", f"{target} against {quantized.report.reference}: what code generation costs"]
         lines.append(_table(quantized) if quantized.checked else f"no numbers ({quantized.report.note})")
+    if text is not None:
+        lines += ["", text.summary()]
     return "\n".join(lines)
 
 
@@ -125,10 +144,12 @@ def _figures(checked: Checked) -> tuple[str, ...]:
     )
 
 
-def _json(target: str, own: _Part, quantized: _Part | None) -> str:
+def _json(target: str, own: _Part, quantized: _Part | None, text: Perplexity | None) -> str:
     found: dict[str, Any] = {"target": target, **_fields(own)}
     if quantized is not None:
         found["quantized"] = _fields(quantized)
+    if text is not None:
+        found["perplexity"] = {"tokens": text.num_tokens, "perplexity": text.targets[target], "reference": text.reference}
     return json.dumps(found, indent=1)
 
 
