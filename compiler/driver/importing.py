@@ -11,6 +11,7 @@ from llmos.compiler.driver.import_repro import reproducible
 from llmos.compiler.driver.packaging import weights_with_nan
 from llmos.compiler.driver.sources import import_source
 from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.frontend.stored_scales import check_stored_scales
 from llmos.runtime.artifact.manifest import QUANT
 
 
@@ -19,9 +20,10 @@ class ModelWarning(UserWarning):
 
 
 def import_with_warnings(source: Any, example_args: Sequence[Any] | None, dynamic_shapes: Any, options: CompileOptions) -> ImportedModel:
-    """Brings a model in, and says what its user should know of it."""
+    """Brings a model in, and says what its user should know of it. Raises UserError for scales of quantization that say nothing."""
     with reproducible(options.repro):
         imported = import_source(source, example_args, dynamic_shapes, options)
+    check_stored_scales(imported)
     for note in imported.metadata.get("notes", ()):
         say(str(note))
     with_nan = weights_with_nan(imported.weights)

@@ -93,7 +93,7 @@ def schemes() -> list[str]:
 
 
 def _unknown(text: str) -> str:
-    close = difflib.get_close_matches(text, schemes(), n=3)
+    close = difflib.get_close_matches(text.strip().lower(), schemes(), n=3)
     hint = (
         f"did you mean {', '.join(close)}?"
         if close

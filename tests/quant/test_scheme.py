@@ -23,7 +23,8 @@ def test_what_a_scheme_says() -> None:
     ("text", "message"),
     [
         ("w8a9", "--quant has no scheme 'w8a9'; did you mean w8a8"),
-        ("W8A8", "choose from w8a8, "),
+        ("W8A8", "did you mean w8a8, "),
+        ("int8", "choose from w8a8, "),
         ("", "choose from"),
         ("w8a8:g128", "did you mean"),
         ("w8a16:gptq", "did you mean"),
@@ -32,6 +33,8 @@ def test_what_a_scheme_says() -> None:
         ("w4a16", "say how many weights share a scale, w4a16:g32, :g64 or :g128"),
         ("w8a8:smooth:smooth", "did you mean w8a8:smooth"),
         ("w8a8-static:smooth", "did you mean"),
+        ("w8a8:cle", "did you mean"),
+        ("fp8:g32", "did you mean"),
         ("auto:smooth", "did you mean"),
         ("w4a8:g0", "did you mean"),
         ("w4a8:gptq", "say how many weights share a scale"),

@@ -1,4 +1,4 @@
-"""Stored scales of quantized ONNX models: finite, and not 0."""
+"""Stored scales of quantized ONNX models: finite, and not 0 but of blocks of zeros."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ SCALES: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax"), (1, 3)),
     "QLinearWhere": (2, 5, 7),
     "QGemm": (1, 4, 7),
+    "MatMulNBits": (2,),
 }
+OF_BLOCKS = ("MatMulNBits",)  # whose scale of a block of zeros is 0
 
 
 def _positions(node: NodeProto) -> Sequence[int]:
@@ -25,8 +27,14 @@ def _positions(node: NodeProto) -> Sequence[int]:
 
 
 def check_scales(graph: GraphProto) -> None:
-    """Check each scale that is stored in a graph, branches and bodies aside. Raises UserError that names the node and the scale."""
+    """Check each scale that is stored in a graph or is a Constant, branches and bodies aside.
+
+    Raises UserError that names the node and the scale.
+    """
     stored = {each.name: each for each in graph.initializer if not external_data_helper.uses_external_data(each)}
+    stored |= {
+        node.output[0]: each.t for node in graph.node if node.op_type == "Constant" for each in node.attribute if each.name == "value"
+    }
     for node in graph.node:
         for position in _positions(node):
             name = node.input[position] if position < len(node.input) else ""
@@ -36,6 +44,7 @@ def check_scales(graph: GraphProto) -> None:
 
 def _check(node: NodeProto, name: str, tensor: TensorProto) -> None:
     values = numpy_helper.to_array(tensor).astype(np.float32)
-    what = "NaN or infinity" if not np.isfinite(values).all() else "0" if not values.all() else ""
+    is_zero = not values.all() and node.op_type not in OF_BLOCKS
+    what = "NaN or infinity" if not np.isfinite(values).all() else "0" if is_zero else ""
     if what:
         raise UserError(f"node '{node.name or node.output[0]}' ({node.op_type}) has {what} in its scale '{name}'; quantize the model again")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,27 @@ def test_scales_that_say_nothing_are_refused_in_a_line(op_type: str, value: floa
     with pytest.raises(UserError, match=rf"\({op_type}\) has {what} in its scale 'scale0'; quantize the model again") as raised:
         import_onnx(Case("bad", op_type, ("n", 6), dtype, {"scale": scale}, {"axis": 1}).model())
     assert "\n" not in str(raised.value)
+
+
+BAD_SCALES = [0.0, np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("op_type", sorted({case.op for case in CASES if any("scale" in name for name in case.constants)}))
+def test_every_stored_scale_is_looked_at(op_type: str) -> None:
+    """Of each op that has some, each of its scales, as an initializer or a Constant."""
+    case = next(case for case in CASES if case.op == op_type and any("scale" in name for name in case.constants))
+    for name in [each for each in case.constants if "scale" in each]:
+        for bad, as_node in product(BAD_SCALES, (False, True)):
+            values = np.array(case.constants[name])
+            values.reshape(-1)[-1] = bad
+            model = replace(case, constants={**case.constants, name: values}).model()
+            if as_node:
+                [tensor] = [each for each in model.graph.initializer if each.name == f"{name}0"]
+                model.graph.initializer.remove(tensor)
+                model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+            what = "0" if bad == 0 else "NaN or infinity"
+            with pytest.raises(UserError, match=rf"\({op_type}\) has {what} in its scale '{name}0'; quantize the model again$"):
+                import_onnx(model)
 
 
 @pytest.mark.skipif(not MODELS.is_dir(), reason=f"no models in {MODELS}; set LLMOS_TEST_MODELS")
