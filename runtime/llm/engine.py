@@ -66,11 +66,12 @@ class TextEngine:
         *,
         add_special_tokens: bool = True,
         principal: str = "",
+        weight: float = 1.0,
         timeout_s: float | None = None,
     ) -> TextRequest:
         """Queue a prompt, a text or token ids; never waits for the model.
 
-        principal, timeout_s, and what it raises: as of GenerationEngine.submit.
+        principal, weight, timeout_s, and what it raises: as of GenerationEngine.submit.
         """
         if not isinstance(prompt, str | Sequence | np.ndarray):
             raise InputError(f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}")
@@ -81,7 +82,7 @@ class TextEngine:
         params = self.params({}) if params is None else params
         if self._end is not None and not params.ignore_eos:
             params = replace(params, stop_token_ids=(*params.stop_token_ids, self._end))
-        request = self.engine.submit(ids, params, principal=principal, timeout_s=timeout_s)
+        request = self.engine.submit(ids, params, principal=principal, weight=weight, timeout_s=timeout_s)
         return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)])
 
     def chat_prompt(self, messages: Messages, **options: Any) -> str:
@@ -96,12 +97,13 @@ class TextEngine:
         params: SamplingParams | None = None,
         *,
         principal: str = "",
+        weight: float = 1.0,
         timeout_s: float | None = None,
         **options: Any,
     ) -> TextRequest:
         """Queue a chat: see `chat_prompt` and `submit`."""
         prompt = self.chat_prompt(messages, **options)
-        return self.submit(prompt, params, add_special_tokens=False, principal=principal, timeout_s=timeout_s)
+        return self.submit(prompt, params, add_special_tokens=False, principal=principal, weight=weight, timeout_s=timeout_s)
 
     def close(self) -> None:
         """End all requests with ClosedError."""

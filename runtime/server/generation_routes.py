@@ -71,8 +71,8 @@ class GenerationRoutes:
         return document, served, size
 
     def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
-        """Return whose prefixes a request shares, and the time that is left for it."""
-        return {"principal": exchange.info.principal, "timeout_s": exchange.left_s(deadline_s)}
+        """Return whose request it is, for prefixes and shares, and the time that is left for it."""
+        return {"principal": exchange.info.principal, "weight": exchange.info.weight, "timeout_s": exchange.left_s(deadline_s)}
 
 
 def _submit(submit: _Submit, param: str, served: ServedLanguageModel) -> TextRequest:

@@ -132,7 +132,7 @@ def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, po
     state: ServerState = app.state.server
     for handler in handlers:
         handler.on_drop = state.metrics.dropped_lines.inc
-    table = ConnectionTable(_within_descriptors(settings.connections), lambda status: state.metrics.http.labels("none", str(status)).inc())
+    table = ConnectionTable(_within_descriptors(settings.connections), lambda status: state.metrics.count_http("none", status))
     config = uvicorn.Config(
         app,
         loop="uvloop",

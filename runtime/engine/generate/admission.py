@@ -62,7 +62,7 @@ class Admission:
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
         common = SequenceSpec(
             max_length=max_length,
-            order=(request.arrival_s - PRIORITY_STEP_S * params.priority, first_id),
+            order=(request.order_s - PRIORITY_STEP_S * params.priority, first_id),
             cache_key=("principal", principal) if self.prefix_cache else ("request", first_id),
             stop_ids=stop_ids,
             min_length=num_prompt + params.min_tokens,

@@ -11,6 +11,7 @@ from llmos.runtime.engine.errors import ClosedError, IntegrityError, QueueFullEr
 from llmos.runtime.engine.generate.admission import Admission
 from llmos.runtime.engine.generate.blocks import BlockPool
 from llmos.runtime.engine.generate.delivery import Delivery
+from llmos.runtime.engine.generate.fairness import FairOrder
 from llmos.runtime.engine.generate.memory import count_blocks
 from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.observer import GenerationObserver, NullGenerationObserver, StepReport
@@ -61,6 +62,7 @@ class GenerationEngine:
         self._clock = clock
         self._changed = threading.Condition()
         # Under the lock:
+        self._order = FairOrder()
         self._arrived: list[list[Sequence]] = []  # by request, for the worker to take
         self._canceled: list[Sequence] = []
         self._delivery = Delivery()
@@ -79,9 +81,12 @@ class GenerationEngine:
         params: SamplingParams | None = None,
         *,
         principal: str = "",
+        weight: float = 1.0,
         timeout_s: float | None = None,
     ) -> GenerationRequest:
         """Queue a prompt of token ids; never waits for the model. Only requests of the same principal share cached prefixes.
+
+        weight: of the principal's share of a busy model (`fairness.py`).
 
         Raises InputError (see SamplingParams and Admission), QueueFullError or ClosedError.
         """
@@ -91,9 +96,10 @@ class GenerationEngine:
         max_length = self._admission.max_length(len(prompt), params.max_tokens, self._scheduler)
         now = self._clock()
         deadline_s = now + (self.options.timeout_s if timeout_s is None else timeout_s)
-        request = GenerationRequest(prompt, params, now, deadline_s, self._cancel)
+        request = GenerationRequest(prompt, params, now, deadline_s, self._cancel, principal, weight)
         with self._changed:
             self._require_room()
+            self._order.place(request, self._delivery.requests)
             sequences = self._admission.sequences(request, self._next_id, principal, max_length, self._scheduler.pool)
             self._next_id += params.n
             self._delivery.requests[request] = sequences
@@ -259,6 +265,7 @@ class GenerationEngine:
         run_s = self._clock() - begin
         self._scheduler.commit(plan, outcomes)
         with self._changed:
+            self._order.observe(plan.num_tokens, run_s)
             inter_token_s = self._delivery.deliver(plan, outcomes, start, self._clock())
         self._announce()
         self._pace.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, run_s)

@@ -69,6 +69,7 @@ class GeneratedSequence:
 class GenerationRequest:
     """A submitted generation. One consumer reads its events, in a thread or on an event loop; each is delivered once.
 
+    principal, weight: whose it is, and of its share. order_s: when it counts as having arrived (`fairness.py`).
     first_step_s, first_token_s, last_token_s and open_indices belong to the engine, under its lock.
     """
 
@@ -79,10 +80,15 @@ class GenerationRequest:
         arrival_s: float,
         deadline_s: float,
         cancel: Callable[[GenerationRequest, int | None, str], bool],
+        principal: str = "",
+        weight: float = 1.0,
     ) -> None:
         self.prompt = prompt
         self.params = params
         self.arrival_s = arrival_s
+        self.order_s = arrival_s
+        self.principal = principal
+        self.weight = weight
         self.deadline_s = deadline_s
         self.first_step_s: float | None = None
         self.first_token_s: float | None = None

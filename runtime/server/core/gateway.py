@@ -70,7 +70,7 @@ class Gateway:
             self._state.num_active -= 1
             self._state.held_bytes -= info.held_bytes
             self._limiter.charge(info.principal, info.num_tokens)
-            self._state.metrics.http.labels(_route(scope), str(info.status or 499)).inc()
+            self._state.metrics.count_http(_route(scope), info.status or 499)
             if self._log is not None:
                 self._log.info(_line(method, scope, info))
 

@@ -23,6 +23,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.http = Counter("llmos_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry)
+        self._http: dict[tuple[str, int], Counter] = {}
         self.dropped_lines = Counter("llmos_log_lines_dropped", "Log lines that nobody read in time.", registry=registry)
         self.running = Gauge("llmos_num_requests_running", "Requests that have begun to run.", _MODEL, registry=registry)
         self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
@@ -62,6 +63,13 @@ class Metrics:
         self.running.labels(name).set_function(lambda: float(engine.num_running))
         self.waiting.labels(name).set_function(lambda: float(engine.num_waiting))
         self.cache_usage.labels(name).set_function(lambda: engine.cache_usage)
+
+    def count_http(self, route: str, status: int) -> None:
+        """Count a request; the label is resolved once."""
+        child = self._http.get((route, status))
+        if child is None:
+            child = self._http[route, status] = self.http.labels(route, str(status))
+        child.inc()
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus text format."""
