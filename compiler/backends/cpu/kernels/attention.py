@@ -21,6 +21,7 @@ from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import LinearExpr, trace_to_buffer
 from llmos.compiler.backends.cpu.arithmetic.f32 import accumulate
 from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, TileShape, for_row_blocks, row_tiles, store_tile, zeros
+from llmos.compiler.backends.cpu.kernels.transpose import transpose
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -69,10 +70,12 @@ class AttentionPlan:
     def scratch(self) -> dict[str, Expr]:
         """Return the sizes of the parts of a tile's scratch, in elements of 32 bits."""
         rows = self.block_rows
+        depth, width = (ceil_div(size, self.shape.lanes) * self.shape.lanes for size in (self.depth, self.width))  # of whole vectors
         return {
-            "query": self.depth * rows,
+            "query": depth * rows,
             "scores": sympy.Integer(BLOCK * rows),
-            "output": self.width * rows,
+            "output": width * rows,
+            "rows": width * rows,
             "max": sympy.Integer(rows),
             "sum": sympy.Integer(rows),
             "scale": sympy.Integer(rows),
@@ -224,19 +227,24 @@ class AttentionEmitter:
 
     # -- steps
     def _load_queries(self) -> None:
-        """Q^T of the block into scratch: [d][i]."""
-        b, ev = self.frame.b, self.frame.emitter
-        generic = self.plan.parts.scores.generic
-        target = self._at("query")
-        with (
-            b.loop(b.index(0), self.queries.count, b.index(1)) as rows,
-            ev.scope(),
-            b.loop(b.index(0), ev.sizes(self.plan.depth), b.index(1)) as loop,
-            ev.scope(),
-        ):
-            point = self._score_loop(b.add(self.queries.first, rows.iv), b.index(0), loop.iv)
-            value = ev.value(generic.inputs[self.plan.parts.query], ev.index.apply(generic.maps[self.plan.parts.query], point))
-            b.store(value, b.address(target, b.add(b.mul(loop.iv, b.index(self.plan.block_rows)), rows.iv), b.f32), 4)
+        """Q^T of the block into scratch, [d][i]: as many queries as there are lanes at a time, the last one again behind the end."""
+        b, ev, lanes = self.frame.b, self.frame.emitter, self.plan.shape.lanes
+        generic, query = self.plan.parts.scores.generic, self.plan.parts.query
+        last = b.sub(self.queries.count, b.index(1))
+
+        def row_at(i: Value, d: Value) -> Value:
+            point = self._score_loop(b.add(self.queries.first, b.minimum(i, last)), b.index(0), Lane(d))
+            return b.splat(ev.value(generic.inputs[query], ev.index.apply(generic.maps[query], point)))
+
+        with b.loop(b.index(0), self.queries.count, b.index(lanes)) as rows, ev.scope():
+
+            def transpose_block(d: Value) -> None:
+                loaded = [row_at(b.add(rows.iv, b.index(i)), d) for i in range(lanes)]
+                for k, vector in enumerate(transpose(b, loaded)):
+                    at = b.add(b.mul(b.add(d, b.index(k)), b.index(self.plan.block_rows)), rows.iv)
+                    b.store(vector, b.address(self._at("query"), at, b.f32), 4 * lanes)
+
+            self._over_lanes(self.plan.depth, transpose_block)
 
     def _vectors(self) -> range:
         return range(self.plan.shape.vectors)
@@ -374,19 +382,21 @@ class AttentionEmitter:
         return totals
 
     def _finish(self) -> None:
-        """Divide by the sums and write rows: lanes change from queries to the head's width."""
-        b, ev = self.frame.b, self.frame.emitter
+        """Divide by the sums, transpose from [d][i] to [i][d], and write rows: lanes change from queries to the head's width."""
+        b, ev, lanes = self.frame.b, self.frame.emitter, self.plan.shape.lanes
         totals = self._totals()
-        width = ev.sizes(self.plan.width)
-        with b.loop(b.index(0), width, b.index(1)) as loop:
+        size = ceil_div(self.plan.width, lanes) * lanes
+        width = ev.sizes(size)
+
+        def place(row: Value, column: Value) -> Value:
+            return b.address(self._at("rows"), b.add(b.mul(row, width), column), b.f32)
+
+        with b.loop(b.index(0), width, b.index(lanes)) as loop:
             for v in self._vectors():
-                self._put(b.binary("arith.divf", self._get("output", loop.iv, v), totals[v]), "output", loop.iv, v)
-
-        def transposed(row: Value, column: Value) -> Value:
-            offsets = b.binary("arith.muli", ev.index.lanes_of(Lane(column)), b.splat(b.index(self.plan.block_rows)))
-            return b.gather(self._at("output"), b.binary("arith.addi", offsets, b.splat(row)), ev.memory.mask, b.f32)
-
-        self._write(transposed)
+                columns = [self._get("output", b.add(loop.iv, b.index(d)), v) for d in range(lanes)]
+                for i, row in enumerate(transpose(b, [b.binary("arith.divf", each, totals[v]) for each in columns])):
+                    b.store(row, place(b.index(v * lanes + i), loop.iv), 4 * lanes)
+        self._write(lambda row, column: b.load(place(row, column), b.vec(b.f32), 4 * lanes))
 
     def _write(self, value_at: Callable[[Value, Value], Value]) -> None:
         """The results, through what follows P V. `value_at`: a vector of it from a row of the block and its first column."""
