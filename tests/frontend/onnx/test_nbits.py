@@ -124,6 +124,18 @@ def test_zero_points_of_floats_and_a_bias() -> None:
         )
 
 
+def test_a_scale_that_says_nothing_is_one_line() -> None:
+    for bad in (np.nan, np.inf):
+        model = CASES[0].model()
+        name = model.graph.node[0].input[2]
+        [tensor] = [each for each in model.graph.initializer if each.name == name]
+        scales = numpy_helper.to_array(tensor).copy()
+        scales.reshape(-1)[3] = bad
+        tensor.CopyFrom(numpy_helper.from_array(scales, name))
+        with pytest.raises(UserError, match=rf"\(MatMulNBits\) has NaN or infinity in its scale '{name}'; quantize the model again$"):
+            import_onnx(model)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
