@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 
@@ -187,3 +188,39 @@ def test_few_descriptors_shut_nobody_out() -> None:
         finally:
             for connection in held:
                 connection.close()
+
+
+def test_what_follows_a_request_does_not_take_its_answer(server: Server) -> None:
+    for rest in (b"\0garbage\r\n\r\n", LIVE + b"\0", b"GET / HTTP/1.1\r\n\r\n"):
+        with connect(server, post(INFER, BODY) + rest) as connection:
+            answer = read(connection)
+            assert (answer.status, b"[3.0,5.0,7.0]" in answer.body) == (200, True)
+
+
+def test_broken_and_abandoned_connections_leave_no_error_behind() -> None:
+    """Requests in pipelines, some of them damaged, in pieces, closed at once or on one side: no exception is in the log."""
+    kinds = [
+        post(INFER, BODY), post(INFER, BODY, "Connection: Upgrade", "Upgrade: h2c"), LIVE, LIVE.replace(b"GET", b"HEAD"),
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
+        b"2\r\n{}\r\n0\r\nA: b\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nabcde",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\nabc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]  # fmt: skip
+    random = Random(7)
+    with numpy_server(access_log=False) as server:
+        for _ in range(100):
+            data = bytearray(b"".join(random.choice(kinds) for _ in range(random.randint(1, 4))))
+            for _ in range(random.choice([0, 0, 1, 3])):
+                at = random.randrange(len(data))
+                data[at : at + random.choice([0, 1, 10])] = random.choice([b"", b"\0", b"Upgrade: h2c\r\n", b"\r\n"])
+            with connect(server) as connection, contextlib.suppress(OSError):
+                connection.settimeout(0.02)
+                for start in range(0, len(data), size := random.choice([5, 100, 10_000])):
+                    connection.sendall(data[start : start + size])
+                if random.random() < 0.5:
+                    connection.shutdown(socket.SHUT_WR)
+                while random.random() < 0.7 and connection.recv(65536):
+                    pass
+        assert server.affine([1, 2, 3]).status == 200
+        assert server.stop() == 0
+        assert not [line for line in server.log if "Traceback" in line or "ERROR" in line], server.log

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from llmos.runtime.server.core.errors import CLOSE, RETRY_SOON, HttpError, error_reply
 from llmos.runtime.server.core.http import FIRST_BYTE_S
@@ -74,6 +75,7 @@ class Connection(HttpToolsProtocol):
         self._framing: list[tuple[bytes, bytes]] = []  # of a request whose offer to upgrade hides its body from the parser
         self._replaying = False
         self._unsent: tuple[int, float] | None = None
+        self._active: RequestResponseCycle | None = None  # at work; `cycle` is the latest, which may wait in the pipeline behind it
 
     @property
     def waits_for_request(self) -> bool:
@@ -93,6 +95,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._table.open.discard(self)
+        self._abandon()
         super().connection_lost(exc)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
@@ -108,7 +111,20 @@ class Connection(HttpToolsProtocol):
 
     def drop(self) -> None:
         """Close at once."""
+        self._abandon()
         self.transport.abort()
+
+    def _abandon(self) -> None:
+        """Let requests in progress know that nobody reads their answers; a write to a closed connection would be an error."""
+        self.pipeline.clear()
+        for cycle in (self._active, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
 
     def check(self, now_s: float) -> None:
         """Close the connection if the client has taken too long."""
@@ -232,14 +248,17 @@ class Connection(HttpToolsProtocol):
         return HttpError(431, f"the request's head is larger than {limit} bytes, or has more than {_MAX_HEADERS} headers")
 
     def _refuse(self, error: HttpError, *, linger: bool = True) -> None:
-        """Answer with an error and close, unless an answer is under way, which the error would become a part of."""
+        """Answer with an error and close. A request that has arrived before is answered instead; its answer is the last."""
         self._refused = True
         self._table.refused(error.status)
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            if cycle.response_started or self.pipeline:
+        active = self._active
+        if active is not None and not active.response_complete:
+            if not active.more_body:
+                self.pipeline.clear()
+                active.keep_alive = False
+                return
+            self._abandon()
+            if active.response_started:
                 self.transport.close()
                 return
         reply = error_reply(error, getattr(self, "url", b"").decode("latin-1"))
