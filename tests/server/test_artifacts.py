@@ -157,6 +157,7 @@ def test_an_empty_list_of_keys_is_no_open_server(folder: Path, value: str) -> No
     assert (done.returncode, done.stderr) == (2, "error: LLMOS_API_KEYS is set and holds no key: unset it to serve everyone\n")
 
 
+@pytest.mark.slow
 def test_keys_from_a_file(folder: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# of the team\nfirst\n\n  second weight=2 requests_per_min=600 tokens_per_min=1e5\n")
@@ -187,6 +188,7 @@ def test_a_server_for_everyone_says_so(folder: Path) -> None:
         assert any("anyone who reaches" in line for line in lines) == warns
 
 
+@pytest.mark.slow
 def test_tls(folder: Path, tmp_path: Path) -> None:
     import ssl
     import urllib.request

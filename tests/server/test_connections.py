@@ -65,6 +65,7 @@ def test_idle_connections_close(strict: Server) -> None:
         assert connection.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_reads_is_dropped(strict: Server) -> None:
     values = [0.5] * (3 * 1024)
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1024, 3], "data": values}]}).encode()
@@ -173,6 +174,7 @@ def test_a_root_path_may_be_there_or_not() -> None:
             assert server.request("POST", prefix + INFER, BODY, {"X-Api-Key": "key"}).status == 200
 
 
+@pytest.mark.slow
 def test_few_descriptors_shut_nobody_out() -> None:
     """As under `ulimit -n 64`, with 100 half-open connections and an upload that needs a process."""
     import sys
@@ -197,6 +199,7 @@ def test_what_follows_a_request_does_not_take_its_answer(server: Server) -> None
             assert (answer.status, b"[3.0,5.0,7.0]" in answer.body) == (200, True)
 
 
+@pytest.mark.slow
 def test_broken_and_abandoned_connections_leave_no_error_behind() -> None:
     """Requests in pipelines, some of them damaged, in pieces, closed at once or on one side: no exception is in the log."""
     kinds = [
