@@ -1,4 +1,7 @@
-"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalization inside the graph."""
+"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalization inside the graph.
+
+A causal language model is a sentence encoder too where a pooling is asked for: its hidden states behind the last norm, pooled.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _HEADS = {
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """`pooling` ("mean", "cls", "max") and `normalize` override what the directory's sentence-transformers files say; None keeps it."""
+    """`pooling` ("mean", "cls", "max", "last") and `normalize` override what the sentence-transformers files say; None keeps it."""
 
     pooling: str | None = None
     normalize: bool | None = None
@@ -36,8 +39,8 @@ class EncoderOptions:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.pooling not in (None, "mean", "cls", "max"):
-            raise InputError(f"pooling={self.pooling!r} isn't known: use mean, cls or max")
+        if self.pooling not in (None, "mean", "cls", "max", "last"):
+            raise InputError(f"pooling={self.pooling!r} isn't known: use mean, cls, max or last")
 
 
 def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptions(), *, name: str | None = None) -> ImportedModel:
@@ -97,7 +100,8 @@ def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOption
     examples = tuple(
         _example(seed, min(batch, options.max_batch), min(length, limit), model.config) for seed, (batch, length) in enumerate(_EXAMPLES)
     )
-    encoder = Encoder(_Encoder(model, plan.finish).eval(), plan.output, examples, (shape, dict(shape)), metadata)
+    module = (_Decoder if plan.is_causal else _Encoder)(model, plan.finish).eval()
+    encoder = Encoder(module, plan.output, examples, (shape, dict(shape)), metadata)
     require_weights(source, model, loaded.missing, encoder.module, encoder.example_args)
     return encoder
 
@@ -110,10 +114,12 @@ class _Plan:
     finish: Callable[[Any, torch.Tensor], torch.Tensor]
     output: str
     metadata: dict[str, Any]
+    is_causal: bool = False
 
 
 def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
-    if source.config.get("is_encoder_decoder") or source.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+    is_causal = source.architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    if source.config.get("is_encoder_decoder") or (is_causal and options.pooling is None):
         raise UnsupportedError(
             f"{source.path}: {source.architecture or 'this model'} generates text with an encoder; decoders alone and encoders are compiled"
         )
@@ -123,7 +129,7 @@ def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
         configured = modules.normalize if modules else True
         normalize = configured if options.normalize is None else options.normalize
         metadata = {"task": "sentence-embedding", "pooling": pooling, "normalize": normalize}
-        return _Plan("AutoModel", _Pool(pooling, normalize), "embeddings", metadata)
+        return _Plan("AutoModel", _Pool(pooling, normalize), "embeddings", metadata, is_causal)
     for ending, (task, loader) in _HEADS.items():
         if source.architecture.endswith(ending):
             return _Plan(loader, lambda output, mask: output.logits, "logits", {"task": task})
@@ -147,6 +153,9 @@ class _Pool:
             return hidden[:, 0]
         if self.pooling == "max":
             return hidden.masked_fill(mask == 0, -1e9).amax(1)
+        if self.pooling == "last":
+            last = mask.sum(1, keepdim=True).clamp(min=1).long() - 1
+            return hidden.gather(1, last.expand(-1, 1, hidden.shape[-1]))[:, 0]
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
@@ -160,6 +169,13 @@ class _Encoder(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.finish(self.model(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
+
+
+class _Decoder(_Encoder):
+    """As _Encoder. Padding stands behind the tokens, where no token looks, so that the mask is for the pooling alone."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.finish(self.model(input_ids=input_ids, use_cache=False), attention_mask)
 
 
 def positions(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from llmos.runtime.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
 KV_TYPES = ("bf16", "fp32", "int8")  # of cached keys and values
+EMBEDDINGS = ("last", "mean")
 MULTIPLIED: Mapping[str, tuple[str, ...]] = {"fp32": (), "bf16": ("bf16",)}  # what contractions of a precision multiply beside float32
 MULTIPLICATIONS = ((), ("bf16",), ("int8",), ("bf16", "int8"))  # all that a target's code may depend on (Target.code_target)
 
@@ -33,6 +34,7 @@ class CompileOptions:
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
     kv: what a causal language model caches keys and values as: "bf16", "fp32", "int8", or "" for bf16; "" for any other model.
+    embeddings: "last" or "mean" compiles a causal language model as an encoder of texts: the hidden state of the last token, or the mean.
     perplexity: text file whose perplexity the accuracy report of a language model is to hold.
     random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
@@ -61,6 +63,7 @@ class CompileOptions:
     sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)
     bind: Mapping[str, float | int] = field(default_factory=dict)
     kv: str = ""
+    embeddings: str = ""
     perplexity: Path | None = None
     random: str = ""
     name: str = ""
@@ -89,6 +92,10 @@ class CompileOptions:
         one_of("precision", self.precision, PRECISIONS)
         if self.kv:
             one_of("kv", self.kv, KV_TYPES)
+        if self.embeddings:
+            one_of("embeddings", self.embeddings, EMBEDDINGS)
+        if self.embeddings and (self.kv or self.perplexity):
+            raise UserError("--embeddings makes an encoder of texts, which has neither a cache (--kv) nor a perplexity")
         if self.perplexity is not None and not (self.accuracy_report and self.perplexity.is_file()):
             wrong = "no such file" if self.accuracy_report else "it is part of the accuracy report"
             raise UserError(f"--perplexity {self.perplexity}: {wrong}")

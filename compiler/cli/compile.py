@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from llmos.compiler.backends.options import KV_TYPES, PRECISIONS, CompileOptions
+from llmos.compiler.backends.options import EMBEDDINGS, KV_TYPES, PRECISIONS, CompileOptions
 from llmos.compiler.cli.model_options import parsed_options
 from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.errors import UserError
@@ -44,6 +44,12 @@ from llmos.runtime.errors import UserError
 )
 @click.option(
     "--kv", default="", metavar="TYPE", help=f"What a language model caches keys and values as: {', '.join(KV_TYPES)}; default bf16."
+)
+@click.option(
+    "--embeddings",
+    default="",
+    metavar="POOLING",
+    help=f"Compile a causal language model as an encoder of texts, by hidden states: {' or '.join(EMBEDDINGS)}.",
 )
 @click.option(
     "--perplexity",
@@ -92,6 +98,7 @@ def command(
     calibrate: Path | None,
     dynamic: str,
     kv: str,
+    embeddings: str,
     perplexity: Path | None,
     bind: tuple[str, ...],
     random: str,
@@ -119,6 +126,7 @@ def command(
         backend=backend,
         target=target,
         kv=kv,
+        embeddings=embeddings,
         perplexity=perplexity,
         random=random,
         name=name,

@@ -38,6 +38,8 @@ def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shape
     is_path = isinstance(source, (str, Path))
     if options.kv and not (is_path and (Path(source).is_dir() or Path(source).suffix == GGUF)):
         raise UserError("--kv is for language models, given as a Hugging Face directory or a .gguf file")
+    if options.embeddings and not (is_path and Path(source).is_dir()):
+        raise UserError("--embeddings is for causal language models, given as a Hugging Face directory")
     imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
     if options.dynamic:
         rename_symbols(imported.module, options.dynamic)
@@ -81,10 +83,15 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
 def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
     from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, is_causal_lm
     from llmos.models.directory import ModelDirectory, directory_name
-    from llmos.models.encoder import import_encoder
+    from llmos.models.encoder import EncoderOptions, import_encoder
 
     name = options.name or directory_name(path)
-    if is_causal_lm(ModelDirectory.open(path)):
+    is_causal = is_causal_lm(ModelDirectory.open(path))
+    if options.embeddings:
+        if not is_causal:
+            raise UserError(f"--embeddings is for causal language models: {path} is none")
+        return import_encoder(path, EncoderOptions(options.embeddings), name=name)
+    if is_causal:
         return import_causal_lm(path, CausalLMOptions(options.kv or "bf16"), name=name)
     return import_encoder(path, name=name)
 
