@@ -91,6 +91,16 @@ class SymbolTable:
         """Return the simplified expression of one entry of `llmos.shape`. Raises UserError for a text that isn't one over the symbols."""
         if isinstance(dim, int):
             return sympy.Integer(dim)
+        if dim not in self._parsed:
+            self._parsed[dim] = self._read(dim)
+        return self._parsed[dim]
+
+    @cached_property
+    def _parsed(self) -> dict[str, Expr]:
+        """Expressions by text: a module says the same few sizes thousands of times."""
+        return {}
+
+    def _read(self, dim: str) -> Expr:
         names: dict[str, Any] = {symbol.name: symbol.expr for symbol in self.names}
         # sympy runs what it is given, and makes symbols of names that it doesn't know.
         unknown = set(re.findall(r"[^\W\d]\w*", dim)) - set(names) - set(_FUNCTIONS)
