@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llmos.compiler.execution.interpreter import Interpreter
+from llmos.compiler.execution.interpreter import Interpreter, OpCache
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
@@ -16,7 +16,7 @@ class Executor:
     """One module, callable many times, at any sizes."""
 
     def __init__(self, module: ir.Module, weights: Mapping[str, Weight | np.ndarray]) -> None:
-        self._interpreter, self._weights = Interpreter(module), weights
+        self._interpreter, self._weights = Interpreter(module, OpCache(opt_level=0)), weights
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return list(self._interpreter.run(inputs, self._weights).outputs)

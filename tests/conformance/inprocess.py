@@ -1,7 +1,6 @@
 """A model compiled for this machine and run in this process: every pass and kernel of a real compile, without an artifact.
 
-LLVM's optimizer, which is most of a compile's time and is tested elsewhere, is left out but where code is long: there it saves more time
-than it takes.
+LLVM optimizes neither the IR nor the choice of instructions: that is most of a compile's time, and is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ import numpy as np
 
 from llmos.compiler.backends.cpu import elf
 from llmos.compiler.backends.cpu.backend import CpuBackend
-from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, optimize
+from llmos.compiler.backends.cpu.emulation import emulate
+from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, hide_symbols, optimize
 from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.options import CompileOptions
@@ -26,7 +26,6 @@ from llmos.compiler.verify.accuracy import given_arrays
 from llmos.runtime.artifact.dtypes import DTYPES
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
-LONG = 300_000  # characters of LLVM IR
 
 
 class Compiled:
@@ -80,21 +79,35 @@ class _Loaded(CompiledCode):
         return ctypes.CFUNCTYPE(ctypes.c_int32)(address)
 
 
+def object_of(text: str, target: CpuTarget, reloc: str, code_model: str) -> bytes:
+    """Return an object of LLVM IR text, optimized only where a conversion of bfloat16 would call a function that nothing defines."""
+    llvmlite.initialize_all_targets()
+    llvmlite.initialize_all_asmprinters()
+    machine = _machine(target, reloc, code_model)
+    for is_optimized in (False, True):
+        module = llvmlite.parse_assembly(emulate(text) if target.emulates else text, llvmlite.create_context())
+        module.triple, module.data_layout = target.triple, str(machine.target_data)
+        declared = {function.name for function in module.functions}
+        hide_symbols(module)
+        if is_optimized:
+            optimize(module, machine)
+        data: bytes = machine.emit_object(module)
+        invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
+        if not invented:
+            return data
+    raise AssertionError(f"the generated code calls {invented}")
+
+
+def _machine(target: CpuTarget, reloc: str, code_model: str) -> llvmlite.TargetMachine:
+    chosen = llvmlite.Target.from_triple(target.triple)
+    return chosen.create_target_machine(cpu=target.cpu, features=target.features, opt=0, reloc=reloc, codemodel=code_model)
+
+
 def _engine(text: str, target: CpuTarget) -> llvmlite.ExecutionEngine:
-    llvmlite.initialize_native_target()
-    llvmlite.initialize_native_asmprinter()
-    module = llvmlite.parse_assembly(text)
     # Sections may come to lie farther apart than a 32-bit relocation reaches: LLVM would end the process.
-    machine = llvmlite.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=1, reloc="static", codemodel="large"
-    )
-    module.triple, module.data_layout = target.triple, str(machine.target_data)
-    if len(text) > LONG:
-        optimize(module, machine)
-    declared = {function.name for function in module.functions}
-    data = machine.emit_object(module)
-    invented = elf.undefined_symbols(data) - LIBC_SYMBOLS - declared
-    assert not invented, f"the generated code calls {invented}"
+    data = object_of(text, target, "static", "large")
+    llvmlite.initialize_native_target()
+    machine = _machine(target, "static", "large")
     empty = llvmlite.parse_assembly("")
     empty.triple = target.triple
     engine = llvmlite.create_mcjit_compiler(empty, machine)

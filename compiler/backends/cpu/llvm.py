@@ -16,7 +16,7 @@ from llmos.compiler.backends.cpu import elf
 from llmos.compiler.backends.cpu.emulation import emulate
 from llmos.runtime.errors import PassError
 
-__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "optimize"]
+__all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "hide_symbols", "optimize"]
 
 EXPORTED_PREFIXES = ("__tvm_ffi_", "__llmos_")
 LIBC_SYMBOLS = frozenset({"malloc", "calloc", "free", "aligned_alloc", "memcpy", "memmove", "memset", "memcmp", "bcmp"})
@@ -96,7 +96,7 @@ def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) ->
 
 def optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> None:
     """Run LLVM's passes over a parsed module, in place, and hide what it need not export."""
-    _hide_symbols(module)
+    hide_symbols(module)
     tuning = llvmlite.create_pipeline_tuning_options(speed_level=3)
     # Kernels hold their vectors already. The loop vectorizer takes 2^n steps for a scalar chain of n values that are each used twice.
     tuning.loop_vectorization = False
@@ -105,7 +105,7 @@ def optimize(module: llvmlite.ModuleRef, machine: llvmlite.TargetMachine) -> Non
     builder.getModulePassManager().run(module, builder)
 
 
-def _hide_symbols(module: llvmlite.ModuleRef) -> None:
+def hide_symbols(module: llvmlite.ModuleRef) -> None:
     """Hidden symbols are called directly, without a table that the dynamic linker fills, and can't clash with another artifact's."""
     for value in [*module.functions, *module.global_variables]:
         external = value.name.startswith(("llvm.", *EXPORTED_PREFIXES)) or value.name in LIBC_SYMBOLS

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llmos.compiler.analysis.contraction import contraction_of
-from llmos.compiler.execution.interpreter import Interpreter
+from llmos.compiler.execution.interpreter import Interpreter, OpCache
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import run_pipeline
@@ -50,7 +50,7 @@ def run(
     """The outputs of a module whose weights are those of `ir_tests.Call`, and `more` by name."""
     named = {**{f"weights.{i}": weight.numpy() for i, weight in enumerate(weights)}, **more}
     with module.context:
-        return list(Interpreter(module).run([x.numpy() for x in inputs], named).outputs)
+        return list(Interpreter(module, OpCache(opt_level=0)).run([x.numpy() for x in inputs], named).outputs)
 
 
 class OfIntegers(torch.nn.Module):
@@ -84,7 +84,7 @@ class Program:
 
     def run(self) -> list[np.ndarray]:
         with self.module.context:
-            return list(Interpreter(self.module).run([x.numpy() for x in self.inputs], self.weights).outputs)
+            return list(Interpreter(self.module, OpCache(opt_level=0)).run([x.numpy() for x in self.inputs], self.weights).outputs)
 
 
 def kernel_forms(module: ir.Module) -> int:

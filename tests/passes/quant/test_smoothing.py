@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmos.compiler.analysis.contraction import contraction_of
-from llmos.compiler.execution.interpreter import Interpreter
+from llmos.compiler.execution.interpreter import Interpreter, OpCache
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
 from llmos.passes import parse_pipeline
@@ -44,7 +44,7 @@ def module_of(*given: torch.Tensor) -> ir.Module:
 def run(module: ir.Module, x: torch.Tensor, given: tuple[torch.Tensor, ...], more: Mapping[str, np.ndarray]) -> np.ndarray:
     named = {f"weights.{number}": weight.numpy() for number, weight in enumerate(given)}
     with module.context:
-        return np.asarray(Interpreter(module).run([x.numpy()], {**named, **more}).outputs[0])
+        return np.asarray(Interpreter(module, OpCache(opt_level=0)).run([x.numpy()], {**named, **more}).outputs[0])
 
 
 def names(module: ir.Module) -> list[str]:
