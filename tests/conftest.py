@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,19 @@ from .processors import PROCESSORS
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--processor", choices=sorted(PROCESSORS), help="take this machine for another one, where it has all of its features")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of a test marked `sample` that aren't in its sample as slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        chosen = item.get_closest_marker("sample")
+        if chosen is not None:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] not in chosen.args:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -47,6 +47,7 @@ def operands(batch: int, queries: int, keys: int, depth: int) -> list[Tensor]:
 BRIEFLY = ("bool", "additive")
 
 
+@pytest.mark.sample(0, 2, 5, 6)
 @pytest.mark.parametrize(
     ("depth", "target", "names"),
     [(64, V4, tuple(MASKED)), *((depth, V4, BRIEFLY) for depth in (1, 20, 32, 128)), (20, V3, BRIEFLY), (64, V3, ("computed_keys",))],

@@ -45,6 +45,7 @@ def linear_chain(*sizes: int) -> torch.nn.Module:
     return torch.nn.Sequential(*[step for layer in layers for step in (layer, torch.nn.ReLU())][:-1])
 
 
+@pytest.mark.sample(0, 3)
 @pytest.mark.parametrize("target", [AMX, NATIVE, pytest.param(V4, marks=pytest.mark.slow), V3])
 def test_every_tail(target: str) -> None:
     """Depths odd, even, 1 and whole matrix tiles; widths around a panel; rows in blocks of 32, 16, 8, 4, 2 and 1."""
@@ -87,6 +88,7 @@ def encoder() -> torch.nn.Module:
     return LastHiddenState(transformers.BertModel(config, add_pooling_layer=False)).eval()
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("target", ALL_TARGETS)
 def test_an_encoder_with_padding(target: str) -> None:
     module = encoder()
@@ -113,6 +115,7 @@ class SelfAttention(torch.nn.Module):
         return weighted.transpose(1, 2).flatten(2)
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize(("head", "target"), [(64, AMX), (32, AMX), (32, V3)])
 def test_attention_around_blocks_of_queries_and_keys(head: int, target: str) -> None:
     """A sequence has the same bits alone and padded in a batch, odd and even numbers of keys included."""

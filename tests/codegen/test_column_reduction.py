@@ -58,6 +58,7 @@ POOLS: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("channels", [3, 64, 150])
 def test_pools(channels: int) -> None:
     smooth = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)  # a convolution asks for channels innermost

@@ -24,6 +24,7 @@ class Linears(nn.Module):
         return {name: layer(x) for name, layer in self.layers.items()}
 
 
+@pytest.mark.sample(2, 3)
 @pytest.mark.parametrize(("k", "target"), [*((k, V4) for k in (1, 17, 48)), (17, V3), (601, V3)])
 def test_linear_layers_of_every_tail(k: int, target: str) -> None:
     module = Linears(k)
@@ -134,6 +135,7 @@ def planes() -> Windows:
     ).eval()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("target", [V4, V3])
 def test_windows_over_planes(target: str) -> None:
     module = planes()
@@ -152,6 +154,7 @@ def test_windows_over_lines_and_volumes() -> None:
     assert_like_eager(program, volumes, torch.randn(3, 2, 5, 6, 7))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", [2, 3, 5, 8])
 def test_pixels_far_apart_read_where_they_are(size: int) -> None:
     """A window of one pixel at a stride: rows of the left side that are no neighbors, of few pixels and of one image."""

@@ -104,6 +104,7 @@ def sample(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randint(0 if dtype == torch.uint8 else -50, 100, shape).to(dtype)
 
 
+@pytest.mark.sample(0, 1, 2, 4, 7, 8, 11, 12)
 @pytest.mark.parametrize(("name", "target"), [*((name, V4) for name in DTYPES), ("float32", V3), ("bfloat16", V3), ("bool", V3)])
 def test_every_dtype(name: str, target: str) -> None:
     dtype = DTYPES[name]

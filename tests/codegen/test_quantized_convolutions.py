@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import llmos
+from llmos.compiler.backends.cpu.backend import CpuBackend
+from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.frontend.onnx import import_onnx
+from llmos.compiler.ir.weights import Weight
+from llmos.runtime.artifact.manifest import WeightSpec
 from llmos.runtime.program import Program
 
 from .programs import V3, V4, options, runnable
@@ -111,8 +116,8 @@ CONVS = (
 )
 
 
-def compiled(convs: Sequence[Conv], target: str, folder: Path) -> Program:
-    """One program of many convolutions, each of an input of its own; batches of any size."""
+def model_of(convs: Sequence[Conv]) -> onnx.ModelProto:
+    """One model of many convolutions, each of an input of its own; batches of any size."""
     kinds = {np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8}
     inputs, outputs, tensors = [], [], []
     for number, conv in enumerate(convs):
@@ -120,7 +125,11 @@ def compiled(convs: Sequence[Conv], target: str, folder: Path) -> Program:
         outputs.append(helper.make_tensor_value_info(f"y{number}", kinds[conv.left], ["batch", conv.n, f"h{number}", f"w{number}"]))
         tensors += [numpy_helper.from_array(array, name) for name, array in conv.operands(number).items()]
     graph = helper.make_graph([conv.node(number) for number, conv in enumerate(convs)], "g", inputs, outputs, tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), folder / "m.onnx")
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def compiled(convs: Sequence[Conv], target: str, folder: Path) -> Program:
+    onnx.save(model_of(convs), folder / "m.onnx")
     llmos.compile(folder / "m.onnx", options=options(runnable(target))).save(folder / "m.llmos")
     return llmos.load(folder / "m.llmos", poison_arena=True)
 
@@ -137,11 +146,19 @@ def expect_exact(convs: Sequence[Conv], program: Program, batch: int) -> None:
         np.testing.assert_array_equal(np.asarray(y), conv.expected(x, number), err_msg=str(conv))
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_window_gives_the_exact_sum(target: str, tmp_path: Path) -> None:
-    program = compiled(CONVS, target, tmp_path)
+# Each convolution on one of two processors; all on all among the slow tests.
+HALVES = [
+    ("x86-64-v4-vnni", CONVS[::2]),
+    (V3, CONVS[1::2]),
+    *(pytest.param(target, CONVS, marks=pytest.mark.slow) for target in ("x86-64-v4-vnni", V3, "x86-64-v4-amx", V4, "x86-64-v3-vnni")),
+]
+
+
+@pytest.mark.parametrize(("target", "convs"), HALVES)
+def test_every_window_gives_the_exact_sum(target: str, convs: Sequence[Conv], tmp_path: Path) -> None:
+    program = compiled(convs, target, tmp_path)
     for batch in (1, 3):
-        expect_exact(CONVS, program, batch)
+        expect_exact(convs, program, batch)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -153,17 +170,18 @@ def test_stores_of_one_lane_leave_the_next_row_alone(target: str, tmp_path: Path
         expect_exact([conv], program, 3)
 
 
-def test_each_convolution_has_the_kernel_that_it_should(tmp_path: Path) -> None:
+def test_each_convolution_has_the_kernel_that_it_should() -> None:
+    backend, chosen = CpuBackend(), options(V4)
     for conv in CONVS:
-        program = compiled([conv], V4, tmp_path)
-        kinds = {kernel.kind for kernel in program.manifest.kernels}
+        record = run_passes(import_onnx(model_of([conv])), chosen, backend).record
+        kinds = {kernel.kind for kernel in record.kernels}
         assert kinds <= {"contraction", "elementwise"}, conv
-        assert _multiplies_bytes(program) == conv.in_integers, conv
+        assert _multiplies_bytes(record.weights.values()) == conv.in_integers, conv
 
 
-def _multiplies_bytes(program: Program) -> bool:
+def _multiplies_bytes(weights: Iterable[Weight | WeightSpec]) -> bool:
     """Whether a weight is packed in words of bytes, [n/w][k/4][w][4]."""
-    return any(str(each.dtype) in ("int8", "uint8") and tuple(each.shape)[3:] == (4,) for each in program.manifest.weights)
+    return any(str(each.dtype) in ("int8", "uint8") and tuple(each.shape)[3:] == (4,) for each in weights)
 
 
 CHAIN = (  # 1x1, depthwise and strided ones among others, as in a network: channels lie innermost all along
@@ -175,6 +193,7 @@ CHAIN = (  # 1x1, depthwise and strided ones among others, as in a network: chan
 )
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_chain_has_the_bits_of_onnxruntime(target: str, tmp_path: Path) -> None:
     """Pixels go from one to the next in bytes, through a pool, too."""
@@ -192,7 +211,7 @@ def test_a_chain_has_the_bits_of_onnxruntime(target: str, tmp_path: Path) -> Non
     llmos.compile(tmp_path / "m.onnx", options=options(runnable(target))).save(tmp_path / "m.llmos")
     program = llmos.load(tmp_path / "m.llmos", poison_arena=True)
     assert "fallback" not in {kernel.kind for kernel in program.manifest.kernels}
-    assert _multiplies_bytes(program)
+    assert _multiplies_bytes(program.manifest.weights)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 2):
         image = np.random.default_rng(batch).integers(0, 256, (batch, 3, *size), np.uint8)
@@ -210,7 +229,7 @@ def test_conv_integer(c: int, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     llmos.compile(tmp_path / "m.onnx", options=options(runnable(V3))).save(tmp_path / "m.llmos")
     program = llmos.load(tmp_path / "m.llmos", poison_arena=True)
-    assert _multiplies_bytes(program)
+    assert _multiplies_bytes(program.manifest.weights)
     image = np.random.default_rng(0).integers(0, 256, (2, c, 9, 11), np.uint8)
     centered = np.pad(image.astype(np.int64) - 250, [(0, 0), (0, 0), (1, 1), (1, 1)])
     np.testing.assert_array_equal(np.asarray(program(image)), _convolved(centered, conv.operands(0)["w0"].astype(np.int64), conv))

@@ -104,6 +104,7 @@ def activations(m: int, k: int) -> np.ndarray:
     return np.random.default_rng(k).standard_normal((128, k), np.float32)[:m]
 
 
+@pytest.mark.sample(4, 7, 12, 15, 16, 19, 23, 27)
 @pytest.mark.parametrize(("case", "targets"), in_turn(((case,) for case in CASES), ((V3, V4), (V3, "x86-64-v4-amx"))), ids=str)
 def test_products_are_near_and_alike_everywhere(case: Case, targets: tuple[str, ...]) -> None:
     weight = case.module.weight().to(torch.float64).numpy()

@@ -11,15 +11,20 @@ from tests.conformance.outcome import Outcome
 from tests.conformance.report import listed
 from tests.conformance.workers import run_cases
 
-# Every so many cases of the sorted names; of the small suite of models more.
-STRIDES = {"onnx-node": 12, "onnx-model": 3}
+# Every so many cases of the sorted names, and so many times as many among the slow tests; of the small suite of models more.
+STRIDES, MORE = {"onnx-node": 36, "onnx-model": 9}, 3
+SAMPLES = [
+    pytest.param((suite, times), id=suite.name if times == 1 else f"{suite.name}-more", marks=pytest.mark.slow if times > 1 else ())
+    for suite in onnx_suites()
+    for times in (1, MORE)
+]
 
 
-@pytest.fixture(scope="module", params=onnx_suites(), ids=lambda suite: suite.name)
+@pytest.fixture(scope="module", params=SAMPLES)
 def outcomes(request: pytest.FixtureRequest) -> Sequence[Outcome]:
-    suite = request.param
-    names = suite.cases()[:: STRIDES[suite.name]]
-    assert len(names) > 40
+    suite, times = request.param
+    names = suite.cases()[:: STRIDES[suite.name] // times]
+    assert len(names) > 15
     return list(run_cases(suite, names, jobs=1, timeout_s=120))
 
 

@@ -76,6 +76,7 @@ def qlinear() -> onnx.ModelProto:
 SYMMETRIC, SHIFTED = np.zeros(N, np.int8), RNG.integers(-9, 9, N).astype(np.int8)
 
 
+@pytest.mark.sample(0, 2, 4, 5)
 @pytest.mark.parametrize(
     "proto",
     [dynamic(), *(qdq(zero, zeros) for zero in (np.uint8(117), np.int8(-5)) for zeros in (SYMMETRIC, SHIFTED)), qlinear()],
@@ -123,6 +124,7 @@ def convolution(zero: Any) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("zero", [np.uint8(117), np.int8(-5)], ids=["u8", "s8"])
 def test_convolutions(zero: Any, tmp_path: Path) -> None:
     """Two products of bytes, no float32 between them in memory; off by one step only where a value lies between two."""

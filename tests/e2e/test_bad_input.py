@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 import llmos
 from llmos.runtime.artifact.writer import ArtifactContents, CodeVariant, write_artifact
+from llmos.runtime.cli.command import run
 
 from .conftest import Compile, call
 
@@ -143,20 +144,47 @@ SOURCES: list[tuple[Callable[[Path, Path], Path], str]] = [
 ]
 
 
+@pytest.fixture
+def call_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`llmos` in this process, for tests about what it says: a process of its own imports torch first."""
+
+    def run_here(*arguments: object) -> Done:
+        capfd.readouterr()
+        code = run([str(each) for each in arguments])
+        return Done([], code, *capfd.readouterr())
+
+    return run_here
+
+
 @pytest.mark.parametrize(("make", "message"), SOURCES, ids=lambda value: getattr(value, "__name__", ""))
-def test_sources_that_do_not_compile(make: Callable[[Path, Path], Path], message: str, source: Path, tmp_path: Path) -> None:
+def test_sources_that_do_not_compile(
+    make: Callable[[Path, Path], Path],
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    call_here: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bad, out = tmp_path / "bad", tmp_path / "out"
     bad.mkdir(), out.mkdir()
     path = make(bad, source)
-    assert_one_line(call("compile", path, "-o", out / "model.llmos", "-q", cwd=out), message)
+    monkeypatch.chdir(out)
+    assert_one_line(call_here("compile", path, "-o", out / "model.llmos", "-q"), message)
     assert_empty(out)
 
 
-def test_nan_weights_are_a_warning_and_the_model_still_compiles(tmp_path: Path) -> None:
+def test_a_process_of_its_own_says_the_same(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert_one_line(call("compile", unknown_onnx_op(tmp_path, source), "-o", out / "model.llmos", "-q", cwd=out), "Frobnicate")
+    assert_empty(out)
+
+
+def test_nan_weights_are_a_warning_and_the_model_still_compiles(tmp_path: Path, call_here: Callable[..., Done]) -> None:
     module = Classifier()
     with torch.no_grad():
         module.inner.weight[3, 5] = float("nan")
-    done = call("compile", export(module, tmp_path / "diverged.pt2"), "-o", tmp_path / "out.llmos", "-q", *NATIVE)
+    done = call_here("compile", export(module, tmp_path / "diverged.pt2"), "-o", tmp_path / "out.llmos", "-q", *NATIVE)
     assert done.returncode == 0 and (tmp_path / "out.llmos").is_file()
     assert done.stderr.startswith("warning: ") and "NaN" in done.stderr and "inner.weight" in done.stderr and done.stderr.count("\n") == 1
 
@@ -212,6 +240,7 @@ def test_a_foreign_signature(artifact: Path, tmp_path: Path) -> None:
     assert call("run", artifact, env={"LLMOS_HOME": str(tmp_path)}).returncode == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("missing_bytes", [100, 10_000_000], ids=["for the artifact", "for temporary files too"])
 def test_a_full_disk(missing_bytes: int, artifact: Path, source: Path, tmp_path: Path) -> None:
     limit = max(1024, artifact.stat().st_size - missing_bytes)
@@ -226,16 +255,16 @@ def test_a_full_disk(missing_bytes: int, artifact: Path, source: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["model.llmos"] and before.read_bytes() == b"the old one"
 
 
-def test_a_folder_that_is_not_there_is_said_before_any_work(source: Path, tmp_path: Path) -> None:
-    assert_one_line(call("compile", source, "-o", tmp_path / "nowhere" / "model.llmos"), "no such directory")
+def test_a_folder_that_is_not_there_is_said_before_any_work(source: Path, tmp_path: Path, call_here: Callable[..., Done]) -> None:
+    assert_one_line(call_here("compile", source, "-o", tmp_path / "nowhere" / "model.llmos"), "no such directory")
 
 
-def test_check_lists_what_does_not_compile_and_exits_with_1(tmp_path: Path) -> None:
+def test_check_lists_what_does_not_compile_and_exits_with_1(tmp_path: Path, call_here: Callable[..., Done]) -> None:
     path = unknown_onnx_op(tmp_path, tmp_path)
-    done = call("check", path)
+    done = call_here("check", path)
     assert done.returncode == 1
     assert "Frobnicate" in done.stdout and "the_node" in done.stdout and "1 place that does not compile" in done.stdout
-    assert json.loads(call("check", path, "--json").stdout)[0]["supported"] is False
+    assert json.loads(call_here("check", path, "--json").stdout)[0]["supported"] is False
 
 
 def test_without_a_c_compiler_compile_says_what_to_install(source: Path, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_every_variant_of_the_code_gives_the_same_embeddings(minilm: Path) -> No
         assert np.abs(other - found[0]).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_compiled_twice_it_is_the_same_file(minilm: Path, minilm_source: Path, compiled: Compile) -> None:
     again = compiled(minilm_source, "again", "--name", "minilm", "--no-cache")
     assert sha256(again.read_bytes()).digest() == sha256(minilm.read_bytes()).digest()

@@ -31,6 +31,7 @@ def mnist(models: Path) -> tuple[Array, Array]:
     return pixels.reshape(1000, 1, 1, 28, 28).astype(np.float32), labels
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(("name", "right"), [("microsoft-mnist", 987), ("tracel-ai-mnist", 990)])
 def test_mnist_digits(name: str, right: int, models: Path, compiled: Compile) -> None:
     digits, labels = mnist(models)
@@ -72,6 +73,7 @@ def samples(path: Path, rate: int) -> Array:
     return data[: len(data) // step * step].reshape(-1, step).mean(1)
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("name", ["silero_vad_op18_ifless", "silero_vad_16k_op15"])
 def test_silero_hears_the_speech_of_twenty_seconds(name: str, models: Path, compiled: Compile) -> None:
     """Streamed: each call takes 64 samples of the frame before, 512 new ones and the state of the last call."""
@@ -98,7 +100,7 @@ class Peer:
 
 
 PEERS = [
-    Peer("squeezenet-fp16/SqueezeNet_fp16.onnx", ((1, 3, 224, 224),), 120, "float16", limit=2e-2),
+    pytest.param(Peer("squeezenet-fp16/SqueezeNet_fp16.onnx", ((1, 3, 224, 224),), 120, "float16", limit=2e-2), marks=pytest.mark.slow),
     # A value that lies between two of the 256 levels may fall to either, and the next layers carry it on.
     pytest.param(Peer("shufflenet-int8/shufflenet-v2-12-int8.onnx", ((1, 3, 224, 224),), 2, limit=5e-2), marks=pytest.mark.slow),
     pytest.param(Peer("yolox-nano/yolox_nano.onnx", ((1, 3, 416, 416),), 255), marks=pytest.mark.slow),
@@ -126,6 +128,7 @@ def test_model_is_like_onnxruntime(peer: Peer, models: Path, compiled: Compile) 
             agree(models / peer.path, x, found if isinstance(found, tuple) else (found,), peer.limit)
 
 
+@pytest.mark.slow
 def test_basic_pitch_transcribes_like_onnxruntime(models: Path, compiled: Compile) -> None:
     """Two windows of two seconds of singing at 22,050 samples a second."""
     path = models / "basic-pitch/nmp.onnx"

@@ -145,6 +145,7 @@ def slices(whole: torch.Tensor, part: torch.Tensor, row: torch.Tensor, at: torch
     return part + part
 
 
+@pytest.mark.sample(0, 1, 6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.uint8, torch.int64, torch.float64, torch.complex64])
 def test_slices_of_every_width(dtype: torch.dtype, tmp_path: Path) -> None:
     shapes = (({0: BATCH}, {0: BATCH}, {}, {}),)
@@ -197,6 +198,7 @@ def random_program(seed: int) -> tuple[str, Callable[..., Tensors]]:
     return source, scope["function"]
 
 
+@pytest.mark.sample(0, 2, 4, 6, 8, 10)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_programs(seed: int, tmp_path: Path) -> None:
     source, function = random_program(seed)

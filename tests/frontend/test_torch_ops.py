@@ -154,6 +154,7 @@ def test_pooling() -> None:
     )
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(
     ("mode", "padding", "aligned"),
     [

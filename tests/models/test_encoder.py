@@ -65,6 +65,7 @@ def test_check_says_of_a_directory_what_compile_does(tmp_path: Path) -> None:
     assert all(row.supported for row in rows)
 
 
+@pytest.mark.sample(1, 4)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_families_at_other_sizes_than_traced(name: str, tmp_path: Path) -> None:
     model = import_encoder(save(CONFIGS[name](), tmp_path), EncoderOptions(pooling="mean"))

@@ -162,6 +162,7 @@ NETWORKS: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.sample(0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str) -> None:
     module = NETWORKS[name].eval()

@@ -74,6 +74,7 @@ def recurrent() -> ImportedModel:
     return import_torch(torch.nn.LSTM(8, 16, batch_first=True, bidirectional=True).eval(), (torch.randn(3, 7, 8),), (shape,))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("model", [lambda: convolutions(2), recurrent], ids=["convolutions", "recurrent"])
 def test_dead_memory_is_never_read(model: object) -> None:
     assert bisect(model(), OPTIONS, lambda _: None, CACHE).kind == CLEAN  # type: ignore[operator]

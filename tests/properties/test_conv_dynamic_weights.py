@@ -79,6 +79,7 @@ class Convolution:
         return type("Module", (torch.nn.Module,), {"forward": staticmethod(forward)})()
 
 
+@pytest.mark.sample(0, 2, 4)
 @pytest.mark.parametrize("seed", range(CASES))
 def test_a_weight_of_other_sizes_than_the_traced_ones(seed: int) -> None:
     torch.manual_seed(seed)

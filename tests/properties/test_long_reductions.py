@@ -151,6 +151,7 @@ def products(k: int, rows: int) -> tuple[Tensor, Tensor]:
 KERNELS = {"fp32": (V3, V4), "bf16": (V3, "x86-64-v4-bf16", "x86-64-v4-amx")}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("precision", KERNELS)
 def test_every_variant_of_a_tile_ends_blocks_at_the_same_k(precision: str, tmp_path: Path) -> None:
     """Rows alone and together, on one thread and two, on every kind of processor."""

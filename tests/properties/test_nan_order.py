@@ -66,6 +66,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_like_eager(dtype: torch.dtype) -> None:
     x = torch.tensor(ROWS).to(dtype)

@@ -134,6 +134,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.sample(0, 2, 4, 6)
 @pytest.mark.parametrize("name", list(FUNCTIONS)[:: 1 if CASES else 3])
 def test_torch_resizing_of_dynamic_dimensions(name: str) -> None:
     function = FUNCTIONS[name]
@@ -145,6 +146,7 @@ def test_torch_resizing_of_dynamic_dimensions(name: str) -> None:
         assert agree(got, want, 1e-5), size
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_scales_that_leave_or_double_a_size(num_axes: int) -> None:
     """Of 2 elements a scale of 1.4 makes 2, one of 2.3 makes 4: torch's kernel of images then forgets the scale, its others do not."""

@@ -90,6 +90,7 @@ def test_a_name_proves_nothing(tmp_path: Path, name: str) -> None:
     assert all(_same_bits(found, expected) for found, expected in zip(answers, alone, strict=True))
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("group", range(4))
 def test_what_is_proven_of_a_random_graph_holds_of_torch(group: int) -> None:
     """Rows of eager torch's answers, joined and alone; for what is proven of more than half of the graphs that have rows at all."""

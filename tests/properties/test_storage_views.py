@@ -131,6 +131,7 @@ def test_a_chain_of_views_reads_what_torch_reads(dynamic: bool, dtype: torch.dty
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool]
 
 
+@pytest.mark.sample(0, 2, 5)
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_memory_read_as_another_type(source: torch.dtype) -> None:
     """Of a slice whose memory begins in the middle, and then again by as_strided."""

@@ -70,6 +70,7 @@ def wrong_nodes(chosen: Sequence[Node], inputs: Mapping[str, Array], found: Sequ
     return messages
 
 
+@pytest.mark.sample(0, 2, 3)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_onnx(dtype: str) -> None:
     """Sizes are dynamic for half of the types and static for the others, which is another way through the kernels."""
@@ -176,6 +177,7 @@ def exports(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> bool:
     return False
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("dtype", DTYPES if EVERYTHING else ("uint8", "uint32", "uint64"))
 @pytest.mark.filterwarnings("ignore")
 def test_torch(dtype: str) -> None:

@@ -79,6 +79,7 @@ def difference(name: str, found: np.ndarray, want: np.ndarray, dtype: torch.dtyp
     return f"{found[wrong][:3]} instead of {want[wrong][:3]}, by more than {limit}" if wrong.any() else ""
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("dtype", list(MOMENTS)[1:], ids=lambda t: str(t).removeprefix("torch."))
 def test_torch(dtype: torch.dtype) -> None:
     module = Returns(**FUNCTIONS)
@@ -139,6 +140,7 @@ def model(dtype: np.dtype, shape: tuple[int, ...]) -> onnx.ModelProto:
     return helper.make_model(helper.make_graph(nodes, "norms", [x], results, held), opset_imports=[helper.make_opsetid("", 21)])
 
 
+@pytest.mark.sample(0, 2)
 @pytest.mark.parametrize("dtype", MOMENTS, ids=lambda t: str(t).removeprefix("torch."))
 def test_onnx(dtype: torch.dtype) -> None:
     shape = (2, 6, 5, 7)

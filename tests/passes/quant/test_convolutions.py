@@ -43,7 +43,7 @@ def expect_same(program: Program, num_products: int = 1) -> None:
         np.testing.assert_array_equal(got, each)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

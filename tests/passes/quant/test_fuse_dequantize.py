@@ -38,7 +38,7 @@ def expect_close(program: Program, num_products: int = 1) -> None:
         np.testing.assert_allclose(got, each, rtol=0, atol=1e-5 * np.abs(each).max(initial=1e-6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

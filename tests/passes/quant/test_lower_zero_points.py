@@ -41,7 +41,7 @@ def expect_same(program: Program, num_products: int = 1) -> str:
     return str(program.module)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

@@ -68,7 +68,7 @@ def test_the_ir() -> None:
     assert {"tensor<32x64xi8>", "tensor<32xi32>", "tensor<32xf32>"} <= kinds
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.lists(st.integers(1, 4), max_size=2),
     rows=st.integers(1, 6),
