@@ -28,7 +28,7 @@ test: venv
 
 # What takes more than a few seconds a test: large compiles, real models, the longest generators.
 test-slow: venv
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m slow --optimize
 
 check: venv
 	$(RUN) -m ruff check .

@@ -16,6 +16,7 @@ from .processors import PROCESSORS
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--processor", choices=sorted(PROCESSORS), help="take this machine for another one, where it has all of its features")
+    parser.addoption("--optimize", action="store_true", help="run LLVM's optimizer in tests/properties too")
 
 
 @pytest.hookimpl(tryfirst=True)
