@@ -82,7 +82,7 @@ def test_opt_dumps_what_changed(relu_layer: Path, tmp_path: Path) -> None:
             "--quant w8a8-static takes the ranges of activations from data: give some with --calibrate FILE",
         ),
         (["compile", "FILE", "--quant", "w4a16"], "--quant w4a16: say how many weights share a scale"),
-        (["compile", "FILE", "--budget", "cosine>=2"], "or a cosine, such as cosine>=0.999"),
+        (["compile", "FILE", "--budget", "cosine>=2"], "a cosine, such as cosine>=0.999"),
         (["compile", "FILE", "--budget", "-1"], "give the largest relative error to allow, such as 1e-4"),
         (["compile", "FILE", "--stop-after", "fusd.mlir"], "did you mean fused.mlir"),
         (["compile", "FILE", "--dynamic", "batch=0"], "a size is 1 or more"),

@@ -1,7 +1,7 @@
 """What is tested here are our kernels, whatever LLVM makes of them: it optimizes nothing, which is most of a compile's time.
 
-tests/codegen and tests/fuzz run what its optimizer makes; so do modules that say `OPTIMIZED = True`, of what memory is touched, and all of them
-under `--optimize` (`make test-slow`).
+tests/codegen and tests/fuzz run what its optimizer makes. So do modules that say `OPTIMIZED = True`, which watch what memory is touched,
+and all of them under `--optimize` (`make test-slow`).
 """
 
 from __future__ import annotations
