@@ -12,7 +12,7 @@ from tests.conformance.report import listed
 from tests.conformance.workers import run_cases
 
 # Every so many cases of the sorted names, and so many times as many among the slow tests; of the small suite of models more.
-STRIDES, MORE = {"onnx-node": 36, "onnx-model": 9}, 3
+STRIDES, MORE = {"onnx-node": 72, "onnx-model": 9}, 6
 SAMPLES = [
     pytest.param((suite, times), id=suite.name if times == 1 else f"{suite.name}-more", marks=pytest.mark.slow if times > 1 else ())
     for suite in onnx_suites()
