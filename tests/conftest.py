@@ -11,12 +11,18 @@ import pytest
 
 from llmos.compiler.backends.cpu import target
 
+from .conformance import OPT_LEVEL
 from .processors import PROCESSORS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--processor", choices=sorted(PROCESSORS), help="take this machine for another one, where it has all of its features")
-    parser.addoption("--optimize", action="store_true", help="run LLVM's optimizer in tests/properties too")
+    parser.addoption("--optimize", action="store_true", help="let LLVM optimize what tests/properties and tests/conformance compile")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--optimize"):
+        os.environ[OPT_LEVEL] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -125,7 +125,10 @@ def _one_value(array: np.ndarray, dtype: str) -> RandomInput | None:
     if not array.size or array.dtype.kind == "c" or (array != array.flat[0]).any():
         return None
     value = float(numbers(array.reshape(-1)[:1], dtype)[0])
-    return RandomInput("integers" if is_exact(dtype) else "normal", 0, value, value, value, 0.0) if abs(value) < 2.0**53 else None
+    if abs(value) >= 2.0**53:
+        return None
+    found = RandomInput("integers" if is_exact(dtype) else "normal", 0, value, value, value, 0.0)
+    return found if found.make(dtype, array.shape).tobytes() == array.tobytes() else None  # zeros have signs
 
 
 def made_up(signature: Signature, examples: Sequence[Sequence[np.ndarray]], sizes: Mapping[str, int]) -> list[np.ndarray]:

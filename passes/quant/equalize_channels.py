@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math as pymath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -64,12 +64,14 @@ def _sweep(entry: EntryFunc) -> None:
     weights = {each.value for each in entry.arguments.weights}
     done = weight_only_ops(entry.block, weights)
     known = weight_only_values(entry.block, weights)
-    place = next(op for op in entry.ops if op not in done)
+    ahead = set(done)
+    place = next(op for op in entry.ops if op not in ahead)
     for op in done:
         op.move_before(place)
     products = static_products(entry)
+    by_op = {each.op: each for each in products}
     for first in products:
-        pair = _pair_of(first, products, known)
+        pair = _pair_of(first, by_op, known)
         if pair is not None:
             with ir.InsertionPoint(place), first.op.location:
                 _equalize(pair)
@@ -86,9 +88,9 @@ class _Pair:
     between: list[tuple[ir.Operation, Channels]] = field(default_factory=list)
 
 
-def _pair_of(first: StaticProduct, products: Sequence[StaticProduct], known: set[ir.Value]) -> _Pair | None:
+def _pair_of(first: StaticProduct, products: Mapping[ir.Operation, StaticProduct], known: set[ir.Value]) -> _Pair | None:
     """The pair that a product forms with the one that alone reads its result."""
-    seconds, between = {each.op: each for each in products}, list[tuple[ir.Operation, Channels]]()
+    between: list[tuple[ir.Operation, Channels]] = []
     found = _result_axis(first)
     if found is None:
         return None
@@ -98,8 +100,8 @@ def _pair_of(first: StaticProduct, products: Sequence[StaticProduct], known: set
         users = list(_readers(value))
         if len(users) != 1:
             return None
-        if users[0] in seconds:
-            second = seconds[users[0]]
+        if users[0] in products:
+            second = products[users[0]]
             second_axis = _weight_axis(second, Generic(second.op).maps[1 - second.weight].results[axis])
             is_activation = second.op.operands[1 - second.weight] == value and second.op.operands[second.weight] != value
             return _Pair(first, second, first_axis, second_axis, between) if is_activation and second_axis is not None else None

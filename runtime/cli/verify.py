@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,17 @@ def _figures(checked: Checked) -> tuple[str, ...]:
     )
 
 
+def _finite(number: float) -> float | None:
+    """A number as JSON has it: infinity and NaN are null."""
+    return number if math.isfinite(number) else None
+
+
 def _json(target: str, own: _Part, quantized: _Part | None, text: Perplexity | None) -> str:
     found: dict[str, Any] = {"target": target, **_fields(own)}
     if quantized is not None:
         found["quantized"] = _fields(quantized)
     if text is not None:
-        found["perplexity"] = {"tokens": text.num_tokens, "perplexity": text.targets[target], "reference": text.reference}
+        found["perplexity"] = {"tokens": text.num_tokens, "perplexity": _finite(text.targets[target]), "reference": text.reference}
     return json.dumps(found, indent=1)
 
 

@@ -17,7 +17,7 @@ from llmos.runtime.server.core.dispatch import run_on_engine
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
-from llmos.runtime.server.core.json import PIECE_VALUES
+from llmos.runtime.server.core.json import INLINE_BYTES, PIECE_VALUES
 from llmos.runtime.server.core.response_cache import ResponseCache
 from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
 from llmos.runtime.server.inference.infer import HEADER_LENGTH, InferRequest, infer_reply, parse_infer
@@ -150,7 +150,7 @@ class HotRoutes:
 
 
 def _is_small(header_length: str) -> bool:
-    return header_length.isdecimal() and len(header_length) <= 5 and int(header_length) <= 64 << 10
+    return header_length.isdecimal() and len(header_length) <= 5 and int(header_length) <= INLINE_BYTES
 
 
 def _pieces(texts: Sequence[str]) -> list[list[str]]:

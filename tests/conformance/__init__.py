@@ -8,3 +8,5 @@ happens into an Outcome, `compiled.run_compiled` runs an imported model through 
 The runner (`workers.py`) runs cases in worker processes, so that a case that ends or hangs its process is one failed case; `report.py`
 prints and writes the tables. A fixed sample of each suite belongs in a test file here, `test_<suite>.py`, for CI.
 """
+
+OPT_LEVEL = "LLMOS_TEST_OPT_LEVEL"  # environment variable, for worker processes too: LLVM's level of code generation, 0 if it isn't set

@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 
+from tests.conformance import OPT_LEVEL
 from tests.conformance.outcome import Suite
 from tests.conformance.report import DOCUMENT, Result, disagreements, reasons, table, write
 from tests.conformance.suites import all_suites
@@ -20,7 +21,7 @@ def main() -> int:
     arguments = _parse(sorted(suites))
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="llmos-conformance-") as home:
-        os.environ |= {"LLMOS_HOME": home, "LLMOS_CACHE": f"{home}/cache"}
+        os.environ |= {"LLMOS_HOME": home, "LLMOS_CACHE": f"{home}/cache", OPT_LEVEL: "1"}
         results = [_run(suites[name], arguments) for name in arguments.suites or suites]
     for result in results:
         print(f"\n{result.suite.title}\n{reasons(result)}\n{disagreements(result)}")

@@ -1,11 +1,13 @@
 """A model compiled for this machine and run in this process: every pass and kernel of a real compile, without an artifact.
 
-LLVM optimizes neither the IR nor the choice of instructions: that is most of a compile's time, and is tested elsewhere.
+LLVM doesn't optimize the IR, which is most of a compile's time and is tested elsewhere. It optimizes the choice of instructions in the
+whole suites and under `--optimize`, not in `make test`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, 
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.verify.accuracy import given_arrays
 from llmos.runtime.artifact.dtypes import DTYPES
+from tests.conformance import OPT_LEVEL
 
 OPTIONS = CompileOptions(target="native", cache=False, repro=None)
 
@@ -100,7 +103,9 @@ def object_of(text: str, target: CpuTarget, reloc: str, code_model: str) -> byte
 
 def _machine(target: CpuTarget, reloc: str, code_model: str) -> llvmlite.TargetMachine:
     chosen = llvmlite.Target.from_triple(target.triple)
-    return chosen.create_target_machine(cpu=target.cpu, features=target.features, opt=0, reloc=reloc, codemodel=code_model)
+    return chosen.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=int(os.environ.get(OPT_LEVEL, "0")), reloc=reloc, codemodel=code_model
+    )
 
 
 def _engine(text: str, target: CpuTarget) -> llvmlite.ExecutionEngine:

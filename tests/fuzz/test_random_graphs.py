@@ -1,4 +1,4 @@
-"""Sixteen random graphs with fixed numbers, a hundred among the slow tests; `make fuzz` takes three thousand, in processes of their own."""
+"""Twelve random graphs with fixed numbers, a hundred among the slow tests; `make fuzz` takes three thousand, in processes of their own."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import Artifact, ModelWarning
 from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.frontend.torch import import_torch
+from llmos.compiler.verify.samples import _one_value
 from llmos.runtime.artifact.accuracy import ACCURACY_MEMBER, AccuracyReport, accuracy_report_of
 from llmos.runtime.artifact.deviation import Deviation, Tolerance, measure
 from llmos.runtime.artifact.fields import Fields
@@ -146,6 +147,31 @@ class WritesRows(torch.nn.Module):
 
     def forward(self, cache: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return cache.index_copy(0, slots, rows).sum(0, keepdim=True) + rows
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "is_made"),
+    [
+        ("float32", [0.0, 0.0], True),
+        ("float32", [-0.0, -0.0], False),
+        ("float32", [0.0, -0.0], False),
+        ("float32", [0.1, 0.1], True),
+        ("float32", [np.nan, np.nan], False),
+        ("float32", [np.inf, np.inf], False),
+        ("float16", [0.1, 0.1], True),
+        ("int64", [-7, -7], True),
+        ("int64", [2**60, 2**60], False),
+        ("uint8", [255, 255], True),
+        ("bool", [True, True], True),
+        ("int8", [1, 2], False),
+        ("float64", [], False),
+    ],
+)
+def test_an_input_of_one_value_is_made_again_bit_for_bit_or_stored(dtype: str, values: list[Any], is_made: bool) -> None:
+    array = np.array(values, dtype)
+    found = _one_value(array, dtype)
+    assert (found is not None) == is_made
+    assert found is None or found.make(dtype, array.shape).tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5])

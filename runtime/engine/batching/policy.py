@@ -42,7 +42,7 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_rows < 1 or self.max_padded_tokens < 1 or self.window < 1:
             raise UserError("batch limits: max_rows, max_padded_tokens and window must be 1 or more")
-        if not min(self.max_padding, self.max_delay_s, self.max_overtake_s) >= 0:
+        if not all(each >= 0 for each in (self.max_padding, self.max_delay_s, self.max_overtake_s)):
             raise UserError("batch limits: max_padding, max_delay_s and max_overtake_s can't be negative")
 
 

@@ -18,8 +18,10 @@ class Quota:
     tokens_per_min: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (0 < self.weight < math.inf and self.requests_per_min > 0 and self.tokens_per_min > 0):
-            raise UserError("a key's weight, requests_per_min and tokens_per_min must be above 0")
+        if not 0 < self.weight < math.inf:
+            raise UserError("a key's weight must be above 0")
+        if not (self.requests_per_min >= 1 and self.tokens_per_min >= 1):  # a bucket that holds less than 1 never lets anything through
+            raise UserError("a key's requests_per_min and tokens_per_min must be 1 or more")
 
 
 @dataclass

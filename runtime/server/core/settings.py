@@ -29,7 +29,7 @@ class ConnectionLimits:
     def __post_init__(self) -> None:
         if self.max_connections < 1 or self.max_head_bytes < 1024:
             raise UserError("connection limits: max_connections must be 1 or more, and max_head_bytes 1024 or more")
-        if not min(self.header_timeout_s, self.write_timeout_s, self.keep_alive_s) > 0:
+        if not all(each > 0 for each in (self.header_timeout_s, self.write_timeout_s, self.keep_alive_s)):
             raise UserError("connection limits: times must be above 0")
 
 
@@ -68,7 +68,7 @@ class ServerSettings:
             raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
         if self.max_inflight_bytes < self.max_body_bytes:
             raise UserError("server settings: max_inflight_bytes must not be less than max_body_bytes")
-        if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and min(self.grace_s, self.drain_delay_s) >= 0):
+        if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and self.grace_s >= 0 and self.drain_delay_s >= 0):
             raise UserError("server settings: timeout_s and generation_timeout_s must be above 0, and no time negative")
         if self.response_cache_bytes < 0 or not self.response_cache_ttl_s > 0:
             raise UserError("server settings: response_cache_bytes can't be negative, and response_cache_ttl_s must be above 0")

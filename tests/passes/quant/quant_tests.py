@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,11 @@ from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import run_pipeline
 from tests.passes.ir_tests import CONTEXT, PRELUDE, QUIET
+
+
+def examples(few: int, many: int) -> int:
+    """How many examples a property is tried on: few in `make test`, many with LLMOS_PROPERTY_CASES=1."""
+    return many if os.environ.get("LLMOS_PROPERTY_CASES") else few
 
 
 def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from llmos.passes.quant.fuse_dequantize import FuseDequantize
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from tests.passes.ir_tests import apply, check
 
-from .quant_tests import Program, kernel_forms
+from .quant_tests import Program, examples, kernel_forms
 from .test_fuse_dequantize import dequantized
 from .test_lower_zero_points import DTYPES, integers
 
@@ -43,7 +43,7 @@ def expect_same(program: Program, num_products: int = 1) -> None:
         np.testing.assert_array_equal(got, each)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8, 20), deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

@@ -17,7 +17,7 @@ from llmos.passes.quant.fuse_dequantize import FuseDequantize
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from tests.passes.ir_tests import apply, check
 
-from .quant_tests import Program, kernel_forms
+from .quant_tests import Program, examples, kernel_forms
 from .test_lower_zero_points import DTYPES, integers
 
 DECOMPOSED = torch.ops.quantized_decomposed
@@ -38,7 +38,7 @@ def expect_close(program: Program, num_products: int = 1) -> None:
         np.testing.assert_allclose(got, each, rtol=0, atol=1e-5 * np.abs(each).max(initial=1e-6))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10, 25), deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

@@ -16,7 +16,7 @@ from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.quant.lower_zero_points import LowerZeroPoints
 from tests.passes.ir_tests import apply, check, parse
 
-from .quant_tests import Program, kernel_forms
+from .quant_tests import Program, examples, kernel_forms
 
 DTYPES = {"int8": torch.int8, "uint8": torch.uint8}
 
@@ -41,7 +41,7 @@ def expect_same(program: Program, num_products: int = 1) -> str:
     return str(program.module)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10, 25), deadline=None)
 @given(
     left=st.sampled_from(list(DTYPES)),
     right=st.sampled_from(list(DTYPES)),

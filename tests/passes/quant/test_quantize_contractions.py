@@ -18,7 +18,7 @@ from llmos.passes.fold_weight_computation import FoldWeightComputation
 from llmos.passes.quant.quantize_contractions import QuantizeContractions
 from tests.passes.ir_tests import apply, check, functions, generics
 
-from .quant_tests import run, w8a8
+from .quant_tests import examples, run, w8a8
 
 SMALL = QuantizeContractions(min_k=1, min_n=1)
 
@@ -68,7 +68,7 @@ def test_the_ir() -> None:
     assert {"tensor<32x64xi8>", "tensor<32xi32>", "tensor<32xf32>"} <= kinds
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8, 15), deadline=None)
 @given(
     batch=st.lists(st.integers(1, 4), max_size=2),
     rows=st.integers(1, 6),
