@@ -45,7 +45,10 @@ def command(
     model: Path, against: str, source: Path | None, shapes: Sequence[str], files: Sequence[str],
     threads: int, runs: int, peak: bool, profile: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure MODEL, an artifact or something to compile, against other engines in one run on this machine."""
+    """Measure MODEL, an artifact or something to compile, against other engines in one run on this machine.
+
+    `llmos bench serve URL` measures a server.
+    """
     peers = _peers(against)
     num_threads = threads or len(os.sched_getaffinity(0))
     if runs < 20:

@@ -25,6 +25,7 @@ COMMANDS = {
     "opt": LazyCommand("llmos.compiler.cli.opt:command", "Run passes on an MLIR file.", "compile"),
     "bisect": LazyCommand("llmos.compiler.cli.bisect:command", "Find the pass and dispatch where an error enters a compile.", "compile"),
     "compare": LazyCommand("llmos.compiler.cli.compare:command", "Compare an artifact with its source, dispatch by dispatch.", "compile"),
+    "bench serve": LazyCommand("llmos.runtime.cli.bench_serve:command", "Measure a server under load.", "serve"),
     "bench": LazyCommand("llmos.compiler.cli.bench:command", "Measure an artifact against other engines.", "compile,bench"),
 }
 
