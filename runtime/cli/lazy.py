@@ -53,7 +53,8 @@ class LazyGroup(click.Group):
         if (both := " ".join(args[:2])) in self._table and len(args) > 1:  # of two words, before the command of the first
             return both, self.get_command(ctx, both), args[2:]
         if args and not args[0].startswith("-") and args[0] not in self._table:
-            raise UserError(f"there is no command '{args[0]}'{_nearest(args[0], [name for name in self._table if " " not in name])}; 'llmos --help' lists all")
+            nearest = _nearest(args[0], [name for name in self._table if " " not in name])
+            raise UserError(f"there is no command '{args[0]}'{nearest}; 'llmos --help' lists all")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
