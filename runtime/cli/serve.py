@@ -12,12 +12,34 @@ from llmos.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from llmos.runtime.server.core.quotas import Quota
+    from llmos.runtime.server.core.repository import Repository
 
 _STARTED_S = time.monotonic()
 
 
 @click.command(name="serve")
-@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...")
+@click.argument("artifacts", nargs=-1, metavar="[ARTIFACT...]")
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    help="Folder of models to serve, as MODEL/VERSION/model.llmos; VERSION is a number.",
+)
+@click.option(
+    "--version-policy",
+    multiple=True,
+    default=["latest"],
+    show_default=True,
+    help="Versions to serve: latest[:N], specific:1,3 or all; MODEL=... for one model. May be repeated.",
+)
+@click.option(
+    "--model-control",
+    default="none",
+    show_default=True,
+    help="none: load all at the start. explicit: load only on request. poll[:SECONDS]: follow the folder.",
+)
+@click.option(
+    "--load-model", multiple=True, metavar="MODEL", help="Load this model of the folder at the start, and no other. May be repeated."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 for any free one.")
 @click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows of one batch.")
@@ -59,6 +81,19 @@ _STARTED_S = time.monotonic()
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of keys that clients must send, one a line, with their quotas. [env: LLMOS_API_KEYS, the keys, comma-separated]",
 )
+@click.option("--admin-port", type=click.IntRange(0, 65535), help="Port to load, unload and drain at; 0 for any free one; default none.")
+@click.option("--admin-host", default="127.0.0.1", show_default=True, help="Address of the admin port.")
+@click.option(
+    "--admin-keys-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of keys that the admin API requires, one a line; default those of clients.",
+)
+@click.option(
+    "--repository-api/--no-repository-api",
+    default=False,
+    show_default=True,
+    help="Let clients load and unload models at the main port, too.",
+)
 @click.option(
     "--response-cache-mib", default=0, show_default=True, type=click.IntRange(0), help="Kept answers of models of tensors; 0 keeps none."
 )
@@ -71,6 +106,10 @@ _STARTED_S = time.monotonic()
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
 def command(
     artifacts: tuple[str, ...],
+    model_repository: Path | None,
+    version_policy: tuple[str, ...],
+    model_control: str,
+    load_model: tuple[str, ...],
     host: str,
     port: int,
     max_batch_size: int,
@@ -92,6 +131,10 @@ def command(
     keep_alive_s: float,
     root_path: str,
     api_keys_file: Path | None,
+    admin_port: int | None,
+    admin_host: str,
+    admin_keys_file: Path | None,
+    repository_api: bool,
     response_cache_mib: int,
     response_cache_ttl_s: float,
     tls_cert: str,
@@ -127,6 +170,8 @@ def command(
         drain_delay_s=drain_delay_s,
         api_keys=frozenset(quotas),
         quotas=quotas,
+        repository_api=repository_api,
+        admin_keys=frozenset(_quotas_of_file(admin_keys_file)) if admin_keys_file is not None else frozenset(),
         response_cache_bytes=response_cache_mib * MIB,
         response_cache_ttl_s=response_cache_ttl_s,
         access_log=access_log,
@@ -137,8 +182,41 @@ def command(
         tls_cert=tls_cert,
         tls_key=tls_key,
     )
-    models = [load_served(path, name, entry) for name, path in map(_parse_artifact, artifacts)]
-    return serve(models, settings, host=host, port=port, started_s=_STARTED_S)
+    if not artifacts and model_repository is None:
+        raise UserError("Missing argument 'ARTIFACT...', or --model-repository")
+    paths = [_parse_artifact(artifact) for artifact in artifacts]
+    models = [load_served(path, name, entry) for name, path in paths]
+    listed = {model.name: path for model, (_, path) in zip(models, paths, strict=True)}
+    repository = _repository(listed, model_repository, version_policy, model_control, load_model)
+    return serve(
+        models,
+        settings,
+        host=host,
+        port=port,
+        repository=repository,
+        load_model=lambda path, name: load_served(path, name, entry),
+        admin=(admin_host, admin_port) if admin_port is not None else None,
+        started_s=_STARTED_S,
+    )
+
+
+def _repository(
+    listed: dict[str, Path], folder: Path | None, policies: tuple[str, ...], control: str, start: tuple[str, ...]
+) -> Repository:
+    from llmos.runtime.server.core.repository import ModelControl, Repository, VersionPolicy
+
+    named = dict(each.split("=", 1) for each in policies if "=" in each)
+    common = [each for each in policies if "=" not in each]
+    if len(common) > 1:
+        raise UserError(f"--version-policy: '{common[0]}' and '{common[1]}' are both for all models; give MODEL=... for one")
+    return Repository(
+        listed,
+        folder,
+        ModelControl.parse(control),
+        VersionPolicy.parse(common[0]) if common else VersionPolicy(),
+        {name: VersionPolicy.parse(text) for name, text in named.items()},
+        start or None,
+    )
 
 
 def _quotas_of_file(path: Path) -> dict[str, Quota]:

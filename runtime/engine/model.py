@@ -50,6 +50,9 @@ class Model(Protocol):
     def metadata(self) -> Mapping[str, Any]: ...
     def asset(self, name: str) -> bytes | None: ...
     def __call__(self, arrays: Sequence[Array]) -> list[Array]: ...
+    def close(self) -> None:
+        """End its use, and check that nothing wrote where it must not. Raises LlmosError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,13 @@ class ProgramModel:
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         result = self._entry(*arrays)
         return list(result) if isinstance(result, tuple) else [result]
+
+    def close(self) -> None:
+        """End its use, and check code, weights and memory. Raises ArtifactError or ExecutionError."""
+        try:
+            self._program.check_integrity()
+        finally:
+            self._program.close()
 
 
 def load_model(path: Path, name: str | None = None, entry: str = "") -> ProgramModel:

@@ -2,58 +2,79 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.server.core.endpoint import Endpoint
-from llmos.runtime.server.core.errors import HttpError, error_reply
 from llmos.runtime.server.core.gateway import Gateway
-from llmos.runtime.server.core.http import Reply, route_path
-from llmos.runtime.server.core.language import LanguageModel, ServedLanguageModel
+from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_served
+from llmos.runtime.server.core.registry import LoadModel
+from llmos.runtime.server.core.repository import Repository
+from llmos.runtime.server.core.served import Served, ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
-from llmos.runtime.server.core.state import VERSION, AnyModel, Served, ServerState
+from llmos.runtime.server.core.state import ServerState
+from llmos.runtime.server.framework import add_error_handlers
 from llmos.runtime.server.generation_routes import GenerationRoutes
 from llmos.runtime.server.inference.tensors import DATATYPES, require_datatypes
 from llmos.runtime.server.openapi import document, page
+from llmos.runtime.server.repository_routes import RepositoryRoutes
 from llmos.runtime.server.routes import HotRoutes
 
 _MODEL = "/v2/models/{model}"
 _MODEL_VERSION = "/v2/models/{model}/versions/{version}"
 
 
-def create_app(models: Sequence[AnyModel], settings: ServerSettings | None = None) -> FastAPI:
-    """Create an app that serves models. Its `state.server` is the ServerState; the end of its lifespan closes the engines.
+def create_app(
+    models: Sequence[AnyModel],
+    settings: ServerSettings | None = None,
+    repository: Repository | None = None,
+    load_model: LoadModel = load_served,
+) -> FastAPI:
+    """Create an app that serves models, and those of a repository. Its `state.server` is the ServerState; the end of its lifespan closes
+    the engines. load_model: loads an artifact as a model of a name.
 
     Raises UserError for no models, equal names, a name that isn't valid in a URL, or a dtype that the protocol lacks.
     """
-    for model in models:
-        if not isinstance(model, LanguageModel):
-            require_datatypes(model)
-    state = ServerState(models, settings or ServerSettings())
+
+    def checked(path: Path, name: str) -> AnyModel:
+        return _checked(load_model(path, name))
+
+    state = ServerState(list(map(_checked, models)), settings or ServerSettings(), repository, checked)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        polling = asyncio.create_task(state.registry.poll())
         yield
+        polling.cancel()
         state.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.server = state
     _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
+    if state.settings.repository_api:
+        app.router.routes.extend(RepositoryRoutes(state).routes())
     _add_health(app, state)
     _add_metadata(app, state)
     _add_openai_models(app, state)
     _add_documentation(app, state)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     app.add_middleware(Gateway, state=state)
     return app
+
+
+def _checked(model: AnyModel) -> AnyModel:
+    if not isinstance(model, LanguageModel):
+        require_datatypes(model)
+    return model
 
 
 def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoutes) -> None:
@@ -84,34 +105,37 @@ def _add_health(app: FastAPI, state: ServerState) -> None:
 
 
 def _add_metadata(app: FastAPI, state: ServerState) -> None:
+    extensions = ["binary_tensor_data", *(["model_repository"] if state.settings.repository_api else [])]
+
     @app.get("/v2")
     async def server() -> dict[str, Any]:
-        return {"name": "llmos", "version": version("llmos"), "extensions": ["binary_tensor_data"]}
+        return {"name": "llmos", "version": version("llmos"), "extensions": extensions}
 
     @app.get(_MODEL)
     async def metadata(model: str) -> dict[str, Any]:
-        return _metadata(state.find(model))
+        return _metadata(state, state.registry.find(model))
 
     @app.get(_MODEL_VERSION)
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
-        return _metadata(state.find(model, version))
+        return _metadata(state, state.registry.find(model, version))
 
     @app.get(f"{_MODEL}/ready")
     async def ready(response: Response, model: str) -> dict[str, Any]:
-        return _ready(response, state.find(model))
+        return _ready(response, state.registry.find(model))
 
     @app.get(f"{_MODEL_VERSION}/ready")
     async def version_ready(response: Response, model: str, version: str) -> dict[str, Any]:
-        return _ready(response, state.find(model, version))
+        return _ready(response, state.registry.find(model, version))
 
     def _ready(response: Response, served: Served) -> dict[str, Any]:
         response.status_code = 200 if state.ready else 503
         return {"name": served.name, "ready": state.ready}
 
 
-def _metadata(served: Served) -> dict[str, Any]:
+def _metadata(state: ServerState, served: Served) -> dict[str, Any]:
+    versions = state.registry.versions(served.name)
     if isinstance(served, ServedLanguageModel):  # takes no tensors
-        return {"name": served.name, "versions": [VERSION], "platform": "llmos", "inputs": [], "outputs": []}
+        return {"name": served.name, "versions": versions, "platform": "llmos", "inputs": [], "outputs": []}
     signature = served.model.signature
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -120,7 +144,7 @@ def _metadata(served: Served) -> dict[str, Any]:
 
     return {
         "name": served.name,
-        "versions": [VERSION],
+        "versions": versions,
         "platform": "llmos",
         "inputs": [tensor(spec) for spec in signature.inputs],
         "outputs": [tensor(spec) for spec in signature.outputs],
@@ -138,11 +162,11 @@ def _add_openai_models(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
-        return card(state.find(model))
+        return card(state.registry.find(model))
 
 
 def _add_documentation(app: FastAPI, state: ServerState) -> None:
-    found = document(keys=bool(state.settings.api_keys), root_path=state.settings.root_path)
+    found = document(keys=bool(state.settings.api_keys), root_path=state.settings.root_path, repository=state.settings.repository_api)
 
     @app.get("/openapi.json")
     async def openapi() -> dict[str, Any]:
@@ -151,24 +175,3 @@ def _add_documentation(app: FastAPI, state: ServerState) -> None:
     @app.get("/docs")
     async def docs() -> Response:
         return Response(page(found), media_type="text/html")
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    def known(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HttpError)
-        return _response(error_reply(error, route_path(request.scope)))
-
-    def from_framework(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
-        path = route_path(request.scope)
-        message = f"there is no {request.method} {path}" if error.status_code in (404, 405) else error.detail
-        return _response(error_reply(HttpError(error.status_code, message, headers=headers), path))
-
-    app.add_exception_handler(HttpError, known)
-    app.add_exception_handler(HTTPException, from_framework)
-
-
-def _response(reply: Reply) -> Response:
-    headers = {name.decode(): value.decode() for name, value in (*reply.headers, (b"content-type", reply.content_type))}
-    return Response(reply.body, reply.status, headers)

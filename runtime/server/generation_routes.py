@@ -12,7 +12,7 @@ from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.http import EventStream, Exchange, Reply
-from llmos.runtime.server.core.language import ServedLanguageModel
+from llmos.runtime.server.core.served import ServedLanguageModel
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.openai.chat import ChatForm, parse_chat
 from llmos.runtime.server.openai.completions import CompletionForm, parse_completion
@@ -30,7 +30,11 @@ class GenerationRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
-        self._models = {served.name: served.text.limits for served in state.models.values() if isinstance(served, ServedLanguageModel)}
+
+    def _models(self) -> dict[str, Any]:
+        """Return the limits of the prompts that each language model takes."""
+        models = self._state.models.values()
+        return {served.name: served.text.limits for served in models if isinstance(served, ServedLanguageModel)}
 
     async def completions(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/completions"""
@@ -66,9 +70,7 @@ class GenerationRoutes:
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
         """Return the request, the model that it names, and the size of the request if it is large."""
         document, size = await read_document(exchange, self._state, kind, self._models, deadline_s)
-        served = self._state.find_language_model(model_name(document))
-        exchange.info.model = served.name
-        return document, served, size
+        return document, self._state.take_language_model(exchange.info, model_name(document)), size
 
     def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
         """Return whose request it is, for prefixes and shares, and the time that is left for it."""

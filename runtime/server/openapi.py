@@ -15,6 +15,7 @@ _REASONS = {
     200: "the answer",
     400: "the request is malformed, or does not fit the model",
     401: "keys are set and none was sent",
+    403: "no keys are set, and a web page has sent it",
     404: "no such model or version",
     408: "the request did not arrive in time",
     413: "the body is too large",
@@ -27,7 +28,8 @@ _REASONS = {
 }
 _GET = (400, 401, 408, 431, 503)
 _POST = (400, 401, 404, 408, 413, 415, 429, 431, 500, 503, 504)
-_TENSOR_MODELS, _OPENAI, _HEALTH = "open inference protocol", "openai", "health"
+_TENSOR_MODELS, _OPENAI, _HEALTH, _REPOSITORY = "open inference protocol", "openai", "health", "model repository"
+_CHANGES = {"load": "Load a model", "unload": "Unload a model", "reload": "Load a model again"}
 
 _INFER: Json = {
     "type": "object",
@@ -85,11 +87,13 @@ _EMBEDDINGS = _object(
     },
 )
 _COMPLETIONS = _object(["model", "prompt"], {**_SAMPLING, "prompt": _TEXTS})
+_INDEX = _object([], {"ready": {"type": "boolean"}})
+_CHANGE = _object([], {"parameters": {"type": "object", "properties": {"unload_dependents": {"type": "boolean"}}}})
 _CHAT = _object(["model", "messages"], {**_SAMPLING, "messages": {"type": "array", "items": _MESSAGE, "minItems": 1}})
 
 
-def document(*, keys: bool, root_path: str) -> Json:
-    """Return the OpenAPI document. keys: whether routes need one."""
+def document(*, keys: bool, root_path: str, repository: bool = False) -> Json:
+    """Return the OpenAPI document. keys: whether routes need one. repository: whether models are loaded and unloaded here."""
     model = "/v2/models/{model}"
     paths = {
         "/v2/health/live": _get(_HEALTH, "Whether the process lives"),
@@ -110,6 +114,8 @@ def document(*, keys: bool, root_path: str) -> Json:
         "/openapi.json": _get("documentation", "This document"),
         "/docs": _get("documentation", "This document as a page", content_type="text/html"),
     }
+    if repository:
+        paths |= _repository_paths()
     for path, methods in paths.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         form = "OpenAIError" if path.startswith("/v1/") else "Error"
@@ -159,6 +165,18 @@ _ERRORS: Json = {
         },
     ),
 }
+
+
+def _repository_paths() -> Json:
+    paths = {
+        "/v2/repository/index": _post(_REPOSITORY, "The models that there are", _INDEX),
+        **{f"/v2/repository/models/{{model}}/{change}": _post(_REPOSITORY, summary, _CHANGE) for change, summary in _CHANGES.items()},
+    }
+    paths["/v2/repository/index"]["post"]["responses"]["200"]["content"]["application/json"]["schema"] = {"type": "array"}
+    for methods in paths.values():
+        methods["post"]["requestBody"]["required"] = False
+        methods["post"]["responses"]["403"] = {"description": _REASONS[403]}
+    return paths
 
 
 def _get(tag: str, summary: str, *more: int, content_type: str = "application/json") -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -19,7 +20,8 @@ from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
 from llmos.runtime.server.core.json import INLINE_BYTES, PIECE_VALUES
 from llmos.runtime.server.core.response_cache import ResponseCache
-from llmos.runtime.server.core.state import VERSION, ServedModel, ServerState
+from llmos.runtime.server.core.served import ServedModel
+from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.inference.infer import HEADER_LENGTH, InferRequest, infer_reply, parse_infer
 from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_reply, model_name, parse_embedding
 from llmos.runtime.text.tokenizer import TextEncoder
@@ -35,16 +37,15 @@ class HotRoutes:
         self._state = state
         self._settings = state.settings
         self._cache = ResponseCache(self._settings.response_cache_bytes, self._settings.response_cache_ttl_s)
-        self._encoders = {
-            served.name: served.text.limits
-            for served in state.models.values()
-            if isinstance(served, ServedModel) and served.text is not None
-        }
+
+    def _encoders(self) -> dict[str, Any]:
+        """Return the limits of the texts that each sentence encoder takes."""
+        models = self._state.models.values()
+        return {served.name: served.text.limits for served in models if isinstance(served, ServedModel) and served.text is not None}
 
     async def infer(self, exchange: Exchange) -> Reply:
         """POST /v2/models/{model}[/versions/{version}]/infer"""
-        served = self._state.find_tensor_model(exchange.params["model"], exchange.params.get("version"))
-        exchange.info.model = served.name
+        served = self._state.take_tensor_model(exchange.info, exchange.params["model"], exchange.params.get("version"))
         deadline_s = deadline(exchange, self._settings.timeout_s)
         body = await read_body(exchange, self._state, deadline_s)
         small = body.small()
@@ -56,7 +57,7 @@ class HotRoutes:
             deadline_s = min(deadline_s, exchange.info.start_s + request.timeout_s)
         (arrays,) = await self._run(served, [request.inputs], deadline_s, exchange)
         num_values = sum(arrays[index].size for index, _ in request.outputs)
-        write = partial(infer_reply, request, served.name, VERSION, served.model.signature, arrays)
+        write = partial(infer_reply, request, served.name, str(served.version), served.model.signature, arrays)
         reply = write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
         return self._keep(key, reply)
 
@@ -64,7 +65,7 @@ class HotRoutes:
         """Return the key of a request in the cache of responses; None if there is no cache."""
         if not self._cache.max_bytes:
             return None
-        return ResponseCache.key(exchange.info.principal, served.name, form, content)
+        return ResponseCache.key(exchange.info.principal, served.name, str(served.identity), form, content)
 
     def _kept(self, key: bytes | None, served: ServedModel) -> Reply | None:
         if key is None:
@@ -99,8 +100,7 @@ class HotRoutes:
         """POST /v1/embeddings"""
         deadline_s = deadline(exchange, self._settings.timeout_s)
         document, size = await read_document(exchange, self._state, "embeddings", self._encoders, deadline_s)
-        served = self._state.find_tensor_model(model_name(document))
-        exchange.info.model = served.name
+        served = self._state.take_tensor_model(exchange.info, model_name(document))
         encoder = served.text
         if encoder is None:
             raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import os
@@ -17,43 +16,52 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
 from llmos.runtime.errors import UserError
+from llmos.runtime.server.admin import create_admin_app
 from llmos.runtime.server.app import create_app
 from llmos.runtime.server.core.connection import Connection, ConnectionTable
 from llmos.runtime.server.core.gateway import ACCESS_LOG
+from llmos.runtime.server.core.language import AnyModel, load_served
 from llmos.runtime.server.core.logs import PipeHandler
+from llmos.runtime.server.core.registry import LoadModel
+from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
-from llmos.runtime.server.core.state import AnyModel, ServerState
+from llmos.runtime.server.core.state import ServerState
 
 _LOG = logging.getLogger("llmos.server")
 _ABORT_S = 1.0  # that clients have to read the errors of an end without grace
 _FLUSH_S = 0.5  # that the last log lines have to be taken
 _SWEEP_TICKS = 3  # of uvicorn's, 0.1 s each
-_OTHER_DESCRIPTORS = 40  # than those of connections: artifacts, pipes of child processes, logs, the event loop's own
+_ADMIN_CONNECTIONS = 16
+_OTHER_DESCRIPTORS = 40 + _ADMIN_CONNECTIONS  # than those of connections: artifacts, pipes of child processes, logs, the event loop's own
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # The model's thread needs the GIL when it returns from C; with the default of 5 ms the event loop could delay it that long.
 _SWITCH_INTERVAL_S = 0.0005
 
 
-class DrainingServer(uvicorn.Server):
-    """uvicorn that drains on the first signal and quits on the second. exit_code: 0 after a complete drain, else 1."""
+class Beside(Protocol):
+    """What serves beside the main port, in the same event loop."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, table: ConnectionTable, on_started: Callable[[], None]) -> None:
+    async def start(self) -> None:
+        """Begin to serve."""
+        ...
+
+    async def stop(self) -> None:
+        """End; what its clients wait for has ended before."""
+        ...
+
+
+class SweepingServer(uvicorn.Server):
+    """uvicorn that closes connections which have taken too long, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config, table: ConnectionTable) -> None:
         super().__init__(config)
-        self._state = state
         self._table = table
-        self._on_started = on_started
-        self._drain: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        self.exit_code = 0
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
 
     async def on_tick(self, counter: int) -> bool:
         """Do what uvicorn does ten times a second, and look for connections that have taken too long."""
@@ -63,16 +71,67 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class AdminServer(SweepingServer):
+    """The admin port."""
+
+    def __init__(self, config: uvicorn.Config, table: ConnectionTable, listener: socket.socket) -> None:
+        super().__init__(config, table)
+        self._listener = listener
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._serving = asyncio.create_task(self.serve([self._listener]))
+        while not (self.started or self._serving.done()):
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        self.should_exit = self.force_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+class DrainingServer(SweepingServer):
+    """uvicorn that drains on the first signal and quits on the second. exit_code: 0 after a complete drain, else 1.
+
+    beside: what starts and stops with it.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, table: ConnectionTable, on_started: Callable[[], None]) -> None:
+        super().__init__(config, table)
+        self._state = state
+        self._on_started = on_started
+        self._drain: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self.beside: list[Beside] = []
+        self.exit_code = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in self.beside:
+            await each.start()
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for each in self.beside:
+            await each.stop()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self.end)
         try:
             yield
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
-    def _on_signal(self) -> None:
+    def end(self) -> None:
+        """Begin to drain; at the second call, give up on what still runs."""
         if self._drain is None:
             self._drain = asyncio.get_running_loop().create_task(self._shut_down())
         else:
@@ -118,22 +177,60 @@ class DrainingServer(uvicorn.Server):
         return True
 
 
-def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, port: int, started_s: float | None = None) -> int:
+def serve(
+    models: Sequence[AnyModel],
+    settings: ServerSettings,
+    *,
+    host: str,
+    port: int,
+    repository: Repository | None = None,
+    load_model: LoadModel = load_served,
+    admin: tuple[str, int] | None = None,
+    started_s: float | None = None,
+) -> int:
     """Serve until a signal; return the exit code. port 0: any free one. started_s: time.monotonic() at process start, for the log.
+
+    repository, load_model: see `create_app`. admin: host and port of the admin API; None: none.
 
     Raises UserError if the address can't be used.
     """
     ssl_files = _tls_options(settings)
-    listener = _listen(host, port)
+    listener, admin_listener = _listen(host, port, "--host or --port"), _listen_admin(admin, settings)
     handlers = _configure_logging()
     _warn_if_open(host, settings)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    app = create_app(models, settings)
+    app = create_app(models, settings, repository, load_model)
     state: ServerState = app.state.server
     for handler in handlers:
         handler.on_drop = state.metrics.dropped_lines.inc
-    table = ConnectionTable(_within_descriptors(settings.connections), lambda status: state.metrics.count_http("none", status))
-    config = uvicorn.Config(
+    limits = _within_descriptors(settings.connections)
+    table = _table(state, limits)
+    scheme = "https" if ssl_files else "http"
+    server = DrainingServer(
+        _config(app, table, settings, ssl_files),
+        state,
+        table,
+        lambda: _announce(listener, scheme, state.registry.names(), started_s),
+    )
+    if admin_listener is not None:
+        admin_table = _table(state, replace(limits, max_connections=_ADMIN_CONNECTIONS))
+        admin_config = _config(create_admin_app(state, server.end), admin_table, settings, ssl_files)
+        server.beside.append(AdminServer(admin_config, admin_table, admin_listener))
+        _LOG.info("admin on %s://%s", scheme, _address(admin_listener))
+    server.run(sockets=[listener])
+    for handler in handlers:
+        handler.finish(_FLUSH_S)
+    if server.exit_code:
+        os._exit(server.exit_code)  # a running model call can't be interrupted and must not keep the process alive
+    return server.exit_code
+
+
+def _table(state: ServerState, limits: ConnectionLimits) -> ConnectionTable:
+    return ConnectionTable(limits, lambda status: state.metrics.count_http("none", status))
+
+
+def _config(app: FastAPI, table: ConnectionTable, settings: ServerSettings, ssl_files: dict[str, Any]) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http=partial(Connection, table=table),  # type: ignore[arg-type]
@@ -145,14 +242,6 @@ def serve(models: Sequence[AnyModel], settings: ServerSettings, *, host: str, po
         **ssl_files,
         timeout_graceful_shutdown=1,  # all that matters was waited for before
     )
-    scheme, names = "https" if ssl_files else "http", [model.name for model in models]
-    server = DrainingServer(config, state, table, lambda: _announce(listener, scheme, names, started_s))
-    server.run(sockets=[listener])
-    for handler in handlers:
-        handler.finish(_FLUSH_S)
-    if server.exit_code:
-        os._exit(server.exit_code)  # a running model call can't be interrupted and must not keep the process alive
-    return server.exit_code
 
 
 def _within_descriptors(limits: ConnectionLimits) -> ConnectionLimits:
@@ -184,7 +273,23 @@ def _no_password() -> str:
     raise UserError("its key needs a password")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen_admin(admin: tuple[str, int] | None, settings: ServerSettings) -> socket.socket | None:
+    """Open the admin port. Raises UserError for an address that others reach where there is no key."""
+    if admin is None:
+        return None
+    if not (settings.admin_keys or settings.api_keys or _is_loopback(admin[0])):
+        raise UserError(f"anyone who reaches {admin[0]} could change the models: set keys with --admin-keys-file")
+    return _listen(*admin, "--admin-host or --admin-port")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def _listen(host: str, port: int, options: str) -> socket.socket:
     """Open a listening socket; clients that connect before the app is up wait."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -193,7 +298,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
-        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another --host or --port") from error
+        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another {options}") from error
     return listener
 
 
@@ -210,14 +315,15 @@ def _configure_logging() -> list[PipeHandler]:
 
 
 def _warn_if_open(host: str, settings: ServerSettings) -> None:
-    with contextlib.suppress(ValueError):  # a name
-        if settings.api_keys or ipaddress.ip_address(host).is_loopback:
-            return
-    if not settings.api_keys and host != "localhost":
+    if not settings.api_keys and not _is_loopback(host):
         _LOG.warning("anyone who reaches %s may use this server: set keys with --api-keys-file or LLMOS_API_KEYS", host)
 
 
 def _announce(listener: socket.socket, scheme: str, names: Sequence[str], started_s: float | None) -> None:
-    host, port = listener.getsockname()[:2]
     took = "" if started_s is None else f" after {time.monotonic() - started_s:.2f} s"
-    _LOG.info("serving %s on %s://%s:%d%s", ", ".join(names), scheme, f"[{host}]" if ":" in host else host, port, took)
+    _LOG.info("serving %s on %s://%s%s", ", ".join(names) or "no model yet", scheme, _address(listener), took)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -76,11 +76,12 @@ def save(
     return path
 
 
-def affine_artifact(path: Path, key: SigningKey | None = None, rows: RowSpec | None = BY_BATCH) -> Path:
-    """y = 2 x + 1 over [batch, 3]."""
+def affine_artifact(path: Path, key: SigningKey | None = None, rows: RowSpec | None = BY_BATCH, factor: int = 2, **contents: Any) -> Path:
+    """y = factor x + 1 over [batch, 3]."""
     x, y = TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch", 3))
     kernels = [KernelSpec("scale", "elementwise", {"num_ops": 2})]
-    return save(path, AFFINE, [x], [y], key, rows, symbols=[Symbol("batch", 1, 64)], kernels=kernels)
+    source = AFFINE.replace("2 * (", f"{factor} * (")
+    return save(path, source, [x], [y], key, rows, symbols=[Symbol("batch", 1, 64)], kernels=kernels, **contents)
 
 
 def counts_artifact(path: Path, key: SigningKey | None = None) -> Path:

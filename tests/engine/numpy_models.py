@@ -73,6 +73,9 @@ class NumpyModel:
     def compute(self, arrays: Sequence[Array]) -> list[Array]:
         raise NotImplementedError
 
+    def close(self) -> None:
+        pass
+
 
 class Encoder(NumpyModel):
     """A sentence encoder: masked mean of an embedding table through one layer, normalized; ids outside the table fail the call.

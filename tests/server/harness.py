@@ -19,6 +19,7 @@ from typing import Any
 
 SCRIPT = Path(__file__).with_name("serve_models.py")
 LANGUAGE_SCRIPT = Path(__file__).with_name("serve_language.py")
+_ADMIN = re.compile(r"admin on https?://127\.0\.0\.1:(\d+)")
 _ADDRESS = re.compile(r"serving .* on https?://127\.0\.0\.1:(\d+)")
 
 
@@ -42,6 +43,7 @@ class Server:
     process: subprocess.Popen[str]
     gate: Path | None = None
     port: int = 0
+    admin_port: int = 0
     key: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -50,12 +52,18 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def request(
-        self, method: str, path: str, body: bytes | object = b"", headers: dict[str, str] | None = None, timeout_s: float = 60
+        self,
+        method: str,
+        path: str,
+        body: bytes | object = b"",
+        headers: dict[str, str] | None = None,
+        timeout_s: float = 60,
+        port: int | None = None,
     ) -> Answer:
         """One request on a connection of its own; a body that is not bytes goes as JSON."""
         if self.key:
             headers = {"Authorization": f"Bearer {self.key}", **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=timeout_s)
         try:
             connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers or {})
             response = connection.getresponse()
@@ -65,6 +73,10 @@ class Server:
 
     def get(self, path: str, **headers: str) -> Answer:
         return self.request("GET", path, headers=headers)
+
+    def admin(self, path: str, body: bytes | object = b"", **headers: str) -> Answer:
+        """POST to the admin port."""
+        return self.request("POST", path, body, headers, port=self.admin_port)
 
     def affine(self, values: list[float], headers: dict[str, str] | None = None) -> Answer:
         """y = 2 x + 1 of one row."""
@@ -131,6 +143,8 @@ def _read(server: Server) -> None:
     assert server.process.stdout is not None
     for line in server.process.stdout:
         server.log.append(line.rstrip("\n"))
+        if admin := _ADMIN.search(line):
+            server.admin_port = int(admin.group(1))
         found = _ADDRESS.search(line)
         if found:
             server.port = int(found.group(1))

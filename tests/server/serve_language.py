@@ -16,7 +16,9 @@ from numpy_models import Encoder
 
 from llmos.runtime.engine.generate import GenerationOptions, Limits
 from llmos.runtime.engine.generate.null import null_spec
+from llmos.runtime.errors import ArtifactError
 from llmos.runtime.server.core.language import LanguageModel
+from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.serve import serve
 
@@ -33,7 +35,18 @@ def main() -> int:
     options.pop("gate")
     options["generation"] = GenerationOptions(Limits(64, 8, 32), cache_blocks=1024)
     models = [LanguageModel(model, assets.get), Encoder(name="encoder", assets={"tokenizer.json": words})]
-    return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
+    folder = options.pop("repository", None)
+    repository = Repository(folder=Path(folder)) if folder else None
+
+    def load(path: Path, name: str) -> LanguageModel:
+        """A model whose file holds its fields."""
+        given = json.loads(path.read_text())
+        if not isinstance(given, dict):
+            raise ArtifactError(f"{path}: it is no artifact")
+        return LanguageModel(PacedModel(model.spec, name=name, **given), assets.get)
+
+    settings = ServerSettings(**options)
+    return serve(models, settings, host="127.0.0.1", port=0, repository=repository, load_model=load, started_s=STARTED_S)
 
 
 if __name__ == "__main__":

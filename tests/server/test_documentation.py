@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .harness import Answer, Server, affine_body
+from .harness import Answer, Server, affine_body, numpy_server
 
 VALUES = {"{model}": ("affine", "none"), "{version}": ("1", "7")}
 BODIES: dict[str, Any] = {
@@ -15,6 +15,7 @@ BODIES: dict[str, Any] = {
     "/v1/embeddings": {"model": "encoder", "input": "cat"},
     "/v1/completions": {"model": "encoder", "prompt": "cat"},
     "/v1/chat/completions": {"model": "none", "messages": []},
+    **{end: {} for end in ("index", "load", "unload")},
 }
 
 
@@ -45,9 +46,12 @@ def tried(server: Server, method: str, path: str) -> list[Answer]:
     ]
 
 
-def test_every_status_and_type_that_comes_is_declared(server: Server, document: dict[str, Any]) -> None:
+def statuses(server: Server, document: dict[str, Any], start: str) -> set[int]:
+    """Try all routes that start so, and return the statuses that came, each of which was declared."""
     seen = set()
     for template, methods in document["paths"].items():
+        if not template.startswith(start):
+            continue
         for method, operation in methods.items():
             for answer in (answer for path in filled(template) for answer in tried(server, method, path)):
                 declared = operation["responses"].get(str(answer.status))
@@ -57,7 +61,20 @@ def test_every_status_and_type_that_comes_is_declared(server: Server, document: 
                     error = answer.json()["error"]
                     assert isinstance(error, dict if template.startswith("/v1/") else str)
                 seen.add(answer.status)
-    assert seen >= {200, 400, 404, 413, 415, 431, 504}
+    return seen
+
+
+def test_every_status_and_type_that_comes_is_declared(server: Server, document: dict[str, Any]) -> None:
+    assert statuses(server, document, "/") >= {200, 400, 404, 413, 415, 431, 504}
+
+
+def test_the_repository_is_in_it_where_clients_may_use_it(document: dict[str, Any]) -> None:
+    assert "/v2/repository/index" not in document["paths"]
+    with numpy_server(repository_api=True) as running:
+        offered = running.get("/openapi.json").json()
+        assert statuses(running, offered, "/v2/repository") >= {200, 400, 404, 413, 415, 431}
+        answer = running.request("POST", "/v2/repository/index", headers={"Origin": "http://localhost"})
+        assert str(answer.status) in offered["paths"]["/v2/repository/index"]["post"]["responses"]
 
 
 def test_every_route_is_in_it(server: Server, document: dict[str, Any]) -> None:

@@ -60,6 +60,10 @@ class StepModel(Protocol):
         """Compute one step."""
         ...
 
+    def close(self) -> None:
+        """End its use, and check that nothing wrote where it must not. Raises LlmosError."""
+        ...
+
 
 class ProgramStepModel:
     """The entry `main` of an artifact of a causal language model. Raises ArtifactError if it is none."""
@@ -67,6 +71,7 @@ class ProgramStepModel:
     def __init__(self, program: Program, name: str | None = None) -> None:
         manifest = program.manifest
         self.name: str = name or manifest.name
+        self._program = program
         self._entry = program.default
         self.spec = GenerationSpec.of(manifest.metadata, _block_shapes(self._entry.inputs))
         self._exported: dict[int, Exported] = {}
@@ -90,6 +95,13 @@ class ProgramStepModel:
         logits = self._entry(*[self._exported.get(id(array)) or self._export(array) for array in arrays])
         assert not isinstance(logits, tuple)
         return logits
+
+    def close(self) -> None:
+        """End its use, and check code, weights and memory. Raises ArtifactError or ExecutionError."""
+        try:
+            self._program.check_integrity()
+        finally:
+            self._program.close()
 
     def _export(self, array: Array) -> Exported:
         if len(self._exported) >= _MAX_EXPORTED:

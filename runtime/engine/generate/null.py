@@ -53,6 +53,9 @@ class NullStepModel:
             raise ExecutionError("a token of the step fails")
         return np.stack([self._logits(tables[requests[row]], int(positions[row]), caches) for row in rows.tolist()])
 
+    def close(self) -> None:
+        """Do nothing: it holds nothing."""
+
     def _logits(self, table: Array, position: int, caches: Sequence[Array]) -> Array:
         layers = zip(caches, self.spec.caches, strict=True)
         histories = [self._history(cache, table, _first(layer, position), position + 1) for cache, layer in layers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ from llmos.runtime.server.core.state import ServerState
 
 
 async def read_document(
-    exchange: Exchange, state: ServerState, kind: str, models: Mapping[str, Any], deadline_s: float
+    exchange: Exchange, state: ServerState, kind: str, limits: Callable[[], Mapping[str, Any]], deadline_s: float
 ) -> tuple[dict[str, Any], int | None]:
-    """Return a request's document, and its size in bytes if it is large: then in its reduced form. models: what each takes.
+    """Return a request's document, and its size in bytes if it is large: then in its reduced form. limits: of what each model takes now.
 
     Raises what `read_body` and `Lanes.reduce` do, and HttpError 400.
     """
@@ -23,9 +23,12 @@ async def read_document(
     small = body.small()
     if small is not None:
         return parse_object(small), None
-    task = {"kind": kind, "models": models, "encoding": body.encoding, "max_bytes": state.settings.max_body_bytes}
-    _, reduced = await state.lanes.reduce(task, body.pieces, deadline_s)
-    hold(exchange, state, len(reduced))
-    if len(reduced) <= INLINE_BYTES:
-        return parse_object(reduced), len(reduced)
-    return await state.lanes.run(partial(parse_object, reduced), deadline_s, large=True), len(reduced)
+    while True:
+        used = limits()
+        task = {"kind": kind, "models": used, "encoding": body.encoding, "max_bytes": state.settings.max_body_bytes}
+        _, reduced = await state.lanes.reduce(task, body.pieces, deadline_s)
+        hold(exchange, state, len(reduced))
+        parse = partial(parse_object, reduced)
+        document = parse() if len(reduced) <= INLINE_BYTES else await state.lanes.run(parse, deadline_s, large=True)
+        if limits() == used:  # else a model was exchanged, and the other one may take more
+            return document, len(reduced)

@@ -10,6 +10,7 @@ import math
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
 from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send, route_path
@@ -18,14 +19,16 @@ from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+ADMIN_PATHS = "/v2/repository/"  # as the paths begin that are the operator's on any port
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Gateway:
-    """ASGI middleware around all routes."""
+    """ASGI middleware around all routes. admin: whether all of them are the operator's."""
 
-    def __init__(self, app: App, state: ServerState) -> None:
+    def __init__(self, app: App, state: ServerState, *, admin: bool = False) -> None:
         self._app = app
+        self._admin = admin
         self._state = state
         self._log = logging.getLogger(ACCESS_LOG) if state.settings.access_log else None
         self._errors = logging.getLogger("llmos.server")
@@ -33,6 +36,7 @@ class Gateway:
         self._weights = {who: quota.weight for who, quota in quotas.items()}
         self._limiter = RateLimiter(quotas, time.perf_counter())
         self._keys = [_digest(key.encode()) for key in state.settings.api_keys]
+        self._admin_keys = [_digest(key.encode()) for key in state.settings.admin_keys] or self._keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,8 +58,12 @@ class Gateway:
 
         self._state.num_active += 1
         try:
-            info.principal = self._principal(headers)
-            if self._keys and path not in OPEN_PATHS and not info.principal:
+            admin = self._admin or path.startswith(ADMIN_PATHS)
+            keys = self._admin_keys if admin else self._keys
+            info.principal = self._principal(headers, keys)
+            if admin and not keys and b"origin" in headers:
+                await _from_a_page(path).send(send_with_id)
+            elif keys and path not in OPEN_PATHS and not info.principal:
                 await _unauthorized(path).send(send_with_id)
             elif method == "POST" and (wait_s := self._limiter.admit(info.principal, time.perf_counter())):
                 await _limited(path, wait_s).send(send_with_id)
@@ -68,17 +76,18 @@ class Gateway:
                 await error_reply(as_http_error(error), path).send(send_with_id)
         finally:
             self._state.num_active -= 1
+            info.release()
             self._state.held_bytes -= info.held_bytes
             self._limiter.charge(info.principal, info.num_tokens)
             self._state.metrics.count_http(_route(scope), info.status or 499)
             if self._log is not None:
                 self._log.info(_line(method, scope, info))
 
-    def _principal(self, headers: dict[bytes, bytes]) -> str:
+    def _principal(self, headers: dict[bytes, bytes], keys: Sequence[bytes]) -> str:
         """Return the digest of the request's key, "" if it has no valid one. Compares with every key in constant time."""
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
-        return given.hex() if sum(hmac.compare_digest(given, key) for key in self._keys) else ""
+        return given.hex() if sum(hmac.compare_digest(given, key) for key in keys) else ""
 
 
 def _digest(key: bytes) -> bytes:
@@ -88,6 +97,11 @@ def _digest(key: bytes) -> bytes:
 def _unauthorized(path: str) -> Reply:
     message = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
     return error_reply(HttpError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")]), path)
+
+
+def _from_a_page(path: str) -> Reply:
+    """Refuse what a web page sends: any page that a browser on the operator's machine shows could, without a key."""
+    return error_reply(HttpError(403, "the admin API takes no requests from web pages", code="forbidden"), path)
 
 
 def _limited(path: str, wait_s: float) -> Reply:

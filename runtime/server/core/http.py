@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from llmos.runtime.engine import DeadlineError
+from llmos.runtime.server.core.use import Use
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,11 +32,11 @@ def route_path(scope: Scope) -> str:
 
 @dataclass
 class RequestInfo:
-    """A request's fields in the access log; handlers set model and num_items.
+    """A request's fields in the access log; handlers set num_items.
 
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
     logged. weight: of its share. held_bytes: of its body, as far as they count. num_tokens: that its
-    quota is charged with.
+    quota is charged with. uses: of the models that it has in its hands, until it ends.
     """
 
     request_id: str
@@ -47,6 +48,18 @@ class RequestInfo:
     model: str | None = None
     num_items: int | None = None
     status: int = 0
+    uses: list[Use] = field(default_factory=list)
+
+    def take(self, model: str, use: Use) -> None:
+        """Keep a model from being released until this request ends."""
+        self.model = model
+        use.begin()
+        self.uses.append(use)
+
+    def release(self) -> None:
+        """Give back all that is held."""
+        while self.uses:
+            self.uses.pop().end()
 
 
 @dataclass(frozen=True)

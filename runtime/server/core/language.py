@@ -1,4 +1,4 @@
-"""Language models of a server."""
+"""What a server is given to serve: models of tensors, and language models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmos.runtime.engine.generate import GenerationEngine, ProgramStepModel, StepModel
+from llmos.runtime.engine.generate import ProgramStepModel, StepModel
 from llmos.runtime.engine.generate.spec import TEXT_GENERATION
 from llmos.runtime.engine.model import Model, ProgramModel
-from llmos.runtime.llm.engine import TextEngine
-from llmos.runtime.server.core.metrics import GenerationMetrics
 
 
 @dataclass(frozen=True)
@@ -24,24 +22,15 @@ class LanguageModel:
     def name(self) -> str:
         return self.step.name
 
-
-@dataclass(frozen=True)
-class ServedLanguageModel:
-    """A language model with its engine."""
-
-    text: TextEngine
-    metrics: GenerationMetrics
-
-    @property
-    def name(self) -> str:
-        return self.text.name
-
-    @property
-    def engine(self) -> GenerationEngine:
-        return self.text.engine
+    def close(self) -> None:
+        """See StepModel.close."""
+        self.step.close()
 
 
-def load_served(path: Path, name: str | None = None, entry: str = "") -> Model | LanguageModel:
+AnyModel = Model | LanguageModel
+
+
+def load_served(path: Path, name: str | None = None, entry: str = "") -> AnyModel:
     """Load an artifact to serve: a language model, or an entry of any other; a copy, which nothing that is done to the file can change.
 
     Raises ArtifactError, or InputError for an unknown entry.

@@ -24,6 +24,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self.http = Counter("llmos_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry)
         self._http: dict[tuple[str, int], Counter] = {}
+        self._engines: dict[str, list[Engine | GenerationEngine]] = {}
         self.dropped_lines = Counter("llmos_log_lines_dropped", "Log lines that nobody read in time.", registry=registry)
         self.running = Gauge("llmos_num_requests_running", "Requests that have begun to run.", _MODEL, registry=registry)
         self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
@@ -52,17 +53,26 @@ class Metrics:
     def _times(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, _MODEL, registry=self.registry, buckets=_TIME_BUCKETS_S)
 
-    def watch(self, engine: Engine) -> None:
-        """Read an engine's counts on each scrape."""
-        self.running.labels(engine.model.name).set_function(lambda: float(engine.num_running))
-        self.waiting.labels(engine.model.name).set_function(lambda: float(engine.num_waiting))
-
-    def watch_generation(self, engine: GenerationEngine) -> None:
-        """Read a language model's counts on each scrape."""
+    def watch(self, engine: Engine | GenerationEngine) -> None:
+        """Read an engine's counts on each scrape, until `unwatch`; those of several versions of a model are added up."""
         name = engine.model.name
-        self.running.labels(name).set_function(lambda: float(engine.num_running))
-        self.waiting.labels(name).set_function(lambda: float(engine.num_waiting))
-        self.cache_usage.labels(name).set_function(lambda: engine.cache_usage)
+        engines = self._engines.setdefault(name, [])
+        engines.append(engine)
+        self.running.labels(name).set_function(lambda: float(sum(each.num_running for each in list(engines))))
+        self.waiting.labels(name).set_function(lambda: float(sum(each.num_waiting for each in list(engines))))
+        if isinstance(engine, GenerationEngine):
+            self.cache_usage.labels(name).set_function(
+                lambda: max((each.cache_usage for each in list(engines) if isinstance(each, GenerationEngine)), default=0.0)
+            )
+
+    def unwatch(self, engine: Engine | GenerationEngine) -> None:
+        """Read an engine's counts no more; its counters stay."""
+        name = engine.model.name
+        self._engines[name].remove(engine)
+        if not self._engines[name]:
+            del self._engines[name]
+            for gauge in (self.running, self.waiting, self.cache_usage):
+                gauge.remove(name)
 
     def count_http(self, route: str, status: int) -> None:
         """Count a request; the label is resolved once."""

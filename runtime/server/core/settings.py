@@ -42,6 +42,8 @@ class ServerSettings:
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
     answers, 0 to keep none; response_cache_ttl_s: how long. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    repository_api: whether clients may load and unload models, too, not only who reaches the admin port. admin_keys: those that loading,
+    unloading and the admin port require; if empty, those of api_keys.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -57,6 +59,8 @@ class ServerSettings:
     quotas: Mapping[str, Quota] = field(default_factory=dict, repr=False)
     response_cache_bytes: int = 0
     response_cache_ttl_s: float = 300.0
+    repository_api: bool = False
+    admin_keys: frozenset[str] = field(default=frozenset(), repr=False)
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""
@@ -76,5 +80,5 @@ class ServerSettings:
             raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise UserError("server settings: root_path must begin with '/' and not end with it")
-        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
+        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys | self.admin_keys):
             raise UserError("server settings: an API key must be printable ASCII and can't be empty")

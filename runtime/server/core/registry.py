@@ -1,0 +1,292 @@
+"""The models that are served, and how one version takes the place of another while requests run.
+
+A version is loaded and warmed up beside those that serve. Then the name is switched at once, on the event loop: a request has found either
+the old version or the new one. Requests keep hold of the version that they found, and it is released when the last of them has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llmos.runtime.engine import ClosedError
+from llmos.runtime.errors import LlmosError, UserError
+from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.language import AnyModel
+from llmos.runtime.server.core.repository import NAME, ArtifactFile, Repository, bad_name
+from llmos.runtime.server.core.served import Builder, Served, release
+
+_LOG = logging.getLogger("llmos.server")
+
+LoadModel = Callable[[Path, str], AnyModel]
+Loaded = tuple[Served, ArtifactFile | None]  # a model that was made in memory has no file
+READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """A line of the repository's index. reason: why it is not READY."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "version": self.version, "state": self.state, "reason": self.reason}
+
+
+class Registry:
+    """The served versions by name. All but the constructor and `load_at_start` belong on the event loop."""
+
+    def __init__(self, models: Sequence[AnyModel], repository: Repository, builder: Builder, load_model: LoadModel) -> None:
+        """Serve models as their version 1. Raises UserError for a name that is not valid, or that two of them have."""
+        self.repository = repository
+        self._builder = builder
+        self._load_model = load_model
+        self._thread = ThreadPoolExecutor(1, "llmos-load")  # one at a time, which bounds the memory that loading takes
+        self._changing = asyncio.Lock()
+        self._versions: dict[str, dict[int, Loaded]] = {}
+        self._current: dict[str, Served] = {}  # the highest of each
+        self._loading: dict[str, list[int]] = {}
+        self._failures: dict[str, str] = {}
+        self._retiring: dict[Served, asyncio.Task[None]] = {}
+        self._closed = False
+        _check_names([model.name for model in models])
+        for model in models:
+            file = repository.versions(model.name).get(1)
+            self._switch(model.name, {1: (builder.build(model, 1, warm=file is not None), file)})
+
+    # Questions.
+
+    def names(self) -> list[str]:
+        """Return the names of the models that are loaded."""
+        return list(self._versions)
+
+    def current(self) -> Mapping[str, Served]:
+        """Return the highest version of each model."""
+        return self._current
+
+    def versions(self, name: str) -> list[str]:
+        """Return the loaded versions of a model, lowest first."""
+        return [str(version) for version in sorted(self._versions.get(name, ()))]
+
+    def find(self, name: str, version: str | None = None) -> Served:
+        """Return a version of a model, the highest where none is named. Raises HttpError 404."""
+        versions = self._versions.get(name)
+        if versions is None:
+            message = f"model '{name}' is not served here: there is {', '.join(self._versions) or 'none'}"
+            raise HttpError(404, message, param="model", code="model_not_found")
+        if not version:
+            return self._current[name]
+        found = next((served for number, (served, _) in versions.items() if str(number) == version), None)
+        if found is None:
+            raise HttpError(404, f"model '{name}' has no version '{version}', only {', '.join(map(repr, self.versions(name)))}")
+        return found
+
+    def all(self) -> Iterator[Served]:
+        """Yield every version that has an engine, those that are being released included."""
+        for versions in self._versions.values():
+            yield from (served for served, _ in versions.values())
+        yield from self._retiring
+
+    async def index(self, *, ready_only: bool = False) -> list[VersionState]:
+        """Return the state of every version that is loaded, changes, or could be loaded."""
+        repository = self.repository
+        names = [*repository.names(), *self._versions]
+        there = await asyncio.to_thread(lambda: {name: (repository.versions(name), repository.wanted(name)) for name in names})
+        found = {(served.name, served.version): VersionState(served.name, str(served.version), UNLOADING) for served in self._retiring}
+        for name, (available, wanted) in there.items():
+            for version in {*available, *self._versions.get(name, ()), *self._loading.get(name, ())}:
+                state = self._state(name, version, version in wanted)
+                if state.state != UNAVAILABLE or (name, version) not in found:
+                    found[name, version] = state
+        return [found[key] for key in sorted(found) if not ready_only or found[key].state == READY]
+
+    def _state(self, name: str, version: int, wanted: bool) -> VersionState:
+        if version in self._versions.get(name, ()):
+            return VersionState(name, str(version), READY)
+        if version in self._loading.get(name, ()):
+            return VersionState(name, str(version), LOADING)
+        reason = self._failures.get(name, "not loaded") if wanted else "not in the version policy"
+        return VersionState(name, str(version), UNAVAILABLE, reason)
+
+    # Changes.
+
+    def load_at_start(self) -> None:
+        """Load what the repository wants at the start, before there is an event loop. Raises UserError that names the model."""
+        for name in self.repository.at_start():
+            try:
+                self._switch(name, self._made(name, {}, again=False))
+            except HttpError as error:
+                raise UserError(str(error)) from error
+
+    def require_control(self, name: str) -> None:
+        """Raise HttpError 400 for a model that follows the repository's folder, which would undo another change."""
+        if self.repository.control.poll_s is not None and name not in self.repository.listed:
+            raise HttpError(400, f"model '{name}' follows the folder of the repository: change the folder")
+
+    async def load(self, name: str, *, again: bool = False) -> None:
+        """Serve the versions of a model that the repository wants now; those whose file is the same stay as they are, unless `again`.
+
+        All new ones are loaded before any is served. Raises HttpError 404 for an unknown model, and UserError if one fails: then what is
+        served stays as it was. Once it has begun it ends, also if the caller is canceled.
+        """
+        await asyncio.shield(asyncio.ensure_future(self._change(partial(self._load, name, again))))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; requests that have found it still run. Raises HttpError 404 if it is not loaded."""
+        await asyncio.shield(asyncio.ensure_future(self._change(partial(self._unload, name))))
+
+    async def _change(self, work: Callable[[], Any]) -> None:
+        async with self._changing:
+            if self._closed:
+                raise ClosedError("the server is shutting down: its models don't change any more")
+            await work()
+
+    async def _load(self, name: str, again: bool) -> None:
+        have = dict(self._versions.get(name, {}))
+        self._loading[name] = [version for version in self.repository.wanted(name) if again or version not in have]
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._made, name, have, again=again))
+        except LlmosError as error:
+            self._failures[name] = str(error)
+            raise
+        finally:
+            del self._loading[name]
+        if self._closed:
+            _discard([served for version, (served, _) in made.items() if made[version] != have.get(version)])
+            raise ClosedError("the server is shutting down: its models don't change any more")
+        self._failures.pop(name, None)
+        self._switch(name, made)
+        _LOG.info("model %s serves version %s", name, ", ".join(self.versions(name)))
+
+    async def _unload(self, name: str) -> None:
+        self.find(name)
+        self._switch(name, {})
+        _LOG.info("model %s is unloaded", name)
+
+    def _made(self, name: str, have: Mapping[int, Loaded], *, again: bool) -> dict[int, Loaded]:
+        """Return the versions to serve; in any thread. have: those that serve now."""
+        wanted = self.repository.wanted(name)
+        if not wanted:
+            raise self._missing(name, have)
+        made: dict[int, Loaded] = {}
+        try:
+            for version, file in wanted.items():
+                kept = have.get(version)
+                made[version] = kept if kept is not None and kept[1] == file and not again else (self._make(name, version, file), file)
+        except Exception as error:
+            _discard([served for version, (served, _) in made.items() if made[version] != have.get(version)])
+            if not isinstance(error, LlmosError):
+                _LOG.exception("loading %s failed", name)
+            stays = f"; version {', '.join(map(str, sorted(have)))} serves on" if have else ""
+            raise UserError(f"model '{name}' can't be loaded: {error}{stays}") from error
+        return made
+
+    def _missing(self, name: str, have: Mapping[int, Loaded]) -> LlmosError:
+        if any(file is None for _, file in have.values()):
+            return HttpError(400, f"model '{name}' was made in memory, and can't be loaded again")
+        if self.repository.versions(name):
+            return HttpError(400, f"model '{name}' has no version that its policy serves")
+        return HttpError(404, f"model '{name}' has no version in the repository", code="model_not_found")
+
+    def _make(self, name: str, version: int, file: ArtifactFile) -> Served:
+        model = self._load_model(file.path, name)
+        return self._builder.build(model, version, warm=True)
+
+    def _switch(self, name: str, versions: dict[int, Loaded]) -> None:
+        """Serve other versions of a model from now on, and release the others once nobody uses them."""
+        before = self._versions.get(name, {})
+        if versions:
+            self._versions[name] = versions
+        else:
+            self._versions.pop(name, None)
+        self._current = {each: found[max(found)][0] for each, found in self._versions.items()}
+        new, old = ([served for served, _ in each.values()] for each in (versions, before))
+        for served in new:
+            if served not in old:
+                self._builder.metrics.watch(served.engine)
+        for served in old:
+            if served not in new:
+                self._retiring[served] = asyncio.get_running_loop().create_task(self._retire(served))
+
+    async def _retire(self, served: Served) -> None:
+        """Release a version once the last request that found it has ended."""
+        await served.use.until_unused()
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, release, served)
+        except LlmosError:
+            _LOG.exception("version %d of model %s did not end as it should", served.version, served.name)
+        finally:
+            self._builder.metrics.unwatch(served.engine)
+            del self._retiring[served]
+
+    # Polling.
+
+    async def poll(self) -> None:
+        """Follow the repository's folder until canceled; does nothing where its control is another."""
+        poll_s = self.repository.control.poll_s
+        seen: dict[str, object] = {}
+        while poll_s is not None and not self._closed:
+            await asyncio.sleep(poll_s)
+            wanted = await asyncio.to_thread(lambda: {name: self.repository.wanted(name) for name in self.repository.folder_names()})
+            for name in [name for name, files in self._files().items() if files and not wanted.get(name)]:
+                await self._try(self.unload(name))
+            for name, files in wanted.items():
+                if files and files not in (self._files().get(name), seen.get(name)):  # what has failed is not tried again before it changes
+                    seen[name] = files
+                    await self._try(self.load(name))
+
+    def _files(self) -> dict[str, dict[int, ArtifactFile]]:
+        """Return the files of the models that came from the folder."""
+        names = [name for name in self._versions if name not in self.repository.listed]
+        return {name: {number: file for number, (_, file) in self._versions[name].items() if file is not None} for name in names}
+
+    async def _try(self, change: Any) -> None:
+        try:
+            await change
+        except LlmosError as error:
+            _LOG.error("%s", error)
+
+    # The end.
+
+    def stop_accepting(self) -> None:
+        """Let engines take no more requests, and models not change any more."""
+        self._closed = True
+        for served in self.all():
+            served.engine.stop_accepting()
+
+    def is_idle(self) -> bool:
+        return all(served.engine.is_idle() for served in self.all())
+
+    def abort(self) -> None:
+        for served in self.all():
+            served.engine.abort()
+
+    def close(self) -> None:
+        self._closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        for served in list(self.all()):
+            served.engine.close()
+
+
+def _discard(versions: Sequence[Served]) -> None:
+    """End versions that never served."""
+    for served in versions:
+        served.engine.close()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    wrong = next((name for name in names if not NAME.fullmatch(name)), None)
+    if wrong is not None:
+        raise UserError(bad_name(wrong))
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UserError(f"two models are named '{repeated}': give one another name with name=path")

@@ -1,0 +1,155 @@
+"""One version of a model that is served: its engine, its metrics, and its end."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from llmos.runtime.engine import Engine, EngineOptions, Model
+from llmos.runtime.engine.generate import (
+    GenerationEngine,
+    GenerationObserver,
+    GenerationReport,
+    NullGenerationObserver,
+    SamplingParams,
+    StepReport,
+)
+from llmos.runtime.engine.model import storage_dtype
+from llmos.runtime.errors import LlmosError
+from llmos.runtime.llm.engine import TextEngine
+from llmos.runtime.server.core.language import AnyModel, LanguageModel
+from llmos.runtime.server.core.metrics import GenerationMetrics, Metrics, ModelMetrics
+from llmos.runtime.server.core.settings import ServerSettings
+from llmos.runtime.server.core.use import Use
+from llmos.runtime.text.tokenizer import TextEncoder, is_sentence_encoder
+
+_WARM_UP_S = 60.0
+_IDENTITIES = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A version of a model of tensors. text: for sentence encoders with a tokenizer; None otherwise. identity: a number that no
+    other model that this process loads has.
+    """
+
+    model: Model
+    engine: Engine
+    metrics: ModelMetrics
+    text: TextEncoder | None
+    version: int = 1
+    use: Use = field(default_factory=Use)
+    identity: int = field(default_factory=lambda: next(_IDENTITIES))
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+
+@dataclass(frozen=True, eq=False)
+class ServedLanguageModel:
+    """A version of a language model."""
+
+    model: LanguageModel
+    text: TextEngine
+    metrics: GenerationMetrics
+    version: int = 1
+    use: Use = field(default_factory=Use)
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def engine(self) -> GenerationEngine:
+        return self.text.engine
+
+
+Served = ServedModel | ServedLanguageModel
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Puts models on engines. Safe to use from any thread."""
+
+    settings: ServerSettings
+    metrics: Metrics
+
+    def build(self, model: AnyModel, version: int, *, warm: bool) -> Served:
+        """Return a model that is ready to serve. warm: run it once before, as no request of its metrics.
+
+        Raises UserError or ArtifactError if it lacks something, or LlmosError if a language model can't generate.
+        """
+        if isinstance(model, LanguageModel):
+            return self._build_language(model, version, warm)
+        text = TextEncoder(model) if is_sentence_encoder(model) else None
+        if warm:
+            _warm(model)
+        observer = ModelMetrics(self.metrics, model.name)
+        options = EngineOptions(self.settings.limits, self.settings.max_queue, self.settings.timeout_s)
+        return ServedModel(model, Engine(model, options, observer=observer), observer, text, version)
+
+    def _build_language(self, model: LanguageModel, version: int, warm: bool) -> ServedLanguageModel:
+        observer, settings = GenerationMetrics(self.metrics, model.name), self.settings
+        options = replace(settings.generation, max_queue=settings.max_queue, timeout_s=settings.generation_timeout_s)
+        reports = _LaterReports()
+        text = TextEngine(model.step, model.asset, options, observer=reports)
+        if warm:
+            _warm_language(text)
+        reports.observer = observer
+        return ServedLanguageModel(model, text, observer, version)
+
+
+class _LaterReports:
+    """Passes reports on from when it has an observer."""
+
+    def __init__(self) -> None:
+        self.observer: GenerationObserver = NullGenerationObserver()
+
+    def on_step(self, report: StepReport) -> None:
+        self.observer.on_step(report)
+
+    def on_generation(self, report: GenerationReport) -> None:
+        self.observer.on_generation(report)
+
+
+def _warm(model: Model) -> None:
+    """Run a model once, on zeros of its smallest size, so that no request pays for pages that are touched first.
+
+    A model may refuse zeros; requests will tell whether it takes anything else.
+    """
+    arrays = []
+    for spec in model.signature.inputs:
+        sizes = [dim if isinstance(dim, int) else model.signature.symbols.get(dim, (1, 1))[0] for dim in spec.shape]
+        arrays.append(np.zeros(sizes, storage_dtype(spec)))
+    try:
+        model(arrays)
+    except LlmosError:
+        return
+
+
+def _warm_language(text: TextEngine) -> None:
+    """Generate one token, and wait for the end of its step. Raises LlmosError if it fails."""
+    try:
+        text.engine.submit([0], SamplingParams(max_tokens=1), timeout_s=_WARM_UP_S).result()
+        while not text.engine.is_idle():
+            time.sleep(0.001)
+    except BaseException:
+        text.close()
+        raise
+
+
+def release(served: Served) -> None:
+    """End a version that no request uses any more, and check that it lost nothing. Raises LlmosError if it did.
+
+    Its threads end here; its memory is free with the last reference to it.
+    """
+    try:
+        served.engine.drain(_WARM_UP_S)
+        served.engine.check_integrity()
+    finally:
+        served.engine.close()
+        served.model.close()
