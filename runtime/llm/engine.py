@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from llmos.runtime.engine.generate import GenerationEngine, GenerationObserver, GenerationOptions, SamplingParams, StepModel
+from llmos.runtime.engine.generate.structured import StructuredOutputs
 from llmos.runtime.errors import ArtifactError, InputError
 from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.text.chat import CONFIG, TEMPLATE, ChatTemplate
+from llmos.runtime.text.grammar import Grammars
 from llmos.runtime.text.tokenizer import TOKENIZER, PromptTokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,6 +47,8 @@ class TextEngine:
             raise ArtifactError(f"'{model.name}': {error}") from error
         self.limits = {"max_tokens": model.spec.max_length, "max_chars": model.spec.max_length * self.tokenizer.longest}
         self._end = self._chat_end_token()
+        end_ids = [*model.spec.eos_token_ids, *([] if self._end is None else [self._end])]
+        self.grammars = Grammars(self.tokenizer.to_json, model.spec.vocab_size, end_ids, self.tokenizer.special_tokens)
         self.engine = GenerationEngine(model, options, observer=observer)
 
     def params(self, given: Mapping[str, Any]) -> SamplingParams:
@@ -71,7 +75,8 @@ class TextEngine:
     ) -> TextRequest:
         """Queue a prompt, a text or token ids; never waits for the model.
 
-        principal, weight, timeout_s, and what it raises: as of GenerationEngine.submit.
+        principal, weight, timeout_s, and what it raises: as of GenerationEngine.submit. A grammar of params.structured_outputs that is not
+        among the last ones is compiled here, which takes milliseconds, and at most some seconds.
         """
         if not isinstance(prompt, str | Sequence | np.ndarray):
             raise InputError(f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}")
@@ -82,7 +87,8 @@ class TextEngine:
         params = self.params({}) if params is None else params
         if self._end is not None and not params.ignore_eos:
             params = replace(params, stop_token_ids=(*params.stop_token_ids, self._end))
-        request = self.engine.submit(ids, params, principal=principal, weight=weight, timeout_s=timeout_s)
+        grammar = None if params.structured_outputs is None else self.grammars.compile(StructuredOutputs.of(params.structured_outputs))
+        request = self.engine.submit(ids, params, principal=principal, weight=weight, timeout_s=timeout_s, grammar=grammar)
         return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)])
 
     def chat_prompt(self, messages: Messages, **options: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,10 +45,10 @@ class GenerationRoutes:
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
-                submit = partial(
-                    _submit, partial(served.text.submit, prompt, call.params, **self._who(exchange, deadline_s)), "prompt", served
-                )
-                inline = len(prompt) <= INLINE_CHARS
+                work = partial(served.text.submit, prompt, call.params, **self._who(exchange, deadline_s))
+                submit = partial(_submit, work, "prompt", document, served)
+                # A grammar may be compiled, in a process of its own, which is waited for.
+                inline = len(prompt) <= INLINE_CHARS and call.params.structured_outputs is None
                 requests.append(submit() if inline else await self._state.lanes.run(submit, deadline_s, large=size is not None))
         except Exception:
             for request in requests:
@@ -64,7 +64,7 @@ class GenerationRoutes:
         who = self._who(exchange, deadline_s)
         submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **who)
         # The template runs in a process of its own, which is waited for.
-        request = await self._state.lanes.run(partial(_submit, submit, "messages", served), deadline_s, large=size is not None)
+        request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=size is not None)
         return await _answer(exchange, [request], ChatForm(call, served.text), call.stream)
 
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
@@ -77,12 +77,12 @@ class GenerationRoutes:
         return {"principal": exchange.info.principal, "weight": exchange.info.weight, "timeout_s": exchange.left_s(deadline_s)}
 
 
-def _submit(submit: _Submit, param: str, served: ServedLanguageModel) -> TextRequest:
-    """Submit a prompt. Raises HttpError 400 that names the wrong parameter, by default `param`."""
+def _submit(submit: _Submit, param: str, document: Mapping[str, Any], served: ServedLanguageModel) -> TextRequest:
+    """Submit a prompt of a document. Raises HttpError 400 that names the wrong parameter, by default `param`."""
     try:
         return submit()
     except InputError as error:
-        raise as_bad_request(error, param) from error
+        raise as_bad_request(error, param, document) from error
     except QueueFullError:
         served.metrics.rejected.inc()
         raise

@@ -101,6 +101,7 @@ class PromptTokenizer:
                 f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
             )
         self.token_bytes = TokenBytes(self._tokenizer)
+        self.special_tokens = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         self.longest = max(map(len, vocabulary), default=1)  # characters of a token, or bytes, of which there are more
 
     def encode(self, text: str, *, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
@@ -131,6 +132,11 @@ class PromptTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, without special ones."""
         text: str = self._tokenizer.decode(list(ids))
+        return text
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json, without padding and truncation."""
+        text: str = self._tokenizer.to_str()
         return text
 
     def token_id(self, token: str) -> int | None:

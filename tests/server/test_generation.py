@@ -21,6 +21,10 @@ USER: list[Any] = [{"role": "user", "content": "hello"}]
 GREEDY: dict[str, Any] = {"model": "null", "temperature": 0, "max_tokens": 20}
 
 
+def schema_format(schema: dict[str, Any], name: str = "answer", **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, **more}}
+
+
 @pytest.fixture
 def client(served: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"http://{served.address}/v1", api_key=served.key, max_retries=0) as found:
@@ -207,7 +211,22 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         ({"stream_options": {"include_usage": True}}, "only for 'stream'", "stream_options"),
         ({"stream": True, "stream_options": {"usage": True}}, "include_usage", "stream_options"),
         ({"temprature": 1}, "no parameter 'temprature'", "temprature"),
-        ({"response_format": {"type": "json_object"}}, "structured output is not served", "response_format"),
+        ({"response_format": {"type": "xml"}}, "'response_format' must be", "response_format"),
+        ({"response_format": "text"}, "'response_format' must be", "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "'json_schema'", "response_format.json_schema"),
+        ({"response_format": schema_format({"type": "object"}, name="")}, "'name'", "response_format.json_schema.name"),
+        ({"response_format": schema_format({"type": "object"}, strict=1)}, "'strict'", "response_format.json_schema.strict"),
+        (
+            {"response_format": schema_format({"type": "foo"})},
+            "grammar can't be used: Invalid type",
+            "response_format",
+        ),
+        ({"response_format": schema_format({"not": {}}, strict=True)}, "Unimplemented keys", "response_format"),
+        ({"guided_regex": "(a"}, "guided_regex: the grammar can't be used", "guided_regex"),
+        ({"guided_choice": "a"}, "guided_choice: its choice must be", "guided_choice"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "one of", "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "both given", "guided_choice"),
+        ({"guided_regex": "a", "min_tokens": 3}, "min_tokens: can't be given", "min_tokens"),
         ({"model": 3}, "'model'", "model"),
         ({"model": "encoder"}, "no language model", "model"),
     ],

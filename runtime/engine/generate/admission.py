@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmos.runtime.engine.generate.blocks import BlockPool
+from llmos.runtime.engine.generate.guide import Grammar, Guidance
 from llmos.runtime.engine.generate.request import GenerationRequest
 from llmos.runtime.engine.generate.scheduler import Scheduler
 from llmos.runtime.engine.generate.sequence import Sequence, SequenceSpec
@@ -55,8 +56,19 @@ class Admission:
             )
         return longest
 
-    def sequences(self, request: GenerationRequest, first_id: int, principal: str, max_length: int, pool: BlockPool) -> list[Sequence]:
-        """Return the sequences of a request. The first has the others as followers: they share the blocks of its prompt."""
+    def sequences(
+        self,
+        request: GenerationRequest,
+        first_id: int,
+        principal: str,
+        max_length: int,
+        pool: BlockPool,
+        grammar: Grammar | None = None,
+    ) -> list[Sequence]:
+        """Return the sequences of a request. The first has the others as followers: they share the blocks of its prompt.
+
+        grammar: that each of them follows.
+        """
         params, num_prompt = request.params, len(request.prompt)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(self.spec.eos_token_ids))
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -79,7 +91,10 @@ class Admission:
             )
             for index in range(params.n)
         ]
-        sequences = [Sequence(request.prompt, spec, pool, (request, index)) for index, spec in enumerate(specs)]
+        sequences = [
+            Sequence(request.prompt, spec, pool, (request, index), None if grammar is None else Guidance(grammar))
+            for index, spec in enumerate(specs)
+        ]
         sequences[0].followers = sequences[1:]
         return sequences
 

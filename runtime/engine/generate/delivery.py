@@ -38,7 +38,7 @@ class Delivery:
         inter_token_s: list[float] = []
         for sequence in plan.expired:
             self.finish(sequence, ABORT, sequence.error, now_s)
-        for (sequence, *_), (sampled, prompt, _) in zip(plan.chunks, outcomes, strict=True):
+        for (sequence, *_), (sampled, prompt, *_) in zip(plan.chunks, outcomes, strict=True):
             request, index = sequence.owner
             if index not in request.open_indices:
                 continue

@@ -12,6 +12,7 @@ from llmos.runtime.engine.generate.admission import Admission
 from llmos.runtime.engine.generate.blocks import BlockPool
 from llmos.runtime.engine.generate.delivery import Delivery
 from llmos.runtime.engine.generate.fairness import FairOrder
+from llmos.runtime.engine.generate.guide import Grammar, GuideWorkers
 from llmos.runtime.engine.generate.memory import count_blocks
 from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.observer import GenerationObserver, NullGenerationObserver, StepReport
@@ -25,10 +26,11 @@ from llmos.runtime.engine.generate.scheduler import Scheduler
 from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
 from llmos.runtime.engine.model import Array
-from llmos.runtime.errors import LlmosError
+from llmos.runtime.errors import InputError, LlmosError
 from llmos.runtime.native.sampling import sample_rows
 
 Clock = Callable[[], float]
+_LOOK_S = 0.05  # how often deadlines are looked at while all sequences wait for their masks
 
 
 class GenerationEngine:
@@ -60,6 +62,7 @@ class GenerationEngine:
         self._pace = Pace(options.slowdown, self.limits.max_tokens)
         self._observer = observer or NullGenerationObserver()
         self._clock = clock
+        self._guides: GuideWorkers | None = None  # from the first grammar on
         self._changed = threading.Condition()
         # Under the lock:
         self._order = FairOrder()
@@ -83,15 +86,19 @@ class GenerationEngine:
         principal: str = "",
         weight: float = 1.0,
         timeout_s: float | None = None,
+        grammar: Grammar | None = None,
     ) -> GenerationRequest:
         """Queue a prompt of token ids; never waits for the model. Only requests of the same principal share cached prefixes.
 
-        weight: of the principal's share of a busy model (`fairness.py`).
+        weight: of the principal's share of a busy model (`fairness.py`). grammar: that the tokens of each sequence follow, what
+        params.structured_outputs are for this model's tokens.
 
         Raises InputError (see SamplingParams and Admission), QueueFullError or ClosedError.
         """
         params = params or SamplingParams()
         params.check_vocabulary(self.model.spec.vocab_size)
+        if (grammar is None) != (params.structured_outputs is None):
+            raise InputError("structured_outputs: need the grammar that they are for the tokens of this model")
         prompt = self._admission.prompt(prompt_ids)
         max_length = self._admission.max_length(len(prompt), params.max_tokens, self._scheduler)
         now = self._clock()
@@ -100,8 +107,10 @@ class GenerationEngine:
         with self._changed:
             self._require_room()
             self._order.place(request, self._delivery.requests)
-            sequences = self._admission.sequences(request, self._next_id, principal, max_length, self._scheduler.pool)
+            sequences = self._admission.sequences(request, self._next_id, principal, max_length, self._scheduler.pool, grammar)
             self._next_id += params.n
+            if grammar is not None and self._guides is None:
+                self._guides = GuideWorkers(self._wake)
             self._delivery.requests[request] = sequences
             self._arrived.append(sequences)
             self._changed.notify_all()
@@ -156,6 +165,8 @@ class GenerationEngine:
             self._changed.notify_all()
         if threading.current_thread() is not self._worker:
             self._worker.join(5)
+        if self._guides is not None:
+            self._guides.close()
 
     def is_idle(self) -> bool:
         """Return whether no request is left and the worker waits for the next."""
@@ -259,17 +270,55 @@ class GenerationEngine:
         start = self._clock()
         plan = self._scheduler.plan(start, self._pace.num_tokens)
         if not plan.chunks and not plan.expired:
-            raise IntegrityError("the scheduler has sequences and plans none")
+            self._await_masks()
+            return
+        self._begin_guides(plan)
         begin = self._clock()
         outcomes = self._run(plan)
         run_s = self._clock() - begin
         self._scheduler.commit(plan, outcomes)
+        self._continue_guides(plan, outcomes)
         with self._changed:
             self._order.observe(plan.num_tokens, run_s)
             inter_token_s = self._delivery.deliver(plan, outcomes, start, self._clock())
         self._announce()
         self._pace.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, run_s)
         self._observer.on_step(self._step_report(plan, run_s, self._clock() - start, inter_token_s))
+
+    def _begin_guides(self, plan: StepPlan) -> None:
+        """Let the first masks of sequences be computed while the model computes their prompts."""
+        if self._guides is None:
+            return
+        found = [chunk.sequence.guidance for chunk in plan.chunks if chunk.sequence.guidance and not chunk.sequence.guidance.is_begun]
+        for guidance in found:
+            guidance.begin(None)
+        self._guides.start(found)
+
+    def _continue_guides(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
+        """Let the masks behind the tokens of a step be computed."""
+        if self._guides is None:
+            return
+        found = []
+        for chunk, outcome in zip(plan.chunks, outcomes, strict=True):
+            guidance = chunk.sequence.guidance
+            if guidance is not None and outcome.sampled is not None and chunk.sequence.finish_reason is None:
+                guidance.begin(outcome.sampled.token)
+                found.append(guidance)
+        self._guides.start(found)
+
+    def _await_masks(self) -> None:
+        """Wait until one of the masks is there that all running sequences wait for, or there is something else to do."""
+        with self._changed:
+            if not any(sequence.guidance for sequence in self._scheduler.running):
+                raise IntegrityError("the scheduler has sequences and plans none")
+            if all(sequence.awaits_mask for sequence in self._scheduler.running) and not (
+                self._arrived or self._canceled or self._stopping
+            ):
+                self._changed.wait(_LOOK_S)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _run(self, plan: StepPlan) -> List[Outcome]:
         if not plan.chunks:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmos.runtime.engine.generate.sampler import RowSampling
+from llmos.runtime.engine.generate.structured import StructuredOutputs
 from llmos.runtime.errors import InputError
 
 MAX_LOGPROBS = 20
@@ -47,7 +48,8 @@ class SamplingParams:
     min_tokens: no stop token before so many. stop: strings that end the text, for the layer that makes text of tokens.
     stop_token_ids: end a sequence as the model's own end tokens do, which ignore_eos disables. logprobs, prompt_logprobs: None is none,
     0 of the token alone, k also of the k likeliest. n: sequences of one prompt. priority: of 1 more, as if it had arrived a while earlier
-    (PRIORITY_STEP_S), so that nothing waits forever.
+    (PRIORITY_STEP_S), so that nothing waits forever. structured_outputs: the form that every text must have, a mapping with one of json (a
+    JSON schema), json_object (True), regex, choice (texts) and grammar (Lark); see StructuredOutputs.
     """
 
     temperature: float = 1.0
@@ -69,6 +71,7 @@ class SamplingParams:
     n: int = 1
     ignore_eos: bool = False
     priority: int = 0
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, bounds in _RANGES.items():
@@ -82,6 +85,11 @@ class SamplingParams:
             raise InputError(f"ignore_eos: must be true or false, not {self.ignore_eos!r}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InputError(f"min_tokens: must be at most max_tokens ({self.max_tokens}), not {self.min_tokens}")
+        if self.structured_outputs is not None:
+            self._set("structured_outputs", StructuredOutputs.of(self.structured_outputs))
+            if self.min_tokens or self.ignore_eos:
+                name = "min_tokens" if self.min_tokens else "ignore_eos"
+                raise InputError(f"{name}: can't be given with structured_outputs, which say where a text may end")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as List
 
 import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.engine.generate.arrays import StepArrays
+from llmos.runtime.engine.generate.guide import GRACE_S, Guidance
 from llmos.runtime.engine.generate.model import StepModel
 from llmos.runtime.engine.generate.sampler import History, RowSampling, SampledRow, Sampler
 from llmos.runtime.engine.generate.sequence import Sequence
@@ -57,7 +59,12 @@ class Runner:
                 rows.add_prompt(sequence, first_row + 1, end + 1 - samples)
             if samples:
                 rows.add(sequence)
-        return _outcomes(plan, self._sampler(logits, rows.sampling, rows.positions, rows.history, rows.allowed if rows.masked else None))
+        outcomes = _outcomes(
+            plan, self._sampler(logits, rows.sampling, rows.positions, rows.history, rows.allowed if rows.masked else None)
+        )
+        if not rows.unguided:
+            return outcomes
+        return [_without_token(outcome, rows.unguided.get(chunk.sequence)) for outcome, chunk in zip(outcomes, plan.chunks, strict=True)]
 
 
 class _Rows:
@@ -70,17 +77,37 @@ class _Rows:
         self.history: list[History | None] = []
         self.allowed: list[Array | None] = []
         self.masked = False  # whether `allowed` holds a mask
+        self.unguided: dict[Sequence, Outcome] = {}  # those that get no token, since there is no mask for it
+        self._grace_ends_s: float | None = None
 
     def add(self, sequence: Sequence) -> None:
         """Add the row that gives the next token of a sequence."""
         spec, position = sequence.spec, sequence.num_tokens
         mask = spec.early_mask if position < spec.min_length else None
+        if sequence.guidance is not None:
+            mask = self._guided_mask(sequence, sequence.guidance)
         self.sampling.append(spec.sampling)
         self.positions.append(position)
         self.history.append((sequence.prompt, sequence.generated) if sequence.reads_history else None)
         self.allowed.append(mask)
         if mask is not None:
             self.masked = True
+
+    def _guided_mask(self, sequence: Sequence, guidance: Guidance) -> Array | None:
+        """Return the mask of a sequence that follows a grammar; None if there is none (yet), so that what is sampled is dropped."""
+        now_s = time.perf_counter()
+        if self._grace_ends_s is None:
+            self._grace_ends_s = now_s + GRACE_S
+        if not guidance.ready.wait(max(0.0, self._grace_ends_s - now_s)):
+            guidance.is_late = True
+            self.unguided[sequence] = Outcome(is_deferred=True)
+        elif guidance.error is not None:
+            self.unguided[sequence] = Outcome(error=guidance.error)
+        elif guidance.is_complete:
+            self.unguided[sequence] = Outcome(is_complete=True)
+        else:
+            return guidance.mask
+        return None
 
     def add_prompt(self, sequence: Sequence, begin: int, end: int) -> None:
         """Add the rows that give the log probabilities of the prompt's tokens [begin, end): each may give that token alone."""
@@ -94,6 +121,11 @@ class _Rows:
         masks[np.arange(count), tokens // 32] = np.uint32(1) << (tokens % 32).astype(np.uint32)
         self.allowed += list(masks)
         self.masked = True
+
+
+def _without_token(outcome: Outcome, unguided: Outcome | None) -> Outcome:
+    """Return what a sequence gets that has no mask, instead of the token of its row; a row that failed remains so."""
+    return outcome if unguided is None or outcome.error is not None else unguided._replace(prompt=outcome.prompt)
 
 
 def _outcomes(plan: StepPlan, sampled: List[SampledRow | LlmosError]) -> list[Outcome]:

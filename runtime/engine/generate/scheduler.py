@@ -8,6 +8,7 @@ The rules, in order:
 4. Who lacks a block takes it from the youngest sequence that runs, if that is younger: it loses all its blocks and computes them again
    later. So the oldest sequence always advances, and none waits forever.
 5. A sequence is admitted if its known tokens fit beside what the running ones still need. The first in line is never overtaken.
+6. A sequence that missed its step because its mask was late is left out until the mask is there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from llmos.runtime.engine.errors import DeadlineError, IntegrityError
 from llmos.runtime.engine.generate.blocks import BlockPool
 from llmos.runtime.engine.generate.draft import Draft
 from llmos.runtime.engine.generate.prefix import PrefixHit, PrefixNode
-from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
+from llmos.runtime.engine.generate.sequence import ABORT, ERROR, STOP, Sequence
 from llmos.runtime.engine.generate.step import Chunk, Limits, Outcome, StepPlan
 
 MANY_WAIT = 2  # see Scheduler.plan
@@ -99,10 +100,11 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, outcomes: List[Outcome]) -> None:
         """Take the results of a step. A sequence whose chunk failed ends with its error, and the others advance."""
-        for (sequence, _, end, _, _), (sampled, prompt, error) in zip(plan.chunks, outcomes, strict=True):
+        for (sequence, _, end, _, _), (sampled, prompt, error, is_deferred, is_complete) in zip(plan.chunks, outcomes, strict=True):
             if error is not None:
                 self._end(sequence, ERROR, error)
                 continue
+            end -= is_deferred  # the last token's logits are wanted again
             sequence.num_computed = end
             sequence.num_prompt_rows += len(prompt)
             if end >= sequence.table.next_full:
@@ -115,6 +117,8 @@ class Scheduler:
                 sequence.append(sampled.token)
                 if sequence.finish_reason is not None:
                     self._end(sequence, sequence.finish_reason, None)
+            elif is_complete:
+                self._end(sequence, STOP, None)
 
     def roll_back(self, plan: StepPlan) -> None:
         """Give back what a step reserved, as if it had not been planned; preempted sequences remain so."""
@@ -168,6 +172,8 @@ class Scheduler:
         for sequence in tuple(self.running):
             begin, table = sequence.num_computed, sequence.table
             if sequence.num_tokens - begin != 1 or table.node is None:  # a prefill, or one that has just lost its blocks
+                continue
+            if sequence.awaits_mask:
                 continue
             if begin < table.num_tokens:
                 draft.chunks[sequence] = Chunk(sequence, begin, begin + 1, begin, table.num_blocks)

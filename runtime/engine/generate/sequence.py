@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmos.runtime.engine.generate.blocks import BlockPool, BlockTable
+from llmos.runtime.engine.generate.guide import Guidance
 from llmos.runtime.engine.generate.sampler import RowSampling
 from llmos.runtime.engine.model import Array
 
@@ -48,6 +49,7 @@ class Sequence:
         "error",
         "finish_reason",
         "followers",
+        "guidance",
         "last_token",
         "num_cached",
         "num_computed",
@@ -62,9 +64,10 @@ class Sequence:
         "table",
     )
 
-    def __init__(self, prompt: Array, spec: SequenceSpec, pool: BlockPool, owner: Any = None) -> None:
+    def __init__(self, prompt: Array, spec: SequenceSpec, pool: BlockPool, owner: Any = None, guidance: Guidance | None = None) -> None:
         self.spec = spec
         self.owner = owner
+        self.guidance = guidance  # where it must follow a grammar
         self.reads_history = spec.sampling.reads_history
         self.num_prompt = self.num_tokens = len(prompt)
         self._tokens: Array = np.empty(min(spec.max_length, self.num_prompt + 64), np.int32)
@@ -104,6 +107,11 @@ class Sequence:
     def wants_prompt_rows(self) -> bool:
         """Whether the log probabilities of a part of the prompt are still missing."""
         return self.spec.prompt_logprobs is not None and self.num_prompt_rows < self.num_prompt - 1
+
+    @property
+    def awaits_mask(self) -> bool:
+        """Whether a step would leave it out, since the mask for its next token is late."""
+        return self.guidance is not None and self.guidance.is_awaited
 
     def append(self, token: int) -> None:
         """Take a sampled token; the sequence finishes if it is a stop token or the last one."""

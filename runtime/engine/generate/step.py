@@ -59,8 +59,14 @@ class StepPlan:
 
 
 class Outcome(NamedTuple):
-    """What a step gave for one chunk: the sampled token, the tokens of the prompt with their log probabilities, or an error."""
+    """What a step gave for one chunk: the sampled token, the tokens of the prompt with their log probabilities, or an error.
+
+    is_deferred: the mask for the next token was late, so there is none yet, and its logits are computed again. is_complete: the sequence's
+    grammar has ended, so there is none.
+    """
 
     sampled: SampledRow | None = None
     prompt: tuple[SampledRow, ...] = ()
     error: Exception | None = None
+    is_deferred: bool = False
+    is_complete: bool = False

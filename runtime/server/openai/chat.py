@@ -15,8 +15,6 @@ from llmos.runtime.server.openai.sampling import StreamOptions, boolean, given_f
 _OWN = frozenset({"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"})
 _TOOLS = "tool calling is not served: leave it out"
 _UNSUPPORTED = {"tools": _TOOLS, "tool_choice": _TOOLS, "functions": _TOOLS, "function_call": _TOOLS}
-_STRUCTURED = {"response_format": "structured output is not served: leave it out"}
-_TEXT = {"type": "text"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,7 @@ class ChatCall:
 
 def parse_chat(document: Mapping[str, Any], text: TextEngine) -> ChatCall:
     """Parse a request's JSON; the messages are checked where the prompt is made of them. Raises HttpError 400."""
-    without_text = {name: value for name, value in document.items() if (name, value) != ("response_format", _TEXT)}
-    fields = given_fields(without_text, _OWN, {**_UNSUPPORTED, **_STRUCTURED})
+    fields = given_fields(document, _OWN, _UNSUPPORTED)
     variables = fields.get("chat_template_kwargs", {})
     if not isinstance(variables, dict):
         raise invalid("'chat_template_kwargs' must be an object", "chat_template_kwargs")

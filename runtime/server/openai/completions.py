@@ -24,7 +24,6 @@ from llmos.runtime.server.openai.sampling import (
 _OWN = frozenset({"prompt", "max_tokens", "logprobs", "echo", "best_of"})
 _UNSUPPORTED = {
     "suffix": "completions are of what follows a prompt: leave it out",
-    "response_format": "structured output is not served: leave it out",
 }
 MAX_TOKENS = 1 << 20  # of all prompts of a call
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's

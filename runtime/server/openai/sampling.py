@@ -10,6 +10,7 @@ from llmos.runtime.engine.generate import SamplingParams
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.engine import TextEngine
 from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.openai.structured import FIELDS, as_field_error, structured_outputs
 
 # Those of OpenAI, and vLLM's names for the others.
 _SAMPLING = (
@@ -18,7 +19,7 @@ _SAMPLING = (
 )  # fmt: skip
 # Say something about the client, and change no answer.
 _IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store", "parallel_tool_calls")
-_COMMON = frozenset({"model", "stream", "stream_options", *_SAMPLING, *_IGNORED})
+_COMMON = frozenset({"model", "stream", "stream_options", *_SAMPLING, *_IGNORED, *FIELDS})
 _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 _MAX_STOP = 16
 MAX_CHOICES = 128
@@ -77,15 +78,18 @@ def sampling_params(fields: Mapping[str, Any], text: TextEngine, own: Mapping[st
         given["logit_bias"] = _biases(given["logit_bias"])
     if isinstance(given.get("stop"), list) and len(given["stop"]) > _MAX_STOP:
         raise invalid(f"'stop' must hold at most {_MAX_STOP} strings", "stop")
+    form = structured_outputs(fields)
     try:
-        return text.params({**given, **own})
+        return text.params({**given, **own} if form is None else {**given, **own, "structured_outputs": form})
     except InputError as error:
         raise as_bad_request(error, None) from error
 
 
-def as_bad_request(error: InputError, default: str | None) -> HttpError:
-    """Return a 400 that names the parameter which the message begins with, or `default`."""
+def as_bad_request(error: InputError, default: str | None, fields: Mapping[str, Any] | None = None) -> HttpError:
+    """Return a 400 that names the parameter which the message begins with, or `default`. fields: of the request, where one is known."""
     name = str(error).partition(":")[0]
+    if name == "structured_outputs" and fields is not None:
+        return as_field_error(error, fields)
     return HttpError(400, str(error), param=name if name in _COMMON or name in ("max_tokens", "logprobs", "messages") else default)
 
 
