@@ -140,13 +140,13 @@ class Entry:
         self.state = State(artifact, self.spec.states) if self.spec.states else None
         self.module: Module | None = module
         self._kernels = manifest.kernels
-        self._index = index
-        self._flags = flags
+        self.index = index
+        self.flags = flags
         self._num_inputs = len(self.spec.inputs)
         self._num_given = self.spec.num_inputs
         self._updated = frozenset(self.spec.updated)
-        self._resized = _resized_outputs(self.spec, manifest.computed_names)
-        self._outputs = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
+        self.resized = _resized_outputs(self.spec, manifest.computed_names)
+        self.output_slices = tuple(_output_slice(self.spec.outputs, position) for position in range(len(self.spec.outputs)))
         # Free argument buffers; list.append and list.pop are atomic, so threads and reentrant calls can share the list.
         self._idle: list[_Buffers] = []
 
@@ -223,25 +223,25 @@ class Entry:
             raise ExecutionError("the program is closed; load it again")
         num_inputs = self._num_inputs
         capsules = self._export(inputs, buffers.inputs)
-        code = module.shapes(self._index, buffers.inputs, num_inputs, buffers.dims)
+        code = module.shapes(self.index, buffers.inputs, num_inputs, buffers.dims)
         if code == ERROR_STRIDES:
             inputs = tuple(value if i in self._updated else copied(value) for i, value in enumerate(inputs))
             capsules = self._export(inputs, buffers.inputs)
-            code = module.shapes(self._index, buffers.inputs, num_inputs, buffers.dims)
+            code = module.shapes(self.index, buffers.inputs, num_inputs, buffers.dims)
         if code:
             raise module.error(code)
         arrays, dims = [], buffers.dims
-        first_given = len(self._outputs) - len(last)
-        for position, (part, dtype) in enumerate(self._outputs):
+        first_given = len(self.output_slices) - len(last)
+        for position, (part, dtype) in enumerate(self.output_slices):
             array = np.empty(dims[part], dtype) if position < first_given else last[position - first_given]
             capsule = array.__dlpack__()
             buffers.outputs[position] = pointer_of(capsule, CAPSULE)
             capsules.append(capsule)
             arrays.append(array)
-        code = module.run(self._index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self._flags, profile)
+        code = module.run(self.index, buffers.inputs, num_inputs, buffers.outputs, len(arrays), self.flags, profile)
         if code:
             raise module.error(code)
-        for position in self._resized:
+        for position in self.resized:
             arrays[position] = _cut(arrays[position], int(buffers.outputs[position] or 0))
         return tuple(arrays)
 

@@ -6,7 +6,7 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,6 @@ from llmos.runtime.native.binding import core
 # llmos_sampling, llmos_sampling_row, llmos_sampled and llmos_token_logprob of sampling.h.
 _SETTINGS = struct.Struct("@7dQPP4i")
 _ROW = struct.Struct("@QPPPqq")
-_PLAIN_ROW = struct.Struct("@Q40x")
 _SAMPLED = struct.Struct("@d4i")
 _TOKEN_LOGPROB = struct.Struct("@dii")
 
@@ -98,36 +97,84 @@ def sample_rows(
     infinity among its logits, every token forbidden, a token id out of range) has an ExecutionError in its place, and the others are
     sampled all the same. Raises InputError where arguments have the wrong dtype or shape. Other Python threads run meanwhile.
     """
-    masks = allowed if allowed is not None else [None] * len(rows)
-    if not len(rows) == len(positions) == len(history) == len(masks):
-        raise InputError(f"sampling: {len(rows)} rows, but {len(positions)} positions, {len(history)} histories and {len(masks)} masks")
-    contexts = [
-        _context(position, past if row.reads_history else None, mask, logits.shape[-1])
-        for row, position, past, mask in zip(rows, positions, history, masks, strict=True)
-    ]
-    return _call(logits, rows, contexts)
+    return RowSampler()(logits, rows, positions, history, allowed)
 
 
-def _call(logits: np.ndarray[Any, Any], rows: Sequence[RowSampling], contexts: Sequence[bytes]) -> list[SampledRow | ExecutionError]:
-    if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(rows) or not logits.flags.c_contiguous or not logits.shape[1]:
-        raise InputError(f"sampling: logits must be contiguous float32 [{len(rows)}, vocabulary], not {logits.dtype} {list(logits.shape)}")
-    vocab_size = logits.shape[1]
-    max_top = min(max((row.num_logprobs for row in rows), default=0), vocab_size)
-    results = ctypes.create_string_buffer(_SAMPLED.size * len(rows))
-    tops = ctypes.create_string_buffer(_TOKEN_LOGPROB.size * len(rows) * max_top) if max_top > 0 else None
-    library = core()
-    settings = b"".join([row.packed for row in rows])
-    library.check(library.sample(_address(logits), len(rows), vocab_size, settings, b"".join(contexts), results, tops, max(0, max_top)))
-    sampled: list[SampledRow | ExecutionError] = []
-    for index, (row, fields) in enumerate(zip(rows, _SAMPLED.iter_unpack(results), strict=True)):
-        logprob, token, status, num_top, _ = fields
-        if status:
-            sampled.append(ExecutionError(_REASONS[status].format(vocab_size=vocab_size)))
-            continue
-        offset = index * max_top * _TOKEN_LOGPROB.size
-        top = tuple(_top(tops, offset + i * _TOKEN_LOGPROB.size) for i in range(num_top)) if num_top else ()
-        sampled.append(SampledRow(token, logprob if row.num_logprobs >= 0 else None, top))
-    return sampled
+class RowSampler:
+    """Samples as `sample_rows`, from one thread at a time, and keeps what is the same in the next call: settings of rows, and memory."""
+
+    def __init__(self) -> None:
+        self._call: _Call | None = None
+
+    def __call__(
+        self,
+        logits: np.ndarray[Any, Any],
+        rows: Sequence[RowSampling],
+        positions: Sequence[int],
+        history: Sequence[History | None],
+        allowed: Sequence[np.ndarray[Any, Any] | None] | None = None,
+    ) -> list[SampledRow | ExecutionError]:
+        """See sample_rows."""
+        call = self._call
+        if call is None or call.logits is not logits or call.rows != rows:
+            call = self._call = _Call(logits, list(rows))
+        if not len(rows) == len(positions) == len(history) == len(rows if allowed is None else allowed):
+            counts = f"{len(positions)} positions, {len(history)} histories and {len(rows if allowed is None else allowed)} masks"
+            raise InputError(f"sampling: {len(rows)} rows, but {counts}")
+        if allowed is None and not call.reads_history:
+            return call.run(call.plain_contexts.pack(*positions))
+        masks = allowed if allowed is not None else [None] * len(rows)
+        contexts = [
+            _context(position, past if row.reads_history else None, mask, call.vocab_size)
+            for row, position, past, mask in zip(rows, positions, history, masks, strict=True)
+        ]
+        return call.run(b"".join(contexts))
+
+
+class _Call:
+    """The call of the core for given logits and settings: only the contexts of rows differ from call to call."""
+
+    def __init__(self, logits: np.ndarray[Any, Any], rows: list[RowSampling]) -> None:
+        count = len(rows)
+        if logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != count or not logits.flags.c_contiguous or not logits.shape[1]:
+            raise InputError(f"sampling: logits must be contiguous float32 [{count}, vocabulary], not {logits.dtype} {list(logits.shape)}")
+        self.logits, self.rows = logits, rows
+        self.vocab_size = logits.shape[1]
+        self.reads_history = any(row.reads_history for row in rows)
+        self.plain_contexts = _plain_contexts(count)
+        self._sample = core().sample
+        self._max_top = max(0, min(max((row.num_logprobs for row in rows), default=0), self.vocab_size))
+        self._settings = b"".join([row.packed for row in rows])
+        self._results = ctypes.create_string_buffer(_SAMPLED.size * count)
+        self._tops = ctypes.create_string_buffer(_TOKEN_LOGPROB.size * count * self._max_top) if self._max_top else None
+        self._address = _address(logits)
+
+    def run(self, contexts: bytes) -> list[SampledRow | ExecutionError]:
+        """Sample. contexts: an llmos_sampling_row each."""
+        count = len(self.rows)
+        code = self._sample(self._address, count, self.vocab_size, self._settings, contexts, self._results, self._tops, self._max_top)
+        if code:
+            raise core().error(code)
+        return [
+            SampledRow(token, logprob if row.num_logprobs >= 0 else None, self._top(index, num_top) if num_top else ())
+            if not status
+            else ExecutionError(_REASONS[status].format(vocab_size=self.vocab_size))
+            for index, (row, (logprob, token, status, num_top, _)) in enumerate(
+                zip(self.rows, _SAMPLED.iter_unpack(self._results), strict=True)
+            )
+        ]
+
+    def _top(self, index: int, count: int) -> tuple[tuple[int, float], ...]:
+        """Return the likeliest tokens of a row and their logprobs."""
+        offsets = range(index * self._max_top, index * self._max_top + count)
+        found = [_TOKEN_LOGPROB.unpack_from(self._tops or b"", offset * _TOKEN_LOGPROB.size) for offset in offsets]
+        return tuple((token, logprob) for logprob, token, _ in found)
+
+
+@lru_cache(maxsize=256)
+def _plain_contexts(count: int) -> struct.Struct:
+    """The llmos_sampling_row of rows without history and mask."""
+    return struct.Struct("@" + "Q40x" * count)
 
 
 _REASONS = {
@@ -139,8 +186,6 @@ _REASONS = {
 
 def _context(position: int, history: History | None, mask: np.ndarray[Any, Any] | None, vocab_size: int) -> bytes:
     """The llmos_sampling_row; the arrays must outlive its use."""
-    if history is None and mask is None:
-        return _PLAIN_ROW.pack(position & _SEED_MASK)
     prompt, generated, words = 0, 0, 0
     num_prompt, num_generated = 0, 0
     if history is not None:
@@ -153,12 +198,7 @@ def _context(position: int, history: History | None, mask: np.ndarray[Any, Any] 
         if mask.dtype != np.uint32 or mask.shape != (-(-vocab_size // 32),) or not mask.flags.c_contiguous:
             raise InputError(f"sampling: a mask must be contiguous uint32 [{-(-vocab_size // 32)}], not {mask.dtype} {list(mask.shape)}")
         words = _address(mask)
-    return _ROW.pack(position & _SEED_MASK, prompt, generated, words, num_prompt, num_generated)
-
-
-def _top(tops: Any, offset: int) -> tuple[int, float]:
-    logprob, token, _ = _TOKEN_LOGPROB.unpack_from(tops, offset)
-    return token, logprob
+    return _ROW.pack(position, prompt, generated, words, num_prompt, num_generated)
 
 
 def _address(array: np.ndarray[Any, Any]) -> int:

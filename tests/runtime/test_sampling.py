@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmos.runtime.errors import ExecutionError, InputError
 from llmos.runtime.native.binding import num_threads, set_num_threads
-from llmos.runtime.native.sampling import RowSampling, SampledRow, sample_rows
+from llmos.runtime.native.sampling import RowSampler, RowSampling, SampledRow, sample_rows
 
 from .handwritten import NATIVE, compile_c
 from .test_native import has_sanitizer, run
@@ -354,3 +354,18 @@ def test_random_settings_under_the_address_sanitizer(tmp_path: Path) -> None:
     program = compile_c(tmp_path / "sampling", *options, Path(__file__).parent / "sampling_test.c", *sources, "-lpthread", "-ldl")
     done = run(program, os.environ.get("LLMOS_SAMPLING_CASES", "1000"), LLMOS_NUM_THREADS="2")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_a_sampler_that_is_used_again_gives_the_same() -> None:
+    rng, sampler, kept = np.random.default_rng(3), RowSampler(), np.empty((3, 100), np.float32)
+    settings = (
+        [RowSampling(temperature=1, seed=4)] * 3,
+        [RowSampling(temperature=0.5, top_k=7, num_logprobs=2), RowSampling(), RowSampling(repetition_penalty=2.0)],
+    )
+    past = np.arange(5, dtype=np.int32)
+    mask = np.full(4, 0x0F0F0F0F, np.uint32)
+    for turn in range(12):
+        kept[:] = rng.standard_normal(kept.shape)
+        rows, logits = settings[turn // 3 % 2], kept if turn % 3 else kept.copy()
+        given = (rows, [turn, 5, 2 * turn], [(past, past[:turn])] * 3, [None, mask, None] if turn % 4 == 1 else None)
+        assert sampler(logits, *given) == sample_rows(logits, *given)

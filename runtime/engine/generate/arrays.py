@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence as List
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,7 +34,7 @@ class StepArrays:
         num_tokens, num_decodes = plan.num_tokens, plan.num_decodes
         tables = self._tables.of([chunk.sequence.table for chunk in plan.chunks])
         tokens, positions, slots = self._tokens.part(num_tokens), self._positions.part(num_tokens), self._slots.part(num_tokens)
-        self._write_decodes(plan.chunks[:num_decodes], tokens, positions, slots)
+        self._write_decodes(plan.chunks[:num_decodes])
         if num_decodes == num_tokens:
             requests = rows = self._numbers.part(num_tokens)
         else:
@@ -43,16 +45,16 @@ class StepArrays:
             self._write_slots(tables, requests[num_decodes:], positions[num_decodes:], slots[num_decodes:])
         return tokens, positions, slots, requests, tables, rows
 
-    def _write_decodes(self, chunks: List[Chunk], tokens: Array, positions: Array, slots: Array) -> None:
-        """Write one token a chunk. For so few, lists are faster than operations on arrays."""
-        count, size = len(chunks), self._block_size
-        if not count:
+    def _write_decodes(self, chunks: List[Chunk]) -> None:
+        """Write one token a chunk. For so few, packing is faster than operations on arrays."""
+        if not chunks:
             return
-        tokens[:count] = [chunk.sequence.last_token for chunk in chunks]
-        positions[:count] = begins = [chunk.begin for chunk in chunks]
-        slots[:count] = [
-            chunk.sequence.table.row.item(begin // size) * size + begin % size for chunk, begin in zip(chunks, begins, strict=True)
-        ]
+        size = self._block_size
+        begins = [chunk.begin for chunk in chunks]
+        places = zip(chunks, begins, strict=True)
+        self._tokens.write([chunk.sequence.last_token for chunk in chunks])
+        self._positions.write(begins)
+        self._slots.write([chunk.sequence.table.row.item(begin // size) * size + begin % size for chunk, begin in places])
 
     def _write_prefills(self, plan: StepPlan, tokens: Array, positions: Array, requests: Array, rows: Array) -> None:
         """Write the tokens behind those of decodes, chunk by chunk."""
@@ -105,6 +107,7 @@ class _Buffer:
 
     def __init__(self, size: int) -> None:
         self._array: Array = np.zeros(size, np.int32)
+        self._memory = memoryview(self._array.data)
         self._parts: dict[tuple[int, ...], Array] = {}
 
     def part(self, *shape: int) -> Array:
@@ -115,3 +118,12 @@ class _Buffer:
                 self._parts.clear()
             part = self._parts[shape] = self._array[: math.prod(shape)].reshape(shape)
         return part
+
+    def write(self, values: List[int]) -> None:
+        """Write the first elements of the buffer."""
+        _packing(len(values)).pack_into(self._memory, 0, *values)
+
+
+@lru_cache(maxsize=256)
+def _packing(count: int) -> struct.Struct:
+    return struct.Struct(f"@{count}i")

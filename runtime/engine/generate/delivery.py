@@ -42,7 +42,8 @@ class Delivery:
             request, index = sequence.owner
             if index not in request.open_indices:
                 continue
-            request.prompt_rows += prompt
+            if prompt:
+                request.prompt_rows += prompt
             if request.first_step_s is None:
                 request.first_step_s = begin_s
             if sampled is not None:

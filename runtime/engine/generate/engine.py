@@ -27,7 +27,7 @@ from llmos.runtime.engine.generate.sequence import ABORT, ERROR, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import InputError, LlmosError
-from llmos.runtime.native.sampling import sample_rows
+from llmos.runtime.native.sampling import RowSampler
 
 Clock = Callable[[], float]
 _LOOK_S = 0.05  # how often deadlines are looked at while all sequences wait for their masks
@@ -41,7 +41,7 @@ class GenerationEngine:
         model: StepModel,
         options: GenerationOptions | None = None,
         *,
-        sampler: Sampler = sample_rows,
+        sampler: Sampler | None = None,
         observer: GenerationObserver | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -57,7 +57,7 @@ class GenerationEngine:
             memory_fraction=options.memory_fraction,
         )
         self._admission = Admission(model.spec, self.num_blocks, options.prefix_cache)
-        self._runner = Runner(model, sampler, self.limits, self.num_blocks)
+        self._runner = Runner(model, sampler or RowSampler(), self.limits, self.num_blocks)
         self._scheduler = self._new_scheduler()
         self._pace = Pace(options.slowdown, self.limits.max_tokens)
         self._observer = observer or NullGenerationObserver()

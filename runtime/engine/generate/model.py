@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from llmos.runtime.artifact.manifest import TensorSpec
-from llmos.runtime.dlpack import Exported
 from llmos.runtime.engine.generate.spec import GenerationSpec
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import ArtifactError
+from llmos.runtime.repeated_call import RepeatedCall
 
 if TYPE_CHECKING:
     from llmos.runtime.program import Program
 
 STEP_INPUTS = ("tokens", "positions", "slots", "token_requests", "block_tables", "logit_rows")  # before the caches, in the entry's order
-
-
-_MAX_EXPORTED = 4096
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,9 @@ class StepModel(Protocol):
 
     A call takes STEP_INPUTS (int32: ids and absolute positions of all tokens of the step, request after request; where their keys and
     values go, block * block_size + offset; the row of block_tables [requests, width] that each belongs to; the tokens whose logits are
-    wanted, one or more) and the caches, which it updates, and gives the logits, float32 [rows, vocab_size]. What it gives for a token
-    depends on that token's request alone, bit for bit. Raises LlmosError; a failed call may have written to the slots of its tokens.
+    wanted, one or more) and the caches, which it updates, and gives the logits, float32 [rows, vocab_size], which the next call may
+    overwrite. What it gives for a token depends on that token's request alone, bit for bit. Raises LlmosError; a failed call may have
+    written to the slots of its tokens.
     """
 
     @property
@@ -74,7 +72,6 @@ class ProgramStepModel:
         self._program = program
         self._entry = program.default
         self.spec = GenerationSpec.of(manifest.metadata, _block_shapes(self._entry.inputs))
-        self._exported: dict[int, Exported] = {}
         expected = (*STEP_INPUTS, *(cache.name for cache in self.spec.caches))
         found = tuple(spec.name for spec in self._entry.inputs)
         if found != expected:
@@ -82,6 +79,7 @@ class ProgramStepModel:
         ranges = {symbol.name: symbol.max for symbol in manifest.symbols}
         dims = {spec.name: [dim if isinstance(dim, int) else ranges[dim] for dim in spec.shape] for spec in self._entry.inputs}
         width = self._entry.inputs[STEP_INPUTS.index("block_tables")].shape[1]
+        self._call = RepeatedCall(self._entry)
         self.sizes = StepSizes(
             max_tokens=dims["tokens"][0],
             max_requests=dims["block_tables"][0],
@@ -91,10 +89,8 @@ class ProgramStepModel:
         )
 
     def __call__(self, arrays: Sequence[Array]) -> Array:
-        """Compute one step. Arrays are kept exported, since most are the same objects from step to step."""
-        logits = self._entry(*[self._exported.get(id(array)) or self._export(array) for array in arrays])
-        assert not isinstance(logits, tuple)
-        return logits
+        """Compute one step. The next one overwrites its logits."""
+        return self._call(arrays)[0]
 
     def close(self) -> None:
         """End its use, and check code, weights and memory. Raises ArtifactError or ExecutionError."""
@@ -102,12 +98,6 @@ class ProgramStepModel:
             self._program.check_integrity()
         finally:
             self._program.close()
-
-    def _export(self, array: Array) -> Exported:
-        if len(self._exported) >= _MAX_EXPORTED:
-            self._exported.clear()
-        exported = self._exported[id(array)] = Exported("array of a step", array)  # holds the array, so that its id stays its own
-        return exported
 
 
 def _block_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

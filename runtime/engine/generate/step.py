@@ -43,8 +43,7 @@ class Chunk(NamedTuple):
         return self.end == self.sequence.num_tokens
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):  # as fast to make as a tuple
     """One step: its chunks, one a sequence, and the sequences that ended or lost their blocks while it was planned.
 
     num_decodes: so many chunks, the first ones, are of the one token that a sequence lacks, whose logits are wanted.
