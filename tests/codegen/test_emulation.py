@@ -8,9 +8,9 @@ import torch
 
 import llmos
 from llmos.compiler.backends.cpu.emulation import emulate
-from llmos.compiler.backends.cpu.llvm import compile_object
 from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.errors import UserError
 
@@ -67,7 +67,7 @@ def test_nothing_of_the_missing_features_is_left() -> None:
       ret void
     }"""
     assert "llvm.x86" not in emulate(text)
-    assert compile_object(text, CpuTarget.parse(f"{DOTS}@{V3}")).startswith(b"\x7fELF")
+    assert compile_object(emulate(text), CpuTarget.parse(f"{DOTS}@{V3}")).startswith(b"\x7fELF")
 
 
 def test_text_without_such_instructions_is_left_alone() -> None:

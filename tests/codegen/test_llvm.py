@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmos.compiler.backends.cpu import elf
-from llmos.compiler.backends.cpu.link import find_linker, link_shared
-from llmos.compiler.backends.cpu.llvm import compile_object, emit_assembly
+from llmos.compiler.codegen import elf
+from llmos.compiler.codegen.link import find_linker, link_shared
+from llmos.compiler.codegen.llvm import compile_object, emit_assembly
 from llmos.compiler.codegen.llvm_text import for_llvm_22
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import context, ir
@@ -23,7 +23,6 @@ class Target:
     triple: str
     cpu: str
     features: str = ""
-    emulates: tuple[str, ...] = ()
 
 
 X86_V3 = Target("x86_64-unknown-linux-gnu", "x86-64-v3")

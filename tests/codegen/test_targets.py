@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llmos.compiler.backends.cpu.backend import CpuBackend
-from llmos.compiler.backends.cpu.elf import EM_AARCH64, machine, symbols, undefined_symbols
-from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, compile_object, emit_assembly
 from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.codegen.elf import EM_AARCH64, machine, symbols, undefined_symbols
+from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, compile_object, emit_assembly
 from llmos.compiler.driver.sources import import_source
 
 from .programs import dim, options

@@ -14,14 +14,14 @@ from typing import Any
 import llvmlite.binding as llvmlite
 import numpy as np
 
-from llmos.compiler.backends.cpu import elf
 from llmos.compiler.backends.cpu.backend import CpuBackend
 from llmos.compiler.backends.cpu.emulation import emulate
-from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS, hide_symbols, optimize
 from llmos.compiler.backends.cpu.target import CpuTarget, resolve
 from llmos.compiler.backends.lowering import lower
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import run_passes
+from llmos.compiler.codegen import elf
+from llmos.compiler.codegen.llvm import LIBC_SYMBOLS, hide_symbols, optimize
 from llmos.compiler.execution.native import ERRORS, CompiledCode, aligned_copy, poisoned_array
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.verify.accuracy import given_arrays

@@ -116,7 +116,7 @@ def test_named_targets_come_best_first_whatever_their_order() -> None:
 
 
 def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use() -> None:
-    from llmos.compiler.backends.cpu.llvm import compile_object
+    from llmos.compiler.codegen.llvm import compile_object
 
     for target in TARGETS:
         assert compile_object("define i32 @__llmos_f() {\n ret i32 0\n}", target).startswith(b"\x7fELF")
@@ -126,7 +126,7 @@ def test_llvm_knows_every_target_and_what_each_requires_is_what_its_code_may_use
 
 
 def test_full_width_vectors_are_kept() -> None:
-    from llmos.compiler.backends.cpu.llvm import emit_assembly
+    from llmos.compiler.codegen.llvm import emit_assembly
 
     add = """define void @__llmos_f(ptr %p) {
       %a = load <16 x float>, ptr %p

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmos.compiler.backends.cpu.link import link_shared
-from llmos.compiler.backends.cpu.llvm import compile_object
 from llmos.compiler.backends.cpu.target import TARGETS, CpuTarget
+from llmos.compiler.codegen.link import link_shared
+from llmos.compiler.codegen.llvm import compile_object
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import context, ir
 from llmos.passes import PassContext

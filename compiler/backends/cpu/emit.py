@@ -6,12 +6,12 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from llmos.compiler.backends.base import Stage
-from llmos.compiler.backends.cpu.link import link_shared
 from llmos.compiler.backends.cpu.planned import CpuPlanned
 from llmos.compiler.backends.cpu.program import emit_kernels
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.backends.cpu.worker import compile_in_child
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.support.cache import Cache, cache_key

@@ -15,10 +15,10 @@ from itertools import product
 import numpy as np
 
 from llmos.compiler.backends.base import Backend, CompiledModel, CompileObserver, Planned, StageContent, Target
-from llmos.compiler.backends.cpu.link import link_shared
 from llmos.compiler.backends.cpu.planned import CpuPlanned
 from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.ir.attributes import SYMBOLS, ranges_attribute
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight

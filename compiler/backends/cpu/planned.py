@@ -7,10 +7,11 @@ from functools import cached_property
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.backends.base import CompiledModel, Planned
-from llmos.compiler.backends.cpu.describe import describe
-from llmos.compiler.backends.cpu.program import Program
+from llmos.compiler.backends.cpu.weights import bound_weights
+from llmos.compiler.backends.describe import describe
+from llmos.compiler.codegen.program import Program
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.functions import DispatchFunc
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,4 +44,5 @@ class CpuPlanned(Planned):
     def record(self) -> CompiledModel:
         """Return what the artifact says of the model; no code yet."""
         with self.module.context, ir.Location.unknown():
-            return describe(self.program, self.weights, self.passes)
+            bound = bound_weights(EntryFunc(self.program.main).arguments.weights, self.weights)
+            return describe(self.program, self.weights, bound, self.passes)

@@ -5,8 +5,9 @@ LLVM ends its process on some errors; in a process of its own that becomes a Pas
 
 from __future__ import annotations
 
-from llmos.compiler.backends.cpu.llvm import compile_object
+from llmos.compiler.backends.cpu.emulation import emulate
 from llmos.compiler.backends.cpu.target import CpuTarget
+from llmos.compiler.codegen.llvm import compile_object
 from llmos.runtime.children import Children, serve
 from llmos.runtime.errors import PassError
 
@@ -27,7 +28,8 @@ def compile_in_child(module: tuple[CpuTarget, str]) -> bytes:
 
 def _compiled(request: bytes) -> bytes:
     target_name, text = request.decode().split("\n", 1)
-    return compile_object(text, CpuTarget.parse(target_name))
+    target = CpuTarget.parse(target_name)
+    return compile_object(emulate(text) if target.emulates else text, target)
 
 
 if __name__ == "__main__":

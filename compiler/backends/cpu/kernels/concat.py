@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import sympy
 
 from llmos.compiler.analysis.generic import LinearExpr
-from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan
 from llmos.compiler.backends.cpu.kernels.walk import Walk
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import LANES, Frame, Launch, kernel, product
+from llmos.compiler.codegen.loop_space import RowPlan
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr

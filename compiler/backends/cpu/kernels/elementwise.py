@@ -16,7 +16,6 @@ import sympy
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape
 from llmos.compiler.backends.cpu.kernels.column_reduction import columns_in, emit_columns
 from llmos.compiler.backends.cpu.kernels.concat import emit_pieces, pieces_in
-from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.backends.cpu.kernels.transpose import interleave, transpose
 from llmos.compiler.backends.cpu.kernels.walk import Walk
 from llmos.compiler.codegen.access import Accesses, group_dims
@@ -24,6 +23,7 @@ from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr

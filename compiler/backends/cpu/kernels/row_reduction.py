@@ -17,7 +17,6 @@ import sympy
 
 from llmos.compiler.analysis.generic import Generic
 from llmos.compiler.analysis.windows import identity_element
-from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.access import group_dims
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord, Lane
@@ -25,6 +24,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import simple_combiners
 from llmos.compiler.codegen.kernel import Frame, Launch, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
+from llmos.compiler.codegen.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.codegen.sums import BLOCK, CHAIN, block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir

@@ -8,11 +8,11 @@ from functools import cached_property
 
 import sympy
 
-from llmos.compiler.backends.cpu.kernels.loop_space import RowPlan, spread
 from llmos.compiler.codegen.builder import Value
 from llmos.compiler.codegen.coordinates import Coord
 from llmos.compiler.codegen.kernel import Frame, ceil_div, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.codegen.loop_space import RowPlan, spread
 from llmos.compiler.codegen.memory import Buffer
 from llmos.compiler.ir.sizes import Expr
 

@@ -29,7 +29,7 @@ from llmos.compiler.backends.cpu.arithmetic.register_tile import (
     store_tile,
     zeros,
 )
-from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, Epilogue, TileCoords
 from llmos.compiler.backends.cpu.packing import panel_width
 from llmos.compiler.backends.cpu.target import CpuTarget
@@ -277,15 +277,6 @@ def winograd_tile(dispatch: Dispatch) -> int:
     tile = DispatchFunc(dispatch.func).winograd_tile
     assert tile is not None
     return tile
-
-
-def winograd_work(dispatch: Dispatch) -> tuple[Expr, int]:
-    """Return the floating-point operations of the products, and the bytes by which the transformed weight is larger than the plain one."""
-    conv, m = conv3x3_of(contraction_in(dispatch), dispatch.shapes), winograd_tile(dispatch)
-    assert conv is not None
-    weights, positions = conv.channels * conv.columns, (m + TAPS - 1) ** 2
-    tiles = conv.batch * product([sympy.Integer(size) for size in conv.tiles(m)])
-    return sympy.expand(2 * tiles * positions * weights), 4 * (positions - TAPS**2) * weights
 
 
 def emit_winograd(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:

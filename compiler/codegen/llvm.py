@@ -12,8 +12,7 @@ from typing import Protocol
 
 import llvmlite.binding as llvmlite
 
-from llmos.compiler.backends.cpu import elf
-from llmos.compiler.backends.cpu.emulation import emulate
+from llmos.compiler.codegen import elf
 from llmos.runtime.errors import PassError
 
 __all__ = ["EXPORTED_PREFIXES", "LIBC_SYMBOLS", "CodeTarget", "compile_object", "emit_assembly", "hide_symbols", "optimize"]
@@ -38,11 +37,6 @@ class CodeTarget(Protocol):
     @property
     def features(self) -> str:
         """LLVM's feature string, such as "+avx512f,-prefer-256-bit"."""
-        ...
-
-    @property
-    def emulates(self) -> tuple[str, ...]:
-        """Features that the code may use although the processor lacks them."""
         ...
 
 
@@ -83,9 +77,8 @@ def _target_machine(target: CodeTarget) -> llvmlite.TargetMachine:
 
 
 def _parse(ll_text: str, target: CodeTarget, machine: llvmlite.TargetMachine) -> llvmlite.ModuleRef:
-    text = emulate(ll_text) if target.emulates else ll_text
     try:
-        module = llvmlite.parse_assembly(text, llvmlite.create_context())  # of its own: nothing is left of it when it goes
+        module = llvmlite.parse_assembly(ll_text, llvmlite.create_context())  # of its own: nothing is left of it when it goes
         module.triple = target.triple
         module.data_layout = str(machine.target_data)
         module.verify()

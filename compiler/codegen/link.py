@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from llmos.compiler.backends.cpu import elf
-from llmos.compiler.backends.cpu.llvm import LIBC_SYMBOLS
+from llmos.compiler.codegen import elf
+from llmos.compiler.codegen.llvm import LIBC_SYMBOLS
 from llmos.runtime.errors import PassError, UserError
 
 __all__ = ["find_linker", "link_shared"]

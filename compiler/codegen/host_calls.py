@@ -1,22 +1,25 @@
-"""What the host function of an entry does: reads its arguments, lays out the arena, launches the dispatches in order, checks each.
+"""What the host function of an entry does on any target: reads its arguments, lays out the arena, starts the dispatches in order.
+
+How a kernel is started is a backend's, in a subclass of CallEmitter.
 
 runtime/native/abi.py has the offsets and codes of the ABI (runtime/native/include/llmos/abi.h).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import sympy
 
-from llmos.compiler.analysis.loops import Loop, is_loop, loops_in, root_of
-from llmos.compiler.backends.cpu.computed import is_allocatable, is_valid
-from llmos.compiler.backends.cpu.loops import NUM_THREADS, LoopLayout
+from llmos.compiler.analysis.loops import is_loop, root_of
 from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
-from llmos.compiler.codegen.kernel import Kernel, address_of, call_pointer, product
-from llmos.compiler.ir.attributes import BUFFERS, COMPUTES, INDUCTION_VARIABLE, callers_shape, text_of
+from llmos.compiler.codegen.computed import is_allocatable, is_valid
+from llmos.compiler.codegen.kernel import Kernel, call_pointer, product
+from llmos.compiler.ir.attributes import BUFFERS, COMPUTES, callers_shape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc, callee_of
 from llmos.compiler.ir.ops import VIEWS
@@ -28,8 +31,6 @@ from llmos.runtime.native.abi import (
     ANY_BYTES,
     ANY_VALUE,
     CONTEXT_ARENA,
-    CONTEXT_LAUNCH,
-    CONTEXT_THREADS,
     CONTEXT_WEIGHTS,
     OUT_OF_MEMORY,
     SIZE_OUT_OF_RANGE,
@@ -72,11 +73,9 @@ class EntryPlan:
 
     @property
     def num_buffers(self) -> int:
-        """Return the most pointers that a kernel is handed."""
-        block = self.block
-        calls = [op.operation for op in block.operations if op.operation.name == "func.call"]
-        counts = [len(call.operands) + len(call.results) for call in calls]
-        return max([*[LoopLayout.of(Loop(op, self.shapes)).num_pointers for op in loops_in(block)], *counts, 1])
+        """Return the most pointers that the kernel of a call is handed."""
+        calls = [op.operation for op in self.block.operations if op.operation.name == "func.call"]
+        return max([*[len(call.operands) + len(call.results) for call in calls], 1])
 
     @property
     def result_shapes(self) -> list[Sequence[Expr]]:
@@ -93,7 +92,7 @@ class EntryPlan:
 
 
 @dataclass
-class CallEmitter:
+class CallEmitter(ABC):
     """Emits the launches of one entry into its host function. Pointers are to data, where nothing else is said."""
 
     plan: EntryPlan
@@ -112,7 +111,17 @@ class CallEmitter:
     doubtful: list[Expr] = field(default_factory=list)  # dims that are still to be checked
 
     @classmethod
-    def of(cls, plan: EntryPlan, b: Builder, context: Value, args: Value, failed: ir.Block) -> CallEmitter:
+    def num_buffers(cls, plan: EntryPlan) -> int:
+        """Return the most pointers that a kernel is handed."""
+        return plan.num_buffers
+
+    @classmethod
+    def further_sizes(cls, b: Builder, context: Value) -> dict[sympy.Expr, Value]:
+        """Emit the symbols of launches that no tensor shows."""
+        return {}
+
+    @classmethod
+    def of(cls, plan: EntryPlan, b: Builder, context: Value, args: Value, failed: ir.Block) -> Self:
         """Load the pointers of inputs, outputs and weights, and the symbols from the input dims that are one. `args`: TVMFFIAny[]."""
         arguments = EntryFunc(plan.main).arguments
         inputs, weights = arguments.inputs, arguments.weights
@@ -126,11 +135,11 @@ class CallEmitter:
                 for place, weight in zip(plan.weights or range(len(weights)), weights, strict=False):
                     pointers[weight.value] = b.load(b.address(table, b.index(place), b.ptr), b.ptr, 8)
             dims = b.stack(max(1, len(plan.table.sizes)))
-            buffers = b.stack(plan.num_buffers)
+            buffers = b.stack(cls.num_buffers(plan))
             for i, symbol in enumerate(plan.table.symbols):
                 value = found.get(symbol.expr, b.index(symbol.min))
                 b.store(value, b.address(dims, b.index(i), b.i64), 8)
-            sizes = Sizes(b, {**found, NUM_THREADS: field_of(b, context, CONTEXT_THREADS, b.i64)})
+            sizes = Sizes(b, {**found, **cls.further_sizes(b, context)})
         outputs, output_tensors = data[len(inputs) :], tensors[len(inputs) :]
         return cls(plan, b, failed, sizes, context, dims, buffers, outputs, output_tensors, pointers, doubtful=plan.doubtful_dims)
 
@@ -145,7 +154,7 @@ class CallEmitter:
                 if operation.operands[0] in self.pointers:
                     self.pointers[operation.results[0]] = self.pointers[operation.operands[0]]
             elif operation.name == "func.call" or is_loop(operation):
-                start = self._run_loop if is_loop(operation) else self._launch
+                start = self.run_loop if is_loop(operation) else self._launch
                 with ir.InsertionPoint(current):
                     current = start(operation, number, current)
                 number += 1
@@ -192,7 +201,7 @@ class CallEmitter:
         name = ir.StringAttr(op.attributes[COMPUTES]).value
         place, symbol = next((i, each) for i, each in enumerate(self.plan.table.sizes) if each.name == name)
         assert isinstance(symbol, ComputedSymbol)
-        value = b.load(self.pointers[op.operands[0]], b.i64, 8)
+        value = self.read(self.pointers[op.operands[0]])
         following = self._continue_if(is_valid(b, self.sizes, self.plan.table, symbol, value), block, SIZE_OUT_OF_RANGE)
         with ir.InsertionPoint(following):
             b.store(value, b.address(self.dims, b.index(place), b.i64), 8)
@@ -233,61 +242,45 @@ class CallEmitter:
 
     def _copy_updates(self) -> None:
         """The new values of updated inputs that lie elsewhere, to where the inputs do. By then nothing reads an old one."""
-        b, arguments = self.b, list(self.plan.block.arguments)
+        arguments = list(self.plan.block.arguments)
         for number, position in EntryFunc(self.plan.main).updated.items():
             value = self.plan.terminator.operands[number]
             target, source = self.pointers[arguments[position]], self.pointers[root_of(value)]
             if source != target:
                 width = byte_width(ir.RankedTensorType(value.type).element_type)
                 num_bytes = self.sizes(product(self.plan.shapes.shape(value)) * width)
-                b.op("llvm.intr.memcpy", [target, source, num_bytes], None, isVolatile=ir.BoolAttr.get(False))
+                self.copy(target, source, num_bytes)
 
     def _launch(self, call: ir.Operation, number: int, block: ir.Block) -> ir.Block:
         """One dispatch; `number` is its place in the manifest's kernels."""
         dispatch = callee_of(call)
-        results = [self._place(place) for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS])]
+        results = [self.place(place) for place in ir.DenseI64ArrayAttr(call.attributes[BUFFERS])]
         self.pointers.update(zip(call.results, results, strict=True))
         tensors = [self.pointers[operand] for operand in call.operands if isinstance(operand.type, ir.RankedTensorType)]
-        return self._start(self.plan.kernels[dispatch], [*tensors, *results], number, block)
+        return self.start(self.plan.kernels[dispatch], [*tensors, *results], number, block)
 
-    def _place(self, place: int) -> Value:
+    def place(self, place: int) -> Value:
         argument = argument_of(place)
         if argument is not None:
             return self.pointers[self.plan.block.arguments[argument]]
         return self.slots[place] if place >= 0 else self.outputs[-1 - place]
 
-    def _start(self, kernel: Kernel, pointers: Sequence[Value], number: int, block: ir.Block) -> ir.Block:
-        """Launch a kernel; the block that follows if it succeeds."""
-        b = self.b
-        for i, pointer in enumerate(pointers):
-            b.store(pointer, b.address(self.buffers, b.index(i), b.ptr), 8)
-        launch = [self.sizes(kernel.launch.num_tiles), self.sizes(kernel.launch.scratch_bytes), b.const(b.i32, number)]
-        arguments = [self.context, address_of(b, kernel.name), self.buffers, self.dims, *launch]
-        code = call_pointer(b, field_of(b, self.context, CONTEXT_LAUNCH, b.ptr), arguments, b.i32)
-        fine = b.compare("eq", code, b.const(b.i32, 0))
-        following = block.create_after()
-        branch(fine, following, [], self.failed, [code])
-        return following
+    # -- what depends on where kernels run
+    @abstractmethod
+    def start(self, kernel: Kernel, pointers: Sequence[Value], number: int, block: ir.Block) -> ir.Block:
+        """Emit the launch of a kernel. `number`: its place in the manifest's kernels. Returns the block that follows if it succeeds."""
 
-    def _run_loop(self, op: ir.Operation, number: int, block: ir.Block) -> ir.Block:
-        """All iterations of a loop, as one kernel (backends/cpu/loops.py)."""
-        loop = Loop(op, self.plan.shapes)
-        layout = LoopLayout.of(loop)
-        places = list(ir.DenseI64ArrayAttr(op.attributes[BUFFERS]))
-        scan_outputs = {position: self._place(places[position]) for position in layout.scan_outputs}
-        given = [self.context, *[self.pointers[value] for value in layout.externals], *[self.slots[slot] for slot in layout.slots]]
-        kernel = self.plan.kernels[text_of(op.attributes, INDUCTION_VARIABLE)]
-        following = self._start(kernel, [*given, *scan_outputs.values()], number, block)
-        for position, result in enumerate(op.results):
-            if position in scan_outputs:
-                self.pointers[result] = scan_outputs[position]
-            elif position in layout.states:
-                with ir.InsertionPoint(following):
-                    at = layout.first_state + layout.states.index(position)
-                    self.pointers[result] = self.b.load(self.b.address(self.buffers, self.b.index(at), self.b.ptr), self.b.ptr, 8)
-            else:
-                self.pointers[result] = self.pointers[root_of(loop.inits[position])]
-        return following
+    @abstractmethod
+    def run_loop(self, op: ir.Operation, number: int, block: ir.Block) -> ir.Block:
+        """Emit all iterations of a loop. Returns the block that follows if they succeed."""
+
+    @abstractmethod
+    def read(self, pointer: Value) -> Value:
+        """Emit the read of a number that a dispatch has written, an i64."""
+
+    @abstractmethod
+    def copy(self, target: Value, source: Value, num_bytes: Value) -> None:
+        """Emit a copy between tensors that don't overlap."""
 
 
 def _symbols(plan: EntryPlan, b: Builder, tensors: Sequence[Value]) -> dict[sympy.Expr, Value]:

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.independence import Function
 from llmos.compiler.backends.base import CompiledModel
-from llmos.compiler.backends.cpu.kernels.contraction_plan import contraction_in
-from llmos.compiler.backends.cpu.program import LoopUnit, Program, Work, describe_loop, describe_work
-from llmos.compiler.backends.cpu.weights import bound_weights
 from llmos.compiler.backends.entry import computed_by_outputs, describe_entry, symbols_of
 from llmos.compiler.codegen.dispatch import Dispatch
+from llmos.compiler.codegen.program import LoopUnit, Program
+from llmos.compiler.codegen.work import Work, describe_loop, describe_work
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc
 from llmos.compiler.ir.sizes import SymbolTable
 from llmos.compiler.ir.weights import Weight
 from llmos.runtime.artifact.manifest import KernelSpec
 
 
-def describe(program: Program, weights: Mapping[str, Weight], passes: Sequence[str]) -> CompiledModel:
-    """Return the manifest's part of a compiled model; no code yet."""
+def describe(program: Program, weights: Mapping[str, Weight], bound: Mapping[str, Weight], passes: Sequence[str]) -> CompiledModel:
+    """Return the manifest's part of a compiled model; no code yet. bound: the weights of the code, in the order of its arguments."""
     functions = {dispatch.name: Function(dispatch.func, dispatch.shapes) for dispatch in program.dispatches}
     entry = describe_entry(program.main, program.table, functions)
     main = EntryFunc(program.main)
     return CompiledModel(
         entries=(entry,),
         symbols=symbols_of(program.table),
-        weights={**bound_weights(main.arguments.weights, weights), **{name: weights[name] for name in entry.states}},
+        weights={**bound, **{name: weights[name] for name in entry.states}},
         kernels=tuple(_kernel_specs(program)),
         plan={"slots": main.slots},
         passes=tuple(passes),
@@ -43,7 +43,7 @@ def _kernel_specs(program: Program) -> list[KernelSpec]:
             specs.append(_kernel_spec(program.table, unit.name, "loop", label, describe_loop(unit)))
         else:
             spec = _kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit))
-            is_bytes = unit.kind == "contraction" and contraction_in(unit).is_bytes
+            is_bytes = unit.kind == "contraction" and root_contraction(unit.ops).is_bytes
             specs.append(replace(spec, details={**spec.details, "arithmetic": "int8"}) if is_bytes else spec)
     return specs
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmos.compiler.backends.cpu.host_calls import CallEmitter, EntryPlan, branch
 from llmos.compiler.codegen.builder import Builder, Sizes
+from llmos.compiler.codegen.host_calls import CallEmitter, EntryPlan, branch
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import name_of
 from llmos.compiler.ir.guards import Guard, guards_of
@@ -16,16 +16,19 @@ from llmos.compiler.ir.sizes import SymbolTable
 from llmos.runtime.native.abi import BAD_ARGUMENTS
 
 
-def emit_host(module: ir.Module, plan: EntryPlan) -> None:
-    """Append `__tvm_ffi_<entry>`, `__llmos_shapes_<entry>` and, where sizes must satisfy something, `__llmos_guards_<entry>`."""
+def emit_host(module: ir.Module, plan: EntryPlan, calls: type[CallEmitter]) -> None:
+    """Append `__tvm_ffi_<entry>`, `__llmos_shapes_<entry>` and, where sizes must satisfy something, `__llmos_guards_<entry>`.
+
+    calls: how the backend starts kernels.
+    """
     name = name_of(plan.main)
-    _emit_entry(module, plan, f"__tvm_ffi_{name}")
+    _emit_entry(module, plan, calls, f"__tvm_ffi_{name}")
     _emit_shapes(module, plan, f"__llmos_shapes_{name}")
     if guards := guards_of(plan.main.parent, plan.table):
         _emit_guards(module, plan, f"__llmos_guards_{name}", guards)
 
 
-def _emit_entry(module: ir.Module, plan: EntryPlan, name: str) -> None:
+def _emit_entry(module: ir.Module, plan: EntryPlan, calls: type[CallEmitter], name: str) -> None:
     """What a caller calls; it returns a code."""
     ptr, i32 = ir.Type.parse("!llvm.ptr"), ir.IntegerType.get_signless(32)
     block = _function(module, name, [ptr, ptr, i32, ptr], [i32])
@@ -49,8 +52,8 @@ def _emit_entry(module: ir.Module, plan: EntryPlan, name: str) -> None:
     with ir.InsertionPoint(checked):
         b = Builder(checked, 1)
         b.set_anchor(ir.Operation.create("arith.constant", results=[b.i32], attributes={"value": ir.IntegerAttr.get(b.i32, 0)}))
-        calls = CallEmitter.of(plan, b, context, args, failed)
-    calls.emit(checked)
+        emitter = calls.of(plan, b, context, args, failed)
+    emitter.emit(checked)
 
 
 def _emit_shapes(module: ir.Module, plan: EntryPlan, name: str) -> None:
