@@ -28,7 +28,7 @@ class CompileOptions:
     quant: scheme of quantization, such as "w8a8" (compiler/quant/scheme.py); "" quantizes nothing.
     keep: contractions that quantization leaves in float, by their numbers in quantize-contractions.
     calibrate: data that quantization is fitted to: a file, or inputs in memory (compiler/calibration/data.py); None: the model's examples.
-    backend: name of what makes the code (compiler/backends/registry.py).
+    backend: name of what makes the code (compiler/backends/registry.py); "" takes it from the target.
     target: "portable", "native" or names of targets; the backend checks them.
     dynamic: names for the dimensions that stay symbolic, in the order in which they first appear in the inputs.
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
@@ -57,7 +57,7 @@ class CompileOptions:
     quant: str = ""
     keep: tuple[int, ...] = ()
     calibrate: Path | Sequence[Any] | None = None
-    backend: str = "cpu"
+    backend: str = ""
     target: str = "portable"
     dynamic: tuple[str, ...] = ()
     sizes: Mapping[str, tuple[int, int] | int] = field(default_factory=dict)

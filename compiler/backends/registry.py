@@ -15,8 +15,10 @@ from llmos.compiler.backends.options import CompileOptions, one_of
 from llmos.runtime.errors import UserError
 
 GROUP = "llmos.backends"
+DEFAULT = "cpu"
 _BUILT_IN = (
     EntryPoint("cpu", "llmos.compiler.backends.cpu.backend:CpuBackend", GROUP),
+    EntryPoint("cuda", "llmos.compiler.backends.cuda.backend:CudaBackend", GROUP),
     EntryPoint("null", "llmos.compiler.backends.null.backend:NullBackend", GROUP),
 )
 
@@ -34,8 +36,9 @@ def get_backend(name: str) -> Backend:
 
 
 def backend_of(options: CompileOptions) -> Backend:
-    """The backend that a compile's options name."""
-    return get_backend(options.backend)
+    """The backend that a compile's options name, or else that its target begins with: "cuda:sm_90a" is one of `cuda`."""
+    prefix, colon, _ = options.target.partition(":")
+    return get_backend(options.backend or (prefix if colon else DEFAULT))
 
 
 def stage_names(backend: Backend) -> tuple[str, ...]:

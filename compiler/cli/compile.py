@@ -19,8 +19,8 @@ from llmos.runtime.errors import UserError
 @click.command("compile")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact to write; default NAME.llmos here.")
-@click.option("--backend", default="cpu", show_default=True, help="What makes the code: cpu, null, or one that a package registers.")
-@click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v3,x86-64-v4.")
+@click.option("--backend", default="", help="What makes the code: cpu, cuda, null, or a package's; by default as the target says.")
+@click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v4 or cuda:sm_90a.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
 @click.option(
     "--quant",

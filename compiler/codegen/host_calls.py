@@ -260,6 +260,7 @@ class CallEmitter(ABC):
         return self.start(self.plan.kernels[dispatch], [*tensors, *results], number, block)
 
     def place(self, place: int) -> Value:
+        """Return the pointer of what a call's `llmos.buffers` names: a slot, an output or an argument."""
         argument = argument_of(place)
         if argument is not None:
             return self.pointers[self.plan.block.arguments[argument]]

@@ -44,6 +44,18 @@ CONSTANTS: dict[str, dict[str, str]] = {
         "CONTEXT_STREAM": "offsetof(llmos_context, stream)",
         "CONTEXT_BYTES": "sizeof(llmos_context)",
     },
+    "Byte offsets in llmos_device.": {
+        "DEVICE_COPY": "offsetof(llmos_device, copy)",
+        "DEVICE_SYNCHRONIZE": "offsetof(llmos_device, synchronize)",
+        "DEVICE_LAUNCH": "offsetof(llmos_device, launch)",
+    },
+    "Byte offsets in llmos_grid.": {
+        "GRID_BLOCKS": "offsetof(llmos_grid, blocks)",
+        "GRID_THREADS": "offsetof(llmos_grid, threads)",
+        "GRID_SHARED_BYTES": "offsetof(llmos_grid, shared_bytes)",
+        "GRID_DISPATCH": "offsetof(llmos_grid, dispatch)",
+        "GRID_BYTES": "sizeof(llmos_grid)",
+    },
     "Byte offsets in DLTensor.": {
         "TENSOR_DATA": "offsetof(DLTensor, data)",
         "TENSOR_NDIM": "offsetof(DLTensor, ndim)",

@@ -20,7 +20,8 @@ QUANT_PLAN = "quant_plan"  # metadata key: what a plan of quantization does with
 QUANTIZATION = "quantization"  # metadata key: a one-line summary of the model's quantization
 
 _DATA_SIZES_FORMAT = 2  # the first with sizes that data decides, and with guards
-_ROUNDED_SIZES_FORMAT = 3  # that with floor_mul and updated inputs; FORMAT is that with floor_mul_f32
+_ROUNDED_SIZES_FORMAT = 3  # that with floor_mul and updated inputs
+_FLOAT_SIZES_FORMAT = 4  # that with floor_mul_f32; FORMAT is that with modules of a device
 
 Dim = int | str
 
@@ -125,12 +126,17 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """One code variant: its target machine (LLVM's feature names) and its member."""
+    """One code variant: its target machine (LLVM's feature names) and its member.
+
+    modules: members of what a device loads, by kind: "ptx", and "cubin" beside it. Then `member` holds the host's functions, and a
+    feature is the chip that the modules are for.
+    """
 
     target: str
     arch: str
     features: tuple[str, ...]
     member: str
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,10 @@ class Manifest:
     @property
     def format(self) -> int:
         """Return the oldest format version with all features that this manifest uses."""
-        if self._calls("floor_mul_f32"):
+        if any(code.modules for code in self.code):
             return FORMAT
+        if self._calls("floor_mul_f32"):
+            return _FLOAT_SIZES_FORMAT
         if any(entry.updated for entry in self.entries) or self._calls("floor_mul"):
             return _ROUNDED_SIZES_FORMAT
         return _DATA_SIZES_FORMAT if self.computed or any(entry.guards for entry in self.entries) else OLDEST_FORMAT
@@ -247,7 +255,14 @@ def _to_dict(manifest: Manifest) -> dict[str, Any]:
             for weight in manifest.weights
         ],
         "code": [
-            {"target": code.target, "arch": code.arch, "features": list(code.features), "member": code.member} for code in manifest.code
+            {
+                "target": code.target,
+                "arch": code.arch,
+                "features": list(code.features),
+                "member": code.member,
+                **({"modules": dict(code.modules)} if code.modules else {}),
+            }
+            for code in manifest.code
         ],
         "kernels": [{"name": kernel.name, "kind": kernel.kind, **kernel.details} for kernel in manifest.kernels],
         "plan": dict(manifest.plan),
@@ -271,7 +286,7 @@ def _parse_fields(fields: Fields) -> Manifest:
         entries=tuple(_parse_entry(item) for item in fields.records("entries")),
         weights=tuple(_parse_weight(item) for item in fields.records("weights")),
         code=tuple(
-            CodeSpec(item.string("target"), item.string("arch"), item.strings("features"), item.string("member"))
+            CodeSpec(item.string("target"), item.string("arch"), item.strings("features"), item.string("member"), _parse_modules(item))
             for item in fields.records("code")
         ),
         kernels=tuple(
@@ -301,6 +316,11 @@ def _parse_entry(item: Fields) -> EntrySpec:
 def _parse_tensor(item: Fields) -> TensorSpec:
     updated = "updated" in item.value and bool(item.get("updated", bool, "true or false"))
     return TensorSpec(item.string("name"), item.string("dtype"), item.dims("shape"), updated)
+
+
+def _parse_modules(item: Fields) -> dict[str, str]:
+    found = item.record("modules") if "modules" in item.value else None
+    return {kind: found.string(kind) for kind in found.value} if found else {}
 
 
 def _parse_guards(item: Fields) -> GuardSpec:

@@ -31,7 +31,7 @@ def validate(manifest: Manifest) -> None:
     _unique("symbols", [*[symbol.name for symbol in manifest.symbols], *[symbol.name for symbol in manifest.computed]])
     _unique("entries", [entry.name for entry in manifest.entries])
     _unique("weights", [weight.name for weight in manifest.weights])
-    _unique("code members", [code.member for code in manifest.code])
+    _unique("code members", _code_members(manifest))
     if not manifest.entries:
         raise fail("manifest: entries: there must be at least one")
     if len(manifest.symbols) > MAX_SYMBOLS:
@@ -125,13 +125,17 @@ def _check_weight(weight: WeightSpec) -> None:
 
 
 def _check_members(manifest: Manifest) -> None:
-    listed = [code.member for code in manifest.code] + list(manifest.assets) + ([WEIGHTS_MEMBER] if manifest.weights else [])
+    listed = [*_code_members(manifest), *manifest.assets, *([WEIGHTS_MEMBER] if manifest.weights else [])]
     for name in listed:
         if name not in manifest.members:
             raise fail(f"manifest: members: {name!r} is missing")
     for name, member in manifest.members.items():
         if len(member.sha256) != -(-member.num_bytes // CHUNK_BYTES) or not all(map(_SHA256.fullmatch, member.sha256)):
             raise fail(f"manifest: member {name!r}: there must be one sha256 per MiB")
+
+
+def _code_members(manifest: Manifest) -> list[str]:
+    return [member for code in manifest.code for member in (code.member, *code.modules.values())]
 
 
 def _unique(what: str, names: list[str]) -> None:

@@ -48,12 +48,16 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True)
 class CodeVariant:
-    """A shared object for one machine type. `arch` as in platform.machine(), `features` in LLVM's names."""
+    """A shared object for one machine type. `arch` as in platform.machine(), `features` in LLVM's names.
+
+    modules: what a device loads, by kind ("ptx", "cubin").
+    """
 
     target: str
     arch: str
     features: tuple[str, ...]
     data: bytes
+    modules: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,11 @@ _Part = tuple[str, int, Iterable[bytes | memoryview]]
 def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
     """Return the manifest with zero hashes, and all members but manifest and signature in file order."""
     weights = safetensors.layout((name, weight.dtype, tuple(weight.shape)) for name, weight in contents.weights.items())
-    files = {f"code/{variant.target}.so": variant.data for variant in contents.code}
+    code = [_code_files(variant) for variant in contents.code]
+    files = {name: data for members in code for name, data in members.items()}
     assets = {f"assets/{name}": data for name, data in sorted(contents.assets.items())}
     parts: list[_Part] = [(name, len(data), [data]) for name, data in {**files, **assets, **dict(sorted(contents.extras.items()))}.items()]
-    if len(parts) != len(files) + len(assets) + len(contents.extras) or len(files) != len(contents.code):
+    if len(parts) != len(files) + len(assets) + len(contents.extras) or len(files) != sum(map(len, code)):
         raise ArtifactError("two members of the artifact have the same name")
     if weights:
         head = safetensors.header(weights)
@@ -131,7 +136,7 @@ def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
         symbols=tuple(contents.symbols),
         computed=tuple(contents.computed),
         weights=weights,
-        code=tuple(CodeSpec(code.target, code.arch, tuple(code.features), f"code/{code.target}.so") for code in contents.code),
+        code=tuple(map(_code_spec, contents.code)),
         kernels=tuple(contents.kernels),
         producer=contents.producer,
         plan=contents.plan,
@@ -143,6 +148,16 @@ def _plan_members(contents: ArtifactContents) -> tuple[Manifest, list[_Part]]:
     _check_names(manifest)
     validate(manifest)
     return manifest, parts
+
+
+def _code_files(variant: CodeVariant) -> dict[str, bytes]:
+    """The members of a code variant by their names."""
+    return {f"code/{variant.target}.{kind}": data for kind, data in {"so": variant.data, **variant.modules}.items()}
+
+
+def _code_spec(variant: CodeVariant) -> CodeSpec:
+    member, *others = _code_files(variant)
+    return CodeSpec(variant.target, variant.arch, tuple(variant.features), member, dict(zip(variant.modules, others, strict=True)))
 
 
 def _check_names(manifest: Manifest) -> None:

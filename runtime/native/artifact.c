@@ -98,8 +98,11 @@ static int32_t find_members(llmos_artifact* artifact) {
 
 static int32_t check_code(const llmos_artifact* artifact) {
   for (int32_t i = 0; i < artifact->manifest.num_code; ++i) {
-    const char* name = artifact->manifest.code[i].member;
-    if (!artifact_listed(artifact, name)) return fail(LLMOS_ERROR_ARTIFACT, "manifest: code member \"%s\" is missing", name);
+    const llmos_code* code = artifact->manifest.code + i;
+    const char* names[] = {code->member, code->ptx, code->cubin};
+    for (int n = 0; n < 3; ++n) {
+      if (names[n] && !artifact_listed(artifact, names[n])) return fail(LLMOS_ERROR_ARTIFACT, "manifest: code member \"%s\" is missing", names[n]);
+    }
   }
   return LLMOS_OK;
 }

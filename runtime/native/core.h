@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, MAX_NDIM = 16, MAX_SYMBOLS = 64, FORMAT = 4, OLDEST_FORMAT = 1, CHUNK_BYTES = 1 << 20 };
+enum { ALIGNMENT = 64, MAX_NDIM = 16, MAX_SYMBOLS = 64, FORMAT = 5, OLDEST_FORMAT = 1, CHUNK_BYTES = 1 << 20 };
 
 /* ---- error.c: messages, per thread ---- */
 int32_t fail(int32_t code, const char* format, ...) __attribute__((format(printf, 2, 3)));
@@ -89,6 +89,7 @@ typedef struct {
 
 typedef struct {
   const char *target, *arch, *member;
+  const char *ptx, *cubin; /* members that a device loads, or NULL */
   const char* const* features;
   int32_t num_features;
 } llmos_code;

@@ -27,7 +27,7 @@ static int32_t synchronize(llmos_device* device, void* stream) {
   return LLMOS_OK; /* nothing is put off */
 }
 
-static int32_t launch(llmos_device* device, int32_t kernel, const llmos_grid* grid, void* const* arguments, void* stream) {
+static int32_t launch(llmos_device* device, int32_t kernel, const llmos_grid* grid, void** arguments, void* stream) {
   (void)device, (void)kernel, (void)grid, (void)arguments, (void)stream;
   return LLMOS_BAD_ARGUMENTS; /* llmos_context.launch takes the CPU's kernels */
 }

@@ -157,6 +157,10 @@ static void parse_code(llmos_manifest_reader* in, const llmos_json_node* item, v
   result->arch = string(in, item, "arch");
   result->member = string(in, item, "member");
   result->features = records(in, item, "features", sizeof(char*), 256, &result->num_features, parse_string);
+  const llmos_json_node* modules = find(in, item, "modules");
+  if (!modules) return;
+  result->ptx = string(in, modules, "ptx");
+  result->cubin = find(in, modules, "cubin") ? string(in, modules, "cubin") : NULL;
 }
 
 static void parse_kernel(llmos_manifest_reader* in, const llmos_json_node* item, void* out) {

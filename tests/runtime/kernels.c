@@ -174,7 +174,7 @@ ENTRY int __tvm_ffi_device(void* handle, const TVMFFIAny* args, int32_t num_args
   llmos_device* device = context->device;
   (void)num_args, (void)result;
   int64_t num_bytes = tensor_at(args, 0)->shape[0] * 4;
-  llmos_grid grid = {{1, 1, 1}, {32, 1, 1}, 0};
+  llmos_grid grid = {{1, 1, 1}, {32, 1, 1}, 0, 0};
   void* memory = device->allocate(device, num_bytes);
   if (!memory || (uintptr_t)memory % 64) return LLMOS_OUT_OF_MEMORY;
   int32_t code = device->copy(device, memory, tensor_at(args, 0)->data, num_bytes, context->stream);

@@ -4,7 +4,7 @@
  * a version of this ABI, LLMOS_ABI_VERSION at most: the int32_t that it exports as "__llmos_abi_version", or 1 where it exports none.
  * Versions only add: fields at the end of llmos_context, error codes behind the last, functions that an object exports. So a core runs
  * the objects of its own version and of all before it, and refuses those of later ones; a compiler exports the lowest that says all.
- *   1: weights, arena, launch, num_threads      2: device, stream
+ *   1: weights, arena, launch, num_threads      2: device, stream      3: kernels of a device, by their index
  *
  * Guarantees of the core to generated code:
  *   - weights: one pointer per manifest weight, in manifest order, 64-byte aligned, read-only;
@@ -77,7 +77,7 @@ typedef struct {
 extern "C" {
 #endif
 
-#define LLMOS_ABI_VERSION 2
+#define LLMOS_ABI_VERSION 3
 
 /* What a kernel, a launch and an entry return. */
 enum {
@@ -94,8 +94,9 @@ typedef int32_t (*llmos_kernel)(void* const* buffers, const int64_t* dims, int64
 
 /* How many blocks of how many threads a device runs a kernel in, and the memory that the threads of a block share. */
 typedef struct llmos_grid {
-  uint32_t blocks[3], threads[3];
+  uint32_t blocks[3], threads[3]; /* no blocks: nothing to do */
   uint32_t shared_bytes;
+  int32_t dispatch; /* from version 3 on: index into the manifest's kernels, for profiles and messages */
 } llmos_grid;
 
 /* Where an entry's tensors are and its kernels run. All but `allocate` and `release` come in the order of their stream: a call may return
@@ -107,8 +108,9 @@ typedef struct llmos_device {
   void (*release)(struct llmos_device* device, void* memory);        /* of `allocate`, or NULL */
   int32_t (*copy)(struct llmos_device* device, void* target, const void* source, int64_t num_bytes, void* stream); /* device or host, either way */
   int32_t (*synchronize)(struct llmos_device* device, void* stream);
-  /* A kernel by its index among the manifest's "kernels"; arguments: addresses of what it takes. */
-  int32_t (*launch)(struct llmos_device* device, int32_t kernel, const llmos_grid* grid, void* const* arguments, void* stream);
+  /* A kernel by its index among those that the object lists as "__llmos_device_kernels". arguments: addresses of what it takes. The first
+   * is the device's to fill in: where a kernel stores an error code, which the call returns once its work is done. */
+  int32_t (*launch)(struct llmos_device* device, int32_t kernel, const llmos_grid* grid, void** arguments, void* stream);
 } llmos_device;
 
 typedef struct llmos_context {
@@ -132,6 +134,10 @@ typedef int (*llmos_entry)(void* handle, const TVMFFIAny* args, int32_t num_args
 /* Exported as the manifest's "shapes": all dims of all outputs, one after the other, from the symbols in manifest order; upper
  * bounds where a dim depends on what the manifest calls "computed". */
 typedef void (*llmos_shapes)(const int64_t* symbols, int64_t* dims);
+
+/* Exported as "__llmos_device_kernels" by objects whose kernels run on a device, from version 3 on: the names that these have in the
+ * device's code, each ended by a NUL, and an empty one behind the last. */
+typedef char llmos_device_kernels[];
 
 /* Exported as "symbol" of the manifest's "guards", where an entry has them: the number of the first of their conditions that the
  * symbols do not satisfy, or -1. */
