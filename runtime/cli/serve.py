@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +46,14 @@ _STARTED_S = time.monotonic()
 @click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows of one batch.")
 @click.option("--max-batch-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Padded tokens of one batch.")
 @click.option("--max-queue", default=256, show_default=True, type=click.IntRange(1), help="Requests of a model before clients get 429.")
+@click.option("--max-wait-ms", type=click.FloatRange(0, min_open=True), help="Wait for a model of tensors beyond which clients get 429.")
 @click.option("--max-delay-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="How long a batch waits to grow.")
 @click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one request.")
 @click.option(
     "--generation-timeout-s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one text generation."
 )
 @click.option("--cache-mib", type=click.IntRange(1), help="Cache of each language model; default as requests need, to half of memory.")
+@click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True, help="Whether prompts of a key share cached beginnings.")
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences of text generated at a time.")
 @click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
 @click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
@@ -115,10 +118,12 @@ def command(
     max_batch_size: int,
     max_batch_tokens: int,
     max_queue: int,
+    max_wait_ms: float | None,
     max_delay_ms: float,
     timeout_s: float,
     generation_timeout_s: float,
     cache_mib: int | None,
+    prefix_cache: bool,
     max_running: int,
     max_step_tokens: int,
     grace_s: float,
@@ -158,11 +163,13 @@ def command(
     settings = ServerSettings(
         limits=Limits(max_rows=max_batch_size, max_padded_tokens=max_batch_tokens, max_delay_s=max_delay_ms / 1e3),
         max_queue=max_queue,
+        max_wait_s=math.inf if max_wait_ms is None else max_wait_ms / 1e3,
         timeout_s=timeout_s,
         generation_timeout_s=generation_timeout_s,
         generation=generate.GenerationOptions(
             generate.Limits(max_step_tokens, max_running, max_rows=2 * max_running),
             cache_bytes=None if cache_mib is None else cache_mib * MIB,
+            prefix_cache=prefix_cache,
         ),
         max_body_bytes=max_body_mib * MIB,
         max_inflight_bytes=max(max_inflight_mib, max_body_mib) * MIB,

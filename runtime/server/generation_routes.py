@@ -70,7 +70,13 @@ class GenerationRoutes:
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
         """Return the request, the model that it names, and the size of the request if it is large."""
         document, size = await read_document(exchange, self._state, kind, self._models, deadline_s)
-        return document, self._state.take_language_model(exchange.info, model_name(document)), size
+        served = self._state.take_language_model(exchange.info, model_name(document))
+        try:
+            served.engine.require_room()  # before templates and tokenizers take the time of requests that are served
+        except QueueFullError:
+            served.metrics.rejected.inc()
+            raise
+        return document, served, size
 
     def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
         """Return whose request it is, for prefixes and shares, and the time that is left for it."""

@@ -52,6 +52,7 @@ class HotRoutes:
         key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")
         if (kept := self._kept(key, served)) is not None:
             return kept
+        _require_room(served)
         request = await self._parse_infer(exchange, served, body, small, deadline_s)
         if request.timeout_s is not None:
             deadline_s = min(deadline_s, exchange.info.start_s + request.timeout_s)
@@ -107,6 +108,7 @@ class HotRoutes:
         key = None if size is not None else self._key(exchange, served, orjson.dumps(document, option=orjson.OPT_SORT_KEYS), "embeddings")
         if (kept := self._kept(key, served)) is not None:
             return kept
+        _require_room(served)
         parse = partial(parse_embedding, document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))
         lanes = self._state.lanes
         request = parse() if size is None else await lanes.run(parse, deadline_s, large=True)
@@ -147,6 +149,15 @@ class HotRoutes:
         except QueueFullError:
             served.metrics.rejected.inc()
             raise
+
+
+def _require_room(served: ServedModel) -> None:
+    """Refuse a request before its tokens or tensors are read, which under overload would take the time of those that are served."""
+    try:
+        served.engine.require_room()
+    except QueueFullError:
+        served.metrics.rejected.inc()
+        raise
 
 
 def _is_small(header_length: str) -> bool:

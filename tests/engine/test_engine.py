@@ -300,6 +300,40 @@ def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
         assert all(request.result(60) for request in waiting)
 
 
+def test_what_would_wait_too_long_is_refused_and_an_idle_model_takes_anything() -> None:
+    model = Affine(delay_s=0.02)
+    with engine_of(model, limits=Limits(max_rows=1), max_wait_s=0.2) as engine:
+        engine.submit([numbers(4)]).result(60)
+        waiting, refused = [], 0
+        for _ in range(60):
+            try:
+                engine.require_room()
+                waiting.append(engine.submit([numbers(1)]))
+            except QueueFullError:
+                refused += 1
+        assert 3 <= len(waiting) <= 25
+        assert refused + len(waiting) == 60
+        assert all(request.result(60) for request in waiting)
+        wait_for(engine.is_idle)
+        engine.submit([numbers(40)]).result(60)  # longer than that by itself
+
+
+def test_room_is_what_submit_asks_for() -> None:
+    model = Affine(gate=threading.Event())
+    with engine_of(model, max_queue=1) as engine:
+        engine.require_room()
+        waiting = engine.submit([numbers(1)])
+        with pytest.raises(QueueFullError):
+            engine.require_room()
+        model.gate.set()
+        assert waiting.result(60)
+        wait_for(engine.is_idle)
+        engine.require_room()
+        engine.stop_accepting()
+        with pytest.raises(ClosedError):
+            engine.require_room()
+
+
 def test_keys_get_their_shares_of_a_busy_model() -> None:
     model = Affine(gate=threading.Event())
     with engine_of(model, limits=Limits(max_rows=1)) as engine:

@@ -28,11 +28,15 @@ Ended = tuple[Request, BaseException | None]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """limits: of one batch. max_queue: most requests waiting or running; more are rejected. timeout_s: default timeout in seconds."""
+    """limits: of one batch. max_queue: most requests waiting or running; more are rejected. timeout_s: default timeout in seconds.
+
+    max_wait_s: rejected is also what would wait longer before it runs, by the model's pace of late, unless nothing runs.
+    """
 
     limits: Limits = field(default_factory=Limits)
     max_queue: int = 256
     timeout_s: float = math.inf
+    max_wait_s: float = math.inf
 
 
 @dataclass
@@ -103,6 +107,11 @@ class Engine:
             self._num_submitted += 1
             self._changed.notify_all()
         return request
+
+    def require_room(self) -> None:
+        """Raise what `submit` would for a full queue, before the work of reading a request is done. Raises QueueFullError, ClosedError."""
+        with self._changed:
+            self._admit(math.inf)
 
     def cancel(self, request: Request) -> bool:
         """Cancel a request; a running batch continues and drops its results. Return False if the request had already ended."""
@@ -175,6 +184,8 @@ class Engine:
         if not self._accepting:
             raise ClosedError("the server is shutting down: send the request to another one")
         wait_s = self._pace.s_per_work * sum(item.queued.work for item in (*self._waiting.values(), *self._running))
+        if wait_s > self.options.max_wait_s:
+            raise QueueFullError(f"'{self.model.name}' is too busy: try again later", max(1.0, wait_s))
         if len(self._requests) >= self.options.max_queue:
             raise QueueFullError(
                 f"the queue of '{self.model.name}' is full ({self.options.max_queue} requests): try again later", max(1.0, wait_s)

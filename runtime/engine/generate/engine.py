@@ -157,6 +157,11 @@ class GenerationEngine:
             self._finish_all(ABORT, ClosedError("the server is shutting down: send the request to another one"))
         self._announce()
 
+    def require_room(self) -> None:
+        """Raise what `submit` would for a full queue, before the work of reading a prompt is done. Raises QueueFullError, ClosedError."""
+        with self._changed:
+            self._require_room()
+
     def close(self) -> None:
         """Abort and stop the worker; waits up to 5 s for a running step."""
         self.abort()

@@ -7,9 +7,9 @@ import hmac
 import json
 import logging
 import math
+import os
 import re
 import time
-import uuid
 from collections.abc import Sequence
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
@@ -112,7 +112,7 @@ def _limited(path: str, wait_s: float) -> Reply:
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
-    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def _route(scope: Scope) -> str:

@@ -88,8 +88,8 @@ class Builder:
         text = TextEncoder(model) if is_sentence_encoder(model) else None
         if warm:
             _warm(model)
-        observer = ModelMetrics(self.metrics, model.name)
-        options = EngineOptions(self.settings.limits, self.settings.max_queue, self.settings.timeout_s)
+        observer, settings = ModelMetrics(self.metrics, model.name), self.settings
+        options = EngineOptions(settings.limits, settings.max_queue, settings.timeout_s, settings.max_wait_s)
         return ServedModel(model, Engine(model, options, observer=observer), observer, text, version)
 
     def _build_language(self, model: LanguageModel, version: int, warm: bool) -> ServedLanguageModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ class ConnectionLimits:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. timeout_s: seconds for a request,
+    """limits: of one batch. max_queue: most waiting or running requests of a model; more get 429. max_wait_s: so does what would wait
+    longer for a model of tensors. timeout_s: seconds for a request,
     upload included; a client may only shorten it. generation_timeout_s: the same for text generation. generation: limits and cache of each
     language model; its max_queue and timeout_s are replaced by those here. max_inflight_bytes: of the bodies of all requests, as far as
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
@@ -48,6 +50,7 @@ class ServerSettings:
 
     limits: Limits = field(default_factory=Limits)
     max_queue: int = 256
+    max_wait_s: float = math.inf
     timeout_s: float = 60.0
     generation_timeout_s: float = 600.0
     generation: GenerationOptions = field(default_factory=GenerationOptions)
@@ -70,6 +73,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.max_queue < 1 or self.max_body_bytes < 1:
             raise UserError("server settings: max_queue and max_body_bytes must be 1 or more")
+        if not self.max_wait_s > 0:
+            raise UserError("server settings: max_wait_s must be above 0")
         if self.max_inflight_bytes < self.max_body_bytes:
             raise UserError("server settings: max_inflight_bytes must not be less than max_body_bytes")
         if not (self.timeout_s > 0 and self.generation_timeout_s > 0 and self.grace_s >= 0 and self.drain_delay_s >= 0):
