@@ -105,6 +105,9 @@ _STARTED_S = time.monotonic()
 )
 @click.option("--tls-cert", default="", help="Certificate in PEM, to serve over TLS.")
 @click.option("--tls-key", default="", help="Its key, if it is in another file.")
+@click.option(
+    "--tool-parser", default="", metavar="FORMAT", help="How models call tools: hermes, llama3 or mistral; default as their templates."
+)
 @click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
 def command(
@@ -144,6 +147,7 @@ def command(
     response_cache_ttl_s: float,
     tls_cert: str,
     tls_key: str,
+    tool_parser: str,
     entry: str,
     access_log: bool,
 ) -> int:
@@ -188,6 +192,7 @@ def command(
         root_path=root_path,
         tls_cert=tls_cert,
         tls_key=tls_key,
+        tool_parser=tool_parser,
     )
     if not artifacts and model_repository is None:
         raise UserError("Missing argument 'ARTIFACT...', or --model-repository")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.text.chat import CONFIG, TEMPLATE, ChatTemplate
 from llmos.runtime.text.grammar import Grammars
 from llmos.runtime.text.tokenizer import TOKENIZER, PromptTokenizer
+from llmos.runtime.text.tools import CALL_SIGNS
 
 Messages = Sequence[Mapping[str, Any]]
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
@@ -72,11 +74,13 @@ class TextEngine:
         principal: str = "",
         weight: float = 1.0,
         timeout_s: float | None = None,
+        visible: Mapping[int, str] | None = None,
     ) -> TextRequest:
         """Queue a prompt, a text or token ids; never waits for the model.
 
-        principal, weight, timeout_s, and what it raises: as of GenerationEngine.submit. A grammar of params.structured_outputs that is not
-        among the last ones is compiled here, which takes milliseconds, and at most some seconds.
+        visible: special tokens that are part of the text, by id. principal, weight, timeout_s, and what it raises: as of
+        GenerationEngine.submit. A grammar of params.structured_outputs that is not among the last ones is compiled here, which takes
+        milliseconds, and at most some seconds.
         """
         if not isinstance(prompt, str | Sequence | np.ndarray):
             raise InputError(f"the prompt must be a text or a list of token ids, not {type(prompt).__name__}")
@@ -89,7 +93,7 @@ class TextEngine:
             params = replace(params, stop_token_ids=(*params.stop_token_ids, self._end))
         grammar = None if params.structured_outputs is None else self.grammars.compile(StructuredOutputs.of(params.structured_outputs))
         request = self.engine.submit(ids, params, principal=principal, weight=weight, timeout_s=timeout_s, grammar=grammar)
-        return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)])
+        return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)], visible)
 
     def chat_prompt(self, messages: Messages, **options: Any) -> str:
         """Return the prompt of a chat; options as of ChatTemplate.render. Raises InputError, also where the model has no template."""
@@ -105,15 +109,28 @@ class TextEngine:
         principal: str = "",
         weight: float = 1.0,
         timeout_s: float | None = None,
+        prefix: str = "",
         **options: Any,
     ) -> TextRequest:
-        """Queue a chat: see `chat_prompt` and `submit`."""
-        prompt = self.chat_prompt(messages, **options)
-        return self.submit(prompt, params, add_special_tokens=False, principal=principal, weight=weight, timeout_s=timeout_s)
+        """Queue a chat: see `chat_prompt` and `submit`. prefix: the beginning of the answer, which its text lacks.
+
+        With tools among the options, special tokens that stand around calls of them are part of the text.
+        """
+        prompt = self.chat_prompt(messages, **options) + prefix
+        visible = self._call_tokens if options.get("tools") else None
+        return self.submit(
+            prompt, params, add_special_tokens=False, principal=principal, weight=weight, timeout_s=timeout_s, visible=visible
+        )
 
     def close(self) -> None:
         """End all requests with ClosedError."""
         self.engine.close()
+
+    @cached_property
+    def _call_tokens(self) -> dict[int, str]:
+        """Special tokens that are part of how models write calls of tools."""
+        found = {self.tokenizer.token_id(sign): sign for sign in CALL_SIGNS if sign in self.tokenizer.special_tokens}
+        return {token: sign for token, sign in found.items() if token is not None}
 
     def _chat_end_token(self) -> int | None:
         """Return the tokenizer's end token, which ends an answer of a chat, where the model's own list lacks it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,13 +59,15 @@ class Completion:
 class TextRequest:
     """A submitted generation. One consumer reads its events, in a thread or on an event loop.
 
-    Leaving `with request:` cancels what has not ended.
+    visible: special tokens that are part of the text, which others are not. Leaving `with request:` cancels what has not ended.
     """
 
-    def __init__(self, request: GenerationRequest, streams: Iterable[TextStream]) -> None:
+    def __init__(self, request: GenerationRequest, streams: Iterable[TextStream], visible: Mapping[int, str] | None = None) -> None:
         self._request = request
-        params = request.params
-        self._sequences = [_Sequence(index, stream, StopStrings(params.stop), params.min_tokens) for index, stream in enumerate(streams)]
+        params, shown = request.params, visible or {}
+        self._sequences = [
+            _Sequence(index, stream, StopStrings(params.stop), params.min_tokens, shown) for index, stream in enumerate(streams)
+        ]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -133,11 +135,12 @@ class TextRequest:
 class _Sequence:
     """The text of one sequence. stopped: a stop string has ended it; tokens that come all the same are dropped."""
 
-    def __init__(self, index: int, stream: TextStream, stop: StopStrings, min_tokens: int) -> None:
+    def __init__(self, index: int, stream: TextStream, stop: StopStrings, min_tokens: int, visible: Mapping[int, str]) -> None:
         self._index = index
         self._stream = stream
         self._stop = stop
         self._min_tokens = min_tokens
+        self._visible = visible
         self._num_tokens = 0
 
     @property
@@ -148,7 +151,7 @@ class _Sequence:
         if self.stopped:
             return []
         self._num_tokens += 1
-        text = self._stream.push(event.token)
+        text = self._stream.push(event.token) + self._visible.get(event.token, "")
         if self._num_tokens > self._min_tokens:
             text = self._stop.push(text)
         return [TextDelta(self._index, text, (event,))]

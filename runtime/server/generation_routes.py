@@ -60,12 +60,13 @@ class GenerationRoutes:
         """POST /v1/chat/completions"""
         deadline_s = deadline(exchange, self._settings.generation_timeout_s)
         document, served, size = await self._begin(exchange, "chat", deadline_s)
-        call = parse_chat(document, served.text)
+        call = parse_chat(document, served.text, self._settings.tool_parser)
         who = self._who(exchange, deadline_s)
-        submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **who)
+        options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
+        submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **options, **who)
         # The template runs in a process of its own, which is waited for.
         request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=size is not None)
-        return await _answer(exchange, [request], ChatForm(call, served.text), call.stream)
+        return await _answer(exchange, [request], ChatForm(call, served.text, exchange.info.request_id), call.stream)
 
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
         """Return the request, the model that it names, and the size of the request if it is large."""

@@ -65,11 +65,71 @@ _SAMPLING: Json = {
     "temperature": {"type": "number", "minimum": 0},
     "top_p": {"type": "number", "minimum": 0, "maximum": 1},
     "stop": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 16}]},
+    "response_format": {
+        "type": "object",
+        "required": ["type"],
+        "properties": {
+            "type": {"enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {"$ref": "#/components/schemas/JsonSchema"},
+        },
+    },
+    "structured_outputs": {
+        "type": "object",
+        "properties": {
+            "json": {"type": ["object", "string"]},
+            "json_object": {"const": True},
+            "regex": {"type": "string"},
+            "choice": {"type": "array", "items": {"type": "string"}},
+            "grammar": {"type": "string"},
+        },
+    },
+}
+_FUNCTION: Json = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "description": {"type": "string"},
+        "parameters": {"type": "object"},
+        "strict": {"type": "boolean"},
+    },
+}
+_CALL: Json = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name", "arguments"],
+            "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+        },
+    },
 }
 _MESSAGE: Json = {
     "type": "object",
-    "required": ["role", "content"],
-    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+    "required": ["role"],
+    "properties": {
+        "role": {"type": "string"},
+        "content": {"type": ["string", "null"]},
+        "tool_calls": {"type": "array", "items": _CALL},
+        "tool_call_id": {"type": "string"},
+    },
+}
+_TOOLS: Json = {
+    "tools": {
+        "type": "array",
+        "maxItems": 128,
+        "items": {"type": "object", "required": ["type", "function"], "properties": {"type": {"const": "function"}, "function": _FUNCTION}},
+    },
+    "tool_choice": {"oneOf": [{"enum": ["none", "auto", "required"]}, {"type": "object", "required": ["type"]}]},
+    "parallel_tool_calls": {"type": "boolean"},
+}
+_SCHEMA: Json = {
+    "type": "object",
+    "required": ["name", "schema"],
+    "properties": {"name": {"type": "string"}, "schema": {"type": "object"}, "strict": {"type": "boolean"}},
 }
 
 
@@ -89,7 +149,7 @@ _EMBEDDINGS = _object(
 _COMPLETIONS = _object(["model", "prompt"], {**_SAMPLING, "prompt": _TEXTS})
 _INDEX = _object([], {"ready": {"type": "boolean"}})
 _CHANGE = _object([], {"parameters": {"type": "object", "properties": {"unload_dependents": {"type": "boolean"}}}})
-_CHAT = _object(["model", "messages"], {**_SAMPLING, "messages": {"type": "array", "items": _MESSAGE, "minItems": 1}})
+_CHAT = _object(["model", "messages"], {**_SAMPLING, **_TOOLS, "messages": {"type": "array", "items": _MESSAGE, "minItems": 1}})
 
 
 def document(*, keys: bool, root_path: str, repository: bool = False) -> Json:
@@ -135,7 +195,7 @@ def document(*, keys: bool, root_path: str, repository: bool = False) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "llmos", "version": version("llmos")},
         "paths": paths,
-        "components": {"schemas": _ERRORS},
+        "components": {"schemas": {**_ERRORS, "JsonSchema": _SCHEMA}},
     }
     if root_path:
         found["servers"] = [{"url": root_path}]

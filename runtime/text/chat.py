@@ -73,7 +73,8 @@ def check_messages(messages: object) -> list[dict[str, Any]]:
     """Return the messages with their contents as text; None where a message has none. Raises InputError that names the malformed one.
 
     A message is a mapping with a "role" and a "content": a string, or a list of {"type": "text", "text": ...}, whose texts become lines.
-    Other keys (name, tool_calls, tool_call_id, ...) stay as they are; a message with tool_calls needs no content.
+    Other keys (name, tool_call_id, ...) stay as they are. A message with tool_calls needs no content; the arguments of its calls become
+    objects, which templates expect, where they are JSON as in OpenAI's form.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise InputError('messages: must be a list of {"role": ..., "content": ...}')
@@ -90,7 +91,30 @@ def _message(place: str, message: object) -> dict[str, Any]:
         raise InputError(f"{place}: its role must be a string such as user, not {role!r:.80}")
     if message.get("content") is None and not message.get("tool_calls"):
         raise InputError(f"{place}: has no content")
-    return {**message, "content": _content(place, message.get("content"))}
+    calls = message.get("tool_calls")
+    called = {"tool_calls": _tool_calls(f"{place}.tool_calls", calls)} if calls else {}
+    return {**message, **called, "content": _content(place, message.get("content"))}
+
+
+def _tool_calls(place: str, calls: object) -> list[dict[str, Any]]:
+    if not isinstance(calls, list | tuple):
+        raise InputError(f"{place}: must be a list of calls, not {calls!r:.80}")
+    return [_tool_call(f"{place}[{index}]", call) for index, call in enumerate(calls)]
+
+
+def _tool_call(place: str, call: object) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InputError(f'{place}: must be {{"type": "function", "function": {{"name": ..., "arguments": ...}}}}, not {call!r:.80}')
+    arguments = function.get("arguments", "{}")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{place}: its arguments are no JSON ({error})") from None
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"{place}: its arguments must be a JSON object, not {arguments!r:.80}")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _content(place: str, content: object) -> str | None:

@@ -29,7 +29,9 @@ def main() -> int:
     options = json.loads(sys.argv[1])
     tokenizer = _tokenizer()
     model = PacedModel(null_spec(vocab_size=tokenizer.get_vocab_size(), max_length=512), fails_at=FAILS_AT)
-    assets = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": CONFIG, "chat_template.jinja": TEMPLATE}
+    template = options.pop("template", None)
+    template = TEMPLATE if template is None else template.encode()
+    assets = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": CONFIG, "chat_template.jinja": template}
     words = Path(__file__).with_name("tokenizer.json").read_bytes()
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     options.pop("gate")

@@ -10,6 +10,7 @@ from llmos.runtime.engine import Limits
 from llmos.runtime.engine.generate import GenerationOptions
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.core.quotas import Quota
+from llmos.runtime.text.tools import PARSERS
 
 MIB = 1 << 20
 
@@ -44,6 +45,7 @@ class ServerSettings:
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
     answers, 0 to keep none; response_cache_ttl_s: how long. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    tool_parser: how models write calls of tools, "" for as their chat templates show.
     repository_api: whether clients may load and unload models, too, not only who reaches the admin port. admin_keys: those that loading,
     unloading and the admin port require; if empty, those of api_keys.
     """
@@ -69,6 +71,7 @@ class ServerSettings:
     root_path: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+    tool_parser: str = ""
 
     def __post_init__(self) -> None:
         if self.max_queue < 1 or self.max_body_bytes < 1:
@@ -81,6 +84,8 @@ class ServerSettings:
             raise UserError("server settings: timeout_s and generation_timeout_s must be above 0, and no time negative")
         if self.response_cache_bytes < 0 or not self.response_cache_ttl_s > 0:
             raise UserError("server settings: response_cache_bytes can't be negative, and response_cache_ttl_s must be above 0")
+        if self.tool_parser not in ("", *PARSERS):
+            raise UserError(f"server settings: tool_parser must be one of {', '.join(PARSERS)}, not '{self.tool_parser}'")
         if self.tls_key and not self.tls_cert:
             raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

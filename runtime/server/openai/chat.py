@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmos.runtime.engine.generate import PromptEvent, SamplingParams
@@ -11,32 +11,46 @@ from llmos.runtime.llm.engine import Messages, TextEngine
 from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.server.openai.logprobs import Sampled, chat_logprobs
 from llmos.runtime.server.openai.sampling import StreamOptions, boolean, given_fields, invalid, sampling_params, stream_options
+from llmos.runtime.server.openai.tools import CallWriter, ToolUse, parse_tools
 
-_OWN = frozenset({"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs"})
-_TOOLS = "tool calling is not served: leave it out"
-_UNSUPPORTED = {"tools": _TOOLS, "tool_choice": _TOOLS, "functions": _TOOLS, "function_call": _TOOLS}
+_OWN = frozenset(
+    {
+        "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "chat_template_kwargs", "tools", "tool_choice",
+        "parallel_tool_calls",
+    }
+)  # fmt: skip
+_OLD = "this is the older form of tools, which is not served: give 'tools'"
+_UNSUPPORTED = {"functions": _OLD, "function_call": _OLD}
 
 
 @dataclass(frozen=True)
 class ChatCall:
-    """A parsed request. variables: what else the chat template reads (`chat_template_kwargs`, as vLLM calls it)."""
+    """A parsed request. variables: what else the chat template reads (`chat_template_kwargs`, as vLLM calls it). tools: None for none."""
 
     messages: Messages
     params: SamplingParams
     stream: StreamOptions
     variables: dict[str, Any]
+    tools: ToolUse | None = None
 
 
-def parse_chat(document: Mapping[str, Any], text: TextEngine) -> ChatCall:
-    """Parse a request's JSON; the messages are checked where the prompt is made of them. Raises HttpError 400."""
+def parse_chat(document: Mapping[str, Any], text: TextEngine, tool_parser: str = "") -> ChatCall:
+    """Parse a request's JSON; the messages are checked where the prompt is made of them. tool_parser: see `parse_tools`.
+
+    Raises HttpError 400.
+    """
     fields = given_fields(document, _OWN, _UNSUPPORTED)
     variables = fields.get("chat_template_kwargs", {})
     if not isinstance(variables, dict):
         raise invalid("'chat_template_kwargs' must be an object", "chat_template_kwargs")
     if "messages" not in fields:
         raise invalid("'messages' must be a list of messages", "messages")
-    params = sampling_params(fields, text, {"max_tokens": _max_tokens(fields), "logprobs": _num_logprobs(fields)})
-    return ChatCall(fields["messages"], params, stream_options(fields), variables)
+    tools = parse_tools(fields, text, tool_parser)
+    own: dict[str, Any] = {"max_tokens": _max_tokens(fields), "logprobs": _num_logprobs(fields)}
+    if tools is not None and tools.grammar is not None:
+        own["structured_outputs"] = tools.grammar
+    params = sampling_params(fields, text, own)
+    return ChatCall(fields["messages"], params, stream_options(fields), variables, tools)
 
 
 def _max_tokens(fields: Mapping[str, Any]) -> Any:
@@ -61,27 +75,53 @@ def _num_logprobs(fields: Mapping[str, Any]) -> Any:
 
 @dataclass
 class ChatForm:
-    """See Form."""
+    """See Form. request_id: what the ids of calls follow from."""
 
     call: ChatCall
     text: TextEngine
+    request_id: str = ""
     id_prefix: str = "chatcmpl"
     object: str = "chat.completion"
     chunk_object: str = "chat.completion.chunk"
+    _writers: dict[int, CallWriter] = field(default_factory=dict)
 
     def prompt(self, request: TextRequest, event: PromptEvent | None) -> tuple[str, list[Sampled]]:
         return "", []
 
     def first(self, index: int, text: str, tokens: Sequence[Sampled]) -> dict[str, Any] | None:
-        return {"index": index, "delta": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": None}
+        delta = {"role": "assistant", "content": text if self.call.tools is None else None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def chunk(self, index: int, text: str, tokens: Sequence[Sampled], reason: str | None) -> dict[str, Any]:
-        delta = {"content": text} if reason is None else {}
-        return {"index": index, "delta": delta, "logprobs": self._logprobs(tokens) if tokens else None, "finish_reason": reason}
+    def chunk(self, index: int, text: str, tokens: Sequence[Sampled], reason: str | None) -> dict[str, Any] | None:
+        delta: dict[str, Any] = {"content": text} if reason is None else {}
+        logprobs = self._logprobs(tokens) if tokens else None
+        writer = self._writer(index)
+        if writer is not None:
+            delta = writer.delta(text, ends=reason is not None)
+            if not delta and reason is None and logprobs is None:
+                return None
+            reason = _reason(writer, reason)
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def whole(self, index: int, text: str, tokens: Sequence[Sampled], reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+        writer = self._writer(index)
+        written = {"content": text} if writer is None else writer.message(text)
+        message = {"role": "assistant", "refusal": None, **written}
+        found = reason if writer is None else _reason(writer, reason)
+        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": found}
+
+    def _writer(self, index: int) -> CallWriter | None:
+        """Return what finds calls in a choice; None where there can be none."""
+        if self.call.tools is None:
+            return None
+        if index not in self._writers:
+            self._writers[index] = CallWriter(self.call.tools, f"{self.request_id} {index}")
+        return self._writers[index]
 
     def _logprobs(self, tokens: Sequence[Sampled]) -> dict[str, Any] | None:
         return None if self.call.params.logprobs is None else chat_logprobs(tokens, self.text.tokenizer.token_bytes)
+
+
+def _reason(writer: CallWriter, reason: str | None) -> str | None:
+    """Return why a choice ended: one that made calls did so for them."""
+    return "tool_calls" if reason == "stop" and writer.has_calls else reason

@@ -25,8 +25,8 @@ class Form(Protocol):
         """Return the choice of its first event, with what of the prompt stands before it; None if it needs none."""
         ...
 
-    def chunk(self, index: int, text: str, tokens: Sequence[Sampled], reason: str | None) -> dict[str, Any]:
-        """Return a choice of an event."""
+    def chunk(self, index: int, text: str, tokens: Sequence[Sampled], reason: str | None) -> dict[str, Any] | None:
+        """Return a choice of an event; None if there is nothing to say yet."""
         ...
 
     def whole(self, index: int, text: str, tokens: Sequence[Sampled], reason: str) -> dict[str, Any]:

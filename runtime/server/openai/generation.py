@@ -192,11 +192,15 @@ class Answer:
                     yield self._chunk([first], usage)
             if isinstance(event, TextEnd):
                 self._usage.add(index, event)
-                yield self._chunk([self._form.chunk(number, "", (), event.finish_reason)], usage)
+                last = self._form.chunk(number, "", (), event.finish_reason)
+                assert last is not None, "an end is always said"
+                yield self._chunk([last], usage)
                 continue
             self._info.num_tokens += len(event.tokens)
             if event.text or self._generation.requests[0].params.logprobs is not None:
-                yield self._chunk([self._form.chunk(number, event.text, event.tokens, None)], usage)
+                more = self._form.chunk(number, event.text, event.tokens, None)
+                if more is not None:
+                    yield self._chunk([more], usage)
         if include_usage:
             yield self._chunk([], {"usage": self._usage.as_json()})
         yield b"[DONE]"

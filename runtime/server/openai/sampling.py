@@ -18,7 +18,7 @@ _SAMPLING = (
     "top_k", "min_p", "typical_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos",
 )  # fmt: skip
 # Say something about the client, and change no answer.
-_IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store", "parallel_tool_calls")
+_IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store")
 _COMMON = frozenset({"model", "stream", "stream_options", *_SAMPLING, *_IGNORED, *FIELDS})
 _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 _MAX_STOP = 16
@@ -80,7 +80,7 @@ def sampling_params(fields: Mapping[str, Any], text: TextEngine, own: Mapping[st
         raise invalid(f"'stop' must hold at most {_MAX_STOP} strings", "stop")
     form = structured_outputs(fields)
     try:
-        return text.params({**given, **own} if form is None else {**given, **own, "structured_outputs": form})
+        return text.params({**given, **({} if form is None else {"structured_outputs": form}), **own})
     except InputError as error:
         raise as_bad_request(error, None) from error
 
@@ -90,7 +90,7 @@ def as_bad_request(error: InputError, default: str | None, fields: Mapping[str, 
     name = str(error).partition(":")[0]
     if name == "structured_outputs" and fields is not None:
         return as_field_error(error, fields)
-    return HttpError(400, str(error), param=name if name in _COMMON or name in ("max_tokens", "logprobs", "messages") else default)
+    return HttpError(400, str(error), param=name if name in _COMMON or name in ("max_tokens", "logprobs", "messages", "tools") else default)
 
 
 def _biases(value: object) -> object:

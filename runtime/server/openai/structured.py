@@ -37,7 +37,7 @@ def structured_outputs(fields: Mapping[str, Any]) -> StructuredOutputs | None:
 
 def as_field_error(error: InputError, fields: Mapping[str, Any]) -> HttpError:
     """Return a 400 for a form that can't be used, which names the field that the request has it from."""
-    name = next((each for each in FIELDS if each in fields), "structured_outputs")
+    name = next((each for each in (*FIELDS, "tools") if each in fields), "structured_outputs")
     reason = str(error).partition(": ")[2]
     return HttpError(400, f"{name}: {reason}", param=name)
 
