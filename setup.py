@@ -20,6 +20,7 @@ setup(
     package_data={
         "llmos": ["py.typed"],
         "llmos.runtime.native": ["include/llmos/*.h", "examples/*.c"],
+        "llmos.runtime.server.rpc": ["*.proto"],
         "llmos.compiler.bench": ["*.c"],
     },
     # A plain shared library, loaded by ctypes and linked by C programs; it uses nothing of Python.

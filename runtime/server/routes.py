@@ -9,12 +9,11 @@ from typing import Any
 
 import orjson
 
-from llmos.runtime.engine import QueueFullError
 from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
 from llmos.runtime.server.core.body import Body, hold, read_body
 from llmos.runtime.server.core.content import read_document
-from llmos.runtime.server.core.dispatch import run_on_engine
+from llmos.runtime.server.core.dispatch import INLINE_INPUTS, run_model
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
@@ -27,7 +26,6 @@ from llmos.runtime.server.openai.embeddings import EmbeddingRequest, embedding_r
 from llmos.runtime.text.tokenizer import TextEncoder
 
 _PIECE_CHARS = 64 << 10  # that are tokenized at once
-_INLINE_INPUTS = 64  # of a call; more are made arrays in a thread
 
 
 class HotRoutes:
@@ -115,7 +113,7 @@ class HotRoutes:
         tokens = await self._tokens(request, encoder, deadline_s)
         num_tokens = sum(map(len, tokens))
         make = partial(_inputs, encoder, tokens)
-        inputs = make() if len(tokens) <= _INLINE_INPUTS else await lanes.run(make, deadline_s, large=True)
+        inputs = make() if len(tokens) <= INLINE_INPUTS else await lanes.run(make, deadline_s, large=True)
         results = await self._run(served, inputs, deadline_s, exchange)
         served.metrics.prompt_tokens.inc(num_tokens)
         rows = [outputs[0] for outputs in results]
@@ -139,16 +137,7 @@ class HotRoutes:
     async def _run(
         self, served: ServedModel, inputs: Sequence[Mapping[str, Array]], deadline_s: float, exchange: Exchange
     ) -> list[Outputs]:
-        exchange.info.num_items = len(inputs)
-        info = exchange.info
-        submit = partial(served.engine.submit, inputs, timeout_s=exchange.left_s(deadline_s), principal=info.principal, weight=info.weight)
-        try:
-            request = submit() if len(inputs) <= _INLINE_INPUTS else await self._state.lanes.run(submit, deadline_s, large=True)
-            info.num_tokens += request.work
-            return await run_on_engine(served.engine, request, exchange.left_s(deadline_s), exchange.receive)
-        except QueueFullError:
-            served.metrics.rejected.inc()
-            raise
+        return await run_model(served, self._state.lanes, exchange.info, inputs, deadline_s, exchange.receive)
 
 
 def _require_room(served: ServedModel) -> None:

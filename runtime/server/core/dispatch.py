@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from llmos.runtime.engine import Engine, Request
+from llmos.runtime.engine import Engine, QueueFullError, Request
+from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
-from llmos.runtime.server.core.http import Receive
+from llmos.runtime.server.core.http import Receive, RequestInfo, left_s
+from llmos.runtime.server.core.served import ServedModel
+from llmos.runtime.server.core.work import Lanes
 
 # Most requests finish within this time; only longer ones get a task that watches the connection.
 _WATCH_AFTER_S = 0.02
+INLINE_INPUTS = 64  # of a call; more are made arrays in a thread
 
 
-async def run_on_engine(engine: Engine, request: Request, timeout_s: float, receive: Receive) -> list[Outputs]:
+async def run_model(
+    served: ServedModel,
+    lanes: Lanes,
+    info: RequestInfo,
+    inputs: Sequence[Mapping[str, Array]],
+    deadline_s: float,
+    receive: Receive | None = None,
+) -> list[Outputs]:
+    """Run calls of a model as one request. deadline_s: of time.perf_counter. receive: where a disconnect shows, if that is no cancellation.
+
+    Raises what Engine.submit does, and the error that ended the request.
+    """
+    info.num_items = len(inputs)
+    submit = partial(served.engine.submit, inputs, timeout_s=left_s(deadline_s), principal=info.principal, weight=info.weight)
+    try:
+        request = submit() if len(inputs) <= INLINE_INPUTS else await lanes.run(submit, deadline_s, large=True)
+        info.num_tokens += request.work
+        return await _run_on_engine(served.engine, request, left_s(deadline_s), receive)
+    except QueueFullError:
+        served.metrics.rejected.inc()
+        raise
+
+
+async def _run_on_engine(engine: Engine, request: Request, timeout_s: float, receive: Receive | None) -> list[Outputs]:
     """Wait up to `timeout_s` seconds for a request. Raises the error that ended it; a client disconnect cancels it."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[list[Outputs]] = loop.create_future()
     monitors: list[asyncio.Task[None]] = []
-    timers = (
-        loop.call_later(timeout_s, engine.expire, request),
-        loop.call_later(_WATCH_AFTER_S, lambda: monitors.append(loop.create_task(_watch(engine, request, receive)))),
-    )
+    timers = [loop.call_later(timeout_s, engine.expire, request)]
+    if receive is not None:
+        timers.append(loop.call_later(_WATCH_AFTER_S, lambda: monitors.append(loop.create_task(_watch(engine, request, receive)))))
     request.future.add_done_callback(lambda future: loop.call_soon_threadsafe(partial(_hand_over, future, done)))
     try:
         return await done

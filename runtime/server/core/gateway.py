@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import logging
-import math
 import os
 import re
 import time
-from collections.abc import Sequence
 
 from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Receive, Reply, RequestInfo, Scope, Send, route_path
-from llmos.runtime.server.core.quotas import RateLimiter
+from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Receive, RequestInfo, Scope, Send, route_path
 from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
@@ -32,11 +27,6 @@ class Gateway:
         self._state = state
         self._log = logging.getLogger(ACCESS_LOG) if state.settings.access_log else None
         self._errors = logging.getLogger("llmos.server")
-        quotas = {_digest(key.encode()).hex(): quota for key, quota in state.settings.quotas.items()}
-        self._weights = {who: quota.weight for who, quota in quotas.items()}
-        self._limiter = RateLimiter(quotas, time.perf_counter())
-        self._keys = [_digest(key.encode()) for key in state.settings.api_keys]
-        self._admin_keys = [_digest(key.encode()) for key in state.settings.admin_keys] or self._keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +38,7 @@ class Gateway:
         if method == "HEAD":  # as GET; uvicorn, which keeps the method, sends no body
             scope["method"] = "GET"
         path = route_path(scope)
-        info = scope[INFO] = RequestInfo(_request_id(headers), scope.get(FIRST_BYTE_S) or time.perf_counter())
+        info = scope[INFO] = RequestInfo(request_id(headers.get(b"x-request-id", b"")), scope.get(FIRST_BYTE_S) or time.perf_counter())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -58,17 +48,11 @@ class Gateway:
 
         self._state.num_active += 1
         try:
-            admin = self._admin or path.startswith(ADMIN_PATHS)
-            keys = self._admin_keys if admin else self._keys
-            info.principal = self._principal(headers, keys)
-            if admin and not keys and b"origin" in headers:
-                await _from_a_page(path).send(send_with_id)
-            elif keys and path not in OPEN_PATHS and not info.principal:
-                await _unauthorized(path).send(send_with_id)
-            elif method == "POST" and (wait_s := self._limiter.admit(info.principal, time.perf_counter())):
-                await _limited(path, wait_s).send(send_with_id)
+            try:
+                self._admit(method, path, headers, info)
+            except HttpError as refused:
+                await error_reply(refused, path).send(send_with_id)
             else:
-                info.weight = self._weights.get(info.principal, 1.0)
                 await self._app(scope, receive, send_with_id)
         except Exception as error:
             self._errors.exception("request %s failed", info.request_id)
@@ -78,40 +62,26 @@ class Gateway:
             self._state.num_active -= 1
             info.release()
             self._state.held_bytes -= info.held_bytes
-            self._limiter.charge(info.principal, info.num_tokens)
+            self._state.guard.charge(info)
             self._state.metrics.count_http(_route(scope), info.status or 499)
             if self._log is not None:
                 self._log.info(_line(method, scope, info))
 
-    def _principal(self, headers: dict[bytes, bytes], keys: Sequence[bytes]) -> str:
-        """Return the digest of the request's key, "" if it has no valid one. Compares with every key in constant time."""
-        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = _digest(bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b""))
-        return given.hex() if sum(hmac.compare_digest(given, key) for key in keys) else ""
+    def _admit(self, method: str, path: str, headers: dict[bytes, bytes], info: RequestInfo) -> None:
+        """Find out who asks. Raises HttpError 401, 403 or 429."""
+        guard = self._state.guard
+        admin = self._admin or path.startswith(ADMIN_PATHS)
+        if admin and b"origin" in headers and not guard.needs_key(admin=True):
+            # Any page that a browser on the operator's machine shows could send it.
+            raise HttpError(403, "the admin API takes no requests from web pages", code="forbidden")
+        authorization, api_key = headers.get(b"authorization", b""), headers.get(b"x-api-key", b"")
+        guard.identify(info, authorization, api_key, admin=admin, open_to_all=path in OPEN_PATHS)
+        if method == "POST":
+            guard.count(info)
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _unauthorized(path: str) -> Reply:
-    message = "a valid API key is needed: send it as 'Authorization: Bearer KEY'"
-    return error_reply(HttpError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")]), path)
-
-
-def _from_a_page(path: str) -> Reply:
-    """Refuse what a web page sends: any page that a browser on the operator's machine shows could, without a key."""
-    return error_reply(HttpError(403, "the admin API takes no requests from web pages", code="forbidden"), path)
-
-
-def _limited(path: str, wait_s: float) -> Reply:
-    message = f"this key has used up its requests or tokens of a minute: try again in {wait_s:.3g} s"
-    retry = str(math.ceil(wait_s)).encode()
-    return error_reply(HttpError(429, message, code="rate_limit_exceeded", headers=[(b"retry-after", retry)]), path)
-
-
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    given = headers.get(b"x-request-id", b"")
+def request_id(given: bytes) -> str:
+    """Return the client's id of a request if it can stand in a log, else a fresh one."""
     return given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
 

@@ -129,11 +129,8 @@ class Exchange:
         return found
 
     def left_s(self, deadline_s: float) -> float:
-        """Return the time until a deadline of time.perf_counter. Raises DeadlineError if there is none."""
-        left_s = deadline_s - time.perf_counter()
-        if left_s <= 0:
-            raise DeadlineError("the request timed out")
-        return left_s
+        """See the function."""
+        return left_s(deadline_s)
 
     def header(self, name: bytes) -> str | None:
         """Return the first header of a lower-case name."""
@@ -141,6 +138,14 @@ class Exchange:
             if key == name:
                 return str(value, "latin-1")
         return None
+
+
+def left_s(deadline_s: float) -> float:
+    """Return the time until a deadline of time.perf_counter. Raises DeadlineError if there is none."""
+    left_s = deadline_s - time.perf_counter()
+    if left_s <= 0:
+        raise DeadlineError("the request timed out")
+    return left_s
 
 
 Handler = Callable[[Exchange], Awaitable[Reply | EventStream]]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.guard import Guard
 from llmos.runtime.server.core.http import RequestInfo
 from llmos.runtime.server.core.language import AnyModel, load_served
 from llmos.runtime.server.core.metrics import Metrics
@@ -73,6 +74,7 @@ class ServerState:
         self.draining = False
         self.uploads = Uploads()
         self.lanes = Lanes()
+        self.guard = Guard(settings)
         self.registry = Registry(models, repository, Builder(settings, self.metrics), load_model)
         self.registry.load_at_start()
 

@@ -33,8 +33,8 @@ class InferRequest:
 
 
 @dataclass
-class _Tail:
-    """The binary data after the JSON, consumed in the order of the inputs."""
+class Tail:
+    """The binary data of a request, consumed in the order of the inputs."""
 
     data: memoryview
     offset: int = field(default=0)
@@ -49,6 +49,11 @@ class _Tail:
         self.offset += num_bytes
         return piece
 
+    @property
+    def num_left(self) -> int:
+        """Return the number of bytes that belong to no input so far."""
+        return len(self.data) - self.offset
+
     def rest(self) -> memoryview:
         return self.data[self.offset :]
 
@@ -57,11 +62,15 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
     """Parse a request's body. Raises HttpError 400 with the reason."""
     size = len(body) if header_length is None else _header_size(header_length, len(body))
     document = parse_object(body if size == len(body) else body[:size])
+    return read_infer(document, Tail(memoryview(body)[size:]), signature)
+
+
+def read_infer(document: Mapping[str, Any], tail: Tail, signature: Signature) -> InferRequest:
+    """Check a request, as `parse_infer`. tail: its binary data."""
     parameters = _object(document, "parameters", "the request")
-    tail = _Tail(memoryview(body)[size:])
     inputs = _parse_inputs(document, signature, tail)
-    if tail.offset != len(tail.data):
-        raise HttpError(400, f"{len(tail.data) - tail.offset} bytes of binary data belong to no input")
+    if tail.num_left:
+        raise HttpError(400, f"{tail.num_left} bytes of binary data belong to no input")
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise HttpError(400, "'id' must be a string")
@@ -77,7 +86,7 @@ def binary_form(
     """
     size = len(content) if header_length is None else _header_size(header_length, len(content))
     document = parse(content[:size])
-    tail = _Tail(memoryview(content)[size:])
+    tail = Tail(memoryview(content)[size:])
     pieces: list[bytes | memoryview] = []
     if isinstance(document.get("inputs"), list):
         document["inputs"] = [_binary_input(item, tail, pieces) if isinstance(item, dict) else item for item in document["inputs"]]
@@ -85,7 +94,7 @@ def binary_form(
     return len(head), b"".join((head, *pieces, tail.rest()))
 
 
-def _binary_input(item: dict[str, Any], tail: _Tail, pieces: list[bytes | memoryview]) -> dict[str, Any]:
+def _binary_input(item: dict[str, Any], tail: Tail, pieces: list[bytes | memoryview]) -> dict[str, Any]:
     name, datatype, parameters = str(item.get("name"))[:200], item.get("datatype"), item.get("parameters") or {}
     rest = {key: value for key, value in item.items() if key != "data"}
     if not isinstance(parameters, dict):
@@ -130,7 +139,7 @@ def _records(document: Mapping[str, Any], key: str) -> list[tuple[str, dict[str,
     return list(found.items())
 
 
-def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: _Tail) -> dict[str, Array]:
+def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: Tail) -> dict[str, Array]:
     inputs = {}
     for name, item in _records(document, "inputs"):
         spec = signature.input(name)
@@ -140,7 +149,7 @@ def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: _Tail
     return inputs
 
 
-def _parse_tensor(spec: TensorSpec, item: dict[str, Any], tail: _Tail) -> Array:
+def _parse_tensor(spec: TensorSpec, item: dict[str, Any], tail: Tail) -> Array:
     name, datatype = spec.name, DATATYPES[spec.dtype]
     if item.get("datatype") != datatype:
         raise HttpError(400, f"input '{name}' has datatype {json.dumps(item.get('datatype'))[:40]}, the model takes {datatype}")
