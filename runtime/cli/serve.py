@@ -84,6 +84,7 @@ _STARTED_S = time.monotonic()
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of keys that clients must send, one a line, with their quotas. [env: LLMOS_API_KEYS, the keys, comma-separated]",
 )
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port for gRPC, at the same address; 0 for any free one; default none.")
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="Port to load, unload and drain at; 0 for any free one; default none.")
 @click.option("--admin-host", default="127.0.0.1", show_default=True, help="Address of the admin port.")
 @click.option(
@@ -139,6 +140,7 @@ def command(
     keep_alive_s: float,
     root_path: str,
     api_keys_file: Path | None,
+    grpc_port: int | None,
     admin_port: int | None,
     admin_host: str,
     admin_keys_file: Path | None,
@@ -208,6 +210,7 @@ def command(
         repository=repository,
         load_model=lambda path, name: load_served(path, name, entry),
         admin=(admin_host, admin_port) if admin_port is not None else None,
+        grpc_port=grpc_port,
         started_s=_STARTED_S,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import Route
 
-from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.server.core.endpoint import Endpoint
 from llmos.runtime.server.core.gateway import Gateway
 from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_served
@@ -24,7 +22,8 @@ from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.framework import add_error_handlers
 from llmos.runtime.server.generation_routes import GenerationRoutes
-from llmos.runtime.server.inference.tensors import DATATYPES, require_datatypes
+from llmos.runtime.server.inference.metadata import model_metadata, server_metadata
+from llmos.runtime.server.inference.tensors import require_datatypes
 from llmos.runtime.server.openapi import document, page
 from llmos.runtime.server.repository_routes import RepositoryRoutes
 from llmos.runtime.server.routes import HotRoutes
@@ -105,19 +104,17 @@ def _add_health(app: FastAPI, state: ServerState) -> None:
 
 
 def _add_metadata(app: FastAPI, state: ServerState) -> None:
-    extensions = ["binary_tensor_data", *(["model_repository"] if state.settings.repository_api else [])]
-
     @app.get("/v2")
     async def server() -> dict[str, Any]:
-        return {"name": "llmos", "version": version("llmos"), "extensions": extensions}
+        return server_metadata(state)
 
     @app.get(_MODEL)
     async def metadata(model: str) -> dict[str, Any]:
-        return _metadata(state, state.registry.find(model))
+        return model_metadata(state, model)
 
     @app.get(_MODEL_VERSION)
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
-        return _metadata(state, state.registry.find(model, version))
+        return model_metadata(state, model, version)
 
     @app.get(f"{_MODEL}/ready")
     async def ready(response: Response, model: str) -> dict[str, Any]:
@@ -130,25 +127,6 @@ def _add_metadata(app: FastAPI, state: ServerState) -> None:
     def _ready(response: Response, served: Served) -> dict[str, Any]:
         response.status_code = 200 if state.ready else 503
         return {"name": served.name, "ready": state.ready}
-
-
-def _metadata(state: ServerState, served: Served) -> dict[str, Any]:
-    versions = state.registry.versions(served.name)
-    if isinstance(served, ServedLanguageModel):  # takes no tensors
-        return {"name": served.name, "versions": versions, "platform": "llmos", "inputs": [], "outputs": []}
-    signature = served.model.signature
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        shape = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
-        return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": shape}
-
-    return {
-        "name": served.name,
-        "versions": versions,
-        "platform": "llmos",
-        "inputs": [tensor(spec) for spec in signature.inputs],
-        "outputs": [tensor(spec) for spec in signature.outputs],
-    }
 
 
 def _add_openai_models(app: FastAPI, state: ServerState) -> None:

@@ -1,6 +1,6 @@
 """A process that makes a large request small: decompresses it, parses its JSON, checks its size, and writes a body that means the same.
 
-A request is the size of a task in 4 bytes, the task in JSON, and the body. The task: `kind` (infer, embeddings, completions, chat),
+A request is the size of a task in 4 bytes, the task in JSON, and the body. The task: `kind` (infer, grpc, embeddings, completions, chat),
 `encoding`, `max_bytes` of the body without compression, `header_length` of infer, and `models`: what each model takes. An answer is a byte,
 1 for an error, then the size of the JSON in 4 bytes and the reduced body, or the error as JSON.
 
@@ -51,8 +51,8 @@ def _reduced(task: Mapping[str, Any], body: memoryview) -> tuple[int, bytes]:
             content = decompressed(bytes(body), task["encoding"], task["max_bytes"])
         except TooLargeError:
             raise too_large(task["max_bytes"], close=False) from None
-    if task["kind"] == "infer":
-        num_json, reduced = binary_form(content, task["header_length"], _parse)
+    if task["kind"] in ("infer", "grpc"):
+        num_json, reduced = _grpc_form(content) if task["kind"] == "grpc" else binary_form(content, task["header_length"], _parse)
         if len(reduced) - num_json > task["max_bytes"]:
             raise HttpError(413, f"the request's tensors are larger than {task['max_bytes']} bytes")
         if num_json > INLINE_BYTES:
@@ -71,6 +71,12 @@ def _reduced(task: Mapping[str, Any], body: memoryview) -> tuple[int, bytes]:
         document = {**_small(document, "messages"), "messages": _messages(document.get("messages"), limits)}
     reduced = orjson.dumps(document)
     return len(reduced), reduced
+
+
+def _grpc_form(content: bytes | memoryview) -> tuple[int, bytes]:
+    from llmos.runtime.server.rpc.messages import as_binary_form  # protobuf takes longer to import than all else here
+
+    return as_binary_form(bytes(content))
 
 
 def _parse(content: bytes | memoryview) -> dict[str, Any]:

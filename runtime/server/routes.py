@@ -13,7 +13,7 @@ from llmos.runtime.engine.model import Array
 from llmos.runtime.engine.request import Outputs
 from llmos.runtime.server.core.body import Body, hold, read_body
 from llmos.runtime.server.core.content import read_document
-from llmos.runtime.server.core.dispatch import INLINE_INPUTS, run_model
+from llmos.runtime.server.core.dispatch import INLINE_INPUTS, require_room, run_model
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
@@ -50,7 +50,7 @@ class HotRoutes:
         key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")
         if (kept := self._kept(key, served)) is not None:
             return kept
-        _require_room(served)
+        require_room(served)
         request = await self._parse_infer(exchange, served, body, small, deadline_s)
         if request.timeout_s is not None:
             deadline_s = min(deadline_s, exchange.info.start_s + request.timeout_s)
@@ -92,7 +92,7 @@ class HotRoutes:
             return await lanes.run(lambda: parse_infer(body.joined(), header_length, signature), deadline_s, large=True)
         task = {"kind": "infer", "header_length": header_length, "encoding": body.encoding, "max_bytes": self._settings.max_body_bytes}
         num_json, reduced = await lanes.reduce(task, body.pieces, deadline_s)
-        hold(exchange, self._state, len(reduced))
+        hold(exchange.info, self._state, len(reduced))
         return await lanes.run(lambda: parse_infer(reduced, str(num_json), signature), deadline_s, large=True)
 
     async def embeddings(self, exchange: Exchange) -> Reply:
@@ -106,7 +106,7 @@ class HotRoutes:
         key = None if size is not None else self._key(exchange, served, orjson.dumps(document, option=orjson.OPT_SORT_KEYS), "embeddings")
         if (kept := self._kept(key, served)) is not None:
             return kept
-        _require_room(served)
+        require_room(served)
         parse = partial(parse_embedding, document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))
         lanes = self._state.lanes
         request = parse() if size is None else await lanes.run(parse, deadline_s, large=True)
@@ -138,15 +138,6 @@ class HotRoutes:
         self, served: ServedModel, inputs: Sequence[Mapping[str, Array]], deadline_s: float, exchange: Exchange
     ) -> list[Outputs]:
         return await run_model(served, self._state.lanes, exchange.info, inputs, deadline_s, exchange.receive)
-
-
-def _require_room(served: ServedModel) -> None:
-    """Refuse a request before its tokens or tensors are read, which under overload would take the time of those that are served."""
-    try:
-        served.engine.require_room()
-    except QueueFullError:
-        served.metrics.rejected.inc()
-        raise
 
 
 def _is_small(header_length: str) -> bool:

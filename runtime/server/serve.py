@@ -45,7 +45,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 class Beside(Protocol):
-    """What serves beside the main port, in the same event loop."""
+    """What serves beside the main port, in the same event loop. str() says what it is and where, once it has started."""
 
     async def start(self) -> None:
         """Begin to serve."""
@@ -82,6 +82,9 @@ class AdminServer(SweepingServer):
         self._listener = listener
         self._serving: asyncio.Task[None] | None = None
 
+    def __str__(self) -> str:
+        return f"admin on {'https' if self.config.is_ssl else 'http'}://{_address(self._listener)}"
+
     async def start(self) -> None:
         self._serving = asyncio.create_task(self.serve([self._listener]))
         while not (self.started or self._serving.done()):
@@ -112,6 +115,7 @@ class DrainingServer(SweepingServer):
         await super().startup(sockets)
         for each in self.beside:
             await each.start()
+            _LOG.info("%s", each)
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -186,16 +190,20 @@ def serve(
     repository: Repository | None = None,
     load_model: LoadModel = load_served,
     admin: tuple[str, int] | None = None,
+    grpc_port: int | None = None,
     started_s: float | None = None,
 ) -> int:
     """Serve until a signal; return the exit code. port 0: any free one. started_s: time.monotonic() at process start, for the log.
 
-    repository, load_model: see `create_app`. admin: host and port of the admin API; None: none.
+    repository, load_model: see `create_app`. admin: host and port of the admin API; None: none. grpc_port: at the same
+    host; None: no gRPC.
 
     Raises UserError if the address can't be used.
     """
     ssl_files = _tls_options(settings)
     listener, admin_listener = _listen(host, port, "--host or --port"), _listen_admin(admin, settings)
+    if grpc_port is not None:
+        _listen(host, grpc_port, "--grpc-port").close()  # gRPC opens it later, and says less of what is wrong
     handlers = _configure_logging()
     _warn_if_open(host, settings)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -216,7 +224,10 @@ def serve(
         admin_table = _table(state, replace(limits, max_connections=_ADMIN_CONNECTIONS))
         admin_config = _config(create_admin_app(state, server.end), admin_table, settings, ssl_files)
         server.beside.append(AdminServer(admin_config, admin_table, admin_listener))
-        _LOG.info("admin on %s://%s", scheme, _address(admin_listener))
+    if grpc_port is not None:
+        from llmos.runtime.server.rpc.server import GrpcServer  # takes 0.1 s to import
+
+        server.beside.append(GrpcServer(state, host, grpc_port))
     server.run(sockets=[listener])
     for handler in handlers:
         handler.finish(_FLUSH_S)

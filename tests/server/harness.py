@@ -20,6 +20,7 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("serve_models.py")
 LANGUAGE_SCRIPT = Path(__file__).with_name("serve_language.py")
 _ADMIN = re.compile(r"admin on https?://127\.0\.0\.1:(\d+)")
+_GRPC = re.compile(r"gRPC on 127\.0\.0\.1:(\d+)")
 _ADDRESS = re.compile(r"serving .* on https?://127\.0\.0\.1:(\d+)")
 
 
@@ -44,6 +45,7 @@ class Server:
     gate: Path | None = None
     port: int = 0
     admin_port: int = 0
+    grpc_port: int = 0
     key: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -145,6 +147,8 @@ def _read(server: Server) -> None:
         server.log.append(line.rstrip("\n"))
         if admin := _ADMIN.search(line):
             server.admin_port = int(admin.group(1))
+        if grpc := _GRPC.search(line):
+            server.grpc_port = int(grpc.group(1))
         found = _ADDRESS.search(line)
         if found:
             server.port = int(found.group(1))

@@ -31,11 +31,12 @@ def main() -> int:
         Echo(name="echo"),
         NotFinite(name="not-finite"),
     ]
+    grpc_port = options.pop("grpc_port", None)
     options["connections"] = ConnectionLimits(**options.pop("connections", {}))
     options["quotas"] = {key: Quota(**quota) for key, quota in options.pop("quotas", {}).items()}
     options["limits"] = Limits(**options.pop("limits", {}))
     options["api_keys"] = frozenset(options.pop("api_keys", []))
-    return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, started_s=STARTED_S)
+    return serve(models, ServerSettings(**options), host="127.0.0.1", port=0, grpc_port=grpc_port, started_s=STARTED_S)
 
 
 if __name__ == "__main__":

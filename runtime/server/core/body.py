@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from llmos.runtime.server.core.compression import ENCODINGS, TooLargeError, decompressed, too_large
 from llmos.runtime.server.core.errors import CLOSE, RETRY_SOON, HttpError
-from llmos.runtime.server.core.http import Exchange
+from llmos.runtime.server.core.http import Exchange, RequestInfo
 from llmos.runtime.server.core.json import INLINE_BYTES
 from llmos.runtime.server.core.state import ServerState
 
 # A rejected upload up to this far over the limit is read to its end, so that the client receives the 413.
 _DISCARD_BYTES = 64 << 20
-_DRAIN_S = 1.0  # that a shutdown waits for the body of a request
+DRAIN_S = 1.0  # that a shutdown waits for the body of a request
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ async def _receive(exchange: Exchange, state: ServerState, max_bytes: int, deadl
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout_at(loop.time() + exchange.left_s(deadline_s)) as limit:
-            with state.uploads.shortened(limit, _DRAIN_S):
+            with state.uploads.shortened(limit, DRAIN_S):
                 while True:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -81,7 +81,7 @@ async def _receive(exchange: Exchange, state: ServerState, max_bytes: int, deadl
                     if num_bytes > max_bytes:
                         raise too_large(max_bytes, close=True)
                     if num_bytes > INLINE_BYTES:
-                        hold(exchange, state, len(piece))
+                        hold(exchange.info, state, len(piece))
                     pieces.append(piece)
                     if not message.get("more_body", False):
                         return pieces
@@ -92,10 +92,10 @@ async def _receive(exchange: Exchange, state: ServerState, max_bytes: int, deadl
         raise HttpError(408, "the request's body did not arrive in time", headers=CLOSE) from None
 
 
-def hold(exchange: Exchange, state: ServerState, num_bytes: int) -> None:
+def hold(info: RequestInfo, state: ServerState, num_bytes: int) -> None:
     """Count bytes that a request holds until it ends. Raises HttpError 503 if those of all requests together are too many."""
     if state.held_bytes + num_bytes > state.settings.max_inflight_bytes:
         message = "the bodies of all requests together are too large now: try again later"
         raise HttpError(503, message, code="overloaded", headers=[*RETRY_SOON, *CLOSE])
     state.held_bytes += num_bytes
-    exchange.info.held_bytes += num_bytes
+    info.held_bytes += num_bytes

@@ -27,7 +27,7 @@ async def read_document(
         used = limits()
         task = {"kind": kind, "models": used, "encoding": body.encoding, "max_bytes": state.settings.max_body_bytes}
         _, reduced = await state.lanes.reduce(task, body.pieces, deadline_s)
-        hold(exchange, state, len(reduced))
+        hold(exchange.info, state, len(reduced))
         parse = partial(parse_object, reduced)
         document = parse() if len(reduced) <= INLINE_BYTES else await state.lanes.run(parse, deadline_s, large=True)
         if limits() == used:  # else a model was exchanged, and the other one may take more

@@ -19,6 +19,15 @@ _WATCH_AFTER_S = 0.02
 INLINE_INPUTS = 64  # of a call; more are made arrays in a thread
 
 
+def require_room(served: ServedModel) -> None:
+    """Refuse a request before its tokens or tensors are read, which under overload would take the time of those that are served."""
+    try:
+        served.engine.require_room()
+    except QueueFullError:
+        served.metrics.rejected.inc()
+        raise
+
+
 async def run_model(
     served: ServedModel,
     lanes: Lanes,

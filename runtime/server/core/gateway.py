@@ -65,7 +65,8 @@ class Gateway:
             self._state.guard.charge(info)
             self._state.metrics.count_http(_route(scope), info.status or 499)
             if self._log is not None:
-                self._log.info(_line(method, scope, info))
+                client = scope.get("client")
+                self._log.info(access_line(info, method, scope["path"], client[0] if client else None, info.status))
 
     def _admit(self, method: str, path: str, headers: dict[bytes, bytes], info: RequestInfo) -> None:
         """Find out who asks. Raises HttpError 401, 403 or 429."""
@@ -90,15 +91,15 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route") or scope.get("endpoint"), "path", "other")
 
 
-def _line(method: str, scope: Scope, info: RequestInfo) -> str:
-    client = scope.get("client")
+def access_line(info: RequestInfo, method: str, path: str, client: str | None, status: int | str) -> str:
+    """Return a request's line of the access log."""
     fields = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "request_id": info.request_id,
-        "client": client[0] if client else None,
+        "client": client,
         "method": method,
-        "path": scope["path"],
-        "status": info.status,
+        "path": path,
+        "status": status,
         "duration_ms": round((time.perf_counter() - info.start_s) * 1e3, 3),
         "model": info.model,
         "num_items": info.num_items,

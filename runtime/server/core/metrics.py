@@ -23,6 +23,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.http = Counter("llmos_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry)
+        self.grpc = Counter("llmos_grpc_requests", "gRPC requests by method and code.", ["method", "code"], registry=registry)
         self._http: dict[tuple[str, int], Counter] = {}
         self._engines: dict[str, list[Engine | GenerationEngine]] = {}
         self.dropped_lines = Counter("llmos_log_lines_dropped", "Log lines that nobody read in time.", registry=registry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -32,9 +32,22 @@ class InferRequest:
     timeout_s: float | None = None
 
 
+class BinaryData(Protocol):
+    """The binary data of a request's inputs, in their order."""
+
+    @property
+    def num_left(self) -> int:
+        """Return the number of bytes that belong to no input so far."""
+        ...
+
+    def take(self, name: str, num_bytes: object) -> memoryview:
+        """Return the data of an input that announces so many bytes. Raises HttpError 400 if it has another number."""
+        ...
+
+
 @dataclass
 class Tail:
-    """The binary data of a request, consumed in the order of the inputs."""
+    """The binary data behind a JSON document."""
 
     data: memoryview
     offset: int = field(default=0)
@@ -65,7 +78,7 @@ def parse_infer(body: bytes, header_length: str | None, signature: Signature) ->
     return read_infer(document, Tail(memoryview(body)[size:]), signature)
 
 
-def read_infer(document: Mapping[str, Any], tail: Tail, signature: Signature) -> InferRequest:
+def read_infer(document: Mapping[str, Any], tail: BinaryData, signature: Signature) -> InferRequest:
     """Check a request, as `parse_infer`. tail: its binary data."""
     parameters = _object(document, "parameters", "the request")
     inputs = _parse_inputs(document, signature, tail)
@@ -139,7 +152,7 @@ def _records(document: Mapping[str, Any], key: str) -> list[tuple[str, dict[str,
     return list(found.items())
 
 
-def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: Tail) -> dict[str, Array]:
+def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: BinaryData) -> dict[str, Array]:
     inputs = {}
     for name, item in _records(document, "inputs"):
         spec = signature.input(name)
@@ -149,7 +162,7 @@ def _parse_inputs(document: Mapping[str, Any], signature: Signature, tail: Tail)
     return inputs
 
 
-def _parse_tensor(spec: TensorSpec, item: dict[str, Any], tail: Tail) -> Array:
+def _parse_tensor(spec: TensorSpec, item: dict[str, Any], tail: BinaryData) -> Array:
     name, datatype = spec.name, DATATYPES[spec.dtype]
     if item.get("datatype") != datatype:
         raise HttpError(400, f"input '{name}' has datatype {json.dumps(item.get('datatype'))[:40]}, the model takes {datatype}")
