@@ -29,6 +29,7 @@ CONSTANTS: dict[str, dict[str, str]] = {
         "ERROR_ARTIFACT": "LLMOS_ERROR_ARTIFACT",
         "ERROR_INPUT": "LLMOS_ERROR_INPUT",
         "ERROR_STRIDES": "LLMOS_ERROR_STRIDES",
+        "ERROR_DEVICE": "LLMOS_ERROR_DEVICE",
     },
     "What an object may rely on.": {"ABI_VERSION": "LLMOS_ABI_VERSION"},
     "Flags of llmos.h.": {

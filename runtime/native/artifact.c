@@ -119,6 +119,7 @@ static int32_t find_weights(llmos_artifact* artifact) {
     return fail(LLMOS_ERROR_ARTIFACT, "weights.safetensors: its header is not valid");
   }
   artifact->weights = member->data + 8 + header;
+  artifact->weights_bytes = member->num_bytes - 8 - header;
   for (int32_t i = 0; i < manifest->num_weights; ++i) {
     const llmos_weight* weight = manifest->weights + i;
     uint64_t data_bytes = member->num_bytes - 8 - header;
@@ -222,16 +223,17 @@ const void* llmos_artifact_weight(const llmos_artifact* artifact, int32_t index,
 }
 
 /* Which code runs is decided here and nowhere else: in the manifest's order, by what each says that it needs. */
-int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t index, char* text, size_t size) {
+int32_t llmos_artifact_missing_on(const llmos_artifact* artifact, int32_t index, const llmos_gpu* gpu, char* text, size_t size) {
   if (size) *text = '\0';
   if (index < 0 || index >= artifact->manifest.num_code) return -1;
   const llmos_code* code = artifact->manifest.code + index;
+  if (gpu && !code->ptx) return snprintf(text, size, "kernels for a GPU") > 0;
   size_t used = 0;
   int32_t count = 0;
   bool other = !host_has_arch(code->arch);
   for (int32_t i = other ? -1 : 0; i < (other ? 0 : code->num_features); ++i) {
     const char* needed = i < 0 ? code->arch : code->features[i];
-    if (i >= 0 && host_has(needed)) continue;
+    if (i >= 0 && (host_has(needed) || (gpu && gpu_runs(gpu, needed)))) continue;
     int written = snprintf(text + used, size - used, i < 0 ? "a %s machine" : count ? ", %s" : "%s", needed);
     if (written > 0) used = used + (size_t)written < size ? used + (size_t)written : size ? size - 1 : 0;
     ++count;
@@ -239,9 +241,15 @@ int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t index, ch
   return count;
 }
 
-int32_t llmos_artifact_choose(const llmos_artifact* artifact) {
+int32_t llmos_artifact_missing(const llmos_artifact* artifact, int32_t index, char* text, size_t size) {
+  return llmos_artifact_missing_on(artifact, index, NULL, text, size);
+}
+
+int32_t llmos_artifact_choose_on(const llmos_artifact* artifact, const llmos_gpu* gpu) {
   for (int32_t i = 0; i < artifact->manifest.num_code; ++i) {
-    if (llmos_artifact_missing(artifact, i, NULL, 0) == 0) return i;
+    if (llmos_artifact_missing_on(artifact, i, gpu, NULL, 0) == 0) return i;
   }
   return -1;
 }
+
+int32_t llmos_artifact_choose(const llmos_artifact* artifact) { return llmos_artifact_choose_on(artifact, NULL); }

@@ -50,6 +50,12 @@ class ProfileBuffer(ctypes.Structure):
     _fields_ = [("records", c_void_p), ("capacity", c_int64), ("num_records", c_int64), ("total_ns", c_int64)]
 
 
+class GpuInfo(ctypes.Structure):
+    """llmos_gpu_info."""
+
+    _fields_ = [("name", c_char_p), ("major", c_int32), ("minor", c_int32), ("num_bytes", c_int64)]
+
+
 class Core:
     """The functions of the loaded library. `shapes` keeps the GIL (it takes under a microsecond); `run` and other slow ones release it."""
 
@@ -71,9 +77,16 @@ class Core:
         self._manifest = _function(with_gil, "llmos_artifact_manifest", c_void_p, c_void_p, c_void_p)
         self._member = _function(with_gil, "llmos_artifact_member", c_void_p, c_void_p, c_char_p, c_void_p)
         self._weight = _function(with_gil, "llmos_artifact_weight", c_void_p, c_void_p, c_int32, c_void_p)
-        self._artifact_missing = _function(with_gil, "llmos_artifact_missing", c_int32, c_void_p, c_int32, c_char_p, c_size_t)
-        self._artifact_choose = _function(with_gil, "llmos_artifact_choose", c_int32, c_void_p)
-        self._program_open = _function(library, "llmos_program_open", c_int32, c_void_p, c_int32, c_uint32, c_void_p)
+        self._artifact_missing = _function(with_gil, "llmos_artifact_missing_on", c_int32, c_void_p, c_int32, c_void_p, c_char_p, c_size_t)
+        self._artifact_choose = _function(with_gil, "llmos_artifact_choose_on", c_int32, c_void_p, c_void_p)
+        self._program_open = _function(library, "llmos_program_open_on", c_int32, c_void_p, c_int32, c_uint32, c_void_p, c_void_p)
+        self._gpu_open = _function(library, "llmos_gpu_open", c_int32, c_int32, c_void_p)
+        self._gpu_close = _function(library, "llmos_gpu_close", None, c_void_p)
+        self._gpu_describe = _function(with_gil, "llmos_gpu_describe", c_int32, c_void_p, c_void_p)
+        self._gpu_allocate = _function(library, "llmos_gpu_allocate", c_int32, c_void_p, c_int64, c_void_p)
+        self._gpu_release = _function(library, "llmos_gpu_release", None, c_void_p, c_void_p)
+        self._gpu_copy = _function(library, "llmos_gpu_copy", c_int32, c_void_p, c_void_p, c_void_p, c_int64)
+        self._gpu_synchronize = _function(library, "llmos_gpu_synchronize", c_int32, c_void_p)
         self._program_check = _function(library, "llmos_program_check", c_int32, c_void_p)
         self._program_close = _function(library, "llmos_program_close", None, c_void_p)
         self._set_num_threads = _function(library, "llmos_set_num_threads", c_int32, c_int32)
@@ -115,21 +128,44 @@ class Core:
     def weight(self, artifact: Handle, index: int) -> memoryview:
         return self._view(artifact, self._weight, index)
 
-    def missing(self, artifact: Handle, code: int) -> tuple[str, ...]:
-        """Return the features that this machine lacks to run a code variant; empty if it runs."""
+    def missing(self, artifact: Handle, code: int, gpu: Handle | None = None) -> tuple[str, ...]:
+        """Return the features that this machine, or its GPU, lacks to run a code variant; empty if it runs."""
         text = ctypes.create_string_buffer(4096)
-        count = self._artifact_missing(artifact.value, code, text, len(text))
+        count = self._artifact_missing(artifact.value, code, gpu and gpu.value, text, len(text))
         return tuple(text.value.decode().split(", ")) if count else ()
 
-    def chosen_code(self, artifact: Handle) -> int:
-        """Return the index of the first code variant that this machine runs, or -1."""
-        return int(self._artifact_choose(artifact.value))
+    def chosen_code(self, artifact: Handle, gpu: Handle | None = None) -> int:
+        """Return the index of the first code variant that this machine, or its GPU, runs, or -1."""
+        return int(self._artifact_choose(artifact.value, gpu and gpu.value))
 
-    def open_program(self, artifact: Handle, code: int) -> Handle:
-        """Load code whose signature the caller has checked. Raises ArtifactError."""
+    def open_program(self, artifact: Handle, code: int, gpu: Handle | None = None) -> Handle:
+        """Load code whose signature the caller has checked. Raises ArtifactError, and ExecutionError for a GPU that fails."""
         pointer = c_void_p()
-        self.check(self._program_open(artifact.value, code, TRUST_ALWAYS, ctypes.byref(pointer)))
+        self.check(self._program_open(artifact.value, code, TRUST_ALWAYS, gpu and gpu.value, ctypes.byref(pointer)))
         return Handle(pointer.value, self._program_close)
+
+    def open_gpu(self, index: int) -> Handle:
+        """Open the GPU of an index. Raises ExecutionError where there is no driver, one that is too old, or no such GPU."""
+        pointer = c_void_p()
+        self.check(self._gpu_open(index, ctypes.byref(pointer)))
+        return Handle(pointer.value, self._gpu_close)
+
+    def describe_gpu(self, gpu: Handle) -> GpuInfo:
+        info = GpuInfo()
+        self.check(self._gpu_describe(gpu.value, ctypes.byref(info)))
+        return info
+
+    def gpu_allocate(self, gpu: Handle, num_bytes: int) -> Handle:
+        """Allocate memory of a GPU; the handle keeps the GPU open. Raises ExecutionError if there is not enough."""
+        pointer = c_void_p()
+        self.check(self._gpu_allocate(gpu.value, num_bytes, ctypes.byref(pointer)))
+        return Handle(pointer.value, lambda memory: self._gpu_release(gpu.value, memory))
+
+    def gpu_copy(self, gpu: Handle, target: int, source: int, num_bytes: int) -> None:
+        self.check(self._gpu_copy(gpu.value, target, source, num_bytes))
+
+    def gpu_synchronize(self, gpu: Handle) -> None:
+        self.check(self._gpu_synchronize(gpu.value))
 
     def check_program(self, program: Handle) -> None:
         self.check(self._program_check(program.value))

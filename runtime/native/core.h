@@ -138,6 +138,7 @@ struct llmos_artifact {
   llmos_zip_member* members; /* the manifest, what it lists in its order, and perhaps the signature */
   int32_t num_members;
   const uint8_t* weights; /* the data of weights.safetensors */
+  uint64_t weights_bytes;
 };
 const llmos_listed_member* artifact_listed(const llmos_artifact* artifact, const char* name);
 int64_t matching_chunks(const llmos_listed_member* member, const uint8_t* data, int64_t begin, int64_t end);
@@ -149,6 +150,25 @@ int32_t host_num_cores(void);
 
 /* ---- device.c ---- */
 extern llmos_device cpu_device;
+
+/* ---- cuda.c ---- */
+typedef struct llmos_gpu_code llmos_gpu_code; /* kernels and weights of a program */
+typedef struct llmos_gpu_call llmos_gpu_call; /* stream and memory of a call */
+typedef void (*llmos_gpu_launched)(void* told, int32_t dispatch, int64_t num_blocks, int64_t begin_ns);
+bool gpu_runs(const llmos_gpu* gpu, const char* chip);
+int32_t gpu_code_load(llmos_gpu* gpu, const void* cubin, const void* ptx, const char* names, llmos_gpu_code** result); /* free it in any case */
+int32_t gpu_code_weights(llmos_gpu_code* code, const uint8_t* data, uint64_t num_bytes, const void** base);
+void gpu_code_free(llmos_gpu_code* code);
+int32_t gpu_call_new(llmos_gpu_code* code, llmos_gpu_call** result); /* free it in any case */
+void gpu_call_free(llmos_gpu_call* call);
+llmos_device* gpu_call_device(llmos_gpu_call* call);
+void* gpu_call_stream(llmos_gpu_call* call);
+int32_t gpu_call_begin(llmos_gpu_call* call, llmos_gpu_launched launched, void* told); /* launched: NULL, or told of each when it is done */
+void* gpu_call_allocate(llmos_gpu_call* call, int64_t num_bytes, bool poison); /* until the end of the call; NULL: out of memory */
+int32_t gpu_call_upload(llmos_gpu_call* call, DLTensor* tensor, size_t num_bytes); /* the tensor's data is the copy then */
+int32_t gpu_call_download(llmos_gpu_call* call, void* target, const void* source, size_t num_bytes);
+int32_t gpu_call_finish(llmos_gpu_call* call);
+void gpu_call_release(llmos_gpu_call* call);
 
 /* ---- pool.c ---- */
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes);

@@ -34,6 +34,7 @@ typedef struct {
   int64_t *dims, *true_dims; /* of the outputs: upper bounds, and what the code makes of them */
   DLTensor* tensors;
   TVMFFIAny* arguments;
+  llmos_gpu_call* gpu; /* or NULL */
 } llmos_call;
 
 struct llmos_program {
@@ -43,6 +44,8 @@ struct llmos_program {
   int descriptor; /* of the code's memory; open as long as the library, which dlopen knows by "/proc/self/fd/<descriptor>" */
   llmos_entry_functions* functions; /* per entry */
   const void** weights;
+  llmos_gpu* gpu; /* or NULL: it runs on the CPU */
+  llmos_gpu_code* device_code;
   int32_t max_tensors, max_dims;
   atomic_int running;
   _Atomic(llmos_call*) idle[NUM_SLOTS]; /* no lock, so that a fork can't leave one held */
@@ -52,6 +55,7 @@ struct llmos_program {
 
 static void* call_arena(llmos_context* context, int64_t num_bytes) {
   llmos_call* self = (llmos_call*)context;
+  if (self->gpu) return gpu_call_allocate(self->gpu, num_bytes, self->poison);
   void* memory = arena_alloc(&self->arena, num_bytes);
   if (memory && self->poison) memset(memory, 0xFF, (size_t)num_bytes);
   return memory;
@@ -73,9 +77,15 @@ static int32_t call_launch(llmos_context* context, llmos_kernel kernel, void* co
   return code;
 }
 
+static void record_launch(void* call, int32_t dispatch, int64_t num_blocks, int64_t begin) {
+  llmos_call* self = call;
+  record(self->profile, (llmos_profile_record){dispatch, 0, num_blocks, begin - self->start_ns, now_ns() - begin});
+}
+
 /* ---- Calls ---- */
 
 static void call_free(llmos_call* self) {
+  gpu_call_free(self->gpu);
   arena_free(&self->arena);
   free(self->dims);
   free(self->true_dims);
@@ -94,7 +104,12 @@ static llmos_call* call_new(const llmos_program* program) {
   self->true_dims = calloc(num_dims, sizeof *self->true_dims);
   self->tensors = calloc(num_tensors, sizeof *self->tensors);
   self->arguments = calloc(num_tensors, sizeof *self->arguments);
-  if (self->dims && self->true_dims && self->tensors && self->arguments) return self;
+  bool ready = self->dims && self->true_dims && self->tensors && self->arguments;
+  if (ready && program->gpu && (ready = gpu_call_new(program->device_code, &self->gpu) == LLMOS_OK)) {
+    self->abi.device = gpu_call_device(self->gpu);
+    self->abi.stream = gpu_call_stream(self->gpu);
+  }
+  if (ready) return self;
   call_free(self);
   return NULL;
 }
@@ -189,23 +204,52 @@ static int32_t bind(llmos_program* program) {
   program->functions = calloc((size_t)manifest->num_entries + 1, sizeof *program->functions);
   program->weights = calloc((size_t)manifest->num_weights + 1, sizeof *program->weights);
   if (!program->functions || !program->weights) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
-  for (int32_t i = 0; i < manifest->num_weights; ++i) program->weights[i] = program->artifact->weights + manifest->weights[i].offset;
-  int32_t code = LLMOS_OK;
+  const void* base = program->artifact->weights;
+  int32_t code = program->gpu && manifest->num_weights ? gpu_code_weights(program->device_code, base, program->artifact->weights_bytes, &base) : LLMOS_OK;
+  for (int32_t i = 0; i < manifest->num_weights; ++i) program->weights[i] = (const uint8_t*)base + manifest->weights[i].offset;
   for (int32_t i = 0; i < manifest->num_entries && !code; ++i) code = bind_entry(program, manifest->entries + i, program->functions + i);
   return code;
 }
 
-static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const llmos_code** result) {
+/* A private copy of a member, hashed after it was copied, and ended by a NUL; NULL and an error where that can't be. */
+static uint8_t* copied_member(const llmos_artifact* artifact, const char* name) {
+  const llmos_listed_member* member = artifact_listed(artifact, name);
+  uint8_t* copy = malloc(member->num_bytes + 1);
+  if (!copy) return fail(LLMOS_OUT_OF_MEMORY, "out of memory"), NULL;
+  memcpy(copy, member->data, member->num_bytes);
+  copy[member->num_bytes] = 0;
+  if (matching_chunks(member, copy, 0, member->num_chunks) == member->num_chunks) return copy;
+  free(copy);
+  return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" changed while it was loaded", name), NULL;
+}
+
+static int32_t load_device_code(llmos_program* program) {
+  const char* names = dlsym(program->library, "__llmos_device_kernels");
+  if (!names) return fail(LLMOS_ERROR_ARTIFACT, "code member \"%s\" lists no kernels", program->code->member);
+  uint8_t* ptx = copied_member(program->artifact, program->code->ptx);
+  uint8_t* cubin = ptx && program->code->cubin ? copied_member(program->artifact, program->code->cubin) : NULL;
+  int32_t code = LLMOS_ERROR_ARTIFACT;
+  if (ptx && (cubin || !program->code->cubin)) code = gpu_code_load(program->gpu, cubin, ptx, names, &program->device_code);
+  free(ptx);
+  free(cubin);
+  return code;
+}
+
+static int32_t choose_code(const llmos_artifact* artifact, int32_t index, const llmos_gpu* gpu, const llmos_code** result) {
   char missing[256];
-  if (index == -1) index = llmos_artifact_choose(artifact);
+  if (index == -1) index = llmos_artifact_choose_on(artifact, gpu);
   if (index == -1) return fail(LLMOS_ERROR_ARTIFACT, "it has no code for this machine (%s); compile it again with --target native on it", llmos_host_arch());
   if (index < 0 || index >= artifact->manifest.num_code) return fail(LLMOS_BAD_ARGUMENTS, "there is no code member %d", index);
   *result = artifact->manifest.code + index;
-  if (llmos_artifact_missing(artifact, index, missing, sizeof missing) == 0) return LLMOS_OK;
+  if (llmos_artifact_missing_on(artifact, index, gpu, missing, sizeof missing) == 0) return LLMOS_OK;
   return fail(LLMOS_ERROR_ARTIFACT, "code \"%s\" is not for this machine: it needs %s", (*result)->target, missing);
 }
 
 int32_t llmos_program_open(llmos_artifact* artifact, int32_t index, uint32_t flags, llmos_program** result) {
+  return llmos_program_open_on(artifact, index, flags, NULL, result);
+}
+
+int32_t llmos_program_open_on(llmos_artifact* artifact, int32_t index, uint32_t flags, llmos_gpu* gpu, llmos_program** result) {
   *result = NULL;
   if (!(flags & LLMOS_TRUST_ALWAYS)) return fail(LLMOS_ERROR_ARTIFACT, "its code is not vouched for: check the signature, then pass LLMOS_TRUST_ALWAYS");
   llmos_program* program = calloc(1, sizeof *program);
@@ -213,8 +257,10 @@ int32_t llmos_program_open(llmos_artifact* artifact, int32_t index, uint32_t fla
   atomic_fetch_add(&artifact->references, 1);
   program->artifact = artifact;
   program->descriptor = -1;
-  int32_t code = choose_code(artifact, index, &program->code);
+  program->gpu = gpu;
+  int32_t code = choose_code(artifact, index, gpu, &program->code);
   if (!code) code = load_code(program);
+  if (!code && gpu) code = load_device_code(program);
   if (!code) code = bind(program);
   if (code) {
     llmos_program_close(program);
@@ -230,6 +276,7 @@ void llmos_program_close(llmos_program* program) {
     llmos_call* idle = atomic_exchange(&program->idle[i], NULL);
     if (idle) call_free(idle);
   }
+  gpu_code_free(program->device_code);
   if (program->library) dlclose(program->library);
   if (program->descriptor >= 0) close(program->descriptor);
   free(program->functions);
@@ -302,10 +349,41 @@ static int32_t run_error(const llmos_call* self, const llmos_entry_spec* entry, 
   static const char* const meaning[] = {"", "an index in the data is out of range", "out of memory", "it was given bad arguments",
                                         "an internal error", "a size that the data gives is out of range"};
   const llmos_manifest* manifest = &self->program->artifact->manifest;
+  if (code == LLMOS_ERROR_DEVICE) return code; /* with its own message */
   bool known = code > 0 && code <= LLMOS_SIZE_OUT_OF_RANGE;
   const char* where = self->failed_dispatch >= 0 && self->failed_dispatch < manifest->num_kernels ? manifest->kernels[self->failed_dispatch] : NULL;
   return fail(known ? code : LLMOS_INTERNAL, "entry \"%s\": %s (code %d%s%s)", entry->name, known ? meaning[code] : "its code failed", code,
               where ? ", in dispatch " : "", where ? where : "");
+}
+
+static size_t bytes_of(const DLTensor* tensor) {
+  size_t bytes = (size_t)(tensor->dtype.bits / 8) * tensor->dtype.lanes;
+  for (int32_t i = 0; i < tensor->ndim; ++i) bytes *= (size_t)tensor->shape[i];
+  return bytes;
+}
+
+/* Inputs to the GPU, and memory there for outputs. */
+static int32_t move_in(llmos_call* self, const llmos_entry_spec* entry) {
+  int32_t code = gpu_call_begin(self->gpu, self->profile ? record_launch : NULL, self);
+  for (int32_t i = 0; i < entry->num_inputs && !code; ++i) code = gpu_call_upload(self->gpu, self->tensors + i, bytes_of(self->tensors + i));
+  for (int32_t i = entry->num_inputs; i < entry->num_inputs + entry->num_outputs && !code; ++i) {
+    self->tensors[i].data = gpu_call_allocate(self->gpu, (int64_t)bytes_of(self->tensors + i), self->poison);
+    self->tensors[i].device = self->abi.device->id;
+    if (!self->tensors[i].data) code = LLMOS_OUT_OF_MEMORY;
+  }
+  return code;
+}
+
+/* Outputs and updated inputs from the GPU, once its work is done and went well. */
+static int32_t move_out(llmos_call* self, const llmos_entry_spec* entry, const DLTensor* const* inputs, const DLTensor* const* outputs) {
+  int32_t code = LLMOS_OK;
+  for (int32_t i = 0; i < entry->num_inputs + entry->num_outputs && !code; ++i) {
+    bool is_input = i < entry->num_inputs;
+    const DLTensor* target = is_input ? inputs[i] : outputs[i - entry->num_inputs];
+    if (is_input && !entry->inputs[i].updated) continue;
+    code = gpu_call_download(self->gpu, (char*)target->data + target->byte_offset, self->tensors[i].data, bytes_of(self->tensors + i));
+  }
+  return code;
 }
 
 static int32_t run_entry(llmos_call* self, const llmos_entry_spec* entry, const llmos_entry_functions* functions) {
@@ -315,6 +393,7 @@ static int32_t run_entry(llmos_call* self, const llmos_entry_spec* entry, const 
   uint32_t mode = set_float_mode(0x1F80); /* the caller's must not reach results */
   int32_t code = functions->run(&self->abi, self->arguments, entry->num_inputs + entry->num_outputs, &result);
   set_float_mode(mode);
+  if (!code && self->gpu) code = gpu_call_finish(self->gpu);
   if (self->profile) self->profile->total_ns = now_ns() - self->start_ns;
   return code ? run_error(self, entry, code) : LLMOS_OK;
 }
@@ -350,7 +429,9 @@ static int32_t run_call(llmos_call* self, int32_t index, const DLTensor* const* 
   for (int32_t i = 0; i < entry->num_inputs; ++i) set_argument(self, i, inputs[i]);
   memcpy(self->true_dims, self->dims, (size_t)self->program->functions[index].num_dims * sizeof *self->dims);
   set_outputs(self, entry, outputs);
+  if (self->gpu && (code = move_in(self, entry))) return run_error(self, entry, code);
   code = run_entry(self, entry, self->program->functions + index);
+  if (!code && self->gpu && (code = move_out(self, entry, inputs, outputs))) return run_error(self, entry, code);
   return code ? code : hand_over_dims(self, entry, outputs);
 }
 
@@ -362,7 +443,7 @@ int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor*
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
   }
   llmos_call* self = take_call(program);
-  if (!self) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  if (!self) return program->gpu ? LLMOS_ERROR_DEVICE : fail(LLMOS_OUT_OF_MEMORY, "out of memory");
   atomic_fetch_add(&program->running, 1);
   self->poison = flags & LLMOS_POISON_ARENA;
   self->failed_dispatch = -1;
@@ -370,6 +451,7 @@ int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor*
   if (profile) profile->num_records = profile->total_ns = 0;
   int32_t code = run_call(self, index, inputs, outputs, num_outputs);
   arena_reset(&self->arena);
+  if (self->gpu) gpu_call_release(self->gpu);
   atomic_fetch_sub(&program->running, 1);
   give_back(program, self);
   return code;

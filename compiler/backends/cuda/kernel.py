@@ -26,7 +26,7 @@ from llmos.compiler.ir.sizes import Expr
 
 WARP = 32
 ALIGN = 16  # bytes that one thread moves at a time; every buffer starts at a multiple of it
-SHARED = "llmos_shared"  # the memory that a block shares, whose size its launch gives
+SHARED = "__llmos_shared"  # the memory that a block shares, whose size its launch gives
 KERNEL = "llmos.gpu_kernel"  # marks functions that the host starts
 FULL_MASK = -1  # all lanes of a warp
 BUTTERFLY = 0x1F  # llvm.nvvm.shfl.sync.bfly: lanes of all 32 exchange

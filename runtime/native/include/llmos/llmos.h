@@ -28,7 +28,8 @@ extern "C" {
 enum {
   LLMOS_ERROR_ARTIFACT = 16, /* truncated, changed, of a later format, or not for this machine */
   LLMOS_ERROR_INPUT = 17,    /* an input or output has the wrong count, dtype, rank or size; the message names it */
-  LLMOS_ERROR_STRIDES = 18   /* an input is right but not dense or not aligned to its element: copy it and try again */
+  LLMOS_ERROR_STRIDES = 18,  /* an input is right but not dense or not aligned to its element: copy it and try again */
+  LLMOS_ERROR_DEVICE = 19    /* no driver, none that is new enough, no such GPU, or a GPU that failed */
 };
 
 /* The message of the last error on this thread; valid until its next error. Never NULL. */
@@ -75,6 +76,31 @@ LLMOS_API const char* llmos_host_features(void); /* LLVM's names, with single sp
 LLMOS_API int32_t llmos_num_threads(void);
 LLMOS_API int32_t llmos_set_num_threads(int32_t num_threads); /* waits for a running launch; 1 to 1024 */
 
+/* ---- GPUs ----------------------------------------------------------------------------------------------------------------- */
+
+typedef struct llmos_gpu llmos_gpu;
+
+typedef struct {
+  const char* name;
+  int32_t major, minor; /* compute capability: 9, 0 for sm_90 */
+  int64_t num_bytes;    /* of its memory */
+} llmos_gpu_info;
+
+/* Opens the NVIDIA GPU of that index by the driver of the machine, which is loaded on first use. Programs that are opened on it keep it. */
+LLMOS_API int32_t llmos_gpu_open(int32_t index, llmos_gpu** gpu);
+LLMOS_API void llmos_gpu_close(llmos_gpu* gpu);
+LLMOS_API int32_t llmos_gpu_describe(const llmos_gpu* gpu, llmos_gpu_info* info);
+
+/* Memory of a GPU, not cleared. Copies run in call order, between the GPU and the host in any direction; llmos_gpu_synchronize waits. */
+LLMOS_API int32_t llmos_gpu_allocate(llmos_gpu* gpu, int64_t num_bytes, void** memory);
+LLMOS_API void llmos_gpu_release(llmos_gpu* gpu, void* memory);
+LLMOS_API int32_t llmos_gpu_copy(llmos_gpu* gpu, void* target, const void* source, int64_t num_bytes);
+LLMOS_API int32_t llmos_gpu_synchronize(llmos_gpu* gpu);
+
+/* As llmos_artifact_missing and llmos_artifact_choose, of what a GPU runs; with NULL of what the CPU does. */
+LLMOS_API int32_t llmos_artifact_missing_on(const llmos_artifact* artifact, int32_t code, const llmos_gpu* gpu, char* text, size_t size);
+LLMOS_API int32_t llmos_artifact_choose_on(const llmos_artifact* artifact, const llmos_gpu* gpu);
+
 /* ---- Programs ----------------------------------------------------------------------------------------------------------- */
 
 typedef struct llmos_program llmos_program;
@@ -86,6 +112,9 @@ enum { LLMOS_TRUST_ALWAYS = 1 };
 /* Loads the code member of that index (-1: llmos_artifact_choose) and binds the weights to the mapped file. What is loaded is a
  * sealed copy, hashed after it was copied. Keeps the artifact open. */
 LLMOS_API int32_t llmos_program_open(llmos_artifact* artifact, int32_t code, uint32_t flags, llmos_program** program);
+
+/* The same on a GPU: kernels and weights are copied there, and each run copies its inputs and outputs. NULL: on the CPU. */
+LLMOS_API int32_t llmos_program_open_on(llmos_artifact* artifact, int32_t code, uint32_t flags, llmos_gpu* gpu, llmos_program** program);
 LLMOS_API void llmos_program_close(llmos_program* program);
 
 /* The index of an entry by its name ("main"), or -1. */
