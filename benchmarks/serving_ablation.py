@@ -155,7 +155,7 @@ def measure(subject: Subject, step: Step, duration_s: float) -> dict[str, Any]:
     with server(subject, step) as (served, model):
         workload = subject.workload(served.port, model)
         run(served.port, ClosedLoop(1, 60, 3), workload, seed=1)
-        samples = run(served.port, ClosedLoop(subject.num_clients, duration_s), workload)
+        samples = run(served.port, ClosedLoop(subject.num_clients, duration_s, least_requests=3 * subject.num_clients), workload)
     samples.sort(key=lambda sample: sample.due_s)
     found = summary(samples[subject.num_clients :], None)
     if found["num_errors"] or found["num_rejected"]:

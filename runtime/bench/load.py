@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -95,25 +96,26 @@ def _tick(due_s: Sequence[float], send: Callable[[int], object], stop: threading
 class ClosedLoop:
     """So many clients, each of which sends its next request when it has the answer to the last.
 
-    It ends after duration_s, or after num_requests of all together. A slow server slows such clients down, so that their latencies say
-    nothing about arrivals that don't wait.
+    It ends after duration_s, but not before least_requests of all together, or after num_requests. A slow server slows such clients
+    down, so that their latencies say nothing about arrivals that don't wait.
     """
 
     concurrency: int
     duration_s: float
     num_requests: int | None = None
     timeout_s: float = 600.0
+    least_requests: int = 0
 
     async def run(self, client: HttpClient, workload: Workload, seed: int) -> list[Sample]:
         """Run the load. Return what each request saw, in the order of their ends."""
         calls = workload.calls(Random(seed))
         samples: list[Sample] = []
         end_s = time.perf_counter() + self.duration_s
-        num_sent = 0
+        num_sent, most = 0, math.inf if self.num_requests is None else self.num_requests
 
         async def one_client() -> None:
             nonlocal num_sent
-            while time.perf_counter() < end_s and (self.num_requests is None or num_sent < self.num_requests):
+            while num_sent < self.least_requests or (time.perf_counter() < end_s and num_sent < most):
                 num_sent += 1
                 sample = await _send(client, next(calls), None, self.timeout_s)
                 samples.append(sample)
