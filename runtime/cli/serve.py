@@ -78,6 +78,7 @@ _STARTED_S = time.monotonic()
 @click.option(
     "--keep-alive-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For an idle connection to stay open."
 )
+@click.option("--otlp-endpoint", default="", help="Where to send traces and metrics, such as http://127.0.0.1:4317.")
 @click.option("--root-path", default="", help="Path under which a proxy has the server, such as /models.")
 @click.option(
     "--api-keys-file",
@@ -138,6 +139,7 @@ def command(
     header_timeout_s: float,
     write_timeout_s: float,
     keep_alive_s: float,
+    otlp_endpoint: str,
     root_path: str,
     api_keys_file: Path | None,
     grpc_port: int | None,
@@ -191,6 +193,7 @@ def command(
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s
         ),
+        otlp_endpoint=otlp_endpoint,
         root_path=root_path,
         tls_cert=tls_cert,
         tls_key=tls_key,

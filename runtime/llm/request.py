@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +60,13 @@ class Completion:
 class TextRequest:
     """A submitted generation. One consumer reads its events, in a thread or on an event loop.
 
-    visible: special tokens that are part of the text, which others are not. Leaving `with request:` cancels what has not ended.
+    text_s: the seconds that making text of tokens took. visible: special tokens that are part of the text, which others are not.
+    Leaving `with request:` cancels what has not ended.
     """
 
     def __init__(self, request: GenerationRequest, streams: Iterable[TextStream], visible: Mapping[int, str] | None = None) -> None:
         self._request = request
+        self.text_s = 0.0
         params, shown = request.params, visible or {}
         self._sequences = [
             _Sequence(index, stream, StopStrings(params.stop), params.min_tokens, shown) for index, stream in enumerate(streams)
@@ -120,9 +123,20 @@ class TextRequest:
             collected.add(event)
         return collected.completions()
 
+    @property
+    def times_s(self) -> tuple[float, float | None, float | None]:
+        """Return when it was submitted, when its first step began, and when its first token came, on the engine's clock."""
+        return self._request.arrival_s, self._request.first_step_s, self._request.first_token_s
+
     def _events(self, event: Event) -> list[TextEvent]:
         if isinstance(event, PromptEvent):
             return [event]
+        start_s = time.perf_counter()
+        found = self._texts(event)
+        self.text_s += time.perf_counter() - start_s
+        return found
+
+    def _texts(self, event: TokenEvent | FinishEvent) -> list[TextEvent]:
         sequence = self._sequences[event.index]
         if isinstance(event, FinishEvent):
             return sequence.finish(event)

@@ -116,6 +116,7 @@ class HotRoutes:
         inputs = make() if len(tokens) <= INLINE_INPUTS else await lanes.run(make, deadline_s, large=True)
         results = await self._run(served, inputs, deadline_s, exchange)
         served.metrics.prompt_tokens.inc(num_tokens)
+        exchange.info.num_prompt_tokens = num_tokens
         rows = [outputs[0] for outputs in results]
         write = partial(embedding_reply, request, served.name, rows, num_tokens)
         reply = write() if len(rows) * encoder.width <= PIECE_VALUES else await lanes.run(write, deadline_s, large=True)

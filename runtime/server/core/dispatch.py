@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -44,11 +45,25 @@ async def run_model(
     submit = partial(served.engine.submit, inputs, timeout_s=left_s(deadline_s), principal=info.principal, weight=info.weight)
     try:
         request = submit() if len(inputs) <= INLINE_INPUTS else await lanes.run(submit, deadline_s, large=True)
-        info.num_tokens += request.work
-        return await _run_on_engine(served.engine, request, left_s(deadline_s), receive)
     except QueueFullError:
         served.metrics.rejected.inc()
         raise
+    info.num_tokens += request.work
+    try:
+        return await _run_on_engine(served.engine, request, left_s(deadline_s), receive)
+    finally:
+        _note_phases(info, request)
+
+
+def _note_phases(info: RequestInfo, request: Request) -> None:
+    """Say when a request waited and ran. The engine's clock is that of time.perf_counter, on Linux."""
+    if info.phases is None:
+        return
+    end_s = time.perf_counter()
+    started_s = request.started_s
+    info.add_phase("queue", request.arrival_s, started_s or end_s)
+    if started_s is not None:
+        info.add_phase("batch", started_s, end_s, num_inputs=len(request.num_items))
 
 
 async def _run_on_engine(engine: Engine, request: Request, timeout_s: float, receive: Receive | None) -> list[Outputs]:

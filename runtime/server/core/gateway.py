@@ -40,6 +40,10 @@ class Gateway:
         path = route_path(scope)
         info = scope[INFO] = RequestInfo(request_id(headers.get(b"x-request-id", b"")), scope.get(FIRST_BYTE_S) or time.perf_counter())
 
+        telemetry = self._state.telemetry if method == "POST" else None
+        if telemetry is not None:
+            info.phases = []
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 info.status = message["status"]
@@ -64,6 +68,9 @@ class Gateway:
             self._state.held_bytes -= info.held_bytes
             self._state.guard.charge(info)
             self._state.metrics.count_http(_route(scope), info.status or 499)
+            if telemetry is not None:
+                parent, state = (headers.get(name, b"").decode("latin-1") for name in (b"traceparent", b"tracestate"))
+                telemetry.record(info, f"{method} {_route(scope)}", info.status or 499, parent, state)
             if self._log is not None:
                 client = scope.get("client")
                 self._log.info(access_line(info, method, scope["path"], client[0] if client else None, info.status))

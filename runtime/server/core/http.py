@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +30,24 @@ def route_path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a request, as a span of its trace. Times are of time.perf_counter."""
+
+    name: str
+    start_s: float
+    end_s: float
+    attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
 @dataclass
 class RequestInfo:
     """A request's fields in the access log; handlers set num_items.
 
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
     logged. weight: of its share. held_bytes: of its body, as far as they count. num_tokens: that its
-    quota is charged with. uses: of the models that it has in its hands, until it ends.
+    quota is charged with. num_prompt_tokens, num_output_tokens, first_token_s (of time.perf_counter), phases: for telemetry; phases is None
+    where nobody wants them. uses: of the models that it has in its hands, until it ends.
     """
 
     request_id: str
@@ -48,7 +59,16 @@ class RequestInfo:
     model: str | None = None
     num_items: int | None = None
     status: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    first_token_s: float | None = None
+    phases: list[Phase] | None = None
     uses: list[Use] = field(default_factory=list)
+
+    def add_phase(self, name: str, start_s: float, end_s: float, **attributes: str | int | float) -> None:
+        """Take note of a part of the request, where somebody wants it."""
+        if self.phases is not None:
+            self.phases.append(Phase(name, start_s, end_s, attributes))
 
     def take(self, model: str, use: Use) -> None:
         """Keep a model from being released until this request ends."""

@@ -44,7 +44,8 @@ class ServerSettings:
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
-    answers, 0 to keep none; response_cache_ttl_s: how long. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    answers, 0 to keep none; response_cache_ttl_s: how long. otlp_endpoint: where traces and metrics are sent, such as
+    "http://127.0.0.1:4317"; "" for nowhere. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
     tool_parser: how models write calls of tools, "" for as their chat templates show.
     repository_api: whether clients may load and unload models, too, not only who reaches the admin port. admin_keys: those that loading,
     unloading and the admin port require; if empty, those of api_keys.
@@ -69,6 +70,7 @@ class ServerSettings:
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""
+    otlp_endpoint: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     tool_parser: str = ""
@@ -86,6 +88,8 @@ class ServerSettings:
             raise UserError("server settings: response_cache_bytes can't be negative, and response_cache_ttl_s must be above 0")
         if self.tool_parser not in ("", *PARSERS):
             raise UserError(f"server settings: tool_parser must be one of {', '.join(PARSERS)}, not '{self.tool_parser}'")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise UserError("server settings: otlp_endpoint must be a URL such as http://127.0.0.1:4317")
         if self.tls_key and not self.tls_cert:
             raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.core.errors import HttpError
@@ -17,6 +18,9 @@ from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.served import Builder, Served, ServedLanguageModel, ServedModel
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.work import Lanes
+
+if TYPE_CHECKING:
+    from llmos.runtime.server.core.telemetry import Telemetry
 
 
 class Uploads:
@@ -75,6 +79,7 @@ class ServerState:
         self.uploads = Uploads()
         self.lanes = Lanes()
         self.guard = Guard(settings)
+        self.telemetry = _telemetry(settings.otlp_endpoint)
         self.registry = Registry(models, repository, Builder(settings, self.metrics), load_model)
         self.registry.load_at_start()
 
@@ -119,3 +124,16 @@ class ServerState:
     def close(self) -> None:
         self.lanes.close()
         self.registry.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
+
+
+def _telemetry(endpoint: str) -> Telemetry | None:
+    """Return what takes note of ended requests, None where nobody wants it. Raises UserError where its packages are missing."""
+    if not endpoint:
+        return None
+    try:
+        from llmos.runtime.server.core.telemetry import Telemetry
+    except ImportError as error:
+        raise UserError(f"telemetry needs packages that are not installed ({error.name}): pip install llmos[otel]") from error
+    return Telemetry(endpoint)

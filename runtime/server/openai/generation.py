@@ -18,6 +18,7 @@ from llmos.runtime.server.core.http import EventStream, Receive, Reply, RequestI
 from llmos.runtime.server.openai.form import Form
 from llmos.runtime.server.openai.logprobs import Sampled
 
+_MOST_TRACED = 8  # prompts of a call whose parts a trace shows
 _LOG = logging.getLogger("llmos.server")
 _Tagged = tuple[int, TextEvent]
 
@@ -135,6 +136,12 @@ class Answer:
 
     async def whole(self) -> Reply:
         """Return the whole answer. Raises the error that ended the generation."""
+        try:
+            return await self._whole()
+        finally:
+            self._note_phases()
+
+    async def _whole(self) -> Reply:
         choices: dict[int, _Choice] = {}
         async for index, event in self._generation.events():
             if isinstance(event, PromptEvent):
@@ -158,8 +165,34 @@ class Answer:
     async def stream(self, *, include_usage: bool) -> EventStream:
         """Return the answer as events, once the first is there. Raises an error that comes before it."""
         chunks = self._chunks(include_usage=include_usage)
-        first = await anext(chunks)
-        return EventStream(self._with_errors(first, chunks), self._generation.close)
+        try:
+            first = await anext(chunks)
+        except Exception:
+            self._note_phases()
+            raise
+        return EventStream(self._with_errors(first, chunks), self._close)
+
+    def _close(self) -> None:
+        self._generation.close()
+        self._note_phases()
+
+    def _note_phases(self) -> None:
+        """Say when what was done for the request, where somebody wants it. The engine's clock is that of time.perf_counter, on Linux."""
+        info, end_s = self._info, time.perf_counter()
+        info.num_prompt_tokens, info.num_output_tokens = self._usage.num_prompt, self._usage.num_generated
+        if info.phases is None:
+            return
+        for request in self._generation.requests[:_MOST_TRACED]:
+            arrival_s, step_s, token_s = request.times_s
+            info.add_phase("queue", arrival_s, step_s or end_s)
+            if step_s is None:
+                continue
+            info.add_phase("prefill", step_s, token_s or end_s)
+            if token_s is not None:
+                info.first_token_s = min(token_s, info.first_token_s or token_s)
+                info.add_phase("decode", token_s, end_s)
+                # Between steps, so that it has no one place: it stands at the end, as long as it took in all.
+                info.add_phase("detokenize", end_s - request.text_s, end_s)
 
     async def _with_errors(self, first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """Yield all events; an error ends them with one of its own, without [DONE]."""

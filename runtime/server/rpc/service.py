@@ -209,6 +209,7 @@ class Service:
     def _call(self, context: Any) -> Call:
         start_s, most_s, remaining_s = time.perf_counter(), self._state.settings.timeout_s, context.time_remaining()
         info = RequestInfo(request_id(_metadata(context).get("x-request-id", b"")), start_s)
+        info.phases = None if self._state.telemetry is None else []
         return Call(info, start_s + (most_s if remaining_s is None else min(most_s, remaining_s)))
 
     def _identify(self, call: Call, context: Any, *, admin: bool = False, open_to_all: bool = False) -> None:
@@ -251,6 +252,10 @@ class Service:
             info.release()
             state.guard.charge(info)
             state.metrics.grpc.labels(path, call.code).inc()
+            if state.telemetry is not None and info.model is not None:
+                found = _metadata(context)
+                parent, more = (found.get(name, b"").decode("latin-1") for name in ("traceparent", "tracestate"))
+                state.telemetry.record(info, f"gRPC {path}", 200 if call.code == "OK" else 500, parent, more)
             if self._log is not None:
                 self._log.info(access_line(info, "gRPC", path, _client(context), call.code))
 
