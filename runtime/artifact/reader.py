@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -45,6 +46,11 @@ class Artifact:
             return cls(Path(path), handle, manifest_bytes, Manifest.parse(manifest_bytes))
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the sha256 of the manifest, which holds that of every member."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
 
     def member(self, name: str) -> memoryview:
         """Return a view of a member's bytes in the mapped file. Raises ArtifactError for an unknown name."""

@@ -99,11 +99,17 @@ _STARTED_S = time.monotonic()
     show_default=True,
     help="Let clients load and unload models at the main port, too.",
 )
-@click.option(
-    "--response-cache-mib", default=0, show_default=True, type=click.IntRange(0), help="Kept answers of models of tensors; 0 keeps none."
-)
+@click.option("--response-cache-mib", default=0, show_default=True, type=click.IntRange(0), help="Kept answers; 0 keeps none.")
 @click.option(
     "--response-cache-ttl-s", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="How long they are kept."
+)
+@click.option(
+    "--response-cache",
+    "response_cache_url",
+    default="",
+    metavar="URL",
+    envvar="LLMOS_RESPONSE_CACHE",
+    help="Redis that keeps answers too, such as redis://127.0.0.1:6379/0. [env: LLMOS_RESPONSE_CACHE]",
 )
 @click.option("--tls-cert", default="", help="Certificate in PEM, to serve over TLS.")
 @click.option("--tls-key", default="", help="Its key, if it is in another file.")
@@ -149,6 +155,7 @@ def command(
     repository_api: bool,
     response_cache_mib: int,
     response_cache_ttl_s: float,
+    response_cache_url: str,
     tls_cert: str,
     tls_key: str,
     tool_parser: str,
@@ -189,6 +196,7 @@ def command(
         admin_keys=frozenset(_quotas_of_file(admin_keys_file)) if admin_keys_file is not None else frozenset(),
         response_cache_bytes=response_cache_mib * MIB,
         response_cache_ttl_s=response_cache_ttl_s,
+        response_cache_url=response_cache_url,
         access_log=access_log,
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s

@@ -109,6 +109,7 @@ class ProgramModel:
         manifest = program.manifest
         self._program = program
         self._entry = program[entry] if entry else program.default
+        self._entry_name = entry
         if self._entry.state is not None:
             raise InputError(f"{manifest.name} keeps state from call to call, which requests can't share: run it with llmos.load")
         for spec in self._entry.inputs:
@@ -120,6 +121,11 @@ class ProgramModel:
         self.metadata: Mapping[str, Any] = manifest.metadata
         symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}
         self.signature = Signature(self._entry.inputs, self._entry.outputs, symbols, self._entry.spec.rows)
+
+    @property
+    def digest(self) -> str:
+        """Return that of the artifact, which no other has."""
+        return f"{self._program.artifact.digest} {self._entry_name}"
 
     def asset(self, name: str) -> bytes | None:
         artifact = self._program.artifact

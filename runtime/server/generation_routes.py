@@ -12,6 +12,7 @@ from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.http import EventStream, Exchange, Reply
+from llmos.runtime.server.core.response_cache import CacheKey
 from llmos.runtime.server.core.served import ServedLanguageModel
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.openai.chat import ChatForm, parse_chat
@@ -19,6 +20,7 @@ from llmos.runtime.server.openai.completions import CompletionForm, parse_comple
 from llmos.runtime.server.openai.embeddings import model_name
 from llmos.runtime.server.openai.form import Form
 from llmos.runtime.server.openai.generation import Answer, Generation
+from llmos.runtime.server.openai.repeatable import fields_of_answer, is_deterministic, recorded
 from llmos.runtime.server.openai.sampling import StreamOptions, as_bad_request
 
 _Submit = Callable[[], TextRequest]
@@ -30,6 +32,7 @@ class GenerationRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
+        self._cache = state.responses
 
     def _models(self) -> dict[str, Any]:
         """Return the limits of the prompts that each language model takes."""
@@ -40,6 +43,10 @@ class GenerationRoutes:
         """POST /v1/completions"""
         deadline_s = deadline(exchange, self._settings.generation_timeout_s)
         document, served, size = await self._begin(exchange, "completions", deadline_s)
+        key = self._key(exchange, "completions", document, served, size)
+        if (kept := await self._cache.get(key, served.metrics)) is not None:
+            return kept
+        _require_room(served)
         parse = partial(parse_completion, document, served.text)
         call = parse() if size is None else await self._state.lanes.run(parse, deadline_s, large=True)
         requests: list[TextRequest] = []
@@ -54,34 +61,59 @@ class GenerationRoutes:
             for request in requests:
                 request.cancel()
             raise
-        return await _answer(exchange, requests, CompletionForm(call, served.text), call.stream)
+        return self._keep(key, await _answer(exchange, requests, CompletionForm(call, served.text), call.stream))
 
     async def chat(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/chat/completions"""
         deadline_s = deadline(exchange, self._settings.generation_timeout_s)
         document, served, size = await self._begin(exchange, "chat", deadline_s)
+        key = self._key(exchange, "chat", document, served, size)
+        if (kept := await self._cache.get(key, served.metrics)) is not None:
+            return kept
+        _require_room(served)
         call = parse_chat(document, served.text, self._settings.tool_parser)
         who = self._who(exchange, deadline_s)
         options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
         submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **options, **who)
         # The template runs in a process of its own, which is waited for.
         request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=size is not None)
-        return await _answer(exchange, [request], ChatForm(call, served.text, exchange.info.request_id), call.stream)
+        form = ChatForm(call, served.text, exchange.info.request_id)
+        return self._keep(key, await _answer(exchange, [request], form, call.stream))
 
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
         """Return the request, the model that it names, and the size of the request if it is large."""
         document, size = await read_document(exchange, self._state, kind, self._models, deadline_s)
-        served = self._state.take_language_model(exchange.info, model_name(document))
-        try:
-            served.engine.require_room()  # before templates and tokenizers take the time of requests that are served
-        except QueueFullError:
-            served.metrics.rejected.inc()
-            raise
-        return document, served, size
+        return document, self._state.take_language_model(exchange.info, model_name(document)), size
+
+    def _key(
+        self, exchange: Exchange, route: str, document: Mapping[str, Any], served: ServedLanguageModel, size: int | None
+    ) -> CacheKey | None:
+        """Return the key of a small request whose answer is always the same; None for another, or where nothing is kept."""
+        if size is not None or not self._cache.is_on or not is_deterministic(document, served.text):
+            return None
+        return self._cache.key(exchange.info.principal, served.identity, served.name, route, *fields_of_answer(document))
+
+    def _keep(self, key: CacheKey | None, answer: Reply | EventStream) -> Reply | EventStream:
+        """Keep a whole answer, or the events of one when the last of them is there."""
+        if key is None:
+            return answer
+        if isinstance(answer, Reply):
+            self._cache.put(key, answer)
+            return answer
+        return recorded(answer, self._cache.max_answer_bytes, partial(self._cache.put, key))
 
     def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
         """Return whose request it is, for prefixes and shares, and the time that is left for it."""
         return {"principal": exchange.info.principal, "weight": exchange.info.weight, "timeout_s": exchange.left_s(deadline_s)}
+
+
+def _require_room(served: ServedLanguageModel) -> None:
+    """Refuse a request where the queue is full, before templates and tokenizers take the time of those that are served."""
+    try:
+        served.engine.require_room()
+    except QueueFullError:
+        served.metrics.rejected.inc()
+        raise
 
 
 def _submit(submit: _Submit, param: str, document: Mapping[str, Any], served: ServedLanguageModel) -> TextRequest:

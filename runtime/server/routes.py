@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
 from llmos.runtime.server.core.json import INLINE_BYTES, PIECE_VALUES
-from llmos.runtime.server.core.response_cache import ResponseCache
+from llmos.runtime.server.core.response_cache import CacheKey
 from llmos.runtime.server.core.served import ServedModel
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.inference.infer import HEADER_LENGTH, InferRequest, infer_reply, parse_infer
@@ -34,7 +33,7 @@ class HotRoutes:
     def __init__(self, state: ServerState) -> None:
         self._state = state
         self._settings = state.settings
-        self._cache = ResponseCache(self._settings.response_cache_bytes, self._settings.response_cache_ttl_s)
+        self._cache = state.responses
 
     def _encoders(self) -> dict[str, Any]:
         """Return the limits of the texts that each sentence encoder takes."""
@@ -48,7 +47,7 @@ class HotRoutes:
         body = await read_body(exchange, self._state, deadline_s)
         small = body.small()
         key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")
-        if (kept := self._kept(key, served)) is not None:
+        if (kept := await self._cache.get(key, served.metrics)) is not None:
             return kept
         require_room(served)
         request = await self._parse_infer(exchange, served, body, small, deadline_s)
@@ -60,24 +59,12 @@ class HotRoutes:
         reply = write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
         return self._keep(key, reply)
 
-    def _key(self, exchange: Exchange, served: ServedModel, content: bytes, form: str) -> bytes | None:
+    def _key(self, exchange: Exchange, served: ServedModel, content: bytes, form: str) -> CacheKey | None:
         """Return the key of a request in the cache of responses; None if there is no cache."""
-        if not self._cache.max_bytes:
-            return None
-        return ResponseCache.key(exchange.info.principal, served.name, str(served.identity), form, content)
+        return self._cache.key(exchange.info.principal, served.identity, served.name, form, content)
 
-    def _kept(self, key: bytes | None, served: ServedModel) -> Reply | None:
-        if key is None:
-            return None
-        kept = self._cache.get(key, time.monotonic())
-        served.metrics.response_cache_queries.inc()
-        if kept is not None:
-            served.metrics.response_cache_hits.inc()
-        return kept
-
-    def _keep(self, key: bytes | None, reply: Reply) -> Reply:
-        if key is not None:
-            self._cache.put(key, reply, time.monotonic())
+    def _keep(self, key: CacheKey | None, reply: Reply) -> Reply:
+        self._cache.put(key, reply)
         return reply
 
     async def _parse_infer(
@@ -104,7 +91,7 @@ class HotRoutes:
         if encoder is None:
             raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")
         key = None if size is not None else self._key(exchange, served, orjson.dumps(document, option=orjson.OPT_SORT_KEYS), "embeddings")
-        if (kept := self._kept(key, served)) is not None:
+        if (kept := await self._cache.get(key, served.metrics)) is not None:
             return kept
         require_room(served)
         parse = partial(parse_embedding, document, encoder, matryoshka=bool(served.model.metadata.get("matryoshka")))

@@ -58,6 +58,7 @@ class NumpyModel:
     assets: Mapping[str, bytes] = field(default_factory=dict)
     delay_s: float = 0.0
     gate: Gate | None = None
+    digest: str = ""
     batches: list[tuple[int, ...]] = field(default_factory=list)
 
     def asset(self, name: str) -> bytes | None:

@@ -35,8 +35,9 @@ def main() -> int:
     words = Path(__file__).with_name("tokenizer.json").read_bytes()
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     options.pop("gate")
+    digest = options.pop("digest", "")
     options["generation"] = GenerationOptions(Limits(64, 8, 32), cache_blocks=1024)
-    models = [LanguageModel(model, assets.get), Encoder(name="encoder", assets={"tokenizer.json": words})]
+    models = [LanguageModel(model, assets.get, digest), Encoder(name="encoder", assets={"tokenizer.json": words}, digest=digest)]
     folder = options.pop("repository", None)
     repository = Repository(folder=Path(folder)) if folder else None
 

@@ -13,10 +13,11 @@ from llmos.runtime.engine.model import Model, ProgramModel
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A language model to serve. asset: gives a file of its artifact by name, None where it lacks it."""
+    """A language model to serve. asset: gives a file of its artifact by name, None where it lacks it. digest: of the artifact."""
 
     step: StepModel
     asset: Callable[[str], bytes | None]
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -45,4 +46,4 @@ def load_served(path: Path, name: str | None = None, entry: str = "") -> AnyMode
     def asset(file: str) -> bytes | None:
         return program.artifact.asset(file) if f"assets/{file}" in assets else None
 
-    return LanguageModel(ProgramStepModel(program, name), asset)
+    return LanguageModel(ProgramStepModel(program, name), asset, program.artifact.digest)

@@ -26,6 +26,9 @@ class Metrics:
         self.grpc = Counter("llmos_grpc_requests", "gRPC requests by method and code.", ["method", "code"], registry=registry)
         self._http: dict[tuple[str, int], Counter] = {}
         self._engines: dict[str, list[Engine | GenerationEngine]] = {}
+        self.response_cache_failures = Counter(
+            "llmos_response_cache_failures", "Uses of the Redis of the response cache that failed or took too long.", registry=registry
+        )
         self.dropped_lines = Counter("llmos_log_lines_dropped", "Log lines that nobody read in time.", registry=registry)
         self.running = Gauge("llmos_num_requests_running", "Requests that have begun to run.", _MODEL, registry=registry)
         self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
@@ -130,6 +133,8 @@ class GenerationMetrics:
         self._generation_tokens = metrics.generation_tokens.labels(model_name)
         self._cache_queries = metrics.cache_queries.labels(model_name)
         self._cache_hits = metrics.cache_hits.labels(model_name)
+        self.response_cache_queries = metrics.response_cache_queries.labels(model_name)
+        self.response_cache_hits = metrics.response_cache_hits.labels(model_name)
         self.rejected = metrics.rejected.labels(model_name)
 
     def on_step(self, report: StepReport) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
+import uuid
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,13 +27,12 @@ from llmos.runtime.server.core.use import Use
 from llmos.runtime.text.tokenizer import TextEncoder, is_sentence_encoder
 
 _WARM_UP_S = 60.0
-_IDENTITIES = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A version of a model of tensors. text: for sentence encoders with a tokenizer; None otherwise. identity: a number that no
-    other model that this process loads has.
+    """A version of a model of tensors. text: for sentence encoders with a tokenizer; None otherwise. identity: that of the artifact,
+    which no other has, wherever it is served.
     """
 
     model: Model
@@ -42,7 +41,7 @@ class ServedModel:
     text: TextEncoder | None
     version: int = 1
     use: Use = field(default_factory=Use)
-    identity: int = field(default_factory=lambda: next(_IDENTITIES))
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def name(self) -> str:
@@ -51,13 +50,14 @@ class ServedModel:
 
 @dataclass(frozen=True, eq=False)
 class ServedLanguageModel:
-    """A version of a language model."""
+    """A version of a language model. identity: see ServedModel."""
 
     model: LanguageModel
     text: TextEngine
     metrics: GenerationMetrics
     version: int = 1
     use: Use = field(default_factory=Use)
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class Builder:
             _warm(model)
         observer, settings = ModelMetrics(self.metrics, model.name), self.settings
         options = EngineOptions(settings.limits, settings.max_queue, settings.timeout_s, settings.max_wait_s)
-        return ServedModel(model, Engine(model, options, observer=observer), observer, text, version)
+        return ServedModel(model, Engine(model, options, observer=observer), observer, text, version, identity=_identity(model))
 
     def _build_language(self, model: LanguageModel, version: int, warm: bool) -> ServedLanguageModel:
         observer, settings = GenerationMetrics(self.metrics, model.name), self.settings
@@ -100,7 +100,12 @@ class Builder:
         if warm:
             _warm_language(text)
         reports.observer = observer
-        return ServedLanguageModel(model, text, observer, version)
+        return ServedLanguageModel(model, text, observer, version, identity=_identity(model))
+
+
+def _identity(model: AnyModel) -> str:
+    """Return what tells a model from all others: the digest of its artifact, or a number for one that has none."""
+    return getattr(model, "digest", "") or uuid.uuid4().hex
 
 
 class _LaterReports:

@@ -44,8 +44,9 @@ class ServerSettings:
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
-    answers, 0 to keep none; response_cache_ttl_s: how long. otlp_endpoint: where traces and metrics are sent, such as
-    "http://127.0.0.1:4317"; "" for nowhere. tls_cert, tls_key: files in PEM; the key may be in the file of the certificate.
+    answers, 0 to keep none; response_cache_ttl_s: how long; response_cache_url: of a Redis that keeps them too. otlp_endpoint: where
+    traces and metrics are sent, such as "http://127.0.0.1:4317"; "" for nowhere. tls_cert, tls_key: files in PEM; the key may be in the
+    file of the certificate.
     tool_parser: how models write calls of tools, "" for as their chat templates show.
     repository_api: whether clients may load and unload models, too, not only who reaches the admin port. admin_keys: those that loading,
     unloading and the admin port require; if empty, those of api_keys.
@@ -65,6 +66,7 @@ class ServerSettings:
     quotas: Mapping[str, Quota] = field(default_factory=dict, repr=False)
     response_cache_bytes: int = 0
     response_cache_ttl_s: float = 300.0
+    response_cache_url: str = field(default="", repr=False)
     repository_api: bool = False
     admin_keys: frozenset[str] = field(default=frozenset(), repr=False)
     access_log: bool = True

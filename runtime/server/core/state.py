@@ -15,6 +15,7 @@ from llmos.runtime.server.core.language import AnyModel, load_served
 from llmos.runtime.server.core.metrics import Metrics
 from llmos.runtime.server.core.registry import LoadModel, Registry
 from llmos.runtime.server.core.repository import Repository
+from llmos.runtime.server.core.response_cache import ResponseCache
 from llmos.runtime.server.core.served import Builder, Served, ServedLanguageModel, ServedModel
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.work import Lanes
@@ -80,6 +81,7 @@ class ServerState:
         self.lanes = Lanes()
         self.guard = Guard(settings)
         self.telemetry = _telemetry(settings.otlp_endpoint)
+        self.responses = ResponseCache(settings, self.metrics)
         self.registry = Registry(models, repository, Builder(settings, self.metrics), load_model)
         self.registry.load_at_start()
 
@@ -123,6 +125,7 @@ class ServerState:
 
     def close(self) -> None:
         self.lanes.close()
+        self.responses.close()
         self.registry.close()
         if self.telemetry is not None:
             self.telemetry.close()

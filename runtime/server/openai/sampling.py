@@ -18,8 +18,8 @@ _SAMPLING = (
     "top_k", "min_p", "typical_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos",
 )  # fmt: skip
 # Say something about the client, and change no answer.
-_IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store")
-_COMMON = frozenset({"model", "stream", "stream_options", *_SAMPLING, *_IGNORED, *FIELDS})
+IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store")
+_COMMON = frozenset({"model", "stream", "stream_options", *_SAMPLING, *IGNORED, *FIELDS})
 _STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
 _MAX_STOP = 16
 MAX_CHOICES = 128
