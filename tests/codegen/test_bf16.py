@@ -115,8 +115,8 @@ class SelfAttention(torch.nn.Module):
         return weighted.transpose(1, 2).flatten(2)
 
 
-@pytest.mark.sample(0, 2)
-@pytest.mark.parametrize(("head", "target"), [(64, AMX), (32, AMX), (32, V3)])
+@pytest.mark.sample(0, 2, 3)
+@pytest.mark.parametrize(("head", "target"), [(64, AMX), (32, AMX), (32, NATIVE), (64, NATIVE), (32, V3)])
 def test_attention_around_blocks_of_queries_and_keys(head: int, target: str) -> None:
     """A sequence has the same bits alone and padded in a batch, odd and even numbers of keys included."""
     torch.manual_seed(head)

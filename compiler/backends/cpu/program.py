@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from llmos.compiler.backends.cpu.arithmetic.register_tile import register_tile
 from llmos.compiler.backends.cpu.calls import CpuCalls
 from llmos.compiler.backends.cpu.cost import COSTS
-from llmos.compiler.backends.cpu.kernels.attention_amx import emit_attention
+from llmos.compiler.backends.cpu.kernels.attention_bf16 import emit_attention
 from llmos.compiler.backends.cpu.kernels.contraction import emit_contraction
 from llmos.compiler.backends.cpu.kernels.contraction_window import emit_contraction_window
 from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise

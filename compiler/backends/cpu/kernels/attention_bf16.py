@@ -1,9 +1,10 @@
-"""Attention whose products are AMX's: Q, K and V in bfloat16, scores and softmax in float32, weights rounded to bfloat16.
+"""Attention whose products are those of bfloat16: Q, K and V in bfloat16, scores and softmax in float32, weights rounded to bfloat16.
 
 Scores stay transposed as in backends/cpu/kernels/attention.py, whose softmax this is: S^T = K Q^T, where K is a left side as it lies and
-Q^T the pairs along d that a matrix tile wants, which is Q transposed word by word. O^T = V^T P^T, where two neighboring rows of P^T make
+Q^T the pairs along d that the instructions want, which is Q transposed word by word. O^T = V^T P^T, where two neighboring rows of P^T make
 the pairs along j. V^T is made of V, for a block of keys: two rows are interleaved to words of (j, j + 1), and words transposed; so even
-columns come in one block and odd ones in another, and O^T has its rows in that order until it is written.
+columns come in one block and odd ones in another, and O^T has its rows in that order until it is written. The matrix tiles of AMX multiply
+whole blocks of keys, dot products (VDPBF16PS) those that there are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from llmos.compiler.analysis.casts import extended, is_extended_argument
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.generic import dim_positions
 from llmos.compiler.backends.cpu.arithmetic.amx import BF16, BLOCK_TILES, TILE_ROWS, has_matrix_tiles, multiply_tiles
-from llmos.compiler.backends.cpu.arithmetic.register_tile import Panel, Strided, register_tile
+from llmos.compiler.backends.cpu.arithmetic.bf16_dot import dot_pairs, has_dot_products
+from llmos.compiler.backends.cpu.arithmetic.register_tile import (
+    Panel,
+    Strided,
+    TileShape,
+    for_row_blocks,
+    load_tile,
+    register_tile,
+    row_tiles,
+    store_tile,
+    zeros,
+)
 from llmos.compiler.backends.cpu.kernels.attention import BLOCK, AttentionEmitter, AttentionPlan, QueryBlock
 from llmos.compiler.backends.cpu.kernels.transpose import transpose
 from llmos.compiler.backends.cpu.target import CpuTarget
@@ -31,12 +43,12 @@ WORDS = 16  # pairs of bfloat16 in a vector, and rows that are transposed at onc
 LOW_HALF, HIGH_HALF = 0xFFFF, -(1 << 16)
 
 
-class TiledAttentionPlan(AttentionPlan):
-    """An attention dispatch whose products may be those of matrix tiles."""
+class PairedAttentionPlan(AttentionPlan):
+    """An attention dispatch whose products may be those of bfloat16."""
 
     @property
     def fits(self) -> bool:
-        """Return whether Q, K and V are bfloat16 in memory, dense along the head, whose width is a known multiple of what a tile takes."""
+        """Return whether Q, K and V are bfloat16 in memory, dense along the head, whose width is a known multiple of 32."""
         scores, values, parts = self.parts.scores, self.parts.values, self.parts
         operands = [(scores, parts.query, scores.k), (scores, 1 - parts.query, scores.k), (values, 1 - parts.weights, self.value_dims)]
         known = all(size.is_Integer and int(size) % BF16.depth == 0 for size in (self.depth, self.width))
@@ -65,8 +77,19 @@ class TiledAttentionPlan(AttentionPlan):
         }
 
 
-class TiledAttentionEmitter(AttentionEmitter):
+class PairedAttentionEmitter(AttentionEmitter):
     """Emits one block of queries of a plan that `fits`."""
+
+    def _multiplied_keys(self, count: Value) -> Value:
+        """Return how many keys of a block of `count` are multiplied; behind the last one weights and values are 0."""
+        raise NotImplementedError
+
+    def _multiply(self, left: str, rows: Value, k: Value, row_length: int, right: str, out: str, onto: bool = False) -> None:
+        """Emit out[rows][i] = left[rows][k] times right[k / 2][i][2], all in scratch. row_length: of `left`, in elements.
+
+        onto: what `out` holds is added to.
+        """
+        raise NotImplementedError
 
     def _words(self, name: str, offset: Value) -> Value:
         return self.frame.b.address(self._at(name), offset, self.frame.b.i32)
@@ -109,23 +132,15 @@ class TiledAttentionEmitter(AttentionEmitter):
         self._groups(self.plan.depth, transpose_block)
 
     def _scores(self, first: Value, count: Value) -> None:
-        """K of the block as it lies, then all 64 rows of S^T: those behind the last key are never read."""
+        """K of the block as it lies, then the rows of S^T: those behind the last key are never read."""
         b, ev, depth = self.frame.b, self.frame.emitter, int(self.plan.depth)
-        with b.loop(b.index(0), b.index(BLOCK), b.index(1)) as rows, ev.scope():
+        multiplied = self._multiplied_keys(count)
+        with b.loop(b.index(0), multiplied, b.index(1)) as rows, ev.scope():
             for d in range(0, depth, BF16.depth):
                 point = self._score_loop(b.index(0), self._key(first, rows.iv), b.index(d))
                 at = b.add(b.mul(rows.iv, b.index(depth // 2)), b.index(d // 2))
                 b.store(self._load(self._row(self.plan.parts.scores, 1 - self.plan.parts.query, point)), self._words("keys", at), 4 * WORDS)
-        self._multiply("keys", BLOCK, depth, "query", "scores")
-
-    def _multiply(self, left: str, rows: int, k: int, right: str, out: str, onto: bool = False) -> None:
-        """out[rows][i] = left[rows][k] times right[k / 2][i][2], all in scratch."""
-        b, columns = self.frame.b, self.plan.block_rows
-        for row in range(0, rows, TILE_ROWS * BLOCK_TILES):
-            tiles = range(row, row + TILE_ROWS * BLOCK_TILES, TILE_ROWS)
-            a = [Strided(self._words(left, b.index(at * k // 2)), b.index(k), b.index(1)) for at in tiles]
-            panel = Panel(self._at(right), b.index(columns), 4 * WORDS)
-            multiply_tiles(b, a, panel, columns, k, self._words(out, b.index(row * columns)), columns, onto)
+        self._multiply("keys", multiplied, b.index(depth), depth, "query", "scores")
 
     # -- the softmax's weights
     def _exponentials(self, count: Value) -> None:
@@ -146,7 +161,7 @@ class TiledAttentionEmitter(AttentionEmitter):
             loop.yield_(made)
         for v in self._vectors():
             self._put(loop.results[v], "sum", None, v)
-        with b.loop(half, b.index(BLOCK // 2), b.index(1)) as rest:
+        with b.loop(half, b.div(b.add(self._multiplied_keys(count), b.index(1)), b.index(2)), b.index(1)) as rest:
             for v in self._vectors():
                 self._put_words(b.splat_constant(b.i32, 0, WORDS), rest.iv, v)
 
@@ -160,36 +175,36 @@ class TiledAttentionEmitter(AttentionEmitter):
 
     def _weigh(self, first: Value, count: Value) -> None:
         b, ev = self.frame.b, self.frame.emitter
-        for keys in range(0, BLOCK, BF16.depth):
-            self._groups(self.plan.width, lambda d, keys=keys: self._transpose_values(first, count, keys, d))  # type: ignore[misc]
+        with b.loop(b.index(0), self._multiplied_keys(count), b.index(BF16.depth)) as keys, ev.scope():
+            self._groups(self.plan.width, lambda d: self._transpose_values(first, count, keys.iv, d))
         scale = [self._get("scale", None, v) for v in self._vectors()]
         with b.loop(b.index(0), ev.sizes(self.plan.width), b.index(1)) as loop:
             for v in self._vectors():
                 self._put(b.binary("arith.mulf", self._get("output", loop.iv, v), scale[v]), "output", loop.iv, v)
-        self._multiply("values", int(self.plan.width), BLOCK, "weights", "output", onto=True)
+        self._multiply("values", ev.sizes(self.plan.width), self._multiplied_keys(count), BLOCK, "weights", "output", onto=True)
 
-    def _transpose_values(self, first: Value, count: Value, keys: int, d: Value) -> None:
+    def _transpose_values(self, first: Value, count: Value, keys: Value, d: Value) -> None:
         """V^T of 32 columns from d on by 32 keys from number `keys` of the block on."""
         b = self.frame.b
         i32 = b.i32
         low: list[Value] = []
         high: list[Value] = []
         for pair in range(WORDS):
-            a, c = (self._value_words(first, count, keys + 2 * pair + odd, d) for odd in (0, 1))
+            a, c = (self._value_words(first, count, b.add(keys, b.index(2 * pair + odd)), d) for odd in (0, 1))
             shift = b.splat_constant(i32, 16, WORDS)
             low.append(_join(b, b.binary("arith.andi", a, b.splat_constant(i32, LOW_HALF, WORDS)), b.binary("arith.shli", c, shift)))
             high.append(_join(b, b.binary("arith.shrui", a, shift), b.binary("arith.andi", c, b.splat_constant(i32, HIGH_HALF, WORDS))))
         for odd, block in enumerate((low, high)):
             for row, words in enumerate(transpose(b, block)):
-                at = b.add(b.mul(d, b.index(BLOCK // 2)), b.index((odd * TILE_ROWS + row) * BLOCK // 2 + keys // 2))
+                at = b.add(b.mul(b.add(d, b.index(odd * TILE_ROWS + row)), b.index(BLOCK // 2)), b.div(keys, b.index(2)))
                 b.store(words, self._words("values", at), 4 * WORDS)
 
-    def _value_words(self, first: Value, count: Value, j: int, d: Value) -> Value:
+    def _value_words(self, first: Value, count: Value, j: Value, d: Value) -> Value:
         """32 columns of a value; 0 behind the last key."""
         b = self.frame.b
-        point = self._value_loop(b.index(0), self._key(first, b.index(j)), d)
+        point = self._value_loop(b.index(0), self._key(first, j), d)
         loaded = self._load(self._row(self.plan.parts.values, 1 - self.plan.parts.weights, point))
-        return b.select(b.compare("slt", b.index(j), count), loaded, b.splat_constant(b.i32, 0, WORDS))
+        return b.select(b.compare("slt", j, count), loaded, b.splat_constant(b.i32, 0, WORDS))
 
     # -- results
     def _finish(self) -> None:
@@ -219,6 +234,42 @@ class TiledAttentionEmitter(AttentionEmitter):
         self._write(row_of)
 
 
+class TiledAttentionEmitter(PairedAttentionEmitter):
+    """By AMX's matrix tiles, a whole block of keys at a time."""
+
+    def _multiplied_keys(self, count: Value) -> Value:
+        return self.frame.b.index(BLOCK)
+
+    def _multiply(self, left: str, rows: Value, k: Value, row_length: int, right: str, out: str, onto: bool = False) -> None:
+        b, columns = self.frame.b, self.plan.block_rows
+        num_rows, depth = b.known(rows), b.known(k)
+        assert num_rows is not None and depth is not None
+        for row in range(0, num_rows, TILE_ROWS * BLOCK_TILES):
+            tiles = range(row, row + TILE_ROWS * BLOCK_TILES, TILE_ROWS)
+            a = [Strided(self._words(left, b.index(at * row_length // 2)), b.index(row_length), b.index(1)) for at in tiles]
+            panel = Panel(self._at(right), b.index(columns), 4 * WORDS)
+            multiply_tiles(b, a, panel, columns, depth, self._words(out, b.index(row * columns)), columns, onto)
+
+
+class DotAttentionEmitter(PairedAttentionEmitter):
+    """By dot products of pairs, of the keys that there are."""
+
+    def _multiplied_keys(self, count: Value) -> Value:
+        return count
+
+    def _multiply(self, left: str, rows: Value, k: Value, row_length: int, right: str, out: str, onto: bool = False) -> None:
+        b, columns = self.frame.b, self.plan.block_rows
+        panel, pairs = Panel(self._at(right), b.index(columns), 4 * WORDS), b.div(b.add(k, b.index(1)), b.index(2))
+
+        def block(row: Value, part: TileShape) -> None:
+            a = Strided(self._words(left, b.mul(row, b.index(row_length // 2))), b.index(row_length), b.index(1))
+            place = self._words(out, b.mul(row, b.index(columns)))
+            start = load_tile(b, part, place, columns) if onto else zeros(b, part)
+            store_tile(b, part, dot_pairs(b, part, a, panel, pairs, start), place, columns)
+
+        for_row_blocks(b, b.index(0), rows, row_tiles(self.plan.shape, columns), block)
+
+
 def _join(b: Builder, low: Value, high: Value) -> Value:
     return b.binary("arith.ori", low, high)
 
@@ -237,8 +288,9 @@ def _rounded_pair(b: Builder, pair: Sequence[Value]) -> Value:
 def emit_attention(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
     """Append the kernel of an `attention` dispatch."""
     tile = register_tile(target.vector_bits)
-    if has_matrix_tiles(target) and (tiled := TiledAttentionPlan(dispatch, tile)).fits:
-        return _emit(module, tiled, TiledAttentionEmitter)
+    by_tiles = has_matrix_tiles(target)
+    if (by_tiles or has_dot_products(target)) and (paired := PairedAttentionPlan(dispatch, tile)).fits:
+        return _emit(module, paired, TiledAttentionEmitter if by_tiles else DotAttentionEmitter)
     return _emit(module, AttentionPlan(dispatch, tile), AttentionEmitter)
 
 
