@@ -127,6 +127,15 @@ class Builder:
         )
 
     @contextmanager
+    def of_lanes(self, lanes: int) -> Iterator[None]:
+        """Inside, a vector of the kernel has so many lanes."""
+        before, self.lanes = self.lanes, lanes
+        try:
+            yield
+        finally:
+            self.lanes = before
+
+    @contextmanager
     def at_entry(self) -> Iterator[None]:
         """Inside, insert before the first op that is not a constant or an argument load: such values dominate every use."""
         point = ir.InsertionPoint(self._anchor) if self._anchor is not None else ir.InsertionPoint.at_block_begin(self.entry)

@@ -47,7 +47,7 @@ def compile_object(ll_text: str, target: CodeTarget) -> bytes:
     """
     machine = _target_machine(target)
     module = _parse(ll_text, target, machine)
-    declared = {function.name for function in module.functions}
+    declared = {value.name for value in [*module.functions, *module.global_variables]}
     optimize(module, machine)
     data: bytes = machine.emit_object(module)
     if data.startswith(elf.MAGIC):

@@ -72,7 +72,7 @@ def _product(name: str, num_left: int, num_right: int, function: str) -> str:
     words = [f"i32 %w{i}" for i in range(num_left + num_right)]
     sums = [f"float %c{i}" for i in range(4)]
     result = "{ float, float, float, float }"
-    lines = [f"define {result} @{emulated}({', '.join([*words, *sums])}) {{"]
+    lines = [f"define {result} @{emulated}({', '.join([*words, *sums])}) noinline {{"]
     lines += [f"  %in = alloca [{num_left + num_right} x i32]", "  %out = alloca [4 x float]"]
     for i in range(num_left + num_right):
         lines += [f"  %a{i} = getelementptr i32, ptr %in, i64 {i}", f"  store i32 %w{i}, ptr %a{i}"]

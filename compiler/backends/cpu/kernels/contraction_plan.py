@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import sympy
 
 from llmos.compiler.analysis.casts import EXTEND, extended
-from llmos.compiler.analysis.contraction import Contraction, root_contraction
-from llmos.compiler.analysis.generic import Generic, compose, depends_on, dim_positions, fill_value, is_fill, trace_to_buffer
+from llmos.compiler.analysis.generic import compose, dim_positions, trace_to_buffer
 from llmos.compiler.analysis.quantized_weights import QuantizedWeight, quantized_weight_of
 from llmos.compiler.backends.cpu.arithmetic.base import Operands
 from llmos.compiler.backends.cpu.arithmetic.select import arithmetic_of
@@ -17,6 +14,7 @@ from llmos.compiler.backends.cpu.packing import PANEL, number_width, panel_width
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.access import Accesses, group_dims
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.contraction_shape import ContractionShape
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import ceil_div, product
 from llmos.compiler.ir.bindings import ir
@@ -24,43 +22,21 @@ from llmos.compiler.ir.functions import DispatchFunc
 from llmos.compiler.ir.sizes import Expr
 
 
-def contraction_in(dispatch: Dispatch) -> Contraction:
-    """Return the root of a contraction dispatch."""
-    return root_contraction(dispatch.ops)
-
-
-class ContractionPlan:
+class ContractionPlan(ContractionShape):
     """What is known of a contraction on a target before anything is emitted."""
 
     def __init__(self, dispatch: Dispatch, target: CpuTarget) -> None:
-        self.dispatch = dispatch
-        self.root = contraction_in(self.dispatch)
-        self.generic = self.root.generic
-        self.value = self.generic.op.results[0]
-        self.sizes = self.generic.loop_sizes(self.dispatch.shapes)
-        self.m, self.n, self.k = (self.extent(dims) for dims in (self.root.m, self.root.n, self.root.k))
-        self.batch = [self.sizes[d] for d in self.root.batch]
+        super().__init__(dispatch)
         self.quantized = self._quantized_weight()
         self.weight = self._packed_weight()
         self.packed = self.weight is not None
         self.arithmetic = arithmetic_of(self._operands(), target)
         self.left = self._left()
         self.left_groups = group_dims(self._trace_left(), self.sizes, self.root.m)
-        outputs = self._trace_outputs()
-        self.m_groups = group_dims(outputs, self.sizes, self.root.m)
-        self.n_groups = group_dims(outputs, self.sizes, self.root.n)
         self.right_groups = group_dims(self._trace_right(), self.sizes, self.root.n)
         self.in_place = self._lhs_in_place()
         by_windows = self.arithmetic.reads_windows and not self.in_place
         self.windows = windows_of(self.dispatch, self.root, self.left, self.sizes, self.arithmetic) if by_windows else None
-
-    def extent(self, dims: Sequence[int]) -> Expr:
-        """Return the product of the sizes of some loop dims."""
-        return product([self.sizes[dim] for dim in dims])
-
-    def real(self, dims: Sequence[int]) -> list[int]:
-        """Return the dims that are not of size 1."""
-        return [dim for dim in dims if self.sizes[dim] != 1]
 
     def _packed_weight(self) -> Value | None:
         """The argument behind the right side, if it is a weight that the compiler packed into panels."""
@@ -123,33 +99,6 @@ class ContractionPlan:
         accesses.trace_map(self.root.lhs, self.root.lhs_map)
         return accesses
 
-    def _trace_outputs(self) -> Accesses:
-        """Memory accesses of the epilogue, by loop dims of the root."""
-        accesses = Accesses(self.dispatch)
-        forms = [{e.position: 1} if isinstance(e, ir.AffineDimExpr) else {} for e in self.root.out_map.results]
-        accesses.ignore(self.value, forms)
-        for value in self.dispatch.results:
-            own = self._exprs_of(value, forms)
-            accesses.leaves.append((self.dispatch.shapes.shape(value), list(own)))
-            accesses.trace(value, own)
-        return accesses
-
-    def _exprs_of(self, value: Value, root_exprs: list[dict[int, int]]) -> list[dict[int, int]]:
-        """Index forms of an epilogue's output in terms of the root's dims, following the maps between."""
-        if value == self.value:
-            return root_exprs
-        generic = Generic(value.owner.operation)
-        for operand, affine in zip(generic.inputs, generic.maps, strict=False):
-            if not depends_on(operand, self.value):
-                continue
-            inner = self._exprs_of(operand, root_exprs)
-            loop: list[dict[int, int]] = [{} for _ in range(generic.rank)]
-            for expr, form in zip(affine.results, inner, strict=True):
-                if isinstance(expr, ir.AffineDimExpr):
-                    loop[expr.position] = form
-            return [loop[e.position] if isinstance(e, ir.AffineDimExpr) else {} for e in generic.output_map(value).results]
-        raise AssertionError("an epilogue that doesn't use the contraction")
-
     def _lhs_in_place(self) -> bool:
         """Rows are read where they are when the left side is a buffer whose last axes are the k dims in order, its m dims one index."""
         operand = self.left
@@ -162,14 +111,3 @@ class ContractionPlan:
         k = self.real(self.root.k)
         sizes = [size for size in shape if size != 1]
         return bool(k) and axes[len(axes) - len(k) :] == k and sizes[len(axes) - len(k) :] == [self.sizes[d] for d in k]
-
-    @property
-    def starts_at_zero(self) -> bool:
-        """Whether the accumulator's initial value is a constant 0."""
-        owner = self.generic.inits[0].owner
-        scalar = fill_value(owner.operation) if not isinstance(owner, ir.Block) and is_fill(owner.operation) else None
-        source = scalar.owner if scalar is not None else None
-        if source is None or isinstance(source, ir.Block) or source.name != "arith.constant":
-            return False
-        value = source.attributes["value"]
-        return bool((ir.FloatAttr(value).value if self.root.is_float else ir.IntegerAttr(value).value) == 0)

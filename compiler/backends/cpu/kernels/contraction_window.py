@@ -16,11 +16,12 @@ from llmos.compiler.analysis.windows import WindowReduction, window_reduction_ov
 from llmos.compiler.backends.cpu.cost import COSTS
 from llmos.compiler.backends.cpu.kernels.column_reduction import ColumnsEmitter, columns_in
 from llmos.compiler.backends.cpu.kernels.contraction import ContractionEmitter
-from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan, contraction_in
+from llmos.compiler.backends.cpu.kernels.contraction_plan import ContractionPlan
 from llmos.compiler.backends.cpu.kernels.contraction_schedule import Schedule
 from llmos.compiler.backends.cpu.kernels.epilogue import ALIGN, TileCoords
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Value
+from llmos.compiler.codegen.contraction_shape import contraction_in
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.memory import Buffer
