@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import llmos.compiler.frontend.grouped_linear
 import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
 from llmos.compiler.analysis.paged_attention import BlockLayout
 from llmos.runtime.errors import UnsupportedError
@@ -149,7 +150,7 @@ def _run_one_token(model: Any) -> None:
 
 @contextmanager
 def adapted(model: Any, max_length: int, interface: bool) -> Iterator[None]:
-    """Inside, a model runs as a step: attention is that over a paged cache, experts are computed densely, rotary frequencies are fixed.
+    """Inside, a model runs as a step: attention over a paged cache, experts on rows sorted by expert, fixed rotary frequencies.
 
     interface: as of Step. Raises UnsupportedError for a model whose scores have other terms than attention's own.
     """
@@ -238,27 +239,26 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 def _experts(module: Any, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
-    """Every expert on all tokens [tokens, width], of which each token takes those that its router chose."""
-    total = torch.zeros_like(hidden)
-    for expert in range(module.num_experts):
-        chosen = top_k_index == expert
-        weight = torch.where(chosen, top_k_weights, 0.0).sum(-1, keepdim=True).to(hidden.dtype)
-        made = _expert(module, expert, hidden)
-        total = total + torch.where(chosen.any(-1, keepdim=True), made * weight, 0.0)
-    return total
-
-
-def _expert(module: Any, number: int, hidden: torch.Tensor) -> torch.Tensor:
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    made = _linear(module, first, number, hidden)
+    """Each token [tokens, width] by the experts that its router chose: rows sorted by expert, and each expert's multiplied together."""
+    num_chosen, chosen = top_k_index.shape[1], top_k_index.reshape(-1)
+    experts = torch.arange(module.num_experts)[None, :]
+    begins, ends = (each.sum(0, dtype=torch.int32) for each in (chosen[:, None] < experts, chosen[:, None] <= experts))
+    is_of = (chosen[:, None] == experts).to(torch.int32)
+    places = ((is_of.cumsum(0, dtype=torch.int32) - 1 + begins) * is_of).sum(1)  # a counting sort: where each row goes
+    numbers = torch.arange(chosen.shape[0])
+    order = torch.zeros_like(numbers).index_put((places,), numbers)
+    made = _linear(module, "gate_up_proj" if module.has_gate else "up_proj", hidden[order // num_chosen], begins, ends)
     made = module._apply_gate(made) if module.has_gate else module.act_fn(made)
-    return _linear(module, "down_proj", number, made)
+    made = _linear(module, "down_proj", made, begins, ends)[places]
+    return (made.reshape(-1, num_chosen, made.shape[-1]) * top_k_weights[..., None].to(made.dtype)).sum(1)
 
 
-def _linear(module: Any, name: str, number: int, x: torch.Tensor) -> torch.Tensor:
-    weight = getattr(module, name)[number]
-    bias = getattr(module, f"{name}_bias")[number] if module.has_bias else None
-    return nn.functional.linear(x, weight.T if module.is_transposed else weight, bias)
+def _linear(module: Any, name: str, x: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    weight = getattr(module, name)
+    weight = (weight.transpose(1, 2) if module.is_transposed else weight).flatten(0, 1)
+    bias = getattr(module, f"{name}_bias").flatten() if module.has_bias else None
+    made: torch.Tensor = torch.ops.llmos.grouped_linear(x, weight, bias, begins, ends)
+    return made
 
 
 def _fix_frequencies(model: Any, max_length: int) -> Sequence[tuple[Any, Any]]:

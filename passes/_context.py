@@ -8,6 +8,7 @@ from typing import Protocol
 
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.conv3x3 import Conv3x3
+from llmos.compiler.analysis.grouped_rows import GroupedRows
 from llmos.compiler.analysis.windows import WindowReduction
 from llmos.compiler.ir.sizes import Expr
 
@@ -26,6 +27,9 @@ class CostModel(Protocol):
 
     def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         """Whether windows are reduced over bands of an image in the dispatch that makes it."""
+
+    def columns_of_groups(self, rows: GroupedRows) -> int | None:
+        """Columns of a panel of a group's matrix; None where no kernel multiplies the rows of a group alone."""
 
     def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         """Side of the tiles, 2 or 4, that take the least time at each of some batches alike; 0 where the direct sum isn't much slower."""
@@ -52,6 +56,10 @@ class LegalPays:
     def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         """Return True: windows are reduced where the image is made."""
         return True
+
+    def columns_of_groups(self, rows: GroupedRows) -> int | None:
+        """Return the columns of panels that divide a group's."""
+        return rows.panel_columns
 
     def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         """Return 4, the larger tile, at every batch."""

@@ -16,6 +16,7 @@ from llmos.compiler.analysis.generic import (
     permuted_operand,
     trace_to_buffer,
 )
+from llmos.compiler.analysis.grouped_rows import GroupedRows, is_grouped_rows
 from llmos.compiler.analysis.loops import is_loop
 from llmos.compiler.analysis.paged_attention import is_paged_attention
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
@@ -43,6 +44,7 @@ def fuse_all(graph: Graph, attention_groups: Sequence[list[ir.Operation]]) -> li
     for group in groups:
         absorb_epilogue(graph, group, group.ops[-1].results[0], keep_last=True)
     _take_dequantized(graph, groups)
+    _take_grouped_rows(graph, groups)
     _materialize_conv_inputs(graph, groups)
     groups += sort_groups(graph)
     groups += _scans(graph)
@@ -92,6 +94,27 @@ def _take_dequantized(graph: Graph, groups: Sequence[FusionGroup]) -> None:
         owner = owner_of(root.rhs)
         if owner is not None and _has_numbers(graph, root, weights):
             graph.assign(group, [owner])
+
+
+def _take_grouped_rows(graph: Graph, groups: Sequence[FusionGroup]) -> None:
+    """What takes each row's own columns of a product, and alone reads it, runs in its dispatch: no memory holds those of all groups."""
+    for op in [op for op in graph.ops if is_grouped_rows(op) and op not in graph.groups]:
+        rows = GroupedRows(op)
+        owner = owner_of(rows.image)
+        group = graph.groups.get(owner) if owner is not None else None
+        if group is None or group not in groups or group.kind != "contraction" or graph.costs.columns_of_groups(rows) is None:
+            continue
+        root = root_contraction(group.ops)
+        is_plain = (len(root.m), len(root.n), root.batch, has_windows(root.lhs_map)) == (1, 1, (), False)
+        outside = [(result, user) for each in group.ops for result in each.results for user in graph.users(result) if user not in group.ops]
+        if is_plain and _is_weight(graph, root) and outside == [(rows.image, op)] and graph.may_join(op, group):
+            group.kind = "grouped_contraction"
+            graph.assign(group, [op])
+
+
+def _is_weight(graph: Graph, contraction: Contraction) -> bool:
+    """Whether the right side is a weight, which will be packed into panels."""
+    return _has_weight(contraction) or _has_numbers(graph, contraction, _weights(graph.func))
 
 
 def _has_numbers(graph: Graph, contraction: Contraction, weights: set[ir.Value]) -> bool:

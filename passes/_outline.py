@@ -8,7 +8,19 @@ from dataclasses import dataclass, field
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.loops import is_loop
-from llmos.compiler.ir.attributes import DEQUANTIZE, DISPATCH, EXPR, OUTER, PAGED_ATTENTION, SHAPE, SHAPES, integer, shape_attribute, strip
+from llmos.compiler.ir.attributes import (
+    DEQUANTIZE,
+    DISPATCH,
+    EXPR,
+    GROUPED_ROWS,
+    OUTER,
+    PAGED_ATTENTION,
+    SHAPE,
+    SHAPES,
+    integer,
+    shape_attribute,
+    strip,
+)
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import create_private, name_of
 from llmos.compiler.ir.sizes import Expr
@@ -74,7 +86,7 @@ class Outliner:
         with ir.InsertionPoint(block):
             for op in self.order:
                 copy = op.clone()
-                strip(copy, keep=(DEQUANTIZE,) if op in dequantized else (PAGED_ATTENTION,))
+                strip(copy, keep=(DEQUANTIZE,) if op in dequantized else (PAGED_ATTENTION, GROUPED_ROWS))
                 self._remap(copy, mapping, by_expr)
                 mapping.update(zip(op.results, copy.results, strict=True))
             ir.Operation.create("func.return", operands=[mapping[r] for r in results])
@@ -219,7 +231,7 @@ def _index(graph: Graph, value: ir.Value) -> ir.Value:
 
 def dequantized_in(group: FusionGroup) -> list[ir.Operation]:
     """Return what dequantizes the right side of a contraction: the kernel goes by its mark."""
-    if group.kind != "contraction":
+    if group.kind not in ("contraction", "grouped_contraction"):
         return []
     owner = owner_of(root_contraction(group.ops).rhs)
     return [owner] if among(owner, group.ops) and owner is not None else []

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llmos.compiler.analysis.generic import map_elements
+from llmos.compiler.analysis.grouped_rows import GroupedRows, is_grouped_rows
 from llmos.compiler.analysis.loops import is_loop, loops_in, root_of
-from llmos.compiler.ir.attributes import ATTENTION, INDUCTION_VARIABLE, SCAN_OUTPUT, text_of
+from llmos.compiler.ir.attributes import ATTENTION, INDUCTION_VARIABLE, SCAN_OUTPUT, TILING, text_of
 from llmos.compiler.ir.bindings import ir
-from llmos.compiler.ir.functions import EntryFunc, public_functions
+from llmos.compiler.ir.functions import DispatchFunc, EntryFunc, dispatch_functions, public_functions
 from llmos.compiler.ir.ops import VIEWS
 from llmos.compiler.ir.shapes import Shapes
 from llmos.compiler.ir.sizes import SymbolTable
+from llmos.compiler.ir.tiling import Tiling
 from llmos.passes._context import PassContext
 from llmos.passes._contracts import DISPATCHED
 from llmos.passes._fusion_groups import fuse_all
@@ -43,6 +45,9 @@ class FormDispatches(Pass):
 
     A depthwise convolution or a pool that alone reads what a contraction writes runs in its dispatch, a "contraction_window" one.
 
+    What takes each row's own columns of a product by the matrices of several groups runs in its dispatch, a "grouped_contraction" one. Its
+    tiling says the columns of a panel, which divide those of a group.
+
     Cheap elementwise ops over one tensor (casts, transposes, broadcasts) and slices get no dispatch: they are cloned into each user.
     """
 
@@ -61,6 +66,10 @@ class FormDispatches(Pass):
             for loop in list(loops_in(func.regions[0].blocks[0])):  # first: what is cheap outside is cloned into them
                 self._form(module, Graph(loop, shapes, context.costs), f"{text_of(loop.attributes, INDUCTION_VARIABLE)}_")
             self._form(module, Graph(func, shapes, context.costs), self.prefix)
+        for dispatch in dispatch_functions(module):
+            if DispatchFunc(dispatch).kind == "grouped_contraction":
+                (rows,) = (GroupedRows(op) for op in DispatchFunc(dispatch).ops if is_grouped_rows(op))
+                dispatch.attributes[TILING] = ir.StringAttr.get(str(Tiling(columns=context.costs.columns_of_groups(rows))))
 
     def _form(self, module: ir.Module, graph: Graph, prefix: str) -> None:
         fuse_all(graph, _attention_groups(graph))

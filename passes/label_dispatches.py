@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.generic import Generic, combiner_of, dim_positions, is_fill
+from llmos.compiler.analysis.grouped_rows import is_grouped_rows
 from llmos.compiler.analysis.quantized_weights import quantized_weight_of
 from llmos.compiler.ir.attributes import DEQUANTIZE, LABEL
 from llmos.compiler.ir.bindings import ir
@@ -51,6 +52,8 @@ def label_of(func: ir.Operation) -> str:
     if kind in ("contraction", "winograd"):
         root = "winograd" if kind == "winograd" else _contraction(generics)
         return "+".join([root, *_epilogue(generics)]).replace("sigmoid+scale", "silu")
+    if kind == "grouped_contraction":
+        return "+".join([f"grouped_{_contraction(generics)}", *_epilogue([each for each in generics if not is_grouped_rows(each.op)])])
     if kind == "contraction_window":
         windows = [i for i, g in enumerate(generics) if g.reduction_dims][1]  # behind the contraction
         parts = [

@@ -77,7 +77,7 @@ def _quantized(entry: EntryFunc, functions: dict[str, ir.Operation]) -> Iterator
 
 def _number_layouts(dispatch: ir.Operation) -> dict[int, PackedLayout]:
     """How each argument that belongs to a quantized right side is packed; empty where there is none."""
-    if DispatchFunc(dispatch).kind != "contraction":
+    if DispatchFunc(dispatch).kind not in ("contraction", "grouped_contraction"):
         return {}
     found = quantized_weight_of(root_contraction(DispatchFunc(dispatch).ops))
     values = [value for value in (found.numbers, found.scale, found.zero_point) if value is not None] if found is not None else []
@@ -124,7 +124,7 @@ def _layout(dispatch: ir.Operation, n_axes: list[int], k_axes: list[int]) -> Pac
 
 def _constant_side(dispatch: ir.Operation) -> tuple[int, list[list[int]]] | None:
     """(argument number, axes of n and k) of a right side that is one argument, however its axes are ordered."""
-    if DispatchFunc(dispatch).kind not in ("contraction", "contraction_window", "winograd"):
+    if DispatchFunc(dispatch).kind not in ("contraction", "contraction_window", "grouped_contraction", "winograd"):
         return None
     root = root_contraction(DispatchFunc(dispatch).ops)
     if any(d in dims_of(root.rhs_map) for d in root.batch) or any(

@@ -79,7 +79,7 @@ class _Call:
 
     @property
     def contraction(self) -> Contraction | None:
-        if self.kind not in ("contraction", "contraction_window"):
+        if self.kind not in ("contraction", "contraction_window", "grouped_contraction"):
             return None
         return root_contraction(DispatchFunc(self.func).ops)
 

@@ -11,6 +11,7 @@ from llmos.compiler.analysis.casts import extended
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.conv3x3 import conv3x3_of
 from llmos.compiler.analysis.generic import Generic, is_fill
+from llmos.compiler.analysis.grouped_rows import GroupedRows, is_grouped_rows
 from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, OPERANDS, is_paged_attention
 from llmos.compiler.analysis.winograd import TAPS
 from llmos.compiler.codegen.dispatch import Dispatch
@@ -97,6 +98,9 @@ def _flops(dispatch: Dispatch) -> Expr:
     if dispatch.kind == "attention":
         parts = parts_of(dispatch.ops)
         return sum((2 * product(c.generic.loop_sizes(dispatch.shapes)) for c in (parts.scores, parts.values)), sympy.Integer(0))
+    if dispatch.kind == "grouped_contraction":
+        (groups,) = (GroupedRows(op).num_groups for op in dispatch.ops if is_grouped_rows(op))
+        return 2 * product(root_contraction(dispatch.ops).generic.loop_sizes(dispatch.shapes)) / groups
     if dispatch.kind == "contraction":
         return 2 * product(root_contraction(dispatch.ops).generic.loop_sizes(dispatch.shapes))
     total: Expr = sympy.Integer(0)

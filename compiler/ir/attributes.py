@@ -58,6 +58,7 @@ SCAN_OUTPUT = "llmos.scan_output"  # of a tensor.insert_slice: each iteration of
 COMPUTES = "llmos.computes"  # of a tensor.extract: the name of the size that it reads
 QUANTIZE = "llmos.quantize"  # of a linalg.generic that is a quantization (compiler/analysis/quantization.py)
 DEQUANTIZE = "llmos.dequantize"
+GROUPED_ROWS = "llmos.grouped_rows"  # of a linalg.generic that takes columns of a product (compiler/analysis/grouped_rows.py)
 PAGED_ATTENTION = "llmos.paged_attention"  # of a linalg.generic: its parameters (compiler/analysis/paged_attention.py)
 
 

@@ -10,12 +10,14 @@ import sympy
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.conv3x3 import Conv3x3
 from llmos.compiler.analysis.generic import has_windows
+from llmos.compiler.analysis.grouped_rows import GroupedRows
 from llmos.compiler.analysis.windows import WindowReduction
 from llmos.compiler.analysis.winograd import POINTS, TAPS, transform_operations
 from llmos.compiler.ir.ops import EXPENSIVE
 from llmos.compiler.ir.sizes import Expr
 
-BY_PANELS = ("contraction", "contraction_window", "winograd")  # kinds of dispatches whose arithmetic runs from registers
+# Kinds of dispatches whose arithmetic runs from registers.
+BY_PANELS = ("contraction", "contraction_window", "grouped_contraction", "winograd")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class CpuCosts:
         """Whether bands of a panel of channels overlap by little, if there is more than one."""
         rows, band = windows.rows, windows.band(self.widest_panel, self.band_bytes)
         return band == rows.out or rows.overlap <= self.max_overlap * band * rows.stride
+
+    def columns_of_groups(self, rows: GroupedRows) -> int | None:
+        """Return the columns of panels that divide a group's."""
+        return rows.panel_columns
 
     def fits_winograd(self, convolution: Conv3x3) -> bool:
         """Whether channels fill vectors of every target."""

@@ -36,7 +36,8 @@ class CpuPlanned(Planned):
             found = {"bf16" for each in tensors if isinstance(each.value.type.element_type, ir.BF16Type)}
             packed = [each for each in tensors if each.packed is not None and each.packed.k_per_word is None]
             found |= {"int8" for each in packed if isinstance(each.value.type.element_type, ir.IntegerType)}
-            contractions = [each for each in self.program.dispatches if DispatchFunc(each.func).kind == "contraction"]
+            kinds = ("contraction", "grouped_contraction")
+            contractions = [each for each in self.program.dispatches if DispatchFunc(each.func).kind in kinds]
             found |= {"int8" for each in contractions if root_contraction(each.ops).has_byte_rows}
         return frozenset(found)
 

@@ -12,6 +12,7 @@ from llmos.compiler.backends.cpu.kernels.contraction import emit_contraction
 from llmos.compiler.backends.cpu.kernels.contraction_window import emit_contraction_window
 from llmos.compiler.backends.cpu.kernels.elementwise import emit_elementwise
 from llmos.compiler.backends.cpu.kernels.fallback import emit_fallback
+from llmos.compiler.backends.cpu.kernels.grouped_contraction import emit_grouped_contraction
 from llmos.compiler.backends.cpu.kernels.insert import emit_insert
 from llmos.compiler.backends.cpu.kernels.paged_attention import emit_paged_attention
 from llmos.compiler.backends.cpu.kernels.row_reduction import emit_rows
@@ -37,6 +38,7 @@ EMITTERS: Mapping[str, Emit] = {
     "paged_attention": emit_paged_attention,
     "contraction": emit_contraction,
     "contraction_window": emit_contraction_window,
+    "grouped_contraction": emit_grouped_contraction,
     "winograd": emit_winograd,
     "row_reduction": lambda module, dispatch, _: emit_rows(module, dispatch),
     "scan": lambda module, dispatch, _: emit_scan(module, dispatch),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llmos.compiler.analysis.contraction import Contraction
 from llmos.compiler.analysis.conv3x3 import Conv3x3
 from llmos.compiler.analysis.generic import has_windows
+from llmos.compiler.analysis.grouped_rows import GroupedRows
 from llmos.compiler.analysis.windows import WindowReduction
 from llmos.compiler.ir.ops import EXPENSIVE
 from llmos.compiler.ir.sizes import Expr
@@ -39,6 +40,10 @@ class CudaCosts:
     def pays_to_fuse_windows(self, windows: WindowReduction) -> bool:
         """Return False: no kernel keeps a band of an image."""
         return False
+
+    def columns_of_groups(self, rows: GroupedRows) -> int | None:
+        """Return None: no kernel multiplies the rows of a group alone."""
+        return None
 
     def winograd_tile(self, convolution: Conv3x3, batches: Sequence[int]) -> int:
         """Return 0: tensor cores take the direct sum."""
