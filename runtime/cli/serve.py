@@ -39,6 +39,16 @@ _STARTED_S = time.monotonic()
     help="none: load all at the start. explicit: load only on request. poll[:SECONDS]: follow the folder.",
 )
 @click.option(
+    "--resource-policy",
+    multiple=True,
+    default=["static"],
+    show_default=True,
+    help="static: in memory from load to unload. dynamic: loaded when a request needs it. MODEL=... for one model. May be repeated.",
+)
+@click.option(
+    "--memory-budget-mib", type=click.IntRange(1), help="Memory of all models; dynamic ones make room, least recently used first."
+)
+@click.option(
     "--load-model", multiple=True, metavar="MODEL", help="Load this model of the folder at the start, and no other. May be repeated."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
@@ -123,6 +133,8 @@ def command(
     model_repository: Path | None,
     version_policy: tuple[str, ...],
     model_control: str,
+    resource_policy: tuple[str, ...],
+    memory_budget_mib: int | None,
     load_model: tuple[str, ...],
     host: str,
     port: int,
@@ -192,6 +204,7 @@ def command(
         drain_delay_s=drain_delay_s,
         api_keys=frozenset(quotas),
         quotas=quotas,
+        memory_budget_bytes=(memory_budget_mib or 0) * MIB,
         repository_api=repository_api,
         admin_keys=frozenset(_quotas_of_file(admin_keys_file)) if admin_keys_file is not None else frozenset(),
         response_cache_bytes=response_cache_mib * MIB,
@@ -212,7 +225,7 @@ def command(
     paths = [_parse_artifact(artifact) for artifact in artifacts]
     models = [load_served(path, name, entry) for name, path in paths]
     listed = {model.name: path for model, (_, path) in zip(models, paths, strict=True)}
-    repository = _repository(listed, model_repository, version_policy, model_control, load_model)
+    repository = _repository(listed, model_repository, version_policy, model_control, resource_policy, load_model)
     return serve(
         models,
         settings,
@@ -227,22 +240,37 @@ def command(
 
 
 def _repository(
-    listed: dict[str, Path], folder: Path | None, policies: tuple[str, ...], control: str, start: tuple[str, ...]
+    listed: dict[str, Path],
+    folder: Path | None,
+    policies: tuple[str, ...],
+    control: str,
+    resources: tuple[str, ...],
+    start: tuple[str, ...],
 ) -> Repository:
     from llmos.runtime.server.core.repository import ModelControl, Repository, VersionPolicy
+    from llmos.runtime.server.core.residency import check_resource
 
-    named = dict(each.split("=", 1) for each in policies if "=" in each)
-    common = [each for each in policies if "=" not in each]
-    if len(common) > 1:
-        raise UserError(f"--version-policy: '{common[0]}' and '{common[1]}' are both for all models; give MODEL=... for one")
+    policy, of_models = _by_model("--version-policy", policies)
+    resource, resource_of_models = _by_model("--resource-policy", resources)
     return Repository(
         listed,
         folder,
         ModelControl.parse(control),
-        VersionPolicy.parse(common[0]) if common else VersionPolicy(),
-        {name: VersionPolicy.parse(text) for name, text in named.items()},
+        VersionPolicy.parse(policy or "latest"),
+        {name: VersionPolicy.parse(text) for name, text in of_models.items()},
         start or None,
+        check_resource(resource or "static"),
+        {name: check_resource(text) for name, text in resource_of_models.items()},
     )
+
+
+def _by_model(option: str, given: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return what an option says for all models, and for those that it names as MODEL=..."""
+    named = dict(each.split("=", 1) for each in given if "=" in each)
+    common = [each for each in given if "=" not in each]
+    if len(common) > 1:
+        raise UserError(f"{option}: '{common[0]}' and '{common[1]}' are both for all models; give MODEL=... for one")
+    return common[0] if common else "", named
 
 
 def _quotas_of_file(path: Path) -> dict[str, Quota]:

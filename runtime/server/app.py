@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmos.runtime.server.core.gateway import Gateway
 from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_served
 from llmos.runtime.server.core.registry import LoadModel
 from llmos.runtime.server.core.repository import Repository
-from llmos.runtime.server.core.served import Served, ServedLanguageModel
+from llmos.runtime.server.core.served import ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.framework import add_error_handlers
@@ -108,39 +109,47 @@ def _add_metadata(app: FastAPI, state: ServerState) -> None:
     async def server() -> dict[str, Any]:
         return server_metadata(state)
 
+    async def found(model: str, version: str | None = None) -> dict[str, Any]:
+        await state.registry.on_demand(model, time.perf_counter() + state.settings.timeout_s)
+        return model_metadata(state, model, version)
+
     @app.get(_MODEL)
     async def metadata(model: str) -> dict[str, Any]:
-        return model_metadata(state, model)
+        return await found(model)
 
     @app.get(_MODEL_VERSION)
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
-        return model_metadata(state, model, version)
+        return await found(model, version)
 
     @app.get(f"{_MODEL}/ready")
     async def ready(response: Response, model: str) -> dict[str, Any]:
-        return _ready(response, state.registry.find(model))
+        return _ready(response, model, None)
 
     @app.get(f"{_MODEL_VERSION}/ready")
     async def version_ready(response: Response, model: str, version: str) -> dict[str, Any]:
-        return _ready(response, state.registry.find(model, version))
+        return _ready(response, model, version)
 
-    def _ready(response: Response, served: Served) -> dict[str, Any]:
-        response.status_code = 200 if state.ready else 503
-        return {"name": served.name, "ready": state.ready}
+    def _ready(response: Response, model: str, version: str | None) -> dict[str, Any]:
+        is_ready = state.registry.is_ready(model, version) and state.ready
+        response.status_code = 200 if is_ready else 503
+        return {"name": model, "ready": is_ready}
 
 
 def _add_openai_models(app: FastAPI, state: ServerState) -> None:
-    def card(served: Served) -> dict[str, Any]:
+    def card(name: str) -> dict[str, Any]:
+        served = state.models.get(name)  # None for one that is loaded when a request needs it
         length = {"max_model_len": served.text.spec.max_length} if isinstance(served, ServedLanguageModel) else {}  # vLLM's name
-        return {"id": served.name, "object": "model", "created": 0, "owned_by": "llmos", **length}
+        return {"id": name, "object": "model", "created": 0, "owned_by": "llmos", **length}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(served) for served in state.models.values()]}
+        names = dict.fromkeys([*state.models, *state.registry.repository.dynamic_names()])
+        return {"object": "list", "data": list(map(card, names))}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
-        return card(state.registry.find(model))
+        state.registry.is_ready(model)
+        return card(model)
 
 
 def _add_documentation(app: FastAPI, state: ServerState) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from llmos.runtime.server.core.errors import HttpError, error_reply
+from llmos.runtime.errors import LlmosError
+from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
 from llmos.runtime.server.core.http import Reply, route_path
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer HttpErrors, and the errors of the framework itself."""
+    """Answer LlmosErrors, and the errors of the framework itself."""
 
     def known(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HttpError)
-        return _response(error_reply(error, route_path(request.scope)))
+        return _response(error_reply(as_http_error(error), route_path(request.scope)))
 
     def from_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -23,7 +23,7 @@ def add_error_handlers(app: FastAPI) -> None:
         message = f"there is no {request.method} {path}" if error.status_code in (404, 405) else error.detail
         return _response(error_reply(HttpError(error.status_code, message, headers=headers), path))
 
-    app.add_exception_handler(HttpError, known)
+    app.add_exception_handler(LlmosError, known)
     app.add_exception_handler(HTTPException, from_framework)
 
 

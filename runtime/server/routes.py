@@ -42,8 +42,9 @@ class HotRoutes:
 
     async def infer(self, exchange: Exchange) -> Reply:
         """POST /v2/models/{model}[/versions/{version}]/infer"""
-        served = self._state.take_tensor_model(exchange.info, exchange.params["model"], exchange.params.get("version"))
         deadline_s = deadline(exchange, self._settings.timeout_s)
+        await self._state.registry.on_demand(exchange.params["model"], deadline_s)
+        served = self._state.take_tensor_model(exchange.info, exchange.params["model"], exchange.params.get("version"))
         body = await read_body(exchange, self._state, deadline_s)
         small = body.small()
         key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")

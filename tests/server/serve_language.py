@@ -39,7 +39,7 @@ def main() -> int:
     options["generation"] = GenerationOptions(Limits(64, 8, 32), cache_blocks=1024)
     models = [LanguageModel(model, assets.get, digest), Encoder(name="encoder", assets={"tokenizer.json": words}, digest=digest)]
     folder = options.pop("repository", None)
-    repository = Repository(folder=Path(folder)) if folder else None
+    repository = Repository(folder=Path(folder), resource=options.pop("resource", "static")) if folder else None
 
     def load(path: Path, name: str) -> LanguageModel:
         """A model whose file holds its fields."""

@@ -146,8 +146,8 @@ def language_repository(folder: Path) -> Iterator[tuple[Server, openai.OpenAI, C
         yield server, client, publish
 
 
-def generate(client: openai.OpenAI) -> str:
-    done = client.completions.create(model="lm", prompt="the cat sat", max_tokens=40, temperature=0, extra_body={"ignore_eos": True})
+def generate(client: openai.OpenAI, model: str = "lm") -> str:
+    done = client.completions.create(model=model, prompt="the cat sat", max_tokens=40, temperature=0, extra_body={"ignore_eos": True})
     return done.choices[0].text
 
 

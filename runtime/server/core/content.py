@@ -16,13 +16,16 @@ async def read_document(
     exchange: Exchange, state: ServerState, kind: str, limits: Callable[[], Mapping[str, Any]], deadline_s: float
 ) -> tuple[dict[str, Any], int | None]:
     """Return a request's document, and its size in bytes if it is large: then in its reduced form. limits: of what each model takes now.
+    A model that it names is in memory.
 
     Raises what `read_body` and `Lanes.reduce` do, and HttpError 400.
     """
     body = await read_body(exchange, state, deadline_s)
     small = body.small()
     if small is not None:
-        return parse_object(small), None
+        document = parse_object(small)
+        await state.registry.on_demand(document.get("model"), deadline_s)
+        return document, None
     while True:
         used = limits()
         task = {"kind": kind, "models": used, "encoding": body.encoding, "max_bytes": state.settings.max_body_bytes}
@@ -30,5 +33,6 @@ async def read_document(
         hold(exchange.info, state, len(reduced))
         parse = partial(parse_object, reduced)
         document = parse() if len(reduced) <= INLINE_BYTES else await state.lanes.run(parse, deadline_s, large=True)
-        if limits() == used:  # else a model was exchanged, and the other one may take more
+        await state.registry.on_demand(document.get("model"), deadline_s)
+        if limits() == used:  # else a model was loaded or exchanged, and it may take more
             return document, len(reduced)

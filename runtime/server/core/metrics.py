@@ -24,6 +24,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self.http = Counter("llmos_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry)
         self.grpc = Counter("llmos_grpc_requests", "gRPC requests by method and code.", ["method", "code"], registry=registry)
+        self.evictions = self._count("llmos_model_evictions", "Unloads of a dynamic model, to make room for another.")
         self._http: dict[tuple[str, int], Counter] = {}
         self._engines: dict[str, list[Engine | GenerationEngine]] = {}
         self.response_cache_failures = Counter(

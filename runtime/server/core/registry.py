@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmos.runtime.engine import ClosedError
+from llmos.runtime.engine import ClosedError, DeadlineError
 from llmos.runtime.errors import LlmosError, UserError
-from llmos.runtime.server.core.errors import HttpError
+from llmos.runtime.server.core.errors import RETRY_SOON, HttpError
+from llmos.runtime.server.core.http import left_s
 from llmos.runtime.server.core.language import AnyModel
 from llmos.runtime.server.core.repository import NAME, ArtifactFile, Repository, bad_name
-from llmos.runtime.server.core.served import Builder, Served, release
+from llmos.runtime.server.core.residency import Resident, to_remove
+from llmos.runtime.server.core.served import Builder, Served, ServedLanguageModel, release
+from llmos.runtime.server.core.settings import MIB
 
 _LOG = logging.getLogger("llmos.server")
 
@@ -55,7 +58,10 @@ class Registry:
         self._versions: dict[str, dict[int, Loaded]] = {}
         self._current: dict[str, Served] = {}  # the highest of each
         self._loading: dict[str, list[int]] = {}
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, tuple[dict[int, ArtifactFile], str]] = {}  # which files failed, and why
+        self._bytes: dict[Served, int] = {}
+        self._demanded: dict[str, asyncio.Task[None]] = {}
+        self._unloaded: set[str] = set()  # dynamic models that somebody has unloaded
         self._retiring: dict[Served, asyncio.Task[None]] = {}
         self._closed = False
         _check_names([model.name for model in models])
@@ -114,8 +120,27 @@ class Registry:
             return VersionState(name, str(version), READY)
         if version in self._loading.get(name, ()):
             return VersionState(name, str(version), LOADING)
-        reason = self._failures.get(name, "not loaded") if wanted else "not in the version policy"
-        return VersionState(name, str(version), UNAVAILABLE, reason)
+        _, failure = self._failures.get(name, ({}, "loaded on request" if self._on_request(name) else "not loaded"))
+        return VersionState(name, str(version), UNAVAILABLE, failure if wanted else "not in the version policy")
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the bytes of the files and caches of all models in memory, those that are being released included."""
+        return sum(self._bytes.values())
+
+    def is_ready(self, name: str, version: str | None = None) -> bool:
+        """Return whether a request for it is served, if need be once it is loaded. Raises HttpError 404 for what is not there."""
+        if name in self._versions or not self._on_request(name):
+            self.find(name, version)
+            return True
+        wanted = self.repository.wanted(name)
+        if not wanted or (version and version not in map(str, wanted)):
+            raise self._missing(name, {})
+        return self._failures.get(name, ({}, ""))[0] != wanted
+
+    def _on_request(self, name: str) -> bool:
+        """Return whether requests load a model of this name."""
+        return self.repository.is_dynamic(name) and name not in self._unloaded
 
     # Changes.
 
@@ -126,6 +151,44 @@ class Registry:
                 self._switch(name, self._made(name, {}, again=False))
             except HttpError as error:
                 raise UserError(str(error)) from error
+        budget = self._builder.settings.memory_budget_bytes
+        if budget and self.num_bytes > budget:
+            raise UserError(f"the models take {_mib(self.num_bytes)}, and the memory budget is {_mib(budget)}")
+
+    async def on_demand(self, name: object, deadline_s: float) -> None:
+        """Load a dynamic model that is not in memory; does nothing for any other. deadline_s: of time.perf_counter.
+
+        Raises DeadlineError, or HttpError 503 if it can't be loaded. No await between this and `find` may let it go again.
+        """
+        while isinstance(name, str) and name not in self._versions and self._on_request(name):
+            failed, failure = self._failures.get(name, ({}, ""))
+            wanted = self.repository.wanted(name)
+            if not wanted:
+                return
+            if failed == wanted:  # it is not read again before it changes
+                raise HttpError(503, failure, code="model_failed")
+            task = self._demanded.get(name)
+            if task is None:
+                task = self._demanded[name] = asyncio.ensure_future(self._change(partial(self._load_demanded, name)))
+                task.add_done_callback(partial(self._demand_ended, name))
+            done, _ = await asyncio.wait([task], timeout=left_s(deadline_s))
+            if not done:
+                raise DeadlineError(f"model '{name}' was not loaded in time")
+            task.result()  # it may have made room for another meanwhile
+
+    def _demand_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._demanded[name]
+        if not task.cancelled():
+            task.exception()  # nobody may have waited so long
+
+    async def _load_demanded(self, name: str) -> None:
+        if name in self._versions:
+            return
+        try:
+            await self._load(name, again=False)
+        except UserError as error:
+            _LOG.error("%s", error)
+            raise HttpError(503, str(error), code="model_failed") from error
 
     def require_control(self, name: str) -> None:
         """Raise HttpError 400 for a model that follows the repository's folder, which would undo another change."""
@@ -152,23 +215,69 @@ class Registry:
 
     async def _load(self, name: str, again: bool) -> None:
         have = dict(self._versions.get(name, {}))
-        self._loading[name] = [version for version in self.repository.wanted(name) if again or version not in have]
+        wanted = self.repository.wanted(name)
+        new = [version for version, file in wanted.items() if again or version not in have or have[version][1] != file]
+        self._loading[name] = [version for version in new if version not in have]
         try:
+            await self._make_room(name, sum(wanted[version].num_bytes for version in new))
             made = await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._made, name, have, again=again))
-        except LlmosError as error:
-            self._failures[name] = str(error)
+        except UserError as error:
+            self._failures[name] = (wanted, str(error))
             raise
         finally:
             del self._loading[name]
-        if self._closed:
-            _discard([served for version, (served, _) in made.items() if made[version] != have.get(version)])
-            raise ClosedError("the server is shutting down: its models don't change any more")
+        fresh = [loaded for version, loaded in made.items() if loaded != have.get(version)]
+        try:
+            if self._closed:
+                raise ClosedError("the server is shutting down: its models don't change any more")
+            await self._make_room(name, sum(map(_num_bytes, fresh)))
+        except LlmosError:
+            _discard([served for served, _ in fresh])
+            raise
         self._failures.pop(name, None)
+        self._unloaded.discard(name)
         self._switch(name, made)
         _LOG.info("model %s serves version %s", name, ", ".join(self.versions(name)))
 
+    async def _make_room(self, name: str, num_bytes: int) -> None:
+        """Unload dynamic models until so many bytes fit into the budget. Raises HttpError 503 if that is not enough, or not in time."""
+        settings = self._builder.settings
+        budget = settings.memory_budget_bytes
+        if not budget:
+            return
+        victims = to_remove(self._residents(name), num_bytes, budget)
+        if victims is None:
+            raise self._no_memory(name, num_bytes)
+        for victim in victims:
+            self._switch(victim, {})
+            self._builder.metrics.evictions.labels(victim).inc()
+            _LOG.info("model %s is unloaded, to make room for %s", victim, name)
+        ending = [self._retiring[served] for served in self._retiring if served.name in victims]
+        if ending:
+            await asyncio.wait(ending, timeout=settings.timeout_s)
+        if self.num_bytes + num_bytes > budget:
+            raise self._no_memory(name, num_bytes)
+
+    def _no_memory(self, name: str, num_bytes: int) -> HttpError:
+        used, budget = self.num_bytes, self._builder.settings.memory_budget_bytes
+        message = f"there is no memory for model '{name}': it takes {_mib(num_bytes)}, and {_mib(used)} of {_mib(budget)} are in use"
+        return HttpError(503, message, code="overloaded", headers=RETRY_SOON)
+
+    def _residents(self, loading: str) -> list[Resident]:
+        """Return what is in memory; what is being released can't be removed once more."""
+        found = [Resident(served.name, self._bytes[served], served.use.last_s, True, False) for served in self._retiring]
+        for name, versions in self._versions.items():
+            uses = [served.use for served, _ in versions.values()]
+            used = any(use.count for use in uses)
+            removable = name != loading and self._on_request(name) and all(file is not None for _, file in versions.values())
+            total = sum(self._bytes[served] for served, _ in versions.values())
+            found.append(Resident(name, total, max(use.last_s for use in uses), used, removable))
+        return found
+
     async def _unload(self, name: str) -> None:
         self.find(name)
+        if self.repository.is_dynamic(name):
+            self._unloaded.add(name)
         self._switch(name, {})
         _LOG.info("model %s is unloaded", name)
 
@@ -210,9 +319,10 @@ class Registry:
             self._versions.pop(name, None)
         self._current = {each: found[max(found)][0] for each, found in self._versions.items()}
         new, old = ([served for served, _ in each.values()] for each in (versions, before))
-        for served in new:
+        for served, file in versions.values():
             if served not in old:
                 self._builder.metrics.watch(served.engine)
+                self._bytes[served] = _num_bytes((served, file))
         for served in old:
             if served not in new:
                 self._retiring[served] = asyncio.get_running_loop().create_task(self._retire(served))
@@ -226,7 +336,7 @@ class Registry:
             _LOG.exception("version %d of model %s did not end as it should", served.version, served.name)
         finally:
             self._builder.metrics.unwatch(served.engine)
-            del self._retiring[served]
+            del self._retiring[served], self._bytes[served]
 
     # Polling.
 
@@ -240,6 +350,8 @@ class Registry:
             for name in [name for name, files in self._files().items() if files and not wanted.get(name)]:
                 await self._try(self.unload(name))
             for name, files in wanted.items():
+                if name not in self._versions and self.repository.is_dynamic(name):
+                    continue
                 if files and files not in (self._files().get(name), seen.get(name)):  # what has failed is not tried again before it changes
                     seen[name] = files
                     await self._try(self.load(name))
@@ -254,6 +366,8 @@ class Registry:
             await change
         except LlmosError as error:
             _LOG.error("%s", error)
+        except Exception:
+            _LOG.exception("a change of the models failed")
 
     # The end.
 
@@ -275,6 +389,17 @@ class Registry:
         self._thread.shutdown(wait=False, cancel_futures=True)
         for served in list(self.all()):
             served.engine.close()
+
+
+def _num_bytes(loaded: Loaded) -> int:
+    """Return the bytes of a version's file and caches, which are nearly all that it takes."""
+    served, file = loaded
+    caches = served.engine.num_blocks * served.text.spec.block_bytes if isinstance(served, ServedLanguageModel) else 0
+    return caches + (file.num_bytes if file is not None else 0)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:.1f} MiB"
 
 
 def _discard(versions: Sequence[Served]) -> None:

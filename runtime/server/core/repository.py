@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.runtime.errors import UserError
+from llmos.runtime.server.core.residency import DYNAMIC, STATIC
 
 ARTIFACT_FILE = "model.llmos"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -80,6 +81,11 @@ class ArtifactFile:
     path: Path
     stamp: Stamp
 
+    @property
+    def num_bytes(self) -> int:
+        """Return its size."""
+        return self.stamp[1]
+
     @classmethod
     def of(cls, path: Path) -> ArtifactFile:
         """Look at a file; one that can't be looked at has a stamp of its own, and says what is wrong when it is loaded."""
@@ -95,7 +101,8 @@ class Repository:
     """The artifacts that can be served, by name and version. Reads the folder at each question, and keeps nothing.
 
     listed: artifacts by their names, each version 1. folder: holds MODEL/VERSION/model.llmos, as Triton's does. policy: of models
-    that `policies` does not name. start: which models of the folder are loaded at the start; None: as `control` says.
+    that `policies` does not name. start: which models of the folder are loaded at the start; None: as `control` says. resource: of models
+    of the folder that `resources` does not name (`residency.py`).
     """
 
     listed: Mapping[str, Path] = field(default_factory=dict)
@@ -104,6 +111,8 @@ class Repository:
     policy: VersionPolicy = VersionPolicy()
     policies: Mapping[str, VersionPolicy] = field(default_factory=dict)
     start: tuple[str, ...] | None = None
+    resource: str = STATIC
+    resources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = next((name for name in self.listed if not NAME.fullmatch(name)), None)
@@ -127,7 +136,17 @@ class Repository:
         """Return the models of the folder that are loaded at the start."""
         if self.start is not None:
             return list(self.start)
-        return self.folder_names() if self.control.at_start else []
+        return [name for name in self.folder_names() if not self.is_dynamic(name)] if self.control.at_start else []
+
+    def is_dynamic(self, name: str) -> bool:
+        """Return whether a model of this name is loaded when a request needs it."""
+        return name not in self.listed and self.resources.get(name, self.resource) == DYNAMIC
+
+    def dynamic_names(self) -> list[str]:
+        """Return the models that are loaded when a request needs them."""
+        if DYNAMIC not in (self.resource, *self.resources.values()):
+            return []
+        return [name for name in self.folder_names() if self.is_dynamic(name)]
 
     def versions(self, name: str) -> dict[int, ArtifactFile]:
         """Return a model's versions, lowest first; none for an unknown name."""

@@ -48,8 +48,8 @@ class ServerSettings:
     traces and metrics are sent, such as "http://127.0.0.1:4317"; "" for nowhere. tls_cert, tls_key: files in PEM; the key may be in the
     file of the certificate.
     tool_parser: how models write calls of tools, "" for as their chat templates show.
-    repository_api: whether clients may load and unload models, too, not only who reaches the admin port. admin_keys: those that loading,
-    unloading and the admin port require; if empty, those of api_keys.
+    memory_budget_bytes: of the files and caches of all models; 0: any. repository_api: whether clients may load and unload models, too,
+    not only who reaches the admin port. admin_keys: those that loading, unloading and the admin port require; if empty, those of api_keys.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -67,6 +67,7 @@ class ServerSettings:
     response_cache_bytes: int = 0
     response_cache_ttl_s: float = 300.0
     response_cache_url: str = field(default="", repr=False)
+    memory_budget_bytes: int = 0
     repository_api: bool = False
     admin_keys: frozenset[str] = field(default=frozenset(), repr=False)
     access_log: bool = True
@@ -92,6 +93,8 @@ class ServerSettings:
             raise UserError(f"server settings: tool_parser must be one of {', '.join(PARSERS)}, not '{self.tool_parser}'")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise UserError("server settings: otlp_endpoint must be a URL such as http://127.0.0.1:4317")
+        if self.memory_budget_bytes < 0:
+            raise UserError("server settings: memory_budget_bytes can't be negative")
         if self.tls_key and not self.tls_cert:
             raise UserError("server settings: a key of TLS needs its certificate")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

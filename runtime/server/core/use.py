@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 
 class Use:
-    """Counts the requests that use one version of a model, which is released when the last of them has ended. On one event loop."""
+    """Counts the requests that use one version of a model, which is released when the last of them has ended. On one event loop.
+
+    last_s: when one of them last began, on time.monotonic.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.last_s = time.monotonic()
         self._ended: asyncio.Event | None = None
 
     def begin(self) -> None:
         """Count a request."""
         self.count += 1
+        self.last_s = time.monotonic()
 
     def end(self) -> None:
         """Count a request no more."""

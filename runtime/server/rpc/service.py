@@ -107,16 +107,17 @@ class Service:
     async def model_ready(self, message: bytes, call: Call) -> bytes:
         request = parsed(pb2.ModelReadyRequest, message)
         try:
-            self._registry.find(request.name, request.version)
-        except HttpError:
-            return bytes(pb2.ModelReadyResponse(ready=False).SerializeToString())
-        return bytes(pb2.ModelReadyResponse(ready=self._state.ready).SerializeToString())
+            ready = self._state.ready and self._registry.is_ready(request.name, request.version)
+        except HttpError:  # there is no such model
+            ready = False
+        return bytes(pb2.ModelReadyResponse(ready=ready).SerializeToString())
 
     async def server_metadata(self, message: bytes, call: Call) -> bytes:
         return bytes(pb2.ServerMetadataResponse(**server_metadata(self._state)).SerializeToString())
 
     async def model_metadata(self, message: bytes, call: Call) -> bytes:
         request = parsed(pb2.ModelMetadataRequest, message)
+        await self._registry.on_demand(request.name, call.deadline_s)
         found = model_metadata(self._state, request.name, request.version)
         return bytes(pb2.ModelMetadataResponse(**found).SerializeToString())
 
@@ -126,6 +127,7 @@ class Service:
         if large:
             hold(info, self._state, len(message))
         document, data = await self._document(message, call)
+        await self._registry.on_demand(document["model_name"], call.deadline_s)
         served = self._state.take_tensor_model(info, document["model_name"], document["model_version"])
         require_room(served)
         read = partial(read_infer, document, data, served.model.signature)
