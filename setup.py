@@ -21,6 +21,7 @@ setup(
         "llmos": ["py.typed"],
         "llmos.runtime.native": ["include/llmos/*.h", "examples/*.c"],
         "llmos.runtime.server.rpc": ["*.proto"],
+        "llmos.runtime.server.console": ["page.*"],
         "llmos.compiler.bench": ["*.c"],
     },
     # A plain shared library, loaded by ctypes and linked by C programs; it uses nothing of Python.

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import Route
 
+from llmos.runtime.server.console import console
 from llmos.runtime.server.core.endpoint import Endpoint
 from llmos.runtime.server.core.gateway import Gateway
 from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_served
@@ -21,7 +22,7 @@ from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.served import ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
 from llmos.runtime.server.core.state import ServerState
-from llmos.runtime.server.framework import add_error_handlers
+from llmos.runtime.server.framework import add_error_handlers, as_response
 from llmos.runtime.server.generation_routes import GenerationRoutes
 from llmos.runtime.server.inference.metadata import model_metadata, server_metadata
 from llmos.runtime.server.inference.tensors import require_datatypes
@@ -158,6 +159,10 @@ def _add_documentation(app: FastAPI, state: ServerState) -> None:
     @app.get("/openapi.json")
     async def openapi() -> dict[str, Any]:
         return found
+
+    @app.get("/")
+    async def page_of_server() -> Response:
+        return as_response(console())
 
     @app.get("/docs")
     async def docs() -> Response:

@@ -171,6 +171,7 @@ def document(*, keys: bool, root_path: str, repository: bool = False) -> Json:
         "/v1/embeddings": _post(_OPENAI, "Embeddings of texts", _EMBEDDINGS),
         "/v1/completions": _post(_OPENAI, "Text that follows a prompt", _COMPLETIONS, "text/event-stream"),
         "/v1/chat/completions": _post(_OPENAI, "An answer to a chat", _CHAT, "text/event-stream"),
+        "/": _get("documentation", "A page: models, live metrics and a playground", content_type="text/html"),
         "/openapi.json": _get("documentation", "This document"),
         "/docs": _get("documentation", "This document as a page", content_type="text/html"),
     }
@@ -180,12 +181,12 @@ def document(*, keys: bool, root_path: str, repository: bool = False) -> Json:
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         form = "OpenAIError" if path.startswith("/v1/") else "Error"
         for operation in methods.values():
-            operation["operationId"] = "_".join(part.strip("{}") for part in path.split("/") if part)
+            operation["operationId"] = "_".join(part.strip("{}") for part in path.split("/") if part) or "page"
             operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
             for status, response in operation["responses"].items():
                 if status != "200":
                     response["content"] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
-        if keys and "/health/" in path:
+        if keys and ("/health/" in path or path == "/"):
             methods["get"]["security"] = []
     ready: Json = {"application/json": {"schema": {"type": "object"}}}
     for path in paths:

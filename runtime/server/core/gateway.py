@@ -13,7 +13,7 @@ from llmos.runtime.server.core.http import FIRST_BYTE_S, INFO, App, Message, Rec
 from llmos.runtime.server.core.state import ServerState
 
 ACCESS_LOG = "llmos.access"
-OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})  # the page says nothing of the server
 ADMIN_PATHS = "/v2/repository/"  # as the paths begin that are the operator's on any port
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
