@@ -11,23 +11,23 @@ from llmos.compiler.backends.planning import before_integers, before_quantizing
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.calibration.advisor import budget_text, decide, require_faster, speedup
 from llmos.compiler.calibration.data import Call, calibration_inputs
-from llmos.compiler.calibration.fitted import with_fitted
+from llmos.compiler.calibration.fitted import Fitted, with_fitted
 from llmos.compiler.calibration.native import NativeProgram
 from llmos.compiler.calibration.plan import Choice, Plan
 from llmos.compiler.calibration.ranges import activation_ranges, with_ranges
-from llmos.compiler.calibration.rounding import fitted_rounding
+from llmos.compiler.calibration.rounding import fitted_bytes, fitted_rounding
 from llmos.compiler.calibration.sensitivity import Judge, SwitchedProgram
-from llmos.compiler.calibration.smoothing import fitted_vectors
-from llmos.compiler.calibration.statistics import activation_statistics
+from llmos.compiler.calibration.smoothing import corrections, smoothing_vectors
+from llmos.compiler.calibration.statistics import Observation, activation_statistics
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import EntryFunc
-from llmos.compiler.quant.scheme import AUTO, ROUNDED, ROUNDINGS, SMOOTHED, STATIC, Scheme, parse_scheme
+from llmos.compiler.quant.scheme import AUTO, ROUNDINGS, SMOOTHED, STATIC, Scheme, parse_scheme
 from llmos.compiler.support.progress import Progress
 from llmos.compiler.verify.accuracy import tolerance_for, unit_of
 from llmos.compiler.verify.samples import EXAMPLE_BYTES, Signature
 from llmos.passes.quant._candidates import Product, products_of, weight_products_of
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, fitted_of
+from llmos.passes.quant._fitted import CORRECT, NUMBERS, SCALE, SMOOTH, fitted_of
 from llmos.runtime.artifact.manifest import QUANT_PLAN
 from llmos.runtime.errors import UnsupportedError, UserError
 
@@ -54,19 +54,35 @@ def fit(imported: ImportedModel, options: CompileOptions, progress: Progress) ->
         found = activation_ranges(before_integers(imported, options, backend_of(options)), calls, options, progress.update)
         return _with_examples(with_ranges(imported, found), calls), options
     prepared, costs = before_quantizing(imported, options, backend_of(options)), backend_of(options).context(options).costs
-    if scheme.rounding:
-        taken = partial(weight_products_of, costs=costs, group=scheme.group)
-        return _with_examples(with_fitted(imported, fitted_rounding(prepared, calls, scheme, options, taken, progress)), calls), options
-    activations = activation_statistics(prepared, calls, options, partial(products_of, costs=costs), progress.update)
-    progress.phase("smoothing")
-    vectors = fitted_vectors(activations, progress.update)
-    fitted = with_fitted(imported, {SMOOTH: vectors.smooth, **({CORRECT: vectors.correct} if options.quant == AUTO else {})})
+    if scheme.group:
+        observed = Observation.of(prepared, options, partial(weight_products_of, costs=costs, group=scheme.group))
+        return _with_examples(with_fitted(imported, fitted_rounding(observed, calls, scheme, progress)), calls), options
+    fitted = with_fitted(
+        imported, _fitted_bytes(Observation.of(prepared, options, partial(products_of, costs=costs)), calls, options, progress)
+    )
     if options.calibrate is not None:
         fitted = _with_examples(fitted, calls)
     if options.quant != AUTO:
-        return fitted, replace(options, quant="w8a8:smooth")
+        return fitted, replace(options, quant=str(replace(scheme, is_smoothed=not scheme.rounding)))
     plan = _Advice(fitted, calls, options, progress).plan()
     return replace(fitted, metadata={**fitted.metadata, QUANT_PLAN: plan.to_json()}), replace(options, keep=plan.keep)
+
+
+def _fitted_bytes(observed: Observation, calls: list[Call], options: CompileOptions, progress: Progress) -> Fitted:
+    """Return what `w8a8` and `auto` fit: random examples, where there is no data, say nothing of how to round weights."""
+    scheme = parse_scheme(options.quant)
+    activations = activation_statistics(observed, calls, progress.update)
+    progress.phase("smoothing")
+    smooth = smoothing_vectors(activations, progress.update)
+    is_rounded = bool(scheme.rounding) or (scheme.numbers == AUTO and options.calibrate is not None)
+    rounded = fitted_bytes(observed, calls, smooth, progress) if is_rounded else {}
+    weights = {each.weight: each for each in observed.products}
+    return {
+        SMOOTH: smooth,
+        NUMBERS: {number: weights[number].as_stored(each.numbers) for number, each in rounded.items()},
+        SCALE: {number: each.scale for number, each in rounded.items()},
+        CORRECT: corrections(activations, smooth, rounded) if scheme.numbers == AUTO else {},
+    }
 
 
 def needs_data(options: CompileOptions) -> bool:
@@ -84,8 +100,8 @@ def _require_data(scheme: Scheme, options: CompileOptions) -> None:
     if scheme.numbers == STATIC and options.calibrate is None:
         raise UserError(f"--quant {scheme} takes the ranges of activations from data: give some with --calibrate FILE")
     if options.calibrate is not None and not (scheme.rounding or scheme.numbers in (AUTO, STATIC, *SMOOTHED)):
-        is_rounded = scheme.group and scheme.numbers in ROUNDED
-        better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in ROUNDINGS)}" if is_rounded else ""
+        roundings = ROUNDINGS.get(scheme.numbers, ()) if scheme.group else ()
+        better = f"; with data there are {' and '.join(f'{scheme}:{each}' for each in roundings)}" if roundings else ""
         raise UserError(f"--quant {scheme} rounds to nearest and takes no --calibrate{better}")
 
 

@@ -1,4 +1,4 @@
-"""Weights in 4 bits rounded on calibration data: by GPTQ, or to nearest behind AWQ's scaling."""
+"""Weights rounded on calibration data: by GPTQ, or to nearest behind AWQ's scaling."""
 
 from __future__ import annotations
 
@@ -6,39 +6,55 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.calibration.fitted import Fitted
-from llmos.compiler.calibration.statistics import Activation, Observation, ProductsOf, Read, Step, activation_statistics
-from llmos.compiler.frontend.model import ImportedModel
+from llmos.compiler.calibration.statistics import Activation, Observation, Read, Step, activation_statistics
 from llmos.compiler.quant.awq import scale_search
-from llmos.compiler.quant.gptq import gptq
+from llmos.compiler.quant.gptq import gptq, gptq_int8
+from llmos.compiler.quant.int8 import Int8Weight
 from llmos.compiler.quant.nibbles import Nibbles
 from llmos.compiler.quant.scheme import Scheme
 from llmos.compiler.support.progress import Progress
 from llmos.passes.quant._fitted import NUMBERS, SCALE, SMOOTH, ZERO_POINT
 
+Readers = Mapping[tuple[int, ...], list[Read]]  # a product of each weight, by all activations that meet it
+
 HESSIAN_BYTES = 1 << 30  # of second moments that are held together; what needs more takes further runs over the data
 
 
-def fitted_rounding(
-    prepared: ImportedModel,
-    inputs: Sequence[Sequence[np.ndarray]],
-    scheme: Scheme,
-    options: CompileOptions,
-    products: ProductsOf,
-    progress: Progress,
-) -> Fitted:
-    """Return what makes the products by rounded weights nearest to those of floats.
+def fitted_rounding(observation: Observation, inputs: Sequence[Sequence[np.ndarray]], scheme: Scheme, progress: Progress) -> Fitted:
+    """Return what makes the products by weights of 4 bits nearest to those of floats.
 
-    prepared: what `before_quantizing` gave. products: those whose weights are rounded. Raises UserError where an activation is NaN or
-    infinite.
+    Raises UserError where an activation is NaN or infinite.
     """
     if scheme.rounding == "gptq":
-        return _by_hessians(Observation.of(prepared, options, products), inputs, scheme.group, progress)
+        return _nibbles(observation, inputs, scheme.group, progress)
     progress.phase("calibration")
-    activations = activation_statistics(prepared, inputs, options, products, progress.update)
+    activations = activation_statistics(observation, inputs, progress.update)
     progress.phase("scale search")
     return {SMOOTH: dict(_vectors(activations, scheme.group, progress.update))}
+
+
+def fitted_bytes(
+    observation: Observation, inputs: Sequence[Sequence[np.ndarray]], smooth: Mapping[int, np.ndarray], progress: Progress
+) -> Mapping[int, Int8Weight]:
+    """Return weights of 8 bits by GPTQ, by `Product.weight`; those of several activations or axes are left to be rounded to nearest.
+
+    smooth: vectors that activations are divided by, and weights multiplied, by `Product.activation`. Raises UserError as above.
+    """
+    readers = {lefts: [each for each in reads if each.is_matrix] for lefts, reads in _readers(observation).items() if len(lefts) == 1}
+    found: dict[int, Int8Weight] = {}
+    for [activation], products, hessian in _hessians(
+        observation, inputs, {lefts: each for lefts, each in readers.items() if each}, progress
+    ):
+        vector = smooth.get(activation, np.ones(len(hessian), np.float32))
+        weights = [observation.weight(product) * vector for product in products]
+        rounded = gptq_int8(np.concatenate(weights), hessian / np.outer(vector, vector).astype(np.float64))
+        start = 0
+        for product, weight in zip(products, weights, strict=True):
+            part = slice(start, start + len(weight))
+            found[product.weight] = Int8Weight(rounded.numbers[part], rounded.scale[part])
+            start += len(weight)
+    return found
 
 
 def _vectors(activations: Mapping[int, Activation], group: int, step: Step) -> Iterator[tuple[int, np.ndarray]]:
@@ -60,10 +76,23 @@ class _Hessian:
         self.matrix += wide.T @ wide
 
 
-def _by_hessians(observation: Observation, inputs: Sequence[Sequence[np.ndarray]], group: int, progress: Progress) -> Fitted:
+def _nibbles(observation: Observation, inputs: Sequence[Sequence[np.ndarray]], group: int, progress: Progress) -> Fitted:
     """GPTQ on the activations of the float model."""
-    done, made = 0, {NUMBERS: dict[int, np.ndarray](), SCALE: dict[int, np.ndarray](), ZERO_POINT: dict[int, np.ndarray]()}
-    readers = _readers(observation)
+    made = {NUMBERS: dict[int, np.ndarray](), SCALE: dict[int, np.ndarray](), ZERO_POINT: dict[int, np.ndarray]()}
+    for _lefts, products, hessian in _hessians(observation, inputs, _readers(observation), progress):
+        weights = [observation.weight(product) for product in products]
+        rounded = gptq(np.concatenate(weights), hessian, group)
+        for product, part in zip(products, _split(rounded, [len(each) for each in weights]), strict=True):
+            for prefix, array in ((NUMBERS, part.numbers), (SCALE, part.scale), (ZERO_POINT, part.zero_point)):
+                made[prefix][product.weight] = product.as_stored(array)
+    return made
+
+
+def _hessians(
+    observation: Observation, inputs: Sequence[Sequence[np.ndarray]], readers: Readers, progress: Progress
+) -> Iterator[tuple[tuple[int, ...], list[Read], np.ndarray]]:
+    """Yield the second moments of each key of `readers`, with its products. Runs the data as often as HESSIAN_BYTES makes it."""
+    done = 0
     for parts in _rounds(readers):
         progress.phase("calibration")
         hessians = {activations: _Hessian(products[0].channels) for activations, products in parts.items()}
@@ -74,17 +103,9 @@ def _by_hessians(observation: Observation, inputs: Sequence[Sequence[np.ndarray]
         observation.run(inputs, collectors, progress.update)
         progress.phase("GPTQ")
         for activations, products in parts.items():
-            weights = [observation.weight(product) for product in products]
-            rounded = gptq(np.concatenate(weights), hessians.pop(activations).matrix, group)
-            for product, part in zip(products, _split(rounded, [len(each) for each in weights]), strict=True):
-                for prefix, array in ((NUMBERS, part.numbers), (SCALE, part.scale), (ZERO_POINT, part.zero_point)):
-                    made[prefix][product.weight] = np.ascontiguousarray(array if product.axes[1] else array.T)
+            yield activations, products, hessians.pop(activations).matrix
             done += 1
             progress.update(done, len(readers))
-    return made
-
-
-Readers = Mapping[tuple[int, ...], list[Read]]  # a product of each weight, by all activations that meet it
 
 
 def _readers(observation: Observation) -> Readers:

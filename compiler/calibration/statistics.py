@@ -27,31 +27,31 @@ class Activation:
     """The left side of products, its channels last.
 
     largest: float32 [k], of magnitudes. rows: float32 [at most MAX_ROWS, k]. weights: float32 [n, k], the right sides of the products that
-    read it, by `Product.number`.
+    read it, by `Product.number`; numbers: `Product.weight` of these, likewise.
     """
 
     largest: np.ndarray
     rows: np.ndarray
     weights: Mapping[int, np.ndarray]
+    numbers: Mapping[int, int]
 
 
 ProductsOf = Callable[[EntryFunc], list[Product]]  # those that quantization takes
 
 
-def activation_statistics(
-    prepared: ImportedModel, inputs: Sequence[Sequence[np.ndarray]], options: CompileOptions, products: ProductsOf, step: Step
-) -> dict[int, Activation]:
-    """Run what `before_quantizing` gave on calibration inputs; return what each activation was, by `Product.activation`.
+def activation_statistics(observation: Observation, inputs: Sequence[Sequence[np.ndarray]], step: Step) -> dict[int, Activation]:
+    """Run an observed model on calibration inputs; return what each activation was, by `Product.activation`.
 
     Those whose products sum along several axes are left out. Raises UserError where one is NaN or infinite.
     """
-    observation = Observation.of(prepared, options, products)
     collected = {number: _Collector() for number in observation.activations}
     observation.run(inputs, {number: [each] for number, each in collected.items()}, step)
     found = dict[int, dict[int, np.ndarray]]()
+    numbers = dict[int, dict[int, int]]()
     for each in observation.products:
         found.setdefault(each.activation, {})[each.number] = observation.weight(each)
-    return {number: each.activation(found[number]) for number, each in collected.items()}
+        numbers.setdefault(each.activation, {})[each.number] = each.weight
+    return {number: each.activation(found[number], numbers[number]) for number, each in collected.items()}
 
 
 class Collector(Protocol):
@@ -115,7 +115,10 @@ def _finite(rows: np.ndarray, label: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Read:
-    """A product without its ops. axes: of the channels on both sides; source: the weight that its right side is, or ""."""
+    """A product without its ops.
+
+    axes: of the channels on both sides. source: the weight that its right side is, or "". is_matrix: whether the right side is one.
+    """
 
     number: int
     activation: int
@@ -124,6 +127,11 @@ class Read:
     axes: tuple[int, int]
     channels: int
     source: str
+    is_matrix: bool
+
+    def as_stored(self, array: np.ndarray) -> np.ndarray:
+        """Return [n, k] with the axes of the right side, a matrix."""
+        return np.ascontiguousarray(array if self.axes[1] else array.T)
 
 
 def _observed(entry: EntryFunc, products: ProductsOf) -> list[Read]:
@@ -139,8 +147,8 @@ def _observed(entry: EntryFunc, products: ProductsOf) -> list[Read]:
 
 
 def _read(product: Product, axes: tuple[int, int], source: str) -> Read:
-    channels = int(product.contraction.rhs.type.shape[axes[1]])
-    return Read(product.number, product.activation, product.weight, product.label, axes, channels, source)
+    shape = product.contraction.rhs.type.shape
+    return Read(product.number, product.activation, product.weight, product.label, axes, int(shape[axes[1]]), source, len(shape) == 2)
 
 
 def _channels_last(array: np.ndarray, axis: int) -> np.ndarray:
@@ -181,6 +189,6 @@ class _Collector:
             self._rows = np.concatenate([old[chosen[chosen < before]], rows[chosen[chosen >= before] - before]])
             self._kept = keys[chosen]
 
-    def activation(self, weights: Mapping[int, np.ndarray]) -> Activation:
+    def activation(self, weights: Mapping[int, np.ndarray], numbers: Mapping[int, int]) -> Activation:
         assert self._largest is not None and self._rows is not None
-        return Activation(self._largest, self._rows, weights)
+        return Activation(self._largest, self._rows, weights, numbers)

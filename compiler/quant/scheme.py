@@ -8,8 +8,8 @@
 `a16` leaves activations as they are, and so does `fp8`, weights in 8 bits of floating point (E4M3). `g128` gives each 128 weights along the
 sums a scale of their own; `w4a8` without a size is for models that store weights in 4 bits, which stay as they are, as what is in float
 does. `gptq` and `awq` say how weights are rounded; without either, to nearest. `smooth` moves outliers of activations into weights, by
-calibration (SmoothQuant). `cle` evens out the channels between two products (cross-layer equalization). `auto` is `w8a8:smooth` with
-corrected products and a plan of those that stay in float.
+calibration (SmoothQuant), and so does `w8a8:gptq`. `cle` evens out the channels between two products (cross-layer equalization). `auto` is
+`w8a8:gptq` with corrected products and a plan of those that stay in float; without data its weights are rounded to nearest.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ STATIC = "w8a8-static"
 FP8 = "fp8"
 GROUPED = ("w4a8", "w4a16")  # their weights have scales in groups
 KEPT = "w4a8"  # also of the weights alone that a model stores in 4 bits
-ROUNDED = GROUPED  # their weights may be rounded better than to nearest
 NUMBERS = ("w8a8", STATIC, "w8a16", FP8, *GROUPED)
-ROUNDINGS = ("gptq", "awq")
+ROUNDINGS = {"w8a8": ("gptq",), **dict.fromkeys(GROUPED, ("gptq", "awq"))}  # better than to nearest
 SMOOTH = "smooth"
 EQUALIZED = "cle"
 SMOOTHED = ("w8a8",)  # their activations may be smoothed
@@ -66,7 +65,7 @@ def parse_scheme(text: str) -> Scheme:
     """Parse a scheme. Raises UserError, with the nearest schemes, for text that is none."""
     numbers, *options = text.split(":")
     groups = [int(found[1]) for each in options if (found := re.fullmatch(r"g([1-9]\d{0,6})", each))]
-    roundings = [each for each in options if each in ROUNDINGS]
+    roundings = [each for each in options if each in ROUNDINGS["w4a16"]]
     smooth, equalized = options.count(SMOOTH), options.count(EQUALIZED)
     is_known = numbers in (AUTO, *NUMBERS) and len(groups) + len(roundings) + smooth + equalized == len(options)
     if not is_known or max(len(groups), len(roundings), smooth, equalized) > 1:
@@ -76,8 +75,8 @@ def parse_scheme(text: str) -> Scheme:
         raise UserError(f"--quant {text}: say how many weights share a scale, {numbers}:g32, :g64 or :g128")
     if (
         (scheme.group and numbers not in GROUPED)
-        or (scheme.rounding and numbers not in ROUNDED)
-        or (scheme.is_smoothed and numbers not in SMOOTHED)
+        or (scheme.rounding and scheme.rounding not in ROUNDINGS.get(numbers, ()))
+        or (scheme.is_smoothed and (numbers not in SMOOTHED or scheme.rounding))
         or (scheme.is_equalized and numbers != STATIC)
     ):
         raise UserError(_unknown(text))
@@ -87,7 +86,7 @@ def parse_scheme(text: str) -> Scheme:
 def schemes() -> list[str]:
     """Every scheme."""
     grouped = [f"{numbers}:g{group}" for numbers in GROUPED for group in GROUPS]
-    rounded = [f"{each}:{rounding}" for each in grouped if each.startswith(ROUNDED) for rounding in ROUNDINGS]
+    rounded = [f"{each}:{rounding}" for each in ("w8a8", *grouped) for rounding in ROUNDINGS[each.split(":")[0]]]
     smoothed = [f"{numbers}:{SMOOTH}" for numbers in SMOOTHED]
     return [*(each for each in NUMBERS if each not in GROUPED), KEPT, *smoothed, f"{STATIC}:{EQUALIZED}", *grouped, *rounded, AUTO]
 

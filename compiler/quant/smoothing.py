@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from llmos.compiler.quant.int8 import Int8Weight
+
 EXPONENTS = (0.3, 0.4, 0.5, 0.6)
 SMALLEST, LARGEST = 1e-5, 1e5  # of an element
 
@@ -30,20 +32,21 @@ def smoothing_vector(largest: np.ndarray, rows: np.ndarray, weight: np.ndarray) 
     return best
 
 
-def correction(rows: np.ndarray, weight: np.ndarray, vector: np.ndarray | None) -> np.ndarray:
+def correction(rows: np.ndarray, weight: np.ndarray, vector: np.ndarray | None, rounded: np.ndarray) -> np.ndarray:
     """Return the mean error of each column of the W8A8 product of float32 [rows, k] and [n, k], smoothed by `vector`: float32 [n].
 
-    Added to the product, it leaves errors of mean 0 (Nagel et al., arXiv 1906.04721).
+    rounded: float32 [n, k], what weight * vector is rounded to. Added to the product, the correction leaves errors of mean 0 (Nagel et
+    al., arXiv 1906.04721).
     """
     smooth = np.ones(rows.shape[1], np.float32) if vector is None else vector
-    got = rounded_rows(rows * (1 / smooth)) @ rounded_columns(weight * smooth).T
+    got = rounded_rows(rows * (1 / smooth)) @ rounded.T
     mean: np.ndarray = (rows @ weight.T - got).mean(0, dtype=np.float64)
     return mean.astype(np.float32)
 
 
 def product_error(rows: np.ndarray, weight: np.ndarray, exact: np.ndarray) -> float:
     """Return the mean squared error of the W8A8 product of float32 [rows, k] and [n, k] against `exact`, [rows, n]."""
-    got = rounded_rows(rows) @ rounded_columns(weight).T
+    got = rounded_rows(rows) @ Int8Weight.nearest(weight).values.T
     return float(np.mean(np.square(got - exact)))
 
 
@@ -53,13 +56,6 @@ def rounded_rows(x: np.ndarray) -> np.ndarray:
     scale = _nonzero(high / 255 - low / 255)
     zero = np.round(-low / scale)
     rounded: np.ndarray = (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
-    return rounded
-
-
-def rounded_columns(w: np.ndarray) -> np.ndarray:
-    """Return float32 [n, k] as the symmetric 8-bit numbers of each n give it."""
-    scale = _nonzero(np.abs(w).max(1, keepdims=True, initial=0) / 127)
-    rounded: np.ndarray = np.clip(np.round(w / scale), -127, 127) * scale
     return rounded
 
 

@@ -5,8 +5,8 @@
 `quant.correct.<number>`: float32 [n], what is added to each row of a quantized product, the mean of its error (bias correction,
 arXiv 1906.04721); the number is `Product.number`.
 `quant.numbers.<number>`: uint8, of a weight's shape, its numbers of 4 bits, `quant.scale.<number>`: float32, and
-`quant.zero_point.<number>`: uint8, both with groups in the place of the axis of the sums (GPTQ, arXiv 2210.17323); the number is
-`Product.weight`.
+`quant.zero_point.<number>`: uint8, both with groups in the place of the axis of the sums; or int8 numbers of 8 bits and float32 scales
+[n] (GPTQ, arXiv 2210.17323); the number is `Product.weight`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NUMBERS, SCALE, ZERO_POINT = "quant.numbers.", "quant.scale.", "quant.zero_point
 
 
 def add_fitted(entry: EntryFunc, prefix: str, arrays: Mapping[int, np.ndarray]) -> dict[str, Weight]:
-    """Append an argument, float32 or uint8, for each array; return what they are bound to, by name. prefix: one of the five."""
+    """Append an argument, float32 or of 8 bits, for each array; return what they are bound to, by name. prefix: one of the five."""
     found = {f"{prefix}{number}": Weight.of(array) for number, array in arrays.items()}
     with entry.op.context, ir.Location.unknown():
         for name, weight in found.items():

@@ -15,7 +15,7 @@ from llmos.passes._contracts import WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import ONLY_LINALG_GENERICS, Property
 from llmos.passes.quant._candidates import MIN_K, MIN_N, Product, products_of
-from llmos.passes.quant._fitted import CORRECT, SMOOTH, divided, drop_unused, fitted_of, multiplied
+from llmos.passes.quant._fitted import CORRECT, NUMBERS, SCALE, SMOOTH, divided, drop_unused, fitted_of, multiplied
 from llmos.passes.quant._generics import Read, after, axis_sizes, constant, elementwise, reduced
 from llmos.passes.quant._products import integer_sums, is_zero, over_result, summed_axes
 from llmos.passes.quant._rounding import ZERO_POINT, Quantized, asymmetric, symmetric
@@ -47,7 +47,8 @@ class QuantizeContractions(Pass):
     so that what is computed from it is NaN.
 
     Weights of the module say what calibration has fitted (passes/quant/_fitted.py): by `quant.smooth.<number>` x is divided along the
-    sums before, and w multiplied (SmoothQuant), and `quant.correct.<number>` is added to each row of a product. Where there is a weight
+    sums before, and w multiplied (SmoothQuant), `quant.correct.<number>` is added to each row of a product, and `quant.numbers.<number>`
+    and `quant.scale.<number>` take the place of qw and sw (GPTQ). Where there is a weight
     `quant.switches`, each product stays beside its quantized form, and its element of that weight chooses between them at run time: so
     one program measures what each product's rounding costs.
 
@@ -74,7 +75,9 @@ class QuantizeContractions(Pass):
             entry = EntryFunc(func)
             products = products_of(entry, context.costs, self.min_k, self.min_n)
             self._check(len(products))
-            tensors, switches = _Tensors(self.symmetric, fitted_of(entry, SMOOTH), fitted_of(entry, CORRECT)), switches_of(entry)
+            smooth, correct, numbers, scales = (fitted_of(entry, prefix) for prefix in (SMOOTH, CORRECT, NUMBERS, SCALE))
+            tensors = _Tensors(self.symmetric, smooth, correct, numbers, scales)
+            switches = switches_of(entry)
             for each in products:
                 if each.number not in self.keep:
                     _quantize(each, tensors, switches)
@@ -94,6 +97,8 @@ class _Tensors:
     symmetric: bool
     smoothing: Mapping[int, ir.Value]
     corrections: Mapping[int, ir.Value]
+    numbers: Mapping[int, ir.Value]
+    scales: Mapping[int, ir.Value]
     left: dict[tuple[ir.Value, tuple[int, ...]], Quantized] = field(default_factory=dict)
     right: dict[tuple[ir.Value, tuple[int, ...], ir.Value | None], tuple[Quantized, ir.Value]] = field(default_factory=dict)
 
@@ -110,9 +115,15 @@ class _Tensors:
         vector = self._vector(product)
         w, axes, _ = key = product.contraction.rhs, summed_axes(product.contraction, product.contraction.right), vector
         if key not in self.right:
-            made = symmetric(w if vector is None else multiplied(w, vector, axes[0]), axes, "int8")
+            made = self._fitted(product) or symmetric(w if vector is None else multiplied(w, vector, axes[0]), axes, "int8")
             self.right[key] = made, _totals(made.numbers, axes, ZERO_POINT if self.symmetric else 1)
         return self.right[key]
+
+    def _fitted(self, product: Product) -> Quantized | None:
+        if product.weight not in self.numbers:
+            return None
+        kept = tuple(axis for axis in range(2) if axis != summed_axes(product.contraction, product.contraction.right)[0])
+        return Quantized(self.numbers[product.weight], self.scales[product.weight], kept)
 
     def _vector(self, product: Product) -> ir.Value | None:
         return self.smoothing.get(product.activation) if product.channel_axes else None

@@ -18,7 +18,7 @@ from llmos.compiler.backends.planning import before_quantizing
 from llmos.compiler.backends.registry import backend_of
 from llmos.compiler.calibration import fit as fitting
 from llmos.compiler.calibration.advisor import require_faster, speedup
-from llmos.compiler.calibration.statistics import MAX_ROWS, activation_statistics
+from llmos.compiler.calibration.statistics import MAX_ROWS, Observation, activation_statistics
 from llmos.compiler.driver import Artifact
 from llmos.compiler.frontend.torch import import_torch
 from llmos.compiler.ir.functions import EntryFunc
@@ -96,7 +96,8 @@ def test_statistics_are_those_of_hooks() -> None:
     arrays = [(x.numpy(),) for x in calls]
     steps: list[tuple[int, int]] = []
     costs = backend_of(options).context(options).costs
-    found = activation_statistics(prepared, arrays, options, partial(products_of, costs=costs), lambda *step: steps.append(step))
+    observed = Observation.of(prepared, options, partial(products_of, costs=costs))
+    found = activation_statistics(observed, arrays, lambda *step: steps.append(step))
     assert steps == [(1, 3), (2, 3), (3, 3)] and sorted(found) == [0, 1, 2]
     for number, name in enumerate(("query", "up")):
         want = torch.cat(seen[name]).detach().numpy()
@@ -130,6 +131,7 @@ def test_an_earlier_fit_is_replaced_and_smoothing_adds_no_corrections() -> None:
         imported, _ = fitting.fit(imported, CompileOptions(quant=scheme, repro=None), Progress())
         names.append([each.name for each in EntryFunc.of(imported.module).arguments if each.name.startswith("quant.")])
     assert names[0] == names[1] and "quant.smooth.0" in names[0] and not [each for each in names[0] if "correct" in each]
+    assert not [each for each in names[0] if "numbers" in each]
 
 
 def test_smoothing_by_the_examples_of_the_model(tmp_path: Path) -> None:

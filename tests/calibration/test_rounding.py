@@ -1,4 +1,4 @@
-"""Weights in 4 bits rounded on data: better than to nearest in whole models, and what is refused."""
+"""Weights rounded on data: better than to nearest in whole models, and what is refused."""
 
 from __future__ import annotations
 
@@ -86,19 +86,23 @@ def test_a_net_is_nearer_to_floats_than_by_rounding_to_nearest(tmp_path: Path) -
     assert Opened.open(path).manifest.metadata["quant"] == "w4a8:g32:gptq"
 
 
+def test_weights_of_eight_bits_are_nearer_to_floats_too(tmp_path: Path) -> None:
+    """Beside the same products by weights that are rounded to nearest; most of what is left is the rounding of activations."""
+    data, fresh, path = [(rows(64, seed),) for seed in range(4)], rows(300, 99), tmp_path / "m.llmos"
+    nearest = error(compiled("w8a8", data), path, fresh)
+    size = weight_bytes(path)
+    assert error(compiled("w8a8:gptq", data), path, fresh) < 0.8 * nearest
+    assert Opened.open(path).manifest.metadata["quant"] == "w8a8:gptq"
+    assert weight_bytes(path) == size
+
+
 def fitted(scheme: str, calls: list[torch.Tensor]) -> rounding.Fitted:
     imported = import_torch(net(), (rows(8, 1),), ({0: torch.export.Dim("batch", min=1, max=512)},), name="m")
     options = CompileOptions(quant=scheme, repro=None)
     prepared, costs = before_quantizing(imported, options, backend_of(options)), backend_of(options).context(options).costs
     chosen = parse_scheme(scheme)
-    return rounding.fitted_rounding(
-        prepared,
-        [(x.numpy(),) for x in calls],
-        chosen,
-        options,
-        lambda entry: weight_products_of(entry, costs, chosen.group),
-        Progress(),
-    )
+    observed = Observation.of(prepared, options, lambda entry: weight_products_of(entry, costs, chosen.group))
+    return rounding.fitted_rounding(observed, [(x.numpy(),) for x in calls], chosen, Progress())
 
 
 @pytest.mark.slow
@@ -125,6 +129,7 @@ def test_hessians_that_do_not_fit_take_further_runs(monkeypatch: pytest.MonkeyPa
             "--quant w4a16:g32:gptq rounds weights by what the model sees: give texts or arrays with --calibrate FILE",
         ),
         ("w4a16:g64:awq", None, "--quant w4a16:g64:awq rounds weights by what the model sees"),
+        ("w8a8:gptq", None, "--quant w8a8:gptq rounds weights by what the model sees"),
         ("w4a16:g32:gptq", [(torch.zeros(4, 3),)], "has the shape [4, 3] where the model takes"),
         ("w4a16:g32:gptq", [], "calibrate is empty"),
         ("w4a16:g32:gptq", [(torch.full((4, WIDTH), 3e38),)], "calibration inputs make NaN or infinite values in front of"),

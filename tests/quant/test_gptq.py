@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmos.compiler.quant.gptq import BLOCK, gptq
+from llmos.compiler.quant.gptq import BLOCK, gptq, gptq_int8
+from llmos.compiler.quant.int8 import Int8Weight
 from llmos.compiler.quant.nibbles import Grid, Nibbles, nearest
 from llmos.compiler.quant.scheme import GROUPS
 
@@ -24,7 +25,7 @@ def hessian(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def error(rows: np.ndarray, weight: np.ndarray, made: Nibbles) -> float:
+def error(rows: np.ndarray, weight: np.ndarray, made: Nibbles | Int8Weight) -> float:
     """Of the product, relative to it."""
     return float(np.linalg.norm(rows @ (made.values - weight).T) / np.linalg.norm(rows @ weight.T))
 
@@ -80,3 +81,24 @@ def test_fewer_rows_than_channels() -> None:
     assert error(rows[:5], weight, made) < 0.5 * error(rows[:5], weight, nearest(weight, 128))
     nothing = gptq(weight, np.zeros((256, 256)), 128)
     np.testing.assert_array_equal(nothing.numbers, nearest(weight, 128).numbers)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from([64, 128, 200, 384]))
+def test_eight_bits_with_a_scale_a_row(seed: int, k: int) -> None:
+    rows, weight = correlated(seed, k)
+    weight[7] = 0
+    seen, fresh = rows[:384], rows[384:]
+    made, plain = gptq_int8(weight, hessian(seen)), Int8Weight.nearest(weight)
+    assert error(seen, weight, made) < 0.5 * error(seen, weight, plain)
+    assert error(fresh, weight, made) < 0.6 * error(fresh, weight, plain)
+    assert made.numbers.dtype == np.int8 and made.numbers.min() >= -127 and not made.numbers[7].any() and made.scale[7] == 1
+    np.testing.assert_array_equal(made.scale, plain.scale)
+
+
+def test_eight_bits_of_rows_that_are_not_finite() -> None:
+    rows, weight = correlated(2, 128)
+    weight[3, 70], weight[5, 1] = np.nan, np.inf
+    made = gptq_int8(weight, hessian(rows))
+    assert np.isnan(made.scale[[3, 5]]).all() and np.isfinite(np.delete(made.scale, [3, 5])).all()
+    np.testing.assert_array_equal(np.delete(made.numbers, [3, 5], 0), gptq_int8(np.delete(weight, [3, 5], 0), hessian(rows)).numbers)

@@ -17,6 +17,7 @@ def test_what_a_scheme_says() -> None:
     assert parse_scheme("w8a8") == Scheme("w8a8")
     assert parse_scheme("w4a16:g128:gptq") == Scheme("w4a16", 128, "gptq")
     assert parse_scheme("w4a8") == Scheme("w4a8")
+    assert parse_scheme("w8a8:gptq") == Scheme("w8a8", rounding="gptq")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,9 @@ def test_what_a_scheme_says() -> None:
         ("w8a8:smooth:smooth", "did you mean w8a8:smooth"),
         ("w8a8-static:smooth", "did you mean"),
         ("w8a8:cle", "did you mean"),
+        ("w8a8:awq", "did you mean"),
+        ("w8a8:smooth:gptq", "did you mean"),
+        ("w8a8-static:gptq", "did you mean"),
         ("fp8:g32", "did you mean"),
         ("auto:smooth", "did you mean"),
         ("w4a8:g0", "did you mean"),

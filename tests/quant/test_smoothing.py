@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llmos.compiler.quant.smoothing import correction, product_error, rounded_columns, rounded_rows, smoothing_vector
+from llmos.compiler.quant.int8 import Int8Weight
+from llmos.compiler.quant.smoothing import correction, product_error, rounded_rows, smoothing_vector
 from tests.passes.quant.quant_tests import w8a8
 
 
@@ -21,7 +22,7 @@ def sides(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_the_simulation_is_the_arithmetic_of_the_pass() -> None:
     x, w = sides()
     want = w8a8(torch.from_numpy(x), torch.from_numpy(w)).numpy()
-    np.testing.assert_allclose(rounded_rows(x) @ rounded_columns(w).T, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rounded_rows(x) @ Int8Weight.nearest(w).values.T, want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vector_lowers_the_error_of_outlier_channels() -> None:
@@ -51,7 +52,8 @@ def test_a_correction_leaves_errors_of_mean_zero() -> None:
     x = np.abs(x)
     for vector in (None, np.full(64, 2, np.float32)):
         smooth = np.ones(64, np.float32) if vector is None else vector
-        errors = x @ w.T - rounded_rows(x / smooth) @ rounded_columns(w * smooth).T
-        added = correction(x, w, vector)
+        rounded = Int8Weight.nearest(w * smooth).values
+        errors = x @ w.T - rounded_rows(x / smooth) @ rounded.T
+        added = correction(x, w, vector, rounded)
         assert added.shape == (32,) and added.dtype == np.float32
         assert np.abs((errors - added).mean(0)).max() < 1e-4 < np.abs(errors.mean(0)).max()
