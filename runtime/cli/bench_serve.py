@@ -41,13 +41,14 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--requests", type=click.Path(path_type=Path), help="File of request bodies to send instead, a JSON object a line.")
 @click.option("--stream/--no-stream", default=True, show_default=True, help="Stream text; whole answers have no TTFT.")
 @click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True, help="Generate all of max_tokens (llmos, vLLM).")
+@click.option("--extra-body", default="{}", help='More parameters of each request, such as {"temperature": 0}.')
 @click.option("--slo", default="", help="For goodput: ttft=2000,tpot=100 in ms (also itl, e2e), conversational or interactive.")
 @click.option("--timeout-s", default=600.0, show_default=True, type=_POSITIVE, help="Of each request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     url: str, api: str, model: str, rates: Sequence[float], clients: Sequence[int], duration_s: float, num_requests: int | None,
     warmup_s: float, seeds: Sequence[int], prompt_tokens: str, output_tokens: str, shared_prefix: int, requests: Path | None,
-    stream: bool, ignore_eos: bool, slo: str, timeout_s: float, as_json: bool,
+    stream: bool, ignore_eos: bool, extra_body: str, slo: str, timeout_s: float, as_json: bool,
 ) -> int:  # fmt: skip
     """Put load on the server at URL, and measure what its clients see.
 
@@ -60,7 +61,7 @@ def command(
         raise UserError("--num-requests is for --concurrency: the length of an open loop is --duration-s")
     objective = Slo.parse(slo) if slo else None
     lengths = Length.parse(prompt_tokens), Length.parse(output_tokens)
-    address = Address.parse(url)
+    address, more = Address.parse(url), _object(extra_body)
     _allow_connections()
 
     async def measured() -> dict[str, Any]:
@@ -72,7 +73,7 @@ def command(
         elif api == "infer":
             workload = InferWorkload(name, await model_inputs(client, name), lengths[0])
         else:
-            workload = TextWorkload(api, name, *lengths, shared_prefix, stream, ignore_eos)
+            workload = TextWorkload(api, name, *lengths, shared_prefix, stream, ignore_eos, more)
         loads: list[tuple[dict[str, Any], OpenLoop | ClosedLoop]] = [
             ({"load": "open", "rate": rate}, OpenLoop(rate, duration_s, timeout_s)) for rate in rates
         ]
@@ -89,6 +90,16 @@ def command(
     found = run_loop(measured())
     click.echo(json.dumps(found, indent=1) if as_json else _text(found))
     return 0 if any(run["num_ok"] for run in found["runs"]) else 1
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--extra-body must be a JSON object, not {text:.60}")
+    return found
 
 
 def run_loop(measured: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ _STARTED_S = time.monotonic()
 @click.option(
     "--keep-alive-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For an idle connection to stay open."
 )
+@click.option("--health-rules", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of rules: when to degrade, filter, ban.")
 @click.option("--otlp-endpoint", default="", help="Where to send traces and metrics, such as http://127.0.0.1:4317.")
 @click.option("--root-path", default="", help="Path under which a proxy has the server, such as /models.")
 @click.option(
@@ -157,6 +158,7 @@ def command(
     header_timeout_s: float,
     write_timeout_s: float,
     keep_alive_s: float,
+    health_rules: Path | None,
     otlp_endpoint: str,
     root_path: str,
     api_keys_file: Path | None,
@@ -179,6 +181,7 @@ def command(
     ARTIFACT is a path, or name=path to serve it under another name.
     """
     from llmos.runtime.engine import Limits, generate
+    from llmos.runtime.server.core.health.rules import HealthRules
     from llmos.runtime.server.core.language import load_served
     from llmos.runtime.server.core.quotas import Quota
     from llmos.runtime.server.core.settings import MIB, ConnectionLimits, ServerSettings
@@ -214,6 +217,7 @@ def command(
         connections=ConnectionLimits(
             max_connections, header_timeout_s=header_timeout_s, write_timeout_s=write_timeout_s, keep_alive_s=keep_alive_s
         ),
+        health=None if health_rules is None else HealthRules.read(health_rules),
         otlp_endpoint=otlp_endpoint,
         root_path=root_path,
         tls_cert=tls_cert,

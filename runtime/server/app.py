@@ -53,9 +53,12 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        polling = asyncio.create_task(state.registry.poll())
+        tasks = [asyncio.create_task(state.registry.poll())]
+        if state.health is not None:
+            tasks.append(asyncio.create_task(state.health.run()))
         yield
-        polling.cancel()
+        for task in tasks:
+            task.cancel()
         state.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from llmos.runtime.engine import QueueFullError
+from llmos.runtime.engine.generate import SamplingParams
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.request import TextRequest
 from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
+from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import EventStream, Exchange, Reply
 from llmos.runtime.server.core.response_cache import CacheKey
 from llmos.runtime.server.core.served import ServedLanguageModel
@@ -52,11 +55,12 @@ class GenerationRoutes:
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
-                work = partial(served.text.submit, prompt, call.params, **self._who(exchange, deadline_s))
+                work = partial(served.text.submit, prompt, self._limited(call.params), **self._who(exchange, deadline_s))
                 submit = partial(_submit, work, "prompt", document, served)
                 # A grammar may be compiled, in a process of its own, which is waited for.
                 inline = len(prompt) <= INLINE_CHARS and call.params.structured_outputs is None
                 requests.append(submit() if inline else await self._state.lanes.run(submit, deadline_s, large=size is not None))
+                self._admit_input(exchange, requests[-1])
         except Exception:
             for request in requests:
                 request.cancel()
@@ -74,9 +78,10 @@ class GenerationRoutes:
         call = parse_chat(document, served.text, self._settings.tool_parser)
         who = self._who(exchange, deadline_s)
         options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
-        submit = partial(served.text.submit_chat, call.messages, call.params, variables=call.variables, **options, **who)
+        submit = partial(served.text.submit_chat, call.messages, self._limited(call.params), variables=call.variables, **options, **who)
         # The template runs in a process of its own, which is waited for.
         request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=size is not None)
+        self._admit_input(exchange, request)
         form = ChatForm(call, served.text, exchange.info.request_id)
         return self._keep(key, await _answer(exchange, [request], form, call.stream))
 
@@ -89,9 +94,30 @@ class GenerationRoutes:
         self, exchange: Exchange, route: str, document: Mapping[str, Any], served: ServedLanguageModel, size: int | None
     ) -> CacheKey | None:
         """Return the key of a small request whose answer is always the same; None for another, or where nothing is kept."""
+        health = self._state.health
+        if health is not None and health.limits.max_tokens is not None:  # an answer that is cut short for now
+            return None
         if size is not None or not self._cache.is_on or not is_deterministic(document, served.text):
             return None
         return self._cache.key(exchange.info.principal, served.identity, served.name, route, *fields_of_answer(document))
+
+    def _limited(self, params: SamplingParams) -> SamplingParams:
+        """Return what a request asks for, as far as the health rules let it."""
+        health = self._state.health
+        most = None if health is None else health.limits.max_tokens
+        if most is None or (params.max_tokens is not None and params.max_tokens <= most):
+            return params
+        return replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
+
+    def _admit_input(self, exchange: Exchange, request: TextRequest) -> None:
+        """Cancel a request whose prompt is too long for now. Raises HttpError 503."""
+        if self._state.health is None:
+            return
+        try:
+            self._state.health.admit_input(exchange.info, request.num_prompt_tokens)
+        except HttpError:
+            request.cancel()
+            raise
 
     def _keep(self, key: CacheKey | None, answer: Reply | EventStream) -> Reply | EventStream:
         """Keep a whole answer, or the events of one when the last of them is there."""

@@ -15,7 +15,7 @@ _REASONS = {
     200: "the answer",
     400: "the request is malformed, or does not fit the model",
     401: "keys are set and none was sent",
-    403: "no keys are set, and a web page has sent it",
+    403: "the address is banned for a while, or a web page has sent what it may not",
     404: "no such model or version",
     408: "the request did not arrive in time",
     413: "the body is too large",
@@ -26,8 +26,8 @@ _REASONS = {
     503: "the server is shutting down or overloaded",
     504: "the request's time was over",
 }
-_GET = (400, 401, 408, 431, 503)
-_POST = (400, 401, 404, 408, 413, 415, 429, 431, 500, 503, 504)
+_GET = (400, 401, 403, 408, 431, 503)
+_POST = (400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504)
 _TENSOR_MODELS, _OPENAI, _HEALTH, _REPOSITORY = "open inference protocol", "openai", "health", "model repository"
 _CHANGES = {"load": "Load a model", "unload": "Unload a model", "reload": "Load a model again"}
 

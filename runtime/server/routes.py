@@ -100,6 +100,8 @@ class HotRoutes:
         request = parse() if size is None else await lanes.run(parse, deadline_s, large=True)
         tokens = await self._tokens(request, encoder, deadline_s)
         num_tokens = sum(map(len, tokens))
+        if self._state.health is not None:
+            self._state.health.admit_input(exchange.info, max(map(len, tokens)))
         make = partial(_inputs, encoder, tokens)
         inputs = make() if len(tokens) <= INLINE_INPUTS else await lanes.run(make, deadline_s, large=True)
         results = await self._run(served, inputs, deadline_s, exchange)

@@ -17,6 +17,7 @@ from numpy_models import Encoder
 from llmos.runtime.engine.generate import GenerationOptions, Limits
 from llmos.runtime.engine.generate.null import null_spec
 from llmos.runtime.errors import ArtifactError
+from llmos.runtime.server.core.health.rules import HealthRules
 from llmos.runtime.server.core.language import LanguageModel
 from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.settings import ServerSettings
@@ -33,6 +34,8 @@ def main() -> int:
     template = TEMPLATE if template is None else template.encode()
     assets = {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": CONFIG, "chat_template.jinja": template}
     words = Path(__file__).with_name("tokenizer.json").read_bytes()
+    options["health"] = HealthRules.parse(options["health"]) if "health" in options else None
+    admin = ("127.0.0.1", 0) if options.pop("admin", False) else None
     options["api_keys"] = frozenset(options.pop("api_keys", []))
     options.pop("gate")
     digest = options.pop("digest", "")
@@ -49,7 +52,7 @@ def main() -> int:
         return LanguageModel(PacedModel(model.spec, name=name, **given), assets.get)
 
     settings = ServerSettings(**options)
-    return serve(models, settings, host="127.0.0.1", port=0, repository=repository, load_model=load, started_s=STARTED_S)
+    return serve(models, settings, host="127.0.0.1", port=0, repository=repository, load_model=load, admin=admin, started_s=STARTED_S)
 
 
 if __name__ == "__main__":

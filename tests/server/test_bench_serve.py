@@ -25,6 +25,7 @@ from llmos.runtime.cli.bench_serve import command, run_loop
 from llmos.runtime.errors import UserError
 
 from .harness import Server, affine_body, numpy_server, wait_for
+from .language_model import FAILS_AT
 
 
 def bench(server: Server, *options: str) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def test_embeddings_by_rate_and_seed(server: Server) -> None:
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_streams_have_tokens_and_times(served: Server, api: str) -> None:
     options = ("--api", api, "--concurrency", "2", "--num-requests", "4", "--prompt-tokens", "4", "--output-tokens", "6")
+    options += ("--extra-body", json.dumps({"logit_bias": {str(FAILS_AT): -100}}))
     found = bench(served, *options)
     (run,) = found["runs"]
     assert found["model"] == "null"
@@ -203,4 +205,6 @@ def test_no_server_and_no_load_are_one_line(server: Server) -> None:
     assert run(["bench", "serve", "127.0.0.1:1", "--rate", "1"]) == 2
     assert run(["bench", "serve", server.address]) == 2
     assert run(["bench", "serve", server.address, "--rate", "1e9"]) == 2
+    assert run(["bench", "serve", server.address, "--rate", "1", "--extra-body", "[]"]) == 2
+    assert run(["bench", "serve", server.address, "--rate", "1", "--extra-body", "{"]) == 2
     assert run(["bench", "serve", server.address, "--api", "infer", "--model", "none", "--rate", "1"]) == 2

@@ -13,6 +13,7 @@ import pytest
 
 from .collector import Collector, attributes, collecting
 from .harness import Server, affine_body, language_server, numpy_server, wait_for
+from .language_model import FAILS_AT
 
 TRACE, ABOVE = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{ABOVE}-01"}
@@ -75,7 +76,8 @@ def test_an_embedding_is_a_tree_below_the_clients_span(collector: Collector, tra
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_chat_has_its_parts_and_none_for_a_token(collector: Collector, traced: Server, stream: bool) -> None:
     name = f"chat-{stream}"
-    body = {"model": "null", "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 12, "ignore_eos": True, "stream": stream}
+    asked = {"model": "null", "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 12, "ignore_eos": True}
+    body = {**asked, "stream": stream, "logit_bias": {str(FAILS_AT): -100}}
     assert traced.request("POST", "/v1/chat/completions", body, {"X-Request-Id": name}).status == 200
     root = root_of(collector, name)
     assert root.name == "chat null"
@@ -119,7 +121,7 @@ def test_metrics_have_the_conventions_names(collector: Collector, traced: Server
         "gen_ai.server.time_per_output_token",
         "gen_ai.client.token.usage",
     }
-    body = {"model": "null", "prompt": "the cat", "max_tokens": 5, "ignore_eos": True}
+    body = {"model": "null", "prompt": "the cat", "max_tokens": 5, "ignore_eos": True, "logit_bias": {str(FAILS_AT): -100}}
     assert traced.request("POST", "/v1/completions", body).status == 200
     wait_for(lambda: {metric.name for metric in collector.metrics} >= wanted)
 

@@ -133,6 +133,13 @@ class Engine:
         with self._changed:
             return sum(request.started_s is not None for request in self._requests)
 
+    def limit_delay(self, most_s: float | None) -> None:
+        """Let no batch wait longer to grow from now on; None: as long as the options say."""
+        with self._changed:
+            delay_s = self.options.limits.max_delay_s
+            self._limits = replace(self._limits, max_delay_s=delay_s if most_s is None else min(delay_s, most_s))
+            self._changed.notify_all()
+
     def stop_accepting(self) -> None:
         """Make submit raise ClosedError from now on; queued requests still run."""
         with self._changed:

@@ -53,6 +53,8 @@ class Gateway:
         self._state.num_active += 1
         try:
             try:
+                if self._state.health is not None and path not in OPEN_PATHS and not self._admin and scope.get("client"):
+                    self._state.health.check(scope["client"][0])
                 self._admit(method, path, headers, info)
             except HttpError as refused:
                 await error_reply(refused, path).send(send_with_id)
@@ -68,11 +70,13 @@ class Gateway:
             self._state.held_bytes -= info.held_bytes
             self._state.guard.charge(info)
             self._state.metrics.count_http(_route(scope), info.status or 499)
+            client = scope.get("client")
+            if self._state.health is not None:
+                self._state.health.observe(info, info.status or 499, client[0] if client and not self._admin else None)
             if telemetry is not None:
                 parent, state = (headers.get(name, b"").decode("latin-1") for name in (b"traceparent", b"tracestate"))
                 telemetry.record(info, f"{method} {_route(scope)}", info.status or 499, parent, state)
             if self._log is not None:
-                client = scope.get("client")
                 self._log.info(access_line(info, method, scope["path"], client[0] if client else None, info.status))
 
     def _admit(self, method: str, path: str, headers: dict[bytes, bytes], info: RequestInfo) -> None:

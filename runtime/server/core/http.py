@@ -47,7 +47,8 @@ class RequestInfo:
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
     logged. weight: of its share. held_bytes: of its body, as far as they count. num_tokens: that its
     quota is charged with. num_prompt_tokens, num_output_tokens, first_token_s (of time.perf_counter), phases: for telemetry; phases is None
-    where nobody wants them. uses: of the models that it has in its hands, until it ends.
+    where nobody wants them. longest_input: in tokens. is_call: whether a model runs. uses: of the models that it has in its
+    hands, until it ends.
     """
 
     request_id: str
@@ -60,9 +61,11 @@ class RequestInfo:
     num_items: int | None = None
     status: int = 0
     num_prompt_tokens: int = 0
+    longest_input: int = 0
     num_output_tokens: int = 0
     first_token_s: float | None = None
     phases: list[Phase] | None = None
+    is_call: bool = False
     uses: list[Use] = field(default_factory=list)
 
     def add_phase(self, name: str, start_s: float, end_s: float, **attributes: str | int | float) -> None:
@@ -73,6 +76,7 @@ class RequestInfo:
     def take(self, model: str, use: Use) -> None:
         """Keep a model from being released until this request ends."""
         self.model = model
+        self.is_call = True
         use.begin()
         self.uses.append(use)
 

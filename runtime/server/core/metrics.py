@@ -31,6 +31,11 @@ class Metrics:
             "llmos_response_cache_failures", "Uses of the Redis of the response cache that failed or took too long.", registry=registry
         )
         self.dropped_lines = Counter("llmos_log_lines_dropped", "Log lines that nobody read in time.", registry=registry)
+        self.health_value = Gauge("llmos_health_value", "Metrics of the health rules.", ["metric"], registry=registry)
+        self.rule_active = Gauge("llmos_health_rule_active", "Whether a health rule acts, 0 or 1.", ["rule", "action"], registry=registry)
+        acted = ["rule", "action", "state", "dry_run"]
+        self.health_actions = Counter("llmos_health_actions", "What health rules have begun and ended.", acted, registry=registry)
+        self.webhook_failures = Counter("llmos_health_webhook_failures", "Events that the webhook did not take.", registry=registry)
         self.running = Gauge("llmos_num_requests_running", "Requests that have begun to run.", _MODEL, registry=registry)
         self.waiting = Gauge("llmos_num_requests_waiting", "Requests that wait for their first batch.", _MODEL, registry=registry)
         self.success = Counter("llmos_request_success", "Ended requests by reason.", [*_MODEL, "finished_reason"], registry=registry)

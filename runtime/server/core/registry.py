@@ -63,6 +63,7 @@ class Registry:
         self._demanded: dict[str, asyncio.Task[None]] = {}
         self._unloaded: set[str] = set()  # dynamic models that somebody has unloaded
         self._retiring: dict[Served, asyncio.Task[None]] = {}
+        self._set_aside: dict[str, set[int]] = {}  # versions that were rolled back
         self._closed = False
         _check_names([model.name for model in models])
         for model in models:
@@ -106,7 +107,7 @@ class Registry:
         """Return the state of every version that is loaded, changes, or could be loaded."""
         repository = self.repository
         names = [*repository.names(), *self._versions]
-        there = await asyncio.to_thread(lambda: {name: (repository.versions(name), repository.wanted(name)) for name in names})
+        there = await asyncio.to_thread(lambda: {name: (repository.versions(name), self._wanted(name)) for name in names})
         found = {(served.name, served.version): VersionState(served.name, str(served.version), UNLOADING) for served in self._retiring}
         for name, (available, wanted) in there.items():
             for version in {*available, *self._versions.get(name, ()), *self._loading.get(name, ())}:
@@ -133,7 +134,7 @@ class Registry:
         if name in self._versions or not self._on_request(name):
             self.find(name, version)
             return True
-        wanted = self.repository.wanted(name)
+        wanted = self._wanted(name)
         if not wanted or (version and version not in map(str, wanted)):
             raise self._missing(name, {})
         return self._failures.get(name, ({}, ""))[0] != wanted
@@ -162,7 +163,7 @@ class Registry:
         """
         while isinstance(name, str) and name not in self._versions and self._on_request(name):
             failed, failure = self._failures.get(name, ({}, ""))
-            wanted = self.repository.wanted(name)
+            wanted = self._wanted(name)
             if not wanted:
                 return
             if failed == wanted:  # it is not read again before it changes
@@ -207,6 +208,27 @@ class Registry:
         """Serve a model no more; requests that have found it still run. Raises HttpError 404 if it is not loaded."""
         await asyncio.shield(asyncio.ensure_future(self._change(partial(self._unload, name))))
 
+    async def roll_back(self, name: str) -> int:
+        """Serve a model without its highest version from now on, also where the folder is followed; return what is then its highest.
+
+        A version that comes later is served. Raises HttpError 404 for an unknown model, and 400 for one that has no earlier version.
+        """
+        served = self.find(name)
+        earlier = [number for number in await asyncio.to_thread(self.repository.versions, name) if number < served.version]
+        aside = self._set_aside.setdefault(name, set())
+        if not set(earlier) - aside:
+            raise HttpError(400, f"model '{name}' has no version before {served.version} to go back to")
+        aside.add(served.version)
+        try:
+            await self.load(name)
+        except BaseException:
+            aside.discard(served.version)
+            raise
+        return self._current[name].version
+
+    def _wanted(self, name: str) -> dict[int, ArtifactFile]:
+        return self.repository.wanted(name, self._set_aside.get(name, ()))
+
     async def _change(self, work: Callable[[], Any]) -> None:
         async with self._changing:
             if self._closed:
@@ -215,7 +237,7 @@ class Registry:
 
     async def _load(self, name: str, again: bool) -> None:
         have = dict(self._versions.get(name, {}))
-        wanted = self.repository.wanted(name)
+        wanted = self._wanted(name)
         new = [version for version, file in wanted.items() if again or version not in have or have[version][1] != file]
         self._loading[name] = [version for version in new if version not in have]
         try:
@@ -283,7 +305,7 @@ class Registry:
 
     def _made(self, name: str, have: Mapping[int, Loaded], *, again: bool) -> dict[int, Loaded]:
         """Return the versions to serve; in any thread. have: those that serve now."""
-        wanted = self.repository.wanted(name)
+        wanted = self._wanted(name)
         if not wanted:
             raise self._missing(name, have)
         made: dict[int, Loaded] = {}
@@ -346,7 +368,7 @@ class Registry:
         seen: dict[str, object] = {}
         while poll_s is not None and not self._closed:
             await asyncio.sleep(poll_s)
-            wanted = await asyncio.to_thread(lambda: {name: self.repository.wanted(name) for name in self.repository.folder_names()})
+            wanted = await asyncio.to_thread(lambda: {name: self._wanted(name) for name in self.repository.folder_names()})
             for name in [name for name, files in self._files().items() if files and not wanted.get(name)]:
                 await self._try(self.unload(name))
             for name, files in wanted.items():

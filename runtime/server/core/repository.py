@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,11 +158,12 @@ class Repository:
         paths = {number: self.folder / name / str(number) / ARTIFACT_FILE for number in numbers}
         return {number: ArtifactFile.of(path) for number, path in paths.items() if path.exists()}
 
-    def wanted(self, name: str) -> dict[int, ArtifactFile]:
-        """Return the versions of a model that its policy serves, lowest first."""
+    def wanted(self, name: str, without: Collection[int] = ()) -> dict[int, ArtifactFile]:
+        """Return the versions of a model that its policy serves, lowest first. without: those that are as if they were not there."""
         versions = self.versions(name)
         if name in self.listed:
             return versions
+        versions = {number: file for number, file in versions.items() if number not in without}
         return {number: versions[number] for number in self.policies.get(name, self.policy).choose(versions)}
 
 

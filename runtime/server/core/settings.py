@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from llmos.runtime.engine import Limits
 from llmos.runtime.engine.generate import GenerationOptions
 from llmos.runtime.errors import UserError
+from llmos.runtime.server.core.health.rules import HealthRules
 from llmos.runtime.server.core.quotas import Quota
 from llmos.runtime.text.tools import PARSERS
 
@@ -44,12 +45,12 @@ class ServerSettings:
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
-    answers, 0 to keep none; response_cache_ttl_s: how long; response_cache_url: of a Redis that keeps them too. otlp_endpoint: where
-    traces and metrics are sent, such as "http://127.0.0.1:4317"; "" for nowhere. tls_cert, tls_key: files in PEM; the key may be in the
-    file of the certificate.
-    tool_parser: how models write calls of tools, "" for as their chat templates show.
-    memory_budget_bytes: of the files and caches of all models; 0: any. repository_api: whether clients may load and unload models, too,
-    not only who reaches the admin port. admin_keys: those that loading, unloading and the admin port require; if empty, those of api_keys.
+    answers, 0 to keep none; response_cache_ttl_s: how long; response_cache_url: of a Redis that keeps them too. health: rules of the
+    health matrix. otlp_endpoint: where traces and metrics are sent, such as "http://127.0.0.1:4317"; "" for nowhere. tls_cert,
+    tls_key: files in PEM; the key may be in the file of the certificate. tool_parser: how models write calls of tools, "" for as
+    their chat templates show. memory_budget_bytes: of the files and caches of all models; 0: any. repository_api: whether clients may
+    load and unload models, too, not only who reaches the admin port. admin_keys: those that loading, unloading and the admin port
+    require; if empty, those of api_keys.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -73,6 +74,7 @@ class ServerSettings:
     access_log: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     root_path: str = ""
+    health: HealthRules | None = None
     otlp_endpoint: str = ""
     tls_cert: str = ""
     tls_key: str = ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.guard import Guard
+from llmos.runtime.server.core.health.monitor import HealthMonitor
 from llmos.runtime.server.core.http import RequestInfo
 from llmos.runtime.server.core.language import AnyModel, load_served
 from llmos.runtime.server.core.metrics import Metrics
@@ -84,6 +85,7 @@ class ServerState:
         self.responses = ResponseCache(settings, self.metrics)
         self.registry = Registry(models, repository, Builder(settings, self.metrics), load_model)
         self.registry.load_at_start()
+        self.health = None if settings.health is None else HealthMonitor(settings.health, self.registry, self.metrics)
 
     @property
     def models(self) -> Mapping[str, Served]:
