@@ -61,8 +61,7 @@ def compiled(module: torch.nn.Module, k: int, target: str, quant: str) -> Progra
 
 def check(module: Products, x: np.ndarray, outputs: list[np.ndarray], tolerance: float) -> None:
     """Raises ClickException for the product by the first weight where it isn't numpy's."""
-    first = module.layers[0]
-    weight = (first.weight if isinstance(first, torch.nn.Linear) else first.weight()).detach().numpy()
+    weight = module.layers[0].weight.detach().numpy()
     off = np.abs(outputs[0] - x @ weight.T).max() / (np.abs(x) @ np.abs(weight).T).max()
     if not off <= tolerance:
         raise click.ClickException(f"off by {off:.1e}")
