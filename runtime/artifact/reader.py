@@ -117,22 +117,38 @@ class Artifact:
 
 def _open_copy(path: str | os.PathLike[str]) -> Handle:
     """Open a copy of a file, in memory and sealed."""
+    copy = sealed_copy(path)
+    try:
+        return core().open_artifact(f"/proc/self/fd/{copy}", named=path)
+    finally:
+        os.close(copy)
+
+
+def sealed_copy(path: str | os.PathLike[str]) -> int:
+    """Copy a file to memory, where nothing can change it. Return the descriptor. Raises ArtifactError."""
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return core().open_artifact(path)  # which says what is wrong
+    except OSError as error:
+        core().open_artifact(path)  # which says what is wrong
+        raise ArtifactError(f"{path}: can't open it ({error.strerror or error})") from error
     try:
         if not stat.S_ISREG(os.fstat(source).st_mode):
-            return core().open_artifact(path)
-        copy = os.memfd_create("llmos", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            while os.sendfile(copy, source, None, 1 << 30):
-                pass
-            fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-            return core().open_artifact(f"/proc/self/fd/{copy}", named=path)
-        finally:
-            os.close(copy)
+            core().open_artifact(path)
+            raise ArtifactError(f"{path}: it is no file")
+        return _copied(source)
     except OSError as error:
         raise ArtifactError(f"{path}: can't copy it to memory ({error.strerror or error})") from error
     finally:
         os.close(source)
+
+
+def _copied(source: int) -> int:
+    copy = os.memfd_create("llmos", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        while os.sendfile(copy, source, None, 1 << 30):
+            pass
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(copy)
+        raise
+    return copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import click
 from llmos.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from llmos.runtime.server.core.language import AnyModel
     from llmos.runtime.server.core.quotas import Quota
     from llmos.runtime.server.core.repository import Repository
 
@@ -43,7 +45,7 @@ _STARTED_S = time.monotonic()
     multiple=True,
     default=["static"],
     show_default=True,
-    help="static: in memory from load to unload. dynamic: loaded when a request needs it. MODEL=... for one model. May be repeated.",
+    help="static; dynamic: in memory when requests need it; isolated: in a process of its own. MODEL=... for one. May be repeated.",
 )
 @click.option(
     "--memory-budget-mib", type=click.IntRange(1), help="Memory of all models; dynamic ones make room, least recently used first."
@@ -182,7 +184,6 @@ def command(
     """
     from llmos.runtime.engine import Limits, generate
     from llmos.runtime.server.core.health.rules import HealthRules
-    from llmos.runtime.server.core.language import load_served
     from llmos.runtime.server.core.quotas import Quota
     from llmos.runtime.server.core.settings import MIB, ConnectionLimits, ServerSettings
     from llmos.runtime.server.serve import serve
@@ -227,7 +228,8 @@ def command(
     if not artifacts and model_repository is None:
         raise UserError("Missing argument 'ARTIFACT...', or --model-repository")
     paths = [_parse_artifact(artifact) for artifact in artifacts]
-    models = [load_served(path, name, entry) for name, path in paths]
+    load = _loader(entry, resource_policy)
+    models = [load(path, name) for name, path in paths]
     listed = {model.name: path for model, (_, path) in zip(models, paths, strict=True)}
     repository = _repository(listed, model_repository, version_policy, model_control, resource_policy, load_model)
     return serve(
@@ -236,7 +238,7 @@ def command(
         host=host,
         port=port,
         repository=repository,
-        load_model=lambda path, name: load_served(path, name, entry),
+        load_model=load,
         admin=(admin_host, admin_port) if admin_port is not None else None,
         grpc_port=grpc_port,
         started_s=_STARTED_S,
@@ -266,6 +268,24 @@ def _repository(
         check_resource(resource or "static"),
         {name: check_resource(text) for name, text in resource_of_models.items()},
     )
+
+
+def _loader(entry: str, resources: tuple[str, ...]) -> Callable[[Path, str | None], AnyModel]:
+    """Return what loads an artifact as a model, by default of its own name, in a process of its own where the resource policy says so."""
+    from llmos.runtime.artifact.reader import Artifact
+    from llmos.runtime.server.core.isolated import load_isolated
+    from llmos.runtime.server.core.language import load_served
+    from llmos.runtime.server.core.residency import ISOLATED
+
+    common, named = _by_model("--resource-policy", resources)
+
+    def load(path: Path, name: str | None) -> AnyModel:
+        if ISOLATED not in (common, *named.values()):
+            return load_served(path, name, entry)
+        known = name or Artifact.open(path).manifest.name
+        return (load_isolated if named.get(known, common) == ISOLATED else load_served)(path, name, entry)
+
+    return load
 
 
 def _by_model(option: str, given: tuple[str, ...]) -> tuple[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from llmos.runtime.engine.batching.engine import Engine, EngineOptions
 from llmos.runtime.engine.batching.policy import Decision, Limits, next_batch
-from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError
+from llmos.runtime.engine.errors import CancelledError, ClosedError, DeadlineError, IntegrityError, QueueFullError, StateLostError
 from llmos.runtime.engine.model import Batching, Model, ProgramModel, Signature, load_model
 from llmos.runtime.engine.request import QueuedRequest, Request
 
@@ -22,6 +22,7 @@ __all__ = [
     "QueuedRequest",
     "Request",
     "Signature",
+    "StateLostError",
     "load_model",
     "next_batch",
 ]

@@ -27,3 +27,7 @@ class ClosedError(LlmosError):
 
 class IntegrityError(LlmosError):
     """The engine's internal bookkeeping is inconsistent: a bug of the engine."""
+
+
+class StateLostError(LlmosError):
+    """The process of a model has ended, and with it all that it had computed: what runs must begin again."""

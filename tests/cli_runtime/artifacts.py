@@ -84,6 +84,18 @@ def affine_artifact(path: Path, key: SigningKey | None = None, rows: RowSpec | N
     return save(path, source, [x], [y], key, rows, symbols=[Symbol("batch", 1, 64)], kernels=kernels, **contents)
 
 
+def crashing_artifact(path: Path) -> Path:
+    """y = 2 x + 1 over [batch, 3], a crash where the first element of a row is 666, and no return at 667."""
+    x, y = TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch", 3))
+    checks = """  for (int64_t i = 0; i < size(x); i += 3) {
+    if (((float*)x->data)[i] == 666) __builtin_trap();
+    while (((volatile float*)x->data)[i] == 667) {}
+  }
+"""
+    source = AFFINE.replace("  return 0;", checks + "  return 0;")
+    return save(path, source, [x], [y], None, BY_BATCH, symbols=[Symbol("batch", 1, 64)])
+
+
 def counts_artifact(path: Path, key: SigningKey | None = None) -> Path:
     """A sentence encoder with a tokenizer."""
     ids, mask = (TensorSpec(name, "int64", ("batch", "tokens")) for name in ("input_ids", "attention_mask"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 import openai
@@ -53,4 +56,27 @@ def test_a_compiled_language_model(tmp_path: Path) -> None:
             assert answer.choices[0].message.content == expected
             with pytest.raises(openai.BadRequestError, match="the context is 256"):
                 client.completions.create(model="tiny", prompt=[1] * 256)
+        assert server.stop() == 0
+
+
+def test_a_language_model_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = artifact(tmp_path / "small.llmos")
+    given = {"temperature": 0.8, "seed": 5, "max_tokens": 30}
+    with LLMOS(path) as model:
+        expected = model.chat([{"role": "user", "content": "hello"}], **given)
+    options = ["--cache-mib", "1", "--max-running", "4", "--max-step-tokens", "9", "--resource-policy", "isolated"]
+    with running([*COMMAND, f"tiny={path}", *options]) as server:
+        path.unlink()
+        with openai.OpenAI(base_url=f"http://{server.address}/v1", api_key="none", max_retries=0) as client:
+
+            def answer() -> str | None:
+                done = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}], **given)
+                return done.choices[0].message.content
+
+            assert answer() == expected
+            (pid,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()[:1]
+            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(openai.InternalServerError):  # the first call finds its state gone
+                assert answer() == expected
+            assert answer() == expected
         assert server.stop() == 0

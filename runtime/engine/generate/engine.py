@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as List
 
-from llmos.runtime.engine.errors import ClosedError, IntegrityError, QueueFullError
+from llmos.runtime.engine.errors import ClosedError, IntegrityError, QueueFullError, StateLostError
 from llmos.runtime.engine.generate.admission import Admission
 from llmos.runtime.engine.generate.blocks import BlockPool
 from llmos.runtime.engine.generate.delivery import Delivery
@@ -330,6 +330,8 @@ class GenerationEngine:
             return []
         try:
             return self._runner.run(plan)
+        except StateLostError:
+            raise
         except Exception as error:
             return [Outcome(error=error)] if len(plan.chunks) == 1 else self._runner.run_each(plan)
 

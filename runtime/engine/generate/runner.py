@@ -8,6 +8,7 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
+from llmos.runtime.engine.errors import StateLostError
 from llmos.runtime.engine.generate.arrays import StepArrays
 from llmos.runtime.engine.generate.guide import GRACE_S, Guidance
 from llmos.runtime.engine.generate.model import StepModel
@@ -46,6 +47,8 @@ class Runner:
         plan = StepPlan((chunk,), num_tokens=chunk.end - chunk.begin, num_rows=chunk.end - chunk.first_row)
         try:
             return self.run(plan)[0]
+        except StateLostError:
+            raise
         except Exception as error:  # an exception of the model ends its sequence, not the worker
             return Outcome(error=error)
 

@@ -31,14 +31,15 @@ class LanguageModel:
 AnyModel = Model | LanguageModel
 
 
-def load_served(path: Path, name: str | None = None, entry: str = "") -> AnyModel:
-    """Load an artifact to serve: a language model, or an entry of any other; a copy, which nothing that is done to the file can change.
+def load_served(path: Path, name: str | None = None, entry: str = "", *, sealed: bool = True) -> AnyModel:
+    """Load an artifact to serve: a language model, or an entry of any other. sealed: a copy, which nothing that is done to the file can
+    change.
 
     Raises ArtifactError, or InputError for an unknown entry.
     """
     from llmos.runtime.program import load
 
-    program = load(path, sealed=True)
+    program = load(path, sealed=sealed)
     if program.manifest.metadata.get("task") != TEXT_GENERATION:
         return ProgramModel(program, name=name, entry=entry)
     assets = program.manifest.assets

@@ -7,6 +7,7 @@ the old version or the new one. Requests keep hold of the version that they foun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -330,7 +331,11 @@ class Registry:
 
     def _make(self, name: str, version: int, file: ArtifactFile) -> Served:
         model = self._load_model(file.path, name)
-        return self._builder.build(model, version, warm=True)
+        try:
+            return self._builder.build(model, version, warm=True)
+        except BaseException:
+            _close(model)
+            raise
 
     def _switch(self, name: str, versions: dict[int, Loaded]) -> None:
         """Serve other versions of a model from now on, and release the others once nobody uses them."""
@@ -428,6 +433,13 @@ def _discard(versions: Sequence[Served]) -> None:
     """End versions that never served."""
     for served in versions:
         served.engine.close()
+        _close(served.model)
+
+
+def _close(model: AnyModel) -> None:
+    """End a model that never served; one that runs in a process of its own ends it here."""
+    with contextlib.suppress(LlmosError):
+        model.close()
 
 
 def _check_names(names: Sequence[str]) -> None:

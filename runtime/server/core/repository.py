@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmos.runtime.errors import UserError
-from llmos.runtime.server.core.residency import DYNAMIC, STATIC
+from llmos.runtime.server.core.residency import DYNAMIC, ISOLATED, STATIC
 
 ARTIFACT_FILE = "model.llmos"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -102,7 +102,7 @@ class Repository:
 
     listed: artifacts by their names, each version 1. folder: holds MODEL/VERSION/model.llmos, as Triton's does. policy: of models
     that `policies` does not name. start: which models of the folder are loaded at the start; None: as `control` says. resource: of models
-    of the folder that `resources` does not name (`residency.py`).
+    that `resources` does not name (`residency.py`); only those of the folder can be dynamic.
     """
 
     listed: Mapping[str, Path] = field(default_factory=dict)
@@ -141,6 +141,10 @@ class Repository:
     def is_dynamic(self, name: str) -> bool:
         """Return whether a model of this name is loaded when a request needs it."""
         return name not in self.listed and self.resources.get(name, self.resource) == DYNAMIC
+
+    def is_isolated(self, name: str) -> bool:
+        """Return whether a model of this name runs in a process of its own."""
+        return self.resources.get(name, self.resource) == ISOLATED
 
     def dynamic_names(self) -> list[str]:
         """Return the models that are loaded when a request needs them."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from llmos.runtime.errors import UserError
 
-STATIC, DYNAMIC = "static", "dynamic"
-RESOURCES = (STATIC, DYNAMIC)
+STATIC, DYNAMIC, ISOLATED = "static", "dynamic", "isolated"
+RESOURCES = (STATIC, DYNAMIC, ISOLATED)
 
 
 def check_resource(text: str) -> str:
     """Return a resource policy. Raises UserError if it is none."""
     if text not in RESOURCES:
-        raise UserError(f"'{text:.60}' is no resource policy: give {' or '.join(RESOURCES)}")
+        raise UserError(f"'{text:.60}' is no resource policy: give one of {', '.join(RESOURCES)}")
     return text
 
 
