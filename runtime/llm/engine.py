@@ -95,6 +95,11 @@ class TextEngine:
         request = self.engine.submit(ids, params, principal=principal, weight=weight, timeout_s=timeout_s, grammar=grammar)
         return TextRequest(request, [self.tokenizer.stream(ids) for _ in range(params.n)], visible)
 
+    def must_compile(self, params: SamplingParams) -> bool:
+        """Return whether `submit` would compile a grammar first, which may take some seconds."""
+        wanted = params.structured_outputs
+        return wanted is not None and not self.grammars.keeps(StructuredOutputs.of(wanted))
+
     def chat_prompt(self, messages: Messages, **options: Any) -> str:
         """Return the prompt of a chat; options as of ChatTemplate.render. Raises InputError, also where the model has no template."""
         if self.template is None:

@@ -57,9 +57,11 @@ class GenerationRoutes:
             for prompt in call.prompts:
                 work = partial(served.text.submit, prompt, self._limited(call.params), **self._who(exchange, deadline_s))
                 submit = partial(_submit, work, "prompt", document, served)
-                # A grammar may be compiled, in a process of its own, which is waited for.
-                inline = len(prompt) <= INLINE_CHARS and call.params.structured_outputs is None
-                requests.append(submit() if inline else await self._state.lanes.run(submit, deadline_s, large=size is not None))
+                compiles = served.text.must_compile(call.params)
+                if len(prompt) <= INLINE_CHARS and not compiles:
+                    requests.append(submit())
+                else:
+                    requests.append(await self._state.lanes.run(submit, deadline_s, large=size is not None or compiles))
                 self._admit_input(exchange, requests[-1])
         except Exception:
             for request in requests:
@@ -79,8 +81,9 @@ class GenerationRoutes:
         who = self._who(exchange, deadline_s)
         options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
         submit = partial(served.text.submit_chat, call.messages, self._limited(call.params), variables=call.variables, **options, **who)
-        # The template runs in a process of its own, which is waited for.
-        request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=size is not None)
+        # The template runs in a process of its own, which is waited for; so is one that checks a new grammar.
+        large = size is not None or served.text.must_compile(call.params)
+        request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=large)
         self._admit_input(exchange, request)
         form = ChatForm(call, served.text, exchange.info.request_id)
         return self._keep(key, await _answer(exchange, [request], form, call.stream))

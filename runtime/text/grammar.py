@@ -69,6 +69,11 @@ class Grammars:
                 self._num_bytes -= self._kept.popitem(last=False)[1].num_bytes
         return made
 
+    def keeps(self, wanted: StructuredOutputs) -> bool:
+        """Return whether a grammar is there already, so that `compile` takes no time."""
+        with self._lock:
+            return wanted in self._kept
+
     def _check(self, text: str) -> int:
         """Compile a grammar elsewhere, and return how many bytes it took. Raises InputError."""
         with _FREE:

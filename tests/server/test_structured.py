@@ -110,13 +110,14 @@ def test_guided_and_unguided_clients_at_once_get_what_each_gets_alone(client: op
 
 
 def test_a_grammar_that_takes_long_holds_up_nobody(served: Server, client: openai.OpenAI) -> None:
-    wide = {"type": "object", "properties": {f"k{number}": {"type": "integer"} for number in range(1200)}}
+    wide = {"type": "object", "properties": {f"k{number}": {"type": "integer"} for number in range(1000)}}
     body = {"model": "null", "prompt": "a", "structured_outputs": {"json": wide}}
-    with ThreadPoolExecutor(2) as pool:
-        hard = [pool.submit(served.request, "POST", "/v1/completions", body) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        hard = [pool.submit(served.request, "POST", "/v1/completions", body) for _ in range(4)]
         count = 0
         while not all(each.done() for each in hard):
             assert len(client.completions.create(model="null", prompt="a", max_tokens=3, temperature=0).choices[0].text) > 0
+            assert client.chat.completions.create(model="null", messages=USER, max_tokens=3, temperature=0).choices[0].message.content
             count += 1
         assert count > 3
         assert {each.result().status for each in hard} == {400}
