@@ -52,12 +52,14 @@ class GenerationRoutes:
         _require_room(served)
         parse = partial(parse_completion, document, served.text)
         call = parse() if size is None else await self._state.lanes.run(parse, deadline_s, large=True)
+        params = self._limited(call.params)
+        key = key if params is call.params else None  # what is shorter for now is not kept
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
-                work = partial(served.text.submit, prompt, self._limited(call.params), **self._who(exchange, deadline_s))
+                work = partial(served.text.submit, prompt, params, **self._who(exchange, deadline_s))
                 submit = partial(_submit, work, "prompt", document, served)
-                compiles = served.text.must_compile(call.params)
+                compiles = served.text.must_compile(params)
                 if len(prompt) <= INLINE_CHARS and not compiles:
                     requests.append(submit())
                 else:
@@ -80,9 +82,11 @@ class GenerationRoutes:
         call = parse_chat(document, served.text, self._settings.tool_parser)
         who = self._who(exchange, deadline_s)
         options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
-        submit = partial(served.text.submit_chat, call.messages, self._limited(call.params), variables=call.variables, **options, **who)
+        params = self._limited(call.params)
+        key = key if params is call.params else None  # what is shorter for now is not kept
+        submit = partial(served.text.submit_chat, call.messages, params, variables=call.variables, **options, **who)
         # The template runs in a process of its own, which is waited for; so is one that checks a new grammar.
-        large = size is not None or served.text.must_compile(call.params)
+        large = size is not None or served.text.must_compile(params)
         request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=large)
         self._admit_input(exchange, request)
         form = ChatForm(call, served.text, exchange.info.request_id)
