@@ -237,7 +237,12 @@ def serve(
 
 
 def _table(state: ServerState, limits: ConnectionLimits) -> ConnectionTable:
-    return ConnectionTable(limits, lambda status: state.metrics.count_http("none", status))
+    def refused(status: int, client: str | None) -> None:
+        state.metrics.count_http("none", status)
+        if state.health is not None:
+            state.health.observe_answer(status, client)
+
+    return ConnectionTable(limits, refused)
 
 
 def _config(app: FastAPI, table: ConnectionTable, settings: ServerSettings, ssl_files: dict[str, Any]) -> uvicorn.Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -147,8 +148,13 @@ def test_an_address_of_many_bad_requests_is_banned_for_a_while(watched: Server) 
         return response
 
     assert ask("/v1/models").status == 200
-    for _ in range(21):
-        assert ask("/v1/none").status == 404
+    for number in range(21):
+        if number % 2:
+            assert ask("/v1/none").status == 404
+        else:  # no HTTP at all
+            with socket.create_connection(("127.0.0.1", watched.port), 60, (OTHER, 0)) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert b" 400 " in connection.recv(100)
     wait_for(lambda: ask("/v1/models").status == 403)
     refused = ask("/v1/models")
     if refused.status == 403:  # a second is not over
@@ -341,6 +347,7 @@ def test_shares_of_few_requests_are_none() -> None:
 
 def test_clients_are_bounded_and_known_by_their_network() -> None:
     assert client_key("2001:db8::1") == client_key("2001:db8::ffff:0:1") != client_key("2001:db8:0:1::1")
+    assert client_key("%5B2001:db8::1%5D") == client_key("[2001:db8::1]") == client_key("2001:db8::1")
     assert client_key("10.0.0.1") != client_key("10.0.0.2")
     signals = Signals(60, 5000, 1e6, 20)
     for number in range(30_000):

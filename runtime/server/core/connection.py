@@ -29,9 +29,10 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class ConnectionTable:
-    """The open connections of a server. refused: called with the status of each request that is refused before it reaches the app."""
+    """The open connections of a server. refused: called with the status of each request that is refused before it
+    reaches the app, and the client's address."""
 
-    def __init__(self, limits: ConnectionLimits, refused: Callable[[int], None]) -> None:
+    def __init__(self, limits: ConnectionLimits, refused: Callable[[int, str | None], None]) -> None:
         self.limits = limits
         self.refused = refused
         self.open: set[Connection] = set()
@@ -81,6 +82,10 @@ class Connection(HttpToolsProtocol):
     def waits_for_request(self) -> bool:
         """Return whether nothing that this connection has asked for is unanswered."""
         return not self._refused and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def _address(self) -> str | None:
+        return self.client[0] if self.client else None
 
     @property
     def num_unsent_bytes(self) -> int:
@@ -147,7 +152,7 @@ class Connection(HttpToolsProtocol):
         before, since_s = self._unsent
         if now_s - since_s > self._limits.write_timeout_s:
             if before - left < _LEAST_READ_BYTES:
-                self._table.refused(408)
+                self._table.refused(408, self._address)
                 self.drop()
             self._unsent = (left, now_s)
 
@@ -250,7 +255,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: HttpError, *, linger: bool = True) -> None:
         """Answer with an error and close. A request that has arrived before is answered instead; its answer is the last."""
         self._refused = True
-        self._table.refused(error.status)
+        self._table.refused(error.status, self._address)
         active = self._active
         if active is not None and not active.response_complete:
             if not active.more_body:

@@ -52,6 +52,7 @@ class Call:
     info: RequestInfo
     deadline_s: float
     code: str = "OK"
+    status: int = 200
 
 
 Method = Callable[[bytes, Call], Awaitable[bytes]]
@@ -216,6 +217,8 @@ class Service:
 
     def _identify(self, call: Call, context: Any, *, admin: bool = False, open_to_all: bool = False) -> None:
         found = _metadata(context)
+        if self._state.health is not None and not (admin or open_to_all):
+            self._state.health.check(_client(context))
         given = found.get("authorization", b""), found.get("x-api-key", b"")
         self._state.guard.identify(call.info, *given, admin=admin, open_to_all=open_to_all)
 
@@ -240,13 +243,13 @@ class Service:
         try:
             yield
         except asyncio.CancelledError:
-            call.code = grpc.StatusCode.CANCELLED.name
+            call.code, call.status = grpc.StatusCode.CANCELLED.name, 499
             raise
         except Exception as error:
             known = as_http_error(error)
             if known.status == 500:
                 _LOG.exception("request %s failed", info.request_id)
-            call.code = _code(known).name
+            call.code, call.status = _code(known).name, known.status
             raise known from error
         finally:
             state.num_active -= 1
@@ -254,10 +257,12 @@ class Service:
             info.release()
             state.guard.charge(info)
             state.metrics.grpc.labels(path, call.code).inc()
+            if state.health is not None:
+                state.health.observe(info, call.status, _client(context))
             if state.telemetry is not None and info.model is not None:
                 found = _metadata(context)
                 parent, more = (found.get(name, b"").decode("latin-1") for name in ("traceparent", "tracestate"))
-                state.telemetry.record(info, f"gRPC {path}", 200 if call.code == "OK" else 500, parent, more)
+                state.telemetry.record(info, f"gRPC {path}", call.status, parent, more)
             if self._log is not None:
                 self._log.info(access_line(info, "gRPC", path, _client(context), call.code))
 

@@ -85,8 +85,12 @@ class HealthMonitor:
         now_s = self._clock()
         if info.model is not None and info.is_call:
             self._signals.add_request(now_s, time.perf_counter() - info.start_s, status, info.longest_input)
+        self.observe_answer(status, client)
+
+    def observe_answer(self, status: int, client: str | None) -> None:
+        """Take note of an answer to a client, also to what was no request."""
         if client is not None and self._counted > 1 and (key := client_key(client)) not in self._banned:
-            self._signals.add_answer(now_s, key, status, self._counted)
+            self._signals.add_answer(self._clock(), key, status, self._counted)
 
     def add_score(self, model: str, score: float) -> None:
         """Take note of how good a model's answers are. Raises HttpError 404 for a model that is not served."""

@@ -6,6 +6,7 @@ import ipaddress
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import unquote
 
 _MAX_ENDED = 50_000  # requests of a window that are kept
 _MAX_CLIENTS = 10_000
@@ -27,7 +28,7 @@ class Ended(NamedTuple):
 def client_key(address: str) -> str:
     """Return what a client is known by: its address, of IPv6 the network of 64 bits, all of which is its own."""
     try:
-        found = ipaddress.ip_address(address)
+        found = ipaddress.ip_address(unquote(address).strip("[]"))  # gRPC has brackets around those of IPv6
     except ValueError:
         return address
     if found.version == 6 and found.ipv4_mapped is None:

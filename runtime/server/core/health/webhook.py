@@ -6,7 +6,6 @@ import logging
 import queue
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +41,8 @@ class Webhook:
                 self._on_failure()
 
     def _post(self, data: bytes, pause_s: float) -> bool:
+        import urllib.request  # takes a while, and servers without rules don't need it
+
         time.sleep(pause_s)
         request = urllib.request.Request(self._url, data, {"Content-Type": "application/json"}, method="POST")
         try:
