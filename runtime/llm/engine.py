@@ -50,7 +50,7 @@ class TextEngine:
         self.limits = {"max_tokens": model.spec.max_length, "max_chars": model.spec.max_length * self.tokenizer.longest}
         self._end = self._chat_end_token()
         end_ids = [*model.spec.eos_token_ids, *([] if self._end is None else [self._end])]
-        self.grammars = Grammars(self.tokenizer.to_json, model.spec.vocab_size, end_ids, self.tokenizer.special_tokens)
+        self.grammars = Grammars(self.tokenizer.read, model.spec.vocab_size, end_ids, self.tokenizer.special_tokens)
         self.engine = GenerationEngine(model, options, observer=observer)
 
     def params(self, given: Mapping[str, Any]) -> SamplingParams:

@@ -91,6 +91,7 @@ class PromptTokenizer:
 
     def __init__(self, name: str, data: bytes | None, vocab_size: int) -> None:
         self._tokenizer = load_tokenizer(name, data)
+        self._data = bytes(data or b"")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -134,10 +135,9 @@ class PromptTokenizer:
         text: str = self._tokenizer.decode(list(ids))
         return text
 
-    def to_json(self) -> str:
-        """Return the tokenizer as the text of a tokenizer.json, without padding and truncation."""
-        text: str = self._tokenizer.to_str()
-        return text
+    def read(self) -> str:
+        """Return the text of tokenizer.json."""
+        return self._data.decode()
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, such as "</s>"; None if there is none."""

@@ -13,12 +13,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from llmos.runtime.engine.generate import GenerationEngine, GenerationOptions, Limits, SamplingParams, StepReport
 from llmos.runtime.engine.generate.null import NullStepModel, null_spec
 from llmos.runtime.engine.generate.observer import NullGenerationObserver
 from llmos.runtime.engine.generate.structured import MAX_CHARS, StructuredOutputs
-from llmos.runtime.errors import InputError
+from llmos.runtime.errors import InputError, UserError
 from llmos.runtime.llm import LLMOS, Completion
 from llmos.runtime.text.grammar import CompiledGrammar, Grammars
 
@@ -291,3 +292,11 @@ def test_compiled_grammars_are_kept_within_bounds(tokenizer: Any, monkeypatch: p
         grammars.compile(each)
     assert grammars.compile(wanted[-1]) is grammars.compile(wanted[-1])
     assert grammars.compile(wanted[0]) is not first
+
+
+def test_a_tokenizer_that_has_no_bytes_is_one_line() -> None:
+    plain = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<eos>": 2}, unk_token="a"))
+    grammars = Grammars(plain.to_str, 3, [2], [])
+    grammars.prepare()
+    with pytest.raises(UserError, match="not possible with this model's tokenizer"):
+        grammars.compile(StructuredOutputs.of({"choice": ["a"]}))

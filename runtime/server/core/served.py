@@ -97,6 +97,7 @@ class Builder:
         options = replace(settings.generation, max_queue=settings.max_queue, timeout_s=settings.generation_timeout_s)
         reports = _LaterReports()
         text = TextEngine(model.step, model.asset, options, observer=reports)
+        text.grammars.prepare()
         if warm:
             _warm_language(text)
         reports.observer = observer
