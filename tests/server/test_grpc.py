@@ -248,6 +248,17 @@ def test_keys_and_quotas_are_those_of_http() -> None:
         assert lines[-1]["client"] == "127.0.0.1"
 
 
+def test_an_address_that_is_banned_is_so_in_both_protocols() -> None:
+    rules = 'interval_s: 0.02\nrules: [{name: abuse, when: {bad_requests_per_min: "> 20"}, action: {ban: {seconds: 600}}}]'
+    with numpy_server(grpc_port=0, health=rules) as server:
+        for _ in range(21):
+            assert refusal(server, infer_message(model_name="none"))[0] == CODE.NOT_FOUND
+        wait_for(lambda: server.get("/v1/models").status == 403)
+        code, details = refusal(server, infer_message())
+        assert (code, "too many bad requests" in details) == (CODE.PERMISSION_DENIED, True)
+        assert call(server, b"", method="/grpc.health.v1.Health/Check") == b"\x08\x01", "probes are not banned"
+
+
 def test_deadlines_and_cancellations_end_the_work() -> None:
     ended = 'llmos_request_success_total{finished_reason="%s",model_name="affine"}'
     with numpy_server(grpc_port=0, hold=True) as server, grpc.insecure_channel(address(server)) as channel:

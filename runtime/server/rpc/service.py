@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
@@ -47,7 +48,7 @@ _CODES = {
 
 @dataclass
 class Call:
-    """One request. deadline_s: of time.perf_counter."""
+    """One request. deadline_s: of time.perf_counter. code, status: what gRPC and HTTP call its outcome."""
 
     info: RequestInfo
     deadline_s: float
@@ -220,6 +221,8 @@ class Service:
         if self._state.health is not None and not (admin or open_to_all):
             self._state.health.check(_client(context))
         given = found.get("authorization", b""), found.get("x-api-key", b"")
+        if self._state.health is not None and not open_to_all:
+            self._state.health.check(_client(context))
         self._state.guard.identify(call.info, *given, admin=admin, open_to_all=open_to_all)
 
     async def _message(self, messages: AsyncIterator[bytes], call: Call) -> bytes:
@@ -284,5 +287,5 @@ def _metadata(context: Any) -> Mapping[str, bytes]:
 
 
 def _client(context: Any) -> str:
-    """Return the address of the client, as in the log of HTTP: `ipv4:127.0.0.1:5000` without its protocol and port."""
-    return str(context.peer()).partition(":")[2].rpartition(":")[0]
+    """Return the address of the client as HTTP knows it: `ipv6:%5B::1%5D:5000` without its protocol, brackets and port."""
+    return unquote(str(context.peer()).partition(":")[2].rpartition(":")[0]).strip("[]")
