@@ -40,9 +40,9 @@ def serving(artifact: Path, *options: str) -> Iterator[Served]:
 
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[Served]:
-    """A command that says where it serves, stopped when the block ends."""
+    """A command that says where it serves, stopped when the block ends. What it writes to stdout, such as an access log, is dropped."""
     start_s = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
         lines: list[str] = []

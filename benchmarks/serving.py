@@ -3,6 +3,7 @@
     batching      32 clients against one, of short texts
     overhead      one client's median over that of the same texts in a process without a server
     overload      ten times as many arrivals as the server can answer: what is answered, and how fast the rest is refused
+    telemetry     requests a second of 32 clients with metrics, access log and all traces on, over those with all of it off
     restart       from starting a process, after kill -9 of the one before, to its first good answer
     first-token   the time to the first token of 100 chats at a time, beside that of one (--chat)
 
@@ -47,9 +48,22 @@ for line in sys.stdin:
         times.append(time.perf_counter() - start)
     print(statistics.median(times), flush=True)
 """
+COLLECTOR = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+class Any(grpc.GenericRpcHandler):
+    def service(self, call):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+server = grpc.server(ThreadPoolExecutor(2), handlers=[Any()])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+time.sleep(3600)
+"""
 SHORT = Length.parse("3:10")
 PASSAGE = Length.parse("32:64")
 OVERHEAD_MS, OVERLOAD_RATIO, REFUSAL_MS, READY_S = 0.3, 1.5, 50.0, 1.0
+TELEMETRY_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,25 @@ def overload(artifact: Path, chat: Path | None) -> Iterator[Figure]:
     yield Figure(f"overload, 10x: {text}; the client's own lag p99 {found['client_lag_ms']['p99']:.1f} ms", refused["p99"] <= REFUSAL_MS)
 
 
+def telemetry(artifact: Path, chat: Path | None) -> Iterator[Figure]:
+    """Measure a server that traces every request beside one that writes nothing, in turns. The collector only takes what comes."""
+    workload = texts_of(artifact.stem, PASSAGE)
+    with subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, text=True) as collector:
+        assert collector.stdout
+        endpoint = f"http://127.0.0.1:{int(collector.stdout.readline())}"
+        try:
+            with serving(artifact) as off, serving(artifact, "--access-log", "--otlp-endpoint", endpoint) as on:
+                ratios = []
+                for seed in range(9):
+                    rates = [summary(run(each.port, ClosedLoop(32, 2.5), workload, seed), None)["requests_per_s"] for each in (off, on)]
+                    ratios.append(rates[1] / rates[0])
+        finally:
+            collector.kill()
+    cost = 1 - statistics.median(ratios[1:])
+    text = f"{cost:.1%} fewer requests/s of 32 clients (target {TELEMETRY_SHARE:.0%})"
+    yield Figure(f"telemetry, every request traced: {text}", cost < TELEMETRY_SHARE)
+
+
 def restart(artifact: Path, chat: Path | None) -> Iterator[Figure]:
     """Measure starts after kill -9."""
     ready_s = []
@@ -161,6 +194,7 @@ FIGURES: dict[str, Callable[[Path, Path | None], Iterator[Figure]]] = {
     "batching": batching,
     "overhead": overhead,
     "overload": overload,
+    "telemetry": telemetry,
     "restart": restart,
     "first-token": first_token,
 }
