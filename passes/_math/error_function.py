@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmos.passes._math.exponential import ROUND, scaled_exp
-from llmos.passes._math.expr import Expr, bits, clamp_above, copy_sign, float_of_bits, fma, horner, select
+from llmos.passes._math.expr import Expr, bits, clamp_above, clamp_below, copy_sign, float_of_bits, fma, horner, select
 
 SMALL_LIMIT = 0.92
 # erf(x) / x - 1 in x^2 for |x| <= 0.92, relative error 1.6e-8.
@@ -43,6 +43,27 @@ ERFC = (
 )
 
 
+# erf(x) / x in x^2 - CENTER for |x| <= SATURATED, where it makes erf 1 and a little more; around the center, so that no terms cancel.
+SATURATED, CENTER = 3.9179999828338623, 7.6753621101379395
+ERF_WHOLE = (
+    7.66645285395131e-16,
+    -1.3914111121691563e-14,
+    6.162725765899296e-14,
+    -5.707801852689043e-13,
+    1.8700206314004042e-11,
+    -2.520624542423633e-10,
+    2.5089563759905786e-09,
+    -2.6789093610091186e-08,
+    2.844363109488768e-07,
+    -2.7881606001756154e-06,
+    2.611580930533819e-05,
+    -0.00024148437660187483,
+    0.0022770436480641365,
+    -0.02347760833799839,
+    0.3609206974506378,
+)
+
+
 def erf(x: Expr) -> Expr:
     """Return erf(x), with an error of at most 1.5 ulp and 1e-7, never above 1. 28 operations without a branch or a division."""
     magnitude = clamp_above(abs(x), 4.0)
@@ -51,6 +72,13 @@ def erf(x: Expr) -> Expr:
     r = exponent - (shifted - (ROUND + 127))
     large = fma(horner(r, EXP2_SHORT), -float_of_bits(bits(shifted) << 23), 1.0)
     return select(magnitude < SMALL_LIMIT, _small_erf(x), copy_sign(large, x))
+
+
+def one_plus_erf(x: Expr) -> Expr:
+    """Return 1 + erf(x), with an error of at most 3e-7; 0 below x = -3.92. 19 operations, where erf and an addition are 29."""
+    limited = clamp_above(clamp_below(x, -SATURATED), SATURATED)
+    polynomial = horner(fma(limited, limited, -CENTER), ERF_WHOLE)
+    return clamp_below(fma(limited, polynomial, 1.0), 0.0)
 
 
 def erfc(x: Expr) -> Expr:
