@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote
 
-_MAX_ENDED = 50_000  # requests of a window that are kept
-_MAX_CLIENTS = 10_000
+_MAX_ENDED = 10_000  # requests of a window that are kept, the latest: a look at them takes a few milliseconds
+_MAX_CLIENTS = 4_096
 _MAX_MODELS = 1_000
 _BUCKETS = 168  # of a period: the hours of a week
 _MINUTE_S = 60.0
@@ -90,10 +90,12 @@ class Signals:
             self._ended.popleft()
         latencies = sorted(each.latency_s for each in self._ended if each.status == 200)
         statuses = Counter(each.status for each in self._ended)
+        full = len(self._ended) == _MAX_ENDED
+        span_s = max(now_s - self._ended[0].at_s, 1e-3) if full else self.window_s
         long = sum(each.num_tokens > self.long_input_tokens for each in self._ended)
         return {
             **{f"latency_p{percent}_s": latencies[(len(latencies) - 1) * percent // 100] if latencies else 0.0 for percent in (50, 95, 99)},
-            "requests_per_s": len(self._ended) / self.window_s,
+            "requests_per_s": len(self._ended) / span_s,
             "error_share": self._share(sum(count for status, count in statuses.items() if status >= 500)),
             "rejected_share": self._share(statuses[429]),
             "long_input_share": self._share(long),
