@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 
-.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check serve-check serve-bench llm-bench bench clean
+.PHONY: venv demo test test-slow check conformance fuzz fuzz-artifact fuzz-index proof llm-check serve-check serve-bench llm-bench bench gpu-check clean
 venv: $(VENV)/.installed
 
 # The stamp is newer than everything that decides what is installed, so that make does nothing the second time.
@@ -84,6 +84,10 @@ bench: venv
 	$(RUN) benchmarks/updates.py
 	$(RUN) benchmarks/serving.py build/minilm.llmos
 	$(RUN) benchmarks/suite.py
+
+# What needs an NVIDIA GPU: kernels against float64, whole models, figures beside the chip's peaks and torch (docs/gpu.md). Without one, a line says so.
+gpu-check: venv
+	$(RUN) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis repro*
