@@ -205,6 +205,19 @@ int32_t __llmos_gpu_shuffle_xor(int32_t mask, int32_t word, int32_t distance, in
   warp_barrier();
   return got;
 }
+/* ldmatrix.sync.aligned.m8n8.x4.b16: a word of each of four matrices, whose rows the lanes name. */
+void __llmos_gpu_fragment(const uint8_t* row, uint32_t* words) {
+  int lane = current % WARP, first = current - lane;
+  if ((uintptr_t)row % 16) fprintf(stderr, "a row of a fragment is not aligned\n"), abort();
+  memcpy(exchanged[current], &row, sizeof row);
+  warp_barrier();
+  for (int i = 0; i < 4; ++i) {
+    const uint8_t* named;
+    memcpy(&named, exchanged[first + 8 * i + lane / 4], sizeof named);
+    memcpy(words + i, named + 4 * (lane % 4), 4);
+  }
+  warp_barrier();
+}
 static float bf16(uint32_t word, int half) { uint32_t bits = (half ? word & 0xFFFF0000u : word << 16); float f; memcpy(&f, &bits, 4); return f; }
 static float word_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 

@@ -25,6 +25,8 @@ PRODUCTS = {
     "llvm.nvvm.mma.m16n8k8.row.col.tf32": (4, 2, "__llmos_gpu_mma_tf32"),
 }
 
+FRAGMENTS = {"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3": "__llmos_gpu_fragment"}  # loads of four words by an address a lane
+
 _DECLARATION = re.compile(r"^declare .*@(llvm\.nvvm\.[\w.]+)\(.*$", re.MULTILINE)
 _KERNEL = re.compile(r"^define ptx_kernel void @([\w.$]+)\((.*?)\) ?(?:#\d+ )?\{$", re.MULTILINE)
 _TYPE = re.compile(r"^(ptr|i64)\b")
@@ -42,10 +44,19 @@ def emulate(text: str) -> str:
     for name in dict.fromkeys(used):
         if name in PRODUCTS:
             parts.append(_product(name, *PRODUCTS[name]))
+        elif name in FRAGMENTS:
+            parts.append(_fragment(name, FRAGMENTS[name]))
         else:
             text = text.replace(f"@{name}(", f"@{_function(WORDS[name])}(")
             parts.append(f"declare {WORDS[name]}")
-    return "\n".join([text.replace("@llvm.nvvm.mma", "@emulated.mma"), *parts, *[_launched(*kernel) for kernel in kernels], ""])
+    return "\n".join(
+        [
+            text.replace("@llvm.nvvm.mma", "@emulated.mma").replace("@llvm.nvvm.ldmatrix", "@emulated.ldmatrix"),
+            *parts,
+            *[_launched(*kernel) for kernel in kernels],
+            "",
+        ]
+    )
 
 
 def _function(declaration: str) -> str:
@@ -64,6 +75,19 @@ def _launched(name: str, parameters: str) -> str:
         ]
     passed = ", ".join(f"{kind} %v{i}" for i, kind in enumerate(types))
     return "\n".join([*lines, f"  call void @{name}({passed})", "  ret void", "}"])
+
+
+def _fragment(name: str, function: str) -> str:
+    """A function in the place of an ldmatrix: the words go through memory."""
+    result = "{ i32, i32, i32, i32 }"
+    lines = [f"define {result} @{name.replace('llvm.nvvm', 'emulated')}(ptr addrspace(3) %row) noinline {{"]
+    lines += ["  %out = alloca [4 x i32]", f"  call void @{function}(ptr addrspace(3) %row, ptr %out)"]
+    last = "poison"
+    for i in range(4):
+        lines += [f"  %o{i} = getelementptr i32, ptr %out, i64 {i}", f"  %l{i} = load i32, ptr %o{i}"]
+        lines += [f"  %r{i} = insertvalue {result} {last}, i32 %l{i}, {i}"]
+        last = f"%r{i}"
+    return "\n".join([f"declare void @{function}(ptr addrspace(3), ptr)", *lines, f"  ret {result} {last}", "}"])
 
 
 def _product(name: str, num_left: int, num_right: int, function: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width, is_float
+from llmos.compiler.codegen.builder import LOOP_DYNAMIC, Builder, Sizes, Value, byte_width, is_float
 from llmos.compiler.codegen.coordinates import IndexEmitter
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import ValueEmitter
@@ -110,6 +110,18 @@ class BlockFrame:
                 made[i] = combine(made[i], part)
         self.barrier()
         return made
+
+    def fragment(self, offset: Value) -> list[Value]:
+        """Emit the load of four 8 by 16-byte matrices from shared memory, a word of each for every lane: that of row lane / 4 and place
+        lane % 4. `offset`: in bytes, i64, of a row, those of the first matrix from lanes 0 to 7, and so on; a multiple of 16.
+        """
+        b, near = self.b, ir.Type.parse("!llvm.ptr<3>")
+        base = b.op("llvm.mlir.addressof", [], near, global_name=ir.FlatSymbolRefAttr.get(SHARED))
+        place = ir.DenseI32ArrayAttr.get([LOOP_DYNAMIC])
+        address = b.op("llvm.getelementptr", [base, offset], near, elem_type=ir.TypeAttr.get(b.i8), rawConstantIndices=place)
+        kind = ir.Type.parse("!llvm.struct<(i32, i32, i32, i32)>")
+        made = b.intrinsic("llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3", [address], kind)
+        return [b.op("llvm.extractvalue", [made], b.i32, position=ir.DenseI64ArrayAttr.get([i])) for i in range(4)]
 
     def shared_at(self, offset: int) -> Value:
         """Emit the address of a byte of the block's shared memory."""

@@ -335,23 +335,27 @@ class _Fragments:
     def multiply(self, sums: Sequence[Value]) -> list[Value]:
         """Emit the products of one step. Returns the new sums."""
         b, plan, core = self.frame.b, self.plan, self.plan.core
-        (rows, columns), (row, column), (group, number) = self._counts, self._corner(), self._lane()
-        word = b.mul(number, b.index(4))
-        left = b.add(b.mul(b.add(row, group), b.index(plan.row_bytes)), word)
-        right = b.add(b.mul(b.add(column, group), b.index(plan.row_bytes)), b.add(word, b.index(plan.right_at)))
-        bases = [b.address(self.frame.shared, offset, b.i8) for offset in (left, right)]
+        (rows, columns), (row, column) = self._counts, self._corner()
+        left, right = self._row_of_lane(row, 8, 16), b.add(self._row_of_lane(column, 16, 8), b.index(plan.right_at))
         found = list(sums)
-        for k in range(0, plan.tile.depth, core.depth):
-            along = [b.address(base, b.index(k * core.element_bytes), b.i8) for base in bases]
-            lefts, rights = (
-                [core.words(b, b.address(at, b.index(i * step * plan.row_bytes), b.i8), plan.row_bytes, step) for i in range(count)]
-                for at, step, count in ((along[0], ROWS, rows), (along[1], COLUMNS, columns))
-            )
+        for k in range(0, plan.tile.depth * core.element_bytes, core.depth * core.element_bytes):
+            lefts = [self.frame.fragment(b.add(left, b.index(i * ROWS * plan.row_bytes + k))) for i in range(rows)]
+            pairs = [self.frame.fragment(b.add(right, b.index(j * COLUMNS * plan.row_bytes + k))) for j in range(0, columns, 2)]
+            rights = [words for pair in pairs for words in (pair[:2], pair[2:])]
             for i in range(rows):
                 for j in range(columns):
                     place = (i * columns + j) * SUMS
                     found[place : place + SUMS] = core.multiply(b, lefts[i], rights[j], found[place : place + SUMS])
         return found
+
+    def _row_of_lane(self, first: Value, next_rows: int, next_words: int) -> Value:
+        """Where the row lies that this lane names for a fragment of 16 rows from `first` on, in bytes: lanes from `next_rows` on begin with
+        its row 8, those from `next_words` on with the second 16 bytes of a row."""
+        b = self.frame.b
+        lane = b.rem(self.frame.thread, b.index(WARP))
+        lower, second = (b.rem(b.div(lane, b.index(each)), b.index(2)) for each in (next_rows, next_words))
+        row = b.add(b.add(first, b.rem(lane, b.index(8))), b.mul(lower, b.index(8)))
+        return b.add(b.mul(row, b.index(self.plan.row_bytes)), b.mul(second, b.index(16)))
 
     def store(self, sums: Sequence[Value]) -> None:
         """Emit the sums to shared memory, in the place of both sides."""

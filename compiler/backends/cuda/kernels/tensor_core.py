@@ -30,17 +30,6 @@ class TensorCore(ABC):
     def element(self) -> ir.Type:
         """Return the element type in shared memory, of the width of what is multiplied."""
 
-    @property
-    def per_word(self) -> int:
-        """Return the elements of a word of a fragment."""
-        return 4 // self.element_bytes
-
-    def words(self, b: Builder, base: Value, row_bytes: int, num_rows: int) -> list[Value]:
-        """Emit the loads of a fragment of 8 or 16 rows from shared memory. `base`: where the lane's first word is."""
-        half = self.depth * self.element_bytes // 2
-        offsets = [row * row_bytes + part * half for part in (0, 1) for row in range(0, num_rows, 8)]
-        return [b.load(b.address(base, b.index(offset), b.i8), b.i32, 4) for offset in offsets]
-
     @abstractmethod
     def multiply(self, b: Builder, left: Sequence[Value], right: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
         """Emit sums + left * right. left: 4 words; right: 2; sums: 4 float32."""
