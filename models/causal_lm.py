@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from llmos.compiler.analysis.paged_attention import BLOCK_SIZE
 from llmos.compiler.frontend.exporting import export
@@ -98,6 +98,20 @@ def import_model(
             reference=_StepReference(model, step, max_length),
         )
     return replace(imported, examples=examples)
+
+
+def traced_step(model: Any, options: CausalLMOptions = CausalLMOptions()) -> ExportedProgram:
+    """The step of a model of transformers as torch exports it, for reports on its ops; of equal layers there may be one."""
+    max_length, interface = _max_length(model.config, options), uses_interface(model)
+    with adapted(model, max_length, interface):
+        caches = cache_specs(model, interface, options.kv == "int8")
+    with adapted(model, max_length, interface), traced_as_float32(model):
+        step = Step(model, interface).eval()
+        example = _example(0, _EXAMPLES[0], model.config, caches, options)
+        found = _program(step, caches, example, options)
+        if isinstance(found, ExportedProgram):
+            return found
+        return export(found, _torch_arguments(example), _dynamic_shapes(options, caches))
 
 
 def _program(step: Step, caches: Sequence[CacheSpec], example: Sequence[np.ndarray], options: CausalLMOptions) -> Any:

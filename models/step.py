@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 import llmos.compiler.frontend.grouped_linear
 import llmos.compiler.frontend.paged_attention  # noqa: F401  registers the ops
 from llmos.compiler.analysis.paged_attention import BlockLayout
+from llmos.models.float_weights import traced_as_float32
 from llmos.runtime.errors import UnsupportedError
 
 _NAME = "llmos"  # of our implementations in transformers' interfaces
@@ -143,8 +144,9 @@ def _register(attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
 
 
 def _run_one_token(model: Any) -> None:
+    """Run in float32 whatever the types of weights, without their values."""
     one = torch.zeros(1, 1, dtype=torch.int64)
-    with torch.no_grad():
+    with torch.no_grad(), traced_as_float32(model):
         model(input_ids=one, position_ids=one, use_cache=False)
 
 

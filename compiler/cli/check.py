@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmos.compiler.driver.sources import encoder_module, require_model
+from llmos.compiler.driver.sources import GGUF, encoder_module, language_model_program, require_model
 from llmos.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ def _rows(source: Path) -> list[Row]:
     from llmos.compiler.frontend.coverage import check
 
     require_model(source)
-    if source.is_dir():
-        return check(*encoder_module(source))
+    if source.is_dir() or source.suffix == GGUF:
+        program = language_model_program(source)
+        return check(program) if program is not None else check(*encoder_module(source))
     if source.suffix not in (".pt2", ".onnx", ".mlir"):
-        raise UserError(f"{source} can't be checked; llmos check takes .pt2, .onnx, .mlir or a Hugging Face directory")
+        raise UserError(f"{source} can't be checked; llmos check takes .pt2, .onnx, .mlir, .gguf or a Hugging Face directory")
     return check(source)
 
 

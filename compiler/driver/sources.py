@@ -128,6 +128,19 @@ def require_model(path: Path) -> None:
         raise UserError(f"{path} is no .pt2 file, or is cut short: copy it again, or save it again with torch.export.save")
 
 
+def language_model_program(path: Path) -> Any:
+    """The step of a causal language model, a Hugging Face directory or a .gguf file, as torch exports it; None for another directory."""
+    from llmos.models.causal_lm import is_causal_lm, traced_step
+    from llmos.models.directory import ModelDirectory
+    from llmos.models.gguf.language_model import open_model
+    from llmos.models.loading import load_transformer
+
+    if path.suffix == GGUF:
+        return traced_step(open_model(path, keep_blocks=True)[0])
+    source = ModelDirectory.open(path)
+    return traced_step(load_transformer(source, "AutoModelForCausalLM").model) if is_causal_lm(source) else None
+
+
 def encoder_module(path: Path) -> tuple[Any, tuple[Any, ...], Any]:
     """The torch module of a Hugging Face encoder directory, example inputs for it, and torch.export's dynamic shapes."""
     from llmos.models.directory import ModelDirectory

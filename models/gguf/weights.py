@@ -18,13 +18,15 @@ from llmos.models.gguf.names import gguf_name, is_rotated, row_order, transforme
 from llmos.models.loading import quiet_transformers
 from llmos.runtime.errors import UnsupportedError, UserError
 
+_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_model(file: GgufFile, *, keep_blocks: bool) -> Any:
-    """The model of a file in eval mode, in float32; with `keep_blocks`, quantized layers compute with the integers of their blocks.
+    """The model of a file in eval mode; with `keep_blocks`, quantized layers compute with the integers of their blocks.
 
-    A quantized embedding always does. Raises UserError, UnsupportedError.
+    A quantized embedding always does. Matrices of half types stay in the file, and are to be computed with in float32
+    (models/float_weights.py); all else is float32. Raises UserError, UnsupportedError.
     """
     config = model_config(file)
     kind, shapes = _expected(config)
@@ -34,17 +36,35 @@ def load_model(file: GgufFile, *, keep_blocks: bool) -> Any:
         # The embedding looks up integers, the output layer multiplies: each has its own.
         config.tie_word_embeddings = False
         tensors[_OUTPUT], shapes[_OUTPUT] = tensors[_EMBEDDING], shapes[_EMBEDDING]
+    halves = {name: tensor for name, tensor in tensors.items() if tensor.type.name in _HALF and len(tensor.shape) == 2}
     quantized = {name: tensor for name, tensor in tensors.items() if tensor.type.is_quantized and len(tensor.shape) == 2}
     kept = {name: tensor for name, tensor in quantized.items() if keep_blocks or name == _EMBEDDING}
-    state = {name: _floats(tensor, _order(tensor, head_dim)) for name, tensor in tensors.items() if name not in kept}
+    state = {name: _floats(tensor, _order(tensor, head_dim)) for name, tensor in tensors.items() if name not in kept and name not in halves}
     state |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
-    state |= {name: torch.zeros(()).expand(shapes[name]) for name in kept}
+    state |= {name: torch.zeros(()).expand(shapes[name]) for name in (*kept, *halves)}
     with quiet_transformers():
         model = kind.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
     for name, tensor in kept.items():
         _keep(model, name.removesuffix(".weight"), _blocks(tensor, _order(tensor, head_dim)))
+    for name, tensor in halves.items():
+        _replace(model, model.get_parameter(name), _mapped(tensor, _order(tensor, head_dim)))
     _scale_frequencies(model, file)
     return model
+
+
+def _mapped(tensor: GgufTensor, order: np.ndarray | None) -> torch.Tensor:
+    """A tensor of a half type where it lies in the file, unless its rows are in another order."""
+    values = torch.from_numpy(tensor.data).view(_HALF[tensor.type.name]).view(tensor.shape)
+    return values if order is None else values[torch.from_numpy(order)]
+
+
+def _replace(model: Any, parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """Put a weight in the place of another one, in all modules that have it."""
+    new = nn.Parameter(values, requires_grad=False)
+    for module in model.modules():
+        for key, own in module._parameters.items():
+            if own is parameter:
+                module._parameters[key] = new
 
 
 def _keep(model: Any, path: str, blocks: BlockIntegers) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 import llmos
+from llmos.compiler.cli.check import command as check
 from llmos.models.gguf.file import GgufFile
 from llmos.models.gguf.weights import load_model
 from llmos.runtime.errors import UserError
@@ -134,3 +136,15 @@ def answer(cached: Cached, prompt: Sequence[int], length: int = 40) -> str:
         made = int(cached.step((0, len(ids) - 1, ids[-1:]))[-1].argmax())
     found: str = Tokenizer.from_buffer(cached.program.artifact.asset("tokenizer.json")).decode(ids[len(prompt) :])
     return found
+
+
+@pytest.mark.slow
+def test_check_lists_the_ops_of_a_file(tmp_path: Path) -> None:
+    written, _ = small_file("llama", "F16", "Q8_0")
+    path = written.write(tmp_path / "m.gguf")
+    done = CliRunner().invoke(check, [str(path)], standalone_mode=False)
+    assert (done.exception, done.return_value) == (None, 0)
+    assert "llmos.paged_attention.default" in done.output and done.output.endswith("m.gguf: every op compiles\n")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"m\.gguf: .* copy"):
+        CliRunner().invoke(check, [str(path)], standalone_mode=False, catch_exceptions=False)

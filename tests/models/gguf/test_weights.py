@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
+from llmos.models.float_weights import run_in_float32
 from llmos.models.gguf.file import GgufFile
 from llmos.models.gguf.layers import BlockEmbedding, BlockLinear
 from llmos.models.gguf.weights import load_model
@@ -36,7 +37,7 @@ IDS = torch.tensor([[1, 5, 71, 5, 0, 33, 8]])
 
 
 def logits(model: Any) -> np.ndarray:
-    with torch.no_grad():
+    with torch.no_grad(), run_in_float32(model):
         found: np.ndarray = model(input_ids=IDS, use_cache=False).logits[0].numpy()
     return found
 
@@ -73,6 +74,23 @@ def test_types_of_tensors(family: str, kinds: tuple[str, ...], keep: bool, tmp_p
     for module, other in zip(model.modules(), own.modules(), strict=False):
         if isinstance(module, BlockLinear):
             assert torch.equal(module.weight, other.weight)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_matrices_of_half_types_stay_in_the_file(kind: str, tmp_path: Path) -> None:
+    written, _ = small_file("llama-tied", kind)
+    file = GgufFile.open(written.write(tmp_path / "m.gguf"))
+    model = load_model(file, keep_blocks=True)
+    mapped = np.asarray(next(iter(file.tensors.values())).data.base)
+    inside = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and np.shares_memory(parameter.detach().view(torch.uint8).numpy(), mapped)
+    ]
+    others = [name for name, parameter in model.named_parameters() if parameter.ndim == 2 and name not in inside]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "model.embed_tokens.weight" in inside
+    assert all("q_proj" in name or "k_proj" in name for name in others)  # whose rows are in another order
 
 
 def test_rotary_frequencies_have_factors(tmp_path: Path) -> None:
