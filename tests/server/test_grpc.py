@@ -69,7 +69,7 @@ def infer_message(**contents: Any) -> Any:
     return pb2.ModelInferRequest(**{"model_name": "affine", "inputs": [tensor], **contents})
 
 
-def call(server: Server, message: Any, method: str = INFER, timeout_s: float = 60, **metadata: str) -> bytes:
+def call(server: Server, message: Any, method: str = INFER, timeout_s: float = 300, **metadata: str) -> bytes:
     """The serialized answer. Raises grpc.RpcError."""
     data = message if isinstance(message, bytes) else message.SerializeToString()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
