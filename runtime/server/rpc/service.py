@@ -221,8 +221,6 @@ class Service:
         if self._state.health is not None and not (admin or open_to_all):
             self._state.health.check(_client(context))
         given = found.get("authorization", b""), found.get("x-api-key", b"")
-        if self._state.health is not None and not open_to_all:
-            self._state.health.check(_client(context))
         self._state.guard.identify(call.info, *given, admin=admin, open_to_all=open_to_all)
 
     async def _message(self, messages: AsyncIterator[bytes], call: Call) -> bytes:
