@@ -34,15 +34,12 @@ class CudaTarget(Target):
     """One code variant of an artifact.
 
     chip: as LLVM and ptxas name it; one that ends in "a" has instructions that no later chip runs. ptx: version of PTX, which decides the
-    oldest driver. shared_bytes: memory that the threads of a block may share. has_async: instructions of sm_90 (wgmma, TMA).
-    host: the processor that starts kernels.
+    oldest driver. host: the processor that starts kernels.
     """
 
     device: str = "cuda"
     chip: str
     ptx: int
-    shared_bytes: int
-    has_async: bool = False
     host: HostTarget
 
     triple = "nvptx64-nvidia-cuda"
@@ -79,9 +76,9 @@ def targets() -> list[CudaTarget]:
         raise UserError(f"the cuda backend makes host functions for {' and '.join(HOSTS)}, and this machine is {arch}")
     host = HOSTS[arch]
     return [
-        CudaTarget(name=f"{PREFIX}sm_100", chip="sm_100", ptx=86, shared_bytes=227 << 10, host=host),
-        CudaTarget(name=f"{PREFIX}sm_90a", chip="sm_90a", ptx=80, shared_bytes=227 << 10, has_async=True, host=host),
-        CudaTarget(name=f"{PREFIX}sm_80", chip="sm_80", ptx=70, shared_bytes=163 << 10, host=host),
+        CudaTarget(name=f"{PREFIX}sm_100", chip="sm_100", ptx=86, host=host),
+        CudaTarget(name=f"{PREFIX}sm_90a", chip="sm_90a", ptx=80, host=host),
+        CudaTarget(name=f"{PREFIX}sm_80", chip="sm_80", ptx=70, host=host),
     ]
 
 
