@@ -29,16 +29,17 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 15.0  # between attempts to reach it
 class RedisStore:
     """Values by name, each for `ttl_s` seconds. Belongs to one event loop.
 
-    Only connections that are there are used: where one fails or a value takes longer than LIMIT_S, all values are missing until a task
-    in the background has reached the Redis again, within LIMIT_S too. on_failure: called for each use that failed. Raises UserError for a
+    Only connections that are there are used: where one fails or a value takes longer than limit_s, all values are missing until a task
+    in the background has reached the Redis again, within limit_s too. on_failure: called for each use that failed. Raises UserError for a
     URL that is none.
     """
 
-    def __init__(self, url: str, ttl_s: float, on_failure: Callable[[], None]) -> None:
+    def __init__(self, url: str, ttl_s: float, on_failure: Callable[[], None], limit_s: float = LIMIT_S) -> None:
         self._reader, self._writer = _client(url), _client(url)
         self._place = urlsplit(url).hostname or urlsplit(url).path  # without its password
         self._ttl_ms = max(1, round(ttl_s * 1e3))
         self._on_failure = on_failure
+        self._limit_s = limit_s
         self._is_up = False
         self._said_down = False
         self._free = asyncio.Semaphore(_CONNECTIONS)
@@ -47,14 +48,14 @@ class RedisStore:
         self._looks = False
 
     async def get(self, name: bytes) -> bytes | None:
-        """Return a value, or what there is up to somewhat more than MAX_VALUE_BYTES of it; None if there is none. Takes LIMIT_S at most."""
+        """Return a value, or what there is up to somewhat more than MAX_VALUE_BYTES of it; None if there is none. Takes limit_s at most."""
         from redis.exceptions import RedisError, ResponseError
 
         if not self._is_up:
             self._look()
             return None
         try:
-            async with asyncio.timeout(LIMIT_S), self._free:
+            async with asyncio.timeout(self._limit_s), self._free:
                 value = await self._reader.getrange(_PREFIX + name.hex().encode(), 0, MAX_VALUE_BYTES)
         except ResponseError:  # it is of another type
             return None
@@ -126,7 +127,7 @@ class RedisStore:
                 self._said_down = True
                 _LOG.warning("the Redis at %s can't be used (%s): serving without it", self._place, _reason(error))
             return False
-        return time.perf_counter() - begin_s <= LIMIT_S
+        return time.perf_counter() - begin_s <= self._limit_s
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -89,7 +89,9 @@ class ResponseCache:
         self._local = LocalStore(settings.response_cache_bytes, settings.response_cache_ttl_s)
         self._shared: RedisStore | None = None
         if settings.response_cache_url:
-            self._shared = RedisStore(settings.response_cache_url, settings.response_cache_ttl_s, metrics.response_cache_failures.inc)
+            count = metrics.response_cache_failures.inc
+            url, wait_s = settings.response_cache_url, settings.response_cache_wait_s
+            self._shared = RedisStore(url, settings.response_cache_ttl_s, count, wait_s)
         self._version = version("llmos")
 
     @property

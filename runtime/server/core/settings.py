@@ -11,6 +11,7 @@ from llmos.runtime.engine.generate import GenerationOptions
 from llmos.runtime.errors import UserError
 from llmos.runtime.server.core.health.rules import HealthRules
 from llmos.runtime.server.core.quotas import Quota
+from llmos.runtime.server.core.redis_store import LIMIT_S
 from llmos.runtime.text.tools import PARSERS
 
 MIB = 1 << 20
@@ -45,7 +46,8 @@ class ServerSettings:
     each is larger than 64 KiB. grace_s: seconds that a shutdown waits for running requests. drain_delay_s: that the server is not ready and
     still serves before that, for balancers to see it. api_keys: if not empty, every route but health requires one. quotas: of keys, by key.
     root_path: under which a proxy has the server, such as "/models"; requests may begin with it or not. response_cache_bytes: of kept
-    answers, 0 to keep none; response_cache_ttl_s: how long; response_cache_url: of a Redis that keeps them too. health: rules of the
+    answers, 0 to keep none; response_cache_ttl_s: how long; response_cache_url: of a Redis that keeps them
+    too, whose values are waited for response_cache_wait_s. health: rules of the
     health matrix. otlp_endpoint: where traces and metrics are sent, such as "http://127.0.0.1:4317"; "" for nowhere. tls_cert,
     tls_key: files in PEM; the key may be in the file of the certificate. tool_parser: how models write calls of tools, "" for as
     their chat templates show. memory_budget_bytes: of the files and caches of all models; 0: any. repository_api: whether clients may
@@ -68,6 +70,7 @@ class ServerSettings:
     response_cache_bytes: int = 0
     response_cache_ttl_s: float = 300.0
     response_cache_url: str = field(default="", repr=False)
+    response_cache_wait_s: float = LIMIT_S
     memory_budget_bytes: int = 0
     repository_api: bool = False
     admin_keys: frozenset[str] = field(default=frozenset(), repr=False)
