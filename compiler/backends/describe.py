@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from llmos.compiler.analysis.attention import parts_of
+from llmos.compiler.analysis.casts import is_extended_argument
 from llmos.compiler.analysis.contraction import root_contraction
 from llmos.compiler.analysis.independence import Function
 from llmos.compiler.backends.base import CompiledModel
@@ -43,9 +45,25 @@ def _kernel_specs(program: Program) -> list[KernelSpec]:
             specs.append(_kernel_spec(program.table, unit.name, "loop", label, describe_loop(unit)))
         else:
             spec = _kernel_spec(program.table, unit.name, unit.kind, _label(unit), describe_work(unit))
-            is_bytes = unit.kind == "contraction" and root_contraction(unit.ops).is_bytes
-            specs.append(replace(spec, details={**spec.details, "arithmetic": "int8"}) if is_bytes else spec)
+            arithmetic = _arithmetic(unit)
+            specs.append(replace(spec, details={**spec.details, "arithmetic": arithmetic}) if arithmetic else spec)
     return specs
+
+
+def _arithmetic(dispatch: Dispatch) -> str:
+    """What the products of a dispatch are of, where that isn't float32: "int8", or "bf16" where both sides lie in memory as that."""
+    if dispatch.kind == "attention":
+        parts = parts_of([op.operation for op in dispatch.block.operations])
+        products = [parts.scores, parts.values]
+        sides = [parts.scores.lhs, parts.scores.rhs, parts.values.generic.inputs[1 - parts.weights]]
+    elif dispatch.kind == "contraction":
+        products = [root_contraction(dispatch.ops)]
+        sides = [products[0].lhs, products[0].rhs]
+    else:
+        return ""
+    if all(each.is_bytes for each in products):
+        return "int8"
+    return "bf16" if all(is_extended_argument(side) for side in sides) else ""
 
 
 def _kernel_spec(table: SymbolTable, name: str, kind: str, label: str, work: Work) -> KernelSpec:

@@ -1,6 +1,6 @@
-/* Peaks of this machine, on all threads at once: fp32 multiply-adds and products of bytes summed in int32, each as as many independent
- * chains as hide the latency; and reads from memory that no cache of a core holds. Prints GFLOP/s, int8 GOP/s (0: no such instruction is
- * known here) and GB/s. */
+/* Peaks of this machine, on all threads at once: fp32 multiply-adds, products of bfloat16 summed in fp32 and products of bytes summed in
+ * int32, each as as many independent chains as hide the latency; and reads from memory that no cache of a core holds. Prints fp32 and bf16
+ * GFLOP/s, int8 GOP/s (0: no such instruction is known here) and GB/s. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -103,6 +103,34 @@ static float byte_chains(long rounds) {
 #define BYTE_OPS 0.0
 #endif
 
+/* One step of a chain: each float of `sum` and two products of bfloat16. With AMX kernels multiply by tiles, which aren't measured here. */
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+static float pair_chains(long rounds) {
+    __m512 sum[CHAINS];
+    __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0); /* 1 and 0 */
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_setzero_ps();
+    for (long round = 0; round < rounds; round++)
+        for (int step = 0; step < STEPS; step++) {
+#pragma GCC unroll 12
+            for (int i = 0; i < CHAINS; i++) {
+                sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
+                __asm__ volatile("" : "+" REGISTER(sum[i]));
+            }
+        }
+    float total = 0;
+#pragma GCC unroll 12
+    for (int i = 0; i < CHAINS; i++) total += sum[i][0];
+    return total;
+}
+#define PAIR_OPS (2.0 * 32 * CHAINS * STEPS)
+#else
+static float pair_chains(long rounds) {
+    return (float)rounds;
+}
+#define PAIR_OPS 0.0
+#endif
+
 static float read_all(const vector *data) {
     vector sum[4] = {0};
     for (long i = 0; i < READ_BYTES / VECTOR_BYTES; i += 4)
@@ -110,7 +138,7 @@ static float read_all(const vector *data) {
     return sum[0][0] + sum[1][0] + sum[2][0] + sum[3][0];
 }
 
-enum kind { FLOATS, BYTES, READS, NUM_KINDS };
+enum kind { FLOATS, PAIRS, BYTES, READS, NUM_KINDS };
 
 typedef struct {
     double start, end;
@@ -122,6 +150,7 @@ typedef struct {
 static float run(const job *mine, long rounds) {
     switch (mine->kind) {
     case FLOATS: return chains(rounds);
+    case PAIRS: return pair_chains(rounds);
     case BYTES: return byte_chains(rounds);
     default: return read_all(mine->data);
     }
@@ -157,7 +186,7 @@ int main(int argc, char **argv) {
     if (num_threads < 1 || num_threads > 1024) return 2;
     static pthread_t threads[1024];
     static job jobs[1024];
-    double best[NUM_KINDS] = {1e300, 1e300, 1e300};
+    double best[NUM_KINDS] = {1e300, 1e300, 1e300, 1e300};
     for (int i = 0; i < num_threads; i++) {
         if (!(jobs[i].data = aligned_alloc(VECTOR_BYTES, READ_BYTES))) return 4;
         memset(jobs[i].data, 1, READ_BYTES);
@@ -169,8 +198,9 @@ int main(int argc, char **argv) {
             if (taken < best[kind]) best[kind] = taken;
         }
     double flops = 2.0 * LANES * CHAINS * STEPS * ROUNDS * num_threads / best[FLOATS];
+    double pair_ops = PAIR_OPS * ROUNDS * num_threads / best[PAIRS];
     double byte_ops = BYTE_OPS * ROUNDS * num_threads / best[BYTES];
     double read = (double)READ_BYTES * num_threads / best[READS];
-    printf("%.1f %.1f %.2f\n", flops * 1e-9, byte_ops * 1e-9, read * 1e-9);
+    printf("%.1f %.1f %.1f %.2f\n", flops * 1e-9, pair_ops * 1e-9, byte_ops * 1e-9, read * 1e-9);
     return jobs[0].result == 12345.0f; /* the result is used */
 }

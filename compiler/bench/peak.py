@@ -19,18 +19,19 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast")
 
 @dataclass(frozen=True)
 class Limits:
-    """fp32 FLOP/s, bytes/s read from memory, and operations/s on products of bytes summed in int32, of some cores together.
+    """fp32 FLOP/s, bytes/s read from memory, and operations/s on products of bytes and of bfloat16, of some cores together.
 
-    int8_ops_per_s: 0 where the C program knows no instruction for them.
+    int8_ops_per_s, bf16_ops_per_s: summed in int32 and fp32; 0 where the C program knows no instruction for them.
     """
 
     flops_per_s: float
     bytes_per_s: float
     int8_ops_per_s: float = 0.0
+    bf16_ops_per_s: float = 0.0
 
     def ops_per_s(self, arithmetic: str) -> float:
-        """Operations/s of what a kernel computes in: "int8", or the peak of fp32."""
-        return self.int8_ops_per_s if arithmetic == "int8" and self.int8_ops_per_s else self.flops_per_s
+        """Operations/s of what a kernel multiplies: "int8", "bf16", or the peak of fp32."""
+        return {"int8": self.int8_ops_per_s, "bf16": self.bf16_ops_per_s}.get(arithmetic, 0.0) or self.flops_per_s
 
     def grows_beyond(self, other: Limits) -> bool:
         """Whether any rate is higher than the other's by more than noise."""
@@ -64,8 +65,8 @@ def measure_limits(num_threads: int) -> Limits:
 
 
 def _measure_once(program: Path, num_threads: int) -> Limits:
-    flops, byte_ops, num_bytes = (float(part) * 1e9 for part in _run([str(program), str(num_threads)]).split())
-    return Limits(flops, num_bytes, byte_ops)
+    flops, pair_ops, byte_ops, num_bytes = (float(part) * 1e9 for part in _run([str(program), str(num_threads)]).split())
+    return Limits(flops, num_bytes, byte_ops, pair_ops)
 
 
 def _run(command: list[str]) -> str:

@@ -130,6 +130,7 @@ def _show(
             rates = {
                 "peak_flops_per_s": limits.flops_per_s,
                 "peak_int8_ops_per_s": limits.int8_ops_per_s or None,
+                "peak_bf16_ops_per_s": limits.bf16_ops_per_s or None,
                 "memory_bytes_per_s": limits.bytes_per_s,
             }
         found = {"profiles": [profile.record() for profile in profiles]} if profiles else {}
@@ -144,8 +145,9 @@ def _show(
             )
         )
     if limits:
-        int8 = f"{limits.int8_ops_per_s * 1e-9:.0f} GOP/s int8, " if limits.int8_ops_per_s else ""
-        rates_text = f"{limits.flops_per_s * 1e-9:.0f} GFLOP/s fp32, {int8}{limits.bytes_per_s * 1e-9:.0f} GB/s from memory"
+        peaks = ((limits.flops_per_s, "GFLOP/s fp32"), (limits.bf16_ops_per_s, "GFLOP/s bf16"), (limits.int8_ops_per_s, "GOP/s int8"))
+        known = [f"{rate * 1e-9:.0f} {unit}" for rate, unit in peaks if rate]
+        rates_text = ", ".join([*known, f"{limits.bytes_per_s * 1e-9:.0f} GB/s from memory"])
         click.echo(f"this machine at most: {rates_text}, on {num_threads} threads")
     for profile in profiles:
         click.echo("\n" + "\n".join(profile_lines(profile)))

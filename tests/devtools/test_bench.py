@@ -56,11 +56,13 @@ def test_anything_else_is_refused_and_never_run(expression: str) -> None:
         evaluate(expression, {"batch": 3})
 
 
-def test_operations_on_bytes_have_a_peak_of_their_own() -> None:
+def test_operations_on_bytes_and_halves_have_a_peak_of_their_own() -> None:
     kernels = (KernelSpec("k0", "contraction", {"flops": "1000*tokens", "arithmetic": "int8"}), KernelSpec("k1", "x", {"flops": "30"}))
     manifest = replace(MANIFEST, kernels=kernels)
     assert arithmetic_s(manifest, {"tokens": 5}, Limits(10.0, 1.0, 100.0)) == 53.0
     assert arithmetic_s(manifest, {"tokens": 5}, Limits(10.0, 1.0)) == 503.0  # no peak of bytes is known
+    halves = (KernelSpec("k0", "attention", {"flops": "1000*tokens", "arithmetic": "bf16"}),)
+    assert arithmetic_s(replace(MANIFEST, kernels=halves), {"tokens": 5}, Limits(10.0, 1.0, 100.0, 20.0)) == 250.0
     assert arithmetic_s(replace(MANIFEST, kernels=()), {}, Limits(1.0, 1.0)) is None
 
 
