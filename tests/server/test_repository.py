@@ -203,6 +203,42 @@ def test_a_folder_is_followed(add: Add, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_a_folder_that_cannot_be_read_unloads_nothing(add: Add, tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    (add("affine", 1, 2).parents[1]).rename(tmp_path / "kept")
+    folder.mkdir()
+    (tmp_path / "kept").rename(folder / "affine")
+    options = ["--model-repository", str(folder), "--model-control", "poll:0.05", "--admin-port", "0"]
+    with running([*COMMAND, *options]) as server:
+        (folder / "loop").symlink_to("loop")
+        (folder / "affine" / "loop").symlink_to("loop")
+        (folder / "affine" / "2").mkdir()
+        (folder / "affine" / "2" / "model.llmos").symlink_to("model.llmos")
+        wait_for(lambda: any("can't be loaded" in line for line in server.log))
+        assert infer(server, "affine") == (200, ("1", 3.0))
+        folder.rename(tmp_path / "away")  # as a volume that is not mounted for a while
+        wait_for(lambda: any("can't read the model repository's folder" in line for line in server.log))
+        assert infer(server, "affine") == (200, ("1", 3.0))
+        assert server.admin(INDEX).status == 500
+        (tmp_path / "away").rename(folder)
+        (folder / "affine" / "2" / "model.llmos").unlink()
+        for _ in range(2):
+            (folder / "affine").rename(tmp_path / "moved")
+            wait_for(lambda: infer(server, "affine")[0] == 404)
+            (tmp_path / "moved").rename(folder / "affine")  # the same files
+            wait_for(lambda: infer(server, "affine") == (200, ("1", 3.0)), 5)
+        assert sum("can't read" in line and "stay as they are" in line for line in server.log) == 1
+        assert server.stop() == 0
+
+
+def test_a_model_that_is_named_twice_at_the_start_is_loaded_once(add: Add, artifacts: dict[int, Path], tmp_path: Path) -> None:
+    add("affine", 1, 2)
+    options = [f"other={artifacts[3]}", "--model-repository", str(tmp_path), *["--load-model", "affine"] * 2, "--load-model", "other"]
+    with running([*COMMAND, *options]) as server:
+        assert infer(server, "affine") == (200, ("1", 3.0))
+        assert infer(server, "other") == (200, ("1", 4.0))
+
+
 def test_a_named_artifact_is_loaded_again_from_its_file(artifacts: dict[int, Path], tmp_path: Path) -> None:
     path = tmp_path / "affine.llmos"
     shutil.copy(artifacts[2], path)
@@ -243,6 +279,9 @@ def test_admin_is_not_for_web_pages_nor_for_everyone(artifacts: dict[int, Path])
         assert server.admin("/drain", Origin="null").status == 403
         assert infer(server, "affine")[0] == 200
     done = subprocess.run([*command, "--admin-host", "0.0.0.0"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "--admin-keys-file" in done.stderr) == (2, 1, True), done
+    command = [*COMMAND, f"affine={artifacts[2]}", "--host", "0.0.0.0", "--repository-api"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.count("\n"), "--admin-keys-file" in done.stderr) == (2, 1, True), done
 
 

@@ -149,6 +149,8 @@ class Registry:
     def load_at_start(self) -> None:
         """Load what the repository wants at the start, before there is an event loop. Raises UserError that names the model."""
         for name in self.repository.at_start():
+            if name in self._versions:  # an artifact that was named one by one
+                continue
             try:
                 self._switch(name, self._made(name, {}, again=False))
             except HttpError as error:
@@ -371,10 +373,19 @@ class Registry:
         """Follow the repository's folder until canceled; does nothing where its control is another."""
         poll_s = self.repository.control.poll_s
         seen: dict[str, object] = {}
+        unread = ""
         while poll_s is not None and not self._closed:
             await asyncio.sleep(poll_s)
-            wanted = await asyncio.to_thread(lambda: {name: self._wanted(name) for name in self.repository.folder_names()})
+            try:
+                wanted = await asyncio.to_thread(lambda: {name: self._wanted(name) for name in self.repository.folder_names()})
+            except LlmosError as error:
+                if str(error) != unread:  # said once
+                    _LOG.error("%s: the models stay as they are", error)
+                unread = str(error)
+                continue
+            unread = ""
             for name in [name for name, files in self._files().items() if files and not wanted.get(name)]:
+                seen.pop(name, None)  # the same file may come back
                 await self._try(self.unload(name))
             for name, files in wanted.items():
                 if name not in self._versions and self.repository.is_dynamic(name):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmos.runtime.errors import UserError
+from llmos.runtime.errors import ExecutionError, UserError
 from llmos.runtime.server.core.residency import DYNAMIC, ISOLATED, STATIC
 
 ARTIFACT_FILE = "model.llmos"
@@ -98,7 +98,8 @@ class ArtifactFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """The artifacts that can be served, by name and version. Reads the folder at each question, and keeps nothing.
+    """The artifacts that can be served, by name and version. Reads the folder at each question, and keeps nothing. What asks for models or
+    versions raises ExecutionError where a folder can't be read, which is not the same as an empty one.
 
     listed: artifacts by their names, each version 1. folder: holds MODEL/VERSION/model.llmos, as Triton's does. policy: of models
     that `policies` does not name. start: which models of the folder are loaded at the start; None: as `control` says. resource: of models
@@ -130,12 +131,12 @@ class Repository:
 
     def folder_names(self) -> list[str]:
         """Return the models of the folder: its folders whose names can stand in a URL."""
-        return sorted(name for name in _folders(self.folder) if NAME.fullmatch(name)) if self.folder is not None else []
+        return sorted(name for name in _folders(self.folder, must_exist=True) if NAME.fullmatch(name)) if self.folder is not None else []
 
     def at_start(self) -> list[str]:
         """Return the models of the folder that are loaded at the start."""
         if self.start is not None:
-            return list(self.start)
+            return list(dict.fromkeys(self.start))
         return [name for name in self.folder_names() if not self.is_dynamic(name)] if self.control.at_start else []
 
     def is_dynamic(self, name: str) -> bool:
@@ -160,7 +161,7 @@ class Repository:
             return {}
         numbers = sorted(int(found) for found in _folders(self.folder / name) if _VERSION.fullmatch(found))
         paths = {number: self.folder / name / str(number) / ARTIFACT_FILE for number in numbers}
-        return {number: ArtifactFile.of(path) for number, path in paths.items() if path.exists()}
+        return {number: ArtifactFile.of(path) for number, path in paths.items() if _is_there(path)}
 
     def wanted(self, name: str, without: Collection[int] = ()) -> dict[int, ArtifactFile]:
         """Return the versions of a model that its policy serves, lowest first. without: those that are as if they were not there."""
@@ -176,9 +177,29 @@ def bad_name(name: str) -> str:
     return f"'{name}' can't be a model's name in a URL: give another with name=path (letters, digits, '.', '_', '-')"
 
 
-def _folders(folder: Path) -> list[str]:
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # loading it says what is wrong
+    return True
+
+
+def _folders(folder: Path, *, must_exist: bool = False) -> list[str]:
+    """Return the folders in a folder, none for one that is not there unless it must be. Raises ExecutionError for one that can't be read."""
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
+            return [entry.name for entry in entries if _is_folder(entry)]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not must_exist:
+            return []
+        raise ExecutionError(f"can't read the model repository's folder {folder} ({error.strerror or error})") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
