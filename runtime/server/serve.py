@@ -201,6 +201,8 @@ def serve(
     Raises UserError if the address can't be used.
     """
     ssl_files = _tls_options(settings)
+    if settings.repository_api:
+        _require_admin_keys(host, settings)
     listener, admin_listener = _listen(host, port, "--host or --port"), _listen_admin(admin, settings)
     if grpc_port is not None:
         _listen(host, grpc_port, "--grpc-port").close()  # gRPC opens it later, and says less of what is wrong
@@ -293,9 +295,14 @@ def _listen_admin(admin: tuple[str, int] | None, settings: ServerSettings) -> so
     """Open the admin port. Raises UserError for an address that others reach where there is no key."""
     if admin is None:
         return None
-    if not (settings.admin_keys or settings.api_keys or _is_loopback(admin[0])):
-        raise UserError(f"anyone who reaches {admin[0]} could change the models: set keys with --admin-keys-file")
+    _require_admin_keys(admin[0], settings)
     return _listen(*admin, "--admin-host or --admin-port")
+
+
+def _require_admin_keys(host: str, settings: ServerSettings) -> None:
+    """Raise UserError for an address that others reach, where models can be changed without a key."""
+    if not (settings.admin_keys or settings.api_keys or _is_loopback(host)):
+        raise UserError(f"anyone who reaches {host} could change the models: set keys with --admin-keys-file")
 
 
 def _is_loopback(host: str) -> bool:
@@ -313,8 +320,8 @@ def _listen(host: str, port: int, options: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another {options}") from error
+    except (OSError, UnicodeError) as error:  # a UnicodeError is a name that can't be one of a host
+        raise UserError(f"can't listen on {host}:{port} ({getattr(error, 'strerror', None) or error}): choose another {options}") from error
     return listener
 
 
