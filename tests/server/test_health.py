@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import queue
 import socket
 import threading
 import time
@@ -18,9 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmos.runtime.errors import UserError
+from llmos.runtime.server.core.health import webhook
 from llmos.runtime.server.core.health.matrix import Matrix
+from llmos.runtime.server.core.health.monitor import HealthMonitor
 from llmos.runtime.server.core.health.rules import HealthRules
 from llmos.runtime.server.core.health.signals import Signals, client_key
+from llmos.runtime.server.core.health.webhook import Webhook
+from llmos.runtime.server.core.language import load_served
+from llmos.runtime.server.core.metrics import Metrics
+from llmos.runtime.server.core.registry import Registry
+from llmos.runtime.server.core.repository import Repository
+from llmos.runtime.server.core.served import Builder
+from llmos.runtime.server.core.settings import ServerSettings
 
 from .harness import Answer, Server, affine_body, language_server, numpy_server, wait_for
 from .language_model import FAILS_AT, SLOW
@@ -293,6 +303,8 @@ WRONG = {
     "{webhook: 'ftp://x', rules: [{name: a}]}": "must be a URL",
     "{window_s: 0, rules: [{name: a}]}": "window_s must be",
     "{dry_run: maybe, rules: [{name: a}]}": "true or false",
+    "rules: [{name: a, when: {bad_requests_per_min: '> 1e300'}, action: ban}]": "such as '> 0.9'",
+    "rules: [{name: a, when: {bad_requests_per_min: '> 1e6'}, action: ban}]": "at most 100,000",
     "a: [": "no YAML",
     "2026-99-99": "no YAML",
     "[" * 5000: "nested too deeply",
@@ -304,6 +316,47 @@ def test_a_wrong_file_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match=WRONG[text].replace("(", r"\(")) as caught:
         HealthRules.parse(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["''", "x", "[x]", "{x: y}"])
+@pytest.mark.parametrize(
+    "tag", ["!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!null", "!!set", "!!python/name:os.system", "!a"]
+)
+def test_tags_are_refused(tag: str, value: str) -> None:
+    with pytest.raises(UserError, match="tags are not supported"):
+        HealthRules.parse(f"rules: {tag} {value}")
+
+
+@pytest.mark.parametrize(("limit", "action"), [("0", "ban"), ("0.5", "ban"), ("3", "{degrade: {max_tokens: 1}}"), ("3000", "ban")])
+def test_bad_requests_are_counted_for_every_rule(limit: str, action: str) -> None:
+    rules = HealthRules.parse(f"rules: [{{name: bad, when: {{bad_requests_per_min: '> {limit}'}}, action: {action}}}]")
+    clock = [0.0]
+    monitor = HealthMonitor(
+        rules, Registry([], Repository(), Builder(ServerSettings(), Metrics()), load_served), Metrics(), lambda: clock[0]
+    )
+    for _ in range(int(float(limit))):
+        monitor.observe_answer(404, OTHER)
+    monitor.look()
+    assert not monitor.report()["active"]
+    monitor.observe_answer(404, OTHER)
+    monitor.look()
+    assert monitor.report()["active"] == ["bad"]
+    assert bool(monitor.report()["banned"]) == (action == "ban")
+
+
+def test_a_webhook_that_speaks_no_http_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_PAUSES_S", (0.0,))
+    failures: queue.Queue[int] = queue.Queue()
+    answers = [b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n", b""]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hook = Webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/", lambda: failures.put(1))
+        for answer in answers:
+            hook.send({})
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+            failures.get(timeout=10)
 
 
 @given(st.text(max_size=60))

@@ -188,7 +188,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _folders(folder: Path, *, must_exist: bool = False) -> list[str]:
-    """Return the folders in a folder, none for one that is not there unless it must be. Raises ExecutionError for one that can't be read."""
+    """Return the folders in a folder, none for one that is not there unless it must be. Raises ExecutionError if it can't be read."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if _is_folder(entry)]

@@ -17,7 +17,7 @@ from llmos.runtime.engine import Engine
 from llmos.runtime.errors import LlmosError
 from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.health.matrix import Change, Matrix
-from llmos.runtime.server.core.health.rules import BAN, DEGRADE, FILTER, ROLL_BACK, HealthRules, Rule
+from llmos.runtime.server.core.health.rules import BAD_REQUESTS, BAN, DEGRADE, FILTER, ROLL_BACK, HealthRules, Rule
 from llmos.runtime.server.core.health.signals import Signals, client_key
 from llmos.runtime.server.core.health.webhook import Webhook
 from llmos.runtime.server.core.http import RequestInfo
@@ -27,6 +27,7 @@ from llmos.runtime.server.core.registry import Registry
 _LOG = logging.getLogger("llmos.server")
 _MAX_EVENTS = 200
 _MAX_BANNED = 10_000
+_LEAST_COUNTED = 1_000  # bad requests of an address in a minute, for the report
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _STATM = Path("/proc/self/statm")
 
@@ -53,7 +54,7 @@ class HealthMonitor:
         self._values: dict[str, float] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._banned: dict[str, tuple[float, Rule]] = {}  # until when
-        self._counted = int(max((condition.limit for rule in rules.rules for condition in rule.when if rule.action == BAN), default=0)) + 1
+        self._counted = _most_counted(rules)
         self._webhook = Webhook(rules.webhook, metrics.webhook_failures.inc) if rules.webhook else None
         self._memory_limit = rules.memory_limit_bytes or _memory_limit()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,7 +90,7 @@ class HealthMonitor:
 
     def observe_answer(self, status: int, client: str | None) -> None:
         """Take note of an answer to a client, also to what was no request."""
-        if client is not None and self._counted > 1 and (key := client_key(client)) not in self._banned:
+        if client is not None and (key := client_key(client)) not in self._banned:
             self._signals.add_answer(self._clock(), key, status, self._counted)
 
     def add_score(self, model: str, score: float) -> None:
@@ -173,7 +174,7 @@ class HealthMonitor:
                 served.engine.limit_delay(None if delay_ms is None else delay_ms / 1e3)
 
     def _ban(self, rule: Rule, now_s: float) -> None:
-        limit = max(condition.limit for condition in rule.when if condition.metric == "bad_requests_per_min")
+        limit = max(condition.limit for condition in rule.when if condition.metric == BAD_REQUESTS)
         for client in self._signals.clients_above(limit, now_s):
             if client in self._banned or len(self._banned) >= _MAX_BANNED:
                 continue
@@ -205,6 +206,12 @@ class HealthMonitor:
         else:
             self._signals.forget_scores(model)
             self._tell(rule, "end", model=model, version=str(version))
+
+
+def _most_counted(rules: HealthRules) -> int:
+    """Return how many bad requests of an address are counted: more than any rule asks about."""
+    asked = (condition.limit for rule in rules.rules for condition in rule.when if condition.metric == BAD_REQUESTS)
+    return int(max([_LEAST_COUNTED, *asked])) + 1
 
 
 def _memory_limit() -> float:

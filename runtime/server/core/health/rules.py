@@ -11,6 +11,7 @@ from typing import Any
 
 from llmos.runtime.errors import UserError
 
+BAD_REQUESTS = "bad_requests_per_min"
 METRICS = (
     "memory_bytes",
     "memory_share",
@@ -23,7 +24,7 @@ METRICS = (
     "requests_waiting",
     "long_input_share",
     "score_drop",
-    "bad_requests_per_min",
+    BAD_REQUESTS,
 )
 SCALE_OUT, DEGRADE, FILTER, ROLL_BACK, BAN = "scale_out", "degrade", "filter", "roll_back", "ban"
 _OPTIONS: Mapping[str, Mapping[str, float | None]] = {  # of each action, with what holds where none is given; None: nothing
@@ -33,12 +34,14 @@ _OPTIONS: Mapping[str, Mapping[str, float | None]] = {  # of each action, with w
     ROLL_BACK: {},
     BAN: {"seconds": 600},
 }
-_MUST = {ROLL_BACK: "score_drop", BAN: "bad_requests_per_min"}  # the metric that tells which model, or which client
+_MUST = {ROLL_BACK: "score_drop", BAN: BAD_REQUESTS}  # the metric that tells which model, or which client
 _CONDITION = re.compile(r"([<>])\s*([0-9.eE+-]+)")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MAX_FILE_BYTES = 64 << 10
 _MAX_DEPTH = 20
 _MAX_RULES = 100
+MAX_BAD_REQUESTS = 100_000  # of an address in a minute
+_MAX_LIMIT = 1e18  # of a condition, as of memory_limit_bytes
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ def _loaded(text: str) -> object:
                 raise UserError("this is no file of rules: it is nested too deeply")
             if isinstance(event, yaml.events.AliasEvent):
                 raise UserError("aliases are not supported")
+            if getattr(event, "tag", None) is not None:  # PyYAML fails on values that don't fit their tags
+                raise UserError("tags are not supported")
         found: object = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that is none
         raise UserError(f"this is no YAML ({' '.join(str(error).split())[:200]})") from error
@@ -178,8 +183,10 @@ def _condition(where: str, metric: object, text: object) -> Condition:
         limit = float(found[2]) if found else math.nan
     except ValueError:
         limit = math.nan
-    if found is None or not math.isfinite(limit):
+    if found is None or not abs(limit) <= _MAX_LIMIT:
         raise UserError(f"{where}: the condition of {metric} must be such as '> 0.9' or '< 10'")
+    if metric == BAD_REQUESTS and limit > MAX_BAD_REQUESTS:
+        raise UserError(f"{where}: the limit of {metric} must be at most {MAX_BAD_REQUESTS:,}, since no more are counted")
     return Condition(str(metric), found[1] == ">", limit)
 
 

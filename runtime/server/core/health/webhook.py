@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import Any
 
 import orjson
@@ -48,5 +49,5 @@ class Webhook:
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
                 return bool(200 <= answer.status < 300)
-        except (OSError, ValueError):  # a URLError is an OSError
+        except (OSError, ValueError, HTTPException):  # a URLError is an OSError; what is no HTTP is an HTTPException
             return False
