@@ -69,12 +69,17 @@ class Children:
 
     def close(self) -> None:
         """Ends the idle ones."""
-        while self._idle:
-            self._take().close()
+        with contextlib.suppress(IndexError):  # of another thread that was faster
+            while self._idle:
+                self._idle.pop().close()
 
     def _take(self) -> _Child:
         with contextlib.suppress(IndexError):  # of another thread that was faster
-            return self._idle.pop()
+            while True:
+                child = self._idle.pop()
+                if child.serves_on:
+                    return child
+                child.close()  # it was ended while it was idle, which no request is to blame for
         return _Child(self._module)
 
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,16 @@ def test_an_idle_child_ends_and_another_takes_over(children: Children, monkeypat
 
 def _ask(children: Children) -> None:
     os._exit(0 if children.ask(b"answer = b'forked'").output == b"forked" else 1)
+
+
+def test_a_child_that_is_killed_while_it_is_idle_fails_no_request(children: Children) -> None:
+    first = int(children.ask(PID).output)
+    os.kill(first, signal.SIGKILL)
+    while Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    answer = children.ask(PID)
+    assert not answer.fault
+    assert int(answer.output) != first
 
 
 def test_a_forked_process_starts_children_of_its_own(children: Children) -> None:
