@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("hermes", '<tool_call>{"name": "get", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("get", '{"a": 1}')]),
     ("hermes", '<tool_call>{"id": 3, "name": "get", "x": {"name": "y"}, "arguments": {"a": 1} }</tool_call>', "", [("get", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "get", "arguments": {"a": 1}, "arguments": {"b": 2}}', "", [("get", '{"a": 1}')]),
+    ("hermes", '<tool_call>{"name": "get", "arguments": {"a": 1}, "\\q": 1}</tool_call>', "", [("get", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "get", "arguments": {"a": "cu', "", [("get", '{"a": "cu')]),
     (
         "hermes",
@@ -104,6 +106,30 @@ def test_random_texts_give_the_same_however_they_come(form: ToolFormat, parts: l
     assert parsed(form, pieces, begun=begun, parallel=parallel) == whole
     assert all(name in NAMES for name, _ in whole[1])
     assert parallel or len(whole[1]) <= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>{"name": "get", "arguments": {"a": "' + "x" * 400_000,
+        "<tool_call>" + " " * 400_000,
+    ],
+    ids=["arguments", "before a call"],
+)
+def test_a_long_text_takes_time_in_proportion_to_its_length(text: str) -> None:
+    parser = ToolParser(FORM["hermes"], NAMES)
+    begin_s = time.process_time()
+    for begin in range(0, len(text), 50):
+        parser.push(text[begin : begin + 50])
+    parser.finish()
+    assert time.process_time() - begin_s < 4  # a tenth of it is enough; where each step copies the text, it takes many times as long
+
+
+def test_blanks_before_an_object_end_what_would_be_a_call() -> None:
+    for text in (" " * 300 + '{"name": "get"}', "<tool_call>"):
+        assert parsed(FORM["llama3"], [text]) == parsed(FORM["llama3"], list(text)) == (text, [])
+    text = "[TOOL_CALLS]get[ARGS]" + " " * 300 + "{}"
+    assert parsed(FORM["mistral"], [text]) == parsed(FORM["mistral"], list(text)) == (text, [])
 
 
 def test_a_call_comes_before_its_end() -> None:
