@@ -224,6 +224,23 @@ def field(number: int, data: bytes) -> bytes:
     return bytes([*written, size]) + data
 
 
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_an_error_that_repeats_a_long_name_keeps_its_code(grpc_server: Server, letter: str) -> None:
+    code, message = refusal(grpc_server, infer_message(model_name=letter * 20_000))
+    assert code == CODE.NOT_FOUND
+    assert message.startswith(f"model '{letter}")
+
+
+def test_a_stream_without_a_key_is_counted() -> None:
+    method = INFER.replace("ModelInfer", "ModelStreamInfer")
+    with numpy_server(grpc_port=0, api_keys=["one"]) as server:
+        with grpc.insecure_channel(address(server)) as channel, pytest.raises(grpc.RpcError) as caught:
+            list(channel.stream_stream(method)(iter([infer_message().SerializeToString()]), timeout=60))
+        assert caught.value.code() == CODE.UNAUTHENTICATED
+        server.key = "one"
+        assert server.metric(f'llmos_grpc_requests_total{{code="UNAUTHENTICATED",method="{method}"}}') == 1
+
+
 def test_keys_and_quotas_are_those_of_http() -> None:
     quotas = {"limited": {"requests_per_min": 2}}
     with numpy_server(grpc_port=0, api_keys=["one", "limited"], quotas=quotas) as server:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ from llmos.runtime.server.rpc.messages import Pieces, bytes_field, document_of, 
 
 SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse
+_MESSAGE_CHARS = 500
 _STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 _LOG = logging.getLogger("llmos.server")
 _CODES = {
@@ -195,14 +196,17 @@ class Service:
 
     async def _stream_infer(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer the requests of a stream one after the other; an error of one is its answer."""
+        call, path = self._call(context), f"/{SERVICE}/ModelStreamInfer"
         try:
-            self._identify(self._call(context), context)
+            self._identify(call, context)
         except HttpError as error:
+            with suppress(HttpError), self._counted(call, path, context):
+                raise
             await _abort(context, error)
         async for message in messages:
             call = self._call(context)
             try:
-                with self._counted(call, f"/{SERVICE}/ModelStreamInfer", context):
+                with self._counted(call, path, context):
                     self._identify(call, context)
                     self._state.guard.count(call.info)
                     answer = bytes_field(_STREAM_RESPONSE, await self.model_infer(message, call))
@@ -271,8 +275,13 @@ class Service:
 async def _abort(context: Any, error: HttpError) -> NoReturn:
     """End a call with an error; what HTTP says in a header is said in the trailing metadata."""
     trailing = tuple((name.decode(), value.decode()) for name, value in error.headers if name == b"retry-after")
-    await context.abort(_code(error), str(error), trailing)
+    await context.abort(_code(error), _short(str(error)), trailing)
     raise AssertionError  # abort has raised
+
+
+def _short(message: str) -> str:
+    """Return a message that clients take: beyond 8 KiB of metadata, in which it is percent-encoded, they see another error."""
+    return message if len(message) <= _MESSAGE_CHARS else f"{message[: _MESSAGE_CHARS - 3]}..."
 
 
 def _code(error: HttpError) -> grpc.StatusCode:
