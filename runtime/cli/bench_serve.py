@@ -17,12 +17,13 @@ from llmos.runtime.bench.load import ClosedLoop, OpenLoop, Workload
 from llmos.runtime.bench.report import Slo, summary
 from llmos.runtime.bench.target import first_model, model_inputs
 from llmos.runtime.bench.workload import APIS, FileWorkload, InferWorkload, Length, TextWorkload
+from llmos.runtime.cli.numbers import FiniteRange
 from llmos.runtime.cli.tables import table
 from llmos.runtime.errors import UserError
 
 _KEY = "LLMOS_API_KEY"
 _LATE_MS = 5.0  # of the client itself, from which on its figures are doubtful
-_POSITIVE = click.FloatRange(0, min_open=True)
+_POSITIVE = FiniteRange(0, min_open=True)
 
 
 @click.command(name="bench serve")
@@ -33,7 +34,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--concurrency", "clients", multiple=True, type=click.IntRange(1), help="Closed loop: clients at a time; repeatable.")
 @click.option("--duration-s", default=30.0, show_default=True, type=_POSITIVE, help="Of each load.")
 @click.option("--num-requests", type=click.IntRange(1), help="Closed loop: end after so many.")
-@click.option("--warmup-s", default=0.0, show_default=True, type=click.FloatRange(0), help="At the beginning of each load, not counted.")
+@click.option("--warmup-s", default=0.0, show_default=True, type=FiniteRange(0), help="At the beginning of each load, not counted.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True, help="Of arrivals and prompts; repeatable.")
 @click.option("--prompt-tokens", default="128", show_default=True, help="Words of prompts: 128, 16:256 (uniform), lognormal:128,0.7.")
 @click.option("--output-tokens", default="64", show_default=True, help="max_tokens, in the same forms.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmos.runtime.cli.numbers import FiniteRange
 from llmos.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,22 +59,22 @@ _STARTED_S = time.monotonic()
 @click.option("--max-batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows of one batch.")
 @click.option("--max-batch-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Padded tokens of one batch.")
 @click.option("--max-queue", default=256, show_default=True, type=click.IntRange(1), help="Requests of a model before clients get 429.")
-@click.option("--max-wait-ms", type=click.FloatRange(0, min_open=True), help="Wait for a model of tensors beyond which clients get 429.")
-@click.option("--max-delay-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="How long a batch waits to grow.")
-@click.option("--timeout-s", default=60.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one request.")
+@click.option("--max-wait-ms", type=FiniteRange(0, min_open=True), help="Wait for a model of tensors beyond which clients get 429.")
+@click.option("--max-delay-ms", default=0.0, show_default=True, type=FiniteRange(0), help="How long a batch waits to grow.")
+@click.option("--timeout-s", default=60.0, show_default=True, type=FiniteRange(0, min_open=True), help="Of one request.")
 @click.option(
-    "--generation-timeout-s", default=600.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of one text generation."
+    "--generation-timeout-s", default=600.0, show_default=True, type=FiniteRange(0, min_open=True), help="Of one text generation."
 )
 @click.option("--cache-mib", type=click.IntRange(1), help="Cache of each language model; default as requests need, to half of memory.")
 @click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True, help="Whether prompts of a key share cached beginnings.")
 @click.option("--max-running", default=64, show_default=True, type=click.IntRange(1), help="Sequences of text generated at a time.")
 @click.option("--max-step-tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a step of a language model.")
-@click.option("--grace-s", default=30.0, show_default=True, type=click.FloatRange(0), help="How long a shutdown waits for requests.")
+@click.option("--grace-s", default=30.0, show_default=True, type=FiniteRange(0), help="How long a shutdown waits for requests.")
 @click.option(
     "--drain-delay-s",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="How long it serves on before that, not ready any more.",
 )
 @click.option("--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Largest request body.")
@@ -81,14 +82,12 @@ _STARTED_S = time.monotonic()
     "--max-inflight-mib", default=256, show_default=True, type=click.IntRange(1), help="Bodies of all requests together; more get 503."
 )
 @click.option("--max-connections", default=1024, show_default=True, type=click.IntRange(1), help="Connections; more get 503.")
+@click.option("--header-timeout-s", default=10.0, show_default=True, type=FiniteRange(0, min_open=True), help="For the head of a request.")
 @click.option(
-    "--header-timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For the head of a request."
+    "--write-timeout-s", default=30.0, show_default=True, type=FiniteRange(0, min_open=True), help="For 4 KiB of an answer to be read."
 )
 @click.option(
-    "--write-timeout-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For 4 KiB of an answer to be read."
-)
-@click.option(
-    "--keep-alive-s", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="For an idle connection to stay open."
+    "--keep-alive-s", default=30.0, show_default=True, type=FiniteRange(0, min_open=True), help="For an idle connection to stay open."
 )
 @click.option("--health-rules", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of rules: when to degrade, filter, ban.")
 @click.option("--otlp-endpoint", default="", help="Where to send traces and metrics, such as http://127.0.0.1:4317.")
@@ -114,7 +113,7 @@ _STARTED_S = time.monotonic()
 )
 @click.option("--response-cache-mib", default=0, show_default=True, type=click.IntRange(0), help="Kept answers; 0 keeps none.")
 @click.option(
-    "--response-cache-ttl-s", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="How long they are kept."
+    "--response-cache-ttl-s", default=300.0, show_default=True, type=FiniteRange(0, min_open=True), help="How long they are kept."
 )
 @click.option(
     "--response-cache",

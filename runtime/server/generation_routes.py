@@ -106,7 +106,8 @@ class GenerationRoutes:
             return None
         if size is not None or not self._cache.is_on or not is_deterministic(document, served.text):
             return None
-        return self._cache.key(exchange.info.principal, served.identity, served.name, route, *fields_of_answer(document))
+        settings = (self._settings.tool_parser, str(served.engine.num_blocks))  # the second bounds the longest answer
+        return self._cache.key(exchange.info.principal, served.identity, served.name, route, *settings, *fields_of_answer(document))
 
     def _limited(self, params: SamplingParams) -> SamplingParams:
         """Return what a request asks for, as far as the health rules let it."""

@@ -6,6 +6,7 @@ what a grammar takes depends on the grammar far more than on the tokens.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import resource
@@ -57,6 +58,7 @@ def _check_in_thread(grammar: str, special: Sequence[str], found: list[int | Inp
 def _num_bytes(grammar: str, special: Sequence[str]) -> int:
     from llguidance import LLMatcher
 
+    ctypes.CDLL(None).malloc_trim(0)  # else what an earlier grammar has freed would be taken for nothing
     before = _resident_bytes()
     matcher = LLMatcher(_tokenizer(special), grammar, log_level=0, limits=parser_limits())
     if error := matcher.get_error():

@@ -97,6 +97,8 @@ def test_tokens_outside_the_model_fail_only_their_request(folder: Path) -> None:
         (["=AFFINE"], "neither a path nor name=path"),
         ([], "Missing argument"),
         (["AFFINE", "--max-queue", "0"], "--max-queue"),
+        (["AFFINE", "--timeout-s", "nan"], "is not a finite number"),
+        (["AFFINE", "--keep-alive-s", "inf"], "is not a finite number"),
         (["AFFINE", "--host", "no.such.host.invalid"], "can't listen on no.such.host.invalid"),
     ],
 )

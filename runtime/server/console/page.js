@@ -54,7 +54,7 @@ function fillModels() {
 
 // {model: {metric: sum over its other labels}} of Prometheus's text.
 function parseMetrics(text) {
-  const found = {};
+  const found = Object.create(null); // a model may have any name
   for (const line of text.split("\n")) {
     const match = /^(llmos_\w+)\{(.*)\} (\S+)$/.exec(line);
     if (!match || match[1].endsWith("_bucket")) continue;

@@ -108,7 +108,7 @@ class Telemetry:
 
     def _measure(self, ended: Ended, names: Mapping[str, _Value]) -> None:
         info = ended.info
-        if info.model is None:
+        if info.model is None or not info.is_call:  # elsewhere the model is whatever a client wrote
             return
         self._duration.record(ended.end_s - info.start_s, names)
         if info.first_token_s is not None:
