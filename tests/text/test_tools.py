@@ -108,6 +108,7 @@ def test_random_texts_give_the_same_however_they_come(form: ToolFormat, parts: l
     assert parallel or len(whole[1]) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
