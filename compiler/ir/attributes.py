@@ -38,6 +38,7 @@ EXPR = "llmos.expr"  # of an index argument of a dispatch: the size that it is
 INPUT, WEIGHT = "input", "weight"
 
 # of a function
+GPU_KERNEL = "llmos.gpu_kernel"  # that the host starts on a GPU
 DISPATCH = "llmos.dispatch"  # the kind of a dispatch
 LABEL = "llmos.label"  # what a dispatch computes, in the field's words
 OUTER = "llmos.outer"  # of a row dispatch: loop dims before the reduced ones

@@ -165,7 +165,7 @@ LOOSE: Mapping[str, float] = {
 # What a result near zero may be off by, in units of its type at 1.
 AROUND_ZERO: Mapping[str, float] = {
     **dict.fromkeys(("logaddexp", "logaddexp2", "special_ndtr", "tanhshrink"), 1.0),
-    **dict.fromkeys(("gelu", "GeluTanh"), 32.0),
+    **dict.fromkeys(("gelu", "Gelu", "GeluTanh"), 32.0),
     **dict.fromkeys(("lgamma", "digamma"), 20.0),
 }
 # Where torch's own are wrong: NaN of a large quotient, a rounding beside the pole at -1.

@@ -45,7 +45,7 @@ def post(server: Server, **fields: Any) -> Any:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["encoder", "nested", "affine", "echo", "not-finite"]
+    assert [model.id for model in client.models.list()] == ["encoder", "nested", "affine", "echo", "not-finite", "ballast"]
     assert client.models.retrieve("encoder").owned_by == "llmos"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("nothing")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmos.compiler.backends.base import Stage
-from llmos.compiler.backends.cuda.kernel import KERNEL
 from llmos.compiler.backends.cuda.llvm import assemble, find_ptxas
 from llmos.compiler.backends.cuda.parts import Parts
 from llmos.compiler.backends.cuda.planned import CudaPlanned
@@ -15,6 +14,7 @@ from llmos.compiler.backends.cuda.worker import compile_in_child
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.codegen.link import link_shared
 from llmos.compiler.codegen.lowering import lower_to_llvm_dialect, to_llvm_ir
+from llmos.compiler.ir.attributes import GPU_KERNEL
 from llmos.compiler.ir.bindings import ir
 from llmos.passes import PipelineOptions, run_pipeline
 from llmos.passes.expand_math import ExpandMath
@@ -53,7 +53,7 @@ STAGES: Mapping[str, Stage] = {
 
 
 def _lowered(module: ir.Module) -> str:
-    marked = [op.operation.attributes["sym_name"] for op in module.body.operations if KERNEL in op.operation.attributes]
+    marked = [op.operation.attributes["sym_name"] for op in module.body.operations if GPU_KERNEL in op.operation.attributes]
     lower_to_llvm_dialect(module)
     for op in module.body.operations:
         if op.operation.name == "llvm.func" and op.operation.attributes["sym_name"] in marked:

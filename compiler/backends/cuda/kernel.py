@@ -20,6 +20,7 @@ from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import ValueEmitter
 from llmos.compiler.codegen.kernel import Launch
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.ir.attributes import GPU_KERNEL
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc
 from llmos.compiler.ir.sizes import Expr
@@ -27,7 +28,6 @@ from llmos.compiler.ir.sizes import Expr
 WARP = 32
 ALIGN = 16  # bytes that one thread moves at a time; every buffer starts at a multiple of it
 SHARED = "__llmos_shared"  # the memory that a block shares, whose size its launch gives
-KERNEL = "llmos.gpu_kernel"  # marks functions that the host starts
 FULL_MASK = -1  # all lanes of a warp
 BUTTERFLY = 0x1F  # llvm.nvvm.shfl.sync.bfly: lanes of all 32 exchange
 
@@ -190,7 +190,7 @@ def _function(module: ir.Module, dispatch: Dispatch) -> ir.Block:
                 "sym_name": ir.StringAttr.get(dispatch.name),
                 "function_type": ir.TypeAttr.get(kind),
                 "arg_attrs": ir.ArrayAttr.get([ir.DictAttr.get(each) for each in attributes]),
-                KERNEL: ir.UnitAttr.get(),
+                GPU_KERNEL: ir.UnitAttr.get(),
             },
         )
     return func.regions[0].blocks.append(*kind.inputs)
