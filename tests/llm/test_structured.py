@@ -282,6 +282,7 @@ def test_what_contradicts_a_form_is_refused(name: str) -> None:
         SamplingParams(structured_outputs=FORM, **{name: True if name == "ignore_eos" else 3})
 
 
+@pytest.mark.slow  # what a grammar takes is measured, and the first one of a process takes more
 def test_compiled_grammars_are_kept_within_bounds(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmos.runtime.text.grammar.MAX_KEPT_BYTES", 200_000)
     grammars = Grammars(tokenizer.to_str, tokenizer.get_vocab_size(), [0], [])
