@@ -18,6 +18,7 @@ import torch
 from torch.utils._sympy import functions as torch_sympy
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+import llmos.compiler.frontend.floor_division  # noqa: F401, corrects what torch makes of sizes
 from llmos.compiler.frontend.float_sizes import ROUNDINGS, rounded_size
 from llmos.compiler.ir.bindings import arith, ir
 from llmos.compiler.ir.rounded_sizes import FloorMul, FloorMulF32

@@ -149,6 +149,9 @@ def test_the_c_core_refuses_what_is_no_size(evaluate: Callable[[str, int, int], 
 
 @settings(max_examples=60, deadline=None)
 @given(_texts())
+@example("((h // w) // (-2))")
+@example("((h // (-3)) // (w - 5 - h))")
+@example("(((h // 2) // w) % (-3))")
 def test_torchs_expressions_become_index_arithmetic_with_the_same_meaning(text: str) -> None:
     h, w = (sympy.Symbol(name, integer=True, positive=True) for name in "hw")
     names = {"FloorDiv": torch_sympy.FloorDiv, "PythonMod": torch_sympy.PythonMod, "min": torch_sympy.Min, "max": torch_sympy.Max}
