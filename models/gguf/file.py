@@ -56,7 +56,7 @@ class GgufFile:
         """Maps a file; no tensor is read. Raises UserError for one that is damaged, UnsupportedError for types that aren't read."""
         file = Path(path)
         try:
-            data = np.memmap(file, np.uint8, "c")  # torch warns of arrays that can't be written; nothing writes them
+            data = np.memmap(file, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: can't be read ({error})") from None
         try:

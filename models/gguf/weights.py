@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,9 @@ def load_model(file: GgufFile, *, keep_blocks: bool) -> Any:
 
 def _mapped(tensor: GgufTensor, order: np.ndarray | None) -> torch.Tensor:
     """A tensor of a half type where it lies in the file, unless its rows are in another order."""
-    values = torch.from_numpy(tensor.data).view(_HALF[tensor.type.name]).view(tensor.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of arrays that can't be written, which nothing does
+        values = torch.from_numpy(tensor.data).view(_HALF[tensor.type.name]).view(tensor.shape)
     return values if order is None else values[torch.from_numpy(order)]
 
 
