@@ -56,7 +56,7 @@ def _arithmetic(dispatch: Dispatch) -> str:
         parts = parts_of([op.operation for op in dispatch.block.operations])
         products = [parts.scores, parts.values]
         sides = [parts.scores.lhs, parts.scores.rhs, parts.values.generic.inputs[1 - parts.weights]]
-    elif dispatch.kind == "contraction":
+    elif dispatch.kind in ("contraction", "grouped_contraction"):
         products = [root_contraction(dispatch.ops)]
         sides = [products[0].lhs, products[0].rhs]
     else:

@@ -67,6 +67,8 @@ def test_bits_are_those_of_a_row_alone(quant: str) -> None:
     groups, columns, k = 5, 64, 96
     program = program_of(Grouped(groups, columns, k), groups, k, quant=quant)
     assert kinds(program) == {"grouped_contraction"}
+    [kernel] = [kernel for kernel in program.manifest.kernels if kernel.kind == "grouped_contraction"]
+    assert kernel.details.get("arithmetic") == ("int8" if quant == "w8a8" else None)
     rng = np.random.default_rng(1)
     x = rng.standard_normal((ROWS, k)).astype(np.float32)
     for own in (np.zeros(ROWS, int), np.sort(rng.integers(0, groups, ROWS)), np.full(ROWS, groups - 1)):
