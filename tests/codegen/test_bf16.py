@@ -131,6 +131,32 @@ def test_attention_around_blocks_of_queries_and_keys(head: int, target: str) -> 
         np.testing.assert_array_equal(alone, np.asarray(program(to_array(x), to_array(mask)))[:1, :tokens])
 
 
+class CrossAttention(SelfAttention):
+    """Queries of one sequence over keys of another."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        sources = zip(self.project, (x, keys, keys), strict=True)
+        q, k, v = (each(source).reshape(*source.shape[:2], 2, self.head).transpose(1, 2) for each, source in sources)
+        weighted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        return weighted.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "target"), [(32, AMX), (96, NATIVE), (128, NATIVE)])
+def test_attention_over_other_numbers_of_keys_than_of_queries(head: int, target: str) -> None:
+    """The rows of a sequence that has no key are zeros."""
+    torch.manual_seed(head)
+    module, batch, queries, keys = CrossAttention(head).eval(), dim("batch", high=8), dim("queries", high=140), dim("keys", high=140)
+    example = (torch.randn(2, 9, 2 * head), torch.ones(2, 7, dtype=torch.bool), torch.randn(2, 7, 2 * head))
+    program = compiled(module, example, [{0: batch, 1: queries}, {0: batch, 1: keys}, {0: batch, 1: keys}], target)
+    assert [kernel.kind for kernel in program.manifest.kernels].count("attention") == 1
+    for num_queries, num_keys in itertools.product((1, 2, 33, 130), (1, 2, 31, 64, 129)):
+        x, y, mask = torch.randn(3, num_queries, 2 * head), torch.randn(3, num_keys, 2 * head), torch.rand(3, num_keys) > 0.3
+        mask[0], mask[1] = False, True
+        assert error(program, module, x, mask, y) < BUDGET
+        assert not np.asarray(program(*map(to_array, (x, mask, y))))[0].any()
+
+
 class Mixed(torch.nn.Module):
     """Products of activations, transposed rows, statistics as outputs, and a convolution."""
 
