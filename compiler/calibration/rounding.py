@@ -41,19 +41,16 @@ def fitted_bytes(
 
     smooth: vectors that activations are divided by, and weights multiplied, by `Product.activation`. Raises UserError as above.
     """
-    readers = {lefts: [each for each in reads if each.is_matrix] for lefts, reads in _readers(observation).items() if len(lefts) == 1}
+    alone = {lefts: [each for each in reads if each.is_matrix] for lefts, reads in _readers(observation).items() if len(lefts) == 1}
+    readers: Readers = {lefts: products for lefts, products in alone.items() if products}
     found: dict[int, Int8Weight] = {}
-    for [activation], products, hessian in _hessians(
-        observation, inputs, {lefts: each for lefts, each in readers.items() if each}, progress
-    ):
+    for [activation], products, hessian in _hessians(observation, inputs, readers, progress):
         vector = smooth.get(activation, np.ones(len(hessian), np.float32))
         weights = [observation.weight(product) * vector for product in products]
         rounded = gptq_int8(np.concatenate(weights), hessian / np.outer(vector, vector).astype(np.float64))
-        start = 0
-        for product, weight in zip(products, weights, strict=True):
-            part = slice(start, start + len(weight))
-            found[product.weight] = Int8Weight(rounded.numbers[part], rounded.scale[part])
-            start += len(weight)
+        ends = np.cumsum([len(weight) for weight in weights])[:-1]
+        parts = zip(products, np.split(rounded.numbers, ends), np.split(rounded.scale, ends), strict=True)
+        found |= {product.weight: Int8Weight(numbers, scale) for product, numbers, scale in parts}
     return found
 
 

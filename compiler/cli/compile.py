@@ -27,7 +27,8 @@ from llmos.runtime.errors import UserError
     default="",
     metavar="SCHEME",
     help="Quantize: w8a8 and w8a8:smooth products in 8 bits, auto a plan within --budget, w8a16, fp8 and w4a16:g128 weights alone, "
-    "w4a8:g128 weights in 4 bits by activations in 8, :gptq and :awq behind these two rounded by --calibrate, as :gptq behind w8a8.",
+    "w4a8:g128 weights in 4 bits by activations in 8. Weights are rounded by --calibrate with :gptq behind w8a8, w4a16:gN and w4a8:gN, "
+    "and with :awq behind the last two.",
 )
 @click.option(
     "--calibrate",
