@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 LIMIT_S = 2  # of processor time, in the process of its own: most schemas take some milliseconds
-MAX_KEPT_BYTES = 256 << 20  # of compiled grammars, as measured when they were checked
-_MIN_BYTES = 64 << 10  # of one of them
+MAX_KEPT_BYTES = 256 << 20  # of compiled grammars, as counted when they were checked
+_MIN_BYTES = 64 << 10  # that one of them counts at least: what it adds for a vocabulary of words is not known there
 # Endless whitespace is valid JSON, and what a weak model falls into.
 _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,20}"}
 

@@ -29,6 +29,7 @@ MAX_GRAMMAR_BYTES = 128 << 20
 MAX_STEP_S = 0.1  # of processor time
 _NUM_STEPS = 48
 _END = 256  # the id of the end token, behind the bytes
+_FIRST = 'start: "a"'  # compiled before those of clients: what the library allocates once is of none of them
 
 
 def check(request: bytes) -> bytes:
@@ -58,9 +59,9 @@ def _check_in_thread(grammar: str, special: Sequence[str], found: list[int | Inp
 def _num_bytes(grammar: str, special: Sequence[str]) -> int:
     from llguidance import LLMatcher
 
-    ctypes.CDLL(None).malloc_trim(0)  # else what an earlier grammar has freed would be taken for nothing
-    before = _resident_bytes()
-    matcher = LLMatcher(_tokenizer(special), grammar, log_level=0, limits=parser_limits())
+    tokenizer = _tokenizer(special)
+    before = _allocated_bytes()
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
     if error := matcher.get_error():
         raise InputError(one_line(error))
     chosen = random.Random(0)
@@ -78,7 +79,7 @@ def _num_bytes(grammar: str, special: Sequence[str]) -> int:
         walk.consume_token(chosen.choice(allowed))
         if time.thread_time() - begin_s > MAX_STEP_S:
             raise InputError(f"a token of it takes more than {MAX_STEP_S * 1e3:.0f} ms")
-    taken = max(0, _resident_bytes() - before)
+    taken = max(0, _allocated_bytes() - before)
     if taken > MAX_GRAMMAR_BYTES:
         raise InputError(f"it takes {taken >> 20} MiB of memory, and {MAX_GRAMMAR_BYTES >> 20} are the limit")
     return taken
@@ -99,9 +100,27 @@ def _tokenizer(special: Sequence[str]) -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(Bytes()))
 
 
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123, the shortest way
-        return int(file.read().split()[1]) * resource.getpagesize()
+class _MallocInfo(ctypes.Structure):
+    """What glibc says of its heap (mallinfo(3)). Its sizes are of 32 bits, which MEMORY_BYTES fits into."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_int) for name in _names]
+
+
+def _allocated_bytes() -> int:
+    """Return the bytes that native code has allocated and not freed.
+
+    What a grammar adds to them depends on it alone; what it adds to the size of the process depends on what earlier ones have freed.
+    """
+    found = _mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
+def _mallinfo() -> _MallocInfo:
+    read = ctypes.CDLL(None).mallinfo
+    read.restype = _MallocInfo
+    found: _MallocInfo = read()
+    return found
 
 
 def _limited(answer: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -109,6 +128,7 @@ def _limited(answer: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK_BYTES)
     sys.setrecursionlimit(1000)
+    _num_bytes(_FIRST, ())
     return answer
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 from tokenizers import Tokenizer, models
 
+from llmos.runtime.children import Children
 from llmos.runtime.engine.generate import GenerationEngine, GenerationOptions, Limits, SamplingParams, StepReport
 from llmos.runtime.engine.generate.null import NullStepModel, null_spec
 from llmos.runtime.engine.generate.observer import NullGenerationObserver
@@ -35,6 +37,7 @@ PERSON: dict[str, Any] = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+WIDE = {"type": "object", "properties": {f"k{number}": {"type": "integer"} for number in range(200)}}
 NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": -99, "maximum": 99}, "minItems": 2, "maxItems": 4}
 FORMS: list[dict[str, Any]] = [
     {"json": PERSON},
@@ -282,17 +285,32 @@ def test_what_contradicts_a_form_is_refused(name: str) -> None:
         SamplingParams(structured_outputs=FORM, **{name: True if name == "ignore_eos" else 3})
 
 
-@pytest.mark.slow  # what a grammar takes is measured, and the first one of a process takes more
 def test_compiled_grammars_are_kept_within_bounds(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmos.runtime.text.grammar.MAX_KEPT_BYTES", 200_000)
+    monkeypatch.setattr("llmos.runtime.text.grammar.MAX_KEPT_BYTES", 200_000)  # three of the least that one counts
     grammars = Grammars(tokenizer.to_str, tokenizer.get_vocab_size(), [0], [])
     wanted = [StructuredOutputs.of({"choice": [str(number)]}) for number in range(20)]
     first = grammars.compile(wanted[0])
     assert grammars.compile(wanted[0]) is first
     for each in wanted:
         grammars.compile(each)
+    assert [grammars.keeps(each) for each in wanted] == [False] * 17 + [True] * 3
     assert grammars.compile(wanted[-1]) is grammars.compile(wanted[-1])
     assert grammars.compile(wanted[0]) is not first
+    grammars.compile(StructuredOutputs.of({"json": WIDE}))
+    assert not any(map(grammars.keeps, wanted)), "a large one takes the room of all others, and is not kept itself"
+
+
+def test_a_grammar_counts_the_same_whatever_came_before_it() -> None:
+    wide, other = LLMatcher.grammar_from_json_schema(json.dumps(WIDE)), LLMatcher.grammar_from_regex("[a-z]{2,400}x")
+    counts = []
+    for grammars in ([wide, wide], [other, wide]):
+        children = Children("llmos.runtime.text.grammar_worker")
+        requests = [json.dumps({"grammar": each, "special": []}).encode() for each in grammars]
+        counts += [int(children.ask(request).output) for request in requests]
+        children.close()
+    first, again, _, behind_another = counts
+    assert first > 500_000
+    assert [again, behind_another] == pytest.approx([first, first], rel=0.05)
 
 
 def test_a_tokenizer_that_has_no_bytes_is_one_line() -> None:
