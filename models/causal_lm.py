@@ -15,13 +15,14 @@ from llmos.compiler.analysis.paged_attention import BLOCK_SIZE
 from llmos.compiler.frontend.exporting import export
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
-from llmos.models.directory import ModelDirectory, read_object
+from llmos.models.directory import TOKENIZER, ModelDirectory, read_object
 from llmos.models.float_weights import run_in_float32, traced_as_float32
 from llmos.models.loading import load_transformer
 from llmos.models.repeated_layers import NotRepeatedError, find_layers, with_copies
 from llmos.models.step import CacheSpec, Step, adapted, cache_specs, uses_interface
 from llmos.runtime.artifact.dtypes import DTYPES
-from llmos.runtime.errors import InputError
+from llmos.runtime.errors import InputError, UserError
+from llmos.runtime.text.tokenizer import misfit
 
 TASK = "text-generation"
 INPUTS = ("tokens", "positions", "slots", "token_requests", "block_tables", "logit_rows")
@@ -64,7 +65,8 @@ def import_causal_lm(directory: str | Path, options: CausalLMOptions = CausalLMO
     """
     source = ModelDirectory.open(directory)
     model = load_transformer(source, "AutoModelForCausalLM").model
-    return import_model(model, options, name=name or source.path.resolve().name, assets=_assets(source), generation=_generation(source))
+    assets = _assets(source, int(model.config.vocab_size))
+    return import_model(model, options, name=name or source.path.resolve().name, assets=assets, generation=_generation(source))
 
 
 def import_model(
@@ -184,9 +186,13 @@ def _generation(source: ModelDirectory) -> dict[str, Any]:
     return found | ({"eos_token_ids": _ids(config["eos_token_id"])} if config.get("eos_token_id") is not None else {})
 
 
-def _assets(source: ModelDirectory) -> dict[str, bytes]:
+def _assets(source: ModelDirectory, vocab_size: int) -> dict[str, bytes]:
+    """The files of text. Raises UserError for a tokenizer that no engine would take for a model of vocab_size tokens."""
     template = source.path / "chat_template.jinja"
-    return {**source.assets(), **({template.name: template.read_bytes()} if template.is_file() else {})}
+    assets = source.assets()
+    if source.vocabulary and (reason := misfit(source.vocabulary, vocab_size)):
+        raise UserError(f"{source.path / TOKENIZER}: it is that of another model: {reason}; copy it from where the weights are from")
+    return {**assets, **({template.name: template.read_bytes()} if template.is_file() else {})}
 
 
 # -- shapes and examples

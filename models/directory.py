@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -141,21 +142,24 @@ class ModelDirectory:
             raise UserError(f"{self.path}: the tokenizer's longest input is {found!r}, not a number: correct it in tokenizer_config.json")
         return int(min(found, limit)) if found else limit
 
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The ids of the tokenizer's tokens, added ones too; empty without one. Raises UserError for one that can't be read as such."""
+        from tokenizers import Tokenizer
+
+        path = self.path / TOKENIZER
+        if not path.is_file():
+            return {}
+        try:
+            vocabulary: dict[str, int] = Tokenizer.from_buffer(path.read_bytes()).get_vocab(with_added_tokens=True)
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise UserError(f"{path}: not a tokenizer that tokenizers can read ({error}); copy it again") from None
+        return vocabulary
+
     def assets(self) -> dict[str, bytes]:
         """The tokenizer's files. Raises UserError for one that can't be read as such."""
-        files = {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
-        if TOKENIZER in files:
-            _check_tokenizer(self.path / TOKENIZER, files[TOKENIZER])
-        return files
-
-
-def _check_tokenizer(path: Path, data: bytes) -> None:
-    from tokenizers import Tokenizer
-
-    try:
-        Tokenizer.from_buffer(data)
-    except Exception as error:
-        raise UserError(f"{path}: not a tokenizer that tokenizers can read ({error}); copy it again") from None
+        _ = self.vocabulary
+        return {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +83,15 @@ def load_tokenizer(name: str, data: bytes | None) -> Tokenizer:
         raise ArtifactError(f"'{name}': its {TOKENIZER} can't be read ({error})") from error
 
 
+def misfit(vocabulary: Mapping[str, int], vocab_size: int) -> str | None:
+    """Say why a tokenizer can't be that of a language model of vocab_size tokens; None if it can. vocabulary: ids of all of its tokens."""
+    known = max(vocabulary.values(), default=-1) + 1
+    # Models round the size of their tables up, by a few per cent.
+    if known <= vocab_size <= 2 * known:
+        return None
+    return f"it has {known} tokens, and the model has {vocab_size}"
+
+
 class PromptTokenizer:
     """Tokenizes prompts for a language model, and makes text of its tokens; safe to use from several threads.
 
@@ -95,12 +104,8 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        known = max(vocabulary.values(), default=-1) + 1
-        # Models round the size of their tables up, by a few per cent.
-        if not vocab_size <= 2 * known or known > vocab_size:
-            raise ArtifactError(
-                f"'{name}': its {TOKENIZER} is that of another model: it has {known} tokens, and the model has {vocab_size}"
-            )
+        if reason := misfit(vocabulary, vocab_size):
+            raise ArtifactError(f"'{name}': its {TOKENIZER} is that of another model: {reason}")
         self.token_bytes = TokenBytes(self._tokenizer)
         self.special_tokens = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         self.longest = max(map(len, vocabulary), default=1)  # characters of a token, or bytes, of which there are more

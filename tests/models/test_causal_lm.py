@@ -31,6 +31,7 @@ from llmos.runtime.engine.generate import (
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
 from llmos.runtime.program import Program
 from tests.reference import run
+from tests.text.tokenizers import byte_level
 
 SIZES: Mapping[str, Any] = {
     "hidden_size": 32,
@@ -41,6 +42,7 @@ SIZES: Mapping[str, Any] = {
     "vocab_size": 100,
     "max_position_embeddings": 512,
 }
+BYTE_LEVEL = byte_level().get_vocab_size()
 MODELS = Path(os.environ.get("LLMOS_TEST_MODELS", "../shared/models"))
 
 
@@ -252,3 +254,14 @@ def test_a_mask_of_another_kind_is_refused(settings: dict[str, int]) -> None:
     )
     with pytest.raises(UnsupportedError, match="mask"):
         import_model(tf.AutoModelForCausalLM.from_config(config).eval(), name="chunks")
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(100, False), (BYTE_LEVEL, True), (2 * BYTE_LEVEL, True), (2 * BYTE_LEVEL + 1, False)])
+def test_a_tokenizer_of_another_model_is_refused_before_compiling(vocab_size: int, fits: bool, tmp_path: Path) -> None:
+    tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**SIZES | {"vocab_size": vocab_size})).save_pretrained(tmp_path)
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    if fits:
+        assert "tokenizer.json" in import_causal_lm(tmp_path).assets
+        return
+    with pytest.raises(UserError, match=f"another model: it has {BYTE_LEVEL} tokens, and the model has {vocab_size}"):
+        import_causal_lm(tmp_path)
