@@ -8,7 +8,7 @@ from llmos.runtime.engine.errors import DeadlineError
 from llmos.runtime.engine.generate.observer import GenerationReport
 from llmos.runtime.engine.generate.request import FinishEvent, GenerationRequest, PromptEvent, TokenEvent
 from llmos.runtime.engine.generate.sampler import SampledRow
-from llmos.runtime.engine.generate.sequence import ABORT, Sequence
+from llmos.runtime.engine.generate.sequence import ABORT, STOP, Sequence
 from llmos.runtime.engine.generate.step import Outcome, StepPlan
 
 
@@ -51,6 +51,8 @@ class Delivery:
                     inter_token_s.append(now_s - request.last_token_s[index])
                 request.last_token_s[index] = now_s
                 self._put(sequence, sampled, now_s)
+            elif sequence.finish_reason == STOP:  # the grammar lets nothing follow
+                self._put_prompt(sequence)
             if sequence.finish_reason is not None:
                 self.finish(sequence, sequence.finish_reason, sequence.error, now_s)
             elif request.listener is not None:
@@ -74,11 +76,16 @@ class Delivery:
         request, index = sequence.owner
         if request.first_token_s is None:
             request.first_token_s = now_s
-        if sequence.spec.prompt_logprobs is not None and not request.num_delivered[index]:
-            request.put(PromptEvent((None, *request.prompt_rows)))
+        self._put_prompt(sequence)
         if sequence.stop_token is None:
             request.num_delivered[index] += 1
             request.put(TokenEvent(index, sampled.token, sampled.logprob, sampled.top))
+
+    def _put_prompt(self, sequence: Sequence) -> None:
+        """Deliver the prompt's rows where they are wanted, before the first token."""
+        request, index = sequence.owner
+        if sequence.spec.prompt_logprobs is not None and not request.num_delivered[index]:
+            request.put(PromptEvent((None, *request.prompt_rows)))
 
     def _report(self, request: GenerationRequest, reason: str, error: Exception | None, now_s: float) -> GenerationReport:
         sequences = self.requests.pop(request)
