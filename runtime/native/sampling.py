@@ -77,6 +77,10 @@ class SampledRow(NamedTuple):  # several times as fast to make as a dataclass; a
     top: tuple[tuple[int, float], ...] = ()
 
 
+class NoTokenError(ExecutionError):
+    """None of the tokens that a row may give is possible."""
+
+
 History = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
@@ -158,11 +162,15 @@ class _Call:
         return [
             SampledRow(token, logprob if row.num_logprobs >= 0 else None, self._top(index, num_top) if num_top else ())
             if not status
-            else ExecutionError(_REASONS[status].format(vocab_size=self.vocab_size))
+            else self._error(status)
             for index, (row, (logprob, token, status, num_top, _)) in enumerate(
                 zip(self.rows, _SAMPLED.iter_unpack(self._results), strict=True)
             )
         ]
+
+    def _error(self, status: int) -> ExecutionError:
+        kind = NoTokenError if status == _NO_TOKEN else ExecutionError
+        return kind(_REASONS[status].format(vocab_size=self.vocab_size))
 
     def _top(self, index: int, count: int) -> tuple[tuple[int, float], ...]:
         """Return the likeliest tokens of a row and their logprobs."""
@@ -177,9 +185,10 @@ def _plain_contexts(count: int) -> struct.Struct:
     return struct.Struct("@" + "Q40x" * count)
 
 
+_NO_TOKEN = 2
 _REASONS = {
     1: "the model computed logits that are NaN or infinite",
-    2: "no token can be sampled: all are forbidden or impossible",
+    _NO_TOKEN: "no token can be sampled: all are forbidden or impossible",
     3: "a token id is outside of the vocabulary of {vocab_size} tokens",
 }
 

@@ -150,7 +150,9 @@ class MatcherGuide:
             matcher.consume_token(token)
         matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if matcher.is_error():
-            raise InputError(f"structured_outputs: the text can't be continued ({one_line(matcher.get_error())})")
+            reason = one_line(matcher.get_error())
+            reason = "the tokenizer has no token that may follow" if "NoExtension" in reason else reason
+            raise InputError(f"structured_outputs: the text can't be continued ({reason})")
         if matcher.is_stopped():
             return None
         if hidden is not None:

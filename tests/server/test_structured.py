@@ -18,7 +18,7 @@ from llmos.runtime.llm import LLMOS
 
 from ..llm.conftest import CONFIG, TEMPLATE, _tokenizer  # noqa: TID252
 from .harness import Server
-from .language_model import SLOW
+from .language_model import BEHIND, NEVER, SLOW
 
 USER: list[Any] = [{"role": "user", "content": "hello"}]
 
@@ -121,6 +121,75 @@ def test_a_grammar_that_takes_long_holds_up_nobody(served: Server, client: opena
             count += 1
         assert count > 3
         assert {each.result().status for each in hard} == {400}
+
+
+def test_what_leaves_no_token_is_an_error_of_the_request_alone(served: Server, client: openai.OpenAI) -> None:
+    """The grammar asks for the one token that the model never gives there, or every token is one that ends the text."""
+    none: dict[str, Any] = {"guided_grammar": f"start: <[{NEVER}]>"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (none, "can give none of the tokens"),
+        ({**none, "logit_bias": {str(NEVER): 100}, "repetition_penalty": 0.01}, "can give none"),
+        ({**none, "temperature": 0, "logprobs": 5, "echo": True}, "can give none"),
+        ({"min_tokens": 1, "stop_token_ids": list(range(330))}, "min_tokens"),
+        ({"min_tokens": 1, "stop_token_ids": [each for each in range(330) if each != NEVER]}, "min_tokens"),
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        others = [
+            pool.submit(
+                client.completions.create, model="null", prompt="hello", seed=1, max_tokens=60, extra_body={"guided_regex": "[a-d]{60}"}
+            )
+            for _ in range(3)
+        ]
+        for fields, message in cases:
+            for n in (1, 3):
+                with pytest.raises(openai.BadRequestError, match=message):
+                    client.completions.create(model="null", prompt=[BEHIND], max_tokens=3, n=n, extra_body=fields)
+        assert len({each.result().choices[0].text for each in others}) == 1
+    text = client.completions.create(model="null", prompt=[BEHIND], max_tokens=1, echo=True, logprobs=0).choices[0].logprobs.tokens[0]
+    late = {"guided_grammar": f"start: {json.dumps(text)} <[{NEVER}]>"}
+    stream = client.completions.create(model="null", prompt="a", stream=True, logit_bias={str(BEHIND): 100}, extra_body=late)
+    with stream, pytest.raises(openai.APIError, match="can give none"):
+        list(stream)
+    assert client.completions.create(model="null", prompt=[BEHIND], max_tokens=3).choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": {str(token): -100 for token in range(330)}, "temperature": 0},
+        {"repetition_penalty": 100, "presence_penalty": 2, "frequency_penalty": 2},
+        {"repetition_penalty": 0.01, "temperature": 1e-320, "top_p": 1e-300, "min_p": 1, "typical_p": 1e-300, "top_k": 1},
+        {"temperature": 1e308, "top_k": 1},
+    ],
+)
+def test_a_form_holds_whatever_else_is_asked_for(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    extra = {"guided_regex": "[a-d]{2,20}", **fields}
+    assert re.fullmatch("[a-d]{2,20}", client.completions.create(model="null", prompt="hello", extra_body=extra).choices[0].text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", [{"guided_regex": "a{0}"}, {"guided_grammar": 'start: ""'}])
+def test_an_answer_that_is_complete_at_once_still_echoes_its_prompt(client: openai.OpenAI, form: dict[str, Any], stream: bool) -> None:
+    options: dict[str, Any] = {"model": "null", "prompt": "hello world", "logprobs": 2, "echo": True, "n": 2, "seed": 3, "stream": stream}
+    answer = client.completions.create(**options, extra_body=form)
+    choices = [choice for event in answer for choice in event.choices] if stream else answer.choices
+    for index in range(2):
+        mine = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.text for choice in mine) == "hello world"
+        assert mine[-1].finish_reason == "stop"
+        logprobs = mine[0].logprobs
+        assert "".join(logprobs.tokens) == "hello world"
+        assert logprobs.token_logprobs[0] is None
+        assert len(logprobs.token_logprobs) == len(logprobs.tokens) == len(logprobs.top_logprobs)
+    for each in (0, -1):
+        with pytest.raises(openai.BadRequestError, match="max_tokens: must be an integer from 1"):
+            client.completions.create(**options, max_tokens=each, extra_body=form)
+
+
+def test_a_prompt_with_a_token_that_the_model_never_gives_has_its_logprobs(client: openai.OpenAI) -> None:
+    found = client.completions.create(model="null", prompt=[BEHIND, NEVER, 7], logprobs=1, echo=True, max_tokens=1).choices[0].logprobs
+    assert found.token_logprobs[1] == -9999
+    assert all(each > -99 for each in found.token_logprobs[2:])
 
 
 def test_a_client_that_leaves_ends_its_guided_generation(served: Server, client: openai.OpenAI) -> None:

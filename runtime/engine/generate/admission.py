@@ -67,7 +67,7 @@ class Admission:
     ) -> list[Sequence]:
         """Return the sequences of a request. The first has the others as followers: they share the blocks of its prompt.
 
-        grammar: that each of them follows.
+        grammar: that each of them follows. Raises InputError where no token can come before min_tokens.
         """
         params, num_prompt = request.params, len(request.prompt)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(self.spec.eos_token_ids))
@@ -99,7 +99,11 @@ class Admission:
         return sequences
 
     def _mask_without(self, ids: frozenset[int]) -> Array:
-        """Return the bit mask of all tokens but these, as the sampler takes it."""
+        """Return the bit mask of all tokens but these, as the sampler takes it. Raises InputError if there are no others."""
+        if len(ids) >= self.spec.vocab_size:
+            raise InputError(
+                "min_tokens: every token is one that ends the text, so that none can come before: leave some out of stop_token_ids"
+            )
         mask = np.full(-(-self.spec.vocab_size // 32), 0xFFFFFFFF, np.uint32)
         for token in ids:
             mask[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))

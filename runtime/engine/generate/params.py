@@ -23,7 +23,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "top_p": (0.0, 1.0, False),
     "min_p": (0.0, 1.0, True),
     "typical_p": (0.0, 1.0, False),
-    "repetition_penalty": (0.0, math.inf, False),
+    "repetition_penalty": (0.01, 100.0, True),  # beyond, logits that it divides or multiplies would leave the range of floats
     "presence_penalty": (-2.0, 2.0, True),
     "frequency_penalty": (-2.0, 2.0, True),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as List
 
@@ -12,11 +13,11 @@ from llmos.runtime.engine.errors import StateLostError
 from llmos.runtime.engine.generate.arrays import StepArrays
 from llmos.runtime.engine.generate.guide import GRACE_S, Guidance
 from llmos.runtime.engine.generate.model import StepModel
-from llmos.runtime.engine.generate.sampler import History, RowSampling, SampledRow, Sampler
+from llmos.runtime.engine.generate.sampler import History, NoTokenError, RowSampling, SampledRow, Sampler
 from llmos.runtime.engine.generate.sequence import Sequence
 from llmos.runtime.engine.generate.step import Chunk, Limits, Outcome, StepPlan
 from llmos.runtime.engine.model import Array
-from llmos.runtime.errors import LlmosError
+from llmos.runtime.errors import InputError, LlmosError
 
 
 class Runner:
@@ -134,14 +135,34 @@ def _without_token(outcome: Outcome, unguided: Outcome | None) -> Outcome:
 def _outcomes(plan: StepPlan, sampled: List[SampledRow | LlmosError]) -> list[Outcome]:
     """Return the outcome of each chunk; a row that failed fails its chunk."""
     at = plan.num_decodes
-    outcomes = [Outcome(row) if isinstance(row, SampledRow) else Outcome(error=row) for row in sampled[:at]]
+    outcomes = [_outcome(chunk.sequence, row) for chunk, row in zip(plan.chunks, sampled[:at], strict=False)]
     for chunk in plan.chunks[at:]:
         end = at + chunk.end - chunk.first_row
-        error = next((row for row in sampled[at:end] if isinstance(row, LlmosError)), None)
-        rows = [row for row in sampled[at:end] if isinstance(row, SampledRow)]
+        rows = list(sampled[at:end])
+        own = rows.pop() if chunk.samples else None
+        tokens = chunk.sequence.tokens[chunk.first_row + 1 :].tolist()
+        prompt = [_prompt_row(row, token) for row, token in zip(rows, tokens, strict=False)]
+        error = next((row for row in prompt if isinstance(row, LlmosError)), None)
         if error is not None:
             outcomes.append(Outcome(error=error))
         else:
-            outcomes.append(Outcome(rows.pop() if chunk.samples else None, tuple(rows)))
+            known = tuple(row for row in prompt if isinstance(row, SampledRow))
+            outcomes.append(_outcome(chunk.sequence, own, known))
         at = end
     return outcomes
+
+
+def _outcome(sequence: Sequence, row: SampledRow | LlmosError | None, prompt: tuple[SampledRow, ...] = ()) -> Outcome:
+    """Return what the row of a sequence's next token gives it."""
+    if not isinstance(row, LlmosError):
+        return Outcome(row, prompt)
+    if isinstance(row, NoTokenError) and sequence.guidance is not None:
+        return Outcome(error=InputError("structured_outputs: the model can give none of the tokens that may follow"))
+    if isinstance(row, NoTokenError) and sequence.num_tokens < sequence.spec.min_length:
+        return Outcome(error=InputError("min_tokens: the model can give no token but those that end the text"))
+    return Outcome(error=row)
+
+
+def _prompt_row(row: SampledRow | LlmosError, token: int) -> SampledRow | LlmosError:
+    """Return the row of a token of the prompt, which may be one that the model never gives."""
+    return SampledRow(token, -math.inf) if isinstance(row, NoTokenError) else row

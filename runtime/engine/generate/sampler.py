@@ -7,9 +7,9 @@ from typing import Protocol
 
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import LlmosError
-from llmos.runtime.native.sampling import History, RowSampling, SampledRow
+from llmos.runtime.native.sampling import History, NoTokenError, RowSampling, SampledRow
 
-__all__ = ["History", "RowSampling", "SampledRow", "Sampler"]
+__all__ = ["History", "NoTokenError", "RowSampling", "SampledRow", "Sampler"]
 
 
 class Sampler(Protocol):
@@ -17,7 +17,7 @@ class Sampler(Protocol):
 
     logits: float32 [rows, vocab_size]. positions: of the token that is sampled, which counts its random numbers. history: where a penalty
     needs it. allowed: uint32 [ceil(vocab_size / 32)] bit masks of the tokens that a row may give. A row that can't be sampled (NaN) has an
-    error in its place, and the other rows are unharmed.
+    error in its place, and the other rows are unharmed: a NoTokenError where none of the tokens that it may give is possible.
     """
 
     def __call__(

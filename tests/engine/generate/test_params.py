@@ -24,7 +24,7 @@ from llmos.runtime.errors import InputError
         ({"typical_p": 0.0}, "typical_p"),
         ({"top_k": -1}, "top_k: must be an integer from 0"),
         ({"top_k": 1.0}, "top_k"),
-        ({"repetition_penalty": 0}, "repetition_penalty: must be a number greater than 0, not 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty: must be a number at least 0.01 and at most 100, not 0"),
         ({"presence_penalty": 3}, "presence_penalty: must be a number at least -2 and at most 2, not 3"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty"),
         ({"max_tokens": 0}, "max_tokens: must be an integer from 1"),
