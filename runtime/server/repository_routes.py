@@ -60,7 +60,8 @@ class RepositoryRoutes:
 
     async def _change(self, exchange: Exchange, change: Callable[[str], Awaitable[None]]) -> Reply:
         check_parameters((await self._document(exchange)).get("parameters"))
-        name = exchange.info.model = exchange.params["model"]
+        name = exchange.params["model"]
+        exchange.info.ask_for(name)
         self._registry.require_control(name)
         await change(name)
         return Reply.json({})

@@ -9,6 +9,7 @@ from llmos.runtime.engine import CancelledError, ClosedError, DeadlineError, Que
 from llmos.runtime.errors import LlmosError, UserError
 from llmos.runtime.server.core.http import RawHeaders, Reply
 
+_MAX_CHARS = 500  # of a message, which may quote what a client sent; gRPC's clients take no more than 8 KiB of it, percent-encoded
 CLOSE: RawHeaders = [(b"connection", b"close")]
 RETRY_SOON: RawHeaders = [(b"retry-after", b"1")]
 
@@ -23,12 +24,12 @@ _OPENAI_TYPES = {
 
 
 class HttpError(LlmosError):
-    """An error with an HTTP status. param, code: as in OpenAI's error objects."""
+    """An error with an HTTP status. A long message is cut. param, code: as in OpenAI's error objects."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, headers: RawHeaders | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _MAX_CHARS else f"{message[: _MAX_CHARS - 3]}...")
         self.status = status
         self.param = param
         self.code = code

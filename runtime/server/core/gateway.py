@@ -15,6 +15,7 @@ from llmos.runtime.server.core.state import ServerState
 ACCESS_LOG = "llmos.access"
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})  # the page says nothing of the server
 ADMIN_PATHS = "/v2/repository/"  # as the paths begin that are the operator's on any port
+_MAX_PATH_CHARS = 1024  # in a line of the log
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -109,7 +110,7 @@ def access_line(info: RequestInfo, method: str, path: str, client: str | None, s
         "request_id": info.request_id,
         "client": client,
         "method": method,
-        "path": path,
+        "path": path[:_MAX_PATH_CHARS],
         "status": status,
         "duration_ms": round((time.perf_counter() - info.start_s) * 1e3, 3),
         "model": info.model,

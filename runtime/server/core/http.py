@@ -20,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
 _JOINED_BYTES = 256 << 10
+_MAX_NAME_CHARS = 128  # of a model that is served
 FIRST_BYTE_S = "llmos.first_byte_s"  # the scope's key of the time of time.perf_counter at which the request began to arrive
 INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
 
@@ -72,6 +73,10 @@ class RequestInfo:
         """Take note of a part of the request, where somebody wants it."""
         if self.phases is not None:
             self.phases.append(Phase(name, start_s, end_s, attributes))
+
+    def ask_for(self, model: str) -> None:
+        """Take note of a model that is named, whether there is one of this name or not."""
+        self.model = model[:_MAX_NAME_CHARS]
 
     def take(self, model: str, use: Use) -> None:
         """Keep a model from being released until this request ends."""

@@ -28,7 +28,6 @@ from llmos.runtime.server.rpc.messages import Pieces, bytes_field, document_of, 
 
 SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse
-_MESSAGE_CHARS = 500
 _STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 _LOG = logging.getLogger("llmos.server")
 _CODES = {
@@ -170,7 +169,7 @@ class Service:
 
     async def _change(self, request: Any, call: Call, change: Callable[[str], Awaitable[None]]) -> None:
         check_parameters(dict(request.parameters))
-        call.info.model = request.model_name
+        call.info.ask_for(request.model_name)
         self._registry.require_control(request.model_name)
         await change(request.model_name)
 
@@ -275,13 +274,8 @@ class Service:
 async def _abort(context: Any, error: HttpError) -> NoReturn:
     """End a call with an error; what HTTP says in a header is said in the trailing metadata."""
     trailing = tuple((name.decode(), value.decode()) for name, value in error.headers if name == b"retry-after")
-    await context.abort(_code(error), _short(str(error)), trailing)
+    await context.abort(_code(error), str(error), trailing)
     raise AssertionError  # abort has raised
-
-
-def _short(message: str) -> str:
-    """Return a message that clients take: beyond 8 KiB of metadata, in which it is percent-encoded, they see another error."""
-    return message if len(message) <= _MESSAGE_CHARS else f"{message[: _MESSAGE_CHARS - 3]}..."
 
 
 def _code(error: HttpError) -> grpc.StatusCode:
