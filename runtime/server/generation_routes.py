@@ -25,6 +25,7 @@ from llmos.runtime.server.openai.form import Form
 from llmos.runtime.server.openai.generation import Answer, Generation
 from llmos.runtime.server.openai.repeatable import fields_of_answer, is_deterministic, recorded
 from llmos.runtime.server.openai.sampling import StreamOptions, as_bad_request
+from llmos.runtime.server.openai.structured import form_fields
 
 _Submit = Callable[[], TextRequest]
 
@@ -54,11 +55,12 @@ class GenerationRoutes:
         call = parse() if size is None else await self._state.lanes.run(parse, deadline_s, large=True)
         params = self._limited(call.params)
         key = key if params is call.params else None  # what is shorter for now is not kept
+        form_field = next(iter(form_fields(document)), "")
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
                 work = partial(served.text.submit, prompt, params, **self._who(exchange, deadline_s))
-                submit = partial(_submit, work, "prompt", document, served)
+                submit = partial(_submit, work, "prompt", form_field, served)
                 compiles = served.text.must_compile(params)
                 if len(prompt) <= INLINE_CHARS and not compiles:
                     requests.append(submit())
@@ -84,10 +86,11 @@ class GenerationRoutes:
         options: dict[str, Any] = {} if call.tools is None else {"tools": call.tools.tools, "prefix": call.tools.prefix}
         params = self._limited(call.params)
         key = key if params is call.params else None  # what is shorter for now is not kept
+        form_field = "tools" if call.tools is not None and call.tools.grammar is not None else next(iter(form_fields(document)), "")
         submit = partial(served.text.submit_chat, call.messages, params, variables=call.variables, **options, **who)
         # The template runs in a process of its own, which is waited for; so is one that checks a new grammar.
         large = size is not None or served.text.must_compile(params)
-        request = await self._state.lanes.run(partial(_submit, submit, "messages", document, served), deadline_s, large=large)
+        request = await self._state.lanes.run(partial(_submit, submit, "messages", form_field, served), deadline_s, large=large)
         self._admit_input(exchange, request)
         form = ChatForm(call, served.text, exchange.info.request_id)
         return self._keep(key, await _answer(exchange, [request], form, call.stream))
@@ -150,12 +153,12 @@ def _require_room(served: ServedLanguageModel) -> None:
         raise
 
 
-def _submit(submit: _Submit, param: str, document: Mapping[str, Any], served: ServedLanguageModel) -> TextRequest:
-    """Submit a prompt of a document. Raises HttpError 400 that names the wrong parameter, by default `param`."""
+def _submit(submit: _Submit, param: str, form_field: str, served: ServedLanguageModel) -> TextRequest:
+    """Submit a prompt. Raises HttpError 400 that names the wrong parameter: by default `param`, and for a form `form_field`."""
     try:
         return submit()
     except InputError as error:
-        raise as_bad_request(error, param, document) from error
+        raise as_bad_request(error, param, form_field) from error
     except QueueFullError:
         served.metrics.rejected.inc()
         raise

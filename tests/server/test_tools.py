@@ -168,6 +168,7 @@ def test_parsed_calls_are_objects(client: openai.OpenAI) -> None:
     assert [event.arguments for event in done] == [call.function.arguments for call in calls]
 
 
+UNUSABLE = [{"type": "function", "function": {"name": "a", "parameters": {"type": "foo"}}}]
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": 3}, "'tools' must be a list", "tools"),
     ({"tools": [WEATHER] * 129}, "at most 128", "tools"),
@@ -183,11 +184,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}}, "'allowed_tools'", "tool_choice"),
     ({"tools": TOOLS, "parallel_tool_calls": 1}, "true or false", "parallel_tool_calls"),
     ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "exclude each other", "response_format"),
-    (
-        {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "foo"}}}], "tool_choice": "required"},
-        "Invalid type",
-        "tools",
-    ),
+    ({"tools": UNUSABLE, "tool_choice": "required"}, "Invalid type", "tools"),
+    ({"tools": UNUSABLE, "tool_choice": "required", "response_format": {"type": "text"}}, "Invalid type", "tools"),
+    ({"tools": UNUSABLE, "tool_choice": "required", "response_format": {"type": "json_object"}}, "Invalid type", "tools"),
+    ({"tools": TOOLS, "tool_choice": "required", "guided_regex": "a"}, "must call exclude", "guided_regex"),
+    ({"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}}, "must call exclude", "structured_outputs"),
+    ({"tools": TOOLS, "guided_regex": "(", "response_format": {"type": "text"}}, "can't be used", "guided_regex"),
     ({"messages": [*USER, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]}, "no JSON", "messages"),
     ({"messages": [*USER, {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "3"}}]}]}, "object", "messages"),
     ({"messages": [*USER, {"role": "assistant", "tool_calls": [3]}]}, "tool_calls[0]", "messages"),
@@ -203,6 +205,14 @@ def test_what_is_wrong(tool_server: Server, form: str) -> None:
         error = answer.json()["error"]
         assert answer.status == 400 and message in error["message"], error
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+@pytest.mark.parametrize("response_format", [{"type": "text"}, {"type": "json_object"}])
+def test_calls_that_must_come_need_no_other_format(client: openai.OpenAI, response_format: Any) -> None:
+    answer = client.chat.completions.create(
+        model="null", messages=USER, tools=[NOW], tool_choice="required", response_format=response_format, seed=1
+    )
+    check_call(answer.choices[0].message.tool_calls[0])  # type: ignore[index]
 
 
 def test_allowed_tools_are_those_that_are_called(client: openai.OpenAI) -> None:

@@ -85,11 +85,11 @@ def sampling_params(fields: Mapping[str, Any], text: TextEngine, own: Mapping[st
         raise as_bad_request(error, None) from error
 
 
-def as_bad_request(error: InputError, default: str | None, fields: Mapping[str, Any] | None = None) -> HttpError:
-    """Return a 400 that names the parameter which the message begins with, or `default`. fields: of the request, where one is known."""
+def as_bad_request(error: InputError, default: str | None, form_field: str = "structured_outputs") -> HttpError:
+    """Return a 400 that names the parameter which the message begins with, or `default`. form_field: that the form of the texts is from."""
     name = str(error).partition(":")[0]
-    if name == "structured_outputs" and fields is not None:
-        return as_field_error(error, fields)
+    if name == "structured_outputs":
+        return as_field_error(error, form_field)
     return HttpError(400, str(error), param=name if name in _COMMON or name in ("max_tokens", "logprobs", "messages", "tools") else default)
 
 

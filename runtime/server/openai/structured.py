@@ -18,7 +18,7 @@ _MAX_NAME = 64
 
 def structured_outputs(fields: Mapping[str, Any]) -> StructuredOutputs | None:
     """Return the form that a request asks for, None for any text. Raises HttpError 400 that names the field."""
-    given = [name for name in FIELDS if name in fields and not (name == "response_format" and _is_text(fields[name]))]
+    given = form_fields(fields)
     if not given:
         return None
     if len(given) > 1:
@@ -32,14 +32,19 @@ def structured_outputs(fields: Mapping[str, Any]) -> StructuredOutputs | None:
     try:
         return StructuredOutputs.of(value)
     except InputError as error:
-        raise as_field_error(error, fields) from error
+        raise as_field_error(error, name) from error
 
 
-def as_field_error(error: InputError, fields: Mapping[str, Any]) -> HttpError:
-    """Return a 400 for a form that can't be used, which names the field that the request has it from."""
-    name = next((each for each in (*FIELDS, "tools") if each in fields), "structured_outputs")
+def form_fields(fields: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a request that ask for a form; `response_format` of the type text asks for none."""
+    given = [name for name in FIELDS if fields.get(name) is not None]
+    return [name for name in given if name != "response_format" or not _is_text(fields[name])]
+
+
+def as_field_error(error: InputError, field: str) -> HttpError:
+    """Return a 400 for a form that can't be used. field: of the request, which it is from."""
     reason = str(error).partition(": ")[2]
-    return HttpError(400, f"{name}: {reason}", param=name)
+    return HttpError(400, f"{field}: {reason}", param=field)
 
 
 def _is_text(value: object) -> bool:

@@ -12,6 +12,7 @@ from llmos.runtime.engine.generate.structured import StructuredOutputs
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.engine import TextEngine
 from llmos.runtime.server.openai.sampling import boolean, invalid
+from llmos.runtime.server.openai.structured import form_fields
 from llmos.runtime.text.tool_parser import Piece, ToolCallDelta, ToolParser
 from llmos.runtime.text.tools import Function, ToolFormat, forced_grammar, forced_prefix, takes_tools, tool_format
 
@@ -72,9 +73,20 @@ def parse_tools(fields: Mapping[str, Any], text: TextEngine, parser: str = "") -
     grammar = None
     if mode == "required":
         grammar = _grammar(form, callable_, text, parallel=parallel)
-    elif fields.get("response_format", {"type": "text"}) != {"type": "text"}:
-        raise invalid("'response_format' and tools that the model may choose exclude each other: leave one out", "response_format")
+    _check_forms(form_fields(fields), mode)
     return ToolUse(tools, tuple(function.name for function in callable_), form, grammar, parallel)
+
+
+def _check_forms(given: list[str], mode: str) -> None:
+    """Raise HttpError 400 for a form that contradicts tools.
+
+    `response_format` is of answers that are no calls, so that it says nothing where calls must come, and may not keep a model from those that
+    it chooses. vLLM's fields are of the whole text, in which the calls are.
+    """
+    refused = [name for name in given if (name == "response_format") == (mode == "auto")]
+    if refused:
+        what = "may choose" if mode == "auto" else "must call"
+        raise invalid(f"'{refused[0]}' and tools that the model {what} exclude each other: leave one out", refused[0])
 
 
 def _function(place: str, tool: object) -> Function:
