@@ -72,10 +72,10 @@ serve-bench: venv
 	-$(RUN) benchmarks/serving_ablation.py
 	$(RUN) benchmarks/serving.py build/serving/minilm.llmos --chat build/serving/smollm2-quant-w8a8.llmos
 
-# Tokens per second beside llama.cpp; benchmarks/llm.py says how that is installed.
+# Tokens per second beside llama.cpp and others, such as PEERS="--llama-cpp m.gguf"; benchmarks/llm.py says how they are installed.
 llm-bench: venv
 	$(RUN) benchmarks/generation.py
-	$(RUN) benchmarks/llm.py $(ARTIFACTS) $(if $(GGUF),--gguf $(GGUF))
+	$(RUN) benchmarks/llm.py $(ARTIFACTS) $(PEERS)
 
 bench: venv
 	$(RUN) -m llmos.compiler.devtools.demo --bench

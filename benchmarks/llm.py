@@ -1,6 +1,7 @@
-"""Tokens per second of language models beside llama.cpp: `python benchmarks/llm.py A.llmos [B.llmos ...] --gguf M.gguf`.
+"""Tokens per second of language models beside other engines: `python benchmarks/llm.py A.llmos [B.llmos ...] --llama-cpp M.gguf`.
 
     CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF" pip install llama-cpp-python==0.3.36    # 5 to 20 minutes
+    pip install openvino-genai==2026.4.1.0 onnxruntime-genai==0.18.0
 
 Each engine loads its model in a process of its own and waits; then all run each point in turns, several times, and medians are printed.
 Prompts are random tokens. A prefill is the time to the first token, a decode the tokens after it, of all requests together. The limit of a
@@ -29,7 +30,7 @@ import llmos
 from llmos.compiler.bench.peak import Limits, measure_limits
 from llmos.compiler.bench.work import arithmetic_s
 
-LLAMA_CPP = Path(__file__).with_name("llama_cpp_server.py")
+PEERS = {"llama.cpp": "llm_peer_llama_cpp.py", "OpenVINO": "llm_peer_openvino.py", "ONNX Runtime": "llm_peer_onnxruntime.py"}
 QUICK_S = 4.0  # a point that takes longer runs fewer times
 
 
@@ -95,15 +96,16 @@ class Engine:
 
 
 @contextmanager
-def engines(artifacts: Sequence[Path], gguf: Path | None, threads: int) -> Iterator[list[Engine]]:
+def engines(artifacts: Sequence[Path], peers: Mapping[str, Path], threads: int) -> Iterator[list[Engine]]:
+    """Start the engines. peers: a model for each, by the names of PEERS."""
     with ExitStack() as stack:
         found = []
         for path in artifacts:
             command = [sys.executable, __file__, "--serve", str(path), "--threads", str(threads)]
             found.append(Engine(path.stem, command, path))
-        if gguf is not None:
-            command = [sys.executable, str(LLAMA_CPP), str(gguf), str(threads)]
-            found.append(Engine(f"llama.cpp {gguf.stem}", command))
+        for name, path in peers.items():
+            script = Path(__file__).with_name(PEERS[name])
+            found.append(Engine(f"{name} {path.stem}", [sys.executable, str(script), str(path), str(threads)]))
         for engine in found:
             stack.callback(engine.close)
         yield found
@@ -154,7 +156,9 @@ def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, fl
 
 @click.command(help=__doc__)
 @click.argument("artifacts", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--gguf", type=click.Path(exists=True, path_type=Path), help="The same model for llama.cpp, where it is installed.")
+@click.option("--llama-cpp", type=click.Path(exists=True, path_type=Path), help="The same model for llama.cpp: a GGUF file.")
+@click.option("--openvino", type=click.Path(exists=True, path_type=Path), help="For OpenVINO GenAI: a GGUF file or a directory.")
+@click.option("--onnxruntime", type=click.Path(exists=True, path_type=Path), help="For ONNX Runtime GenAI: a directory.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="Of each point; three where one takes long.")
 @click.option("--longest", default=1024, show_default=True, help="Leave out points of longer prompts.")
@@ -162,7 +166,9 @@ def measured(found: Sequence[Engine], point: Point, rounds: int) -> dict[str, fl
 @click.option("--serve", "served", type=click.Path(path_type=Path), hidden=True)
 def main(
     artifacts: tuple[Path, ...],
-    gguf: Path | None,
+    llama_cpp: Path | None,
+    openvino: Path | None,
+    onnxruntime: Path | None,
     threads: int,
     rounds: int,
     longest: int,
@@ -175,16 +181,18 @@ def main(
     limits = measure_limits(threads)
     print(f"{threads} threads read {limits.bytes_per_s / 1e9:.1f} GB/s and make {limits.int8_ops_per_s / 1e9:.0f} GOP/s of int8")
     results: dict[str, dict[str, float]] = {}
-    with engines(artifacts, gguf, threads) as found:
+    peers = {name: path for name, path in zip(PEERS, (llama_cpp, openvino, onnxruntime), strict=True) if path is not None}
+    with engines(artifacts, peers, threads) as found:
         for engine in found:
             engine.ask({"prompt": 16, "generated": 4, "batch": 1})  # loaded and warm
         for point in [each for each in POINTS if each.prompt <= longest]:
             results[point.name] = rates = measured(found, point, rounds)
+            best_peer = max((rates[engine.name] for engine in found if engine.artifact is None), default=None)
             for engine in found:
                 rate = rates[engine.name]
                 least_s = engine.least_s(point, limits)
                 share = f"{least_s * rate / (point.batch * point.tokens):6.0%} of the limit" if least_s else ""
-                ratio = f"{rate / rates[found[-1].name]:5.2f}x" if engine is not found[-1] else "      "
+                ratio = f"{rate / best_peer:5.2f}x the best peer" if best_peer and engine.artifact else ""
                 print(f"{point.name:28} {engine.name:32} {rate:9.1f} tokens/s {ratio} {share}", flush=True)
     if as_json is not None:
         as_json.write_text(json.dumps({"limits": asdict(limits), "tokens_per_s": results}, indent=1))

@@ -1,17 +1,18 @@
-"""llama.cpp for benchmarks/llm.py: `python llama_cpp_server.py MODEL.gguf THREADS`; a line of JSON in, a line of JSON out.
+"""llama.cpp for benchmarks/llm.py: `python llm_peer_llama_cpp.py MODEL.gguf THREADS`.
 
 Its own C API, so that the tokens of all requests are one batch in each step, as its server has them; the likeliest token is taken.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import llama_cpp as lc
 import numpy as np
+from llm_peer import answer_points
 
 BATCH = 512  # tokens of one call, llama.cpp's default
 
@@ -95,8 +96,7 @@ def main() -> None:
     if not model:
         raise SystemExit(f"llama.cpp can't load {path}")
     print(lc.llama_print_system_info().decode(), file=sys.stderr)
-    for line in sys.stdin:
-        print(json.dumps(run(model, threads, **json.loads(line))), flush=True)
+    answer_points(partial(run, model, threads))
 
 
 if __name__ == "__main__":
