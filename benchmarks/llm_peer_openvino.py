@@ -38,8 +38,7 @@ def run(pipeline: genai.ContinuousBatchingPipeline, prompt: int, generated: int,
 def main() -> None:
     path, threads = sys.argv[1], int(sys.argv[2])
     scheduler = genai.SchedulerConfig()
-    scheduler.cache_size, scheduler.max_num_batched_tokens, scheduler.enable_prefix_caching = KNOWN_IDS = 500  # every model has so many; a directory may lack a tokenizer that says how many more
-CACHE_GB, TOKENS_OF_STEP, False
+    scheduler.cache_size, scheduler.max_num_batched_tokens, scheduler.enable_prefix_caching = CACHE_GB, TOKENS_OF_STEP, False
     answer_points(partial(run, genai.ContinuousBatchingPipeline(path, scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads})))
 
 
