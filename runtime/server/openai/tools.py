@@ -80,8 +80,8 @@ def parse_tools(fields: Mapping[str, Any], text: TextEngine, parser: str = "") -
 def _check_forms(given: list[str], mode: str) -> None:
     """Raise HttpError 400 for a form that contradicts tools.
 
-    `response_format` is of answers that are no calls, so that it says nothing where calls must come, and may not keep a model from those that
-    it chooses. vLLM's fields are of the whole text, in which the calls are.
+    `response_format` is of answers that are no calls, so that it says nothing where calls must come, and may not keep a model from those
+    that it chooses. vLLM's fields are of the whole text, in which the calls are.
     """
     refused = [name for name in given if (name == "response_format") == (mode == "auto")]
     if refused:
