@@ -127,14 +127,14 @@ def _add_metadata(app: FastAPI, state: ServerState) -> None:
 
     @app.get(f"{_MODEL}/ready")
     async def ready(response: Response, model: str) -> dict[str, Any]:
-        return _ready(response, model, None)
+        return await _ready(response, model, None)
 
     @app.get(f"{_MODEL_VERSION}/ready")
     async def version_ready(response: Response, model: str, version: str) -> dict[str, Any]:
-        return _ready(response, model, version)
+        return await _ready(response, model, version)
 
-    def _ready(response: Response, model: str, version: str | None) -> dict[str, Any]:
-        is_ready = state.registry.is_ready(model, version) and state.ready
+    async def _ready(response: Response, model: str, version: str | None) -> dict[str, Any]:
+        is_ready = await state.registry.is_ready(model, version) and state.ready
         response.status_code = 200 if is_ready else 503
         return {"name": model, "ready": is_ready}
 
@@ -147,12 +147,12 @@ def _add_openai_models(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        names = dict.fromkeys([*state.models, *state.registry.repository.dynamic_names()])
+        names = dict.fromkeys([*state.models, *await asyncio.to_thread(state.registry.repository.dynamic_names)])
         return {"object": "list", "data": list(map(card, names))}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
-        state.registry.is_ready(model)
+        await state.registry.is_ready(model)
         return card(model)
 
 

@@ -54,6 +54,9 @@ rules:
   - name: worse-answers
     when: {{score_drop: "> 0.15"}}
     action: roll_back
+  - name: worse-answers-too  # both go back one version, not one each
+    when: {{score_drop: "> 0.15"}}
+    action: roll_back
   - name: abuse
     when: {{bad_requests_per_min: "> 20"}}
     action: {{ban: {{seconds: 1}}}}
@@ -67,7 +70,7 @@ rules:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("repository")
-    for version in ("1", "2"):
+    for version in ("1", "2", "3"):
         file = folder / "graded" / version / "model.llmos"
         file.parent.mkdir(parents=True)
         file.write_text("{}")
@@ -186,18 +189,19 @@ def test_worse_answers_bring_the_earlier_version_back(watched: Server) -> None:
         for _ in range(5):
             assert admin(watched, "POST", "/v2/health/scores", {"model": "graded", "score": score}).status == 200
 
-    assert versions() == ["2"]
+    assert versions() == ["3"]
     for _ in range(20):
         rate(1.0)
         end_s = time.monotonic() + 1.9 * PERIOD_S
-        while time.monotonic() < end_s and versions() == ["2"]:
+        while time.monotonic() < end_s and versions() == ["3"]:
             rate(0.5)
             time.sleep(0.02)
-        if versions() == ["1"]:
+        if versions() == ["2"]:
             break
-    assert versions() == ["1"]
-    wait_for(lambda: len(events(watched, "worse-answers")) >= 2)
+    assert versions() == ["2"]
+    wait_for(lambda: len(events(watched, "worse-answers")) >= 2 and len(events(watched, "worse-answers-too")) >= 2)
     check_told(watched, "worse-answers", "roll_back", "begin", "end")
+    check_told(watched, "worse-answers-too", "roll_back", "begin", "end")
     assert complete(watched, model="graded").status == 200
 
 

@@ -130,14 +130,14 @@ class Registry:
         """Return the bytes of the files and caches of all models in memory, those that are being released included."""
         return sum(self._bytes.values())
 
-    def is_ready(self, name: str, version: str | None = None) -> bool:
+    async def is_ready(self, name: str, version: str | None = None) -> bool:
         """Return whether a request for it is served, if need be once it is loaded. Raises HttpError 404 for what is not there."""
         if name in self._versions or not self._on_request(name):
             self.find(name, version)
             return True
-        wanted = self._wanted(name)
+        wanted = await asyncio.to_thread(self._wanted, name)
         if not wanted or (version and version not in map(str, wanted)):
-            raise self._missing(name, {})
+            raise await asyncio.to_thread(self._missing, name, {})
         return self._failures.get(name, ({}, ""))[0] != wanted
 
     def _on_request(self, name: str) -> bool:
@@ -165,10 +165,10 @@ class Registry:
         Raises DeadlineError, or HttpError 503 if it can't be loaded. No await between this and `find` may let it go again.
         """
         while isinstance(name, str) and name not in self._versions and self._on_request(name):
-            failed, failure = self._failures.get(name, ({}, ""))
-            wanted = self._wanted(name)
+            wanted = await asyncio.to_thread(self._wanted, name)
             if not wanted:
                 return
+            failed, failure = self._failures.get(name, ({}, ""))
             if failed == wanted:  # it is not read again before it changes
                 raise HttpError(503, failure, code="model_failed")
             task = self._demanded.get(name)
@@ -216,36 +216,46 @@ class Registry:
 
         A version that comes later is served. Raises HttpError 404 for an unknown model, and 400 for one that has no earlier version.
         """
-        served = self.find(name)
-        earlier = [number for number in await asyncio.to_thread(self.repository.versions, name) if number < served.version]
+        worse = self.find(name).version
+        await asyncio.shield(asyncio.ensure_future(self._change(partial(self._roll_back, name, worse))))
+        return self.find(name).version
+
+    async def _roll_back(self, name: str, worse: int) -> None:
+        if self.find(name).version != worse:  # somebody else has rolled it back meanwhile, or loaded another one
+            return
+        versions = await asyncio.to_thread(self.repository.versions, name)
         aside = self._set_aside.setdefault(name, set())
-        if not set(earlier) - aside:
-            raise HttpError(400, f"model '{name}' has no version before {served.version} to go back to")
-        aside.add(served.version)
+        if not {number for number in versions if number < worse} - aside:
+            raise HttpError(400, f"model '{name}' has no version before {worse} to go back to")
+        aside.add(worse)
         try:
-            await self.load(name)
+            await self._load(name, again=False)
         except BaseException:
-            aside.discard(served.version)
+            aside.discard(worse)
             raise
-        return self._current[name].version
 
     def _wanted(self, name: str) -> dict[int, ArtifactFile]:
         return self.repository.wanted(name, self._set_aside.get(name, ()))
 
     async def _change(self, work: Callable[[], Any]) -> None:
         async with self._changing:
-            if self._closed:
-                raise ClosedError("the server is shutting down: its models don't change any more")
+            self._require_open()
             await work()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the server is shutting down: its models don't change any more")
+
     async def _load(self, name: str, again: bool) -> None:
+        loop = asyncio.get_running_loop()
         have = dict(self._versions.get(name, {}))
-        wanted = self._wanted(name)
+        wanted = await asyncio.to_thread(self._wanted, name)
         new = [version for version, file in wanted.items() if again or version not in have or have[version][1] != file]
         self._loading[name] = [version for version in new if version not in have]
         try:
             await self._make_room(name, sum(wanted[version].num_bytes for version in new))
-            made = await asyncio.get_running_loop().run_in_executor(self._thread, partial(self._made, name, have, again=again))
+            self._require_open()
+            made = await loop.run_in_executor(self._thread, partial(self._made, name, have, again=again))
         except UserError as error:
             self._failures[name] = (wanted, str(error))
             raise
@@ -253,11 +263,10 @@ class Registry:
             del self._loading[name]
         fresh = [loaded for version, loaded in made.items() if loaded != have.get(version)]
         try:
-            if self._closed:
-                raise ClosedError("the server is shutting down: its models don't change any more")
             await self._make_room(name, sum(map(_num_bytes, fresh)))
+            self._require_open()  # the last await is behind: what is switched to now is closed with all others
         except LlmosError:
-            _discard([served for served, _ in fresh])
+            await loop.run_in_executor(None, _discard, [served for served, _ in fresh])
             raise
         self._failures.pop(name, None)
         self._unloaded.discard(name)
@@ -441,7 +450,7 @@ def _mib(num_bytes: int) -> str:
 
 
 def _discard(versions: Sequence[Served]) -> None:
-    """End versions that never served."""
+    """End versions that never served, which waits for their threads and processes."""
     for served in versions:
         served.engine.close()
         _close(served.model)

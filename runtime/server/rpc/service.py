@@ -109,7 +109,7 @@ class Service:
     async def model_ready(self, message: bytes, call: Call) -> bytes:
         request = parsed(pb2.ModelReadyRequest, message)
         try:
-            ready = self._state.ready and self._registry.is_ready(request.name, request.version)
+            ready = self._state.ready and await self._registry.is_ready(request.name, request.version)
         except HttpError:  # there is no such model
             ready = False
         return bytes(pb2.ModelReadyResponse(ready=ready).SerializeToString())
