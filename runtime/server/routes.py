@@ -47,7 +47,7 @@ class HotRoutes:
         served = self._state.take_tensor_model(exchange.info, exchange.params["model"], exchange.params.get("version"))
         body = await read_body(exchange, self._state, deadline_s)
         small = body.small()
-        key = None if small is None else self._key(exchange, served, small, exchange.header(HEADER_LENGTH) or "")
+        key = None if small is None else self._key(exchange, served, "infer", exchange.header(HEADER_LENGTH) or "", small)
         if (kept := await self._cache.get(key, served.metrics)) is not None:
             return kept
         require_room(served)
@@ -60,9 +60,9 @@ class HotRoutes:
         reply = write() if num_values <= PIECE_VALUES else await self._state.lanes.run(write, deadline_s, large=True)
         return self._keep(key, reply)
 
-    def _key(self, exchange: Exchange, served: ServedModel, content: bytes, form: str) -> CacheKey | None:
+    def _key(self, exchange: Exchange, served: ServedModel, *parts: str | bytes) -> CacheKey | None:
         """Return the key of a request in the cache of responses; None if there is no cache."""
-        return self._cache.key(exchange.info.principal, served.identity, served.name, form, content)
+        return self._cache.key(exchange.info.principal, served.identity, served.name, str(served.version), *parts)
 
     def _keep(self, key: CacheKey | None, reply: Reply) -> Reply:
         self._cache.put(key, reply)
@@ -91,7 +91,7 @@ class HotRoutes:
         encoder = served.text
         if encoder is None:
             raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")
-        key = None if size is not None else self._key(exchange, served, orjson.dumps(document, option=orjson.OPT_SORT_KEYS), "embeddings")
+        key = None if size is not None else self._key(exchange, served, "embeddings", orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
         if (kept := await self._cache.get(key, served.metrics)) is not None:
             return kept
         require_room(served)
