@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from .test_artifacts import COMMAND, _certificate
 
 pb2: Any = open_inference_pb2
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = INFER.replace("ModelInfer", "ModelStreamInfer")
 CODE = grpc.StatusCode
 RUNNING = 'llmos_num_requests_running{model_name="affine"}'
 
@@ -232,13 +234,12 @@ def test_an_error_that_repeats_a_long_name_keeps_its_code(grpc_server: Server, l
 
 
 def test_a_stream_without_a_key_is_counted() -> None:
-    method = INFER.replace("ModelInfer", "ModelStreamInfer")
     with numpy_server(grpc_port=0, api_keys=["one"]) as server:
         with grpc.insecure_channel(address(server)) as channel, pytest.raises(grpc.RpcError) as caught:
-            list(channel.stream_stream(method)(iter([infer_message().SerializeToString()]), timeout=60))
+            list(channel.stream_stream(STREAM)(iter([infer_message().SerializeToString()]), timeout=60))
         assert caught.value.code() == CODE.UNAUTHENTICATED
         server.key = "one"
-        assert server.metric(f'llmos_grpc_requests_total{{code="UNAUTHENTICATED",method="{method}"}}') == 1
+        assert server.metric(f'llmos_grpc_requests_total{{code="UNAUTHENTICATED",method="{STREAM}"}}') == 1
 
 
 def test_keys_and_quotas_are_those_of_http() -> None:
@@ -305,6 +306,43 @@ def test_a_shutdown_finishes_calls_and_takes_no_more() -> None:
         server.release()
         assert outputs(held.result()) == [[3, 5, 7], [6]]
         assert server.process.wait(60) == 0
+
+
+def test_an_idle_stream_ends_when_the_server_does() -> None:
+    sent: queue.Queue[bytes | None] = queue.Queue()
+    with numpy_server(grpc_port=0, grace_s=3600) as server, grpc.insecure_channel(address(server)) as channel:
+        answers = channel.stream_stream(STREAM)(iter(sent.get, None), timeout=300)
+        for _ in range(2):
+            sent.put(infer_message().SerializeToString())
+            assert next(answers)
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() == CODE.UNAVAILABLE, "it is told, before the port closes"
+        assert "shutting down" in caught.value.details()
+        sent.put(None)
+        assert server.process.wait(60) == 0
+
+
+def test_answers_are_kept_as_over_http() -> None:
+    runs, hits = (
+        'llmos_request_success_total{finished_reason="stop",model_name="affine"}',
+        'llmos_response_cache_hits_total{model_name="affine"}',
+    )
+    with numpy_server(grpc_port=0, api_keys=["one", "two"], response_cache_bytes=1 << 20) as server:
+        server.key = "one"
+        first = call(server, infer_message(id="a"), x_api_key="one")
+        assert call(server, infer_message(id="a"), x_api_key="one") == first
+        assert (server.metric(runs), server.metric(hits)) == (1, 1)
+        assert call(server, infer_message(id="a"), x_api_key="two") == first
+        assert call(server, infer_message(id="b"), x_api_key="one") != first
+        assert server.affine([1, 2, 3]).status == server.affine([1, 2, 3]).status == 200
+        assert (server.metric(runs), server.metric(hits)) == (4, 2)
+
+
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ServerMetadata", "ServerLive", "ServerReady"])
+def test_only_infer_takes_large_messages(grpc_server: Server, method: str) -> None:
+    assert refusal(grpc_server, b"\x2a\x00" * (1 << 16), method=INFER.replace("ModelInfer", method))[0] == CODE.RESOURCE_EXHAUSTED
 
 
 def test_a_second_signal_ends_calls() -> None:

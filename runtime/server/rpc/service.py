@@ -18,7 +18,7 @@ from llmos.runtime.server.core.body import DRAIN_S, hold
 from llmos.runtime.server.core.dispatch import require_room, run_model
 from llmos.runtime.server.core.errors import HttpError, as_http_error
 from llmos.runtime.server.core.gateway import ACCESS_LOG, access_line, request_id
-from llmos.runtime.server.core.http import RequestInfo, left_s
+from llmos.runtime.server.core.http import Reply, RequestInfo, left_s
 from llmos.runtime.server.core.json import INLINE_BYTES, PIECE_VALUES, parse_object
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.inference.infer import BinaryData, Tail, read_infer
@@ -131,6 +131,10 @@ class Service:
         document, data = await self._document(message, call)
         await self._registry.on_demand(document["model_name"], call.deadline_s)
         served = self._state.take_tensor_model(info, document["model_name"], document["model_version"])
+        cache = self._state.responses
+        key = None if large else cache.key(info.principal, served.identity, served.name, str(served.version), "grpc", message)
+        if (kept := await cache.get(key, served.metrics)) is not None:
+            return kept.body
         require_room(served)
         read = partial(read_infer, document, data, served.model.signature)
         request = await lanes.run(read, call.deadline_s, large=True) if large else read()
@@ -139,7 +143,9 @@ class Service:
         (arrays,) = await run_model(served, lanes, info, [request.inputs], call.deadline_s)
         write = partial(infer_response, request, served.name, str(served.version), served.model.signature, arrays)
         small = sum(arrays[index].size for index, _ in request.outputs) <= PIECE_VALUES
-        return write() if small else await lanes.run(write, call.deadline_s, large=True)
+        answer = write() if small else await lanes.run(write, call.deadline_s, large=True)
+        cache.put(key, Reply(200, answer, b"application/grpc"))
+        return answer
 
     async def _document(self, message: bytes, call: Call) -> tuple[dict[str, Any], BinaryData]:
         """Return a request's document and its binary data, in work that does not depend on what it holds."""
@@ -187,7 +193,10 @@ class Service:
                     self._identify(call, context, admin=admin, open_to_all=open_to_all)
                     if counts:
                         self._state.guard.count(call.info)
-                    return await method(await self._message(messages, call), call)
+                    message = await self._message(messages, call)
+                    if len(message) > INLINE_BYTES and method != self.model_infer:  # parsing it would hold the event loop
+                        raise HttpError(413, f"the request is larger than {INLINE_BYTES} bytes")
+                    return await method(message, call)
             except HttpError as error:
                 await _abort(context, error)
 
@@ -202,7 +211,7 @@ class Service:
             with suppress(HttpError), self._counted(call, path, context):
                 raise
             await _abort(context, error)
-        async for message in messages:
+        while (message := await self._next_of_stream(messages, context)) is not None:
             call = self._call(context)
             try:
                 with self._counted(call, path, context):
@@ -226,8 +235,20 @@ class Service:
         given = found.get("authorization", b""), found.get("x-api-key", b"")
         self._state.guard.identify(call.info, *given, admin=admin, open_to_all=open_to_all)
 
+    async def _next_of_stream(self, messages: AsyncIterator[bytes], context: Any) -> bytes | None:
+        """Return the next message, None at the end. A shutdown ends a stream that says nothing, which could wait for ever."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                with self._state.uploads.shortened(limit, DRAIN_S):
+                    return await anext(messages, None)
+        except TimeoutError:
+            await _abort(context, _shutting_down())
+
     async def _message(self, messages: AsyncIterator[bytes], call: Call) -> bytes:
-        """Read the message of a call. Raises HttpError 408, or 503 if a shutdown has begun meanwhile."""
+        """Read the message of a call. Raises HttpError 408, or 503 if a shutdown has begun meanwhile.
+
+        What of it has arrived is not known before all has.
+        """
         try:
             async with asyncio.timeout(left_s(call.deadline_s)) as limit:
                 with self._state.uploads.shortened(limit, DRAIN_S):
@@ -236,7 +257,7 @@ class Service:
             raise HttpError(400, "the request has no message") from None
         except TimeoutError:
             if self._state.draining:
-                raise HttpError(503, "the server is shutting down: send the request to another one") from None
+                raise _shutting_down() from None
             raise HttpError(408, "the request did not arrive in time") from None
 
     @contextmanager
@@ -269,6 +290,10 @@ class Service:
                 state.telemetry.record(info, f"gRPC {path}", call.status, parent, more)
             if self._log is not None:
                 self._log.info(access_line(info, "gRPC", path, _client(context), call.code))
+
+
+def _shutting_down() -> HttpError:
+    return HttpError(503, "the server is shutting down: send the request to another one", code="shutting_down")
 
 
 async def _abort(context: Any, error: HttpError) -> NoReturn:
