@@ -40,6 +40,7 @@ class Address:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             port = parts.port
+            (parts.hostname or "").encode("idna")  # which looking a host up would do
         except ValueError as error:
             raise UserError(f"'{url}' is no URL of a server ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or not parts.netloc.isascii():

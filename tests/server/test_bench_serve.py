@@ -71,7 +71,9 @@ def test_a_wrong_objective_is_one_line(text: str) -> None:
         Slo.parse(text)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999", "http://[", "http://ü:1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://x:99999", "http://[", "http://ü:1", "http://a..b", "a..b:8000", "http://.x", "http://" + "a" * 64]
+)
 def test_a_wrong_url_is_one_line(url: str) -> None:
     with pytest.raises(UserError, match="no URL"):
         Address.parse(url)
