@@ -114,6 +114,19 @@ def test_a_parent_that_is_none_or_not_sampled(collector: Collector, traced: Serv
         assert root_of(collector, name).parent_span_id == b""
 
 
+@pytest.mark.parametrize(
+    "state", ["x" * 8000, "é=" + "y" * 5000, "a=1,a=2", ",".join(f"k{number}=v" for number in range(100)), "x" * 20_000]
+)
+def test_a_wrong_tracestate_is_no_line_of_the_log(collector: Collector, traced: Server, state: str) -> None:
+    num_lines, name = len(traced.log), f"state-{len(state)}"
+    body = {"model": "encoder", "input": "cat"}
+    answer = traced.request("POST", "/v1/embeddings", body, {**PARENT, "tracestate": state, "X-Request-Id": name})
+    assert answer.status == 200
+    assert root_of(collector, name).trace_id.hex() == TRACE
+    wait_for(lambda: len(traced.log) > num_lines)
+    assert [name in line for line in traced.log[num_lines:]] == [True], "the access log's alone"
+
+
 def test_metrics_have_the_conventions_names(collector: Collector, traced: Server) -> None:
     wanted = {
         "gen_ai.server.request.duration",

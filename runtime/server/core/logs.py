@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable
 
 _MAX_LINES = 10_000
+_MAX_LINE_BYTES = 16 << 10  # with a traceback
 
 
 class PipeHandler(logging.Handler):
-    """Writes lines to a file descriptor from a thread of its own. on_drop: called for each line that finds no room."""
+    """Writes lines, long ones cut, to a file descriptor from a thread of its own. on_drop: called for each line that finds no room."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class PipeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.put_nowait(self.format(record).encode(errors="replace") + b"\n")
+            self._lines.put_nowait(self.format(record).encode(errors="replace")[:_MAX_LINE_BYTES] + b"\n")
         except queue.Full:
             self.on_drop()
         except Exception:

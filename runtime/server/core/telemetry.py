@@ -7,6 +7,7 @@ a live span costs tens of microseconds for each of its changes. What is not samp
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmos.runtime.server.core.http import RequestInfo
 
 _Value = str | int | float
+_HEADERS = "opentelemetry.trace"  # whose logger has a line for what is wrong with a client's headers, and quotes it
 _EXPORT_S = 5  # that an export may take
 _CLOSE_S = 3.0  # that a shutdown waits for the last export
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -67,6 +69,7 @@ class Telemetry:
     """Sends what requests did to an OTLP endpoint. What else can be set is read from OpenTelemetry's own variables (OTEL_*)."""
 
     def __init__(self, endpoint: str) -> None:
+        logging.getLogger(_HEADERS).setLevel(logging.ERROR)
         insecure = not endpoint.startswith("https:")
         scope = version("llmos")
         resource = _resource()
