@@ -223,7 +223,7 @@ def serve(
         lambda: _announce(listener, scheme, state.registry.names(), started_s),
     )
     if admin_listener is not None:
-        admin_table = _table(state, replace(limits, max_connections=_ADMIN_CONNECTIONS))
+        admin_table = _table(state, replace(limits, max_connections=_ADMIN_CONNECTIONS), admin=True)
         admin_config = _config(create_admin_app(state, server.end), admin_table, settings, ssl_files)
         server.beside.append(AdminServer(admin_config, admin_table, admin_listener))
     if grpc_port is not None:
@@ -238,10 +238,12 @@ def serve(
     return server.exit_code
 
 
-def _table(state: ServerState, limits: ConnectionLimits) -> ConnectionTable:
+def _table(state: ServerState, limits: ConnectionLimits, *, admin: bool = False) -> ConnectionTable:
+    """Return the table of a port. admin: whether it is the operator's, who is never banned."""
+
     def refused(status: int, client: str | None) -> None:
         state.metrics.count_http("none", status)
-        if state.health is not None:
+        if state.health is not None and not admin:
             state.health.observe_answer(status, client)
 
     return ConnectionTable(limits, refused)

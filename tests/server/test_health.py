@@ -7,6 +7,7 @@ import http.server
 import json
 import queue
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -32,8 +33,10 @@ from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.served import Builder
 from llmos.runtime.server.core.settings import ServerSettings
 
-from .harness import Answer, Server, affine_body, language_server, numpy_server, wait_for
+from ..cli_runtime.artifacts import affine_artifact  # noqa: TID252
+from .harness import Answer, Server, affine_body, language_server, numpy_server, running, wait_for
 from .language_model import FAILS_AT, SLOW
+from .test_artifacts import COMMAND
 
 OTHER = "127.0.0.2"  # an address of this machine that the other tests don't use
 PERIOD_S = 1.5
@@ -178,6 +181,47 @@ def test_an_address_of_many_bad_requests_is_banned_for_a_while(watched: Server) 
     wait_for(lambda: len(events(watched, "abuse")) >= 2)
     assert events(watched, "abuse")[0]["client"] == OTHER
     check_told(watched, "abuse", "ban", "begin", "end")
+
+
+def test_errors_at_the_admin_port_are_no_clients() -> None:
+    """The operator's mistakes, HTTP or not, ban nobody; neither are they refused where this address is banned."""
+    rules = 'interval_s: 0.02\nrules: [{name: abuse, when: {bad_requests_per_min: "> 20"}, action: {ban: {seconds: 600}}}]'
+    with numpy_server(admin=True, health=rules) as server:
+        for _ in range(30):
+            assert admin(server, "POST", "/nothing").status == 404
+            assert admin(server, "POST", "/v2/health/scores", b"nonsense").status == 400
+            with socket.create_connection(("127.0.0.1", server.admin_port)) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert b"400" in connection.recv(1000)
+        looks = 'llmos_health_value{metric="bad_requests_per_min"}'
+        assert server.get("/v1/models").status == 200
+        assert server.metric(looks) == matrix(server)["metrics"]["bad_requests_per_min"] == 0
+        for _ in range(30):
+            server.get("/nothing")
+        wait_for(lambda: server.get("/v1/models").status == 403)
+        assert matrix(server)["active"] == ["abuse"]
+
+
+def test_memory_is_that_of_isolated_models_too(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yml"
+    rules.write_text('interval_s: 0.05\nrules: [{name: memory, when: {memory_bytes: "> 1e15"}, action: {degrade: {max_tokens: 1}}}]')
+    artifact = affine_artifact(tmp_path / "affine.llmos")
+    with running([*COMMAND, str(artifact), "--resource-policy", "isolated", "--health-rules", str(rules)]) as server:
+        (worker,) = (pid for pid in descendants(server.process.pid) if "model_worker" in Path(f"/proc/{pid}/cmdline").read_text())
+        own, other = resident_bytes_of(server.process.pid), resident_bytes_of(worker)
+        assert other > 20 << 20
+        wait_for(lambda: b"\nllmos_health_value{" in server.get("/metrics").body)
+        assert server.metric('llmos_health_value{metric="memory_bytes"}') == pytest.approx(own + other, rel=0.2)
+
+
+def descendants(pid: int) -> list[int]:
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return list(map(int, done.stdout.split()))
+
+
+def resident_bytes_of(pid: int) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) << 10
 
 
 def test_worse_answers_bring_the_earlier_version_back(watched: Server) -> None:

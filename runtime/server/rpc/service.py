@@ -230,7 +230,7 @@ class Service:
 
     def _identify(self, call: Call, context: Any, *, admin: bool = False, open_to_all: bool = False) -> None:
         found = _metadata(context)
-        if self._state.health is not None and not (admin or open_to_all):
+        if self._state.health is not None and not open_to_all:
             self._state.health.check(_client(context))
         given = found.get("authorization", b""), found.get("x-api-key", b"")
         self._state.guard.identify(call.info, *given, admin=admin, open_to_all=open_to_all)

@@ -29,7 +29,6 @@ _MAX_EVENTS = 200
 _MAX_BANNED = 10_000
 _LEAST_COUNTED = 1_000  # bad requests of an address in a minute, for the report
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_STATM = Path("/proc/self/statm")
 
 
 @dataclass
@@ -139,7 +138,7 @@ class HealthMonitor:
         self._limit()
 
     def _of_process(self) -> dict[str, float]:
-        memory = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        memory = resident_bytes(os.getpid())
         waiting = sum(served.engine.num_waiting for served in self._registry.all())
         return {"memory_bytes": float(memory), "memory_share": memory / self._memory_limit, "requests_waiting": float(waiting)}
 
@@ -212,6 +211,25 @@ def _most_counted(rules: HealthRules) -> int:
     """Return how many bad requests of an address are counted: more than any rule asks about."""
     asked = (condition.limit for rule in rules.rules for condition in rule.when if condition.metric == BAD_REQUESTS)
     return int(max([_LEAST_COUNTED, *asked])) + 1
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process and its children, as those of isolated models; 0 for one that has ended."""
+    process = Path(f"/proc/{pid}")
+    try:
+        own = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        children = [child for thread in (process / "task").iterdir() for child in _children(thread)]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return own + sum(map(resident_bytes, children))
+
+
+def _children(thread: Path) -> list[int]:
+    """Return the processes that a thread has started; none for one that has ended, and where the kernel doesn't tell."""
+    try:
+        return list(map(int, (thread / "children").read_text().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _memory_limit() -> float:
