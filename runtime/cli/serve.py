@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from llmos.runtime.server.core.repository import Repository
 
 _STARTED_S = time.monotonic()
+_of_models = partial(click.option, multiple=True, show_default=True)  # what holds for all models, or for one
 
 
 @click.command(name="serve")
@@ -28,11 +30,9 @@ _STARTED_S = time.monotonic()
     type=click.Path(path_type=Path),
     help="Folder of models to serve, as MODEL/VERSION/model.llmos; VERSION is a number.",
 )
-@click.option(
+@_of_models(
     "--version-policy",
-    multiple=True,
     default=["latest"],
-    show_default=True,
     help="Versions to serve: latest[:N], specific:1,3 or all; MODEL=... for one model. May be repeated.",
 )
 @click.option(
@@ -41,11 +41,9 @@ _STARTED_S = time.monotonic()
     show_default=True,
     help="none: load all at the start. explicit: load only on request. poll[:SECONDS]: follow the folder.",
 )
-@click.option(
+@_of_models(
     "--resource-policy",
-    multiple=True,
     default=["static"],
-    show_default=True,
     help="static; dynamic: in memory when requests need it; isolated: in a process of its own. MODEL=... for one. May be repeated.",
 )
 @click.option(
