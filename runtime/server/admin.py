@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import Route
 
 from llmos.runtime.server.core.body import read_body
@@ -18,6 +17,7 @@ from llmos.runtime.server.core.http import Exchange, Reply
 from llmos.runtime.server.core.json import parse_object
 from llmos.runtime.server.core.state import ServerState
 from llmos.runtime.server.framework import add_error_handlers
+from llmos.runtime.server.probes import add_probes
 from llmos.runtime.server.repository_routes import RepositoryRoutes
 
 _MAX_SCORE = 1e9
@@ -28,18 +28,7 @@ def create_admin_app(state: ServerState, drain: Callable[[], None]) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.router.routes.extend(RepositoryRoutes(state).routes())
 
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/v2/health/ready")
-    async def ready(response: Response) -> dict[str, bool]:
-        response.status_code = 200 if state.ready else 503
-        return {"ready": state.ready}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    add_probes(app, state)
 
     @app.post("/drain")
     async def begin_drain(response: Response) -> dict[str, bool]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import Route
 
 from llmos.runtime.server.console import console
 from llmos.runtime.server.core.endpoint import Endpoint
+from llmos.runtime.server.core.follower import Follower
 from llmos.runtime.server.core.gateway import Gateway
 from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_served
-from llmos.runtime.server.core.registry import LoadModel
+from llmos.runtime.server.core.loader import LoadModel
 from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.served import ServedLanguageModel
 from llmos.runtime.server.core.settings import ServerSettings
@@ -27,6 +27,7 @@ from llmos.runtime.server.generation_routes import GenerationRoutes
 from llmos.runtime.server.inference.metadata import model_metadata, server_metadata
 from llmos.runtime.server.inference.tensors import require_datatypes
 from llmos.runtime.server.openapi import document, page
+from llmos.runtime.server.probes import add_probes
 from llmos.runtime.server.repository_routes import RepositoryRoutes
 from llmos.runtime.server.routes import HotRoutes
 
@@ -53,7 +54,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(state.registry.poll())]
+        tasks = [asyncio.create_task(Follower(state.registry).run())]
         if state.health is not None:
             tasks.append(asyncio.create_task(state.health.run()))
         yield
@@ -66,7 +67,7 @@ def create_app(
     _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
     if state.settings.repository_api:
         app.router.routes.extend(RepositoryRoutes(state).routes())
-    _add_health(app, state)
+    add_probes(app, state)
     _add_metadata(app, state)
     _add_openai_models(app, state)
     _add_documentation(app, state)
@@ -91,21 +92,6 @@ def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoute
         f"{_MODEL_VERSION}/infer": routes.infer,
     }
     app.router.routes[:0] = [Route(path, Endpoint(path, handler), methods=["POST"]) for path, handler in hot.items()]
-
-
-def _add_health(app: FastAPI, state: ServerState) -> None:
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/v2/health/ready")
-    async def ready(response: Response) -> dict[str, bool]:
-        response.status_code = 200 if state.ready else 503
-        return {"ready": state.ready}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_metadata(app: FastAPI, state: ServerState) -> None:

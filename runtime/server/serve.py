@@ -27,8 +27,8 @@ from llmos.runtime.server.app import create_app
 from llmos.runtime.server.core.connection import Connection, ConnectionTable
 from llmos.runtime.server.core.gateway import ACCESS_LOG
 from llmos.runtime.server.core.language import AnyModel, load_served
+from llmos.runtime.server.core.loader import LoadModel
 from llmos.runtime.server.core.logs import PipeHandler
-from llmos.runtime.server.core.registry import LoadModel
 from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.settings import ConnectionLimits, ServerSettings
 from llmos.runtime.server.core.state import ServerState

@@ -7,13 +7,10 @@ the old version or the new one. Requests keep hold of the version that they foun
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llmos.runtime.engine import ClosedError, DeadlineError
@@ -21,15 +18,14 @@ from llmos.runtime.errors import LlmosError, UserError
 from llmos.runtime.server.core.errors import RETRY_SOON, HttpError
 from llmos.runtime.server.core.http import left_s
 from llmos.runtime.server.core.language import AnyModel
+from llmos.runtime.server.core.loader import Loaded, Loader, LoadModel, Versions, num_bytes
 from llmos.runtime.server.core.repository import NAME, ArtifactFile, Repository, bad_name
 from llmos.runtime.server.core.residency import Resident, to_remove
-from llmos.runtime.server.core.served import Builder, Served, ServedLanguageModel, release
+from llmos.runtime.server.core.served import Builder, Served, release
 from llmos.runtime.server.core.settings import MIB
 
 _LOG = logging.getLogger("llmos.server")
 
-LoadModel = Callable[[Path, str], AnyModel]
-Loaded = tuple[Served, ArtifactFile | None]  # a model that was made in memory has no file
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
 
 
@@ -53,8 +49,7 @@ class Registry:
         """Serve models as their version 1. Raises UserError for a name that is not valid, or that two of them have."""
         self.repository = repository
         self._builder = builder
-        self._load_model = load_model
-        self._thread = ThreadPoolExecutor(1, "llmos-load")  # one at a time, which bounds the memory that loading takes
+        self._loader = Loader(builder, load_model)
         self._changing = asyncio.Lock()
         self._versions: dict[str, dict[int, Loaded]] = {}
         self._current: dict[str, Served] = {}  # the highest of each
@@ -126,6 +121,20 @@ class Registry:
         return VersionState(name, str(version), UNAVAILABLE, failure if wanted else "not in the version policy")
 
     @property
+    def is_closed(self) -> bool:
+        """Whether models change no more, as the server is shutting down."""
+        return self._closed
+
+    def files_of_folder(self) -> dict[str, dict[int, ArtifactFile]]:
+        """Return the files of the models in memory that came from the repository's folder."""
+        names = [name for name in self._versions if name not in self.repository.listed]
+        return {name: {number: file for number, (_, file) in self._versions[name].items() if file is not None} for name in names}
+
+    def wanted_of_folder(self) -> dict[str, dict[int, ArtifactFile]]:
+        """Return the files of each model of the folder that are to be served; in any thread. Raises ExecutionError if it can't be read."""
+        return {name: self._wanted(name) for name in self.repository.folder_names()}
+
+    @property
     def num_bytes(self) -> int:
         """Return the bytes of the files and caches of all models in memory, those that are being released included."""
         return sum(self._bytes.values())
@@ -152,7 +161,7 @@ class Registry:
             if name in self._versions:  # an artifact that was named one by one
                 continue
             try:
-                self._switch(name, self._made(name, {}, again=False))
+                self._switch(name, self._loader.made(name, self._wanted_of(name, {}), {}, again=False))
             except HttpError as error:
                 raise UserError(str(error)) from error
         budget = self._builder.settings.memory_budget_bytes
@@ -247,15 +256,14 @@ class Registry:
             raise ClosedError("the server is shutting down: its models don't change any more")
 
     async def _load(self, name: str, again: bool) -> None:
-        loop = asyncio.get_running_loop()
         have = dict(self._versions.get(name, {}))
-        wanted = await asyncio.to_thread(self._wanted, name)
+        wanted = await asyncio.to_thread(self._wanted_of, name, have)
         new = [version for version, file in wanted.items() if again or version not in have or have[version][1] != file]
         self._loading[name] = [version for version in new if version not in have]
         try:
             await self._make_room(name, sum(wanted[version].num_bytes for version in new))
             self._require_open()
-            made = await loop.run_in_executor(self._thread, partial(self._made, name, have, again=again))
+            made = await self._loader.load(name, wanted, have, again=again)
         except UserError as error:
             self._failures[name] = (wanted, str(error))
             raise
@@ -263,10 +271,10 @@ class Registry:
             del self._loading[name]
         fresh = [loaded for version, loaded in made.items() if loaded != have.get(version)]
         try:
-            await self._make_room(name, sum(map(_num_bytes, fresh)))
+            await self._make_room(name, sum(map(num_bytes, fresh)))
             self._require_open()  # the last await is behind: what is switched to now is closed with all others
         except LlmosError:
-            await loop.run_in_executor(None, _discard, [served for served, _ in fresh])
+            await self._loader.discard([served for served, _ in fresh])
             raise
         self._failures.pop(name, None)
         self._unloaded.discard(name)
@@ -315,38 +323,19 @@ class Registry:
         self._switch(name, {})
         _LOG.info("model %s is unloaded", name)
 
-    def _made(self, name: str, have: Mapping[int, Loaded], *, again: bool) -> dict[int, Loaded]:
-        """Return the versions to serve; in any thread. have: those that serve now."""
+    def _wanted_of(self, name: str, have: Versions) -> dict[int, ArtifactFile]:
+        """Return the versions to serve, of which there must be some. have: those that serve now. Raises HttpError."""
         wanted = self._wanted(name)
         if not wanted:
             raise self._missing(name, have)
-        made: dict[int, Loaded] = {}
-        try:
-            for version, file in wanted.items():
-                kept = have.get(version)
-                made[version] = kept if kept is not None and kept[1] == file and not again else (self._make(name, version, file), file)
-        except Exception as error:
-            _discard([served for version, (served, _) in made.items() if made[version] != have.get(version)])
-            if not isinstance(error, LlmosError):
-                _LOG.exception("loading %s failed", name)
-            stays = f"; version {', '.join(map(str, sorted(have)))} serves on" if have else ""
-            raise UserError(f"model '{name}' can't be loaded: {error}{stays}") from error
-        return made
+        return wanted
 
-    def _missing(self, name: str, have: Mapping[int, Loaded]) -> LlmosError:
+    def _missing(self, name: str, have: Versions) -> LlmosError:
         if any(file is None for _, file in have.values()):
             return HttpError(400, f"model '{name}' was made in memory, and can't be loaded again")
         if self.repository.versions(name):
             return HttpError(400, f"model '{name}' has no version that its policy serves")
         return HttpError(404, f"model '{name}' has no version in the repository", code="model_not_found")
-
-    def _make(self, name: str, version: int, file: ArtifactFile) -> Served:
-        model = self._load_model(file.path, name)
-        try:
-            return self._builder.build(model, version, warm=True)
-        except BaseException:
-            _close(model)
-            raise
 
     def _switch(self, name: str, versions: dict[int, Loaded]) -> None:
         """Serve other versions of a model from now on, and release the others once nobody uses them."""
@@ -360,7 +349,7 @@ class Registry:
         for served, file in versions.values():
             if served not in old:
                 self._builder.metrics.watch(served.engine)
-                self._bytes[served] = _num_bytes((served, file))
+                self._bytes[served] = num_bytes((served, file))
         for served in old:
             if served not in new:
                 self._retiring[served] = asyncio.get_running_loop().create_task(self._retire(served))
@@ -375,46 +364,6 @@ class Registry:
         finally:
             self._builder.metrics.unwatch(served.engine)
             del self._retiring[served], self._bytes[served]
-
-    # Polling.
-
-    async def poll(self) -> None:
-        """Follow the repository's folder until canceled; does nothing where its control is another."""
-        poll_s = self.repository.control.poll_s
-        seen: dict[str, object] = {}
-        unread = ""
-        while poll_s is not None and not self._closed:
-            await asyncio.sleep(poll_s)
-            try:
-                wanted = await asyncio.to_thread(lambda: {name: self._wanted(name) for name in self.repository.folder_names()})
-            except LlmosError as error:
-                if str(error) != unread:  # said once
-                    _LOG.error("%s: the models stay as they are", error)
-                unread = str(error)
-                continue
-            unread = ""
-            for name in [name for name, files in self._files().items() if files and not wanted.get(name)]:
-                seen.pop(name, None)  # the same file may come back
-                await self._try(self.unload(name))
-            for name, files in wanted.items():
-                if name not in self._versions and self.repository.is_dynamic(name):
-                    continue
-                if files and files not in (self._files().get(name), seen.get(name)):  # what has failed is not tried again before it changes
-                    seen[name] = files
-                    await self._try(self.load(name))
-
-    def _files(self) -> dict[str, dict[int, ArtifactFile]]:
-        """Return the files of the models that came from the folder."""
-        names = [name for name in self._versions if name not in self.repository.listed]
-        return {name: {number: file for number, (_, file) in self._versions[name].items() if file is not None} for name in names}
-
-    async def _try(self, change: Any) -> None:
-        try:
-            await change
-        except LlmosError as error:
-            _LOG.error("%s", error)
-        except Exception:
-            _LOG.exception("a change of the models failed")
 
     # The end.
 
@@ -433,33 +382,13 @@ class Registry:
 
     def close(self) -> None:
         self._closed = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
         for served in list(self.all()):
             served.engine.close()
 
 
-def _num_bytes(loaded: Loaded) -> int:
-    """Return the bytes of a version's file and caches, which are nearly all that it takes."""
-    served, file = loaded
-    caches = served.engine.num_blocks * served.text.spec.block_bytes if isinstance(served, ServedLanguageModel) else 0
-    return caches + (file.num_bytes if file is not None else 0)
-
-
 def _mib(num_bytes: int) -> str:
     return f"{num_bytes / MIB:.1f} MiB"
-
-
-def _discard(versions: Sequence[Served]) -> None:
-    """End versions that never served, which waits for their threads and processes."""
-    for served in versions:
-        served.engine.close()
-        _close(served.model)
-
-
-def _close(model: AnyModel) -> None:
-    """End a model that never served; one that runs in a process of its own ends it here."""
-    with contextlib.suppress(LlmosError):
-        model.close()
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -13,8 +13,9 @@ from llmos.runtime.server.core.guard import Guard
 from llmos.runtime.server.core.health.monitor import HealthMonitor
 from llmos.runtime.server.core.http import RequestInfo
 from llmos.runtime.server.core.language import AnyModel, load_served
+from llmos.runtime.server.core.loader import LoadModel
 from llmos.runtime.server.core.metrics import Metrics
-from llmos.runtime.server.core.registry import LoadModel, Registry
+from llmos.runtime.server.core.registry import Registry
 from llmos.runtime.server.core.repository import Repository
 from llmos.runtime.server.core.response_cache import ResponseCache
 from llmos.runtime.server.core.served import Builder, Served, ServedLanguageModel, ServedModel
