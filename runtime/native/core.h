@@ -167,8 +167,9 @@ int32_t gpu_call_begin(llmos_gpu_call* call, llmos_gpu_launched launched, void* 
 void* gpu_call_allocate(llmos_gpu_call* call, int64_t num_bytes, bool poison); /* until the end of the call; NULL: out of memory */
 int32_t gpu_call_upload(llmos_gpu_call* call, DLTensor* tensor, size_t num_bytes); /* the tensor's data is the copy then */
 int32_t gpu_call_download(llmos_gpu_call* call, void* target, const void* source, size_t num_bytes);
+int32_t gpu_call_failure(const llmos_gpu_call* call); /* of the driver since the call began, with its message; LLMOS_OK for none */
 int32_t gpu_call_finish(llmos_gpu_call* call);
-void gpu_call_release(llmos_gpu_call* call);
+void gpu_call_end(llmos_gpu_call* call, bool has_failed); /* gives the call's memory back; nothing where it has not begun */
 
 /* ---- pool.c ---- */
 int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* dims, int64_t num_tiles, int64_t scratch_bytes);

@@ -43,6 +43,8 @@ struct llmos_gpu_call {
   uint8_t* pinned;         /* of STAGE_BYTES; the last word is for the error */
   llmos_gpu_launched launched;
   void* told; /* handed to `launched` */
+  int32_t failure;  /* of the driver, in this call: generated code may pass another code on, or none */
+  bool is_running; /* between `gpu_call_begin` and `gpu_call_end`: the GPU is this thread's current one */
 };
 
 static llmos_cuda_driver driver;
@@ -72,34 +74,41 @@ static int32_t find_functions(void* library) {
   return LLMOS_OK;
 }
 
-static int32_t open_driver(void) {
+static int32_t start_driver(void) {
   int version = 0;
+  int32_t code = check(driver.driver_version(&version), "its driver has no version");
+  if (!code && version < OLDEST_DRIVER) {
+    code = fail(LLMOS_ERROR_DEVICE, "the NVIDIA driver is too old: it is for CUDA %d.%d and 12.0 is needed", version / 1000, version % 1000 / 10);
+  }
+  return code ? code : check(driver.init(0), "it can't be started");
+}
+
+static int32_t open_driver(void) {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (!library) return fail(LLMOS_ERROR_DEVICE, "no NVIDIA driver: libcuda.so.1 can't be loaded on this machine");
   int32_t code = find_functions(library);
-  if (!code && driver.driver_version(&version) == CUDA_SUCCESS && version < OLDEST_DRIVER) {
-    return fail(LLMOS_ERROR_DEVICE, "the NVIDIA driver is too old: it is for CUDA %d.%d and 12.0 is needed", version / 1000, version % 1000 / 10);
-  }
-  if (!code) code = check(driver.init(0), "it can't be started");
+  if (!code) code = start_driver();
   is_open = !code;
+  if (code) dlclose(library);
   return code;
 }
 
 /* ---- A GPU ---- */
 
-static int32_t attribute(CUdevice device, int which) {
-  int value = 0;
-  return driver.device_attribute(&value, which, device) == CUDA_SUCCESS ? value : 0;
+static int32_t attribute(const llmos_gpu* gpu, int which, int32_t* value) {
+  return check(driver.device_attribute(value, which, gpu->device), "an attribute of it can't be read");
 }
 
 static int32_t describe(llmos_gpu* gpu) {
   CUmemoryPool pool;
   uint64_t keep = UINT64_MAX;
+  int32_t has_pools = 0;
   int32_t code = check(driver.device_name(gpu->name, sizeof gpu->name, gpu->device), "it has no name");
-  gpu->major = attribute(gpu->device, CU_MAJOR);
-  gpu->minor = attribute(gpu->device, CU_MINOR);
+  if (!code) code = attribute(gpu, CU_MAJOR, &gpu->major);
+  if (!code) code = attribute(gpu, CU_MINOR, &gpu->minor);
   if (!code) code = check(driver.device_memory(&gpu->num_bytes, gpu->device), "its memory can't be measured");
-  if (!code && !attribute(gpu->device, CU_MEMORY_POOLS)) code = fail(LLMOS_ERROR_DEVICE, "the GPU %s has no memory pools: its driver is too old", gpu->name);
+  if (!code) code = attribute(gpu, CU_MEMORY_POOLS, &has_pools);
+  if (!code && !has_pools) code = fail(LLMOS_ERROR_DEVICE, "the GPU %s has no memory pools: its driver is too old", gpu->name);
   if (!code) code = check(driver.context_retain(&gpu->context, gpu->device), "it can't be used");
   if (!code) code = check(driver.device_pool(&pool, gpu->device), "its memory pool can't be used");
   if (!code) code = check(driver.pool_set(pool, CU_POOL_RELEASE_THRESHOLD, &keep), "its memory pool can't be set");
@@ -149,31 +158,46 @@ bool gpu_runs(const llmos_gpu* gpu, const char* chip) {
   return last == 'a' ? own == number : !last && own >= number;
 }
 
-static int32_t enter(const llmos_gpu* gpu) { return check(driver.context_set(gpu->context), "it can't be used"); }
+/* Makes the GPU this thread's current one, until `leave`: a caller's own choice, such as torch's, comes back then. */
+static int32_t enter(const llmos_gpu* gpu) { return check(driver.context_push(gpu->context), "it can't be used"); }
+
+static void leave(void) {
+  CUcontext left;
+  driver.context_pop(&left);
+}
 
 /* ---- Buffers, in the order of the default stream ---- */
 
 int32_t llmos_gpu_allocate(llmos_gpu* gpu, int64_t num_bytes, void** memory) {
   CUdeviceptr made = 0;
+  *memory = NULL;
   int32_t code = enter(gpu);
-  if (!code) code = check(driver.allocate(&made, num_bytes > 0 ? (size_t)num_bytes : 1, NULL), "no memory");
-  *memory = (void*)(uintptr_t)made;
+  if (code) return code;
+  code = check(driver.allocate(&made, num_bytes > 0 ? (size_t)num_bytes : 1, NULL), "no memory");
+  if (!code) *memory = (void*)(uintptr_t)made;
+  leave();
   return code;
 }
 
 void llmos_gpu_release(llmos_gpu* gpu, void* memory) {
-  if (memory && !enter(gpu)) driver.release((CUdeviceptr)(uintptr_t)memory, NULL);
+  if (memory && !enter(gpu)) driver.release((CUdeviceptr)(uintptr_t)memory, NULL), leave();
 }
 
 int32_t llmos_gpu_copy(llmos_gpu* gpu, void* target, const void* source, int64_t num_bytes) {
+  if (num_bytes <= 0) return LLMOS_OK;
   int32_t code = enter(gpu);
-  if (code || num_bytes <= 0) return code;
-  return check(driver.copy((CUdeviceptr)(uintptr_t)target, (CUdeviceptr)(uintptr_t)source, (size_t)num_bytes, NULL), "a copy failed");
+  if (code) return code;
+  code = check(driver.copy((CUdeviceptr)(uintptr_t)target, (CUdeviceptr)(uintptr_t)source, (size_t)num_bytes, NULL), "a copy failed");
+  leave();
+  return code;
 }
 
 int32_t llmos_gpu_synchronize(llmos_gpu* gpu) {
   int32_t code = enter(gpu);
-  return code ? code : check(driver.stream_synchronize(NULL), "its work failed");
+  if (code) return code;
+  code = check(driver.stream_synchronize(NULL), "its work failed");
+  leave();
+  return code;
 }
 
 /* ---- Code ---- */
@@ -191,13 +215,12 @@ static int32_t find_kernels(llmos_gpu_code* code, const char* names) {
   for (const char* name = names; *name; name += strlen(name) + 1) ++code->num_functions;
   code->functions = calloc((size_t)code->num_functions + 1, sizeof *code->functions);
   if (!code->functions) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
-  int32_t most = attribute(code->gpu->device, CU_SHARED_BYTES_OPTIN);
-  for (int32_t i = 0; i < code->num_functions; ++i, names += strlen(names) + 1) {
-    int32_t failed = check(driver.module_function(code->functions + i, code->module, names), "a kernel is missing");
+  int32_t most = 0, failed = attribute(code->gpu, CU_SHARED_BYTES_OPTIN, &most);
+  for (int32_t i = 0; i < code->num_functions && !failed; ++i, names += strlen(names) + 1) {
+    failed = check(driver.module_function(code->functions + i, code->module, names), "a kernel is missing");
     if (!failed) failed = check(driver.function_set(code->functions[i], CU_MAX_DYNAMIC_SHARED_BYTES, most), "a kernel can't have its shared memory");
-    if (failed) return failed;
   }
-  return LLMOS_OK;
+  return failed;
 }
 
 int32_t gpu_code_load(llmos_gpu* gpu, const void* cubin, const void* ptx, const char* names, llmos_gpu_code** result) {
@@ -207,11 +230,13 @@ int32_t gpu_code_load(llmos_gpu* gpu, const void* cubin, const void* ptx, const 
   atomic_fetch_add(&gpu->references, 1);
   code->gpu = gpu;
   int32_t failed = enter(gpu);
-  if (!failed) failed = check(driver.stream_create(&code->stream, CU_STREAM_NON_BLOCKING), "no stream");
   if (failed) return failed;
+  failed = check(driver.stream_create(&code->stream, CU_STREAM_NON_BLOCKING), "no stream");
   /* A cubin is for one chip: where it doesn't fit, the driver compiles the PTX. */
-  if (!cubin || load_module(code, cubin, "its code can't be loaded")) failed = load_module(code, ptx, "its PTX can't be compiled");
-  return failed ? failed : find_kernels(code, names);
+  if (!failed && (!cubin || load_module(code, cubin, "its code can't be loaded"))) failed = load_module(code, ptx, "its PTX can't be compiled");
+  if (!failed) failed = find_kernels(code, names);
+  leave();
+  return failed;
 }
 
 /* Through two halves of pinned memory: one is filled while the other is copied. */
@@ -222,8 +247,9 @@ static int32_t upload(CUstream stream, CUdeviceptr target, const uint8_t* data, 
     size_t bytes = size - at < half ? size - at : half;
     uint8_t* place = pinned + (part & 1) * half;
     if (part >= 2) code = check(driver.stream_synchronize(stream), "a copy failed");
+    if (code) break;
     memcpy(place, data + at, bytes);
-    if (!code) code = check(driver.copy(target + at, (CUdeviceptr)(uintptr_t)place, bytes, stream), "a copy failed");
+    code = check(driver.copy(target + at, (CUdeviceptr)(uintptr_t)place, bytes, stream), "a copy failed");
   }
   return code;
 }
@@ -231,11 +257,14 @@ static int32_t upload(CUstream stream, CUdeviceptr target, const uint8_t* data, 
 int32_t gpu_code_weights(llmos_gpu_code* code, const uint8_t* data, uint64_t num_bytes, const void** base) {
   void* pinned = NULL;
   int32_t failed = enter(code->gpu);
-  if (!failed) failed = check(driver.allocate(&code->weights, num_bytes ? num_bytes : 1, code->stream), "no memory for the weights");
+  if (failed) return failed;
+  failed = check(driver.allocate(&code->weights, num_bytes ? num_bytes : 1, code->stream), "no memory for the weights");
   if (!failed) failed = check(driver.allocate_pinned(&pinned, STAGE_BYTES), "no pinned memory");
   if (!failed) failed = upload(code->stream, code->weights, data, num_bytes, pinned);
-  if (!failed) failed = check(driver.stream_synchronize(code->stream), "the weights can't be copied");
+  CUresult waited = driver.stream_synchronize(code->stream); /* after a failure too: copies still read the pinned memory */
+  if (!failed) failed = check(waited, "the weights can't be copied");
   if (pinned) driver.release_pinned(pinned);
+  leave();
   *base = (const void*)(uintptr_t)code->weights;
   return failed;
 }
@@ -246,6 +275,7 @@ void gpu_code_free(llmos_gpu_code* code) {
     if (code->weights) driver.release(code->weights, code->stream);
     if (code->stream) driver.stream_synchronize(code->stream), driver.stream_destroy(code->stream);
     if (code->module) driver.module_unload(code->module);
+    leave();
   }
   free(code->functions);
   llmos_gpu_close(code->gpu);
@@ -254,19 +284,23 @@ void gpu_code_free(llmos_gpu_code* code) {
 
 /* ---- What generated code calls ---- */
 
+static int32_t noted(llmos_gpu_call* self, int32_t code) {
+  if (code && !self->failure) self->failure = code;
+  return code;
+}
+
 static void* allocate(llmos_device* device, int64_t num_bytes) { return gpu_call_allocate((llmos_gpu_call*)device, num_bytes, false); }
 
 static void release(llmos_device* device, void* memory) { (void)device, (void)memory; /* at the end of the call */ }
 
 static int32_t copy(llmos_device* device, void* target, const void* source, int64_t num_bytes, void* stream) {
-  (void)device;
   if (num_bytes <= 0) return num_bytes ? LLMOS_BAD_ARGUMENTS : LLMOS_OK;
-  return check(driver.copy((CUdeviceptr)(uintptr_t)target, (CUdeviceptr)(uintptr_t)source, (size_t)num_bytes, stream), "a copy failed");
+  CUresult copied = driver.copy((CUdeviceptr)(uintptr_t)target, (CUdeviceptr)(uintptr_t)source, (size_t)num_bytes, stream);
+  return noted((llmos_gpu_call*)device, check(copied, "a copy failed"));
 }
 
 static int32_t synchronize(llmos_device* device, void* stream) {
-  (void)device;
-  return check(driver.stream_synchronize(stream), "its work failed");
+  return noted((llmos_gpu_call*)device, check(driver.stream_synchronize(stream), "its work failed"));
 }
 
 static int32_t launch(llmos_device* device, int32_t kernel, const llmos_grid* grid, void** arguments, void* stream) {
@@ -282,7 +316,7 @@ static int32_t launch(llmos_device* device, int32_t kernel, const llmos_grid* gr
     code = synchronize(device, stream);
     self->launched(self->told, grid->dispatch, (int64_t)blocks[0] * blocks[1] * blocks[2], begin);
   }
-  return code;
+  return noted(self, code);
 }
 
 /* ---- Calls ---- */
@@ -294,19 +328,21 @@ int32_t gpu_call_new(llmos_gpu_code* code, llmos_gpu_call** result) {
   self->abi = (llmos_device){{2, code->gpu->index}, allocate, release, copy, synchronize, launch};
   self->code = code;
   int32_t failed = enter(code->gpu);
-  if (!failed) failed = check(driver.stream_create(&self->stream, CU_STREAM_NON_BLOCKING), "no stream");
+  if (failed) return failed;
+  failed = check(driver.stream_create(&self->stream, CU_STREAM_NON_BLOCKING), "no stream");
   if (!failed) failed = check(driver.allocate(&self->error, sizeof(int32_t), self->stream), "no memory");
   if (!failed) failed = check(driver.allocate_pinned((void**)&self->pinned, STAGE_BYTES), "no pinned memory");
+  leave();
   return failed;
 }
 
 void gpu_call_free(llmos_gpu_call* self) {
   if (!self) return;
   if (!enter(self->code->gpu)) {
-    gpu_call_release(self);
     if (self->error) driver.release(self->error, self->stream);
     if (self->stream) driver.stream_synchronize(self->stream), driver.stream_destroy(self->stream);
     if (self->pinned) driver.release_pinned(self->pinned);
+    leave();
   }
   free(self);
 }
@@ -319,20 +355,25 @@ int32_t gpu_call_begin(llmos_gpu_call* self, llmos_gpu_launched launched, void* 
   self->launched = launched;
   self->told = told;
   int32_t code = enter(self->code->gpu);
-  return code ? code : check(driver.set_bytes(self->error, 0, sizeof(int32_t), self->stream), "its memory can't be set");
+  if (code) return code;
+  self->is_running = true;
+  self->failure = LLMOS_OK;
+  return check(driver.set_bytes(self->error, 0, sizeof(int32_t), self->stream), "its memory can't be set");
 }
 
 void* gpu_call_allocate(llmos_gpu_call* self, int64_t num_bytes, bool poison) {
   llmos_gpu_block* block = num_bytes < 0 ? NULL : malloc(sizeof *block);
   size_t bytes = num_bytes ? (size_t)num_bytes : 1;
   if (!block) return NULL;
-  if (check(driver.allocate(&block->memory, bytes, self->stream), "no memory")) {
+  char what[64];
+  snprintf(what, sizeof what, "no memory for %zu bytes", bytes);
+  if (noted(self, check(driver.allocate(&block->memory, bytes, self->stream), what))) {
     free(block);
     return NULL;
   }
   block->next = self->blocks;
   self->blocks = block;
-  if (poison) driver.set_bytes(block->memory, 0xFF, bytes, self->stream);
+  if (poison) noted(self, check(driver.set_bytes(block->memory, 0xFF, bytes, self->stream), "its memory can't be set"));
   return (void*)(uintptr_t)block->memory;
 }
 
@@ -358,14 +399,21 @@ int32_t gpu_call_download(llmos_gpu_call* self, void* target, const void* source
   return code;
 }
 
+int32_t gpu_call_failure(const llmos_gpu_call* self) { return self->failure; }
+
 /* Waits for the call's work. The code that a kernel stored, or that of a failure. */
 int32_t gpu_call_finish(llmos_gpu_call* self) {
   int32_t stored = 0;
+  if (self->failure) return self->failure;
   int32_t code = gpu_call_download(self, &stored, (const void*)(uintptr_t)self->error, sizeof stored);
   return code ? code : stored;
 }
 
-void gpu_call_release(llmos_gpu_call* self) {
+/* A call that failed may have left work behind, which reads and writes what its caller owns: it is waited for. */
+void gpu_call_end(llmos_gpu_call* self, bool has_failed) {
+  if (!self->is_running) return;
+  self->is_running = false;
+  if (has_failed) driver.stream_synchronize(self->stream);
   for (llmos_gpu_block* block = self->blocks; block;) {
     llmos_gpu_block* next = block->next;
     driver.release(block->memory, self->stream);
@@ -373,4 +421,5 @@ void gpu_call_release(llmos_gpu_call* self) {
     block = next;
   }
   self->blocks = NULL;
+  leave();
 }

@@ -34,7 +34,8 @@ enum { CU_STREAM_NON_BLOCKING = 1, CU_POOL_RELEASE_THRESHOLD = 4, OLDEST_DRIVER 
   X(pool_set, "cuMemPoolSetAttribute", (CUmemoryPool, int, void*))                                                                  \
   X(context_retain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                                                             \
   X(context_release, "cuDevicePrimaryCtxRelease_v2", (CUdevice))                                                                    \
-  X(context_set, "cuCtxSetCurrent", (CUcontext))                                                                                    \
+  X(context_push, "cuCtxPushCurrent_v2", (CUcontext))                                                                               \
+  X(context_pop, "cuCtxPopCurrent_v2", (CUcontext*))                                                                                \
   X(module_load, "cuModuleLoadDataEx", (CUmodule*, const void*, unsigned, int*, void**))                                            \
   X(module_unload, "cuModuleUnload", (CUmodule))                                                                                    \
   X(module_function, "cuModuleGetFunction", (CUfunction*, CUmodule, const char*))                                                   \

@@ -94,9 +94,9 @@ static void call_free(llmos_call* self) {
   free(self);
 }
 
-static llmos_call* call_new(const llmos_program* program) {
+static int32_t call_new(const llmos_program* program, llmos_call** result) {
   llmos_call* self = calloc(1, sizeof *self);
-  if (!self) return NULL;
+  if (!self) return fail(LLMOS_OUT_OF_MEMORY, "out of memory");
   size_t num_tensors = (size_t)program->max_tensors + 1, num_dims = (size_t)program->max_dims + 1;
   self->abi = (llmos_context){program->weights, call_arena, call_launch, 1, &cpu_device, NULL};
   self->program = program;
@@ -105,21 +105,26 @@ static llmos_call* call_new(const llmos_program* program) {
   self->tensors = calloc(num_tensors, sizeof *self->tensors);
   self->arguments = calloc(num_tensors, sizeof *self->arguments);
   bool ready = self->dims && self->true_dims && self->tensors && self->arguments;
-  if (ready && program->gpu && (ready = gpu_call_new(program->device_code, &self->gpu) == LLMOS_OK)) {
+  int32_t code = ready ? LLMOS_OK : fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  if (!code && program->gpu) code = gpu_call_new(program->device_code, &self->gpu);
+  if (code) {
+    call_free(self);
+    return code;
+  }
+  if (self->gpu) {
     self->abi.device = gpu_call_device(self->gpu);
     self->abi.stream = gpu_call_stream(self->gpu);
   }
-  if (ready) return self;
-  call_free(self);
-  return NULL;
+  *result = self;
+  return LLMOS_OK;
 }
 
-static llmos_call* take_call(llmos_program* program) {
+static int32_t take_call(llmos_program* program, llmos_call** result) {
   for (int i = 0; i < NUM_SLOTS; ++i) {
-    llmos_call* found = atomic_load_explicit(&program->idle[i], memory_order_relaxed) ? atomic_exchange(&program->idle[i], NULL) : NULL;
-    if (found) return found;
+    *result = atomic_load_explicit(&program->idle[i], memory_order_relaxed) ? atomic_exchange(&program->idle[i], NULL) : NULL;
+    if (*result) return LLMOS_OK;
   }
-  return call_new(program);
+  return call_new(program, result);
 }
 
 static void give_back(llmos_program* program, llmos_call* self) {
@@ -350,6 +355,7 @@ static int32_t run_error(const llmos_call* self, const llmos_entry_spec* entry, 
                                         "an internal error", "a size that the data gives is out of range"};
   const llmos_manifest* manifest = &self->program->artifact->manifest;
   if (code == LLMOS_ERROR_DEVICE) return code; /* with its own message */
+  if (self->gpu && gpu_call_failure(self->gpu)) return gpu_call_failure(self->gpu);
   bool known = code > 0 && code <= LLMOS_SIZE_OUT_OF_RANGE;
   const char* where = self->failed_dispatch >= 0 && self->failed_dispatch < manifest->num_kernels ? manifest->kernels[self->failed_dispatch] : NULL;
   return fail(known ? code : LLMOS_INTERNAL, "entry \"%s\": %s (code %d%s%s)", entry->name, known ? meaning[code] : "its code failed", code,
@@ -442,16 +448,17 @@ int32_t llmos_program_run(llmos_program* program, int32_t index, const DLTensor*
   if (num_inputs != entry->num_inputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
   }
-  llmos_call* self = take_call(program);
-  if (!self) return program->gpu ? LLMOS_ERROR_DEVICE : fail(LLMOS_OUT_OF_MEMORY, "out of memory");
+  llmos_call* self;
+  int32_t code = take_call(program, &self);
+  if (code) return code;
   atomic_fetch_add(&program->running, 1);
   self->poison = flags & LLMOS_POISON_ARENA;
   self->failed_dispatch = -1;
   self->profile = profile;
   if (profile) profile->num_records = profile->total_ns = 0;
-  int32_t code = run_call(self, index, inputs, outputs, num_outputs);
+  code = run_call(self, index, inputs, outputs, num_outputs);
   arena_reset(&self->arena);
-  if (self->gpu) gpu_call_release(self->gpu);
+  if (self->gpu) gpu_call_end(self->gpu, code != LLMOS_OK);
   atomic_fetch_sub(&program->running, 1);
   give_back(program, self);
   return code;

@@ -61,7 +61,8 @@ def driver() -> ctypes.CDLL:
     subprocess.run([*command, str(source), "-o", str(library), "-lpthread", "-ldl"], check=True)
     loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     loaded.fake_cuda_log.restype = ctypes.c_char_p
-    loaded.fake_cuda_live.restype = ctypes.c_int64
+    for count in (loaded.fake_cuda_live, loaded.fake_cuda_all_live):
+        count.restype = ctypes.c_int64
     loaded.fake_cuda_machine.argtypes = [ctypes.c_int] * 4 + [ctypes.c_size_t]
     return loaded
 

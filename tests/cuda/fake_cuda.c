@@ -1,6 +1,7 @@
 /* A CUDA driver for tests, without a GPU: memory is the host's, each allocation in front of a page that nobody may touch, and kernels are
  * x86 code of the same LLVM IR (compiler/backends/cuda/emulation.py). It runs one block after the other; the threads of one are contexts of
- * their own, switched where they wait for each other, in both orders (fake_cuda_reverse). Every call is written to a log. */
+ * their own, switched where they wait for each other, in both orders (fake_cuda_reverse). Every call is written to a log, may be made to
+ * fail by its name or its number, and what calls make is counted until they give it back. What belongs to one GPU is refused on another. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -23,17 +24,21 @@ enum { PAGE = 4096, MAX_THREADS = 1024, WARP = 32, STACK = 128 << 10, SHARED = 2
 static char call_log[LOG];
 static size_t logged;
 static char failing[64];
-static int failing_code, failing_after, version = 12080, devices = 1, major = 9, minor = 0, reversed;
+static int failing_code, failing_after, failing_number = -1, number_code, num_calls, version = 12080, devices = 1, major = 9, minor = 0, reversed;
 static size_t memory_limit = 1 << 30, allocated;
-static int64_t live;
+typedef struct { int64_t memory, pinned, streams, modules, contexts; } counts;
+static counts live;
 static void* code_library;
 static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
 
 void fake_cuda_reset(void) {
-  logged = 0, call_log[0] = 0, failing[0] = 0, version = 12080, devices = 1, major = 9, minor = 0, reversed = 0, memory_limit = 1 << 30;
+  logged = 0, call_log[0] = 0, failing[0] = 0, failing_number = -1, num_calls = 0, version = 12080, devices = 1, major = 9, minor = 0, reversed = 0, memory_limit = 1 << 30;
 }
 const char* fake_cuda_log(void) { return call_log; }
-int64_t fake_cuda_live(void) { return live; }
+int64_t fake_cuda_live(void) { return live.memory; }
+int64_t fake_cuda_all_live(void) { return live.memory + live.pinned + live.streams + live.modules + live.contexts; }
+int fake_cuda_num_calls(void) { return num_calls; } /* since the last reset */
+void fake_cuda_fail_nth(int number, int code) { failing_number = number, number_code = code; }
 void fake_cuda_fail(const char* name, int code, int after) { snprintf(failing, sizeof failing, "%s", name), failing_code = code, failing_after = after; }
 void fake_cuda_machine(int v, int n, int ma, int mi, size_t bytes) { version = v, devices = n, major = ma, minor = mi, memory_limit = bytes; }
 void fake_cuda_reverse(int on) { reversed = on; }
@@ -48,9 +53,9 @@ static result called(const char* format, ...) {
   pthread_mutex_lock(&one);
   if (logged + strlen(line) + 2 < LOG) logged += (size_t)snprintf(call_log + logged, LOG - logged, "%s\n", line);
   size_t length = strlen(failing);
-  bool fails = length && strncmp(line, failing, length) == 0 && failing_after-- <= 0;
+  bool fails = length && strncmp(line, failing, length) == 0 && failing_after-- <= 0, fails_by_number = num_calls++ == failing_number;
   pthread_mutex_unlock(&one);
-  return fails ? failing_code : OK;
+  return fails_by_number ? number_code : fails ? failing_code : OK;
 }
 #define CALLED(...) do { result r = called(__VA_ARGS__); if (r) return r; } while (0)
 
@@ -63,27 +68,50 @@ result cuGetErrorString(result code, const char** text) {
 }
 result cuDeviceGetCount(int* count) { *count = devices; return called("cuDeviceGetCount"); }
 result cuDeviceGet(int* device, int index) { *device = index; return called("cuDeviceGet %d", index); }
-result cuDeviceGetName(char* name, int size, int device) { (void)device; snprintf(name, (size_t)size, "Fake GPU"); return OK; }
+result cuDeviceGetName(char* name, int size, int device) { snprintf(name, (size_t)size, "Fake GPU"); return called("cuDeviceGetName %d", device); }
 result cuDeviceGetAttribute(int* value, int which, int device) {
-  (void)device;
+  CALLED("cuDeviceGetAttribute %d %d", which, device);
   *value = which == 75 ? major : which == 76 ? minor : which == 97 ? SHARED : which == 115 ? 1 : 0;
   return OK;
 }
-result cuDeviceTotalMem_v2(size_t* bytes, int device) { (void)device; *bytes = memory_limit; return OK; }
-result cuDeviceGetDefaultMemPool(void** pool, int device) { (void)device; *pool = (void*)1; return OK; }
+result cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = memory_limit; return called("cuDeviceTotalMem %d", device); }
+result cuDeviceGetDefaultMemPool(void** pool, int device) { *pool = (void*)1; return called("cuDeviceGetDefaultMemPool %d", device); }
 result cuMemPoolSetAttribute(void* pool, int which, void* value) { (void)pool, (void)value; return called("cuMemPoolSetAttribute %d", which); }
-result cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)(intptr_t)(device + 1); return called("cuDevicePrimaryCtxRetain %d", device); }
-result cuDevicePrimaryCtxRelease_v2(int device) { return called("cuDevicePrimaryCtxRelease %d", device); }
-result cuCtxSetCurrent(void* context) { return context ? OK : INVALID; }
+
+/* ---- Contexts: the primary one of each GPU is its number and 1; a thread has a stack of them ---- */
+enum { DEPTH = 8 };
+static _Thread_local int stack[DEPTH], depth;
+static int here(void) { return depth ? stack[depth - 1] : 0; } /* 0: no GPU is current */
+
+result cuDevicePrimaryCtxRetain(void** context, int device) {
+  CALLED("cuDevicePrimaryCtxRetain %d", device);
+  *context = (void*)(intptr_t)(device + 1), ++live.contexts;
+  return OK;
+}
+result cuDevicePrimaryCtxRelease_v2(int device) { --live.contexts; return called("cuDevicePrimaryCtxRelease %d", device); }
+result cuCtxPushCurrent_v2(void* context) {
+  CALLED("cuCtxPushCurrent %d", (int)(intptr_t)context);
+  if (!context || depth == DEPTH) return INVALID;
+  stack[depth++] = (int)(intptr_t)context;
+  return OK;
+}
+result cuCtxPopCurrent_v2(void** context) {
+  if (!depth) return INVALID;
+  *context = (void*)(intptr_t)stack[--depth];
+  return called("cuCtxPopCurrent");
+}
+int fake_cuda_current(void) { return here() - 1; } /* of this thread, -1 for none */
+
+typedef struct { int context; } stream; /* the default one is NULL, of every GPU */
+static bool is_here(const stream* used) { return here() && (!used || used->context == here()); }
 
 /* ---- Memory ---- */
-typedef struct block { struct block* next; uint8_t *data, *map; size_t size, mapped; } block;
+typedef struct block { struct block* next; uint8_t *data, *map; size_t size, mapped; int context; } block;
 static block* blocks;
 
-result cuMemAllocAsync(address* memory, size_t size, void* stream) {
-  (void)stream;
+result cuMemAllocAsync(address* memory, size_t size, stream* used) {
   CALLED("cuMemAllocAsync %zu", size);
-  if (!size) return INVALID;
+  if (!size || !is_here(used)) return INVALID;
   pthread_mutex_lock(&one);
   result code = allocated + size > memory_limit ? OUT_OF_MEMORY : OK;
   if (!code) {
@@ -94,47 +122,67 @@ result cuMemAllocAsync(address* memory, size_t size, void* stream) {
     mprotect(made->map + made->mapped - PAGE, PAGE, PROT_NONE);
     made->data = made->map + made->mapped - PAGE - (size + 15) / 16 * 16; /* what lies behind the last 16 bytes faults */
     memset(made->data, 0xFF, size);
-    made->next = blocks, blocks = made;
-    allocated += size, ++live;
+    made->next = blocks, made->context = here(), blocks = made;
+    allocated += size, ++live.memory;
     *memory = (address)(uintptr_t)made->data;
   }
   pthread_mutex_unlock(&one);
   return code;
 }
-result cuMemFreeAsync(address memory, void* stream) {
-  (void)stream;
-  CALLED("cuMemFreeAsync");
+result cuMemFreeAsync(address memory, stream* used) {
+  result code = called("cuMemFreeAsync");
   pthread_mutex_lock(&one);
   for (block** at = &blocks; *at; at = &(*at)->next) {
     block* found = *at;
     if ((address)(uintptr_t)found->data != memory) continue;
+    if (found->context != here() || !is_here(used)) break;
     *at = found->next;
     munmap(found->map, found->mapped);
-    allocated -= found->size, --live;
+    allocated -= found->size, --live.memory;
     free(found);
     pthread_mutex_unlock(&one);
-    return OK;
+    return code;
   }
   pthread_mutex_unlock(&one);
   return INVALID;
 }
-result cuMemAllocHost_v2(void** memory, size_t size) { *memory = malloc(size); return called("cuMemAllocHost %zu", size); }
-result cuMemFreeHost(void* memory) { free(memory); return called("cuMemFreeHost"); }
-result cuMemcpyAsync(address target, address source, size_t size, void* stream) {
-  (void)stream;
+/* Whether memory is the host's, or of the GPU that is current. */
+static bool is_reachable(address memory) {
+  bool found = true;
+  pthread_mutex_lock(&one);
+  for (block* each = blocks; each; each = each->next) {
+    if (memory >= (address)(uintptr_t)each->map && memory < (address)(uintptr_t)each->map + each->mapped) found = each->context == here();
+  }
+  pthread_mutex_unlock(&one);
+  return found;
+}
+result cuMemAllocHost_v2(void** memory, size_t size) {
+  CALLED("cuMemAllocHost %zu", size);
+  if (!here()) return INVALID;
+  *memory = malloc(size), ++live.pinned;
+  return OK;
+}
+result cuMemFreeHost(void* memory) { free(memory), --live.pinned; return called("cuMemFreeHost"); }
+result cuMemcpyAsync(address target, address source, size_t size, stream* used) {
   CALLED("cuMemcpyAsync %zu", size);
+  if (!is_here(used) || !is_reachable(target) || !is_reachable(source)) return INVALID;
   memmove((void*)(uintptr_t)target, (void*)(uintptr_t)source, size);
   return OK;
 }
-result cuMemsetD8Async(address target, unsigned char value, size_t size, void* stream) {
-  (void)stream;
+result cuMemsetD8Async(address target, unsigned char value, size_t size, stream* used) {
   CALLED("cuMemsetD8Async %zu", size);
+  if (!is_here(used) || !is_reachable(target)) return INVALID;
   memset((void*)(uintptr_t)target, value, size);
   return OK;
 }
-result cuStreamCreate(void** stream, unsigned flags) { *stream = malloc(1); return called("cuStreamCreate %u", flags); }
-result cuStreamDestroy_v2(void* stream) { free(stream); return called("cuStreamDestroy"); }
-result cuStreamSynchronize(void* stream) { (void)stream; return called("cuStreamSynchronize"); }
+result cuStreamCreate(stream** made, unsigned flags) {
+  CALLED("cuStreamCreate %u", flags);
+  if (!here()) return INVALID;
+  *made = malloc(sizeof **made), (*made)->context = here(), ++live.streams;
+  return OK;
+}
+result cuStreamDestroy_v2(stream* used) { free(used), --live.streams; return called("cuStreamDestroy"); }
+result cuStreamSynchronize(stream* used) { CALLED("cuStreamSynchronize"); return is_here(used) ? OK : INVALID; }
 
 /* ---- Modules ---- */
 result cuModuleLoadDataEx(void** module, const void* image, unsigned count, int* options, void** values) {
@@ -143,10 +191,11 @@ result cuModuleLoadDataEx(void** module, const void* image, unsigned count, int*
   CALLED("cuModuleLoadDataEx %s", is_cubin ? "cubin" : "ptx");
   if (is_cubin) return NO_BINARY;
   if (!strstr(image, ".visible .entry")) return count ? (snprintf(values[0], 64, "ptxas fatal: no entry\n"), 218) : 218;
-  *module = code_library;
-  return code_library ? OK : NOT_FOUND;
+  if (!code_library || !here()) return code_library ? INVALID : NOT_FOUND;
+  *module = code_library, ++live.modules;
+  return OK;
 }
-result cuModuleUnload(void* module) { (void)module; return called("cuModuleUnload"); }
+result cuModuleUnload(void* module) { (void)module, --live.modules; return called("cuModuleUnload"); }
 result cuModuleGetFunction(void** function, void* module, const char* name) {
   char symbol[256];
   CALLED("cuModuleGetFunction %s", name);
@@ -218,41 +267,29 @@ void __llmos_gpu_fragment(const uint8_t* row, uint32_t* words) {
   }
   warp_barrier();
 }
-static float bf16(uint32_t word, int half) { uint32_t bits = (half ? word & 0xFFFF0000u : word << 16); float f; memcpy(&f, &bits, 4); return f; }
-static float word_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+/* Element k of a lane's part of a row: `per_word` of them lie in a word. */
+static float bf16_of(uint32_t word, int k) { uint32_t bits = k % 2 ? word & 0xFFFF0000u : word << 16; float f; memcpy(&f, &bits, 4); return f; }
+static float tf32_of(uint32_t word, int k) { (void)k; uint32_t bits = word & 0xFFFFE000u; float f; memcpy(&f, &bits, 4); return f; }
 
-/* m16n8k16, bfloat16: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type". in: 4 words of A, 2 of B; sums: of C and D. */
-void __llmos_gpu_mma_bf16(const uint32_t* in, float* sums) {
+/* PTX ISA, "Matrix Fragments for mma.m16n8k8 and mma.m16n8k16". in: 4 words of A, 2 of B; sums: of C and D. depth: k of the instruction. */
+static void multiply(const uint32_t* in, float* sums, int depth, int per_word, float (*element)(uint32_t, int)) {
   int lane = current % WARP, first = current - lane, group = lane / 4, pair = lane % 4;
   memcpy(exchanged[current], in, 24);
   warp_barrier();
   for (int i = 0; i < 4; ++i) {
     int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
     float sum = sums[i];
-    for (int k = 0; k < 16; ++k) {
-      int a_lane = row % 8 * 4 + k % 8 / 2, a_word = row / 8 + 2 * (k / 8), b_lane = column * 4 + k % 8 / 2, b_word = 4 + k / 8;
-      sum += bf16(exchanged[first + a_lane][a_word], k % 2) * bf16(exchanged[first + b_lane][b_word], k % 2);
+    for (int k = 0; k < depth; ++k) {
+      int place = k % (depth / 2) / per_word, half = k / (depth / 2);
+      float a = element(exchanged[first + row % 8 * 4 + place][row / 8 + 2 * half], k);
+      sum += a * element(exchanged[first + column * 4 + place][4 + half], k);
     }
     sums[i] = sum;
   }
   warp_barrier();
 }
-/* m16n8k8, tf32. */
-void __llmos_gpu_mma_tf32(const uint32_t* in, float* sums) {
-  int lane = current % WARP, first = current - lane, group = lane / 4, pair = lane % 4;
-  memcpy(exchanged[current], in, 24);
-  warp_barrier();
-  for (int i = 0; i < 4; ++i) {
-    int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
-    float sum = sums[i];
-    for (int k = 0; k < 8; ++k) {
-      uint32_t a = exchanged[first + row % 8 * 4 + k % 4][row / 8 + 2 * (k / 4)], b = exchanged[first + column * 4 + k % 4][4 + k / 4];
-      sum += word_float(a & 0xFFFFE000u) * word_float(b & 0xFFFFE000u);
-    }
-    sums[i] = sum;
-  }
-  warp_barrier();
-}
+void __llmos_gpu_mma_bf16(const uint32_t* in, float* sums) { multiply(in, sums, 16, 2, bf16_of); }
+void __llmos_gpu_mma_tf32(const uint32_t* in, float* sums) { multiply(in, sums, 8, 1, tf32_of); }
 
 static void run_block(int number) {
   block_number = number, num_done = waiting = generation = idle = 0;
@@ -273,13 +310,13 @@ static void run_block(int number) {
     }
   }
 }
-result cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, void* stream,
+result cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, stream* used,
                       void** given, void** extra) {
-  (void)stream, (void)extra;
+  (void)extra;
   Dl_info info = {0};
   dladdr(function, &info);
   CALLED("cuLaunchKernel %s %u %u %u", info.dli_sname ? info.dli_sname + strlen("__llmos_emulated_") : "?", x, tx, shared);
-  if (!x || y != 1 || z != 1 || !tx || tx > MAX_THREADS || tx % WARP || ty != 1 || tz != 1 || shared > SHARED) return INVALID;
+  if (!x || y != 1 || z != 1 || !tx || tx > MAX_THREADS || tx % WARP || ty != 1 || tz != 1 || shared > SHARED || !is_here(used)) return INVALID;
   pthread_mutex_lock(&one);
   kernel = (void (*)(void**))function, arguments = given, num_threads = (int)tx;
   for (unsigned i = 0; i < x; ++i) run_block((int)(reversed ? x - 1 - i : i));

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,66 @@ def test_a_failure_while_loading_leaves_nothing_behind(name: str) -> None:
         load(path, device=device)(X)
     gc.collect()
     assert driver().fake_cuda_live() == before
+
+
+def lives(path: Path, x: torch.Tensor) -> np.ndarray:
+    """Open the GPU, load, call twice with a buffer between, and close."""
+    device = CudaDevice()
+    with load(path, device=device) as loaded:
+        loaded(x)
+        device.copy(device.allocate(64), device.allocate(64))
+        device.synchronize()
+        return np.asarray(loaded(x))
+
+
+def test_each_call_of_the_driver_may_fail_without_a_leak() -> None:
+    path = compiled(Scale(), (X,))
+    gc.collect()
+    before = driver().fake_cuda_all_live()
+    driver().fake_cuda_reset()
+    lives(path, X)
+    gc.collect()
+    num_calls, survived = driver().fake_cuda_num_calls(), []
+    assert driver().fake_cuda_all_live() == before and num_calls > 50
+    for number in range(num_calls):
+        driver().fake_cuda_reset()
+        driver().fake_cuda_fail_nth(number, ILLEGAL)
+        try:
+            np.testing.assert_array_equal(lives(path, X), (X * torch.arange(8.0)).numpy())
+            survived.append(calls()[number].split()[0])
+        except (ArtifactError, ExecutionError) as error:
+            said = str(error)
+            assert "\n" not in said and "an illegal memory access was encountered (CUDA error 700)" in said, (calls()[number], said)
+        gc.collect()
+        lost, before = driver().fake_cuda_all_live() - before, driver().fake_cuda_all_live()
+        is_unreachable = calls()[number] == "cuCtxPushCurrent 1" and survived[-1:] == ["cuCtxPushCurrent"]  # before something is given back
+        assert lost == 0 or is_unreachable, calls()[number]
+        assert driver().fake_cuda_current() == -1, calls()[number]
+    # Only what gives something back may fail unseen, and a cubin, whose PTX is loaded then.
+    giving_back = {"cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuModuleUnload", "cuDevicePrimaryCtxRelease", "cuCtxPopCurrent"}
+    assert set(survived) <= giving_back | {"cuModuleLoadDataEx", "cuStreamSynchronize", "cuCtxPushCurrent"}
+    assert survived.count("cuModuleLoadDataEx") <= 1
+
+
+def test_a_driver_that_fails_to_start_is_asked_again() -> None:
+    library = str(folder() / "libcuda.so.1")
+    said = [
+        said_by_a_process(f"import ctypes\nctypes.CDLL({library!r}, mode=ctypes.RTLD_GLOBAL).fake_cuda_fail_nth({n}, 100)\n")
+        for n in (0, 1)
+    ]
+    assert said[0] == "ExecutionError the GPU: its driver has no version: no CUDA-capable device is detected (CUDA error 100)\n"
+    assert said[1] == "ExecutionError the GPU: it can't be started: no CUDA-capable device is detected (CUDA error 100)\n"
+
+
+def test_each_gpu_has_its_own_streams_and_memory() -> None:
+    path = compiled(Scale(), (X,))
+    driver().fake_cuda_machine(12080, 2, 9, 0, 1 << 30)
+    first, second = (load(path, device=CudaDevice(index)) for index in (0, 1))
+    for loaded in (second, first, second):
+        np.testing.assert_array_equal(loaded(X), (X * torch.arange(8.0)).numpy())
+    assert {line for line in calls() if line.startswith("cuCtxPushCurrent")} == {"cuCtxPushCurrent 1", "cuCtxPushCurrent 2"}
+    with pytest.raises(ExecutionError, match="there is no GPU 2, only 0 to 1"):
+        CudaDevice(2)
 
 
 def test_weights_larger_than_the_memory_are_refused() -> None:
