@@ -1,11 +1,16 @@
 /* Peaks of this machine, on all threads at once: fp32 multiply-adds, products of bfloat16 summed in fp32 and products of bytes summed in
  * int32, each as as many independent chains as hide the latency; and reads from memory that no cache of a core holds. Prints fp32 and bf16
  * GFLOP/s, int8 GOP/s (0: no such instruction is known here) and GB/s. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -33,7 +38,10 @@
 
 typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
 
+enum kind { FLOATS, PAIRS, BYTES, READS, NUM_KINDS };
+
 static pthread_barrier_t barrier;
+static int tiles; /* whether products of bytes and of bfloat16 are those of tiles */
 
 static double seconds(void) {
     struct timespec now;
@@ -103,8 +111,8 @@ static float byte_chains(long rounds) {
 #define BYTE_OPS 0.0
 #endif
 
-/* One step of a chain: each float of `sum` and two products of bfloat16. With AMX kernels multiply by tiles, which aren't measured here. */
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+/* One step of a chain: each float of `sum` and two products of bfloat16. */
+#if defined(__AVX512BF16__)
 static float pair_chains(long rounds) {
     __m512 sum[CHAINS];
     __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0); /* 1 and 0 */
@@ -131,14 +139,70 @@ static float pair_chains(long rounds) {
 #define PAIR_OPS 0.0
 #endif
 
+/* AMX: four tiles of sums from two tiles of rows and two of columns, as the kernels have them; 16 x 16 sums of 64 bytes of products each. */
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__linux__)
+#define TILE_SUMS 4
+#define TILE_STEPS 200
+#define TILE_BYTES 1024
+#define TILE_OPS(kind) (2.0 * 16 * 16 * ((kind) == BYTES ? 64 : 32) * TILE_SUMS * TILE_STEPS)
+
+/* Whether the system lets this process use tiles. */
+static int allows_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static float tile_chains(enum kind kind, long rounds) {
+    struct {
+        unsigned char palette, start_row, reserved[14];
+        unsigned short row_bytes[16];
+        unsigned char rows[16];
+    } config = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) config.row_bytes[tile] = 64, config.rows[tile] = 16;
+    unsigned char ones[TILE_BYTES];
+    int sums[TILE_BYTES / sizeof(int)];
+    memset(ones, kind == BYTES, sizeof ones); /* of bfloat16 zeros, which stay finite */
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, ones, 64);
+    _tile_loadd(5, ones, 64);
+    _tile_loadd(6, ones, 64);
+    _tile_loadd(7, ones, 64);
+    for (long step = 0; step < rounds * TILE_STEPS; step++)
+        if (kind == BYTES) {
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(1, 4, 7);
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(3, 5, 7);
+        } else {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    _tile_stored(0, sums, 64);
+    _tile_release();
+    return (float)sums[0];
+}
+#else
+#define TILE_OPS(kind) 0.0
+static int allows_tiles(void) {
+    return 0;
+}
+static float tile_chains(enum kind kind, long rounds) {
+    return (float)(rounds + (long)kind);
+}
+#endif
+
 static float read_all(const vector *data) {
     vector sum[4] = {0};
     for (long i = 0; i < READ_BYTES / VECTOR_BYTES; i += 4)
         for (int j = 0; j < 4; j++) sum[j] += data[i + j];
     return sum[0][0] + sum[1][0] + sum[2][0] + sum[3][0];
 }
-
-enum kind { FLOATS, PAIRS, BYTES, READS, NUM_KINDS };
 
 typedef struct {
     double start, end;
@@ -150,8 +214,8 @@ typedef struct {
 static float run(const job *mine, long rounds) {
     switch (mine->kind) {
     case FLOATS: return chains(rounds);
-    case PAIRS: return pair_chains(rounds);
-    case BYTES: return byte_chains(rounds);
+    case PAIRS: return tiles ? tile_chains(PAIRS, rounds) : pair_chains(rounds);
+    case BYTES: return tiles ? tile_chains(BYTES, rounds) : byte_chains(rounds);
     default: return read_all(mine->data);
     }
 }
@@ -187,6 +251,7 @@ int main(int argc, char **argv) {
     static pthread_t threads[1024];
     static job jobs[1024];
     double best[NUM_KINDS] = {1e300, 1e300, 1e300, 1e300};
+    tiles = allows_tiles();
     for (int i = 0; i < num_threads; i++) {
         if (!(jobs[i].data = aligned_alloc(VECTOR_BYTES, READ_BYTES))) return 4;
         memset(jobs[i].data, 1, READ_BYTES);
@@ -198,8 +263,8 @@ int main(int argc, char **argv) {
             if (taken < best[kind]) best[kind] = taken;
         }
     double flops = 2.0 * LANES * CHAINS * STEPS * ROUNDS * num_threads / best[FLOATS];
-    double pair_ops = PAIR_OPS * ROUNDS * num_threads / best[PAIRS];
-    double byte_ops = BYTE_OPS * ROUNDS * num_threads / best[BYTES];
+    double pair_ops = (tiles ? TILE_OPS(PAIRS) : PAIR_OPS) * ROUNDS * num_threads / best[PAIRS];
+    double byte_ops = (tiles ? TILE_OPS(BYTES) : BYTE_OPS) * ROUNDS * num_threads / best[BYTES];
     double read = (double)READ_BYTES * num_threads / best[READS];
     printf("%.1f %.1f %.1f %.2f\n", flops * 1e-9, pair_ops * 1e-9, byte_ops * 1e-9, read * 1e-9);
     return jobs[0].result == 12345.0f; /* the result is used */

@@ -21,7 +21,8 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast")
 class Limits:
     """fp32 FLOP/s, bytes/s read from memory, and operations/s on products of bytes and of bfloat16, of some cores together.
 
-    int8_ops_per_s, bf16_ops_per_s: summed in int32 and fp32; 0 where the C program knows no instruction for them.
+    int8_ops_per_s, bf16_ops_per_s: summed in int32 and fp32, by the tiles of AMX where there are any; 0 where the C program knows no
+    instruction for them.
     """
 
     flops_per_s: float
