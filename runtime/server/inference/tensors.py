@@ -56,7 +56,7 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """Validate a tensor's shape from JSON. Raises HttpError 400."""
     if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
         raise HttpError(400, f"input '{name}': 'shape' must be an array of integers that are not negative")
-    if len(shape) > MAX_NDIM or math.prod(shape) > MAX_ELEMENTS:
+    if len(shape) > MAX_NDIM or math.prod(size or 1 for size in shape) > MAX_ELEMENTS:  # numpy counts so, too
         raise HttpError(400, f"input '{name}': its shape is too large")
     return tuple(shape)
 
