@@ -224,6 +224,8 @@ class Connection(HttpToolsProtocol):
         num_hosts = sum(name == b"host" for name, _ in self.headers)
         if num_hosts > 1 or (num_hosts == 0 and self.parser.get_http_version() == "1.1"):
             self._fail(HttpError(400, "a request must have one Host header"))
+        if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers):
+            self._fail(HttpError(400, "the only Transfer-Encoding is chunked"))
         if self.parser.should_upgrade():
             self._framing = [(name, value) for name, value in self.headers if name in _FRAMING and value != b"0"]
         super().on_headers_complete()
