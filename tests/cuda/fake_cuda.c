@@ -246,6 +246,10 @@ static void warp_barrier(void) {
   if (++warp_waiting[warp] == WARP) { warp_waiting[warp] = 0, ++warp_generation[warp], idle = 0; return; }
   while (mine == warp_generation[warp]) yield();
 }
+void __llmos_gpu_warp_barrier(int32_t mask) {
+  if (mask != -1) fprintf(stderr, "a barrier of some lanes\n"), abort();
+  warp_barrier();
+}
 int32_t __llmos_gpu_shuffle_xor(int32_t mask, int32_t word, int32_t distance, int32_t clamp) {
   if (mask != -1 || clamp != 31) fprintf(stderr, "a shuffle of some lanes\n"), abort();
   exchanged[current][0] = (uint32_t)word;

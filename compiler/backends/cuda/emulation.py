@@ -16,6 +16,7 @@ WORDS = {
     "llvm.nvvm.read.ptx.sreg.tid.x": "i32 @__llmos_gpu_thread()",
     "llvm.nvvm.read.ptx.sreg.ctaid.x": "i32 @__llmos_gpu_block()",
     "llvm.nvvm.barrier.cta.sync.aligned.all": "void @__llmos_gpu_barrier(i32)",
+    "llvm.nvvm.bar.warp.sync": "void @__llmos_gpu_warp_barrier(i32)",
     "llvm.nvvm.shfl.sync.bfly.i32": "i32 @__llmos_gpu_shuffle_xor(i32, i32, i32, i32)",
 }
 

@@ -55,6 +55,10 @@ class BlockFrame:
         """Emit the wait for all threads of the block; what each wrote before, all see after."""
         self.b.intrinsic("llvm.nvvm.barrier.cta.sync.aligned.all", [self.b.const(self.b.i32, 0)])
 
+    def warp_barrier(self) -> None:
+        """Emit the wait for all lanes of the warp; what each wrote before, all see after."""
+        self.b.intrinsic("llvm.nvvm.bar.warp.sync", [self.b.const(self.b.i32, FULL_MASK)])
+
     def exchange(self, value: Value, distance: int) -> Value:
         """Emit the value of lane (own lane xor distance) of the warp. `value`: a scalar of 8 to 64 bits."""
         b, kind = self.b, value.type

@@ -8,7 +8,9 @@ from llmos.compiler.backends.cuda.calls import CudaCalls, kernel_names
 from llmos.compiler.backends.cuda.kernel import SHARED, Grid
 from llmos.compiler.backends.cuda.kernels.contraction import emit_contraction
 from llmos.compiler.backends.cuda.kernels.elementwise import emit_elementwise
+from llmos.compiler.backends.cuda.kernels.paged_attention import emit_paged_attention
 from llmos.compiler.backends.cuda.kernels.row_reduction import emit_rows
+from llmos.compiler.backends.cuda.kernels.scatter import emit_scatter
 from llmos.compiler.backends.cuda.target import CudaTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.host import emit_host
@@ -26,7 +28,9 @@ Emit = Callable[[ir.Module, Dispatch, CudaTarget], Grid]
 EMITTERS: Mapping[str, Emit] = {
     "contraction": lambda module, dispatch, _: emit_contraction(module, dispatch),
     "elementwise": lambda module, dispatch, _: emit_elementwise(module, dispatch),
+    "paged_attention": lambda module, dispatch, _: emit_paged_attention(module, dispatch),
     "row_reduction": lambda module, dispatch, _: emit_rows(module, dispatch),
+    "scatter": lambda module, dispatch, _: emit_scatter(module, dispatch),
 }
 
 

@@ -7,9 +7,8 @@ element's updates come in the order of the loops, so the bits depend on no threa
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,13 +19,12 @@ from llmos.compiler.codegen.builder import Builder, Sizes, Value, byte_width
 from llmos.compiler.codegen.coordinates import Coord, Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.evaluate import ValueEmitter
-from llmos.compiler.codegen.indices import is_in_range
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
 from llmos.compiler.codegen.lanes import lane_loop
+from llmos.compiler.codegen.scatter_update import UpdateEmitter, UpdateSteps
 from llmos.compiler.ir.attributes import IN_PLACE
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
-from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
 COLUMNS, FEW_COLUMNS = 1024, 32  # of one tile, along the last axis: where all are written at one place, and each at its own
 BLOCKS = 16  # of one axis, at most
@@ -116,8 +114,8 @@ class _ScatterPlan:
         return bool(self.dispatch.table.bounds(self.bounds[loop] - self.shape[axis])[0] >= 0)
 
     @cached_property
-    def steps(self) -> _Steps:
-        return _Steps.of(self.scatter, self.lane_counter if self.lane_loop is not None else None)
+    def steps(self) -> UpdateSteps:
+        return UpdateSteps.of(self.scatter, self.lane_counter if self.lane_loop is not None else None)
 
     @property
     def lane_counter(self) -> Value:
@@ -223,6 +221,20 @@ class _TileEmitter:
         return self.b.index(0), self.size(self.plan.shape[axis])
 
     # -- the updates
+    @cached_property
+    def updates(self) -> UpdateEmitter:
+        return UpdateEmitter(self.plan.scatter, self.plan.steps, self.ev, self.frame.outputs[0])
+
+    def _checked(self, values: dict[Value, Coord]) -> AbstractContextManager[None]:
+        """Where the place of an update is inside, and the tile's own."""
+        low, high = self.block
+
+        def is_own(place: Value) -> Value:
+            return self.b.compare("ult", self.b.sub(place, low), self.b.sub(high, low))
+
+        is_divided = self.plan.divided is not None and self.plan.blocks != 1
+        return self.updates.checked(values, {self.plan.divided: is_own} if is_divided else {})
+
     @contextmanager
     def _in_order(self) -> Iterator[None]:
         """Where the tile's coordinates are ones that updates have."""
@@ -245,19 +257,19 @@ class _TileEmitter:
                 self._updates(loops[1:], {**at, loops[0]: loop.iv})
             return
         values: dict[Value, Coord] = {self.plan.scatter.counters[loop]: coord for loop, coord in at.items()}
-        self._compute(values, self.plan.steps.uniform)
+        self.updates.compute(values, self.plan.steps.uniform)
         if self.columns is None:
             with self._checked(values):
-                self._write(values)
+                self.updates.write(values)
         elif self.plan.steps.is_place_uniform:
             with self._checked(values):
                 lane_loop(self.frame, *self._columns_with_updates(), lambda lane, _: self._update_lanes(values, lane), [], None)
         else:
             with self.b.loop(*self._columns_with_updates(), self.b.index(1)) as loop, self.ev.scope():
                 own = {**values, self.plan.lane_counter: loop.iv}
-                self._compute(own, self.plan.steps.moving)
+                self.updates.compute(own, self.plan.steps.moving)
                 with self._checked(own):
-                    self._write(own)
+                    self.updates.write(own)
 
     def _columns_with_updates(self) -> tuple[Value, Value]:
         assert self.columns is not None and self.plan.lane_loop is not None
@@ -267,53 +279,9 @@ class _TileEmitter:
 
     def _update_lanes(self, values: dict[Value, Coord], lane: Coord) -> list[Value]:
         own = {**values, self.plan.lane_counter: lane}
-        self._compute(own, self.plan.steps.moving)
-        self._write(own)
+        self.updates.compute(own, self.plan.steps.moving)
+        self.updates.write(own)
         return []
-
-    def _compute(self, values: dict[Value, Coord], ops: Sequence[ir.Operation]) -> None:
-        for op in ops:
-            self.ev.body_op(op, values, [])
-
-    @contextmanager
-    def _checked(self, values: dict[Value, Coord]) -> Iterator[None]:
-        """Where the place of an update is inside, and the tile's own; an error where it is outside."""
-        b, table = self.b, self.plan.dispatch.table
-        valid: list[Value] = []
-        own: list[Value] = []
-        for axis, at in enumerate(self.plan.scatter.place):
-            if any(at == self.plan.scatter.counters[loop] and axis == free for loop, free in self.plan.scatter.free_axes.items()):
-                continue
-            place = self.ev.index.lanes_of(self.ev.operand(at, values))
-            if not is_in_range(at, self.plan.shape[axis], table):
-                place = b.op("llvm.freeze", [place], place.type)
-                values[at] = place
-                valid.append(b.compare("ult", place, self.size(self.plan.shape[axis])))
-            if axis == self.plan.divided and self.plan.blocks != 1:
-                low, high = self.block
-                own.append(b.compare("ult", b.sub(place, low), b.sub(high, low)))
-        if valid:
-            with b.when(b.binary("arith.xori", self._all(valid), b.const(b.i1, 1))):
-                b.store(b.const(b.i32, INDEX_OUT_OF_RANGE), self.ev.guards.error, 4)
-        if not valid and not own:
-            yield
-            return
-        with b.when(self._all([*valid, *own])), self.ev.scope():
-            yield
-
-    def _all(self, conditions: Sequence[Value]) -> Value:
-        return functools.reduce(functools.partial(self.b.binary, "arith.andi"), conditions)
-
-    def _write(self, values: dict[Value, Coord]) -> None:
-        """One update, or one a lane, at a place that was checked."""
-        out = self.frame.outputs[0]
-        at = [self.ev.operand(place, values) for place in self.plan.scatter.place]
-        for op in self.plan.steps.combining:
-            if op.name == "tensor.extract" and op.operands[0] == self.plan.scatter.held:
-                values[op.results[0]] = self.ev.memory.load(out, at)
-            else:
-                self.ev.body_op(op, values, [])
-        self.ev.memory.store(self.ev.index.lanes_of(self.ev.operand(self.plan.scatter.insert.operands[0], values)), out, at)
 
 
 def _columns(plan: _ScatterPlan, frame: Frame, number: Value) -> tuple[Value, Value]:
@@ -333,31 +301,3 @@ def _block(plan: _ScatterPlan, frame: Frame, number: Value) -> tuple[Value, Valu
     size, blocks = sizes(plan.shape[plan.divided]), sizes(plan.blocks)
     low, high = (b.div(b.mul(each, size), blocks) for each in (number, b.add(number, b.index(1))))
     return low, high
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The ops of one update by what they need: nothing that moves with the lanes, the lane, the element that is there."""
-
-    uniform: tuple[ir.Operation, ...]
-    moving: tuple[ir.Operation, ...]
-    combining: tuple[ir.Operation, ...]
-    is_place_uniform: bool
-
-    @classmethod
-    def of(cls, scatter: Scatter, lane: Value | None) -> _Steps:
-        combining = _behind(scatter.body, {scatter.held})
-        moving = [op for op in _behind(scatter.body, {lane}) if op not in combining] if lane is not None else []
-        uniform = [op for op in scatter.body if op not in combining and op not in moving]
-        shifting = {result for op in moving for result in op.results}
-        return cls(tuple(uniform), tuple(moving), tuple(combining), not any(at in shifting for at in scatter.place))
-
-
-def _behind(body: Sequence[ir.Operation], values: set[Value]) -> list[ir.Operation]:
-    """The ops that depend on any of some values."""
-    reached, found = set(values), []
-    for op in body:
-        if any(operand in reached for operand in op.operands):
-            reached.update(op.results)
-            found.append(op)
-    return found
