@@ -77,12 +77,38 @@ def forced_grammar(form: ToolFormat, functions: Sequence[Function], special: Seq
 
     special: tokens that the tokenizer doesn't write as text. parallel: whether there may be several calls.
     """
-    rules = [f"f{number}: {_call(form, function)}" for number, function in enumerate(functions)]
     first, last = ("", form.last + form.end) if form.repeats else (form.first, form.last)
     between = form.last + form.end + "\n" + form.begin + form.first if form.repeats else form.between
     more = f" ({_literal(between, special)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
     start = f"start: {_literal(first, special)} call{more} {_literal(last, special)}"
-    return "\n".join([start, "call: " + " | ".join(f"f{number}" for number in range(len(functions))), *rules])
+    return "\n".join([start, *_call_rules(form, functions)])
+
+
+def free_grammar(form: ToolFormat, functions: Sequence[Function], special: Sequence[str], *, parallel: bool) -> str | None:
+    """Return the grammar of an answer that may be text, in which each call is one of the functions; None where none can say so.
+
+    special, parallel: see `forced_grammar`. A special token that begins calls can be named only where it stands in angle brackets.
+    """
+    is_special = form.begin in special
+    if is_special and not form.begin.startswith("<"):
+        return None
+    text = "FREE" if form.starts_answer else "TEXT"
+    many = "*" if parallel else "?"
+    more = f" ({_literal(form.between, special)} call){many}" if parallel and form.between else ""
+    rules = [
+        "start: calls | tagged | FREE" if form.starts_answer else f"start: tagged{many} TEXT",
+        f"tagged: begin {_literal(form.first, special)} calls {_literal(form.last + form.end, special)}",
+        f"begin: {text} {form.begin}" if is_special else f"begin[lazy]: {text} {json.dumps(form.begin)}",
+        f"calls: call{more}",
+        r"FREE: /\s*([^{\s](.|\n)*)?/" if form.starts_answer else r"TEXT: /(.|\n)*/",  # an object at the beginning would be a call
+    ]
+    return "\n".join([*rules, *_call_rules(form, functions)])
+
+
+def _call_rules(form: ToolFormat, functions: Sequence[Function]) -> list[str]:
+    """Return the rule of a call of one of the functions, and those of the calls of each."""
+    rules = [f"f{number}: {_call(form, function)}" for number, function in enumerate(functions)]
+    return ["call: " + " | ".join(f"f{number}" for number in range(len(functions))), *rules]
 
 
 def _call(form: ToolFormat, function: Function) -> str:

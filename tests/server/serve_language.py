@@ -29,6 +29,7 @@ STARTED_S = time.monotonic()
 def main() -> int:
     options = json.loads(sys.argv[1])
     tokenizer = _tokenizer()
+    tokenizer.add_special_tokens(options.pop("special", []))
     model = PacedModel(null_spec(vocab_size=tokenizer.get_vocab_size(), max_length=512), fails_at=FAILS_AT)
     template = options.pop("template", None)
     template = TEMPLATE if template is None else template.encode()

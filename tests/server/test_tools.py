@@ -12,6 +12,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import BaseModel
 
 from .harness import Server, language_server
+from .language_model import FAILS_AT
 
 TEMPLATE = """\
 {%- if tools %}You may call: {% for tool in tools %}{{ tool.function.name }} {{ tool.function.parameters | tojson }}
@@ -168,7 +169,7 @@ def test_parsed_calls_are_objects(client: openai.OpenAI) -> None:
     assert [event.arguments for event in done] == [call.function.arguments for call in calls]
 
 
-UNUSABLE = [{"type": "function", "function": {"name": "a", "parameters": {"type": "foo"}}}]
+UNUSABLE: list[Any] = [{"type": "function", "function": {"name": "a", "strict": True, "parameters": {"type": "foo"}}}]
 BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": 3}, "'tools' must be a list", "tools"),
     ({"tools": [WEATHER] * 129}, "at most 128", "tools"),
@@ -213,6 +214,31 @@ def test_calls_that_must_come_need_no_other_format(client: openai.OpenAI, respon
         model="null", messages=USER, tools=[NOW], tool_choice="required", response_format=response_format, seed=1
     )
     check_call(answer.choices[0].message.tool_calls[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("form", "special"), [("hermes", ["<tool_call>", "</tool_call>"]), ("llama3", ["<|python_tag|>"])])
+def test_calls_of_strict_tools_that_the_model_chooses_fit_their_schemas(form: str, special: list[str]) -> None:
+    """The model, which says anything, is led to begin a call, or a text."""
+    with (
+        language_server(template=template(form), special=special) as server,
+        openai.OpenAI(base_url=f"http://{server.address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        fields: dict[str, Any] = {"model": "null", "messages": USER, "parallel_tool_calls": False, "max_tokens": 300}
+        calls, texts = {"330": 100, "0": 5, str(FAILS_AT): -100}, {"330": -100, str(FAILS_AT): -100, "91": -100}
+        for seed in range(3):
+            answer = client.chat.completions.create(seed=seed, tools=TOOLS, logit_bias=calls, **fields).choices[0]
+            check_call(answer.message.tool_calls[0])  # type: ignore[index]
+            assert without_ids(accumulated(client, seed=seed, tools=TOOLS, logit_bias=calls, **fields)) == without_ids(answer)
+            answer = client.chat.completions.create(seed=seed, tools=TOOLS, logit_bias=texts, **fields).choices[0]
+            assert answer.message.content and not answer.message.tool_calls
+        loose = {**WEATHER, "function": {**WEATHER["function"], "strict": False}}
+        answer = client.chat.completions.create(seed=1, tools=[loose], logit_bias=calls, **{**fields, "max_tokens": 40}).choices[0]
+        assert not answer.message.tool_calls, "nothing says how it goes on behind the beginning of a call"
+        with pytest.raises(openai.BadRequestError, match="tools") as caught:
+            client.chat.completions.create(
+                tools=[{**NOW, "function": {**NOW["function"], "strict": True, "parameters": {"not": {}}}}], **fields
+            )
+        assert caught.value.param == "tools"
 
 
 def test_allowed_tools_are_those_that_are_called(client: openai.OpenAI) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from llmos.runtime.text.tool_parser import Piece, ToolCallDelta, ToolParser
-from llmos.runtime.text.tools import FORMATS, Function, ToolFormat, forced_grammar, forced_prefix, takes_tools, tool_format
+from llmos.runtime.text.tools import FORMATS, Function, ToolFormat, forced_grammar, forced_prefix, free_grammar, takes_tools, tool_format
 
 NAMES = ("add", "get_weather", "get")
 FORM = {each.name: each for each in FORMATS}
@@ -182,21 +184,28 @@ FUNCTIONS = [
 ]
 
 
-@pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize("special", [[], ["<tool_call>", "</tool_call>"]])
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_forced_calls_are_found_by_the_parser(form: ToolFormat, special: list[str], parallel: bool) -> None:
-    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+def byte_tokenizer(tokens: list[bytes]) -> LLTokenizer:
+    """Return a tokenizer of single bytes, behind which there are special tokens, the end token first."""
 
     class Bytes:
         eos_token_id, bos_token_id = 256, None
-        tokens = [*(bytes([byte]) for byte in range(256)), b"<eos>", *(each.encode() for each in special)]  # noqa: RUF012
-        special_token_ids = list(range(256, 257 + len(special)))  # noqa: RUF012
+        special_token_ids = list(range(256, len(tokens)))  # noqa: RUF012
+
+        def __init__(self) -> None:
+            self.tokens = tokens
 
         def __call__(self, text: Any) -> list[int]:
             return list(text.encode() if isinstance(text, str) else text)
 
-    tokenizer = LLTokenizer(TokenizerWrapper(Bytes()))
+    return LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("special", [[], ["<tool_call>", "</tool_call>"]])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_forced_calls_are_found_by_the_parser(form: ToolFormat, special: list[str], parallel: bool) -> None:
+    tokens = [*(bytes([byte]) for byte in range(256)), b"<eos>", *(each.encode() for each in special)]
+    tokenizer = byte_tokenizer(tokens)
     grammar = LLMatcher.grammar_from_lark(forced_grammar(form, FUNCTIONS, special, parallel=parallel))
     assert LLMatcher.validate_grammar(grammar, tokenizer) == ""
     counts = set()
@@ -212,7 +221,7 @@ def test_forced_calls_are_found_by_the_parser(form: ToolFormat, special: list[st
             visible = [each for each in others if each not in (9, 10, 13, 32)] or others
             token = 256 if 256 in allowed and chosen.random() < 0.3 else chosen.choice(visible)
             matcher.consume_token(token)
-            text += b"" if token == 256 else bytes(Bytes.tokens[token])
+            text += b"" if token == 256 else tokens[token]
         if not matcher.is_accepting():
             continue
         assert matcher.get_error() == ""
@@ -226,3 +235,43 @@ def test_forced_calls_are_found_by_the_parser(form: ToolFormat, special: list[st
             assert name != "get" or found == {}
     assert counts and (parallel or counts == {1})
     assert not parallel or max(counts) > 1
+
+
+def taken(form: ToolFormat, special: list[str], text: str, *, parallel: bool = True) -> str:
+    """Return how much of a text an answer may begin with; all of it only if the answer may end there."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"<eos>", *(each.encode() for each in special)]
+    grammar = free_grammar(form, FUNCTIONS, special, parallel=parallel)
+    assert grammar is not None
+    matcher = LLMatcher(byte_tokenizer(tokens), LLMatcher.grammar_from_lark(grammar))
+    found = ""
+    for part in re.split("(" + "|".join(map(re.escape, special)) + "|.)", text, flags=re.DOTALL) if special else list(text):
+        for token in [tokens.index(part.encode())] if part in special else part.encode():
+            if matcher.is_stopped() or not matcher.compute_bitmask()[token // 8] >> token % 8 & 1:
+                return found
+            matcher.consume_token(token)
+        found += part
+    return found if matcher.is_accepting() else f"{found} ..."
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_calls_in_a_text_fit_their_schemas(form: ToolFormat, is_special: bool) -> None:
+    special = [each for each in (form.begin, form.end) if each] if is_special else []
+    if is_special and form.name == "mistral":
+        assert free_grammar(form, FUNCTIONS, special, parallel=True) is None, "[TOOL_CALLS] can't be named"
+        return
+    good = f'{{"name": "get_weather", "{form.arguments}": {{"city": "Rom"}}}}'
+    call = form.begin + form.first + good + form.last + form.end
+    for text in ("", "Hello\nworld {}", "1 < 2", call, f"So: {call}"):
+        assert taken(form, special, text) == taken(form, special, text, parallel=False) == text
+    assert parsed(form, [f"So: {call}"]) == ("So:", [("get_weather", '{"city": "Rom"}')])
+    assert taken(form, special, call.replace("Rom", "Ulm")) == call[: call.index("Rom")]
+    assert taken(form, special, call.replace("get_weather", "none")) == call[: call.index("get_weather")]
+    assert taken(form, special, form.begin + "nonsense") == form.begin
+    if form.starts_answer:
+        assert taken(form, special, good) == good
+        assert taken(form, special, good.replace("Rom", "Ulm")) == good[: good.index("Rom")]
+        assert taken(form, special, f"{good}; {good}") == f"{good}; {good}"
+        assert taken(form, special, f"{good}; {good}", parallel=False) == good
+    else:
+        assert taken(form, special, f"{call}\n{call} Done.") == f"{call}\n{call} Done."

@@ -14,7 +14,7 @@ from llmos.runtime.llm.engine import TextEngine
 from llmos.runtime.server.openai.sampling import boolean, invalid
 from llmos.runtime.server.openai.structured import form_fields
 from llmos.runtime.text.tool_parser import Piece, ToolCallDelta, ToolParser
-from llmos.runtime.text.tools import Function, ToolFormat, forced_grammar, forced_prefix, takes_tools, tool_format
+from llmos.runtime.text.tools import Function, ToolFormat, forced_grammar, forced_prefix, free_grammar, takes_tools, tool_format
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -26,20 +26,21 @@ _CHOICES = "'tool_choice' must be 'none', 'auto', 'required' or an object that n
 class ToolUse:
     """What a request asks of tools. tools: as it gives them, for the chat template. names: of those that may be called.
 
-    form: how the model writes calls. grammar: of an answer that must be calls; None where it may be text. parallel: whether there may be
-    several.
+    form: how the model writes calls. forced: whether the answer must be calls. grammar: of the answer; None where it may be any text.
+    parallel: whether there may be several.
     """
 
     tools: list[dict[str, Any]]
     names: tuple[str, ...]
     form: ToolFormat
+    forced: bool
     grammar: StructuredOutputs | None
     parallel: bool
 
     @property
     def prefix(self) -> str:
         """The beginning of the answer, which the model need not write."""
-        return "" if self.grammar is None else forced_prefix(self.form)
+        return forced_prefix(self.form) if self.forced else ""
 
     def parser(self) -> ToolParser:
         """Return the parser of one answer."""
@@ -70,11 +71,12 @@ def parse_tools(fields: Mapping[str, Any], text: TextEngine, parser: str = "") -
     tools = [{**tool, "function": {"parameters": _NOTHING, **tool["function"]}} for tool in tools]
     form = tool_format(template, parser)
     callable_ = [function for function in functions if function.name in chosen]
-    grammar = None
-    if mode == "required":
-        grammar = _grammar(form, callable_, text, parallel=parallel)
-    _check_forms(form_fields(fields), mode)
-    return ToolUse(tools, tuple(function.name for function in callable_), form, grammar, parallel)
+    given = form_fields(fields)
+    _check_forms(given, mode)
+    # vLLM's fields are the form of all that the model says, its calls included.
+    must_fit = mode == "required" or (any(function.strict for function in callable_) and not given)
+    grammar = _grammar(form, callable_, text, forced=mode == "required", parallel=parallel) if must_fit else None
+    return ToolUse(tools, tuple(function.name for function in callable_), form, mode == "required", grammar, parallel)
 
 
 def _check_forms(given: list[str], mode: str) -> None:
@@ -137,10 +139,11 @@ def _named(value: object, names: list[str]) -> str:
     return name
 
 
-def _grammar(form: ToolFormat, functions: list[Function], text: TextEngine, *, parallel: bool) -> StructuredOutputs:
+def _grammar(form: ToolFormat, functions: list[Function], text: TextEngine, *, forced: bool, parallel: bool) -> StructuredOutputs | None:
+    make = forced_grammar if forced else free_grammar
     try:
-        found = forced_grammar(form, functions, text.tokenizer.special_tokens, parallel=parallel)
-        return StructuredOutputs.of({"grammar": found})
+        found = make(form, functions, text.tokenizer.special_tokens, parallel=parallel)
+        return None if found is None else StructuredOutputs.of({"grammar": found})
     except InputError as error:
         raise invalid(f"tools: {str(error).partition(': ')[2]}", "tools") from error
 
