@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,27 @@ class CausalLMOptions:
         return KV_DTYPES[self.kv]
 
 
-def is_causal_lm(source: ModelDirectory) -> bool:
-    """Whether a directory holds a decoder that generates text."""
-    return source.architecture.endswith(("ForCausalLM", "LMHeadModel")) and not source.config.get("is_encoder_decoder")
+@dataclass(frozen=True)
+class CausalLM:
+    """A causal language model of transformers in eval mode, and what belongs to it.
 
-
-def import_causal_lm(directory: str | Path, options: CausalLMOptions = CausalLMOptions(), *, name: str | None = None) -> ImportedModel:
-    """A directory with config.json, *.safetensors and tokenizer.json, as the linalg stage: one entry `main`, a step.
-
-    Inputs, int32: tokens, positions, slots, token_requests [tokens]; block_tables [requests, max_blocks]; logit_rows [rows]; then for each
-    layer cache.<n> [blocks, key-value heads, elements of a block], updated in place. Output: logits float32 [rows, vocabulary].
-    Raises UserError, UnsupportedError.
+    assets: its tokenizer's files and chat template. generation: what metadata["generation"] holds beside what the model says. max_length:
+    tokens that its tokenizer keeps of a text; None: as many as the model takes.
     """
+
+    model: Any
+    name: str
+    assets: Mapping[str, bytes] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    max_length: int | None = None
+
+
+def open_causal_lm(directory: str | Path, *, name: str | None = None) -> CausalLM:
+    """The model of a directory with config.json, *.safetensors and tokenizer.json. Raises UserError."""
     source = ModelDirectory.open(directory)
     model = load_transformer(source, "AutoModelForCausalLM").model
-    assets = _assets(source, int(model.config.vocab_size))
-    return import_model(model, options, name=name or source.path.resolve().name, assets=assets, generation=_generation(source))
+    assets, limit = _assets(source, int(model.config.vocab_size)), longest_context(model.config, CausalLMOptions())
+    return CausalLM(model, name or source.path.resolve().name, assets, _generation(source), source.max_length(limit))
 
 
 def import_model(
@@ -77,11 +82,13 @@ def import_model(
     assets: Mapping[str, bytes] | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> ImportedModel:
-    """As `import_causal_lm`, for a model of transformers in eval mode. generation: what metadata["generation"] holds besides.
+    """A model of transformers in eval mode as the linalg stage: one entry `main`, a step. assets, generation: as of CausalLM.
 
-    Weights of half types are read one by one, as float32.
+    Inputs, int32: tokens, positions, slots, token_requests [tokens]; block_tables [requests, max_blocks]; logit_rows [rows]; then for each
+    layer cache.<n> [blocks, key-value heads, elements of a block], updated in place. Output: logits float32 [rows, vocabulary].
+    Weights of half types are read one by one, as float32. Raises UserError, UnsupportedError.
     """
-    max_length, interface = _max_length(model.config, options), uses_interface(model)
+    max_length, interface = longest_context(model.config, options), uses_interface(model)
     with adapted(model, max_length, interface):
         caches = cache_specs(model, interface, options.kv == "int8")
     with adapted(model, max_length, interface), traced_as_float32(model) as weights:
@@ -104,7 +111,7 @@ def import_model(
 
 def traced_step(model: Any, options: CausalLMOptions = CausalLMOptions()) -> ExportedProgram:
     """The step of a model of transformers as torch exports it, for reports on its ops; of equal layers there may be one."""
-    max_length, interface = _max_length(model.config, options), uses_interface(model)
+    max_length, interface = longest_context(model.config, options), uses_interface(model)
     with adapted(model, max_length, interface):
         caches = cache_specs(model, interface, options.kv == "int8")
     with adapted(model, max_length, interface), traced_as_float32(model):
@@ -150,7 +157,8 @@ class _StepReference:
 # -- facts of the model
 
 
-def _max_length(config: Any, options: CausalLMOptions) -> int:
+def longest_context(config: Any, options: CausalLMOptions) -> int:
+    """Return how many positions a request may have."""
     limit = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20)
     return min(limit, options.max_length or limit)
 
@@ -164,7 +172,7 @@ def _facts(config: Any, caches: Sequence[CacheSpec], options: CausalLMOptions) -
         "num_kv_heads": caches[0].num_kv_heads,
         "head_dim": caches[0].head_dim,
         "kv_dtype": options.kv_dtype,
-        "max_length": _max_length(config, options),
+        "max_length": longest_context(config, options),
         "caches": [{"name": each.name, "window": each.window} for each in caches],
         "eos_token_ids": _ids(config.eos_token_id),
         "bos_token_id": config.bos_token_id,

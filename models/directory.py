@@ -162,6 +162,11 @@ class ModelDirectory:
         return {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
 
 
+def is_causal_lm(source: ModelDirectory) -> bool:
+    """Whether a directory holds a decoder that generates text."""
+    return source.architecture.endswith(("ForCausalLM", "LMHeadModel")) and not source.config.get("is_encoder_decoder")
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 

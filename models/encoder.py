@@ -1,7 +1,4 @@
-"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalization inside the graph.
-
-A causal language model is a sentence encoder too where a pooling is asked for: its hidden states behind the last norm, pooled.
-"""
+"""Hugging Face encoders (BERT and its kind) as compiled models, sentence encoders with pooling and normalization inside the graph."""
 
 from __future__ import annotations
 
@@ -17,10 +14,11 @@ from torch.export import Dim
 
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.compiler.frontend.torch import import_torch
-from llmos.models.directory import ModelDirectory
+from llmos.models.directory import ModelDirectory, is_causal_lm
 from llmos.models.loading import load_transformer, require_weights
 from llmos.runtime.errors import InputError, UnsupportedError
 
+INPUTS = ("input_ids", "attention_mask")
 MAX_BATCH = 1024
 _EXAMPLES = ((3, 7), (2, 24), (5, 11))  # batch and tokens of the recorded inputs: traced at the first
 _HEADS = {
@@ -56,7 +54,7 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
         encoder.module,
         encoder.example_args,
         encoder.dynamic_shapes,
-        input_names=("input_ids", "attention_mask"),
+        input_names=INPUTS,
         output_names=(encoder.output,),
         name=name or source.path.resolve().name,
         assets=source.assets(),
@@ -66,7 +64,7 @@ def import_encoder(directory: str | Path, options: EncoderOptions = EncoderOptio
 
 
 @dataclass(frozen=True)
-class Encoder:
+class OpenedEncoder:
     """An encoder in eager torch: `module` takes (input_ids, attention_mask), int64 [batch, tokens], and gives one tensor, `output`.
 
     examples: recorded inputs; the first are those to trace with. dynamic_shapes: torch.export's.
@@ -83,13 +81,12 @@ class Encoder:
         return tuple(torch.from_numpy(array) for array in self.examples[0])
 
 
-def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> Encoder:
+def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOptions()) -> OpenedEncoder:
     """The module that a directory holds, with pooling and normalization. Raises UserError, UnsupportedError."""
     plan = _plan(source, options)
     loaded = load_transformer(source, plan.loader)
     model = loaded.model
     limit = min(options.max_tokens or 2**31 - 1, positions(model))
-    shape = {0: Dim("batch", min=1, max=options.max_batch), 1: Dim("tokens", min=1, max=limit)}
     metadata = {
         **plan.metadata,
         **_labels(plan, model.config),
@@ -97,13 +94,23 @@ def open_encoder(source: ModelDirectory, options: EncoderOptions = EncoderOption
         "model_type": str(source.config["model_type"]),
         **({"notes": list(loaded.notes)} if loaded.notes else {}),
     }
-    examples = tuple(
-        _example(seed, min(batch, options.max_batch), min(length, limit), model.config) for seed, (batch, length) in enumerate(_EXAMPLES)
-    )
-    module = (_Decoder if plan.is_causal else _Encoder)(model, plan.finish).eval()
-    encoder = Encoder(module, plan.output, examples, (shape, dict(shape)), metadata)
+    module = Encoder(model, plan.finish).eval()
+    examples, shapes = examples_of(model.config, options.max_batch, limit), dynamic_shapes(options.max_batch, limit)
+    encoder = OpenedEncoder(module, plan.output, examples, shapes, metadata)
     require_weights(source, model, loaded.missing, encoder.module, encoder.example_args)
     return encoder
+
+
+def dynamic_shapes(max_batch: int, max_tokens: int) -> tuple[dict[int, Dim], ...]:
+    """Return torch.export's dynamic shapes of both inputs."""
+    shape = {0: Dim("batch", min=1, max=max_batch), 1: Dim("tokens", min=1, max=max_tokens)}
+    return shape, dict(shape)
+
+
+def examples_of(config: Any, max_batch: int, max_tokens: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Return recorded inputs: (input_ids, attention_mask) of several sizes within the limits."""
+    sizes = [(min(batch, max_batch), min(length, max_tokens)) for batch, length in _EXAMPLES]
+    return tuple(_example(seed, batch, length, config) for seed, (batch, length) in enumerate(sizes))
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,10 @@ class _Plan:
     finish: Callable[[Any, torch.Tensor], torch.Tensor]
     output: str
     metadata: dict[str, Any]
-    is_causal: bool = False
 
 
 def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
-    is_causal = source.architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    if source.config.get("is_encoder_decoder") or (is_causal and options.pooling is None):
+    if source.config.get("is_encoder_decoder") or is_causal_lm(source):
         raise UnsupportedError(
             f"{source.path}: {source.architecture or 'this model'} generates text with an encoder; decoders alone and encoders are compiled"
         )
@@ -129,7 +134,7 @@ def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
         configured = modules.normalize if modules else True
         normalize = configured if options.normalize is None else options.normalize
         metadata = {"task": "sentence-embedding", "pooling": pooling, "normalize": normalize}
-        return _Plan("AutoModel", _Pool(pooling, normalize), "embeddings", metadata, is_causal)
+        return _Plan("AutoModel", Pool(pooling, normalize), "embeddings", metadata)
     for ending, (task, loader) in _HEADS.items():
         if source.architecture.endswith(ending):
             return _Plan(loader, lambda output, mask: output.logits, "logits", {"task": task})
@@ -137,7 +142,7 @@ def _plan(source: ModelDirectory, options: EncoderOptions) -> _Plan:
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """Token vectors to one sentence vector, as sentence-transformers defines it."""
 
     pooling: str
@@ -159,7 +164,7 @@ class _Pool:
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """(input_ids, attention_mask) to one tensor."""
 
     def __init__(self, model: nn.Module, finish: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
@@ -169,13 +174,6 @@ class _Encoder(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return self.finish(self.model(input_ids=input_ids, attention_mask=attention_mask), attention_mask)
-
-
-class _Decoder(_Encoder):
-    """As _Encoder. Padding stands behind the tokens, where no token looks, so that the mask is for the pooling alone."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.finish(self.model(input_ids=input_ids, use_cache=False), attention_mask)
 
 
 def positions(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Tracing a model of many equal layers at the cost of a few: the first ones are traced, the others are copies of their graph.
 
 torch traces a layer in seconds, and all of them alike. A layer is a copy of an earlier one where both have the same modules with the same
-settings and shapes. The graph of a copy reads the weights and caches of its own layer, and the result of the layer before.
+settings and shapes. The graph of a copy reads the weights and cache of its own layer, if it has one, and the result of the layer before.
 """
 
 from __future__ import annotations
@@ -90,11 +90,13 @@ def _kind(layer: nn.Module) -> Any:
     return tuple(modules)
 
 
-def with_copies(program: ExportedProgram, layers: Layers, templates: Sequence[int], traced: int, first_cache: int) -> ExportedProgram:
+def with_copies(
+    program: ExportedProgram, layers: Layers, templates: Sequence[int], traced: int, first_cache: int | None = None
+) -> ExportedProgram:
     """A functional program of the first `traced` layers, with copies for the others behind them.
 
     templates: of each layer, the number of the one that it copies. first_cache: the user input that is the first layer's cache; those of
-    the others follow it. Raises NotRepeatedError where the graph has another form.
+    the others follow it; None for layers without. Raises NotRepeatedError where the graph has another form.
     """
     graph = _Graph(program, layers.path, traced, first_cache)
     for number in range(traced, len(templates)):
@@ -109,7 +111,7 @@ class _Graph:
     program: ExportedProgram
     path: str
     traced: int
-    first_cache: int
+    first_cache: int | None
 
     def __post_init__(self) -> None:
         signature = self.program.graph_signature
@@ -172,8 +174,9 @@ class _Graph:
             if name.startswith(before):
                 own = f"{self.path}.{number}.{name[len(before) :]}"
                 copies[node] = self._weight(own, node, _tensor(layer, name[len(before) :]))
-        cache = self.given[self.first_cache + template]
-        copies[cache] = self._cache(number, cache)
+        cache = None if self.first_cache is None else self.given[self.first_cache + template]
+        if cache is not None:
+            copies[cache] = self._cache(number, cache)
         made: list[fx.Node] = []
         place = self.place
         for node in self.nodes[template]:
@@ -186,7 +189,8 @@ class _Graph:
         self.nodes[number], self.place = made, place
         self.layer_of.update(dict.fromkeys(made, number))
         self.results.append(copies[self.results[template]])
-        self._output(cache, copies)
+        if cache is not None:
+            self._output(cache, copies)
 
     def _weight(self, name: str, like: fx.Node, value: torch.Tensor) -> fx.Node:
         weights = [index for index, (spec, _) in enumerate(self.inputs) if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)]

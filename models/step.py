@@ -152,25 +152,35 @@ def _run_one_token(model: Any) -> None:
 
 @contextmanager
 def adapted(model: Any, max_length: int, interface: bool) -> Iterator[None]:
-    """Inside, a model runs as a step: attention over a paged cache, experts on rows sorted by expert, fixed rotary frequencies.
+    """Inside, a model runs as a step: traceable, and with attention over a paged cache.
 
     interface: as of Step. Raises UnsupportedError for a model whose scores have other terms than attention's own.
     """
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
     _register(_attend, _no_mask)
-    ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
-    before = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+    before = model.config._attn_implementation
     if getattr(model.config, "alibi", False):
         raise UnsupportedError(f"{type(model).__name__}: ALiBi isn't supported")
+    with traceable(model, max_length):
+        model.set_attn_implementation(_NAME if interface else "sdpa")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+
+
+@contextmanager
+def traceable(model: Any, max_length: int) -> Iterator[None]:
+    """Inside, nothing but attention depends on data: experts are computed on rows sorted by expert, and rotary frequencies are fixed."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
+    before = getattr(model.config, "_experts_implementation", None)
     kinds = _fix_frequencies(model, max_length)
-    model.set_attn_implementation(_NAME if interface else "sdpa")
     model.config._experts_implementation = _NAME
     try:
         yield
     finally:
-        model.set_attn_implementation(before[0])
-        model.config._experts_implementation = before[1]
+        model.config._experts_implementation = before
         for module, kind in kinds:
             module.rope_type = kind
 

@@ -87,16 +87,16 @@ def quantization(options: CompileOptions) -> list[Pass]:
         return []
     scheme = parse_scheme(options.quant)
     if scheme.numbers in ("w8a8", AUTO):
-        return [QuantizeContractions(keep=options.keep), QuantizeTables()]
+        return [QuantizeContractions(keep=options.keep), QuantizeTables(keep=options.keep_tables)]
     if scheme.numbers == STATIC:
-        return [QuantizeTables()]
+        return [QuantizeTables(keep=options.keep_tables)]
     if scheme == Scheme("w4a8"):
         return [KeepQuantizedWeights(), QuantizeActivations(required=True)]
     if scheme.numbers == FP8:
-        return [QuantizeWeights(bits=8, float8=True), QuantizeTables(float8=True)]
+        return [QuantizeWeights(bits=8, float8=True), QuantizeTables(float8=True, keep=options.keep_tables)]
     weights = QuantizeWeights(group=scheme.group, rounding=scheme.rounding) if scheme.group else QuantizeWeights(bits=8)
     activations: list[Pass] = [KeepQuantizedWeights(), QuantizeActivations()] if scheme.numbers == "w4a8" else []
-    return [weights, *activations, QuantizeTables()]
+    return [weights, *activations, QuantizeTables(keep=options.keep_tables)]
 
 
 def after_quantization() -> list[Pass]:

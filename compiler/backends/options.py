@@ -27,6 +27,7 @@ class CompileOptions:
     precision: arithmetic of contractions, "fp32" or "bf16".
     quant: scheme of quantization, such as "w8a8" (compiler/quant/scheme.py); "" quantizes nothing.
     keep: contractions that quantization leaves in float, by their numbers in quantize-contractions.
+    keep_tables: weights, by name, that quantization leaves in float although they are looked up and nothing else.
     calibrate: data that quantization is fitted to: a file, or inputs in memory (compiler/calibration/data.py); None: the model's examples.
     backend: name of what makes the code (compiler/backends/registry.py); "" takes it from the target.
     target: "portable", "native" or names of targets; the backend checks them.
@@ -34,7 +35,8 @@ class CompileOptions:
     sizes: for dimensions of an ONNX model, by its own names: a range (min, max), or a size to fix it to.
     bind: inputs of an ONNX model that become constants.
     kv: what a causal language model caches keys and values as: "bf16", "fp32", "int8", or "" for bf16; "" for any other model.
-    embeddings: "last" or "mean" compiles a causal language model as an encoder of texts: the hidden state of the last token, or the mean.
+    embeddings: "last" or "mean" gives a causal language model embeddings of texts: the hidden state of the last token, or the mean.
+    generate: whether a causal language model generates text.
     perplexity: text file whose perplexity the accuracy report of a language model is to hold.
     random: name of an int64 input that random numbers follow from; "" refuses a model that draws any.
     name: name of the model in the artifact; "" takes it from the source.
@@ -56,6 +58,7 @@ class CompileOptions:
     precision: str = "fp32"
     quant: str = ""
     keep: tuple[int, ...] = ()
+    keep_tables: tuple[str, ...] = ()
     calibrate: Path | Sequence[Any] | None = None
     backend: str = ""
     target: str = "portable"
@@ -64,6 +67,7 @@ class CompileOptions:
     bind: Mapping[str, float | int] = field(default_factory=dict)
     kv: str = ""
     embeddings: str = ""
+    generate: bool = True
     perplexity: Path | None = None
     random: str = ""
     name: str = ""
@@ -88,14 +92,21 @@ class CompileOptions:
         given = {"cosine": self.min_cosine, "kl": self.max_kl, "top1": self.min_top1}
         return next(((name, bound) for name, bound in given.items() if bound is not None), None)
 
+    @property
+    def generates_and_embeds(self) -> bool:
+        """Whether a causal language model has an entry for each."""
+        return bool(self.generate and self.embeddings)
+
     def __post_init__(self) -> None:
         one_of("precision", self.precision, PRECISIONS)
         if self.kv:
             one_of("kv", self.kv, KV_TYPES)
         if self.embeddings:
             one_of("embeddings", self.embeddings, EMBEDDINGS)
-        if self.embeddings and (self.kv or self.perplexity):
-            raise UserError("--embeddings makes an encoder of texts, which has neither a cache (--kv) nor a perplexity")
+        if not self.generate and not self.embeddings:
+            raise UserError("--no-generate leaves nothing of a model: say with --embeddings what a language model is to give instead")
+        if not self.generate and (self.kv or self.perplexity):
+            raise UserError("--no-generate makes an encoder of texts, which has neither a cache (--kv) nor a perplexity")
         if self.perplexity is not None and not (self.accuracy_report and self.perplexity.is_file()):
             wrong = "no such file" if self.accuracy_report else "it is part of the accuracy report"
             raise UserError(f"--perplexity {self.perplexity}: {wrong}")

@@ -50,8 +50,9 @@ from llmos.runtime.errors import UserError
     "--embeddings",
     default="",
     metavar="POOLING",
-    help=f"Compile a causal language model as an encoder of texts, by hidden states: {' or '.join(EMBEDDINGS)}.",
+    help=f"Let a causal language model give embeddings of texts too, of their hidden states: {' or '.join(EMBEDDINGS)}.",
 )
+@click.option("--generate/--no-generate", default=True, help="Let a causal language model generate text; without, it only embeds.")
 @click.option(
     "--perplexity",
     type=click.Path(path_type=Path),
@@ -100,6 +101,7 @@ def command(
     dynamic: str,
     kv: str,
     embeddings: str,
+    generate: bool,
     perplexity: Path | None,
     bind: tuple[str, ...],
     random: str,
@@ -128,6 +130,7 @@ def command(
         target=target,
         kv=kv,
         embeddings=embeddings,
+        generate=generate,
         perplexity=perplexity,
         random=random,
         name=name,

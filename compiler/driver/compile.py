@@ -15,6 +15,7 @@ from llmos.compiler.backends.registry import backend_of, check_stages
 from llmos.compiler.calibration.data import as_calibration
 from llmos.compiler.calibration.fit import fit
 from llmos.compiler.driver.callbacks import CompileCallbacks
+from llmos.compiler.driver.entries import compile_entries, compile_language_model
 from llmos.compiler.driver.importing import described, import_with_warnings, say
 from llmos.compiler.driver.packaging import contents
 from llmos.compiler.driver.resume import read_contents, read_record
@@ -99,15 +100,15 @@ def compile(
         random=random,
         tune=tune,
     )
-    if isinstance(source, Mapping):
-        from llmos.compiler.driver.entries import compile_entries
-
-        if lock is not None:
-            raise UserError("a lock file is of one entry: compile entries without it")
-        return Artifact(compile_entries(source, example_args or {}, dynamic_shapes or {}, chosen))
-    if isinstance(example_args, Mapping):
-        raise UserError("example_args by name are of several entries: give the models by the same names")
+    if (isinstance(source, Mapping) or chosen.generates_and_embeds) and lock is not None:
+        raise UserError("a lock file is of one entry: compile entries without it")
     with Progress() as progress:
+        if isinstance(source, Mapping):
+            return Artifact(compile_entries(source, example_args or {}, dynamic_shapes or {}, chosen, progress))
+        if isinstance(example_args, Mapping):
+            raise UserError("example_args by name are of several entries: give the models by the same names")
+        if chosen.generates_and_embeds:
+            return Artifact(compile_language_model(source, chosen, progress))
         job = _Job(source, chosen, progress, Path(chosen.name or "model"), example_args, dynamic_shapes)
         job.lock_file = Path(lock) if lock else None
         return job.artifact()
@@ -122,6 +123,10 @@ def compile_to_file(
     """
     _check_folder(out)
     with progress:
+        if options.generates_and_embeds:
+            artifact = Artifact(compile_language_model(source, options, progress))
+            progress.phase("write")
+            return CompileResult((out,), artifact.save(out))
         job = _Job(source, options, progress, out.with_suffix("") if out.suffix else out, weights=weights, lock_file=lock_path(out))
         if options.stop_after in ("", "llmos"):
             artifact = job.artifact()

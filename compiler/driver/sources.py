@@ -6,12 +6,15 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver.renaming import rename_symbols
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from llmos.models.causal_lm import CausalLM
 
 ACCEPTED = ".pt2, .onnx, .mlir, .gguf, a Hugging Face directory, a torch.nn.Module or an ExportedProgram"
 
@@ -33,17 +36,56 @@ def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shape
         return source
     if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx":
         return _import_onnx(Path(source), options)
-    if options.sizes or options.bind:
-        raise UserError("sizes of dimensions and bound inputs are for .onnx models: other models say them when they are exported")
+    _require_fit(source, options)
     is_path = isinstance(source, (str, Path))
-    if options.kv and not (is_path and (Path(source).is_dir() or Path(source).suffix == GGUF)):
-        raise UserError("--kv is for language models, given as a Hugging Face directory or a .gguf file")
-    if options.embeddings and not (is_path and Path(source).is_dir()):
-        raise UserError("--embeddings is for causal language models, given as a Hugging Face directory")
     imported = _import_path(Path(source), options) if is_path else _import_torch(source, example_args, dynamic_shapes, options)
     if options.dynamic:
         rename_symbols(imported.module, options.dynamic)
     return imported
+
+
+def import_entries(source: Any, options: CompileOptions) -> dict[str, ImportedModel]:
+    """Brings a causal language model in that generates and embeds, as its entries `main` and `embed`. Raises as `import_source`."""
+    _require_fit(source, options)
+    require_model(Path(source))
+    if options.dynamic:
+        raise UserError("--dynamic names the dimensions of one entry: compile a language model that generates and embeds without it")
+    return _import_language_model(Path(source), options)
+
+
+def _import_language_model(path: Path, options: CompileOptions) -> dict[str, ImportedModel]:
+    """What a causal language model, a Hugging Face directory or a .gguf file, is compiled to, of one load: `main`, its step, and `embed`,
+    embeddings of texts; one of them or both, as the options say.
+    """
+    from llmos.models.causal_lm import CausalLMOptions, import_model
+    from llmos.models.embeddings import import_embeddings
+
+    opened, chosen = _open_language_model(path, options), CausalLMOptions(options.kv or "bf16")
+    entries: dict[str, ImportedModel] = {}
+    if options.generate:
+        entries["main"] = import_model(opened.model, chosen, name=opened.name, assets=opened.assets, generation=opened.generation)
+    if options.embeddings:
+        entries["embed"] = import_embeddings(opened, options.embeddings, chosen)
+    return entries
+
+
+def _require_fit(source: Any, options: CompileOptions) -> None:
+    """Raises UserError for options that are of other sources."""
+    if options.sizes or options.bind:
+        raise UserError("sizes of dimensions and bound inputs are for .onnx models: other models say them when they are exported")
+    if (options.kv or options.embeddings) and not _is_language_model(source):
+        option = "--kv" if options.kv else "--embeddings"
+        raise UserError(f"{option} is for causal language models, given as a Hugging Face directory or a .gguf file")
+
+
+def _is_language_model(source: Any) -> bool:
+    """Whether a source may be a causal language model, and is one if it is a directory that can be read."""
+    from llmos.models.directory import ModelDirectory, is_causal_lm
+
+    if not isinstance(source, (str, Path)):
+        return False
+    path = Path(source)
+    return path.suffix == GGUF or not path.exists() or (path.is_dir() and is_causal_lm(ModelDirectory.open(path)))
 
 
 def _import_onnx(path: Path, options: CompileOptions) -> ImportedModel:
@@ -72,7 +114,8 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
     if path.is_dir():
         return _import_directory(path, options)
     if path.suffix == GGUF:
-        return _import_gguf(path, options)
+        (imported,) = _import_language_model(path, options).values()
+        return imported
     if path.suffix == ".pt2":
         return _import_torch(path, None, None, options)
     if path.suffix == ".mlir":
@@ -81,26 +124,23 @@ def _import_path(path: Path, options: CompileOptions) -> ImportedModel:
 
 
 def _import_directory(path: Path, options: CompileOptions) -> ImportedModel:
-    from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, is_causal_lm
-    from llmos.models.directory import ModelDirectory, directory_name
-    from llmos.models.encoder import EncoderOptions, import_encoder
+    from llmos.models.directory import ModelDirectory, directory_name, is_causal_lm
+    from llmos.models.encoder import import_encoder
 
-    name = options.name or directory_name(path)
-    is_causal = is_causal_lm(ModelDirectory.open(path))
-    if options.embeddings:
-        if not is_causal:
-            raise UserError(f"--embeddings is for causal language models: {path} is none")
-        return import_encoder(path, EncoderOptions(options.embeddings), name=name)
-    if is_causal:
-        return import_causal_lm(path, CausalLMOptions(options.kv or "bf16"), name=name)
-    return import_encoder(path, name=name)
+    if is_causal_lm(ModelDirectory.open(path)):
+        (imported,) = _import_language_model(path, options).values()
+        return imported
+    return import_encoder(path, name=options.name or directory_name(path))
 
 
-def _import_gguf(path: Path, options: CompileOptions) -> ImportedModel:
-    from llmos.models.causal_lm import CausalLMOptions
-    from llmos.models.gguf.language_model import import_gguf
+def _open_language_model(path: Path, options: CompileOptions) -> CausalLM:
+    from llmos.models.causal_lm import open_causal_lm
+    from llmos.models.directory import directory_name
+    from llmos.models.gguf.language_model import open_gguf
 
-    return import_gguf(path, CausalLMOptions(options.kv or "bf16"), keep_blocks=not options.quant, name=options.name or path.stem)
+    if path.suffix == GGUF:
+        return open_gguf(path, keep_blocks=not options.quant, name=options.name)
+    return open_causal_lm(path, name=options.name or directory_name(path))
 
 
 def _import_mlir(path: Path, options: CompileOptions) -> ImportedModel:
@@ -130,15 +170,12 @@ def require_model(path: Path) -> None:
 
 def language_model_program(path: Path) -> Any:
     """The step of a causal language model, a Hugging Face directory or a .gguf file, as torch exports it; None for another directory."""
-    from llmos.models.causal_lm import is_causal_lm, traced_step
-    from llmos.models.directory import ModelDirectory
-    from llmos.models.gguf.language_model import open_model
-    from llmos.models.loading import load_transformer
+    from llmos.models.causal_lm import traced_step
+    from llmos.models.directory import ModelDirectory, is_causal_lm
 
-    if path.suffix == GGUF:
-        return traced_step(open_model(path, keep_blocks=True)[0])
-    source = ModelDirectory.open(path)
-    return traced_step(load_transformer(source, "AutoModelForCausalLM").model) if is_causal_lm(source) else None
+    if path.suffix != GGUF and not is_causal_lm(ModelDirectory.open(path)):
+        return None
+    return traced_step(_open_language_model(path, CompileOptions()).model)
 
 
 def encoder_module(path: Path) -> tuple[Any, tuple[Any, ...], Any]:

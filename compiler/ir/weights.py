@@ -44,3 +44,11 @@ class BoundWeight(Weight):
 
     source: str = ""
     layout: PackedLayout | None = None
+
+
+def is_same_weight(one: Weight, other: Weight) -> bool:
+    """Whether two weights have the same dtype, shape and bytes."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (np.ascontiguousarray(each.load()).reshape(-1).view(np.uint8) for each in (one, other))
+    return bool(np.array_equal(first, second))

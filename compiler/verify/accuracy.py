@@ -207,7 +207,8 @@ def joined(reports: Sequence[AccuracyReport]) -> AccuracyReport:
     first, *others = reports
     for other in others:
         first = _joined(first, other)
-    return replace(first, quantized=joined(quantized) if quantized else None)
+    perplexity = next((each.perplexity for each in reports if each.perplexity is not None), None)
+    return replace(first, quantized=joined(quantized) if quantized else None, perplexity=perplexity)
 
 
 def _joined(first: AccuracyReport, second: AccuracyReport) -> AccuracyReport:
@@ -219,11 +220,20 @@ def _joined(first: AccuracyReport, second: AccuracyReport) -> AccuracyReport:
     return replace(
         first,
         reference=", ".join(dict.fromkeys([first.reference, second.reference])),
-        budget=max(first.budget, second.budget, key=lambda budget: (budget.max_error, -(budget.cosine or 0.0))),
+        budget=_loosest(first.budget, second.budget),
         cases=(*first.cases, *second.cases),
         targets=tuple(targets.values()),
         note=" ".join(filter(None, (first.note, second.note))),
     )
+
+
+def _loosest(first: Tolerance, second: Tolerance) -> Tolerance:
+    """Return what is within one of two tolerances; figures of logits are judged where there are any."""
+    loosest = max(first, second, key=lambda budget: (budget.max_error, -(budget.cosine or 0.0)))
+    kl, top1 = (first.kl if first.kl is not None else second.kl), (first.top1 if first.top1 is not None else second.top1)
+    others = [each.cosine for each in (first, second) if each.figure not in OF_LOGITS]
+    cosines = [cosine for cosine in others if cosine is not None]
+    return replace(loosest, kl=kl, top1=top1, cosine=min(cosines) if cosines and len(cosines) == len(others) else None)
 
 
 def _within(accuracy_report: AccuracyReport, findings: Sequence[Finding]) -> bool:

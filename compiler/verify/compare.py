@@ -75,6 +75,8 @@ def compare(artifact: Artifact, imported: ImportedModel, sample: GoldenSample, o
     Raises UserError if this compiler didn't make the artifact from that source.
     """
     manifest = artifact.manifest
+    if len(manifest.entries) > 1:
+        raise UserError(f"{artifact.path} has {len(manifest.entries)} entries, and only artifacts of one are compared: compile them apart")
     passed = snapshots_of(imported, options)
     with imported.module.context:
         runner = Runner(sample.inputs, imported.weights, imported.module.context, OpCache())

@@ -29,7 +29,8 @@ class QuantizeTables(Pass):
     A table that a product reads too stays: it would be stored twice. Formulas are those of `_rounding.py`: a row of zeros has the scale 1,
     one with a NaN or an infinity the scale NaN.
 
-    min_rows, min_columns: of a table that is worth it. float8: whether numbers are floats, E4M3 (_float8.py), instead of int8.
+    keep: names of tables that stay, such as those that another entry multiplies by. min_rows, min_columns: of a table that is worth it.
+    float8: whether numbers are floats, E4M3 (_float8.py), instead of int8.
     """
 
     requires: ClassVar[frozenset[Property]] = frozenset({ONLY_LINALG_GENERICS, WEIGHTS_BEHIND_INPUTS})
@@ -38,13 +39,14 @@ class QuantizeTables(Pass):
     min_rows: int = 256
     min_columns: int = 16
     float8: bool = False
+    keep: tuple[str, ...] = ()
 
     def run(self, module: ir.Module, context: PassContext) -> None:
         """Quantize every weight that is large enough and only looked up."""
         for func in public_functions(module):
             for weight in EntryFunc(func).arguments.weights:
-                lookups = _lookups(weight.value)
-                if lookups and self._is_large(weight.value):
+                lookups = lookups_of(weight.value)
+                if lookups and self._is_large(weight.value) and weight.name not in self.keep:
                     table = float8(weight.value, (1,)) if self.float8 else symmetric(weight.value, (1,), "int8")
                     for lookup in lookups:
                         _dequantize(lookup, table, self.float8)
@@ -56,7 +58,7 @@ class QuantizeTables(Pass):
         return bool(kind.shape[0] >= self.min_rows and kind.shape[1] >= self.min_columns)
 
 
-def _lookups(weight: ir.Value) -> list[ir.Operation]:
+def lookups_of(weight: ir.Value) -> list[ir.Operation]:
     """Return the ops that look up an element of a weight; none if anything else reads it."""
     users = [use.owner.operation for use in weight.uses]
     return users if all(user.name == "tensor.extract" for user in users) else []

@@ -18,7 +18,7 @@ from llmos.runtime.errors import UserError
 SMALLEST_SCALE = 1e-3  # lower bound of an output's scale, so that rounding in sums that cancel is no error
 
 MAX_ERROR = "max_error"
-FIGURES = {"cosine": ">=", "kl": "<=", "top1": ">="}  # that may be judged instead of the largest error, and how they are bounded
+FIGURES = {"kl": "<=", "top1": ">=", "cosine": ">="}  # judged instead of the largest error, the first that a budget and an output have
 _BOUNDS = {MAX_ERROR: (0.0, sys.float_info.max), "cosine": (-1.0, 1.0), "kl": (0.0, sys.float_info.max), "top1": (0.0, 1.0)}
 
 _BLOCK = 1 << 15  # elements compared at a time
@@ -108,7 +108,8 @@ class Deviation:
     def within(self, budget: Tolerance) -> bool:
         if self.differing is not None:
             return self.differing <= budget.differing
-        figure = budget.figure if getattr(self, budget.figure) is not None else MAX_ERROR
+        judged = (name for name in FIGURES if getattr(budget, name) is not None and getattr(self, name) is not None)
+        figure = next(judged, MAX_ERROR)
         found, bound = getattr(self, figure), getattr(budget, figure)
         if figure == MAX_ERROR:
             return bool(found <= bound)

@@ -15,6 +15,7 @@ INT64_MAX = 2**63 - 1
 MANIFEST_MEMBER = "manifest.json"
 WEIGHTS_MEMBER = "weights.safetensors"
 SIGNATURE_MEMBER = "signature"
+ENTRIES = "entries"  # metadata key: the metadata of entries by name, where it is not that of the default entry
 QUANT = "quant"  # metadata key: the scheme that a compile quantized by
 QUANT_PLAN = "quant_plan"  # metadata key: what a plan of quantization does with each product, and why
 QUANTIZATION = "quantization"  # metadata key: a one-line summary of the model's quantization
@@ -193,6 +194,14 @@ class Manifest:
     @property
     def computed_names(self) -> frozenset[str]:
         return frozenset(symbol.name for symbol in self.computed)
+
+    def metadata_of(self, entry: str) -> Mapping[str, Any]:
+        """Return the metadata of an entry: its own, or those of the artifact. Raises ArtifactError if they are malformed."""
+        own = self.metadata.get(ENTRIES, {})
+        found = own.get(entry, self.metadata) if isinstance(own, dict) else None
+        if not isinstance(found, Mapping):
+            raise fail("its metadata of entries must be mappings by their names")
+        return found
 
     def with_members(self, members: Mapping[str, MemberSpec]) -> Manifest:
         return replace(self, members=members)

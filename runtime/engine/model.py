@@ -118,7 +118,7 @@ class ProgramModel:
                     f'{manifest.name} writes into its input "{spec.name}", which requests can\'t share: run it with llmos.load'
                 )
         self.name: str = name or manifest.name
-        self.metadata: Mapping[str, Any] = manifest.metadata
+        self.metadata: Mapping[str, Any] = manifest.metadata_of(self._entry.spec.name)
         symbols = {symbol.name: (symbol.min, symbol.max) for symbol in manifest.symbols}
         self.signature = Signature(self._entry.inputs, self._entry.outputs, symbols, self._entry.spec.rows)
 

@@ -17,7 +17,7 @@ import llmos
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.driver import compile as compile_model
 from llmos.models import causal_lm
-from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, import_model
+from llmos.models.causal_lm import CausalLMOptions, import_model, open_causal_lm
 from llmos.runtime.engine.generate import (
     GenerationEngine,
     GenerationOptions,
@@ -238,7 +238,7 @@ def test_bad_input_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fp32, bf16, int8"):
         CausalLMOptions("int4")
     with pytest.raises(UserError, match="config"):
-        import_causal_lm(tmp_path)
+        open_causal_lm(tmp_path)
     with pytest.raises(UserError, match="language models"):
         llmos.compile(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), kv="bf16")
     config = tf.FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=100, alibi=True)
@@ -261,7 +261,7 @@ def test_a_tokenizer_of_another_model_is_refused_before_compiling(vocab_size: in
     tf.AutoModelForCausalLM.from_config(tf.LlamaConfig(**SIZES | {"vocab_size": vocab_size})).save_pretrained(tmp_path)
     byte_level().save(str(tmp_path / "tokenizer.json"))
     if fits:
-        assert "tokenizer.json" in import_causal_lm(tmp_path).assets
+        assert "tokenizer.json" in open_causal_lm(tmp_path).assets
         return
     with pytest.raises(UserError, match=f"another model: it has {BYTE_LEVEL} tokens, and the model has {vocab_size}"):
-        import_causal_lm(tmp_path)
+        open_causal_lm(tmp_path)

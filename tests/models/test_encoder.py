@@ -12,19 +12,13 @@ import pytest
 import torch
 import transformers
 
-from llmos.compiler.backends.options import CompileOptions
-from llmos.compiler.driver import compile as compile_model
 from llmos.compiler.driver.sources import encoder_module
 from llmos.compiler.frontend.coverage import check
 from llmos.compiler.frontend.model import ImportedModel
 from llmos.models.directory import directory_name
 from llmos.models.encoder import EncoderOptions, import_encoder
-from llmos.runtime.engine import load_model
 from llmos.runtime.errors import InputError, UnsupportedError, UserError
-from llmos.runtime.text.tokenizer import TextEncoder
 from tests.reference import Executor
-
-from .test_causal_lm import MODELS
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VOCABULARY = {"vocab_size": 100, "max_position_embeddings": 40}
@@ -142,62 +136,3 @@ def test_a_directory_whose_name_says_nothing_takes_its_configs(tmp_path: Path) -
         path.mkdir()
         (path / "config.json").write_text(json.dumps({"model_type": "bert", "_name_or_path": named}))
         assert directory_name(path) == expected
-
-
-DECODERS: dict[str, Any] = {
-    "llama": lambda: transformers.LlamaConfig(**SMALL, num_key_value_heads=2),
-    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=100, n_positions=40),
-    "qwen3": lambda: transformers.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16),
-    "mistral": lambda: transformers.MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=6),
-    "gemma2": lambda: transformers.Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=16, sliding_window=6, query_pre_attn_scalar=16),
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(each, marks=() if each == "llama" else pytest.mark.slow) for each in DECODERS])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_causal_language_model_gives_its_hidden_states(name: str, pooling: str, tmp_path: Path) -> None:
-    """Each text's own, whatever it is padded to: the reference runs them one by one."""
-    folder = save(DECODERS[name](), tmp_path, "AutoModelForCausalLM")
-    own = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    model = import_encoder(folder, EncoderOptions(pooling))
-    assert model.metadata["task"] == "sentence-embedding"
-    ids, mask = batch(3, 17)
-    found = Executor(model.module, model.weights)([ids, mask])[0]
-    for row, tokens, used in zip(found, ids, mask.sum(1), strict=True):
-        with torch.no_grad():
-            hidden = own(torch.from_numpy(tokens[None, :used]), output_hidden_states=True).hidden_states[-1][0]
-        wanted = torch.nn.functional.normalize(hidden[-1] if pooling == "last" else hidden.mean(0), dim=-1).numpy()
-        assert np.abs(row - wanted).max() < 1e-5
-
-
-@pytest.mark.slow
-def test_stories260k_embeds_texts_through_the_compiler(tmp_path: Path) -> None:
-    folder = MODELS / "stories260k"
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}: set LLMOS_TEST_MODELS to the folder of test models")
-    options = CompileOptions(target="native", embeddings="last", repro=None)
-    compile_model(folder, options=options).save(tmp_path / "stories.llmos")
-    model = load_model(tmp_path / "stories.llmos")
-    encoder = TextEncoder(model)
-    own = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    for text in ("Once upon a time, there was a little girl named Lily.", "The dog ran."):
-        (ids,) = encoder.encode([text])
-        assert ids == tokenizer(text).input_ids
-        (found,) = model(list(encoder.inputs(ids).values()))
-        with torch.no_grad():
-            hidden = own(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
-        assert np.abs(found[0] - torch.nn.functional.normalize(hidden[-1], dim=-1).numpy()).max() < 1e-5
-
-
-def test_embeddings_of_other_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="last"):
-        CompileOptions(embeddings="first")
-    with pytest.raises(UserError, match="neither a cache"):
-        CompileOptions(embeddings="last", kv="bf16")
-    options = CompileOptions(embeddings="last", repro=None)
-    with pytest.raises(UserError, match="causal language models"):
-        compile_model(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), options=options)
-    folder = save(CONFIGS["bert"](), tmp_path)
-    with pytest.raises(UserError, match="is none"):
-        compile_model(folder, options=options)
