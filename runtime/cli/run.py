@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(name="run")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; once for each.")
-@click.option("--text", "texts", multiple=True, help="A text for a sentence encoder; may be given several times.")
+@click.option("--text", "texts", multiple=True, help="A text for a model that embeds texts; may be given several times.")
 @click.option("--prompt", metavar="TEXT", help="A prompt for a language model, whose text streams; - reads it from standard input.")
 @click.option(
     "--output", "outputs", multiple=True, metavar="DIR|NAME=FILE.npy", help="Where to save outputs: all into a folder, or one by one."
@@ -53,9 +53,12 @@ def command(
         generate(artifact, prompt, params)
         return
     only_with_prompt(params)
+    from llmos.runtime.engine.model import embedding_entry
     from llmos.runtime.program import load
 
     program = load(artifact)
+    if texts and not entry:
+        entry = embedding_entry(program.manifest) or ""
     called = program[entry] if entry else program.default
     targets = _targets(outputs, [spec.name for spec in _shown(called)])
     if texts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llmos.runtime.artifact.dtypes import DTYPES
-from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
+from llmos.runtime.artifact.manifest import Manifest, RowSpec, TensorSpec
 from llmos.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,6 +141,21 @@ class ProgramModel:
             self._program.check_integrity()
         finally:
             self._program.close()
+
+
+def embedding_entry(manifest: Manifest) -> str | None:
+    """Return the name of the entry that embeds texts; None where there is none."""
+    names = [entry.name for entry in manifest.entries]
+    return next((name for name in names if manifest.metadata_of(name).get("task") == SENTENCE_EMBEDDING), None)
+
+
+def embedding_model(program: Program, name: str | None = None) -> ProgramModel | None:
+    """Return the entry of a program that embeds texts, beside one that generates or alone; None where there is none.
+
+    It is the program's, and ends with it: `close` is for who loaded the program.
+    """
+    entry = embedding_entry(program.manifest)
+    return None if entry is None else ProgramModel(program, name=name, entry=entry)
 
 
 def load_model(path: Path, name: str | None = None, entry: str = "") -> ProgramModel:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from llmos.runtime.engine.errors import ClosedError
 from llmos.runtime.engine.generate import GenerationOptions, ProgramStepModel, StepModel
+from llmos.runtime.engine.model import Model, embedding_model
 from llmos.runtime.errors import InputError
 from llmos.runtime.llm.compiled import artifact_of
+from llmos.runtime.llm.embedder import Embedder
 from llmos.runtime.llm.engine import Messages, Prompt, TextEngine
 from llmos.runtime.llm.request import Completion, TextDelta, TextEnd, TextRequest
 
@@ -22,6 +28,7 @@ class LLMOS:
             print(model.generate_text(prompt="Once upon a time", max_tokens=64, temperature=0.7))
             for piece in model.stream_chat([{"role": "user", "content": "What is the capital of France?"}]):
                 print(piece, end="", flush=True)
+            vectors = model.embed(["a text", "another"])     # where it was compiled with --embeddings
 
     model_path: an artifact, or a model directory, which is compiled once and kept (`compiled.py`). compile_options: of `llmos compile`, for
     a directory, such as ("--quant", "w8a8"). options: limits of a step, memory of the cache, and so on.
@@ -41,17 +48,34 @@ class LLMOS:
         def asset(name: str) -> bytes | None:
             return program.artifact.asset(name) if f"assets/{name}" in assets else None
 
-        self._start(ProgramStepModel(program), asset, options)
+        self._start(ProgramStepModel(program), asset, options, lambda: embedding_model(program))
 
     @classmethod
-    def of(cls, model: StepModel, asset: Callable[[str], bytes | None], options: GenerationOptions | None = None) -> LLMOS:
-        """Return one that runs any model; asset: gives its tokenizer.json and what else an artifact holds."""
+    def of(
+        cls,
+        model: StepModel,
+        asset: Callable[[str], bytes | None],
+        options: GenerationOptions | None = None,
+        *,
+        embeddings: Model | None = None,
+    ) -> LLMOS:
+        """Return one that runs any model; asset: gives its tokenizer.json and what else an artifact holds; embeddings: embeds texts."""
         made = cls.__new__(cls)
-        made._start(model, asset, options)
+        made._start(model, asset, options, lambda: embeddings)
         return made
 
-    def _start(self, model: StepModel, asset: Callable[[str], bytes | None], options: GenerationOptions | None) -> None:
+    def _start(
+        self,
+        model: StepModel,
+        asset: Callable[[str], bytes | None],
+        options: GenerationOptions | None,
+        embeddings: Callable[[], Model | None],
+    ) -> None:
         self.engine = TextEngine(model, asset, options)
+        self._embeddings = embeddings
+        self._embedder: Embedder | None = None  # made when it is first used
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def __enter__(self) -> LLMOS:
         return self
@@ -60,8 +84,12 @@ class LLMOS:
         self.close()
 
     def close(self) -> None:
-        """End all requests, and the thread that runs them."""
+        """End all requests, and the threads that run them."""
         self.engine.close()
+        with self._lock:
+            self._is_closed = True
+            if self._embedder is not None:
+                self._embedder.close()
 
     # Whole results.
 
@@ -77,6 +105,17 @@ class LLMOS:
     def chat(self, messages: Messages, **params: Any) -> str:
         """Return the answer to a chat. messages: [{"role": "user", "content": "Hi"}, ...], made a prompt by the model's chat template."""
         return "".join(self.stream_chat(messages, **params))
+
+    def embed(self, texts: str | Sequence[str], *, principal: str = "", timeout_s: float | None = None) -> np.ndarray[Any, Any]:
+        """Return the embedding of a text, float32 [width], or those of several, [texts, width], by the same weights; see Embedder.embed.
+
+        Raises InputError for a model that was compiled without --embeddings.
+        """
+        return self._embedding().embed(texts, principal=principal, timeout_s=timeout_s)
+
+    async def aembed(self, texts: str | Sequence[str], *, principal: str = "", timeout_s: float | None = None) -> np.ndarray[Any, Any]:
+        """As `embed`."""
+        return await asyncio.to_thread(self.embed, texts, principal=principal, timeout_s=timeout_s)
 
     async def agenerate(self, prompt: Prompt, **params: Any) -> list[Completion]:
         """As `generate`."""
@@ -141,6 +180,17 @@ class LLMOS:
         """
         found = self.engine.params(params)
         return self.engine.submit_chat(messages, found, principal=principal, timeout_s=timeout_s, tools=tools, variables=variables)
+
+    def _embedding(self) -> Embedder:
+        with self._lock:
+            if self._is_closed:
+                raise ClosedError("the model is closed")
+            if self._embedder is None:
+                model = self._embeddings()
+                if model is None:
+                    raise InputError(f"'{self.engine.name}' has no embeddings: compile it with --embeddings last or mean")
+                self._embedder = Embedder(model)
+            return self._embedder
 
 
 def _single(params: dict[str, Any]) -> dict[str, Any]:
