@@ -20,15 +20,15 @@ _name_of = ctypes.PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", ctypes.p
 
 
 class Exported:
-    """An input whose DLTensor is made once, for many calls: a contiguous, writable numpy array of native byte order.
+    """An input whose DLTensor is made once, for many calls: a contiguous, writable numpy array of native byte order, or a device's array.
 
     Exporting takes microseconds an input, which a call of many small ones would pay each time. Raises InputError for another array.
     """
 
     __slots__ = ("address", "array", "capsule")
 
-    def __init__(self, name: str, array: np.ndarray) -> None:
-        if not array.flags.c_contiguous:
+    def __init__(self, name: str, array: Any) -> None:
+        if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
             raise _not_updated(name, "contiguous")
         self.array = array
         self.capsule, self.address = export_updated(name, array)

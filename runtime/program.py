@@ -44,11 +44,12 @@ def load(
     """
     artifact = Artifact.open(path, sealed=sealed)
     artifact.require_trust()
+    chosen: Device = device or CpuDevice()
     try:
-        module = (device or CpuDevice()).load(artifact, target)
+        module = chosen.load(artifact, target)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
-    return Program(artifact, module, POISON_ARENA if poison_arena else 0)
+    return Program(artifact, module, chosen, POISON_ARENA if poison_arena else 0)
 
 
 class Program:
@@ -60,8 +61,9 @@ class Program:
     A stateful model has one state for each Program; its calls are serialized, and `reset_state()` restores the initial state.
     """
 
-    def __init__(self, artifact: Artifact, module: Module, flags: int) -> None:
+    def __init__(self, artifact: Artifact, module: Module, device: Device, flags: int) -> None:
         self._artifact = artifact
+        self.device = device
         self.target = module.target
         specs = artifact.manifest.entries
         self.entries: Mapping[str, Entry] = MappingProxyType(

@@ -19,13 +19,14 @@ Runner = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 OPSET = 18
 
 
-def load_llmos(artifact: Path, num_threads: int) -> Runner:
+def load_llmos(artifact: Path, num_threads: int, device: str = "cpu") -> Runner:
     """Our own: `artifact` is the compiled file."""
+    from llmos.runtime.device.select import open_device
     from llmos.runtime.native.binding import set_num_threads
     from llmos.runtime.program import load
 
     set_num_threads(num_threads)
-    program = load(artifact)
+    program = load(artifact, device=open_device(device))
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         outputs = program(*inputs)

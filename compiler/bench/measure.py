@@ -23,12 +23,12 @@ _PAUSE_S = 0.25
 
 
 class Engine:
-    """The process of one peer. Raises UserError where the peer can't load or run the model."""
+    """The process of one peer. device: of llmos; others run on the CPU. Raises UserError where the peer can't load or run the model."""
 
-    def __init__(self, peer: str, source: Path, num_threads: int, folder: Path) -> None:
+    def __init__(self, peer: str, source: Path, num_threads: int, folder: Path, device: str = "cpu") -> None:
         self.peer = peer
         self._outputs = folder / f"{peer}.npz"
-        command = [sys.executable, "-m", "llmos.compiler.bench.worker", peer, str(source), str(num_threads)]
+        command = [sys.executable, "-m", "llmos.compiler.bench.worker", peer, str(source), str(num_threads), device]
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
         # What libraries say while they load is of use only when they fail.
         self._log = folder / f"{peer}.log"

@@ -5,6 +5,7 @@ run INPUTS.npz OUTPUTS.npz NUM_RUNS NUM_WARM_UPS   ->  {"seconds": [...]}
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -14,13 +15,15 @@ from typing import TextIO
 
 import numpy as np
 
+from llmos.compiler.bench.engines import load_llmos
 from llmos.compiler.bench.peers import PEERS, Runner
 
 
-def main(peer: str, source: str, num_threads: int) -> None:
+def main(peer: str, source: str, num_threads: int, device: str) -> None:
     answers = _own_stdout()
     try:
-        runner = PEERS[peer](Path(source), num_threads)
+        load = functools.partial(load_llmos, device=device) if peer == "llmos" else PEERS[peer]
+        runner = load(Path(source), num_threads)
     except Exception as error:
         _answer(answers, {"error": _line(error)})
         return
@@ -65,4 +68,4 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

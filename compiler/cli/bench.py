@@ -23,6 +23,8 @@ from llmos.compiler.driver import compile_to_file
 from llmos.compiler.support.progress import progress_for_terminal
 from llmos.runtime.artifact.manifest import Manifest
 from llmos.runtime.artifact.reader import Artifact
+from llmos.runtime.cli.generate import device_option
+from llmos.runtime.device.select import open_device
 from llmos.runtime.errors import UserError
 
 _COLUMNS = ("size", "engine", "median ms", "p95", "p99", "speedup", "GFLOP/s", "of peak", "max error")
@@ -40,10 +42,11 @@ _COLUMNS = ("size", "engine", "median ms", "p95", "p99", "speedup", "GFLOP/s", "
 @click.option("--runs", default=30, show_default=True, help="Runs of each engine at each size, 20 or more.")
 @click.option("--peak/--no-peak", default=True, help="Measure the machine's peak and print percentages of it.")
 @click.option("--profile", is_flag=True, help="Where the time goes: each dispatch, beside what this machine can do at most.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
     model: Path, against: str, source: Path | None, shapes: Sequence[str], files: Sequence[str],
-    threads: int, runs: int, peak: bool, profile: bool, as_json: bool,
+    threads: int, runs: int, peak: bool, profile: bool, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL, an artifact or something to compile, against other engines in one run on this machine.
 
@@ -53,18 +56,20 @@ def command(
     num_threads = threads or len(os.sched_getaffinity(0))
     if runs < 20:
         raise UserError(f"--runs {runs}: percentiles need 20 or more")
+    if profile and device != "cpu":
+        raise UserError("--profile compares with what this machine's processor can do: it doesn't go together with --device")
     with tempfile.TemporaryDirectory(prefix="llmos-bench-") as name:
         folder = Path(name)
-        artifact = _artifact(model, folder)
+        artifact = _artifact(model, folder, device)
         origin = source or (None if model.suffix == ".llmos" else model)
         if peers and origin is None:
             raise UserError("the other engines need what the artifact was compiled from: give it with --source, or --against ''")
         manifest = Artifact.open(artifact).manifest
         sizes = [parse_shape(text, manifest) for text in shapes or ("",)]
         inputs = [make_inputs(manifest.entries[0], size, parse_files(files)) for size in sizes]
-        limits = measure_limits(num_threads) if peak or profile else None
+        limits = measure_limits(num_threads) if device == "cpu" and (peak or profile) else None
         with contextlib.ExitStack() as stack:
-            engines = [stack.enter_context(Engine("llmos", artifact, num_threads, folder))]
+            engines = [stack.enter_context(Engine("llmos", artifact, num_threads, folder, device))]
             engines += [stack.enter_context(Engine(peer, origin, num_threads, folder)) for peer in peers if origin]
             records = [
                 record
@@ -87,13 +92,13 @@ def _peers(against: str) -> list[str]:
     return peers
 
 
-def _artifact(model: Path, folder: Path) -> Path:
+def _artifact(model: Path, folder: Path, device: str) -> Path:
     if not model.exists():
         raise UserError(f"no such file or directory: {model}")
     if model.suffix == ".llmos":
         return model
     out = folder / "model.llmos"
-    compile_to_file(model, out, CompileOptions(target="native"), progress_for_terminal())
+    compile_to_file(model, out, CompileOptions(target=open_device(device).target), progress_for_terminal())
     return out
 
 

@@ -114,7 +114,8 @@ def _behind(body: Sequence[ir.Operation], values: set[Value]) -> list[ir.Operati
 
 def _before(body: Sequence[ir.Operation], values: Sequence[Value]) -> list[ir.Operation]:
     """The ops that some values depend on, in order."""
-    needed, found = set(values), []
+    needed: set[Value] = set(values)
+    found: list[ir.Operation] = []
     for op in reversed(body):
         if any(result in needed for result in op.results):
             needed.update(op.operands)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmos.runtime.cli.generate import given, load_language_model, sampling_options, show
+from llmos.runtime.cli.generate import device_option, given, load_language_model, sampling_options, show
 from llmos.runtime.errors import LlmosError
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ _HELP = "an empty line or Ctrl-D ends, /new forgets what was said, Ctrl-C stops 
 @click.command(name="chat")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--system", default="", metavar="TEXT", help="What the model is told first.")
+@device_option
 @sampling_options
-def command(model: Path, system: str, **options: Any) -> None:
+def command(model: Path, system: str, device: str, **options: Any) -> None:
     """Talk with MODEL, an artifact of a chat model or its directory. Lines come from the terminal, or from a pipe."""
-    with load_language_model(model) as loaded:
+    with load_language_model(model, device) as loaded:
         talk(loaded, system, given(options))
 
 

@@ -38,25 +38,31 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
+def device_option(command: Command) -> Command:
+    """Give a command the option --device."""
+    option = click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Where it runs: cpu, cuda or cuda:N, a GPU.")
+    return option(command)
+
+
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that were given."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
-def load_language_model(path: Path) -> LLMOS:
+def load_language_model(path: Path, device: str) -> LLMOS:
     """Load a model to generate with; a directory is compiled first, which takes a while."""
     from llmos.runtime.llm import LLMOS
 
     if path.is_dir():
         click.echo(f"compiling {path}, unless that was done before", err=True)
-    return LLMOS(path)
+    return LLMOS(path, device=device)
 
 
-def generate(path: Path, prompt: str, params: Mapping[str, Any]) -> None:
+def generate(path: Path, prompt: str, params: Mapping[str, Any], device: str) -> None:
     """Print the text that follows a prompt as it comes, and at last the speed on stderr."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    with load_language_model(path) as model:
+    with load_language_model(path, device) as model:
         show(model.submit(prompt, **params))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmos.runtime.cli.generate import generate, given, only_with_prompt, sampling_options
+from llmos.runtime.cli.generate import device_option, generate, given, only_with_prompt, sampling_options
 from llmos.runtime.cli.tables import table
 from llmos.runtime.errors import UserError
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     "--output", "outputs", multiple=True, metavar="DIR|NAME=FILE.npy", help="Where to save outputs: all into a folder, or one by one."
 )
 @click.option("--entry", default="", help="Entry to call; default main, or the first.")
+@device_option
 @sampling_options
 def command(
     artifact: Path,
@@ -38,6 +39,7 @@ def command(
     prompt: str | None,
     outputs: tuple[str, ...],
     entry: str,
+    device: str,
     **sampling: Any,
 ) -> None:
     """Run ARTIFACT once and show its outputs; with no inputs, say what it takes.
@@ -50,13 +52,14 @@ def command(
     if prompt is not None:
         if outputs or entry:
             raise UserError("--prompt doesn't go together with --output or --entry")
-        generate(artifact, prompt, params)
+        generate(artifact, prompt, params, device)
         return
     only_with_prompt(params)
+    from llmos.runtime.device.select import open_device
     from llmos.runtime.engine.model import embedding_entry
     from llmos.runtime.program import load
 
-    program = load(artifact)
+    program = load(artifact, device=open_device(device))
     if texts and not entry:
         entry = embedding_entry(program.manifest) or ""
     called = program[entry] if entry else program.default

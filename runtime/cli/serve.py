@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llmos.runtime.cli.generate import device_option
 from llmos.runtime.cli.numbers import FiniteRange
 from llmos.runtime.errors import UserError
 
@@ -127,6 +128,7 @@ _of_models = partial(click.option, multiple=True, show_default=True)  # what hol
     "--tool-parser", default="", metavar="FORMAT", help="How models call tools: hermes, llama3 or mistral; default as their templates."
 )
 @click.option("--entry", default="", help="Entry of each artifact to serve; default main, or the first.")
+@device_option
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="One JSON line per request on stdout.")
 def command(
     artifacts: tuple[str, ...],
@@ -173,6 +175,7 @@ def command(
     tls_key: str,
     tool_parser: str,
     entry: str,
+    device: str,
     access_log: bool,
 ) -> int:
     """Serve artifacts over HTTP: the Open Inference Protocol v2, and OpenAI's embeddings, completions and chat completions.
@@ -225,7 +228,7 @@ def command(
     if not artifacts and model_repository is None:
         raise UserError("Missing argument 'ARTIFACT...', or --model-repository")
     paths = [_parse_artifact(artifact) for artifact in artifacts]
-    load = _loader(entry, resource_policy)
+    load = _loader(entry, device, resource_policy)
     models = [load(path, name) for name, path in paths]
     listed = {model.name: path for model, (_, path) in zip(models, paths, strict=True)}
     repository = _repository(listed, model_repository, version_policy, model_control, resource_policy, load_model)
@@ -267,7 +270,7 @@ def _repository(
     )
 
 
-def _loader(entry: str, resources: tuple[str, ...]) -> Callable[[Path, str | None], AnyModel]:
+def _loader(entry: str, device: str, resources: tuple[str, ...]) -> Callable[[Path, str | None], AnyModel]:
     """Return what loads an artifact as a model, by default of its own name, in a process of its own where the resource policy says so."""
     from llmos.runtime.artifact.reader import Artifact
     from llmos.runtime.server.core.isolated import load_isolated
@@ -278,9 +281,9 @@ def _loader(entry: str, resources: tuple[str, ...]) -> Callable[[Path, str | Non
 
     def load(path: Path, name: str | None) -> AnyModel:
         if ISOLATED not in (common, *named.values()):
-            return load_served(path, name, entry)
+            return load_served(path, name, entry, device=device)
         known = name or Artifact.open(path).manifest.name
-        return (load_isolated if named.get(known, common) == ISOLATED else load_served)(path, name, entry)
+        return (load_isolated if named.get(known, common) == ISOLATED else load_served)(path, name, entry, device=device)
 
     return load
 

@@ -42,6 +42,14 @@ class Buffer(Protocol):
     def address(self) -> int: ...
 
 
+class DeviceArray(Protocol):
+    """A dense, row-major array in a device's memory, which a call takes where it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __dlpack__(self) -> Any: ...
+
+
 class Module(Protocol):
     """An artifact's code, loaded on a device.
 
@@ -66,6 +74,10 @@ class Device(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def target(self) -> str:
+        """Return what `llmos compile --target` makes the best code for it with."""
+
     def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
         """Return one verdict for each code variant, best first; at most one is chosen."""
 
@@ -75,14 +87,23 @@ class Device(Protocol):
     def allocate(self, num_bytes: int) -> Buffer:
         """Allocate uninitialized memory. Raises ExecutionError if there is not enough."""
 
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Return an array of zeros in its memory. dtype: as a manifest names it. Raises ExecutionError if there is not enough."""
+
+    def free_bytes(self) -> int:
+        """Return the bytes of its memory that can still be used."""
+
     def copy(self, target: Buffer, source: Buffer) -> None:
         """Copy all of `source` to the start of `target`. Raises InputError if it doesn't fit."""
 
     def synchronize(self) -> None: ...
 
 
-def choose(name: str, verdicts: tuple[Verdict, ...], machine: str, target: str | None = None) -> int:
-    """Return the index of the variant to load: the chosen one, or the one named `target`. Raises ArtifactError if there is none."""
+def choose(name: str, verdicts: tuple[Verdict, ...], machine: str, target: str | None = None, wanted: str = "native here") -> int:
+    """Return the index of the variant to load: the chosen one, or the one named `target`. Raises ArtifactError if there is none.
+
+    wanted: what the artifact is to be compiled for then, after --target.
+    """
     for index, verdict in enumerate(verdicts):
         if verdict.chosen if target is None else verdict.code.target == target and not verdict.missing:
             return index
@@ -91,4 +112,4 @@ def choose(name: str, verdicts: tuple[Verdict, ...], machine: str, target: str |
     reasons = "; ".join(f"{verdict.code.target} {verdict.reason}" for verdict in verdicts if target in (None, verdict.code.target))
     if not reasons:
         raise ArtifactError(f"{name}: there is no variant {target!r}, only {', '.join(verdict.code.target for verdict in verdicts)}")
-    raise ArtifactError(f"{name}: no code for this machine ({machine}): {reasons}; compile it with --target native here")
+    raise ArtifactError(f"{name}: no code for this machine ({machine}): {reasons}; compile it with --target {wanted}")

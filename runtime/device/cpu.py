@@ -6,9 +6,13 @@ import ctypes
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.reader import Artifact
 from llmos.runtime.device import base
 from llmos.runtime.device.base import Buffer, Verdict
+from llmos.runtime.device.host_memory import available_bytes
 from llmos.runtime.errors import ExecutionError, InputError, LlmosError
 from llmos.runtime.native.abi import ALIGNMENT
 from llmos.runtime.native.binding import Handle, core, num_threads
@@ -76,6 +80,7 @@ class CpuDevice:
     """See device.base.Device. All operations are synchronous."""
 
     name = "cpu"
+    target = "native"
 
     def judge(self, artifact: Artifact) -> tuple[Verdict, ...]:
         return judge(artifact)
@@ -86,6 +91,12 @@ class CpuDevice:
 
     def allocate(self, num_bytes: int) -> CpuBuffer:
         return CpuBuffer(num_bytes)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, DTYPES[dtype].storage)
+
+    def free_bytes(self) -> int:
+        return available_bytes()
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         require_room(target, source)

@@ -9,6 +9,8 @@ from ctypes import c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import EntrySpec, Manifest
 from llmos.runtime.artifact.reader import Artifact
@@ -16,6 +18,7 @@ from llmos.runtime.artifact.sizes import evaluate
 from llmos.runtime.device import base
 from llmos.runtime.device.base import Buffer, Verdict
 from llmos.runtime.device.cpu import CpuBuffer, require_room
+from llmos.runtime.device.host_memory import available_bytes
 from llmos.runtime.errors import InputError, LlmosError
 from llmos.runtime.native.abi import ERROR_INPUT, OK, TENSOR_DATA, TENSOR_NDIM, TENSOR_SHAPE
 
@@ -28,6 +31,7 @@ class NullDevice:
     """
 
     name = "null"
+    target = "native"
 
     def __init__(self) -> None:
         self.runs: Counter[str] = Counter()
@@ -46,6 +50,12 @@ class NullDevice:
         self.num_allocations += 1
         self.allocated_bytes += num_bytes
         return CpuBuffer(num_bytes)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.zeros(shape, DTYPES[dtype].storage)
+
+    def free_bytes(self) -> int:
+        return available_bytes()
 
     def copy(self, target: Buffer, source: Buffer) -> None:
         require_room(target, source)

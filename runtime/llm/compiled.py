@@ -20,6 +20,11 @@ _LOG = logging.getLogger("llmos")
 _SOURCES = (".gguf",)  # files that are compiled; others are artifacts
 
 
+def must_compile(path: Path) -> bool:
+    """Return whether a path is that of a model's source, not of an artifact."""
+    return path.is_dir() or path.suffix in _SOURCES
+
+
 def artifact_of(path: Path, options: Sequence[str] = ()) -> Path:
     """Return the artifact of a model: an artifact itself, or what `llmos compile` makes of a directory, once.
 
@@ -28,7 +33,7 @@ def artifact_of(path: Path, options: Sequence[str] = ()) -> Path:
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or directory")
-    if not path.is_dir() and path.suffix not in _SOURCES:
+    if not must_compile(path):
         if options:
             raise UserError(f"{path}: it is compiled already, so it takes no options of the compiler ({' '.join(options)})")
         return path

@@ -15,7 +15,7 @@ from llmos.runtime.engine.errors import ClosedError
 from llmos.runtime.engine.generate import GenerationOptions, ProgramStepModel, StepModel
 from llmos.runtime.engine.model import Model, embedding_model
 from llmos.runtime.errors import InputError
-from llmos.runtime.llm.compiled import artifact_of
+from llmos.runtime.llm.compiled import artifact_of, must_compile
 from llmos.runtime.llm.embedder import Embedder
 from llmos.runtime.llm.engine import Messages, Prompt, TextEngine
 from llmos.runtime.llm.request import Completion, TextDelta, TextEnd, TextRequest
@@ -31,18 +31,28 @@ class LLMOS:
             vectors = model.embed(["a text", "another"])     # where it was compiled with --embeddings
 
     model_path: an artifact, or a model directory, which is compiled once and kept (`compiled.py`). compile_options: of `llmos compile`, for
-    a directory, such as ("--quant", "w8a8"). options: limits of a step, memory of the cache, and so on.
+    a directory, such as ("--quant", "w8a8"). options: limits of a step, memory of the cache, and so on. device: "cpu", "cuda" or "cuda:N",
+    an NVIDIA GPU by its index.
 
     Parameters of a generation are those of SamplingParams, by name; what is not given is as the model's authors recommend. Methods raise
     InputError, before anything runs, if one of them, the prompt or a message is wrong. Those that begin with "a" are for an event loop.
     """
 
     def __init__(
-        self, model_path: str | os.PathLike[str], *, compile_options: Sequence[str] = (), options: GenerationOptions | None = None
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        compile_options: Sequence[str] = (),
+        options: GenerationOptions | None = None,
+        device: str = "cpu",
     ) -> None:
+        from llmos.runtime.device.select import open_device
         from llmos.runtime.program import load
 
-        program = load(artifact_of(Path(model_path), compile_options))
+        path, chosen = Path(model_path), open_device(device)
+        if device != "cpu" and must_compile(path) and "--target" not in compile_options:
+            compile_options = (*compile_options, "--target", chosen.target)
+        program = load(artifact_of(path, compile_options), device=chosen)
         assets = program.manifest.assets
 
         def asset(name: str) -> bytes | None:

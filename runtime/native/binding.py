@@ -86,6 +86,8 @@ class Core:
         self._gpu_allocate = _function(library, "llmos_gpu_allocate", c_int32, c_void_p, c_int64, c_void_p)
         self._gpu_release = _function(library, "llmos_gpu_release", None, c_void_p, c_void_p)
         self._gpu_copy = _function(library, "llmos_gpu_copy", c_int32, c_void_p, c_void_p, c_void_p, c_int64)
+        self._gpu_clear = _function(library, "llmos_gpu_clear", c_int32, c_void_p, c_void_p, c_int64)
+        self._gpu_free_bytes = _function(library, "llmos_gpu_free_bytes", c_int32, c_void_p, c_void_p)
         self._gpu_synchronize = _function(library, "llmos_gpu_synchronize", c_int32, c_void_p)
         self._program_check = _function(library, "llmos_program_check", c_int32, c_void_p)
         self._program_close = _function(library, "llmos_program_close", None, c_void_p)
@@ -163,6 +165,15 @@ class Core:
 
     def gpu_copy(self, gpu: Handle, target: int, source: int, num_bytes: int) -> None:
         self.check(self._gpu_copy(gpu.value, target, source, num_bytes))
+
+    def gpu_clear(self, gpu: Handle, memory: int, num_bytes: int) -> None:
+        self.check(self._gpu_clear(gpu.value, memory, num_bytes))
+
+    def gpu_free_bytes(self, gpu: Handle) -> int:
+        """Return the bytes of a GPU's memory that nothing uses yet."""
+        found = c_int64()
+        self.check(self._gpu_free_bytes(gpu.value, ctypes.byref(found)))
+        return found.value
 
     def gpu_synchronize(self, gpu: Handle) -> None:
         self.check(self._gpu_synchronize(gpu.value))

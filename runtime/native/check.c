@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-enum { CPU = 1, UINT = 1, BFLOAT = 4 };
+enum { CPU = 1, CUDA = 2, UINT = 1, BFLOAT = 4 };
 
 static void append(char text[256], const char* piece) {
   size_t used = strlen(text);
@@ -40,11 +40,18 @@ static bool is_dense(const DLTensor* tensor) {
   return true;
 }
 
-/* Dtype, rank and device: what must hold before the sizes can be looked at. */
-static int32_t check_kind(const char* role, const llmos_tensor_spec* want, const DLTensor* have) {
+static int32_t check_place(const char* role, const llmos_tensor_spec* want, const DLTensor* have, int32_t gpu) {
+  if (have->device.device_type == CPU || (have->device.device_type == CUDA && have->device.device_id == gpu)) return LLMOS_OK;
+  if (gpu < 0) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is not in CPU memory; move it there first", role, want->info.name);
+  return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is neither in CPU memory nor on GPU %d; move it first", role, want->info.name, gpu);
+}
+
+/* Dtype, rank and device: what must hold before the sizes can be looked at. gpu: whose memory is taken too, or -1. */
+static int32_t check_kind(const char* role, const llmos_tensor_spec* want, const DLTensor* have, int32_t gpu) {
   char expected[256], got[256], name[2][32];
   if (!have) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is NULL", role, want->info.name);
-  if (have->device.device_type != CPU) return fail(LLMOS_ERROR_INPUT, "%s \"%s\": it is not in CPU memory; move it there first", role, want->info.name);
+  int32_t code = check_place(role, want, have, gpu);
+  if (code) return code;
   if (!same_dtype(want->info.dtype, have->dtype)) {
     return fail(LLMOS_ERROR_INPUT, "%s \"%s\": expected dtype %s, got %s", role, want->info.name, dtype_name(want->info.dtype, name[0]),
                 dtype_name(have->dtype, name[1]));
@@ -86,6 +93,7 @@ typedef struct {
   const llmos_entry_spec* entry;
   const DLTensor* const* inputs;
   int64_t* symbols;                /* -1: not bound yet */
+  int32_t gpu;
   int16_t bound_by[MAX_SYMBOLS];   /* the input that gave a symbol its size, for messages */
 } llmos_binding;
 
@@ -110,7 +118,7 @@ static int32_t bind_symbol(llmos_binding* in, int32_t input, int32_t d) {
 static int32_t bind_input(llmos_binding* in, int32_t input) {
   const llmos_tensor_spec* want = in->entry->inputs + input;
   const DLTensor* have = in->inputs[input];
-  int32_t code = check_kind("input", want, have);
+  int32_t code = check_kind("input", want, have, in->gpu);
   for (int32_t d = 0; d < want->info.ndim && !code; ++d) {
     if (want->dims[d].symbol >= 0) {
       code = bind_symbol(in, input, d);
@@ -136,8 +144,8 @@ static int32_t check_expressions(const llmos_binding* in, int32_t input) {
 }
 
 int32_t check_inputs(const llmos_manifest* manifest, const llmos_entry_spec* entry, const DLTensor* const* inputs, int32_t num_inputs,
-                     int64_t* symbols) {
-  llmos_binding in = {.manifest = manifest, .entry = entry, .inputs = inputs, .symbols = symbols};
+                     int32_t gpu, int64_t* symbols) {
+  llmos_binding in = {.manifest = manifest, .entry = entry, .inputs = inputs, .symbols = symbols, .gpu = gpu};
   int32_t code = LLMOS_OK;
   if (num_inputs != entry->num_inputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d inputs, got %d", entry->name, entry->num_inputs, num_inputs);
@@ -190,14 +198,14 @@ int32_t check_dims(const llmos_entry_spec* entry, const int64_t* dims) {
   return LLMOS_OK;
 }
 
-int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims) {
+int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, int32_t gpu, const int64_t* dims) {
   char expected[256], got[256];
   if (num_outputs != entry->num_outputs) {
     return fail(LLMOS_ERROR_INPUT, "entry \"%s\": expected %d outputs, got %d", entry->name, entry->num_outputs, num_outputs);
   }
   for (int32_t i = 0; i < num_outputs; dims += entry->outputs[i].info.ndim, ++i) {
     const llmos_tensor_spec* want = entry->outputs + i;
-    int32_t code = check_kind("output", want, outputs[i]);
+    int32_t code = check_kind("output", want, outputs[i], gpu);
     if (!code && want->info.ndim && memcmp(outputs[i]->shape, dims, (size_t)want->info.ndim * sizeof *dims) != 0) {
       return fail(LLMOS_ERROR_INPUT, "output \"%s\": expected shape %s, got %s", want->info.name, shape_text(dims, NULL, want->info.ndim, expected),
                   shape_text(outputs[i]->shape, NULL, want->info.ndim, got));

@@ -155,6 +155,7 @@ extern llmos_device cpu_device;
 typedef struct llmos_gpu_code llmos_gpu_code; /* kernels and weights of a program */
 typedef struct llmos_gpu_call llmos_gpu_call; /* stream and memory of a call */
 typedef void (*llmos_gpu_launched)(void* told, int32_t dispatch, int64_t num_blocks, int64_t begin_ns);
+int32_t gpu_index(const llmos_gpu* gpu); /* -1 for NULL */
 bool gpu_runs(const llmos_gpu* gpu, const char* chip);
 int32_t gpu_code_load(llmos_gpu* gpu, const void* cubin, const void* ptx, const char* names, llmos_gpu_code** result); /* free it in any case */
 int32_t gpu_code_weights(llmos_gpu_code* code, const uint8_t* data, uint64_t num_bytes, const void** base);
@@ -166,6 +167,8 @@ void* gpu_call_stream(llmos_gpu_call* call);
 int32_t gpu_call_begin(llmos_gpu_call* call, llmos_gpu_launched launched, void* told); /* launched: NULL, or told of each when it is done */
 void* gpu_call_allocate(llmos_gpu_call* call, int64_t num_bytes, bool poison); /* until the end of the call; NULL: out of memory */
 int32_t gpu_call_upload(llmos_gpu_call* call, DLTensor* tensor, size_t num_bytes); /* the tensor's data is the copy then */
+int32_t gpu_call_adopt(llmos_gpu_call* call, DLTensor* tensor, size_t num_bytes); /* one of this GPU: as it lies, or a copy that is aligned */
+int32_t gpu_call_copy(llmos_gpu_call* call, void* target, const void* source, size_t num_bytes); /* on the GPU, done when it returns */
 int32_t gpu_call_download(llmos_gpu_call* call, void* target, const void* source, size_t num_bytes);
 int32_t gpu_call_failure(const llmos_gpu_call* call); /* of the driver since the call began, with its message; LLMOS_OK for none */
 int32_t gpu_call_finish(llmos_gpu_call* call);
@@ -176,10 +179,10 @@ int32_t pool_launch(llmos_kernel kernel, void* const* buffers, const int64_t* di
 int64_t now_ns(void);
 uint32_t set_float_mode(uint32_t mode); /* gives the one before; 0x1F80 is the default */
 
-/* ---- check.c: tensors of a call against their specification ---- */
+/* ---- check.c: tensors of a call against their specification. gpu: the index of one whose memory is taken too, or -1 ---- */
 int32_t check_inputs(const llmos_manifest* manifest, const llmos_entry_spec* entry, const DLTensor* const* inputs, int32_t num_inputs,
-                     int64_t* symbols);
-int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, const int64_t* dims);
+                     int32_t gpu, int64_t* symbols);
+int32_t check_outputs(const llmos_entry_spec* entry, const DLTensor* const* outputs, int32_t num_outputs, int32_t gpu, const int64_t* dims);
 /* Inputs that the entry writes into share memory with no other tensor of the call. */
 int32_t check_updated(const llmos_entry_spec* entry, const DLTensor* const* inputs, const DLTensor* const* outputs);
 int32_t check_dims(const llmos_entry_spec* entry, const int64_t* dims);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { STAGE_BYTES = 4 << 20, LOG_BYTES = 4096 };
+enum { STAGE_BYTES = 4 << 20, LOG_BYTES = 4096, ACCESS_BYTES = 16 /* that a thread moves at a time */ };
 
 struct llmos_gpu {
   atomic_int references;
@@ -149,6 +149,8 @@ int32_t llmos_gpu_describe(const llmos_gpu* gpu, llmos_gpu_info* info) {
   return LLMOS_OK;
 }
 
+int32_t gpu_index(const llmos_gpu* gpu) { return gpu ? gpu->index : -1; }
+
 /* "sm_80": this chip or a later one, by PTX. "sm_90a": this one alone. */
 bool gpu_runs(const llmos_gpu* gpu, const char* chip) {
   int number = 0;
@@ -188,6 +190,25 @@ int32_t llmos_gpu_copy(llmos_gpu* gpu, void* target, const void* source, int64_t
   int32_t code = enter(gpu);
   if (code) return code;
   code = check(driver.copy((CUdeviceptr)(uintptr_t)target, (CUdeviceptr)(uintptr_t)source, (size_t)num_bytes, NULL), "a copy failed");
+  leave();
+  return code;
+}
+
+int32_t llmos_gpu_clear(llmos_gpu* gpu, void* memory, int64_t num_bytes) {
+  if (num_bytes <= 0) return LLMOS_OK;
+  int32_t code = enter(gpu);
+  if (code) return code;
+  code = check(driver.set_bytes((CUdeviceptr)(uintptr_t)memory, 0, (size_t)num_bytes, NULL), "its memory can't be set");
+  leave();
+  return code;
+}
+
+int32_t llmos_gpu_free_bytes(llmos_gpu* gpu, int64_t* num_bytes) {
+  size_t unused = 0, all = 0;
+  int32_t code = enter(gpu);
+  if (code) return code;
+  code = check(driver.memory_info(&unused, &all), "its memory can't be measured");
+  *num_bytes = (int64_t)unused;
   leave();
   return code;
 }
@@ -386,6 +407,22 @@ int32_t gpu_call_upload(llmos_gpu_call* self, DLTensor* tensor, size_t num_bytes
   tensor->data = memory;
   tensor->device = self->abi.id;
   return code;
+}
+
+/* Its producer may have written it in the default stream, as DLPack has it where no other stream is named. */
+int32_t gpu_call_adopt(llmos_gpu_call* self, DLTensor* tensor, size_t num_bytes) {
+  int32_t code = check(driver.stream_synchronize(NULL), "what an input is made by failed");
+  if (code || (uintptr_t)tensor->data % ACCESS_BYTES == 0) return code;
+  void* memory = gpu_call_allocate(self, (int64_t)num_bytes, false);
+  if (!memory) return LLMOS_OUT_OF_MEMORY;
+  code = copy(&self->abi, memory, tensor->data, (int64_t)num_bytes, self->stream);
+  tensor->data = memory;
+  return code;
+}
+
+int32_t gpu_call_copy(llmos_gpu_call* self, void* target, const void* source, size_t num_bytes) {
+  int32_t code = copy(&self->abi, target, source, (int64_t)num_bytes, self->stream);
+  return code ? code : synchronize(&self->abi, self->stream);
 }
 
 int32_t gpu_call_download(llmos_gpu_call* self, void* target, const void* source, size_t num_bytes) {

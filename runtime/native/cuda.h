@@ -30,6 +30,7 @@ enum { CU_STREAM_NON_BLOCKING = 1, CU_POOL_RELEASE_THRESHOLD = 4, OLDEST_DRIVER 
   X(device_name, "cuDeviceGetName", (char*, int, CUdevice))                                                                         \
   X(device_attribute, "cuDeviceGetAttribute", (int*, int, CUdevice))                                                                \
   X(device_memory, "cuDeviceTotalMem_v2", (size_t*, CUdevice))                                                                      \
+  X(memory_info, "cuMemGetInfo_v2", (size_t*, size_t*))                                                                             \
   X(device_pool, "cuDeviceGetDefaultMemPool", (CUmemoryPool*, CUdevice))                                                            \
   X(pool_set, "cuMemPoolSetAttribute", (CUmemoryPool, int, void*))                                                                  \
   X(context_retain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                                                             \

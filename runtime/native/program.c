@@ -334,7 +334,7 @@ int32_t llmos_program_shapes(const llmos_program* program, int32_t index, const 
   int64_t symbols[MAX_SYMBOLS];
   const llmos_entry_spec* entry = entry_at(program, index);
   if (!entry) return fail(LLMOS_BAD_ARGUMENTS, "there is no entry %d", index);
-  int32_t code = check_inputs(&program->artifact->manifest, entry, inputs, num_inputs, symbols);
+  int32_t code = check_inputs(&program->artifact->manifest, entry, inputs, num_inputs, gpu_index(program->gpu), symbols);
   const llmos_entry_functions* functions = program->functions + index;
   if (!code && functions->guards) code = check_guards(&program->artifact->manifest, entry, symbols, functions->guards(symbols));
   if (code) return code;
@@ -368,11 +368,20 @@ static size_t bytes_of(const DLTensor* tensor) {
   return bytes;
 }
 
-/* Inputs to the GPU, and memory there for outputs. */
+static bool is_on_gpu(const DLTensor* tensor) { return tensor->device.device_type != 1; }
+
+/* Inputs to the GPU, and memory there for outputs. What is there already stays where it lies. */
 static int32_t move_in(llmos_call* self, const llmos_entry_spec* entry) {
   int32_t code = gpu_call_begin(self->gpu, self->profile ? record_launch : NULL, self);
-  for (int32_t i = 0; i < entry->num_inputs && !code; ++i) code = gpu_call_upload(self->gpu, self->tensors + i, bytes_of(self->tensors + i));
+  for (int32_t i = 0; i < entry->num_inputs && !code; ++i) {
+    DLTensor* tensor = self->tensors + i;
+    code = (is_on_gpu(tensor) ? gpu_call_adopt : gpu_call_upload)(self->gpu, tensor, bytes_of(tensor));
+  }
   for (int32_t i = entry->num_inputs; i < entry->num_inputs + entry->num_outputs && !code; ++i) {
+    if (is_on_gpu(self->tensors + i)) {
+      code = gpu_call_adopt(self->gpu, self->tensors + i, bytes_of(self->tensors + i));
+      continue;
+    }
     self->tensors[i].data = gpu_call_allocate(self->gpu, (int64_t)bytes_of(self->tensors + i), self->poison);
     self->tensors[i].device = self->abi.device->id;
     if (!self->tensors[i].data) code = LLMOS_OUT_OF_MEMORY;
@@ -387,7 +396,8 @@ static int32_t move_out(llmos_call* self, const llmos_entry_spec* entry, const D
     bool is_input = i < entry->num_inputs;
     const DLTensor* target = is_input ? inputs[i] : outputs[i - entry->num_inputs];
     if (is_input && !entry->inputs[i].updated) continue;
-    code = gpu_call_download(self->gpu, (char*)target->data + target->byte_offset, self->tensors[i].data, bytes_of(self->tensors + i));
+    void *place = (char*)target->data + target->byte_offset, *made = self->tensors[i].data;
+    if (place != made) code = (is_on_gpu(target) ? gpu_call_copy : gpu_call_download)(self->gpu, place, made, bytes_of(self->tensors + i));
   }
   return code;
 }
@@ -429,7 +439,7 @@ static int32_t run_call(llmos_call* self, int32_t index, const DLTensor* const* 
                         int32_t num_outputs) {
   const llmos_entry_spec* entry = entry_at(self->program, index);
   int32_t code = llmos_program_shapes(self->program, index, inputs, entry->num_inputs, self->dims);
-  if (!code) code = check_outputs(entry, outputs, num_outputs, self->dims);
+  if (!code) code = check_outputs(entry, outputs, num_outputs, gpu_index(self->program->gpu), self->dims);
   if (!code) code = check_updated(entry, inputs, outputs);
   if (code) return code;
   for (int32_t i = 0; i < entry->num_inputs; ++i) set_argument(self, i, inputs[i]);

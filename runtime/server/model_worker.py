@@ -1,7 +1,7 @@
 """The process of one isolated model: loads an artifact and computes what the server asks for (`core/isolated.py`).
 
-Arguments: the descriptors of a stream to the server and of the artifact, the model's name and the entry. The first message says what the
-model is, or why it can't be loaded. Each request then has one answer, an error included.
+Arguments: the descriptors of a stream to the server and of the artifact, the model's name, the entry and the device. The first message says
+what the model is, or why it can't be loaded. Each request then has one answer, an error included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.engine.generate import StepModel
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import LlmosError
@@ -23,10 +22,10 @@ from llmos.runtime.server.core.language import AnyModel, LanguageModel, load_ser
 from llmos.runtime.server.core.wire import receive, send
 
 
-def main(stream: socket.socket, path: Path, name: str, entry: str) -> None:
+def main(stream: socket.socket, path: Path, name: str, entry: str, device: str) -> None:
     """Serve until the server ends."""
     try:
-        model = load_served(path, name or None, entry, sealed=False)
+        model = load_served(path, name or None, entry, device=device, sealed=False)
         send(stream, _description(model))
     except LlmosError as error:
         send(stream, _error(error))
@@ -60,12 +59,12 @@ class _StepRunner:
     def __init__(self, step: StepModel) -> None:
         self._step = step
         self._caches: list[Array] = []
+        self._num_blocks = 0
 
     def __call__(self, arrays: list[Array], num_blocks: int) -> Array:
-        if not self._caches or len(self._caches[0]) != num_blocks:
-            spec = self._step.spec
-            dtype = np.dtype(DTYPES[spec.kv_dtype].storage)
-            self._caches = [np.zeros((num_blocks, *cache.block_shape), dtype) for cache in spec.caches]
+        if self._num_blocks != num_blocks:
+            self._caches = self._step.new_caches(num_blocks)
+            self._num_blocks = num_blocks
         return self._step([*arrays, *self._caches])
 
 
@@ -88,6 +87,6 @@ def _error(error: LlmosError) -> dict[str, Any]:
 if __name__ == "__main__":
     _stream = socket.socket(fileno=int(sys.argv[1]))
     try:
-        main(_stream, Path(f"/proc/self/fd/{sys.argv[2]}"), sys.argv[3], sys.argv[4])
+        main(_stream, Path(f"/proc/self/fd/{sys.argv[2]}"), *sys.argv[3:6])
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the server has ended

@@ -61,7 +61,7 @@ def driver() -> ctypes.CDLL:
     subprocess.run([*command, str(source), "-o", str(library), "-lpthread", "-ldl"], check=True)
     loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     loaded.fake_cuda_log.restype = ctypes.c_char_p
-    for count in (loaded.fake_cuda_live, loaded.fake_cuda_all_live):
+    for count in (loaded.fake_cuda_live, loaded.fake_cuda_all_live, loaded.fake_cuda_allocated):
         count.restype = ctypes.c_int64
     loaded.fake_cuda_machine.argtypes = [ctypes.c_int] * 4 + [ctypes.c_size_t]
     return loaded
@@ -91,7 +91,7 @@ def compiled(model: Any, inputs: Sequence[torch.Tensor], dynamic_shapes: Any = N
     install(text.split(BETWEEN)[0])
     record = planned.record.with_code([target], lower_each([(text, target)], chosen, backend, after="ll"))
     path = folder() / f"model{next(_COUNT)}.llmos"
-    write_artifact(path, contents(Sidecar("test", imported.weights), record, backend))
+    write_artifact(path, contents(Sidecar("test", imported.weights, imported.metadata, imported.assets), record, backend))
     return path
 
 

@@ -37,6 +37,7 @@ void fake_cuda_reset(void) {
 const char* fake_cuda_log(void) { return call_log; }
 int64_t fake_cuda_live(void) { return live.memory; }
 int64_t fake_cuda_all_live(void) { return live.memory + live.pinned + live.streams + live.modules + live.contexts; }
+int64_t fake_cuda_allocated(void) { return (int64_t)allocated; } /* bytes */
 int fake_cuda_num_calls(void) { return num_calls; } /* since the last reset */
 void fake_cuda_fail_nth(int number, int code) { failing_number = number, number_code = code; }
 void fake_cuda_fail(const char* name, int code, int after) { snprintf(failing, sizeof failing, "%s", name), failing_code = code, failing_after = after; }
@@ -101,6 +102,12 @@ result cuCtxPopCurrent_v2(void** context) {
   return called("cuCtxPopCurrent");
 }
 int fake_cuda_current(void) { return here() - 1; } /* of this thread, -1 for none */
+
+result cuMemGetInfo_v2(size_t* unused, size_t* all) {
+  CALLED("cuMemGetInfo");
+  *unused = memory_limit - allocated, *all = memory_limit;
+  return here() ? OK : INVALID;
+}
 
 typedef struct { int context; } stream; /* the default one is NULL, of every GPU */
 static bool is_here(const stream* used) { return here() && (!used || used->context == here()); }

@@ -10,8 +10,15 @@ import pytest
 
 import llmos
 from llmos.compiler.backends.cuda.llvm import assemble, find_ptxas
-from llmos.models.causal_lm import CausalLMOptions, import_causal_lm, import_model
+from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver import compile as compile_model
+from llmos.models.causal_lm import CausalLMOptions, import_model, open_causal_lm
 from llmos.runtime.artifact.reader import Artifact
+from llmos.runtime.device.cuda import CudaDevice, GpuArray
+from llmos.runtime.engine.generate import GenerationEngine, GenerationOptions, Limits, ProgramStepModel, SamplingParams
+from llmos.runtime.engine.generate.model import STEP_INPUTS
+from llmos.runtime.errors import InputError
+from llmos.runtime.program import Program
 from tests.models.test_causal_lm import MODELS, Cached, model_of, own_logits
 
 from . import fake
@@ -53,13 +60,80 @@ def test_stories260k_tells_its_story() -> None:
     import torch
     import transformers as tf
 
-    cached = Cached(fake.program(import_causal_lm(stories(), CausalLMOptions("fp32")), ()), 1)
+    cached = Cached(fake.program(import_model(open_causal_lm(stories()).model, CausalLMOptions("fp32"), name="stories"), ()), 1)
     ids = [1]
     for position in range(24):
         ids.append(int(cached.step((0, position, ids[-1:]))[0].argmax()))
     with torch.no_grad():
         own = tf.AutoModelForCausalLM.from_pretrained(stories()).generate(torch.tensor([[1]]), max_new_tokens=24, do_sample=False)[0]
     assert ids == own.tolist()
+
+
+class Tiny:
+    """A model of the engine's tests, compiled once for the fake GPU and for this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        imported = [import_model(model_of("llama"), CausalLMOptions("bf16"), name="model") for _ in range(2)]  # passes change a module
+        self.gpu = fake.program(imported[0], ())
+        compile_model(imported[1], options=CompileOptions(target="native", repro=None)).save(folder / "model.llmos")
+        self.cpu = llmos.load(folder / "model.llmos")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+PROMPTS = [np.random.default_rng(seed).integers(3, 100, 20).tolist() for seed in range(3)]
+
+
+def generated(program: Program) -> list[list[int]]:
+    """Greedy tokens of all prompts at once, in an engine that splits them and shares their blocks."""
+    engine = GenerationEngine(ProgramStepModel(program), GenerationOptions(Limits(16, 4, 8), cache_blocks=12))
+    try:
+        requests = [engine.submit(prompt, SamplingParams(max_tokens=6, temperature=0)) for prompt in PROMPTS]
+        found = [[event.token for event in request.result()[0].tokens] for request in requests]
+        engine.check_integrity()
+    finally:
+        engine.close()
+    return found
+
+
+def test_the_engine_generates_the_cpus_tokens(tiny: Tiny) -> None:
+    assert generated(tiny.gpu) == generated(tiny.cpu)
+
+
+def test_a_step_leaves_the_cache_where_it_lies(tiny: Tiny) -> None:
+    """Its calls of the driver, in order: inputs up, kernels, the error and the logits down; the caches are in no copy."""
+    model = ProgramStepModel(tiny.gpu)
+    caches = model.new_caches(1000)
+    assert all(isinstance(cache, GpuArray) for cache in caches)
+    assert model.free_bytes() == (1 << 30) - fake.driver().fake_cuda_allocated()
+    arrays = [np.array([[1]] if name == "block_tables" else [0 if name != "slots" else 16], np.int32) for name in STEP_INPUTS]
+    for _ in range(2):
+        fake.driver().fake_cuda_reset()
+        model([*arrays, *caches])
+    made = fake.calls()
+    copied = [int(line.split()[1]) for line in made if line.startswith("cuMemcpyAsync")]
+    assert copied == [4] * len(STEP_INPUTS) + [4, 100 * 4]  # the inputs, the error word, the logits
+    launched = [line.split()[1] for line in made if line.startswith("cuLaunchKernel")]
+    assert len(launched) == len(tiny.gpu.manifest.kernels)
+    kernels = [at for at, line in enumerate(made) if line.startswith("cuLaunchKernel")]
+    first, last = kernels[0], kernels[-1]
+    copies = [at for at, line in enumerate(made) if line.startswith("cuMemcpyAsync")]
+    assert copies[len(STEP_INPUTS) - 1] < first and last < copies[len(STEP_INPUTS)]
+    assert not any(line.startswith(("cuMemcpy", "cuStreamSynchronize")) for line in made[first:last])  # the host waits for no kernel
+
+
+def test_arrays_of_a_gpu_are_taken_where_they_lie_and_by_no_other(tiny: Tiny) -> None:
+    fake.driver().fake_cuda_machine(12080, 2, 9, 0, 1 << 30)
+    model, other = ProgramStepModel(tiny.gpu), CudaDevice(1)
+    arrays = [np.array([[1]] if name == "block_tables" else [0], np.int32) for name in STEP_INPUTS]
+    shape = (4, *model.spec.caches[0].block_shape)
+    with pytest.raises(InputError, match=r'input "cache.0": it is neither in CPU memory nor on GPU 0; move it first'):
+        model([*arrays, *(other.zeros(shape, "bfloat16") for _ in model.spec.caches)])
+    with pytest.raises(InputError, match=r'input "cache.0": it is not in CPU memory'):
+        ProgramStepModel(tiny.cpu)([*arrays, *(other.zeros(shape, "bfloat16") for _ in model.spec.caches)])
 
 
 @pytest.mark.slow

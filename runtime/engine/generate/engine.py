@@ -54,7 +54,7 @@ class GenerationEngine:
             max_blocks=model.sizes.max_blocks,
             cache_blocks=options.cache_blocks,
             cache_bytes=options.cache_bytes,
-            memory_fraction=options.memory_fraction,
+            usable_bytes=int(model.free_bytes() * options.memory_fraction),
         )
         self._admission = Admission(model.spec, self.num_blocks, options.prefix_cache)
         self._runner = Runner(model, sampler or RowSampler(), self.limits, self.num_blocks)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
+
+from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.artifact.manifest import TensorSpec
 from llmos.runtime.engine.generate.spec import GenerationSpec
 from llmos.runtime.engine.model import Array
@@ -58,6 +61,14 @@ class StepModel(Protocol):
         """Compute one step."""
         ...
 
+    def new_caches(self, num_blocks: int) -> list[Array]:
+        """Return caches of so many blocks, where a step reads and writes them. Raises ExecutionError if there is not enough memory."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Return the bytes of memory, where the caches would be, that can still be used."""
+        ...
+
     def close(self) -> None:
         """End its use, and check that nothing wrote where it must not. Raises LlmosError."""
         ...
@@ -92,12 +103,27 @@ class ProgramStepModel:
         """Compute one step. The next one overwrites its logits."""
         return self._call(arrays)[0]
 
+    def new_caches(self, num_blocks: int) -> list[Array]:
+        """Return caches in the memory of the program's device."""
+        device, spec = self._program.device, self.spec
+        return [cast("Array", device.zeros((num_blocks, *cache.block_shape), spec.kv_dtype)) for cache in spec.caches]
+
+    def free_bytes(self) -> int:
+        """Return the bytes of the device's memory that can still be used."""
+        return self._program.device.free_bytes()
+
     def close(self) -> None:
         """End its use, and check code, weights and memory. Raises ArtifactError or ExecutionError."""
         try:
             self._program.check_integrity()
         finally:
             self._program.close()
+
+
+def host_caches(spec: GenerationSpec, num_blocks: int) -> list[Array]:
+    """Return caches in the host's memory."""
+    dtype = np.dtype(DTYPES[spec.kv_dtype].storage)
+    return [np.zeros((num_blocks, *cache.block_shape), dtype) for cache in spec.caches]
 
 
 def _block_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmos.runtime.engine.generate.model import StepSizes
+from llmos.runtime.device.host_memory import available_bytes
+from llmos.runtime.engine.generate.model import StepSizes, host_caches
 from llmos.runtime.engine.generate.spec import CacheSpec, GenerationSpec
 from llmos.runtime.engine.model import Array
 from llmos.runtime.errors import ExecutionError
@@ -38,6 +39,14 @@ class NullStepModel:
     fails_at: int = -1
     nan_at: int = -1
     num_steps: int = 0
+
+    def new_caches(self, num_blocks: int) -> list[Array]:
+        """Return caches in the host's memory."""
+        return host_caches(self.spec, num_blocks)
+
+    def free_bytes(self) -> int:
+        """Return what the host has."""
+        return available_bytes()
 
     def __call__(self, arrays: Sequence[Array]) -> Array:
         """Write tokens and positions to the caches, and return pseudo-random logits."""

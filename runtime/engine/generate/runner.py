@@ -8,7 +8,6 @@ from collections.abc import Sequence as List
 
 import numpy as np
 
-from llmos.runtime.artifact.dtypes import DTYPES
 from llmos.runtime.engine.errors import StateLostError
 from llmos.runtime.engine.generate.arrays import StepArrays
 from llmos.runtime.engine.generate.guide import GRACE_S, Guidance
@@ -29,8 +28,7 @@ class Runner:
         self._sampler = sampler
         self._mask_words = -(-spec.vocab_size // 32)
         self._arrays = StepArrays(spec, limits, model.sizes.table_width)
-        dtype = np.dtype(DTYPES[spec.kv_dtype].storage)
-        self.caches: list[Array] = [np.zeros((num_blocks, *cache.block_shape), dtype) for cache in spec.caches]
+        self.caches = model.new_caches(num_blocks)
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """Compute a step and sample. Raises what the model or the sampler raises; the error of one row is in its outcome."""

@@ -20,9 +20,10 @@ from typing import Any
 
 from llmos.runtime.artifact.manifest import RowSpec, TensorSpec
 from llmos.runtime.artifact.reader import sealed_copy
+from llmos.runtime.device.host_memory import available_bytes
 from llmos.runtime.engine.errors import StateLostError
 from llmos.runtime.engine.generate import CacheSpec, GenerationSpec, StepSizes
-from llmos.runtime.engine.generate.model import STEP_INPUTS
+from llmos.runtime.engine.generate.model import STEP_INPUTS, host_caches
 from llmos.runtime.engine.model import Array, Signature
 from llmos.runtime.errors import ArtifactError, ExecutionError, InputError, LlmosError, UserError
 from llmos.runtime.server.core.language import AnyModel, LanguageModel
@@ -37,9 +38,9 @@ _LONGEST_WAIT_S = 30.0
 _CLOSE_S = 10.0
 
 
-def load_isolated(path: Path, name: str | None = None, entry: str = "") -> AnyModel:
+def load_isolated(path: Path, name: str | None = None, entry: str = "", *, device: str = "cpu") -> AnyModel:
     """Load an artifact in a process of its own; see `load_served`."""
-    process = ModelProcess(path, name or "", entry)
+    process = ModelProcess(path, name or "", entry, device)
     try:
         found = process.start()
     except BaseException:
@@ -53,9 +54,9 @@ def load_isolated(path: Path, name: str | None = None, entry: str = "") -> AnyMo
 class ModelProcess:
     """The process of a model, again and again. Called from one thread at a time, but for `end`."""
 
-    def __init__(self, path: Path, name: str, entry: str) -> None:
+    def __init__(self, path: Path, name: str, entry: str, device: str = "cpu") -> None:
         self._path = path
-        self._arguments = (name, entry)
+        self._arguments = (name, entry, device)
         self._file = sealed_copy(path)
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: socket.socket | None = None
@@ -184,6 +185,14 @@ class IsolatedStepModel:
         count = len(STEP_INPUTS)
         _, (logits,) = self._process.ask({"num_blocks": len(arrays[count])}, arrays[:count])
         return logits
+
+    def new_caches(self, num_blocks: int) -> list[Array]:
+        """Return caches that stand for those of the process, and take no memory as long as nobody touches them."""
+        return host_caches(self.spec, num_blocks)
+
+    def free_bytes(self) -> int:
+        """Return what the host has."""
+        return available_bytes()
 
     def close(self) -> None:
         self._process.close()

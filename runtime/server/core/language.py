@@ -31,15 +31,16 @@ class LanguageModel:
 AnyModel = Model | LanguageModel
 
 
-def load_served(path: Path, name: str | None = None, entry: str = "", *, sealed: bool = True) -> AnyModel:
-    """Load an artifact to serve: a language model, or an entry of any other. sealed: a copy, which nothing that is done to the file can
-    change.
+def load_served(path: Path, name: str | None = None, entry: str = "", *, device: str = "cpu", sealed: bool = True) -> AnyModel:
+    """Load an artifact to serve: a language model, or an entry of any other. device: as `open_device` knows it. sealed: a copy, which
+    nothing that is done to the file can change.
 
-    Raises ArtifactError, or InputError for an unknown entry.
+    Raises ArtifactError, InputError for an unknown entry, or what `open_device` raises.
     """
+    from llmos.runtime.device.select import open_device
     from llmos.runtime.program import load
 
-    program = load(path, sealed=sealed)
+    program = load(path, device=open_device(device), sealed=sealed)
     if program.manifest.metadata.get("task") != TEXT_GENERATION:
         return ProgramModel(program, name=name, entry=entry)
     assets = program.manifest.assets

@@ -232,8 +232,8 @@ class _TileEmitter:
         def is_own(place: Value) -> Value:
             return self.b.compare("ult", self.b.sub(place, low), self.b.sub(high, low))
 
-        is_divided = self.plan.divided is not None and self.plan.blocks != 1
-        return self.updates.checked(values, {self.plan.divided: is_own} if is_divided else {})
+        divided = self.plan.divided if self.plan.blocks != 1 else None
+        return self.updates.checked(values, {} if divided is None else {divided: is_own})
 
     @contextmanager
     def _in_order(self) -> Iterator[None]:

@@ -95,7 +95,9 @@ LLMOS_API int32_t llmos_gpu_describe(const llmos_gpu* gpu, llmos_gpu_info* info)
 LLMOS_API int32_t llmos_gpu_allocate(llmos_gpu* gpu, int64_t num_bytes, void** memory);
 LLMOS_API void llmos_gpu_release(llmos_gpu* gpu, void* memory);
 LLMOS_API int32_t llmos_gpu_copy(llmos_gpu* gpu, void* target, const void* source, int64_t num_bytes);
+LLMOS_API int32_t llmos_gpu_clear(llmos_gpu* gpu, void* memory, int64_t num_bytes); /* in call order, too */
 LLMOS_API int32_t llmos_gpu_synchronize(llmos_gpu* gpu);
+LLMOS_API int32_t llmos_gpu_free_bytes(llmos_gpu* gpu, int64_t* num_bytes); /* that nothing uses yet */
 
 /* As llmos_artifact_missing and llmos_artifact_choose, of what a GPU runs; with NULL of what the CPU does. */
 LLMOS_API int32_t llmos_artifact_missing_on(const llmos_artifact* artifact, int32_t code, const llmos_gpu* gpu, char* text, size_t size);
