@@ -71,7 +71,7 @@ class GenerationRoutes:
             for request in requests:
                 request.cancel()
             raise
-        return self._keep(key, await _answer(exchange, requests, CompletionForm(call, served.text), call.stream))
+        return self._keep(key, await self._answer(exchange, requests, CompletionForm(call, served.text), call.stream, deadline_s))
 
     async def chat(self, exchange: Exchange) -> Reply | EventStream:
         """POST /v1/chat/completions"""
@@ -93,7 +93,7 @@ class GenerationRoutes:
         request = await self._state.lanes.run(partial(_submit, submit, "messages", form_field, served), deadline_s, large=large)
         self._admit_input(exchange, request)
         form = ChatForm(call, served.text, exchange.info.request_id)
-        return self._keep(key, await _answer(exchange, [request], form, call.stream))
+        return self._keep(key, await self._answer(exchange, [request], form, call.stream, deadline_s))
 
     async def _begin(self, exchange: Exchange, kind: str, deadline_s: float) -> tuple[dict[str, Any], ServedLanguageModel, int | None]:
         """Return the request, the model that it names, and the size of the request if it is large."""
@@ -139,6 +139,24 @@ class GenerationRoutes:
             return answer
         return recorded(answer, self._cache.max_answer_bytes, partial(self._cache.put, key))
 
+    async def _answer(
+        self, exchange: Exchange, requests: Sequence[TextRequest], form: Form, options: StreamOptions, deadline_s: float
+    ) -> Reply | EventStream:
+        info = exchange.info
+        info.num_items = len(requests)
+        generation = Generation(requests, exchange.receive)
+        answer = Answer(generation, form, info, self._state.lanes, deadline_s)
+        streams = False
+        try:
+            if not options.stream:
+                return await answer.whole()
+            stream = await answer.stream(include_usage=options.include_usage)
+            streams = True
+            return stream
+        finally:
+            if not streams:
+                generation.close()
+
     def _who(self, exchange: Exchange, deadline_s: float) -> dict[str, Any]:
         """Return whose request it is, for prefixes and shares, and the time that is left for it."""
         return {"principal": exchange.info.principal, "weight": exchange.info.weight, "timeout_s": exchange.left_s(deadline_s)}
@@ -162,20 +180,3 @@ def _submit(submit: _Submit, param: str, form_field: str, served: ServedLanguage
     except QueueFullError:
         served.metrics.rejected.inc()
         raise
-
-
-async def _answer(exchange: Exchange, requests: Sequence[TextRequest], form: Form, options: StreamOptions) -> Reply | EventStream:
-    info = exchange.info
-    info.num_items = len(requests)
-    generation = Generation(requests, exchange.receive)
-    answer = Answer(generation, form, info)
-    streams = False
-    try:
-        if not options.stream:
-            return await answer.whole()
-        stream = await answer.stream(include_usage=options.include_usage)
-        streams = True
-        return stream
-    finally:
-        if not streams:
-            generation.close()

@@ -17,6 +17,7 @@ import pytest
 
 from .attack import Raw, connect, post, read
 from .harness import Server, affine_body, language_server, numpy_server, wait_for
+from .language_model import FAILS_AT
 
 EMBEDDINGS, INFER = "/v1/embeddings", "/v2/models/affine/infer"
 GZIP = "Content-Encoding: gzip"
@@ -89,6 +90,21 @@ def test_all_attacks_at_once_hold_nobody_up() -> None:
         assert all(answer.status in (200, 400, 413, 429, 503) for answer in answers)
     assert worst["health"] < 1
     assert worst["word"] < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fields", [{"prompt": [7] * 505, "echo": True, "max_tokens": 2}, {"prompt": [7], "max_tokens": 200}], ids=["prompt", "answer"]
+)
+def test_many_log_probabilities_hold_nobody_up(stream: bool, fields: dict[str, Any]) -> None:
+    """An answer of 30 MB and more; written on the event loop, it is silent for some 10 s."""
+    body = {"model": "null", "n": 128, "logprobs": 20, "stream": stream, "ignore_eos": True, "logit_bias": {str(FAILS_AT): -100}, **fields}
+    with language_server() as server, watched(server) as worst:
+        answer = server.request("POST", "/v1/completions", body, timeout_s=300)
+        print(len(answer.body), worst)
+        assert answer.status == 200
+    assert worst["health"] < 2
 
 
 @pytest.mark.slow

@@ -162,6 +162,28 @@ def test_logprobs_of_completions(client: openai.OpenAI, reference: LLMOS, tokeni
     assert offsets == echoed.logprobs.text_offset
 
 
+def test_many_logprobs_are_the_same_as_few(client: openai.OpenAI) -> None:
+    """They are written beside the event loop, choice by choice; the answer to a short prompt isn't."""
+    options: dict[str, Any] = {
+        "model": "null",
+        "max_tokens": 3,
+        "n": 4,
+        "logprobs": 20,
+        "echo": True,
+        "seed": 3,
+        "logit_bias": {str(FAILS_AT): -100},
+    }
+    for prompt in (list(range(1, 200)), [1]):
+        whole = client.completions.create(prompt=prompt, **options).choices
+        parts = [chunk.choices[0] for chunk in client.completions.create(prompt=prompt, stream=True, **options)]
+        for index, choice in enumerate(whole):
+            mine = [part.logprobs for part in parts if part.index == index and part.logprobs is not None]
+            for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                assert [each for part in mine for each in getattr(part, name)] == getattr(choice.logprobs, name)
+            assert len(choice.logprobs.tokens) == len(prompt) + 3
+            assert all(len(top) in (20, 21) for top in choice.logprobs.top_logprobs[1:])
+
+
 def test_logprobs_of_chats(client: openai.OpenAI, reference: LLMOS) -> None:
     with reference.submit_chat(USER, temperature=0, max_tokens=20, logprobs=2) as request:
         expected: Completion = request.result()[0]

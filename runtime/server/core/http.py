@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
 _JOINED_BYTES = 256 << 10
+_TURN_S = 0.002  # that a stream may hold the event loop
 _MAX_NAME_CHARS = 128  # of a model that is served
 FIRST_BYTE_S = "llmos.first_byte_s"  # the scope's key of the time of time.perf_counter at which the request began to arrive
 INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
@@ -132,8 +134,12 @@ class EventStream:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
+            began_s = time.perf_counter()
             async for data in self.events:
                 await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+                if time.perf_counter() - began_s > _TURN_S:  # many events may be there at once
+                    await asyncio.sleep(0)
+                    began_s = time.perf_counter()
             await send({"type": "http.response.body", "body": b""})
         finally:
             await self.events.aclose()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
 
 from llmos.runtime.engine import CancelledError
 from llmos.runtime.engine.generate import PromptEvent
 from llmos.runtime.llm.request import TextDelta, TextEnd, TextEvent, TextRequest
 from llmos.runtime.server.core.errors import as_http_error, error_object
 from llmos.runtime.server.core.http import EventStream, Receive, Reply, RequestInfo
+from llmos.runtime.server.core.work import Lanes
 from llmos.runtime.server.openai.form import Form
 from llmos.runtime.server.openai.logprobs import Sampled
 
 _MOST_TRACED = 8  # prompts of a call whose parts a trace shows
 _LOG = logging.getLogger("llmos.server")
+_INLINE_ENTRIES = 500  # log probabilities that are written on the event loop, in some 2 ms
 _Tagged = tuple[int, TextEvent]
+_Written = TypeVar("_Written")
 
 
 class Generation:
@@ -122,12 +127,19 @@ class Usage:
 
 
 class Answer:
-    """Writes the answer of a generation in the form of a route. info: of the HTTP request, which counts the tokens."""
+    """Writes the answer of a generation in the form of a route.
 
-    def __init__(self, generation: Generation, form: Form, info: RequestInfo) -> None:
+    info: of the HTTP request, which counts the tokens. lanes, deadline_s (of time.perf_counter): where and until when much is written.
+    """
+
+    def __init__(self, generation: Generation, form: Form, info: RequestInfo, lanes: Lanes, deadline_s: float) -> None:
         self._generation = generation
         self._form = form
         self._info = info
+        self._lanes = lanes
+        self._deadline_s = deadline_s
+        num_logprobs = generation.requests[0].params.logprobs
+        self._entries = 0 if num_logprobs is None else 1 + num_logprobs  # that are written of a token
         self._head = {"id": f"{form.id_prefix}-{info.request_id}", "created": int(time.time()), "model": str(info.model)}
         self._usage = Usage(sum(request.num_prompt_tokens for request in generation.requests))
         info.num_tokens += self._usage.num_prompt
@@ -159,8 +171,21 @@ class Answer:
             else:
                 choice.reason = event.finish_reason
                 self._usage.add(index, event)
-        written = [self._form.whole(i, "".join(each.texts), each.tokens, each.reason) for i, each in sorted(choices.items())]
-        return Reply.json({**self._head, "object": self._form.object, "choices": written, "usage": self._usage.as_json()})
+        num_tokens = sum(len(each.tokens) for each in choices.values())
+        pieces = [orjson.dumps({**self._head, "object": self._form.object})[:-1] + b',"choices":[']
+        for number, choice in sorted(choices.items()):
+            pieces += [await self._written(partial(self._whole_choice, number, choice), num_tokens), b","]
+        pieces[-1] = b'],"usage":' + orjson.dumps(self._usage.as_json()) + b"}"
+        return Reply.of_pieces(pieces)
+
+    def _whole_choice(self, number: int, choice: _Choice) -> bytes:
+        return orjson.dumps(self._form.whole(number, "".join(choice.texts), choice.tokens, choice.reason))
+
+    async def _written(self, write: Callable[[], _Written], num_tokens: int) -> _Written:
+        """Write a part of an answer, beside the event loop where the log probabilities of these tokens would hold it for long."""
+        if num_tokens * self._entries <= _INLINE_ENTRIES:
+            return write()
+        return await self._lanes.run(write, self._deadline_s, large=True)
 
     async def stream(self, *, include_usage: bool) -> EventStream:
         """Return the answer as events, once the first is there. Raises an error that comes before it."""
@@ -206,7 +231,7 @@ class Answer:
                 return
             if known.status == 500:
                 _LOG.exception("stream %s failed", self._head["id"])
-            yield json.dumps(error_object(known), separators=(",", ":")).encode()
+            yield orjson.dumps(error_object(known))
         finally:
             await chunks.aclose()
 
@@ -220,9 +245,10 @@ class Answer:
             number = self._generation.choice(index, event.index)
             if number not in begun:
                 begun.add(number)
-                first = self._form.first(number, *self._prompt(index))
+                text, tokens = self._prompt(index)
+                first = await self._written(partial(self._first_chunk, number, text, tokens, usage), len(tokens))
                 if first is not None:
-                    yield self._chunk([first], usage)
+                    yield first
             if isinstance(event, TextEnd):
                 self._usage.add(index, event)
                 last = self._form.chunk(number, "", (), event.finish_reason)
@@ -238,6 +264,10 @@ class Answer:
             yield self._chunk([], {"usage": self._usage.as_json()})
         yield b"[DONE]"
 
+    def _first_chunk(self, number: int, text: str, tokens: Sequence[Sampled], usage: dict[str, Any]) -> bytes | None:
+        first = self._form.first(number, text, tokens)
+        return None if first is None else self._chunk([first], usage)
+
     def _prompt(self, index: int) -> tuple[str, list[Sampled]]:
         """Return what of a prompt stands before its choices."""
         if index not in self._prompts:
@@ -246,4 +276,4 @@ class Answer:
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> bytes:
         chunk = {**self._head, "object": self._form.chunk_object, "choices": choices, **usage}
-        return json.dumps(chunk, separators=(",", ":")).encode()
+        return orjson.dumps(chunk)
