@@ -21,7 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
 _JOINED_BYTES = 256 << 10
-_TURN_S = 0.002  # that a stream may hold the event loop
+_SLICE_S = 0.002  # that a stream may hold the event loop
 _MAX_NAME_CHARS = 128  # of a model that is served
 FIRST_BYTE_S = "llmos.first_byte_s"  # the scope's key of the time of time.perf_counter at which the request began to arrive
 INFO = "llmos.info"  # the scope's key of the gateway's RequestInfo
@@ -137,7 +137,7 @@ class EventStream:
             began_s = time.perf_counter()
             async for data in self.events:
                 await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
-                if time.perf_counter() - began_s > _TURN_S:  # many events may be there at once
+                if time.perf_counter() - began_s > _SLICE_S:  # many events may be there at once
                     await asyncio.sleep(0)
                     began_s = time.perf_counter()
             await send({"type": "http.response.body", "body": b""})
