@@ -307,6 +307,9 @@ def test_long_and_many_stop_strings(texts: Server) -> None:
     ):
         body = {**BODIES["/v1/completions"], "max_tokens": 200, "stop": stop, "logit_bias": {**WHOLE, "64": 5}}
         check(texts, "/v1/completions", json.dumps(body).encode())
+    endless = {"stop": "a" * 60_000, "n": 64, "logit_bias": {**WHOLE, "65": 100}, "max_tokens": 300, "ignore_eos": True}
+    texts_of = check(texts, "/v1/completions", json.dumps({**BODIES["/v1/completions"], **endless}).encode()).json()["choices"]
+    assert {choice["text"] for choice in texts_of} == {"a" * 300}
     check_alive(texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,24 @@ def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
     assert stop.push("# x") == "## x"
     assert stop.push("#") == ""
     assert stop.finish() == "#"
+
+
+def test_a_long_string_takes_work_in_proportion_to_the_text() -> None:
+    """Compared with each of its beginnings, a text would take the square of that."""
+    count = 0
+
+    class Counting(str):
+        def __getitem__(self, key: Any) -> str:
+            nonlocal count
+            count += 1
+            return str.__getitem__(self, key)
+
+    for string in ("a" * 50_000 + "b", "ab" * 25_000 + "c", "a" * 1_000_000):
+        count = 0
+        stop = StopStrings([Counting(string)])
+        text = (string[:400] + "x") * 50
+        assert "".join(map(stop.push, text)) + stop.finish() == text
+        assert count <= 8 * len(text)
 
 
 @pytest.mark.parametrize("strings", [[], ["x"]])
