@@ -25,7 +25,7 @@ _MAX_SCORE = 1e9
 
 def create_admin_app(state: ServerState, drain: Callable[[], None]) -> FastAPI:
     """Create the app. drain: begins what a SIGTERM begins."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.router.routes.extend(RepositoryRoutes(state).routes())
 
     add_probes(app, state)

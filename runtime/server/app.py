@@ -62,7 +62,7 @@ def create_app(
             task.cancel()
         state.close()
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.server = state
     _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
     if state.settings.repository_api:

@@ -67,3 +67,11 @@ def test_a_header_is_quoted_in_part(served: Server, header: str) -> None:
     assert 400 <= answer.status < 500, answer
     assert len(answer.body) < MOST_BYTES
     assert len(json.dumps(answer.headers)) < MOST_BYTES
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, INFER, "/v1/models", "/v2/models/encoder", "/health", "/metrics"])
+def test_a_path_with_a_slash_behind_it_is_unknown(served: Server, path: str) -> None:
+    """A redirection would name the address that the client sent as Host, and the scheme of whatever stands before the server."""
+    for method in ("GET", "POST"):
+        answer = served.request(method, path + "/", {} if method == "POST" else b"")
+        assert answer.status == 404 and "location" not in answer.headers
