@@ -56,18 +56,19 @@ class GenerationRoutes:
         params = self._limited(call.params)
         key = key if params is call.params else None  # what is shorter for now is not kept
         form_field = next(iter(form_fields(document)), "")
+        is_short = sum(map(len, call.prompts)) <= INLINE_CHARS
         requests: list[TextRequest] = []
         try:
             for prompt in call.prompts:
                 work = partial(served.text.submit, prompt, params, **self._who(exchange, deadline_s))
                 submit = partial(_submit, work, "prompt", form_field, served)
                 compiles = served.text.must_compile(params)
-                if len(prompt) <= INLINE_CHARS and not compiles:
+                if is_short and not compiles:
                     requests.append(submit())
                 else:
                     requests.append(await self._state.lanes.run(submit, deadline_s, large=size is not None or compiles))
                 self._admit_input(exchange, requests[-1])
-        except Exception:
+        except BaseException:
             for request in requests:
                 request.cancel()
             raise

@@ -108,6 +108,16 @@ def test_many_log_probabilities_hold_nobody_up(stream: bool, fields: dict[str, A
 
 
 @pytest.mark.slow
+def test_many_prompts_hold_nobody_up() -> None:
+    body = {"model": "null", "prompt": ["hello world " * 40] * 128, "max_tokens": 2}
+    with language_server(max_queue=2000) as server, watched(server) as worst, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.request("POST", "/v1/completions", body, timeout_s=300), range(8)))
+        print(worst)
+        assert {answer.status for answer in answers} == {200}
+    assert worst["health"] < 0.5
+
+
+@pytest.mark.slow
 def test_memory_comes_back() -> None:
     with numpy_server() as server:
         for make in ATTACKS.values():
