@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import itertools
 import json
 import socket
 from collections.abc import Iterator
@@ -35,9 +36,17 @@ def tensors() -> Iterator[Server]:
         yield running
 
 
-def check(server: Server, path: str, body: bytes, headers: dict[str, str] | None = None) -> Answer:
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Server]:
+    """A server with an admin port and a health rule."""
+    rules = 'rules: [{name: full, when: {memory_bytes: "> 1e15"}, action: {degrade: {max_tokens: 1}}}]'
+    with numpy_server(admin=True, health=rules) as running:
+        yield running
+
+
+def check(server: Server, path: str, body: bytes, headers: dict[str, str] | None = None, port: int | None = None) -> Answer:
     """Send a request, and look at the form of its answer."""
-    answer = server.request("POST", path, body, headers, timeout_s=SOON_S)
+    answer = server.request("POST", path, body, headers, timeout_s=SOON_S, port=port)
     late = answer.status == 504 and b'"timeout"' in body  # which is a client's own
     assert 200 <= answer.status < 300 or 400 <= answer.status < 500 or late, (body[:300], answer)
     if answer.status >= 400:
@@ -154,6 +163,16 @@ def test_any_value_of_any_part_of_a_tensor(tensors: Server, place: str, field: s
     for value in VALUES:
         check(tensors, "/v2/models/affine/infer", tensor_body(place, field, value))
     check_alive(tensors)
+
+
+@pytest.mark.parametrize("field", ["model", "score", "ready", "parameters", "unknown"])
+def test_any_value_at_the_admin_port(watched: Server, field: str) -> None:
+    for name, value in itertools.product(("index", "models/affine/load", "models/affine/reload", "models/none/unload"), VALUES):
+        check(watched, f"/v2/repository/{name}", with_field({}, field, value), port=watched.admin_port)
+        check(watched, f"/v2/repository/{name}", value, port=watched.admin_port)
+    for value in VALUES:
+        check(watched, "/v2/health/scores", with_field({"model": "affine", "score": 1}, field, value), port=watched.admin_port)
+    check_alive(watched)
 
 
 # Forms of bodies.
