@@ -19,6 +19,7 @@ from llmos.passes._context import PassContext
 from llmos.passes._contracts import DISPATCHED, PACKED_ALIKE, UNPACKED, WEIGHTS_BEHIND_INPUTS
 from llmos.passes._pass import Pass
 from llmos.passes._property import Property
+from llmos.passes.drop_unused_weights import drop_unused_weights
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,3 @@ def _axes(root: Contraction, argument: int, forms: list[dict[int, int] | None]) 
     if any(form is None or len(form) > 1 for form in forms) or any(dim not in where for dim in (*root.n, *root.k)):
         return None
     return argument, [[where[dim] for dim in dims] for dims in (root.n, root.k)]
-
-
-def drop_unused_weights(main: ir.Operation) -> None:
-    """Remove weight arguments that nothing reads any more."""
-    entry = EntryFunc(main)
-    entry.drop_arguments(each.position for each in entry.arguments.weights if not any(True for _ in each.value.uses))

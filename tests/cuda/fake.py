@@ -7,16 +7,19 @@ import functools
 import itertools
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from llmos.compiler.backends.cuda.emit import BETWEEN
+from llmos.compiler.backends.base import CompiledModel
+from llmos.compiler.backends.cuda.emit import BETWEEN, make_entry_kernels
 from llmos.compiler.backends.cuda.emulation import emulate
+from llmos.compiler.backends.cuda.planned import CudaPlanned
 from llmos.compiler.backends.cuda.target import HostTarget
+from llmos.compiler.backends.entries import together
 from llmos.compiler.backends.lowering import lower, lower_each
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.backends.planning import run_passes
@@ -88,10 +91,28 @@ def compiled(model: Any, inputs: Sequence[torch.Tensor], dynamic_shapes: Any = N
     (target,) = backend.targets(chosen.target)
     planned = run_passes(imported, chosen, backend)
     text = str(lower(planned, target, chosen, backend, until="ll"))
+    return _written(text, planned.record, Sidecar("test", imported.weights, imported.metadata, imported.assets), chosen)
+
+
+def compiled_entries(models: Mapping[str, ImportedModel], **options: Any) -> Path:
+    """Compile several models as the entries of one artifact for the fake GPU, and install their kernels there. Returns the artifact."""
+    chosen = CompileOptions(**{"target": "cuda:sm_90a", "cache": False, "repro": None, **options})
+    backend = get_backend("cuda")
+    (target,) = backend.targets(chosen.target)
+    plans = {name: run_passes(model, chosen, backend) for name, model in models.items()}
+    placed, record = together({name: plan for name, plan in plans.items() if isinstance(plan, CudaPlanned)})
+    (text,) = lower_each([(make_entry_kernels(placed, target, chosen), target)], chosen, backend, after="kernels.mlir", until="ll")
+    return _written(str(text), record, Sidecar("test", {}), chosen)
+
+
+def _written(text: str, record: CompiledModel, sidecar: Sidecar, options: CompileOptions) -> Path:
+    """Make code of LLVM IR text, install its kernels, and write the artifact."""
+    backend = get_backend("cuda")
+    (target,) = backend.targets(options.target)
     install(text.split(BETWEEN)[0])
-    record = planned.record.with_code([target], lower_each([(text, target)], chosen, backend, after="ll"))
+    record = record.with_code([target], lower_each([(text, target)], options, backend, after="ll"))
     path = folder() / f"model{next(_COUNT)}.llmos"
-    write_artifact(path, contents(Sidecar("test", imported.weights, imported.metadata, imported.assets), record, backend))
+    write_artifact(path, contents(sidecar, record, backend))
     return path
 
 

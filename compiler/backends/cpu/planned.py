@@ -6,20 +6,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llmos.compiler.analysis.contraction import root_contraction
-from llmos.compiler.backends.base import CompiledModel, Planned
+from llmos.compiler.backends.base import CompiledModel
 from llmos.compiler.backends.cpu.weights import bound_weights
 from llmos.compiler.backends.describe import describe
+from llmos.compiler.backends.entries import EntryPlanned
 from llmos.compiler.codegen.program import Program
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import DispatchFunc, EntryFunc
 
 
 @dataclass(frozen=True, eq=False)
-class CpuPlanned(Planned):
-    """With its dispatches. places, first_kernel: as in Program, of one entry of several."""
-
-    places: tuple[int, ...] = ()
-    first_kernel: int = 0
+class CpuPlanned(EntryPlanned):
+    """With its dispatches."""
 
     @cached_property
     def program(self) -> Program:

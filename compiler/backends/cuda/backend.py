@@ -8,16 +8,17 @@ from typing import ClassVar
 from llmos.compiler.backends.base import CompiledModel, CompileObserver, Planned, Stage, Target
 from llmos.compiler.backends.cuda import pipeline
 from llmos.compiler.backends.cuda.cost import COSTS
-from llmos.compiler.backends.cuda.emit import STAGES
+from llmos.compiler.backends.cuda.emit import STAGES, make_entry_kernels
 from llmos.compiler.backends.cuda.parts import Parts
 from llmos.compiler.backends.cuda.planned import CudaPlanned
 from llmos.compiler.backends.cuda.target import CudaTarget, parse_target, resolve, targets
+from llmos.compiler.backends.entries import together
+from llmos.compiler.backends.lowering import lower_each
 from llmos.compiler.backends.options import CompileOptions
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.weights import Weight
 from llmos.passes import Pass, PassContext
 from llmos.runtime.artifact.writer import CodeVariant
-from llmos.runtime.errors import UnsupportedError
 
 
 class CudaBackend:
@@ -62,8 +63,10 @@ class CudaBackend:
     def lower_entries(
         self, plans: Mapping[str, Planned], targets: Sequence[Target], options: CompileOptions, observer: CompileObserver
     ) -> CompiledModel:
-        """Raises UnsupportedError."""
-        raise UnsupportedError("the cuda backend makes artifacts of one entry: compile each model by itself")
+        """Lower the entries of one artifact for all targets. Raises UnsupportedError, PassError."""
+        placed, record = together({name: plan for name, plan in plans.items() if isinstance(plan, CudaPlanned)})
+        made = [(make_entry_kernels(placed, target, options), target) for target in targets if isinstance(target, CudaTarget)]
+        return record.with_code(targets, lower_each(made, options, self, observer, after="kernels.mlir"))
 
     def member(self, target: str, code: bytes) -> CodeVariant:
         """Return the code members of one target; `code`: its `Parts`."""

@@ -25,6 +25,13 @@ from llmos.runtime.native.abi import (
 )
 
 
+@dataclass(frozen=True)
+class CudaEntryPlan(EntryPlan):
+    """first_index: of its kernels among those of all entries of an artifact."""
+
+    first_index: int = 0
+
+
 def kernel_names(plan: EntryPlan) -> list[str]:
     """Return the names of the kernels that an entry starts; a launch gives the place of one."""
     return list(dict.fromkeys(kernel.name for kernel in plan.kernels.values()))
@@ -47,13 +54,18 @@ class CudaCalls(CallEmitter):
         for i, place in enumerate(places, 1):
             b.store(place, b.address(arguments, b.index(i), b.ptr), 8)
         self._fill(record, grid, number)
-        index = b.const(b.i32, kernel_names(self.plan).index(kernel.name))
+        index = b.const(b.i32, self._index(kernel))
         device = field_of(b, self.context, CONTEXT_DEVICE, b.ptr)
         stream = field_of(b, self.context, CONTEXT_STREAM, b.ptr)
         code = call_pointer(b, field_of(b, device, DEVICE_LAUNCH, b.ptr), [device, index, record, arguments, stream], b.i32)
         following = block.create_after()
         branch(b.compare("eq", code, b.const(b.i32, 0)), following, [], self.failed, [code])
         return following
+
+    def _index(self, kernel: Kernel) -> int:
+        """The place of a kernel among those that the code lists."""
+        assert isinstance(self.plan, CudaEntryPlan)
+        return self.plan.first_index + kernel_names(self.plan).index(kernel.name)
 
     def _fill(self, record: Value, grid: Grid, number: int) -> None:
         """Emit the llmos_grid of a launch."""

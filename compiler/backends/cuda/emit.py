@@ -24,7 +24,12 @@ BETWEEN = "; ---- device above, host below ----\n"
 
 def make_kernels(planned: CudaPlanned, target: CudaTarget, options: CompileOptions) -> ir.Module:
     """Return kernels and host functions, with no math that needs a library. Raises UnsupportedError for a dispatch that no kernel fits."""
-    kernels = emit_kernels(planned.program, target)
+    return make_entry_kernels({"main": planned}, target, options)
+
+
+def make_entry_kernels(plans: Mapping[str, CudaPlanned], target: CudaTarget, options: CompileOptions) -> ir.Module:
+    """Return those of several entries, by name, in one module of each kind. Raises UnsupportedError."""
+    kernels = emit_kernels({name: planned.program for name, planned in plans.items()}, target)
     run_pipeline(kernels, [ExpandMath()], options=PipelineOptions(None, options.repro))
     return kernels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmos.compiler.backends.options import CompileOptions
 from llmos.passes import Pass
+from llmos.passes.drop_unused_weights import DropUnusedWeights
 from llmos.passes.form_dispatches import FormDispatches
 from llmos.passes.label_dispatches import LabelDispatches
 from llmos.passes.plan_memory import PlanMemory
@@ -17,8 +18,8 @@ def dispatch_passes(options: CompileOptions) -> list[Pass]:
 
 
 def plan_passes(options: CompileOptions) -> list[Pass]:
-    """Return the passes that decide where values lie."""
-    return [UpdateInPlace(), PlanMemory()]
+    """Return the passes that decide which weights are kept, and where values lie."""
+    return [DropUnusedWeights(), UpdateInPlace(), PlanMemory()]
 
 
 def _arithmetic(options: CompileOptions) -> list[Pass]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llmos.compiler.backends.base import CompiledModel, Planned
+from llmos.compiler.backends.base import CompiledModel
 from llmos.compiler.backends.describe import describe
+from llmos.compiler.backends.entries import EntryPlanned
 from llmos.compiler.codegen.program import Program
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.functions import Argument, EntryFunc
@@ -17,14 +18,14 @@ from llmos.runtime.artifact.safetensors import is_reserved
 
 
 @dataclass(frozen=True, eq=False)
-class CudaPlanned(Planned):
+class CudaPlanned(EntryPlanned):
     """With its dispatches."""
 
     @cached_property
     def program(self) -> Program:
         """Return the dispatches of the module."""
         with self.module.context, ir.Location.unknown():
-            return Program.of(self.module)
+            return replace(Program.of(self.module), weights=self.places, first_kernel=self.first_kernel)
 
     @cached_property
     def record(self) -> CompiledModel:

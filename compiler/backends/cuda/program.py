@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from llmos.compiler.backends.cuda.calls import CudaCalls, kernel_names
+from llmos.compiler.backends.cuda.calls import CudaCalls, CudaEntryPlan, kernel_names
 from llmos.compiler.backends.cuda.kernel import SHARED, Grid
 from llmos.compiler.backends.cuda.kernels.contraction import emit_contraction
 from llmos.compiler.backends.cuda.kernels.elementwise import emit_elementwise
@@ -14,10 +14,10 @@ from llmos.compiler.backends.cuda.kernels.scatter import emit_scatter
 from llmos.compiler.backends.cuda.target import CudaTarget
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.host import emit_host
-from llmos.compiler.codegen.host_calls import EntryPlan
 from llmos.compiler.codegen.kernel import Kernel
 from llmos.compiler.codegen.program import Program, identity
 from llmos.compiler.ir.bindings import ir
+from llmos.compiler.ir.functions import name_of
 from llmos.runtime.errors import UnsupportedError
 from llmos.runtime.native.abi import ABI_VERSION
 
@@ -34,11 +34,26 @@ EMITTERS: Mapping[str, Emit] = {
 }
 
 
-def emit_kernels(program: Program, target: CudaTarget) -> ir.Module:
-    """Return a module of two, @device and @host: the `kernels` stage.
+def emit_kernels(programs: Mapping[str, Program], target: CudaTarget) -> ir.Module:
+    """Return a module of two, @device and @host: the `kernels` stage. programs: those of the entries, by name.
 
     Raises UnsupportedError for a dispatch that no kernel fits.
     """
+    names: list[str] = []
+    entries = [_emit_entry(name if len(programs) > 1 else "", program, target, names) for name, program in programs.items()]
+    with next(iter(programs.values())).module.context, ir.Location.unknown():
+        device, host = ir.Module.create(), ir.Module.create()
+        for of_device, of_host in entries:
+            _append_all(device, of_device)
+            _append_all(host, of_host)
+        _export(host, "__llmos_abi_version", "i32", f"{ABI_VERSION} : i32")
+        listed = "".join(f"{name}{ESCAPED_NUL}" for name in [*names, ""])
+        _export(host, "__llmos_device_kernels", f"!llvm.array<{len(listed.replace(ESCAPED_NUL, ' '))} x i8>", f'"{listed}"')
+        return _nested(device=device, host=host)
+
+
+def _emit_entry(entry: str, program: Program, target: CudaTarget, names: list[str]) -> tuple[ir.Module, ir.Module]:
+    """Kernels and host functions of one entry, with names of its own if it has one; its kernels join `names`."""
     with program.module.context, ir.Location.unknown():
         device, host = ir.Module.create(), ir.Module.create()
         _declare_shared(device)
@@ -49,12 +64,19 @@ def emit_kernels(program: Program, target: CudaTarget) -> ir.Module:
             if text not in known:
                 known[text] = Kernel(dispatch.name, _emit(device, dispatch, target))
             kernels[dispatch.name] = known[text]
-        plan = EntryPlan(program.main, program.table, kernels)
+        plan = CudaEntryPlan(program.main, program.table, kernels, program.weights, program.first_kernel, first_index=len(names))
         emit_host(host, plan, CudaCalls)
-        _export(host, "__llmos_abi_version", "i32", f"{ABI_VERSION} : i32")
-        names = "".join(f"{name}{ESCAPED_NUL}" for name in [*kernel_names(plan), ""])
-        _export(host, "__llmos_device_kernels", f"!llvm.array<{len(names.replace(ESCAPED_NUL, ' '))} x i8>", f'"{names}"')
-        return _nested(device=device, host=host)
+        names += [f"{entry}_{name}" if entry else name for name in kernel_names(plan)]
+        if entry:
+            _rename(device, lambda name: f"{entry}_{name}")
+            _rename(host, lambda name: f"{name.removesuffix(name_of(program.main))}{entry}")
+        return device, host
+
+
+def _rename(module: ir.Module, renamed: Callable[[str], str]) -> None:
+    for op in module.body.operations:
+        if name_of(op.operation) != SHARED:
+            op.operation.attributes["sym_name"] = ir.StringAttr.get(renamed(name_of(op.operation)))
 
 
 def _emit(module: ir.Module, dispatch: Dispatch, target: CudaTarget) -> Grid:
@@ -73,8 +95,16 @@ def _export(host: ir.Module, name: str, kind: str, value: str) -> None:
 
 
 def _append(module: ir.Module, text: str) -> None:
-    made = ir.Module.parse(text)
-    module.body.append(next(iter(made.body.operations)).operation.clone())
+    _append_all(module, ir.Module.parse(text))
+
+
+def _append_all(module: ir.Module, part: ir.Module) -> None:
+    """Append the ops of a part, perhaps of another context; what all parts share once."""
+    known = {name_of(op.operation) for op in module.body.operations}
+    part = part if part.context == module.context else ir.Module.parse(str(part))
+    for op in part.body.operations:
+        if name_of(op.operation) not in known:
+            module.body.append(op.operation.clone())
 
 
 def _nested(**parts: ir.Module) -> ir.Module:
