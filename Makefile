@@ -87,7 +87,7 @@ bench: venv
 
 # What needs an NVIDIA GPU: kernels against float64, whole models, figures beside the chip's peaks and torch (docs/gpu.md). Without one, a line says so.
 gpu-check: venv
-	$(RUN) benchmarks/gpu_check.py
+	$(RUN) -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis repro*

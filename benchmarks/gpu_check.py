@@ -1,8 +1,9 @@
 """Everything of the CUDA backend that needs a GPU, in minutes: `make gpu-check`.
 
-Kernels against float64 on random inputs, with temporaries and outputs poisoned, each run twice for its bits; whole models against torch on
-the CPU; then figures of large kernels, beside what this GPU copies and, where torch sees the GPU, what it multiplies and what torch takes.
-Prints JSON, then a table. Where there is no driver, one line says so.
+Kernels against float64 on random inputs, with temporaries and outputs poisoned, each run twice for its bits; whole models against the
+CPU's code, a language model over a paged cache (gpu_check_llm.py) among them; then figures of large kernels, beside what this GPU
+copies and, where torch sees the GPU, what it multiplies and what torch takes. Prints JSON, then a table. Where there is no driver, one
+line says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import numpy as np
 import torch
 
 import llmos
+from benchmarks.gpu_check_llm import compare, decode_seconds
 from llmos.compiler.backends.options import CompileOptions
+from llmos.compiler.driver import compile as compile_model
+from llmos.compiler.frontend.model import ImportedModel
 from llmos.runtime.artifact.bfloat16 import from_bfloat16
 from llmos.runtime.device.cuda import CudaDevice
 from llmos.runtime.errors import LlmosError
@@ -29,7 +33,7 @@ from llmos.runtime.program import Program, load
 
 RUNS = 20
 COPY_BYTES = 1 << 30
-TOLERANCE = {"fp32": 4e-6, "bf16": 1.5e-2}  # of the largest number of an output
+TOLERANCE = {"fp32": 4e-6, "bf16": 1.5e-2, "w8a16": 1e-2, "w4a16:g32": 0.15}  # of the largest number of an output
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class Case:
     make: Callable[[], torch.nn.Module]
     inputs: tuple[torch.Tensor, ...]
     precision: str = "fp32"
+    quant: str = ""
 
     @property
     def tolerance(self) -> float:
         """Return the largest error, relative to the largest number of an output."""
-        return TOLERANCE[self.precision]
+        return TOLERANCE[self.quant or self.precision]
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Figure:
 class Load(Protocol):
     """Compiles a model and loads it on a GPU."""
 
-    def __call__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str) -> Program: ...
+    def __call__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str, quant: str) -> Program: ...
 
 
 class Apply(torch.nn.Module):
@@ -107,6 +112,9 @@ def cases() -> Iterator[Case]:
         yield Case(f"linear {precision}", _linear, (torch.randn(65, 100),), precision)
         yield _of(f"product {precision}", lambda x, y: x @ y, torch.randn(2, 70, 36), torch.randn(2, 36, 40), precision=precision)
         yield _of(f"attention {precision}", _attention, *torch.randn(3, 2, 33, 32), precision=precision)
+    yield _of("scatter", lambda x, at, y: x.index_put((at,), y, accumulate=True), rows, torch.randint(0, 67, (90,)), torch.randn(90, 384))
+    for quant in ("w8a16", "w4a16:g32"):
+        yield Case(f"linear {quant}", _wide_linear, (torch.randn(65, 128),), quant=quant)
     yield Case("convolution", lambda: _seeded(torch.nn.Conv2d(8, 16, 3, padding=1, stride=2)), (torch.randn(2, 8, 13, 11),))
     yield Case("depthwise convolution", lambda: _seeded(torch.nn.Conv2d(16, 16, 3, groups=16)), (torch.randn(2, 16, 9, 9),))
 
@@ -126,13 +134,17 @@ def _linear() -> torch.nn.Module:
     return _seeded(torch.nn.Sequential(torch.nn.Linear(100, 72), torch.nn.GELU()))
 
 
+def _wide_linear() -> torch.nn.Module:
+    return _seeded(torch.nn.Linear(128, 72))
+
+
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.softmax(q @ k.transpose(1, 2) / q.shape[-1] ** 0.5, -1) @ v
 
 
 def check(case: Case, load_model: Load) -> Checked:
     """Run a case twice, and compare it with float64 on the CPU."""
-    program = load_model(case.make(), case.inputs, precision=case.precision)
+    program = load_model(case.make(), case.inputs, precision=case.precision, quant=case.quant)
     first, second = (_outputs(program(*case.inputs)) for _ in range(2))
     wide = [each.double() if each.is_floating_point() else each for each in case.inputs]
     with torch.no_grad():
@@ -161,18 +173,20 @@ class Gpu:
     copy_rate: float = 0.0  # bytes a second, read and written
     product_rate: float | None = None  # bfloat16 operations a second
 
-    @property
-    def target(self) -> str:
-        """Return the target that is made for its chip."""
-        number = int(self.device.chip.removeprefix("sm_"))
-        return "cuda:sm_90a" if number == 90 else "cuda:sm_100" if number >= 100 else "cuda:sm_80"
-
-    def load(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str) -> Program:
+    def load(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str, quant: str = "") -> Program:
         """Compile a model for this GPU and load it; temporaries and outputs are poisoned before each call."""
-        options = CompileOptions(target=self.target, precision=precision, accuracy_report=False, repro=None)
+        options = CompileOptions(target=self.device.target, precision=precision, quant=quant, accuracy_report=False, repro=None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "case.llmos"
             llmos.compile(model, tuple(inputs), options=options).save(path)
+            return load(path, device=self.device, poison_arena=True)
+
+    def load_imported(self, model: ImportedModel) -> Program:
+        """Compile what a front end gave for this GPU and load it."""
+        options = CompileOptions(target=self.device.target, accuracy_report=False, repro=None)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.llmos"
+            compile_model(model, options=options).save(path)
             return load(path, device=self.device, poison_arena=True)
 
     def measure_peaks(self) -> None:
@@ -249,7 +263,7 @@ def sentence_encoder(gpu: Gpu) -> Iterator[Checked]:
     with tempfile.TemporaryDirectory() as place:
         wanted = _encoded(folder, Path(place) / "cpu.llmos", "native", "fp32", None)(ids, mask)
         for precision in ("fp32", "bf16"):
-            program = _encoded(folder, Path(place) / f"{precision}.llmos", gpu.target, precision, gpu.device)
+            program = _encoded(folder, Path(place) / f"{precision}.llmos", gpu.device.target, precision, gpu.device)
             first, second = (np.asarray(program(ids, mask)) for _ in range(2))
             yield Checked(f"MiniLM {precision}", _error(first, np.asarray(wanted)), TOLERANCE[precision], bool((first == second).all()))
 
@@ -278,8 +292,12 @@ def main() -> int:
         return 1
     checked = [check(case, gpu.load) for case in cases()]
     checked += sentence_encoder(gpu)
+    checked += [Checked(**asdict(compare(kv, gpu.load_imported))) for kv in ("fp32", "bf16", "int8")]
     gpu.measure_peaks()
     measured = list(figures(gpu))
+    for name, seconds, num_bytes in decode_seconds(gpu.load_imported):
+        rate = num_bytes / seconds
+        measured.append(Figure(name, seconds * 1e3, rate, "B/s", rate / gpu.copy_rate))
     record = {
         "gpu": gpu.device.product,
         "copy_bytes_per_s": gpu.copy_rate,

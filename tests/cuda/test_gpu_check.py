@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import Case, Checked, Figure, cases, check, table
+from benchmarks.gpu_check_llm import compare
 from llmos.runtime.program import Program
 
 from .fake import program
 
-SHORT = {"gelu", "attention bf16"}  # of which one runs each time; the others are slow tests
+SHORT = {"gelu", "attention bf16", "scatter", "linear w4a16:g32"}  # what runs each time; the others are slow tests
 
 
-def load_model(model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str) -> Program:
-    return program(model, inputs, precision=precision)
+def load_model(model: torch.nn.Module, inputs: Sequence[torch.Tensor], *, precision: str, quant: str) -> Program:
+    return program(model, inputs, precision=precision, quant=quant)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +31,16 @@ def test_its_cases_are_right_on_the_fake_gpu(case: Case) -> None:
     assert found.is_right, found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kv", ["fp32", "bf16", "int8"])
+def test_its_language_model_is_right_on_the_fake_gpu(kv: str) -> None:
+    found = compare(kv, lambda model: program(model, ()))
+    assert found.error <= found.tolerance and found.same_bits, found
+
+
 def test_one_line_says_that_there_is_no_driver() -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu_check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     if not result.stdout.startswith("gpu-check: "):
         pytest.skip("this machine has a GPU")
     assert result.returncode == 1
