@@ -299,6 +299,22 @@ static void multiply(const uint32_t* in, float* sums, int depth, int per_word, f
   }
   warp_barrier();
 }
+/* m16n8k32: as of floats, four bytes a word, and exact. */
+void __llmos_gpu_mma_u8s8(const uint32_t* in, int32_t* sums) {
+  int lane = current % WARP, first = current - lane, group = lane / 4, pair = lane % 4;
+  memcpy(exchanged[current], in, 24);
+  warp_barrier();
+  for (int i = 0; i < 4; ++i) {
+    int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      int place = k % 16 / 4, half = k / 16, shift = 8 * (k % 4);
+      uint8_t a = (uint8_t)(exchanged[first + row % 8 * 4 + place][row / 8 + 2 * half] >> shift);
+      int8_t b = (int8_t)(exchanged[first + column * 4 + place][4 + half] >> shift);
+      sums[i] += a * b;
+    }
+  }
+  warp_barrier();
+}
 void __llmos_gpu_mma_bf16(const uint32_t* in, float* sums) { multiply(in, sums, 16, 2, bf16_of); }
 void __llmos_gpu_mma_tf32(const uint32_t* in, float* sums) { multiply(in, sums, 8, 1, tf32_of); }
 

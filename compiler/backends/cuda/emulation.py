@@ -20,11 +20,13 @@ WORDS = {
     "llvm.nvvm.shfl.sync.bfly.i32": "i32 @__llmos_gpu_shuffle_xor(i32, i32, i32, i32)",
 }
 
-# Products of tensor cores: number of words of the left side and of the right, by the host's function.
+# Products of tensor cores, of 4 words on the left and 2 on the right: the type of the sums, and the host's function.
 PRODUCTS = {
-    "llvm.nvvm.mma.m16n8k16.row.col.bf16": (4, 2, "__llmos_gpu_mma_bf16"),
-    "llvm.nvvm.mma.m16n8k8.row.col.tf32": (4, 2, "__llmos_gpu_mma_tf32"),
+    "llvm.nvvm.mma.m16n8k16.row.col.bf16": ("float", "__llmos_gpu_mma_bf16"),
+    "llvm.nvvm.mma.m16n8k8.row.col.tf32": ("float", "__llmos_gpu_mma_tf32"),
+    "llvm.nvvm.mma.m16n8k32.row.col.u8.s8": ("i32", "__llmos_gpu_mma_u8s8"),
 }
+LEFT_WORDS, RIGHT_WORDS = 4, 2
 
 FRAGMENTS = {"llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3": "__llmos_gpu_fragment"}  # loads of four words by an address a lane
 
@@ -91,21 +93,21 @@ def _fragment(name: str, function: str) -> str:
     return "\n".join([f"declare void @{function}(ptr addrspace(3), ptr)", *lines, f"  ret {result} {last}", "}"])
 
 
-def _product(name: str, num_left: int, num_right: int, function: str) -> str:
+def _product(name: str, total: str, function: str) -> str:
     """A function in the place of an mma: operands and result go through memory, as arrays of words."""
     emulated = name.replace("llvm.nvvm.mma", "emulated.mma")
-    words = [f"i32 %w{i}" for i in range(num_left + num_right)]
-    sums = [f"float %c{i}" for i in range(4)]
-    result = "{ float, float, float, float }"
+    words = [f"i32 %w{i}" for i in range(LEFT_WORDS + RIGHT_WORDS)]
+    sums = [f"{total} %c{i}" for i in range(4)]
+    result = f"{{ {total}, {total}, {total}, {total} }}"
     lines = [f"define {result} @{emulated}({', '.join([*words, *sums])}) noinline {{"]
-    lines += [f"  %in = alloca [{num_left + num_right} x i32]", "  %out = alloca [4 x float]"]
-    for i in range(num_left + num_right):
+    lines += [f"  %in = alloca [{LEFT_WORDS + RIGHT_WORDS} x i32]", f"  %out = alloca [4 x {total}]"]
+    for i in range(LEFT_WORDS + RIGHT_WORDS):
         lines += [f"  %a{i} = getelementptr i32, ptr %in, i64 {i}", f"  store i32 %w{i}, ptr %a{i}"]
     for i in range(4):
-        lines += [f"  %o{i} = getelementptr float, ptr %out, i64 {i}", f"  store float %c{i}, ptr %o{i}"]
+        lines += [f"  %o{i} = getelementptr {total}, ptr %out, i64 {i}", f"  store {total} %c{i}, ptr %o{i}"]
     lines += [f"  call void @{function}(ptr %in, ptr %out)"]
     last = "poison"
     for i in range(4):
-        lines += [f"  %l{i} = load float, ptr %o{i}", f"  %r{i} = insertvalue {result} {last}, float %l{i}, {i}"]
+        lines += [f"  %l{i} = load {total}, ptr %o{i}", f"  %r{i} = insertvalue {result} {last}, {total} %l{i}, {i}"]
         last = f"%r{i}"
     return "\n".join([f"declare void @{function}(ptr, ptr)", *lines, f"  ret {result} {last}", "}"])

@@ -1,4 +1,4 @@
-"""Contractions on tensor cores: sum over k of a*b with a fused prologue on either side and a fused epilogue.
+"""Contractions on tensor cores, of floats and of bytes: sum over k of a*b with a fused prologue on either side and a fused epilogue.
 
 A block computes a tile of the result. Step by step along k its threads evaluate a part of both sides, whatever these are (a weight, a
 transposition, windows of an image, a chain), into shared memory, row by row with k innermost; what the next step needs is asked for
@@ -20,7 +20,7 @@ from llmos.compiler.analysis.casts import extended
 from llmos.compiler.analysis.generic import LinearExpr, trace_to_buffer
 from llmos.compiler.backends.cuda.kernel import WARP, BlockFrame, Grid, is_multiple, kernel
 from llmos.compiler.backends.cuda.kernels.elementwise import ACCESS_BYTES, emit_points
-from llmos.compiler.backends.cuda.kernels.tensor_core import COLUMNS, ROWS, SUMS, Bf16, TensorCore, Tf32x3
+from llmos.compiler.backends.cuda.kernels.tensor_core import COLUMNS, ROWS, SUMS, Bf16, Bytes, TensorCore, Tf32x3
 from llmos.compiler.codegen.access import group_dims
 from llmos.compiler.codegen.builder import Value, byte_width, element_type, is_vector
 from llmos.compiler.codegen.contraction_shape import ContractionShape
@@ -31,16 +31,16 @@ from llmos.compiler.codegen.loop_space import RowPlan, accesses_of, plan_rows
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
+SCALAR_DEPTH = 32
 LARGE = 1024  # rows and columns from which on a block takes a large tile
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block computes, and its warps: rows by columns, of which each warp takes a part; depth: k of a step."""
+    """What a block computes, and its warps: rows by columns, of which each warp takes a part."""
 
     rows: int
     columns: int
-    depth: int
     warp_rows: int
     warp_columns: int
 
@@ -50,7 +50,7 @@ class Tile:
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
 
 
-SMALL_TILE, LARGE_TILE = Tile(64, 64, 32, 32, 32), Tile(128, 128, 32, 64, 32)
+SMALL_TILE, LARGE_TILE = Tile(64, 64, 32, 32), Tile(128, 128, 64, 32)
 
 
 def emit_contraction(module: ir.Module, dispatch: Dispatch) -> Grid:
@@ -105,19 +105,25 @@ class CudaContraction:
         """Return the plan; None for what tensor cores don't multiply."""
         shape = ContractionShape(dispatch)
         root = shape.root
-        if root.types != (ir.F32Type.get(),) * 3 or dispatch.table.bounds(shape.k)[0] < 1:
+        if not (root.is_bytes or root.types == (ir.F32Type.get(),) * 3) or dispatch.table.bounds(shape.k)[0] < 1:
             return None
         narrow = [extended(value) for value in (root.lhs, root.rhs)]
-        core = Bf16() if all(value is not None for value in narrow) else Tf32x3()
+        core = Bytes() if root.is_bytes else Bf16() if all(value is not None for value in narrow) else Tf32x3()
         values = narrow if isinstance(core, Bf16) else [root.lhs, root.rhs]
         sides = zip(values, (root.lhs_map, root.rhs_map), (root.m, root.n), (shape.m, shape.n), strict=True)
         left, right = (_side(shape, core, value, affine, dims, rows) for value, affine, dims, rows in sides)
         return cls(shape, core, _tile_for(shape), left, right)
 
     @property
+    def depth(self) -> int:
+        """Return k of a step: less where threads read element by element, and registers hold what they have read."""
+        is_wide = min(self.left.width, self.right.width) > 1
+        return self.core.tile_depth if is_wide else min(self.core.tile_depth, SCALAR_DEPTH)
+
+    @property
     def row_bytes(self) -> int:
         """Return the bytes from one row to the next in shared memory."""
-        return (self.tile.depth + self.core.padding) * self.core.element_bytes
+        return (self.depth + self.core.padding) * self.core.element_bytes
 
     @property
     def right_at(self) -> int:
@@ -126,7 +132,7 @@ class CudaContraction:
 
     @property
     def sum_columns(self) -> int:
-        """Return the float32 from one row of sums to the next."""
+        """Return the sums from one row of them to the next."""
         return self.tile.columns + SUMS
 
     @property
@@ -143,10 +149,13 @@ def _tile_for(shape: ContractionShape) -> Tile:
 
 def _side(shape: ContractionShape, core: TensorCore, value: Value | None, affine: ir.AffineMap, dims: tuple[int, ...], rows: Expr) -> Side:
     assert value is not None
-    width, last = ACCESS_BYTES // core.element_bytes, _innermost(shape, core, value, affine)
+    most, last = ACCESS_BYTES // core.element_bytes, _innermost(shape, core, value, affine)
     for along_k, its in ((True, shape.root.k), (False, dims)):
-        if last is not None and its and last == {its[-1]: 1} and is_multiple(shape.sizes[its[-1]], width):
-            return Side(value, affine, dims, rows, along_k, width)
+        if last is None or not its or last != {its[-1]: 1}:
+            continue
+        for width in (most, most // 2, most // 4):
+            if width > 1 and is_multiple(shape.sizes[its[-1]], width):
+                return Side(value, affine, dims, rows, along_k, width)
     return Side(value, affine, dims, rows, True, 1)
 
 
@@ -180,16 +189,16 @@ class _TileEmitter:
             _SideEmitter(plan, self.frame, plan.right, tile.columns, b.mul(self.column, b.index(tile.columns)), plan.right_at, self.batch),
         ]
         fragments = _Fragments(plan, self.frame)
-        zero = b.const(b.f32, 0.0)
+        zero = b.const(plan.core.total, 0)
         first = [value for side in sides for value in side.read(b.index(0))]
-        steps = self.frame.emitter.sizes(ceil_div(plan.shape.k, tile.depth))
+        steps = self.frame.emitter.sizes(ceil_div(plan.shape.k, plan.depth))
         with b.loop(b.index(0), steps, b.index(1), [*first, *[zero] * fragments.num_sums]) as loop, self.frame.emitter.scope():
             read = list(loop.args)
             self.frame.barrier()  # the step before has multiplied
             for side in sides:
                 side.write([read.pop(0) for _ in range(side.num_parts)])
             self.frame.barrier()
-            next_k = b.mul(b.add(loop.iv, b.index(1)), b.index(tile.depth))
+            next_k = b.mul(b.add(loop.iv, b.index(1)), b.index(plan.depth))
             following = [value for side in sides for value in side.read(next_k)]
             loop.yield_([*following, *fragments.multiply(read)])
         fragments.store(loop.results[len(first) :])
@@ -206,7 +215,8 @@ class _TileEmitter:
             inside = b.binary("arith.andi", b.compare("slt", m, size(plan.shape.m)), b.compare("slt", n, size(plan.shape.n)))
             with b.when(inside), self.frame.emitter.scope():
                 address = b.address(self.frame.shared, b.add(b.mul(at, b.index(plan.sum_columns)), part), b.f32)
-                self._finish(b.load(address, b.vec(b.f32) if width > 1 else b.f32, 4 * width), m, n, width)
+                total = plan.core.total
+                self._finish(b.load(address, b.vec(total) if width > 1 else total, 4 * width), m, n, width)
 
     def _finish(self, total: Value, m: Value, n: Value, width: int) -> None:
         b, ev, shape = self.frame.b, self.frame.emitter, self.plan.shape
@@ -219,7 +229,8 @@ class _TileEmitter:
         coords = ev.index.apply(shape.root.out_map, point)
         if not shape.starts_at_zero:
             init = ev.value(shape.generic.inits[0], coords)
-            total = b.binary("arith.addf", b.splat(init) if width > 1 else init, total)
+            add = "arith.addf" if shape.root.is_float else "arith.addi"
+            total = b.binary(add, b.splat(init) if width > 1 else init, total)
         with ev.binding(shape.value, as_=total):
             for value, buffer in zip(shape.dispatch.results, self.frame.outputs, strict=True):
                 place = ev.result_coords(value, shape.value, coords)
@@ -241,7 +252,7 @@ class _SideEmitter:
     @property
     def num_parts(self) -> int:
         """Return how many parts of `side.width` elements a thread moves in a step."""
-        return self.num_rows * self.plan.tile.depth // (self.side.width * self.plan.tile.threads)
+        return self.num_rows * self.plan.depth // (self.side.width * self.plan.tile.threads)
 
     def read(self, k: Value) -> list[Value]:
         """Emit the evaluation of this thread's parts of the step that begins at `k`."""
@@ -270,7 +281,7 @@ class _SideEmitter:
         """Row and k of a part within the tile. Threads that follow each other read neighbors."""
         b, side = self.frame.b, self.side
         number = b.add(self.frame.thread, b.index(part * self.plan.tile.threads))
-        inner = b.index((self.plan.tile.depth if side.along_k else self.num_rows) // side.width)
+        inner = b.index((self.plan.depth if side.along_k else self.num_rows) // side.width)
         outer, along = b.div(number, inner), b.mul(b.rem(number, inner), b.index(side.width))
         return (outer, along) if side.along_k else (along, outer)
 
@@ -338,7 +349,7 @@ class _Fragments:
         (rows, columns), (row, column) = self._counts, self._corner()
         left, right = self._row_of_lane(row, 8, 16), b.add(self._row_of_lane(column, 16, 8), b.index(plan.right_at))
         found = list(sums)
-        for k in range(0, plan.tile.depth * core.element_bytes, core.depth * core.element_bytes):
+        for k in range(0, plan.depth * core.element_bytes, core.depth * core.element_bytes):
             lefts = [self.frame.fragment(b.add(left, b.index(i * ROWS * plan.row_bytes + k))) for i in range(rows)]
             pairs = [self.frame.fragment(b.add(right, b.index(j * COLUMNS * plan.row_bytes + k))) for j in range(0, columns, 2)]
             rights = [words for pair in pairs for words in (pair[:2], pair[2:])]

@@ -1,6 +1,7 @@
 """How tensor cores multiply: the element types in shared memory, the fragments that a lane holds, and the products of a step along k.
 
-Fragments are those of PTX ISA, "Matrix Fragments for mma.m16n8k8 and mma.m16n8k16". Sums are float32.
+Fragments are those of PTX ISA, "Matrix Fragments for mma.m16n8k8, mma.m16n8k16 and mma.m16n8k32"; 32 bytes of a row in each. Sums are
+float32, and int32 of bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ ORDERED = 7  # as arith.cmpf numbers it
 
 @dataclass(frozen=True)
 class TensorCore(ABC):
-    """depth: k of one instruction. element_bytes: in shared memory. padding: elements behind a row there, which keep lanes apart."""
+    """depth: k of one instruction. element_bytes: in shared memory. padding: elements behind a row there, which keep lanes apart.
+    tile_depth: k of a step."""
 
     depth: int
     element_bytes: int
     padding: int
+    tile_depth: int = 32
+
+    @property
+    def total(self) -> ir.Type:
+        """Return the type of a sum."""
+        return ir.F32Type.get()
 
     @abstractmethod
     def element(self) -> ir.Type:
@@ -32,14 +40,13 @@ class TensorCore(ABC):
 
     @abstractmethod
     def multiply(self, b: Builder, left: Sequence[Value], right: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
-        """Emit sums + left * right. left: 4 words; right: 2; sums: 4 float32."""
+        """Emit sums + left * right. left: 4 words; right: 2; sums: 4 of them."""
 
-    @staticmethod
-    def product(b: Builder, name: str, words: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
+    def product(self, b: Builder, name: str, words: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
         """Emit one instruction by its intrinsic. Returns the 4 sums."""
-        kind = ir.Type.parse("!llvm.struct<(f32, f32, f32, f32)>")
+        kind = ir.Type.parse(f"!llvm.struct<({', '.join([str(self.total)] * SUMS)})>")
         made = b.intrinsic(f"llvm.nvvm.mma.{name}", [*words, *sums], kind)
-        return [b.op("llvm.extractvalue", [made], b.f32, position=ir.DenseI64ArrayAttr.get([i])) for i in range(SUMS)]
+        return [b.op("llvm.extractvalue", [made], self.total, position=ir.DenseI64ArrayAttr.get([i])) for i in range(SUMS)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,29 @@ class Bf16(TensorCore):
     def multiply(self, b: Builder, left: Sequence[Value], right: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
         """Emit sums + left * right."""
         return self.product(b, "m16n8k16.row.col.bf16", [*left, *right], sums)
+
+
+@dataclass(frozen=True)
+class Bytes(TensorCore):
+    """Unsigned bytes by signed bytes, summed in int32: exact, as long as the sum fits."""
+
+    depth: int = 32
+    element_bytes: int = 1
+    padding: int = 16
+    tile_depth: int = 64
+
+    @property
+    def total(self) -> ir.Type:
+        """Return int32."""
+        return ir.IntegerType.get_signless(32)
+
+    def element(self) -> ir.Type:
+        """Return i8."""
+        return ir.IntegerType.get_signless(8)
+
+    def multiply(self, b: Builder, left: Sequence[Value], right: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
+        """Emit sums + left * right."""
+        return self.product(b, "m16n8k32.row.col.u8.s8", [*left, *right], sums)
 
 
 @dataclass(frozen=True)
