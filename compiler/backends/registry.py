@@ -19,6 +19,7 @@ DEFAULT = "cpu"
 _BUILT_IN = (
     EntryPoint("cpu", "llmos.compiler.backends.cpu.backend:CpuBackend", GROUP),
     EntryPoint("cuda", "llmos.compiler.backends.cuda.backend:CudaBackend", GROUP),
+    EntryPoint("tvm", "llmos.compiler.backends.tvm.backend:TvmBackend", GROUP),
     EntryPoint("null", "llmos.compiler.backends.null.backend:NullBackend", GROUP),
 )
 

@@ -19,7 +19,7 @@ from llmos.runtime.errors import UserError
 @click.command("compile")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact to write; default NAME.llmos here.")
-@click.option("--backend", default="", help="What makes the code: cpu, cuda, null, or a package's; by default as the target says.")
+@click.option("--backend", default="", help="What makes the code: cpu, cuda, tvm, null, or a package's; by default as the target says.")
 @click.option("--target", default="portable", show_default=True, help="portable, native, or names such as x86-64-v4 or cuda:sm_90a.")
 @click.option("--precision", default="fp32", show_default=True, help=f"Arithmetic: {' or '.join(PRECISIONS)}.")
 @click.option(

@@ -45,6 +45,7 @@ OUTER = "llmos.outer"  # of a row dispatch: loop dims before the reduced ones
 TILING = "llmos.tiling"  # of a dispatch: its Tiling as text
 WINOGRAD = "llmos.winograd"  # of a dispatch: outputs on a side of a tile
 IN_PLACE = "llmos.in_place"  # of a dispatch: the tensor operand whose memory its one result takes
+LLVM_IR = "llmos.llvm_ir"  # of a function that another compiler made: its text
 FOLD = "llmos.fold"  # of a function that is run at compile time: its results are weights
 ACTIVATION_RANGES = "llmos.activation_ranges"  # of an entry: lowest and highest element of each activation, by calibration
 SLOTS = "llmos.slots"  # of an entry: the sizes of the slots of its arena

@@ -51,7 +51,7 @@ def test_wrong_targets_are_refused_before_anything_is_read(target: str, message:
         ({"from_stage": "o", "stop_after": "ll"}, "--stop-after ll comes before"),
         ({"backend": "null", "stop_after": "o"}, "--stop-after has no 'o'; choose from linalg.mlir, fused.mlir, text, null, llmos"),
         ({"backend": "cup"}, "--backend has no 'cup'; did you mean cpu"),
-        ({"backend": "toaster"}, "--backend has no 'toaster'; choose from cpu, cuda, null"),
+        ({"backend": "toaster"}, "--backend has no 'toaster'; choose from cpu, cuda, tvm, null"),
         ({"backend": "null", "target": "x86-64-v4"}, "'x86-64-v4' is no target; there are null, null-2"),
     ],
 )

@@ -64,8 +64,8 @@ def one(worker: Worker, seed: int, max_ops: int) -> tuple[Plan, Verdict]:
     return plan, verdict
 
 
-def work(seeds: list[int], report: Report, max_ops: int, timeout_s: float) -> None:
-    worker = Worker(timeout_s)
+def work(seeds: list[int], report: Report, max_ops: int, timeout_s: float, backend: str) -> None:
+    worker = Worker(timeout_s, backend)
     while True:
         with report.lock:
             if not seeds:
@@ -92,10 +92,12 @@ def main() -> int:
     parser.add_argument("--max-ops", type=int, default=MAX_OPS)
     parser.add_argument("--jobs", type=int, default=2, help="worker processes")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one graph")
+    parser.add_argument("--backend", default="", help="what compiles the graphs: cpu, or tvm where it is installed")
     options = parser.parse_args()
     report, begin = Report(), time.monotonic()
     seeds = list(reversed(range(options.first, options.first + options.graphs)))
-    threads = [threading.Thread(target=work, args=(seeds, report, options.max_ops, options.timeout)) for _ in range(options.jobs)]
+    arguments = (seeds, report, options.max_ops, options.timeout, options.backend)
+    threads = [threading.Thread(target=work, args=arguments) for _ in range(options.jobs)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ class WrongResult(AssertionError):
     """The compiled program's answer is not torch's."""
 
 
-def check(graph: Graph) -> None:
+def check(graph: Graph, backend: str = "") -> None:
     """Compile a graph and compare it at each of its sizes. Raises WrongResult, or what the compile or the run raises."""
-    program = _compile(graph)
+    program = _compile(graph, backend)
     module = graph.module()
     for sample in range(len(graph.sizes)):
         inputs = graph.arguments(sample)
@@ -37,8 +38,9 @@ def check(graph: Graph) -> None:
         program.check_integrity()
 
 
-def _compile(graph: Graph) -> Program:
-    artifact = compile_model(graph.module(), graph.arguments(0), dynamic_shapes=_dynamic_shapes(graph), options=OPTIONS)
+def _compile(graph: Graph, backend: str) -> Program:
+    options = replace(OPTIONS, backend=backend)
+    artifact = compile_model(graph.module(), graph.arguments(0), dynamic_shapes=_dynamic_shapes(graph), options=options)
     with tempfile.TemporaryDirectory() as folder:
         artifact.save(Path(folder) / "program.llmos")
         return llmos.load(Path(folder) / "program.llmos", poison_arena=True)

@@ -36,8 +36,8 @@ class Verdict:
         return re.sub(r"[-+]?[0-9][0-9.e+-]*|%\w+|\[.*?\]|\bv\b", "#", self.message.split("\n")[0])[:110]
 
 
-def judge(plan: Plan) -> Verdict:
-    """Build the graph, compile it and compare it, in this process."""
+def judge(plan: Plan, backend: str = "") -> Verdict:
+    """Build the graph, compile it and compare it, in this process. backend: what compiles it; "" is the CPU backend."""
     from llmos.runtime.errors import InputError, UnsupportedError
 
     from .check import check
@@ -45,7 +45,7 @@ def judge(plan: Plan) -> Verdict:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of eager torch on few elements
-            check(plan.graph())
+            check(plan.graph(), backend)
     except UnsupportedError as error:
         return Verdict(UNTRACED if "can't trace" in str(error) else REFUSED, str(error))
     except InputError as error:
@@ -56,20 +56,21 @@ def judge(plan: Plan) -> Verdict:
     return Verdict(PASSED)
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, backend: str) -> None:
     import torch
 
     torch.set_num_threads(1)
     pipe.send("ready")
     while (plan := pipe.recv()) is not None:
-        pipe.send(judge(plan))
+        pipe.send(judge(plan, backend))
 
 
 class Worker:
     """One process, started anew after a crash or a timeout."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S, backend: str = "") -> None:
         self.timeout_s = timeout_s
+        self.backend = backend
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -91,7 +92,7 @@ class Worker:
     def _start(self) -> Connection:
         context = mp.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self.backend), daemon=True)
         with patch.dict(os.environ, MALLOC_CHECKS):
             self._process.start()
         theirs.close()

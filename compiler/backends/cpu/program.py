@@ -50,10 +50,15 @@ EMITTERS: Mapping[str, Emit] = {
 }
 
 
-def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
+def emit_dispatch(module: ir.Module, dispatch: Dispatch, target: CpuTarget) -> Launch:
+    """Append the kernel of a dispatch. Raises UnsupportedError for one that no kernel fits."""
+    return EMITTERS[dispatch.kind](module, dispatch, target)
+
+
+def emit_kernels(program: Program, target: CpuTarget, emit: Emit = emit_dispatch) -> ir.Module:
     """Return a module with one function for each distinct dispatch, and the host function: the `kernels` stage.
 
-    Raises UnsupportedError for a dispatch that no kernel fits.
+    emit: appends the kernel of a dispatch. Raises UnsupportedError for a dispatch that no kernel fits.
     """
     with program.module.context, ir.Location.unknown():
         module = ir.Module.create()
@@ -62,7 +67,7 @@ def emit_kernels(program: Program, target: CpuTarget) -> ir.Module:
         for dispatch in program.dispatches:
             text = identity(dispatch)
             if text not in known:
-                known[text] = Kernel(dispatch.name, EMITTERS[dispatch.kind](module, dispatch, target))
+                known[text] = Kernel(dispatch.name, emit(module, dispatch, target))
             kernels[dispatch.name] = known[text]
         for unit in program.loops:
             costs = {each.name: _cost_ns(each) for each in unit.dispatches}
