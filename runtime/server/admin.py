@@ -61,4 +61,4 @@ def _add_health_matrix(app: FastAPI, state: ServerState, health: HealthMonitor) 
         health.add_score(model, float(value))
         return Reply.json({})
 
-    app.router.routes.append(Route("/v2/health/scores", Endpoint("/v2/health/scores", score), methods=["POST"]))
+    app.router.routes.append(Route("/v2/health/scores", Endpoint("/v2/health/scores", score, state), methods=["POST"]))

@@ -64,7 +64,7 @@ def create_app(
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     app.state.server = state
-    _add_hot_routes(app, HotRoutes(state), GenerationRoutes(state))
+    _add_hot_routes(app, state)
     if state.settings.repository_api:
         app.router.routes.extend(RepositoryRoutes(state).routes())
     add_probes(app, state)
@@ -82,8 +82,9 @@ def _checked(model: AnyModel) -> AnyModel:
     return model
 
 
-def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoutes) -> None:
+def _add_hot_routes(app: FastAPI, state: ServerState) -> None:
     """Add the hot routes first in the router, so that they match first, as plain ASGI apps, which avoids FastAPI's overhead."""
+    routes, generation = HotRoutes(state), GenerationRoutes(state)
     hot = {
         f"{_MODEL}/infer": routes.infer,
         "/v1/embeddings": routes.embeddings,
@@ -91,7 +92,7 @@ def _add_hot_routes(app: FastAPI, routes: HotRoutes, generation: GenerationRoute
         "/v1/chat/completions": generation.chat,
         f"{_MODEL_VERSION}/infer": routes.infer,
     }
-    app.router.routes[:0] = [Route(path, Endpoint(path, handler), methods=["POST"]) for path, handler in hot.items()]
+    app.router.routes[:0] = [Route(path, Endpoint(path, handler, state), methods=["POST"]) for path, handler in hot.items()]
 
 
 def _add_metadata(app: FastAPI, state: ServerState) -> None:

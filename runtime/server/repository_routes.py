@@ -37,7 +37,7 @@ class RepositoryRoutes:
             f"{_MODEL}/unload": self.unload,
             f"{_MODEL}/reload": self.reload,
         }
-        return [Route(path, Endpoint(path, handler), methods=["POST"]) for path, handler in handlers.items()]
+        return [Route(path, Endpoint(path, handler, self._state), methods=["POST"]) for path, handler in handlers.items()]
 
     async def index(self, exchange: Exchange) -> Reply:
         """POST /v2/repository/index"""

@@ -18,6 +18,7 @@ import pytest
 from .attack import Raw, connect, post, read
 from .harness import Server, affine_body, language_server, numpy_server, wait_for
 from .language_model import FAILS_AT
+from .test_shutdown import slow_reader
 
 EMBEDDINGS, INFER = "/v1/embeddings", "/v2/models/affine/infer"
 GZIP = "Content-Encoding: gzip"
@@ -206,6 +207,28 @@ def test_what_is_wrong_with_a_large_body(server: Server, path: str, body: bytes,
     answer = server.request("POST", path, body)
     assert answer.status in (400, 404)
     assert message in str(answer.json()["error"])
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_reads_are_bounded() -> None:
+    """Each has some 20 MB; one is always sent, however large."""
+    body = embeddings([[5, 6]] * 2048)
+    ended = 'llmos_request_success_total{finished_reason="stop",model_name="encoder"}'
+    with numpy_server(width=1024, max_inflight_bytes=64 << 20) as server:
+        readers = []
+        for number in range(1, 4):
+            readers.append(slow_reader(server, post(EMBEDDINGS, body)))
+            wait_for(lambda number=number: server.metric(ended) == number)  # type: ignore[misc]
+        wait_for(lambda: server.request("POST", EMBEDDINGS, body).status == 503)
+        refused = server.request("POST", EMBEDDINGS, body)
+        assert "not read yet" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "1"
+        assert server.request("POST", EMBEDDINGS, embeddings("cat")).status == 200, "small ones are not counted"
+        for reader in readers:
+            reader.close()
+        wait_for(lambda: server.request("POST", EMBEDDINGS, body).status == 200)
+    with numpy_server(width=1024, max_body_bytes=1 << 20, max_inflight_bytes=1 << 20) as server:
+        assert server.request("POST", EMBEDDINGS, body).status == 200
 
 
 def test_bodies_of_all_requests_together_are_bounded() -> None:

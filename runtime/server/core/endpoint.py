@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 
-from llmos.runtime.server.core.errors import HttpError, as_http_error, error_reply
-from llmos.runtime.server.core.http import EventStream, Exchange, Handler, Receive, Reply, Scope, Send, route_path
+from llmos.runtime.server.core.errors import RETRY_SOON, HttpError, as_http_error, error_reply
+from llmos.runtime.server.core.http import EventStream, Exchange, Handler, Receive, Reply, RequestInfo, Scope, Send, route_path
+from llmos.runtime.server.core.json import INLINE_BYTES
+from llmos.runtime.server.core.state import ServerState
 
 _LOG = logging.getLogger("llmos.server")
 
@@ -18,21 +20,35 @@ _TIMEOUT_HEADER = b"x-request-timeout"
 class Endpoint:
     """A POST handler as an ASGI app, which converts exceptions to the protocol's errors. path: of its route, in metrics."""
 
-    def __init__(self, path: str, handler: Handler) -> None:
+    def __init__(self, path: str, handler: Handler, state: ServerState) -> None:
         self.path = path
         self._handler = handler
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive)
         reply: Reply | EventStream
         try:
             reply = await self._handler(exchange)
+            if isinstance(reply, Reply):
+                self._hold(exchange.info, reply)
         except Exception as error:
             known = as_http_error(error)
             if known.status == 500:
                 _LOG.exception("request %s failed", exchange.info.request_id)
             reply = error_reply(known, route_path(scope))
         await reply.send(send)
+
+    def _hold(self, info: RequestInfo, reply: Reply) -> None:
+        """Count the bytes of a large answer until it is read. Raises HttpError 503 if those of all answers together are too many."""
+        state, num_bytes = self._state, reply.num_bytes
+        if num_bytes <= INLINE_BYTES:
+            return
+        if state.answer_bytes and state.answer_bytes + num_bytes > state.settings.max_inflight_bytes:
+            message = "the answers that clients have not read yet are too large together: try again later"
+            raise HttpError(503, message, code="overloaded", headers=RETRY_SOON)
+        state.answer_bytes += num_bytes
+        info.answer_bytes += num_bytes
 
 
 def request_timeout(exchange: Exchange, most_s: float) -> float:

@@ -69,6 +69,7 @@ class Gateway:
             self._state.num_active -= 1
             info.release()
             self._state.held_bytes -= info.held_bytes
+            self._state.answer_bytes -= info.answer_bytes
             self._state.guard.charge(info)
             self._state.metrics.count_http(_route(scope), info.status or 499)
             client = scope.get("client")

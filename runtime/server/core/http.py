@@ -48,7 +48,7 @@ class RequestInfo:
     """A request's fields in the access log; handlers set num_items.
 
     start_s: of time.perf_counter, at its first byte. principal: who asks, a digest of the API key, "" where the server has no keys; not
-    logged. weight: of its share. held_bytes: of its body, as far as they count. num_tokens: that its
+    logged. weight: of its share. held_bytes, answer_bytes: of its body and its answer, as far as they count. num_tokens: that its
     quota is charged with. num_prompt_tokens, num_output_tokens, first_token_s (of time.perf_counter), phases: for telemetry; phases is None
     where nobody wants them. longest_input: in tokens. is_call: whether a model runs. uses: of the models that it has in its
     hands, until it ends.
@@ -59,6 +59,7 @@ class RequestInfo:
     principal: str = ""
     weight: float = 1.0
     held_bytes: int = 0
+    answer_bytes: int = 0
     num_tokens: int = 0
     model: str | None = None
     num_items: int | None = None
@@ -114,8 +115,13 @@ class Reply:
             pieces = [b"".join(pieces)]
         return cls(200, pieces[0], content_type, headers or [], pieces[1:])
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the whole body."""
+        return len(self.body) + sum(map(len, self.more))
+
     async def send(self, send: Send) -> None:
-        length = (b"content-length", str(len(self.body) + sum(map(len, self.more))).encode())
+        length = (b"content-length", str(self.num_bytes).encode())
         headers = [(b"content-type", self.content_type), length, *self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": bool(self.more)})

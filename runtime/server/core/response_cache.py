@@ -67,7 +67,7 @@ class LocalStore:
 
     def put(self, name: bytes, reply: Reply, now_s: float) -> None:
         """Keep an answer; those not used for longest make room."""
-        num_bytes = _ENTRY_BYTES + _num_bytes(reply)
+        num_bytes = _ENTRY_BYTES + reply.num_bytes
         if num_bytes * _LARGEST_SHARE > self.max_bytes:
             return
         before = self._entries.pop(name, None)
@@ -125,7 +125,7 @@ class ResponseCache:
         if key is None:
             return
         self._local.put(key.name, reply, time.monotonic())
-        if self._shared is not None and _num_bytes(reply) + _ENTRY_BYTES <= MAX_VALUE_BYTES:
+        if self._shared is not None and reply.num_bytes + _ENTRY_BYTES <= MAX_VALUE_BYTES:
             self._shared.put(key.name, sealed(key, reply))
 
     def close(self) -> None:
@@ -160,7 +160,3 @@ def opened(key: CacheKey, value: bytes | None) -> Reply | None:
     content_type, headers = orjson.loads(content[4 : 4 + size])
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return Reply(200, content[4 + size :], content_type.encode("latin-1"), raw)
-
-
-def _num_bytes(reply: Reply) -> int:
-    return len(reply.body) + sum(map(len, reply.more))

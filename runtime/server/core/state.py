@@ -59,8 +59,8 @@ class Uploads:
 class ServerState:
     """The models by name, the metrics, and the server's lifecycle.
 
-    num_active: HTTP requests in progress, counted by the gateway. held_bytes: of their bodies. ready: whether balancers shall send more.
-    draining: whether new requests are refused.
+    num_active: HTTP requests in progress, counted by the gateway. held_bytes, answer_bytes: of their bodies, and of answers that are not
+    read. ready: whether balancers shall send more. draining: whether new requests are refused.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class ServerState:
         self.metrics = Metrics()
         self.num_active = 0
         self.held_bytes = 0
+        self.answer_bytes = 0
         self.ready = True
         self.draining = False
         self.uploads = Uploads()
