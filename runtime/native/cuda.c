@@ -43,6 +43,8 @@ struct llmos_gpu_call {
   uint8_t* pinned;         /* of STAGE_BYTES; the last word is for the error */
   llmos_gpu_launched launched;
   void* told; /* handed to `launched` */
+  size_t staged;    /* bytes of the pinned memory that copies of this call may still read */
+  bool has_waited;  /* for the default stream, in this call */
   int32_t failure;  /* of the driver, in this call: generated code may pass another code on, or none */
   bool is_running; /* between `gpu_call_begin` and `gpu_call_end`: the GPU is this thread's current one */
 };
@@ -378,6 +380,8 @@ int32_t gpu_call_begin(llmos_gpu_call* self, llmos_gpu_launched launched, void* 
   int32_t code = enter(self->code->gpu);
   if (code) return code;
   self->is_running = true;
+  self->has_waited = false;
+  self->staged = 0; /* the call before has waited for its copies */
   self->failure = LLMOS_OK;
   return check(driver.set_bytes(self->error, 0, sizeof(int32_t), self->stream), "its memory can't be set");
 }
@@ -398,12 +402,25 @@ void* gpu_call_allocate(llmos_gpu_call* self, int64_t num_bytes, bool poison) {
   return (void*)(uintptr_t)block->memory;
 }
 
-/* A copy from pageable memory would wait for all earlier work; a large tensor takes it in parts. */
+/* A copy from pageable memory would wait for all earlier work. Small tensors lie in the pinned memory one behind the other; where it is
+ * full, and for a large one, which takes it in parts, the copies before are waited for. */
 int32_t gpu_call_upload(llmos_gpu_call* self, DLTensor* tensor, size_t num_bytes) {
+  int32_t code = LLMOS_OK;
   void* memory = gpu_call_allocate(self, (int64_t)num_bytes, false);
   if (!memory) return LLMOS_OUT_OF_MEMORY;
-  int32_t code = check(driver.stream_synchronize(self->stream), "a copy failed"); /* of what still lies in the pinned memory */
-  if (!code) code = upload(self->stream, (CUdeviceptr)(uintptr_t)memory, tensor->data, num_bytes, self->pinned);
+  if (num_bytes > STAGE_BYTES - self->staged) {
+    code = check(driver.stream_synchronize(self->stream), "a copy failed");
+    self->staged = 0;
+  }
+  if (!code && num_bytes > STAGE_BYTES) {
+    code = upload(self->stream, (CUdeviceptr)(uintptr_t)memory, tensor->data, num_bytes, self->pinned);
+    self->staged = STAGE_BYTES;
+  } else if (!code && num_bytes) {
+    uint8_t* place = self->pinned + self->staged;
+    memcpy(place, tensor->data, num_bytes);
+    code = check(driver.copy((CUdeviceptr)(uintptr_t)memory, (CUdeviceptr)(uintptr_t)place, num_bytes, self->stream), "a copy failed");
+    self->staged += num_bytes;
+  }
   tensor->data = memory;
   tensor->device = self->abi.id;
   return code;
@@ -411,7 +428,8 @@ int32_t gpu_call_upload(llmos_gpu_call* self, DLTensor* tensor, size_t num_bytes
 
 /* Its producer may have written it in the default stream, as DLPack has it where no other stream is named. */
 int32_t gpu_call_adopt(llmos_gpu_call* self, DLTensor* tensor, size_t num_bytes) {
-  int32_t code = check(driver.stream_synchronize(NULL), "what an input is made by failed");
+  int32_t code = self->has_waited ? LLMOS_OK : check(driver.stream_synchronize(NULL), "what an input is made by failed");
+  self->has_waited = true;
   if (code || (uintptr_t)tensor->data % ACCESS_BYTES == 0) return code;
   void* memory = gpu_call_allocate(self, (int64_t)num_bytes, false);
   if (!memory) return LLMOS_OUT_OF_MEMORY;

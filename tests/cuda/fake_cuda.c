@@ -136,7 +136,28 @@ result cuMemAllocAsync(address* memory, size_t size, stream* used) {
   pthread_mutex_unlock(&one);
   return code;
 }
+/* Copies to and from pinned memory are made as late as a stream may make them: what overwrites such memory too early is seen. */
+enum { PINS = 256, PENDING = 4096 };
+static struct { uint8_t* data; size_t size; } pins[PINS];
+static struct { address target, source; size_t size; } pending[PENDING];
+static int num_pending;
+static pthread_mutex_t copies = PTHREAD_MUTEX_INITIALIZER;
+
+static bool is_pinned(address memory) {
+  for (int i = 0; i < PINS; ++i) {
+    if (pins[i].data && memory >= (address)(uintptr_t)pins[i].data && memory < (address)(uintptr_t)(pins[i].data + pins[i].size)) return true;
+  }
+  return false;
+}
+static void make_copies(void) {
+  pthread_mutex_lock(&copies);
+  for (int i = 0; i < num_pending; ++i) memmove((void*)(uintptr_t)pending[i].target, (void*)(uintptr_t)pending[i].source, pending[i].size);
+  num_pending = 0;
+  pthread_mutex_unlock(&copies);
+}
+
 result cuMemFreeAsync(address memory, stream* used) {
+  make_copies();
   result code = called("cuMemFreeAsync");
   pthread_mutex_lock(&one);
   for (block** at = &blocks; *at; at = &(*at)->next) {
@@ -166,19 +187,37 @@ static bool is_reachable(address memory) {
 result cuMemAllocHost_v2(void** memory, size_t size) {
   CALLED("cuMemAllocHost %zu", size);
   if (!here()) return INVALID;
-  *memory = malloc(size), ++live.pinned;
-  return OK;
+  pthread_mutex_lock(&copies);
+  int i = 0;
+  while (i < PINS && pins[i].data) ++i;
+  if (i < PINS) *memory = pins[i].data = malloc(size), pins[i].size = size, ++live.pinned;
+  pthread_mutex_unlock(&copies);
+  return i < PINS ? OK : OUT_OF_MEMORY;
 }
-result cuMemFreeHost(void* memory) { free(memory), --live.pinned; return called("cuMemFreeHost"); }
+result cuMemFreeHost(void* memory) {
+  make_copies();
+  pthread_mutex_lock(&copies);
+  for (int i = 0; i < PINS; ++i) pins[i].data = pins[i].data == memory ? NULL : pins[i].data;
+  pthread_mutex_unlock(&copies);
+  free(memory), --live.pinned;
+  return called("cuMemFreeHost");
+}
 result cuMemcpyAsync(address target, address source, size_t size, stream* used) {
   CALLED("cuMemcpyAsync %zu", size);
   if (!is_here(used) || !is_reachable(target) || !is_reachable(source)) return INVALID;
+  pthread_mutex_lock(&copies);
+  bool waits = (is_pinned(target) || is_pinned(source)) && num_pending < PENDING;
+  if (waits) pending[num_pending].target = target, pending[num_pending].source = source, pending[num_pending++].size = size;
+  pthread_mutex_unlock(&copies);
+  if (waits) return OK;
+  make_copies();
   memmove((void*)(uintptr_t)target, (void*)(uintptr_t)source, size);
   return OK;
 }
 result cuMemsetD8Async(address target, unsigned char value, size_t size, stream* used) {
   CALLED("cuMemsetD8Async %zu", size);
   if (!is_here(used) || !is_reachable(target)) return INVALID;
+  make_copies();
   memset((void*)(uintptr_t)target, value, size);
   return OK;
 }
@@ -188,8 +227,12 @@ result cuStreamCreate(stream** made, unsigned flags) {
   *made = malloc(sizeof **made), (*made)->context = here(), ++live.streams;
   return OK;
 }
-result cuStreamDestroy_v2(stream* used) { free(used), --live.streams; return called("cuStreamDestroy"); }
-result cuStreamSynchronize(stream* used) { CALLED("cuStreamSynchronize"); return is_here(used) ? OK : INVALID; }
+result cuStreamDestroy_v2(stream* used) { make_copies(), free(used), --live.streams; return called("cuStreamDestroy"); }
+result cuStreamSynchronize(stream* used) {
+  CALLED("cuStreamSynchronize");
+  make_copies();
+  return is_here(used) ? OK : INVALID;
+}
 
 /* ---- Modules ---- */
 result cuModuleLoadDataEx(void** module, const void* image, unsigned count, int* options, void** values) {
@@ -344,6 +387,7 @@ result cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
   dladdr(function, &info);
   CALLED("cuLaunchKernel %s %u %u %u", info.dli_sname ? info.dli_sname + strlen("__llmos_emulated_") : "?", x, tx, shared);
   if (!x || y != 1 || z != 1 || !tx || tx > MAX_THREADS || tx % WARP || ty != 1 || tz != 1 || shared > SHARED || !is_here(used)) return INVALID;
+  make_copies();
   pthread_mutex_lock(&one);
   kernel = (void (*)(void**))function, arguments = given, num_threads = (int)tx;
   for (unsigned i = 0; i < x; ++i) run_block((int)(reversed ? x - 1 - i : i));

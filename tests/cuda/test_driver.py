@@ -238,6 +238,18 @@ def test_a_large_tensor_goes_through_pinned_memory_in_parts() -> None:
     np.testing.assert_array_equal(loaded(x), (x[:, :1] + 1).numpy())
 
 
+def test_small_tensors_share_the_pinned_memory_and_large_ones_wait() -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return torch.stack([each.flatten()[-7] for each in inputs])
+
+    sizes = (10, 1 << 20, 8, 3 << 19, 1000, 1 << 19, 1 << 19, 9)  # of which some fill the pinned memory, or are larger
+    inputs = [torch.full((size,), float(number)) for number, size in enumerate(sizes)]
+    loaded = program(Sum(), tuple(inputs))
+    for _ in range(2):
+        np.testing.assert_array_equal(loaded(*inputs), np.arange(len(sizes), dtype=np.float32))
+
+
 def test_a_profile_has_each_launch() -> None:
     profile = program(Scale(), (X,)).default.profile(X)
     assert [(each.name, each.num_tiles) for each in profile.dispatches] == [("d0_elementwise", 1)]

@@ -120,6 +120,7 @@ def test_a_step_leaves_the_cache_where_it_lies(tiny: Tiny) -> None:
     assert len(launched) == len(tiny.gpu.manifest.kernels)
     kernels = [at for at, line in enumerate(made) if line.startswith("cuLaunchKernel")]
     first, last = kernels[0], kernels[-1]
+    assert sum(line.startswith("cuStreamSynchronize") for line in made) == 3  # for who made the caches, the error word and the logits
     copies = [at for at, line in enumerate(made) if line.startswith("cuMemcpyAsync")]
     assert copies[len(STEP_INPUTS) - 1] < first and last < copies[len(STEP_INPUTS)]
     assert not any(line.startswith(("cuMemcpy", "cuStreamSynchronize")) for line in made[first:last])  # the host waits for no kernel
