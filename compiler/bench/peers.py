@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmos.compiler.bench.engines import Runner, load_eager, load_inductor, load_llmos, load_onnxruntime, load_openvino
 from llmos.compiler.bench.quantized_peers import QUANTIZED_PEERS
+from llmos.compiler.bench.tvm_peer import load_tvm
 
 __all__ = ["PEERS", "Runner"]
 
@@ -18,5 +19,6 @@ PEERS: Mapping[str, Callable[[Path, int], Runner]] = {
     "onnxruntime": load_onnxruntime,
     "openvino": load_openvino,
     "openvino-bf16": functools.partial(load_openvino, precision="bf16"),
+    "tvm": load_tvm,
     **QUANTIZED_PEERS,
 }

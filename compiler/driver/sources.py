@@ -34,6 +34,8 @@ def import_source(source: Any, example_args: Sequence[Any] | None, dynamic_shape
     """Brings `source` in through its front end. Raises UserError for what can't be read, UnsupportedError for unknown ops."""
     if isinstance(source, ImportedModel):
         return source
+    if type(source).__module__.partition(".")[0] == "tvm":
+        raise UserError("a module of TVM is no source: give the ExportedProgram or the .onnx file that it was made from")
     if isinstance(source, (str, Path)) and Path(source).suffix == ".onnx":
         return _import_onnx(Path(source), options)
     _require_fit(source, options)

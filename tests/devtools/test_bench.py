@@ -146,9 +146,10 @@ def test_the_times_of_dispatches_sum_to_that_of_the_call(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_small_model_against_torch_and_onnxruntime(
+def test_a_small_model_against_torch_onnxruntime_and_tvm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("tvm", reason="TVM is not installed: pip install 'llmos[tvm]'")
     monkeypatch.setenv("LLMOS_CACHE", str(tmp_path / "cache"))
     source = tmp_path / "linear.pt2"
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -157,7 +158,7 @@ def test_a_small_model_against_torch_and_onnxruntime(
         "bench",
         str(source),
         "--against",
-        "eager,onnxruntime",
+        "eager,onnxruntime,tvm",
         "--input-shape",
         "s0=5",
         "--threads",
@@ -168,7 +169,7 @@ def test_a_small_model_against_torch_and_onnxruntime(
     ]
     assert run(arguments) == 0
     measured = {record["engine"]: record for record in json.loads(capsys.readouterr().out)["measurements"]}
-    assert list(measured) == ["llmos", "eager", "onnxruntime"]
+    assert list(measured) == ["llmos", "eager", "onnxruntime", "tvm"]
     assert all(record["num_runs"] >= 20 and 0 < record["median_s"] <= record["p95_s"] <= record["p99_s"] for record in measured.values())
-    assert measured["llmos"]["max_error"] < 1e-4 and measured["onnxruntime"]["max_error"] < 1e-4
+    assert all(measured[engine]["max_error"] < 1e-4 for engine in ("llmos", "onnxruntime", "tvm"))
     assert measured["llmos"]["flops_per_s"] == pytest.approx(2 * 5 * 64 * 32 / measured["llmos"]["median_s"])

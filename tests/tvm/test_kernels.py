@@ -116,6 +116,34 @@ def test_special_numbers_keep_their_bits(function: Callable[[torch.Tensor], torc
     assert (np.signbit(program(x.numpy())) == np.signbit(function(x).numpy()))[~np.isnan(function(x).numpy())].all()
 
 
+def test_bools_are_read_and_written_as_bytes(tmp_path: Path) -> None:
+    """Sums of bools along rows are the CPU backend's, their elements are not."""
+    x = torch.arange(-40.0, 40.0).reshape(2, 40)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(x > 3) & ~(x > 20), (x < 0) ^ (x > -7), (x > -100).all(-1, keepdim=True).expand_as(x)], 1)
+
+    program = loaded(compiled(Module(function), (x,)), tmp_path)
+    np.testing.assert_array_equal(program(x.numpy()), function(x).numpy())
+
+
+def test_several_entries_keep_the_names_of_their_tiles_apart(tmp_path: Path) -> None:
+    module, other = CASES["linear"][0], CASES["layer_norm"][0]
+    inputs = {"first": (torch.randn(2, 7, 30),), "second": (torch.randn(3, 5, 48),)}
+    llmos.compile({"first": module, "second": other}, inputs, options=OPTIONS).save(tmp_path / "two.llmos")
+    program = llmos.load(tmp_path / "two.llmos")
+    for name, made in (("first", module), ("second", other)):
+        found = program[name](inputs[name][0].numpy())
+        np.testing.assert_allclose(found, made(*inputs[name]).numpy(), rtol=2e-5, atol=1e-5)
+
+
+def test_a_relax_module_is_refused() -> None:
+    import tvm
+
+    with pytest.raises(UserError, match="give the ExportedProgram"):
+        compile_model(tvm.IRModule(), ())
+
+
 def test_integers_wrap(tmp_path: Path) -> None:
     x = torch.tensor([[2**31 - 1, -(2**31), 0], [5, -1, 2**31 - 2]], dtype=torch.int32)
 

@@ -92,7 +92,9 @@ def _false() -> Expr:
 
 def number(value: float, dtype: str) -> Expr:
     """Return a constant of a type."""
-    return tirx.FloatImm(dtype, value) if dtype in _BITS else tirx.const(value, dtype)
+    if dtype in _BITS:
+        return tirx.FloatImm(dtype, value)
+    return tirx.const(bool(value) if dtype == "bool" else value, dtype)
 
 
 def _number(dtype: str, value: float) -> Expr:
