@@ -20,6 +20,11 @@ CASES = (
     Case(100, 160, "int4", 32, has_zero=False),
     Case(33, 640, "uint4", 128),  # columns that fill no vector
 )
+TILES = (  # runs that matrix registers take whole
+    Case(48, 192, "int4", 64, has_zero=False),
+    Case(33, 1152, "uint4", 128),  # more than one block in scratch
+    Case(40, 640, "int4", 0),  # a scale a channel, and half of a run at the end
+)
 MORE = (
     Case(40, 77, "uint4", 64, has_zero=False),  # the last group is shorter and ends within a word
     Case(50, 100, "uint4", 40),  # groups that end between two chains of 16 bits
@@ -50,9 +55,9 @@ def with_extremes(case: Case) -> None:
         (module.zero.t() if case.transposed and case.group else module.zero)[0] = low
 
 
-def rows_of(case: Case) -> np.ndarray:
+def rows_of(case: Case, count: int) -> np.ndarray:
     """Rows whose first two have the largest magnitudes in all elements, the third only zeros."""
-    x = activations(max(ROWS), case.k).copy()
+    x = activations(count, case.k).copy()
     x[0], x[1], x[2] = 3, -3, 0
     return x
 
@@ -85,12 +90,12 @@ def compiled(cases: Sequence[Case], target: str) -> Program:
     return load(compile_model(Products(cases), examples, dynamic_shapes={"inputs": tuple({0: rows} for _ in cases)}, options=options))
 
 
-def check(cases: Sequence[Case], target: str) -> None:
+def check(cases: Sequence[Case], target: str, counts: Sequence[int] = ROWS) -> None:
     program = compiled(cases, target)
     assert sum(kernel.details["label"] == "matmul_w4a8+scale" for kernel in program.manifest.kernels) == len(cases)
-    inputs = [rows_of(case) for case in cases]
+    inputs = [rows_of(case, max(counts)) for case in cases]
     expected = [reference(case, x) for case, x in zip(cases, inputs, strict=True)]
-    for rows in ROWS:
+    for rows in counts:
         found = program(*[x[:rows] for x in inputs])
         for case, got, want in zip(cases, found, expected, strict=True):
             np.testing.assert_array_equal(np.asarray(got), want[:rows], err_msg=f"{case}, {rows} rows")
@@ -104,6 +109,11 @@ def test_every_size_gives_the_bits_of_the_formula() -> None:
 @pytest.mark.parametrize("target", ["x86-64-v4-amx", V4, "x86-64-v3-vnni"])
 def test_every_target_gives_the_bits_of_the_formula(target: str) -> None:
     check(CASES, target)
+
+
+@pytest.mark.slow
+def test_matrix_tiles() -> None:
+    check(TILES, "x86-64-v4-amx", (16, 17, 19, 32, 59))
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 LLVM splits wide vectors by itself; what it can't do is an intrinsic of a feature that the target doesn't have. `emulate` gives each such
 intrinsic a body with the semantics of Intel's instruction set reference (VDPBF16PS, VCVTNE2PS2BF16, VPDPBUSD, VPMADDUBSW, VPMADDWD,
-TDPBF16PS, TDPBUSD, TILELOADD, TILESTORED), except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all tiles of
-generated code have that shape (backends/cpu/arithmetic/amx.py).
+TDPBF16PS, TDPBUSD, TDPBSUD, TILELOADD, TILESTORED), except that subnormals are kept. A tile is an array of 16 rows of 64 bytes: all
+tiles of generated code have that shape (backends/cpu/arithmetic/amx.py).
 """
 
 import re
@@ -237,6 +237,8 @@ finish:
 """
     + _TILE_END
 )
+# Signed by unsigned bytes: the factors change places.
+_TILE_DOT_SIGNED = _TILE_DOT_INT8.replace("<64 x i8> %ab, <64 x i8> %bb", "<64 x i8> %bb, <64 x i8> %ab")
 
 _ZERO = """
 define internal {tile} {symbol}(i16 %m, i16 %n) alwaysinline {{
@@ -264,6 +266,7 @@ _BODIES = {
     "avx512.pmaddw.d.512": _MADD,
     "tdpbf16ps.internal": _TILE_DOT,
     "tdpbusd.internal": _TILE_DOT_INT8,
+    "tdpbsud.internal": _TILE_DOT_SIGNED,
     "tilezero.internal": _ZERO,
     "tileloadd64.internal": _LOAD,
     "tilestored64.internal": _STORE,

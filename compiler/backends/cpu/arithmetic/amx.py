@@ -146,6 +146,19 @@ def multiply_tiles(
         _multiply_block(b, a, part, (count, k), (place, out_stride), onto, product)
 
 
+def dot_tiles(b: Builder, a: Strided, right: Value, k: int, out: Value, product: TileProduct) -> None:
+    """out[16, 16] = A * B of a few k, a multiple of product.depth, unrolled. right: words of B, 16 columns a row; out: dense."""
+    size, line = _shape(b), b.index(ROW_BYTES)
+    element = ir.IntegerType.get_signless(8 * product.element_bytes)
+    stride = b.mul(a.row_stride, b.index(product.element_bytes))
+    total = _intrinsic(b, "tilezero", size)
+    for step in range(k // product.depth):
+        left = _intrinsic(b, "tileloadd64", [*size, b.address(a.base, b.index(step * product.depth), element), stride])
+        words = _intrinsic(b, "tileloadd64", [*size, b.address(right, b.index(step * STEP_ROWS * TILE_COLUMNS), b.i32), line])
+        total = _intrinsic(b, product.instruction, [*size, size[1], total, left, words])
+    _intrinsic(b, "tilestored64", [*size, out, line, total], has_result=False)
+
+
 def _multiply_block(
     b: Builder,
     a: Sequence[Strided],

@@ -13,6 +13,7 @@ An arithmetic is a choice of element types, of the instructions that multiply th
 | `int8_extend.py` | unsigned by signed bytes | 32-bit multiplications |
 | `weight_only.py` | rows of float32, a weight of 4 or 8 bits with scales | fma, numbers made floats in registers or in scratch |
 | `int4_dot.py` | rows of int8, a weight of 4 bits with scales | VPDPBUSD, sums scaled group by group |
+| `int4_tiles.py` | the same | TDPBSUD, for 16 rows or more |
 | `int4_pairs.py` | the same | VPMADDUBSW |
 | `int4_extend.py` | the same | 32-bit multiplications |
 

@@ -219,8 +219,10 @@ class Int4(GroupArithmetic):
         with b.loop(b.index(0), b.index(whole), b.index(self.chain), self._starts(b, shape, rows, panel, run)) as loop:
             loop.yield_(add_chain(loop.iv, self.chain, loop.args))
         sums = add_chain(b.index(whole), words - whole, loop.results) if whole < words else loop.results
-        floats = [b.op("arith.sitofp", [each], b.vec(b.f32, shape.lanes)) for each in sums]
-        return self.scaled(b, shape, panel, run, floats, totals)
+        return self.scaled(b, shape, panel, run, self._floats(b, sums), totals)
+
+    def _floats(self, b: Builder, sums: Sequence[Value]) -> list[Value]:
+        return [b.op("arith.sitofp", [each], b.vec(b.f32, each.type.shape[0])) for each in sums]
 
     def _step(
         self, b: Builder, shape: TileShape, rows: Sequence[Value], words: Sequence[Value], columns: Columns, chained: Sequence[Value | None]

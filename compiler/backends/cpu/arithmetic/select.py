@@ -12,6 +12,7 @@ from llmos.compiler.backends.cpu.arithmetic.int4 import Int4
 from llmos.compiler.backends.cpu.arithmetic.int4_dot import Int4Dot
 from llmos.compiler.backends.cpu.arithmetic.int4_extend import Int4Extend
 from llmos.compiler.backends.cpu.arithmetic.int4_pairs import Int4Pairs
+from llmos.compiler.backends.cpu.arithmetic.int4_tiles import Int4Tiles
 from llmos.compiler.backends.cpu.arithmetic.int8_dot import Int8Dot
 from llmos.compiler.backends.cpu.arithmetic.int8_extend import Int8Extend
 from llmos.compiler.backends.cpu.arithmetic.int8_pairs import Int8Pairs
@@ -24,7 +25,7 @@ ARITHMETICS = (  # best first
     *(Int8Tiles, Int8Dot, Int8Pairs, Int8Extend),
     Float32,
 )
-INT4: tuple[type[Int4], ...] = (Int4Dot, Int4Pairs, Int4Extend)  # likewise
+INT4: tuple[type[Int4], ...] = (Int4Tiles, Int4Dot, Int4Pairs, Int4Extend)  # likewise
 
 
 def arithmetic_of(operands: Operands, target: CpuTarget) -> RegisterArithmetic | MatrixArithmetic | GroupArithmetic:

@@ -100,7 +100,7 @@ class GroupLoop:
     def _many_tiles(self) -> list[TileShape]:
         """The target's tile, and fewer rows by as many columns: those that lie together in scratch."""
         shape = self.schedule.shape
-        return [shape, *(replace(shape, rows=rows) for rows in (4, 2, 1) if rows < shape.rows)]
+        return [shape, *(replace(shape, rows=rows) for rows in (8, 4, 2, 1) if rows < shape.rows)]
 
     def _many_rows(self, tile: PanelTile) -> None:
         b, step, count = tile.b, self.schedule.k_block, tile.b.sub(tile.high, tile.low)
