@@ -373,18 +373,18 @@ class AttentionEmitter:
 
         for_row_blocks(b, b.index(0), ev.sizes(self.plan.width), row_tiles(self.plan.shape, self.plan.block_rows), block)
 
-    def _totals(self) -> list[Value]:
-        """What each row is divided by."""
+    def _factors(self) -> list[Value]:
+        """1 / the sum of each row: one division instead of one for each element, at half a unit in the last place more."""
         b = self.frame.b
         totals = [self._get("sum", None, v) for v in self._vectors()]
         if self.plan.parts.floored or not self.plan.num_keys.is_positive:  # no key at all is a row of zeros too
             totals = [b.binary("arith.maximumf", total, b.splat_constant(b.f32, 1.0)) for total in totals]
-        return totals
+        return [b.binary("arith.divf", b.splat_constant(b.f32, 1.0), total) for total in totals]
 
     def _finish(self) -> None:
         """Divide by the sums, transpose from [d][i] to [i][d], and write rows: lanes change from queries to the head's width."""
         b, ev, lanes = self.frame.b, self.frame.emitter, self.plan.shape.lanes
-        totals = self._totals()
+        factors = self._factors()
         size = ceil_div(self.plan.width, lanes) * lanes
         width = ev.sizes(size)
 
@@ -394,7 +394,7 @@ class AttentionEmitter:
         with b.loop(b.index(0), width, b.index(lanes)) as loop:
             for v in self._vectors():
                 columns = [self._get("output", b.add(loop.iv, b.index(d)), v) for d in range(lanes)]
-                for i, row in enumerate(transpose(b, [b.binary("arith.divf", each, totals[v]) for each in columns])):
+                for i, row in enumerate(transpose(b, [b.binary("arith.mulf", each, factors[v]) for each in columns])):
                     b.store(row, place(b.index(v * lanes + i), loop.iv), 4 * lanes)
         self._write(lambda row, column: b.load(place(row, column), b.vec(b.f32), 4 * lanes))
 

@@ -210,14 +210,14 @@ class PairedAttentionEmitter(AttentionEmitter):
     def _finish(self) -> None:
         """Divide by the sums, turn O^T round, put columns in order and write rows."""
         b, ev = self.frame.b, self.frame.emitter
-        totals = self._totals()
+        factors = self._factors()
 
         def transpose_block(d: Value) -> None:
             for v in self._vectors():
                 blocks = []
                 for odd in (0, 1):
                     rows = [self._get("output", b.add(d, b.index(odd * TILE_ROWS + r)), v) for r in range(TILE_ROWS)]
-                    blocks.append(transpose(b, [b.binary("arith.divf", row, totals[v]) for row in rows]))
+                    blocks.append(transpose(b, [b.binary("arith.mulf", row, factors[v]) for row in rows]))
                 for i, (even, odd) in enumerate(zip(*blocks, strict=True)):
                     at = b.add(b.index((v * WORDS + i) * int(self.plan.width)), d)
                     for half in (0, 1):

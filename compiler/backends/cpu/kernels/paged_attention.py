@@ -280,13 +280,13 @@ class _Run:
         def write(row: Value) -> None:
             token = b.add(self.first, b.div(row, group))
             head = b.add(b.mul(self.tile.head, group), b.rem(row, group))
-            kept, total = self._with_sink(
-                row, head, b.splat(self.fold(functools.partial(b.binary, "arith.addf"), self.vector(self.at("sums", row, LANES))))
-            )
+            total = self.fold(functools.partial(b.binary, "arith.addf"), self.vector(self.at("sums", row, LANES)))
+            kept, total = self._with_sink(row, head, b.splat(total))
+            factor = b.binary("arith.divf", b.splat_constant(b.f32, 1.0) if kept is None else kept, total)
             for column in range(0, padded, LANES):
                 at = [token, head, Lane(b.index(column))]
                 output = self.vector(self.at("output", row, padded, b.index(column)))
-                made = b.binary("arith.divf", output if kept is None else b.binary("arith.mulf", output, kept), total)
+                made = b.binary("arith.mulf", output, factor)
                 mask = b.tail_mask(b.index(p.head_dim - column)) if p.head_dim - column < LANES else None
                 with ev.memory.masked(mask), ev.scope(), ev.binding(root, as_=made):
                     for value, buffer in zip(plan.dispatch.results, self.tile.frame.outputs, strict=True):
