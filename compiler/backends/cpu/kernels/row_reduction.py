@@ -26,6 +26,7 @@ from llmos.compiler.codegen.kernel import Frame, Launch, kernel, product, split_
 from llmos.compiler.codegen.lanes import lane_loop, scalar_loop
 from llmos.compiler.codegen.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.row_values import RowValues
 from llmos.compiler.codegen.sums import BLOCK, CHAIN, block_level, loop_over_blocks, summed, with_rests
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
@@ -44,7 +45,7 @@ def emit_rows(module: ir.Module, dispatch: Dispatch) -> Launch:
         b = frame.b
         at = spread(plan, outer, split_index(b, frame.emitter.sizes, tile, extents), b.index(0))
         coords = [at.get(dim, b.index(0)) for dim in range(plan.num_outer)]
-        _RowEmitter(plan, inner, slots, frame, coords, bindings).emit()
+        _RowEmitter(plan, inner, slots, frame, RowValues(plan, frame.emitter, frame.outputs, coords, bindings)).emit()
     slot_bytes = sum((row_elements * 8 + 64 for _ in slots), sympy.Integer(0))
     return Launch(product(extents), sympy.expand(slot_bytes))
 
@@ -70,35 +71,28 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _RowEmitter:
-    """Emits one row. `inner`: groups of its dims; `slots`: scratch rows; `bindings`: ends with the row."""
+    """Emits one row. `inner`: groups of its dims; `slots`: scratch rows."""
 
     plan: RowPlan
     inner: list[list[int]]
     slots: dict[Value, int]
     frame: Frame
-    outer_coords: list[Coord]
-    bindings: ExitStack
+    row: RowValues
 
     def emit(self) -> None:
         for level in range(self.plan.last_level + 1):
             self._level(level)
-        self._store_outer()
-
-    def _bind(self, value: Value, as_: Value | Callable[[Sequence[Coord]], Value]) -> None:
-        self.bindings.enter_context(self.frame.emitter.binding(value, as_=as_))
+        self.row.store_outer()
 
     def _level(self, level: int) -> None:
         plan = self.plan
         reductions = plan.reductions_at(level)
         targets = self._targets(level)
         if reductions or targets:
-            results = self._walk(reductions, targets)
-            for generic, values in zip(reductions, results, strict=True):
-                for result, value in zip(generic.op.results, values, strict=True):
-                    self._bind(result, value)
+            self.row.bind_results(reductions, self._walk(reductions, targets))
         for value, buffer, inner_only in targets:
-            self._bind(value, self._reader(buffer, inner_only))
-        self._bind_outer(level + 1)
+            self.row.bind(value, self._reader(buffer, inner_only))
+        self.row.bind_outer(level + 1)
 
     def _targets(self, level: int) -> list[tuple[Value, Buffer, bool]]:
         """(value, where it is written, whether that is a scratch row) of the rows stored at this level."""
@@ -120,25 +114,12 @@ class _RowEmitter:
         num_outer, ev = self.plan.num_outer, self.frame.emitter
         return lambda coords: ev.memory.load(buffer, coords[num_outer:] if inner_only else coords)
 
-    def _bind_outer(self, level: int) -> None:
-        """Evaluate the one-element-a-row values that are ready, outside the loops over the row."""
-        plan, ev = self.plan, self.frame.emitter
-        for generic in plan.generics:
-            for value in generic.op.results:
-                ready = generic.is_elementwise and value not in ev.bound and plan.level(value) <= level
-                if ready and plan.is_outer(value) and plan.is_read_by_rows(value):
-                    self._bind(value, ev.value(value, self._row_point(value)))
-
-    def _row_point(self, value: Value) -> list[Coord]:
-        rank = len(self.plan.dispatch.shapes.shape(value))
-        return [*self.outer_coords, *[self.frame.b.index(0)] * (rank - self.plan.num_outer)]
-
     def _walk(self, reductions: list[Generic], targets: list[tuple[Value, Buffer, bool]]) -> list[list[Value]]:
         """One pass over the row: every reduction of a level at once, and the stores."""
         ev, b = self.frame.emitter, self.frame.b
         simple = [simple_combiners(generic) for generic in reductions]
         vectorized = all(found is not None for found in simple)
-        inits = [[self._init(generic, i) for i in range(len(generic.inits))] for generic in reductions]
+        inits = [[self.row.init(generic, i) for i in range(len(generic.inits))] for generic in reductions]
         if vectorized:
             start = [
                 b.splat_constant(init.type, identity_element(c.name, init.type))
@@ -149,7 +130,7 @@ class _RowEmitter:
             start = [ev.carried(init) for row in inits for init in row]
 
         def step(inner: dict[int, Coord], carried: Sequence[Value]) -> list[Value]:
-            coords = [*self.outer_coords, *[inner.get(dim, b.index(0)) for dim in range(self.plan.num_outer, self.plan.rank)]]
+            coords = self.row.at(inner)
             made: list[Value] = []
             for generic, found in zip(reductions, simple, strict=True):
                 old = list(carried[len(made) : len(made) + len(generic.inits)])
@@ -172,11 +153,6 @@ class _RowEmitter:
                 mine = [ev.uncarried(value, init.type) for value, init in zip(mine, row, strict=True)]
             rows.append(mine)
         return rows
-
-    def _init(self, generic: Generic, index: int) -> Value:
-        ev = self.frame.emitter
-        loop = [*self.outer_coords, *[self.frame.b.index(0)] * (generic.rank - self.plan.num_outer)]
-        return ev.value(generic.inits[index], ev.index.apply(generic.maps[generic.num_inputs + index], loop))
 
     def _combine(self, generic: Generic, found: object, coords: list[Coord], old: list[Value]) -> list[Value]:
         ev, b = self.frame.emitter, self.frame.b
@@ -213,10 +189,3 @@ class _RowEmitter:
     def _extents(self) -> list[Expr]:
         """The length of each loop over a row, outermost first."""
         return [product([self.plan.sizes[dim] for dim in group]) for group in self.inner]
-
-    def _store_outer(self) -> None:
-        plan, ev = self.plan, self.frame.emitter
-        for value, buffer in zip(plan.dispatch.results, self.frame.outputs, strict=True):
-            if plan.is_outer(value):
-                point = self._row_point(value)
-                ev.memory.store(ev.value(value, point), buffer, point)

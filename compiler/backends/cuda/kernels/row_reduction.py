@@ -26,6 +26,7 @@ from llmos.compiler.codegen.evaluate import simple_combiners
 from llmos.compiler.codegen.kernel import product, split_index
 from llmos.compiler.codegen.loop_space import RowPlan, accesses_of, plan_rows, spread
 from llmos.compiler.codegen.memory import Buffer
+from llmos.compiler.codegen.row_values import RowValues
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
@@ -58,7 +59,7 @@ def emit_rows(module: ir.Module, dispatch: Dispatch) -> Grid:
         with b.when(b.compare("slt", row, ev.sizes(product(extents)))), ev.scope():
             at = spread(plan, outer, split_index(b, ev.sizes, row, extents), b.index(0))
             coords = [at.get(dim, b.index(0)) for dim in range(plan.num_outer)]
-            _RowEmitter(plan, shape, frame, lane, coords, bindings).emit()
+            _RowEmitter(plan, shape, frame, lane, RowValues(plan, ev, frame.outputs, coords, bindings)).emit()
     blocks = num_blocks(product(extents), ROWS) if shape.threads == WARP else product(extents)
     return Grid(num_tiles=blocks, threads=threads, scratch_bytes=sympy.Integer(combine_bytes(most, shape.threads)))
 
@@ -99,19 +100,19 @@ Step = Callable[[dict[int, Coord], list[Value]], list[Value]]  # inner coordinat
 
 @dataclass(frozen=True)
 class _RowEmitter:
-    """Emits what one thread does for its row. lane: its number among the threads of the row; bindings: end with the row."""
+    """Emits what one thread does for its row. lane: its number among the threads of the row."""
 
     plan: RowPlan
     shape: _RowShape
     frame: BlockFrame
     lane: Value
-    outer: list[Coord]
-    bindings: ExitStack
+    row: RowValues
 
     def emit(self) -> None:
         for level in range(self.plan.last_level + 1):
             self._level(level)
-        self._store_outer()
+        with self.frame.b.when(self.frame.b.compare("eq", self.lane, self.frame.b.index(0))), self.frame.emitter.scope():
+            self.row.store_outer()
 
     def _level(self, level: int) -> None:
         plan = self.plan
@@ -122,22 +123,20 @@ class _RowEmitter:
             if plan.level(value) == level and not plan.is_outer(value)
         ]
         if reductions or stored:
-            for generic, values in zip(reductions, self._reduced(reductions, stored), strict=True):
-                for result, value in zip(generic.op.results, values, strict=True):
-                    self._bind(result, value)
-        self._bind_outer(level + 1)
+            self.row.bind_results(reductions, self._reduced(reductions, stored))
+        self.row.bind_outer(level + 1)
 
     def _reduced(self, reductions: list[Generic], stored: list[tuple[Value, Buffer]]) -> list[list[Value]]:
         """One walk over the row: every reduction of a level at once, and the stores. The results of each reduction."""
-        ev, b = self.frame.emitter, self.frame.b
+        ev = self.frame.emitter
         combiners = [(generic, combiner) for generic in reductions for combiner in simple_combiners(generic) or []]
-        inits = [self._init(generic, i) for generic in reductions for i in range(len(generic.inits))]
+        inits = [self.row.init(generic, i) for generic in reductions for i in range(len(generic.inits))]
         carried = [ev.carried(init) for init in inits]
         identities = [identity_element(c.name, init.type) for (_, c), init in zip(combiners, inits, strict=True)]
         start = [self._many(each.type, number) for each, number in zip(carried, identities, strict=True)]
 
         def step(inner: dict[int, Coord], old: list[Value]) -> list[Value]:
-            coords = [*self.outer, *[inner.get(dim, b.index(0)) for dim in range(self.plan.num_outer, self.plan.rank)]]
+            coords = self.row.at(inner)
             made = [
                 self._combine(c, accumulator, ev.carried(self._wide(ev.contribution(generic, c, coords))))
                 for (generic, c), accumulator in zip(combiners, old, strict=True)
@@ -202,33 +201,3 @@ class _RowEmitter:
             return {}
         *outer, last = split_index(b, ev.sizes, b.mul(part, b.index(shape.width)), shape.extents)
         return spread(self.plan, shape.groups, [*outer, Lane(last) if shape.width > 1 else last], b.index(0))
-
-    def _init(self, generic: Generic, index: int) -> Value:
-        ev = self.frame.emitter
-        loop = [*self.outer, *[self.frame.b.index(0)] * (generic.rank - self.plan.num_outer)]
-        return ev.value(generic.inits[index], ev.index.apply(generic.maps[generic.num_inputs + index], loop))
-
-    def _bind(self, value: Value, as_: Value) -> None:
-        self.bindings.enter_context(self.frame.emitter.binding(value, as_=as_))
-
-    def _bind_outer(self, level: int) -> None:
-        """Evaluate the one-element-a-row values that are ready, outside the loops over the row."""
-        plan, ev = self.plan, self.frame.emitter
-        for generic in plan.generics:
-            for value in generic.op.results:
-                ready = generic.is_elementwise and value not in ev.bound and plan.level(value) <= level
-                if ready and plan.is_outer(value) and plan.is_read_by_rows(value):
-                    self._bind(value, ev.value(value, self._row_point(value)))
-
-    def _row_point(self, value: Value) -> list[Coord]:
-        rank = len(self.plan.dispatch.shapes.shape(value))
-        return [*self.outer, *[self.frame.b.index(0)] * (rank - self.plan.num_outer)]
-
-    def _store_outer(self) -> None:
-        """One thread of the row writes what has one element a row."""
-        plan, ev, b = self.plan, self.frame.emitter, self.frame.b
-        with b.when(b.compare("eq", self.lane, b.index(0))), ev.scope():
-            for value, buffer in zip(plan.dispatch.results, self.frame.outputs, strict=True):
-                if plan.is_outer(value):
-                    point = self._row_point(value)
-                    ev.memory.store(ev.value(value, point), buffer, point)
