@@ -144,6 +144,19 @@ def test_a_relax_module_is_refused() -> None:
         compile_model(tvm.IRModule(), ())
 
 
+@pytest.mark.parametrize("name", ["gelu", "softmax", "linear"])
+def test_inputs_lie_where_their_elements_may(name: str, tmp_path: Path) -> None:
+    module, shape = CASES[name]
+    program = loaded(compiled(module, (torch.zeros(shape),)), tmp_path)
+    x = torch.randn((8, *shape[1:]))
+    storage = np.zeros(x.numel() * 4 + 64, np.uint8)
+    first = -storage.ctypes.data % 64 + 4
+    moved = storage[first : first + x.numel() * 4].view(np.float32).reshape(x.shape)
+    moved[...] = x.numpy()
+    assert moved.ctypes.data % 64 == 4
+    assert program(moved).tobytes() == program(x.numpy()).tobytes()
+
+
 def test_integers_wrap(tmp_path: Path) -> None:
     x = torch.tensor([[2**31 - 1, -(2**31), 0], [5, -1, 2**31 - 2]], dtype=torch.int32)
 

@@ -61,7 +61,7 @@ class Padding:
 class Blocks:
     """The function of a dispatch, and what a schedule must know of it.
 
-    sizes: what its size variables are, in the order of its parameters, behind the buffers of the dispatch's tensors and of its result.
+    sizes: what its size variables are, in the order of its parameters; the buffers of the dispatch's tensors and of its result follow.
     inlined: blocks of elementwise ops, in program order. row_sums: blocks of reductions along rows. column_sums: of all others.
     """
 
@@ -114,7 +114,8 @@ class BlockEmitter:
         body = tirx.SeqStmt(self.stmts) if len(self.stmts) > 1 else self.stmts[0]
         root = s_tir.SBlock([], [], [], "root", body, alloc_buffers=self._allocated)
         func = tirx.PrimFunc([*self._sizes.values(), *parameters, self._result], s_tir.SBlockRealize([], True, root))
-        for key, value in {"global_symbol": name, "tirx.noalias": True, "s_tir": True}.items():
+        # A result may lie in the memory of what it is computed from (passes/update_in_place.py).
+        for key, value in {"global_symbol": name, "tirx.noalias": False, "s_tir": True}.items():
             func = func.with_attr(key, value)
         return Blocks(func, list(self._sizes), self.inlined, self.row_sums, self.column_sums, self.num_row_axes)
 

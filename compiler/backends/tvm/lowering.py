@@ -40,13 +40,15 @@ _TO_LLVM = (
     tirx.transform.LowerIntrin,
 )
 
-# What TVM writes that is not the function: debugging information, tables that its runtime fills, and for which processor it is. Integers
-# wrap, as those of arith do; a multiply-add is one.
+# What TVM writes that is not the function: debugging information, tables that its runtime fills, for which processor it is, and where it
+# takes buffers to lie. Integers wrap, as those of arith do; a multiply-add is one.
 _DROPPED = re.compile(
     r"^    #dbg_.*\n|^@__.*\n|^@llvm\.global_ctors.*\n|^define [^@\n]*@__tvm_module_startup\([\s\S]*?^}\n|^!llvm\..*\n|^target .*\n"
+    r"|^ +(?:tail )?call void @llvm\.assume\(.*\n"
     r"|^attributes #.*\n| #\d+\b|,? !dbg !\d+|(?<= )dllexport |(?<= )(?:nuw |nsw )+",
     re.MULTILINE,
 )
+_ALIGNED = re.compile(r"^( +(?:%\S+ = load|store) .*, align )\d+", re.MULTILINE)
 _DECLARED = re.compile(r"^declare [^@\n]*@([\w.]+)", re.MULTILINE)
 
 
@@ -104,7 +106,7 @@ def _by_pointers(func: Expr) -> Expr:
 
 def _own_function(text: str) -> str:
     """The text with the one function alone, of which LLVM decides everything again for our target."""
-    text = _DROPPED.sub("", text).replace("@llvm.fmuladd.", "@llvm.fma.")
+    text = _ALIGNED.sub(r"\g<1>1", _DROPPED.sub("", text)).replace("@llvm.fmuladd.", "@llvm.fma.")
     foreign = [each for each in _DECLARED.findall(text) if not each.startswith("llvm.")]
     used = sorted(each for each in foreign if text.count(f"@{each}(") > 1)
     if used:
