@@ -47,10 +47,11 @@ def _answer(model: AnyModel, runner: _StepRunner | None, head: dict[str, Any], a
     if "close" in head:
         model.close()
         return {}, []
-    if runner is not None:
+    if runner is not None and "num_blocks" in head:
         return {}, [runner(arrays, head["num_blocks"])]
-    assert not isinstance(model, LanguageModel)
-    return {}, model(arrays)
+    tensors = model.embedder if isinstance(model, LanguageModel) else model
+    assert tensors is not None
+    return {}, tensors(arrays)
 
 
 class _StepRunner:
@@ -71,7 +72,8 @@ class _StepRunner:
 def _description(model: AnyModel) -> dict[str, Any]:
     common = {"name": model.name, "digest": getattr(model, "digest", "")}
     if isinstance(model, LanguageModel):
-        return {**common, "step": _plain(asdict(model.step.spec)), "sizes": asdict(model.step.sizes)}
+        embedder = {"embedder": _description(model.embedder)} if model.embedder is not None else {}
+        return {**common, "step": _plain(asdict(model.step.spec)), "sizes": asdict(model.step.sizes), **embedder}
     return {**common, "metadata": _plain(dict(model.metadata)), "signature": _plain(asdict(model.signature))}
 
 

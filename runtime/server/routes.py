@@ -14,7 +14,6 @@ from llmos.runtime.server.core.body import Body, hold, read_body
 from llmos.runtime.server.core.content import read_document
 from llmos.runtime.server.core.dispatch import INLINE_INPUTS, require_room, run_model
 from llmos.runtime.server.core.endpoint import INLINE_CHARS, deadline
-from llmos.runtime.server.core.errors import HttpError
 from llmos.runtime.server.core.http import Exchange, Reply
 from llmos.runtime.server.core.json import INLINE_BYTES, PIECE_VALUES
 from llmos.runtime.server.core.response_cache import CacheKey
@@ -37,8 +36,8 @@ class HotRoutes:
 
     def _encoders(self) -> dict[str, Any]:
         """Return the limits of the texts that each sentence encoder takes."""
-        models = self._state.models.values()
-        return {served.name: served.text.limits for served in models if isinstance(served, ServedModel) and served.text is not None}
+        embedders = [served.embedder for served in self._state.models.values()]
+        return {each.name: each.text.limits for each in embedders if each is not None and each.text is not None}
 
     async def infer(self, exchange: Exchange) -> Reply:
         """POST /v2/models/{model}[/versions/{version}]/infer"""
@@ -87,10 +86,9 @@ class HotRoutes:
         """POST /v1/embeddings"""
         deadline_s = deadline(exchange, self._settings.timeout_s)
         document, size = await read_document(exchange, self._state, "embeddings", self._encoders, deadline_s)
-        served = self._state.take_tensor_model(exchange.info, model_name(document))
+        served = self._state.take_embedder(exchange.info, model_name(document))
         encoder = served.text
-        if encoder is None:
-            raise HttpError(400, f"'{served.name}' is no text embedding model: call it at /v2/models/{served.name}/infer", param="model")
+        assert encoder is not None
         key = None if size is not None else self._key(exchange, served, "embeddings", orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
         if (kept := await self._cache.get(key, served.metrics)) is not None:
             return kept

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import torch
 import transformers as tf
@@ -18,6 +23,8 @@ from llmos.compiler.driver import compile as compile_model
 from llmos.runtime.llm import LLMOS
 
 from ..llm.conftest import CONFIG, TEMPLATE, _tokenizer  # noqa: TID252
+from ..server.harness import running  # noqa: TID252
+from ..server.test_artifacts import COMMAND  # noqa: TID252
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +100,50 @@ def test_the_command_line_embeds_and_generates(path: Path) -> None:
     done = subprocess.run([*run, "--text", "hello", "--text", "a"], capture_output=True, text=True, check=False)
     assert "32 dims" in done.stdout and "cosine similarity" in done.stdout, done.stderr
     assert subprocess.run([*run, "--prompt", "hello", "--max-tokens", "4"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--resource-policy", "isolated")], ids=["threads", "isolated"])
+def test_a_server_gives_what_the_model_gives_in_process(path: Path, model: LLMOS, options: tuple[str, ...]) -> None:
+    given = {"temperature": 0.8, "max_tokens": 30}
+    chat = [{"role": "user", "content": "hello"}]
+    answers, vectors = [model.chat(chat, seed=seed, **given) for seed in range(8)], [model.embed(text) for text in TEXTS]
+    with (
+        running([*COMMAND, f"tiny={path}", "--cache-mib", "1", *options]) as server,
+        openai.OpenAI(base_url=f"http://{server.address}/v1", api_key="none", max_retries=0) as client,
+    ):
+
+        def answer(seed: int) -> str | None:
+            done = client.chat.completions.create(model="tiny", messages=chat, seed=seed, **given)  # type: ignore[call-overload]
+            found: str | None = done.choices[0].message.content
+            return found
+
+        def embed(text: str) -> np.ndarray[Any, Any]:
+            return np.array(client.embeddings.create(model="tiny", input=text).data[0].embedding, np.float32)
+
+        with ThreadPoolExecutor(16) as pool:
+            written, embedded = pool.map(answer, range(8)), pool.map(embed, TEXTS * 8)
+            assert list(written) == answers
+            assert all(np.array_equal(found, own) for found, own in zip(embedded, vectors * 8, strict=True))
+        if options:
+            _check_end_of_process(server.process.pid, lambda: answer(0) == answers[0], lambda: np.array_equal(embed(TEXTS[0]), vectors[0]))
+        assert server.stop() == 0
+
+
+def _check_end_of_process(server: int, generates: Callable[[], bool], embeds: Callable[[], bool]) -> None:
+    """A process that ends beside a call for embeddings takes the caches along: the next generation is told, and no token is wrong."""
+    (pid,) = Path(f"/proc/{server}/task/{server}/children").read_text().split()[:1]
+    os.kill(int(pid), signal.SIGKILL)
+    with contextlib.suppress(openai.InternalServerError):
+        assert embeds()
+    assert embeds()
+    with pytest.raises(openai.InternalServerError):
+        generates()
+    assert generates() and embeds()
+
+
+def test_a_server_of_one_entry_embeds_alone(path: Path, model: LLMOS) -> None:
+    with running([*COMMAND, f"tiny={path}", "--entry", "embed"]) as server:
+        answer = server.request("POST", "/v1/embeddings", {"model": "tiny", "input": TEXTS[0]})
+        assert np.array_equal(np.array(answer.json()["data"][0]["embedding"], np.float32), model.embed(TEXTS[0]))
+        assert server.request("POST", "/v1/completions", {"model": "tiny", "prompt": "a"}).status == 400
+        assert server.stop() == 0

@@ -41,7 +41,14 @@ def main() -> int:
     options.pop("gate")
     digest = options.pop("digest", "")
     options["generation"] = GenerationOptions(Limits(64, 8, 32), cache_blocks=1024)
-    models = [LanguageModel(model, assets.get, digest), Encoder(name="encoder", assets={"tokenizer.json": words}, digest=digest)]
+
+    def embedder(name: str, embeds: bool) -> Encoder | None:
+        return Encoder(name=name, assets={"tokenizer.json": words}) if embeds else None
+
+    models = [
+        LanguageModel(model, assets.get, digest, embedder(model.name, options.pop("embeds", False))),
+        Encoder(name="encoder", assets={"tokenizer.json": words}, digest=digest),
+    ]
     folder = options.pop("repository", None)
     repository = Repository(folder=Path(folder), resource=options.pop("resource", "static")) if folder else None
 
@@ -50,7 +57,8 @@ def main() -> int:
         given = json.loads(path.read_text())
         if not isinstance(given, dict):
             raise ArtifactError(f"{path}: it is no artifact")
-        return LanguageModel(PacedModel(model.spec, name=name, **given), assets.get)
+        embeds = given.pop("embeds", False)
+        return LanguageModel(PacedModel(model.spec, name=name, **given), assets.get, embedder=embedder(name, embeds))
 
     settings = ServerSettings(**options)
     return serve(models, settings, host="127.0.0.1", port=0, repository=repository, load_model=load, admin=admin, started_s=STARTED_S)

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,12 +48,16 @@ def load_isolated(path: Path, name: str | None = None, entry: str = "", *, devic
         process.end()
         raise
     if "step" in found:
-        return LanguageModel(IsolatedStepModel(process, found), process.asset, str(found["digest"]))
+        embedder = IsolatedModel(process, found["embedder"]) if "embedder" in found else None
+        return LanguageModel(IsolatedStepModel(process, found), process.asset, str(found["digest"]), embedder)
     return IsolatedModel(process, found)
 
 
 class ModelProcess:
-    """The process of a model, again and again. Called from one thread at a time, but for `end`."""
+    """The process of a model, again and again. Safe to use from several threads: it answers one call after the other.
+
+    generation: the number of the process that answers, or of the next where it has ended. lock: held while it answers.
+    """
 
     def __init__(self, path: Path, name: str, entry: str, device: str = "cpu") -> None:
         self._path = path
@@ -62,6 +67,8 @@ class ModelProcess:
         self._stream: socket.socket | None = None
         self._starts: list[float] = []
         self._ended = False
+        self.generation = 1
+        self.lock = threading.RLock()
 
     @property
     def pid(self) -> int:
@@ -86,14 +93,15 @@ class ModelProcess:
 
     def ask(self, head: dict[str, Any], arrays: Sequence[Array] = ()) -> tuple[dict[str, Any], list[Array]]:
         """Return the answer to a request. Raises StateLostError if the process has ended, or the error of the model."""
-        stream = self._stream or self._start_again()
-        try:
-            send(stream, head, arrays)
-            return self._received(stream)
-        except (EOFError, OSError) as error:
-            reason = self._forget()
-            _LOG.error("the process of %s ended (%s); the next call starts another", self._path, reason)
-            raise StateLostError(f"the model's process has ended ({reason}): send the request again") from error
+        with self.lock:
+            stream = self._stream or self._start_again()
+            try:
+                send(stream, head, arrays)
+                return self._received(stream)
+            except (EOFError, OSError) as error:
+                reason = self._forget()
+                _LOG.error("the process of %s ended (%s); the next call starts another", self._path, reason)
+                raise StateLostError(f"the model's process has ended ({reason}): send the request again") from error
 
     def asset(self, name: str) -> bytes | None:
         """Return a file of the artifact, None where it lacks it."""
@@ -142,6 +150,7 @@ class ModelProcess:
         self._stream = self._process = None
         if process is None:
             return "closed"
+        self.generation += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)  # one that has closed its stream is about to end
         process.kill()
@@ -179,11 +188,23 @@ class IsolatedStepModel:
         self.name: str = found["name"]
         self.spec = _generation_spec(found["step"])
         self.sizes = StepSizes(**found["sizes"])
+        self._generation = process.generation  # of the process that has what earlier steps wrote
 
     def __call__(self, arrays: Sequence[Array]) -> Array:
-        """Compute one step. Of the caches, which are never touched here, only the number of blocks matters."""
+        """Compute one step. Of the caches, which are never touched here, only the number of blocks matters.
+
+        Raises StateLostError also where the process that had them ended in a call that was no step.
+        """
         count = len(STEP_INPUTS)
-        _, (logits,) = self._process.ask({"num_blocks": len(arrays[count])}, arrays[:count])
+        with self._process.lock:
+            before, self._generation = self._generation, self._process.generation
+            if before != self._generation:
+                raise StateLostError("the model's process has ended: send the request again")
+            try:
+                _, (logits,) = self._process.ask({"num_blocks": len(arrays[count])}, arrays[:count])
+            except StateLostError:
+                self._generation = self._process.generation
+                raise
         return logits
 
     def new_caches(self, num_blocks: int) -> list[Array]:

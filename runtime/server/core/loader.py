@@ -80,7 +80,8 @@ def num_bytes(loaded: Loaded) -> int:
 def _discard(versions: Sequence[Served]) -> None:
     """See Loader.discard."""
     for served in versions:
-        served.engine.close()
+        for engine in served.engines:
+            engine.close()
         _close(served.model)
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmos.runtime.engine import ClosedError, DeadlineError
+from llmos.runtime.engine import ClosedError, DeadlineError, Engine
+from llmos.runtime.engine.generate import GenerationEngine
 from llmos.runtime.errors import LlmosError, UserError
 from llmos.runtime.server.core.errors import RETRY_SOON, HttpError
 from llmos.runtime.server.core.http import left_s
@@ -348,7 +349,8 @@ class Registry:
         new, old = ([served for served, _ in each.values()] for each in (versions, before))
         for served, file in versions.values():
             if served not in old:
-                self._builder.metrics.watch(served.engine)
+                for engine in served.engines:
+                    self._builder.metrics.watch(engine)
                 self._bytes[served] = num_bytes((served, file))
         for served in old:
             if served not in new:
@@ -362,7 +364,8 @@ class Registry:
         except LlmosError:
             _LOG.exception("version %d of model %s did not end as it should", served.version, served.name)
         finally:
-            self._builder.metrics.unwatch(served.engine)
+            for engine in served.engines:
+                self._builder.metrics.unwatch(engine)
             del self._retiring[served], self._bytes[served]
 
     # The end.
@@ -370,21 +373,24 @@ class Registry:
     def stop_accepting(self) -> None:
         """Let engines take no more requests, and models not change any more."""
         self._closed = True
-        for served in self.all():
-            served.engine.stop_accepting()
+        for engine in self._engines():
+            engine.stop_accepting()
 
     def is_idle(self) -> bool:
-        return all(served.engine.is_idle() for served in self.all())
+        return all(engine.is_idle() for engine in self._engines())
 
     def abort(self) -> None:
-        for served in self.all():
-            served.engine.abort()
+        for engine in self._engines():
+            engine.abort()
 
     def close(self) -> None:
         self._closed = True
         self._loader.close()
-        for served in list(self.all()):
-            served.engine.close()
+        for engine in self._engines():
+            engine.close()
+
+    def _engines(self) -> list[Engine | GenerationEngine]:
+        return [engine for served in self.all() for engine in served.engines]
 
 
 def _mib(num_bytes: int) -> str:

@@ -47,14 +47,27 @@ class ServedModel:
     def name(self) -> str:
         return self.model.name
 
+    @property
+    def engines(self) -> tuple[Engine]:
+        """Return all engines of the version."""
+        return (self.engine,)
+
+    @property
+    def embedder(self) -> ServedModel | None:
+        """Return what embeds texts; None where that is not what the model does."""
+        return self if self.text is not None else None
+
 
 @dataclass(frozen=True, eq=False)
 class ServedLanguageModel:
-    """A version of a language model. identity: see ServedModel."""
+    """A version of a language model. embedder: what embeds texts by the same weights, on an engine of its own; None for a model that only
+    generates. identity: see ServedModel.
+    """
 
     model: LanguageModel
     text: TextEngine
     metrics: GenerationMetrics
+    embedder: ServedModel | None = None
     version: int = 1
     use: Use = field(default_factory=Use)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -66,6 +79,11 @@ class ServedLanguageModel:
     @property
     def engine(self) -> GenerationEngine:
         return self.text.engine
+
+    @property
+    def engines(self) -> tuple[GenerationEngine | Engine, ...]:
+        """Return all engines of the version."""
+        return (self.engine, *(self.embedder.engines if self.embedder is not None else ()))
 
 
 Served = ServedModel | ServedLanguageModel
@@ -86,22 +104,29 @@ class Builder:
         if isinstance(model, LanguageModel):
             return self._build_language(model, version, warm)
         text = TextEncoder(model) if is_sentence_encoder(model) else None
+        return self._on_engine(model, text, version, Use(), _identity(model), warm)
+
+    def _on_engine(self, model: Model, text: TextEncoder | None, version: int, use: Use, identity: str, warm: bool) -> ServedModel:
         if warm:
             _warm(model)
         observer, settings = ModelMetrics(self.metrics, model.name), self.settings
         options = EngineOptions(settings.limits, settings.max_queue, settings.timeout_s, settings.max_wait_s)
-        return ServedModel(model, Engine(model, options, observer=observer), observer, text, version, identity=_identity(model))
+        return ServedModel(model, Engine(model, options, observer=observer), observer, text, version, use, identity)
 
     def _build_language(self, model: LanguageModel, version: int, warm: bool) -> ServedLanguageModel:
         observer, settings = GenerationMetrics(self.metrics, model.name), self.settings
         options = replace(settings.generation, max_queue=settings.max_queue, timeout_s=settings.generation_timeout_s)
         reports = _LaterReports()
+        encoder = TextEncoder(model.embedder) if model.embedder is not None else None
         text = TextEngine(model.step, model.asset, options, observer=reports)
         text.grammars.prepare()
         if warm:
             _warm_language(text)
         reports.observer = observer
-        return ServedLanguageModel(model, text, observer, version, identity=_identity(model))
+        use, identity, embedder = Use(), _identity(model), None
+        if model.embedder is not None:
+            embedder = self._on_engine(model.embedder, encoder, version, use, identity, warm)
+        return ServedLanguageModel(model, text, observer, embedder, version, use, identity)
 
 
 def _identity(model: AnyModel) -> str:
@@ -154,8 +179,10 @@ def release(served: Served) -> None:
     Its threads end here; its memory is free with the last reference to it.
     """
     try:
-        served.engine.drain(_WARM_UP_S)
-        served.engine.check_integrity()
+        for engine in served.engines:
+            engine.drain(_WARM_UP_S)
+            engine.check_integrity()
     finally:
-        served.engine.close()
+        for engine in served.engines:
+            engine.close()
         served.model.close()

@@ -103,6 +103,21 @@ class ServerState:
         info.take(found.name, found.use)
         return found
 
+    def take_embedder(self, info: RequestInfo, name: str) -> ServedModel:
+        """Return what embeds texts, a sentence encoder or a part of a language model, which the request keeps until it ends.
+
+        Raises HttpError 404, or 400 for another model.
+        """
+        found = self.registry.find(name)
+        if found.embedder is None:
+            if isinstance(found, ServedLanguageModel):
+                message = f"'{name}' was compiled without --embeddings: call it at /v1/completions or /v1/chat/completions"
+            else:
+                message = f"'{name}' is no text embedding model: call it at /v2/models/{name}/infer"
+            raise HttpError(400, message, param="model")
+        info.take(found.name, found.use)
+        return found.embedder
+
     def take_language_model(self, info: RequestInfo, name: str) -> ServedLanguageModel:
         """Return a served language model, which the request keeps until it ends. Raises HttpError 404, or 400 for another model."""
         found = self.registry.find(name)

@@ -139,7 +139,7 @@ class HealthMonitor:
 
     def _of_process(self) -> dict[str, float]:
         memory = resident_bytes(os.getpid())
-        waiting = sum(served.engine.num_waiting for served in self._registry.all())
+        waiting = sum(engine.num_waiting for served in self._registry.all() for engine in served.engines)
         return {"memory_bytes": float(memory), "memory_share": memory / self._memory_limit, "requests_waiting": float(waiting)}
 
     def _is_dry(self, rule: Rule) -> bool:
@@ -168,9 +168,9 @@ class HealthMonitor:
 
         tokens, inputs, delay_ms = least(DEGRADE, "max_tokens"), least(FILTER, "max_input_tokens"), least(DEGRADE, "max_delay_ms")
         self.limits = Limits(None if tokens is None else int(tokens), None if inputs is None else int(inputs))
-        for served in self._registry.all():
-            if isinstance(served.engine, Engine):
-                served.engine.limit_delay(None if delay_ms is None else delay_ms / 1e3)
+        for engine in [engine for served in self._registry.all() for engine in served.engines]:
+            if isinstance(engine, Engine):
+                engine.limit_delay(None if delay_ms is None else delay_ms / 1e3)
 
     def _ban(self, rule: Rule, now_s: float) -> None:
         limit = max(condition.limit for condition in rule.when if condition.metric == BAD_REQUESTS)
