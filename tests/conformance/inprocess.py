@@ -103,9 +103,10 @@ def object_of(text: str, target: CpuTarget, reloc: str, code_model: str) -> byte
 
 def _machine(target: CpuTarget, reloc: str, code_model: str) -> llvmlite.TargetMachine:
     chosen = llvmlite.Target.from_triple(target.triple)
-    return chosen.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=int(os.environ.get(OPT_LEVEL, "0")), reloc=reloc, codemodel=code_model
-    )
+    # At level 0 LLVM lowers the matrix tiles of AMX by a pass of its own, which aborts where their sums go round a loop.
+    lowest = 1 if target.has("amx-tile") and not target.emulates else 0
+    level = max(lowest, int(os.environ.get(OPT_LEVEL, "0")))
+    return chosen.create_target_machine(cpu=target.cpu, features=target.features, opt=level, reloc=reloc, codemodel=code_model)
 
 
 def _engine(text: str, target: CpuTarget) -> llvmlite.ExecutionEngine:
