@@ -28,7 +28,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_registers_a_backend(package: Path) -> None:
-    assert backend_names()[:3] == ["cpu", "cuda", "null"] and {"mine", "broken"} <= set(backend_names())
+    assert backend_names()[:4] == ["cpu", "cuda", "tvm", "null"] and {"mine", "broken"} <= set(backend_names())
     assert get_backend("mine").name == "mine"
 
 

@@ -24,7 +24,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Callable[[LLMOS], None]:
 
     def call(model: LLMOS) -> None:
         for module in (generate, chat):
-            monkeypatch.setattr(module, "load_language_model", lambda path: model)
+            monkeypatch.setattr(module, "load_language_model", lambda path, device: model)
 
     return call
 
