@@ -16,19 +16,18 @@ from dataclasses import dataclass
 
 import sympy
 
-from llmos.compiler.analysis.generic import Generic
-from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, LANES, OPERANDS, SCALE_BYTES, PagedAttention, is_paged_attention
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, LANES, SCALE_BYTES, PagedAttention
 from llmos.compiler.backends.cpu.arithmetic.register_tile import TileShape, for_row_blocks
 from llmos.compiler.backends.cpu.target import CpuTarget
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.coordinates import Lane
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import Frame, Launch, ceil_div, kernel, product, split_index
+from llmos.compiler.codegen.paged_attention_shape import LOWEST, PagedAttentionShape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 from llmos.runtime.native.abi import INDEX_OUT_OF_RANGE
 
-LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)
 MIN_ROWS = 16  # of a tile, if there are as many tokens
 SPAN = 4  # blocks that share a maximum, and one rescaling of what was summed before
 
@@ -42,34 +41,10 @@ def emit_paged_attention(module: ir.Module, dispatch: Dispatch, target: CpuTarge
 
 
 @dataclass(frozen=True)
-class PagedAttentionPlan:
+class PagedAttentionPlan(PagedAttentionShape):
     """What is known of a dispatch before anything is emitted. tile_rows: of a register tile with one vector of columns."""
 
-    dispatch: Dispatch
     tile_rows: int
-
-    @functools.cached_property
-    def op(self) -> ir.Operation:
-        """Return the op of the dispatch."""
-        return next(op for op in self.dispatch.ops if is_paged_attention(op))
-
-    @functools.cached_property
-    def parameters(self) -> PagedAttention:
-        """Return its parameters."""
-        return PagedAttention.of(self.op)
-
-    def operand(self, name: str) -> Value:
-        """Return one of its operands, by its name in OPERANDS."""
-        return self.op.operands[OPERANDS.index(name)]
-
-    @property
-    def has_sinks(self) -> bool:
-        """Whether each head has a score without a value."""
-        return Generic(self.op).num_inputs == len(OPERANDS)
-
-    def size(self, name: str, axis: int) -> Expr:
-        """Return a size of an operand."""
-        return self.dispatch.shapes.shape(self.operand(name))[axis]
 
     @property
     def tokens_of_tile(self) -> int:

@@ -17,12 +17,12 @@ from functools import cached_property
 
 import sympy
 
-from llmos.compiler.analysis.generic import Generic
-from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, OPERANDS, SCALE_BYTES, PagedAttention, is_paged_attention
+from llmos.compiler.analysis.paged_attention import BLOCK_SIZE, SCALE_BYTES, PagedAttention
 from llmos.compiler.backends.cuda.kernel import WARP, BlockFrame, Grid, kernel
 from llmos.compiler.codegen.builder import Builder, Value
 from llmos.compiler.codegen.dispatch import Dispatch
 from llmos.compiler.codegen.kernel import product, split_index
+from llmos.compiler.codegen.paged_attention_shape import LOWEST, PagedAttentionShape
 from llmos.compiler.ir.bindings import ir
 from llmos.compiler.ir.sizes import Expr
 
@@ -30,7 +30,6 @@ WARPS = 8  # of a block of threads
 PAIR = 2  # positions, or columns, that a lane reads at a time
 KEY_ROWS = WARP * PAIR // BLOCK_SIZE  # rows of keys that a warp reads at a time
 MAX_SUMS = 64  # of the output that a lane holds
-LOWEST = -3.4028234663852886e38  # the start of a maximum: finite, so that exp(masked - maximum) is exp(-inf) = 0 and never exp(nan)
 FAR = 2**40  # a position that no cache has
 ORDERED_GREATER = 2  # as arith.cmpf numbers it
 
@@ -45,33 +44,8 @@ def emit_paged_attention(module: ir.Module, dispatch: Dispatch) -> Grid:
 
 
 @dataclass(frozen=True)
-class PagedAttentionPlan:
+class PagedAttentionPlan(PagedAttentionShape):
     """What is known of a dispatch before anything is emitted."""
-
-    dispatch: Dispatch
-
-    @cached_property
-    def op(self) -> ir.Operation:
-        """Return the op of the dispatch."""
-        return next(op for op in self.dispatch.ops if is_paged_attention(op))
-
-    @cached_property
-    def parameters(self) -> PagedAttention:
-        """Return its parameters."""
-        return PagedAttention.of(self.op)
-
-    def operand(self, name: str) -> Value:
-        """Return one of its operands, by its name in OPERANDS."""
-        return self.op.operands[OPERANDS.index(name)]
-
-    @property
-    def has_sinks(self) -> bool:
-        """Whether each head has a score without a value."""
-        return Generic(self.op).num_inputs == len(OPERANDS)
-
-    def size(self, name: str, axis: int) -> Expr:
-        """Return a size of an operand."""
-        return self.dispatch.shapes.shape(self.operand(name))[axis]
 
     @property
     def column_pairs(self) -> int:
